@@ -1,0 +1,1 @@
+"""One thin shell per role: MLX, Ollama, routing, monitor, and the stand-in for an absent Ollama."""

@@ -1,0 +1,1 @@
+"""The pipeline's own words and machinery: messages, decisions, broker, command line."""

@@ -1,0 +1,143 @@
+"""Names on the broker: subjects, streams, durable consumers and headers, and what may stand in them."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Priority(StrEnum):
+    """How urgent a request is. It stands in the subject, so it cannot change underway."""
+
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+
+class Task(StrEnum):
+    """Whether a smaller model would do. `UNTRIAGED` until somebody has said."""
+
+    UNTRIAGED = "untriaged"
+    SIMPLE = "simple"
+    COMPLEX = "complex"
+
+
+class Move(StrEnum):
+    """Why the pipeline stored a request again somewhere else; each happens at most once to a request."""
+
+    SPILLED = "spilled"
+    COMPLEX = "complex"
+    RETURNED = "returned"
+
+
+class Lane(NamedTuple):
+    """One bounded queue at the broker: one subject, one durable consumer."""
+
+    priority: Priority
+    task: Task
+
+    @property
+    def subject(self) -> str:
+        """Where its requests are published."""
+        base = f"llm.request.{self.priority}"
+        return base if self.task is Task.UNTRIAGED else f"{base}.{self.task}"
+
+    @property
+    def consumer(self) -> str:
+        """The durable consumer's name."""
+        return str(self.priority) if self.task is Task.UNTRIAGED else f"{self.priority}_{self.task}"
+
+
+LANES = tuple(Lane(priority, task) for priority in Priority for task in Task)
+LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
+
+
+def ollama_subject(priority: Priority) -> str:
+    """Where the requests wait that are bound for Ollama."""
+    return f"llm.ollama.{priority}"
+
+
+# Streams.
+STREAM_REQUESTS = "LLM"
+STREAM_OLLAMA = "LLM_OLLAMA"
+STREAM_REPLIES = "LLM_REPLIES"
+STREAM_STATE = "LLM_STATE"
+STREAM_DEAD = "LLM_DEAD"
+
+# Headers.
+MSG_ID = "Nats-Msg-Id"
+EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+REPLY_TO = "Reply-To"
+TIMEOUT = "Llm-Timeout"
+TASK = "Llm-Task"
+TENANT = "Llm-Tenant"
+# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` then is `<id>:<move>`, which no publisher's id can be.
+MOVED_STORED_AT = "Llm-Stored-At"
+MOVED_REASON = "Llm-Reason"
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)
+_REPLY_PREFIXES = ("_INBOX.", "llm.reply.")
+_SUBJECT_MAX_CHARS = 256
+
+
+def out_subject(request_id: str) -> str:
+    """Where an engine writes; the stream accepts it or refuses it (fencing)."""
+    return f"llm.out.{request_id}"
+
+
+def reply_subject(request_id: str) -> str:
+    """Where readers find what the stream has accepted."""
+    return f"llm.reply.{request_id}"
+
+
+def is_request_id(text: str) -> bool:
+    """Whether text may be a request's id: one subject token, no wildcard, at most 128 characters."""
+    return _ID.fullmatch(text) is not None
+
+
+def generated_id(stream_sequence: int) -> str:
+    """The id of a request that brought none: the sequence in its PubAck."""
+    return f"LLM-{stream_sequence}"
+
+
+def is_reply_to(subject: str, request_id: str) -> bool:
+    """Whether an answer may be sent to subject.
+
+    It must be a literal subject under `_INBOX.` or `llm.reply.`: no wildcard, no white space, no empty token. An id
+    that the broker hands out to another request (`LLM-7`) is not a place to write.
+    """
+    if len(subject) > _SUBJECT_MAX_CHARS or not subject.startswith(_REPLY_PREFIXES):
+        return False
+    tokens = subject.split(".")
+    if any(not token or not token.isprintable() or any(c in token for c in " *>") for token in tokens):
+        return False
+    name = subject.removeprefix("llm.reply.")
+    return name == request_id or _GENERATED_ID.fullmatch(name) is None
+
+
+def moved_id(request_id: str, move: Move) -> str:
+    """The `Nats-Msg-Id` under which a moved request is stored, so that moving it twice stores it once."""
+    return f"{request_id}:{move}"
+
+
+def split_moved_id(message_id: str) -> tuple[str, Move | None]:
+    """The request's id in a `Nats-Msg-Id`, and the move that stored it there, or None."""
+    request_id, colon, move = message_id.rpartition(":")
+    if colon and move in Move.__members__.values():
+        return request_id, Move(move)
+    return message_id, None
+
+
+# Core subjects.
+ASK = "llm.ask.*"
+CANCEL = "llm.cancel"
+QUEUED_PREFIX = "llm.queued"
+EVENT = "llm.event"
+WORKER = "llm.worker"
+LOAD = "llm.load"
+DEAD = "llm.dead"
+QUEUE_STATS = "llm.queue.stats"
+QUEUE_POSITION = "llm.queue.position"
+MODELS = "llm.models"

@@ -1,0 +1,1 @@
+"""The shell that every engine's consumer shares: pull, generate, answer, acknowledge."""

@@ -1,0 +1,111 @@
+"""What a worker needs of an engine: the seam between delivery (ours to get right once) and generation.
+
+Three things stand behind it: MLX, the simulated engine, and Ollama. One conformance suite runs on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from pipeline.messages import ChatRequest, EngineName, FinishReason, ToolCall, Usage, WorkerState
+
+
+class Work(msgspec.Struct, frozen=True):
+    """One request as an engine gets it.
+
+    `seed` decides every sampled token together with the token's position, so that whoever goes on with the answer
+    draws what the first engine would have drawn. `resume_tokens` are the tokens that earlier attempts produced and
+    `resume_chars` how many characters of their text the reader already has: generation goes on after them.
+    """
+
+    id: str
+    request: ChatRequest
+    model: str
+    seed: int
+    resume_tokens: list[int] = msgspec.field(default_factory=list)
+    resume_chars: int = 0
+
+
+class Piece(msgspec.Struct):
+    """What an engine has produced since it was last asked: text, the tokens behind it, whole tool calls.
+
+    `restarted` counts how often the engine had to begin this request again since the last piece; the text still goes on
+    where it was. `finish_reason` and `usage` stand in the last piece, and only there.
+    """
+
+    text: str = ""
+    token_ids: list[int] = msgspec.field(default_factory=list)
+    tool_calls: list[ToolCall] = msgspec.field(default_factory=list)
+    restarted: int = 0
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Generation(Protocol):
+    """One running request."""
+
+    async def next(self) -> Piece:
+        """Wait until there is something, and take all of it at once. Cancelling is safe: nothing is lost.
+
+        Raises:
+            HeadraceError: what the engine refuses (`context_length_exceeded`, ...), `engine_failed` where this request
+                brings the engine down, `unavailable` where the engine is gone and another one should have the request.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Take the request out of the engine, finished or not, and free what it holds. Twice is harmless."""
+        ...
+
+
+class EngineStatus(msgspec.Struct):
+    """What an engine says of itself. Rates are measured, 0 until they are known."""
+
+    state: WorkerState
+    models: list[str]
+    slots_used: int
+    slots_total: int
+    pending_tokens: float = 0.0
+    tokens_per_s: float = 0.0
+    tokens_per_request: float = 0.0
+    kv_bytes: int = 0
+    kv_bytes_limit: int = 0
+    reason: str = ""
+
+
+class Engine(Protocol):
+    """Something that answers requests. It is an asynchronous context manager: entered, it is ready or loading."""
+
+    name: EngineName
+    simulated: bool
+
+    async def __aenter__(self) -> Engine: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    def resolve(self, model: str | None) -> str:
+        """The engine's own name of the model that a request asks for (None: any).
+
+        Raises:
+            HeadraceError: `model_not_found`, `model_internal`.
+        """
+        ...
+
+    async def submit(self, work: Work) -> Generation:
+        """Begin work. The caller sees to it that a slot is free.
+
+        Raises:
+            HeadraceError: as `Generation.next`; what can be refused at once may be refused here or there.
+        """
+        ...
+
+    def status(self) -> EngineStatus:
+        """The engine as it is now."""
+        ...
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Have callback called, in the event loop, whenever `status` has changed."""
+        ...
