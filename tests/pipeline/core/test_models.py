@@ -1,0 +1,224 @@
+"""Which engine may answer for which model."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.models import Catalogue, is_internal, mlx_model_for, ollama_model_for, same_model
+from pipeline.errors import ErrorCode, HeadraceError
+
+INTERNAL = ["tinyllama"]
+NAMES = st.text(st.sampled_from("aZ19:/-_. é"), max_size=24)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tinyllama",
+        "TinyLlama",
+        "tinyllama:latest",
+        "tinyllama:1.1b",
+        "tinyllama:1.1b-chat-q4_0",
+        "library/tinyllama",
+        "registry.example/library/tinyllama:latest",
+        "registry.example:5000/library/tinyllama:1.1b",
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        "mlx-community/TinyLlama-1.1B-Chat-v1.0-4bit",
+        "hf.co/someone/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_K_M",
+        "TinyLlama_v1.1",
+        "tinyllama@sha256:0123abcd",
+        "tinyllama.gguf",
+        "tiny-llama",
+        "Tiny_Llama:1.1b",
+        "my-tinyllama-finetune",
+        "/models/tinyllama/snapshot",
+    ],
+)
+def test_listed_family_is_internal_however_it_is_written(name):
+    assert is_internal(name, INTERNAL)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tinyllama2-foo",
+        "tinyllama2",
+        "xtinyllama",
+        "tinydolphin",
+        "llama3.2:1b",
+        "tiny",
+        "llama",
+        "",
+        ":",
+        "/",
+    ],
+)
+def test_other_families_are_not_internal(name):
+    assert not is_internal(name, INTERNAL)
+
+
+def test_version_after_a_point_is_another_family():
+    assert is_internal("llama3:8b", ["llama3"])
+    assert not is_internal("llama3.2:8b", ["llama3"])
+    assert is_internal("Llama3.2-1B", ["llama3.2"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tinyllama",
+        "tinyllama:latest",
+        "tinyllama:1.1b",
+        "tinyllama:1.1b-chat-q4_0",
+        "a/TinyLlama-1.1B-Chat-v1.0",
+    ],
+)
+def test_listed_tag_takes_itself_its_finer_ones_and_the_bare_name(name):
+    assert is_internal(name, ["tinyllama:1.1b"])
+
+
+@pytest.mark.parametrize("name", ["tinyllama:3b", "mlx-community/TinyLlama-3B", "mistral:1.1b"])
+def test_listed_tag_leaves_other_tags_alone(name):
+    assert not is_internal(name, ["tinyllama:1.1b"])
+
+
+@pytest.mark.parametrize("listed", ["tinyllama:latest", "library/tinyllama", "TINYLLAMA"])
+def test_listed_name_may_be_spelled_in_full(listed):
+    assert is_internal("tinyllama:1.1b", [listed])
+
+
+@pytest.mark.parametrize("listed", ["", " ", ":", "/", "--"])
+@given(name=NAMES)
+def test_blank_listed_name_takes_nothing(listed, name):
+    assert not is_internal(name, [listed])
+
+
+@given(NAMES, st.sampled_from(["tinyllama", "TinyLLaMA"]), NAMES)
+def test_family_set_off_by_separators_is_internal_wherever_it_stands(before, family, after):
+    assert is_internal(f"{before}/{family}-{after}", INTERNAL)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("x", "x:latest"),
+        ("library/x", "x"),
+        ("registry.ollama.ai/library/x:latest", "X"),
+        ("me/x", "me/x:latest"),
+        ("x:", "x"),
+        ("host:5000/x", "host:5000/x:latest"),
+    ],
+)
+def test_names_of_one_ollama_model(a, b):
+    assert same_model(a, b)
+    assert same_model(b, a)
+
+
+@pytest.mark.parametrize(("a", "b"), [("x", "x:1b"), ("me/x", "x"), ("x", "y"), ("x:1b", "x:1b-q4")])
+def test_names_of_different_ollama_models(a, b):
+    assert not same_model(a, b)
+
+
+def test_named_model_is_answered_by_itself_or_its_equivalent_only():
+    table = {"org/Big-4bit": "big:8b"}
+    there = ["other:latest", "big:8b", "tinyllama:latest"]
+    assert ollama_model_for("org/Big-4bit", table, there, INTERNAL) == "big:8b"
+    assert ollama_model_for("ORG/big-4bit", table, there, INTERNAL) == "big:8b"
+    assert ollama_model_for("other", table, there, INTERNAL) == "other:latest"
+    assert ollama_model_for("org/Unknown", table, there, INTERNAL) is None
+    assert ollama_model_for("org/Big-4bit", table, ["other:latest"], INTERNAL) is None
+    assert ollama_model_for("org/Big-4bit", {}, there, INTERNAL) is None
+
+
+def test_unnamed_model_prefers_the_table_and_then_the_first_by_name():
+    table = {"m1": "gone", "m2": "zeta", "m3": "beta"}
+    assert ollama_model_for(None, table, ["alpha:latest", "beta:latest", "zeta:latest"], []) == "zeta:latest"
+    assert ollama_model_for(None, {}, ["b:1", "a:2", "a:1"], []) == "a:1"
+    assert ollama_model_for(None, table, [], []) is None
+
+
+@pytest.mark.parametrize("requested", [None, "tinyllama", "TinyLlama:1.1b", "m"])
+def test_internal_model_is_never_chosen_even_where_the_table_says_so(requested):
+    table = {"m": "tinyllama:1.1b"}
+    assert ollama_model_for(requested, table, ["tinyllama:1.1b", "tinyllama:latest"], INTERNAL) is None
+    assert mlx_model_for("tinyllama", {"m": "tinyllama"}, ["m"], INTERNAL) is None
+
+
+def test_mlx_answers_for_its_names_and_for_their_ollama_equivalents():
+    table = {"org/Big-4bit": "big:8b", "org/Absent": "absent"}
+    served = ["org/Small", "org/Big-4bit"]
+    assert mlx_model_for(None, table, served, []) == "org/Small"
+    assert mlx_model_for("org/big-4BIT", table, served, []) == "org/Big-4bit"
+    assert mlx_model_for("big:8b", table, served, []) == "org/Big-4bit"
+    assert mlx_model_for("big", table, served, []) is None
+    assert mlx_model_for("absent", table, served, []) is None
+    assert mlx_model_for("Small", table, served, []) is None
+
+
+def catalogue(**changes):
+    facts = {
+        "mlx": ["org/Big-4bit"],
+        "ollama": ["small:1b", "big:8b", "tinyllama:latest"],
+        "table": {"org/Big-4bit": "big:8b"},
+        "internal": INTERNAL,
+    }
+    return Catalogue(**(facts | changes))
+
+
+@pytest.mark.parametrize(
+    ("requested", "engines"),
+    [
+        (None, {"mlx", "ollama"}),
+        ("org/Big-4bit", {"mlx", "ollama"}),
+        ("big:8b", {"mlx", "ollama"}),
+        ("small:1b", {"ollama"}),
+    ],
+)
+def test_engines_that_may_answer(requested, engines):
+    assert catalogue().engines_for(requested) == engines
+
+
+def test_without_an_equivalent_only_mlx_may_answer_for_its_model():
+    assert catalogue(table={}).engines_for("org/Big-4bit") == {"mlx"}
+
+
+@pytest.mark.parametrize(
+    ("requested", "code"),
+    [
+        ("tinyllama", ErrorCode.MODEL_INTERNAL),
+        ("a/TinyLlama-9x", ErrorCode.MODEL_INTERNAL),
+        ("gpt-9", ErrorCode.MODEL_NOT_FOUND),
+        ("small", ErrorCode.MODEL_NOT_FOUND),
+    ],
+)
+def test_a_model_nobody_may_answer_with_is_refused_by_code(requested, code):
+    with pytest.raises(HeadraceError) as refusal:
+        catalogue().engines_for(requested)
+    assert refusal.value.code is code
+    assert refusal.value.param == "model"
+
+
+def test_a_refusal_names_the_models_there_are_and_no_internal_one():
+    with pytest.raises(HeadraceError, match=r"org/Big-4bit, big:8b, small:1b$"):
+        catalogue().engines_for("gpt-9")
+
+
+def test_an_engine_with_internal_models_alone_answers_nobody():
+    with pytest.raises(HeadraceError) as refusal:
+        catalogue(mlx=["org/TinyLlama"], ollama=["tinyllama"]).engines_for(None)
+    assert refusal.value.code is ErrorCode.MODEL_NOT_FOUND
+
+
+def test_lists_show_each_model_once_and_no_internal_one():
+    assert catalogue(mlx=["b", "a"], ollama=["z", "a", "tinyllama"]).listed() == ["b", "a", "z"]
+
+
+@given(st.lists(NAMES), st.lists(NAMES), st.none() | NAMES)
+def test_no_engine_is_given_an_internal_model(mlx, ollama, requested):
+    names = catalogue(
+        mlx=[*mlx, "x/tinyllama"], ollama=[*ollama, "tinyllama:1b"], table={"a": "tinyllama:1b"}
+    )
+    chosen = [names.model_on(engine, requested) for engine in ("mlx", "ollama")]
+    assert not any(is_internal(name, INTERNAL) for name in chosen if name is not None)
