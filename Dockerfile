@@ -1,0 +1,19 @@
+# One image for every role: `docker run headrace run router`. On Linux it holds MLX's CPU build too, so that
+# `headrace run mlx` works in it; Metal is out of a container's reach.
+
+FROM python:3.12-slim AS build
+WORKDIR /src
+COPY requirements.txt .
+RUN python -m venv /opt/headrace \
+    && /opt/headrace/bin/pip install --quiet --no-cache-dir --require-hashes -r requirements.txt
+COPY . .
+RUN /opt/headrace/bin/pip install --quiet --no-cache-dir --no-deps --no-build-isolation .
+
+FROM python:3.12-slim
+RUN useradd --create-home --uid 10001 headrace
+COPY --from=build /opt/headrace /opt/headrace
+ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1
+USER headrace
+WORKDIR /home/headrace
+ENTRYPOINT ["headrace"]
+CMD ["--help"]
