@@ -1,7 +1,7 @@
 # Everything here works in a fresh clone with python3 (3.11 or newer) and nothing else: each target makes and updates
 # .venv as far as it needs it. Pass options on with ARGS, as in `make run ARGS="--http-port 0"`.
 
-PYTHONS = $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11
+PYTHONS = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
 BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV      = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
