@@ -21,9 +21,9 @@ class Permit(NamedTuple):
 
 
 class Breaker:
-    """Closed, it allows every call. After `failures_to_trip` failures in a row it opens and allows none; when
-    the hold is over, one call at a time may probe (half-open). A probe that succeeds closes it, one that fails
-    doubles the hold, up to its cap.
+    """Closed, it allows every call. After `failures_to_trip` failures in a row it opens and allows none;
+    when the hold is over, one call at a time may probe (half-open). A probe that succeeds closes it; one that
+    fails doubles the hold, up to its cap.
 
     Each opening or closing starts a new period, and what came of a call counts in the period of its permit
     only: an answer that was long on its way says nothing about now. A probe that nobody reports counts as
