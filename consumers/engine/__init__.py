@@ -1,0 +1,1 @@
+"""An engine in its own supervised child process: the only package that imports MLX."""
