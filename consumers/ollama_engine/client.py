@@ -83,7 +83,7 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
-    async def ask(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
+    async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
         """A few words from a model, for the pipeline's own work, or None where it is missing, slow or broken.
 
         Never raises. The model's caller answers for its being one that may be asked.
@@ -116,9 +116,7 @@ class _Ollama(AsyncClient):
     async def body(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return await self._request(dict, method, path, stream=False, json=body)
 
-    async def parts(
-        self, method: str, path: str, body: dict[str, Any]
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    async def parts(self, method: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         answer = await self._request(dict, method, path, stream=True, json=body)
         async with aclosing(cast("AsyncGenerator[dict[str, Any], None]", answer)) as parts:
             async for part in parts:

@@ -51,7 +51,7 @@ class OllamaEngine:
         self._unseen = "nobody has looked yet"
         self._generations: set[OllamaGeneration] = set()
         self._callbacks: list[Callable[[], None]] = []
-        self._told: EngineStatus | None = None
+        self._told: object = None
         self._look_now = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -101,13 +101,14 @@ class OllamaEngine:
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Have callback called, in the event loop, whenever `status` has changed."""
+        """As `Engine.on_change`; rates and pending tokens, which move all the time, do not count."""
         self._callbacks.append(callback)
 
     def _changed(self) -> None:
         status = self.status()
-        if status != self._told:
-            self._told = status
+        current = (status.state, status.reason, status.models, status.slots_used)
+        if current != self._told:
+            self._told = current
             for callback in self._callbacks:
                 callback()
 
@@ -131,13 +132,9 @@ class OllamaEngine:
         if found is not None:
             return found
         if not self._models and self._unseen:
-            raise HeadraceError(
-                ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}"
-            )
+            raise HeadraceError(ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}")
         asked = "any model that may answer" if model is None else f"the model {model[:80]!r}"
-        raise HeadraceError(
-            ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model"
-        )
+        raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model")
 
     # ---- work ----------------------------------------------------------------------------------------------
 
@@ -190,10 +187,7 @@ class OllamaEngine:
         """Whether MLX may have the request, so that what only Ollama cannot do is no reason to refuse it."""
         wanted = work.request.wanted_model
         table = self._config.spill_models
-        return (
-            wanted is None
-            or mlx_model_for(wanted, table, list(table), self._config.internal_models) is not None
-        )
+        return wanted is None or mlx_model_for(wanted, table, list(table), self._config.internal_models) is not None
 
     def _ended(self, generation: OllamaGeneration, permit: Permit) -> None:
         now = asyncio.get_running_loop().time()
@@ -254,6 +248,4 @@ def _code(error: OllamaError) -> ErrorCode:
         return ErrorCode.CONTEXT_LENGTH_EXCEEDED
     if error.status == 404:
         return ErrorCode.MODEL_NOT_FOUND
-    return (
-        ErrorCode.UNSUPPORTED_PARAMETER if "does not support" in error.message else ErrorCode.INVALID_REQUEST
-    )
+    return ErrorCode.UNSUPPORTED_PARAMETER if "does not support" in error.message else ErrorCode.INVALID_REQUEST

@@ -18,9 +18,7 @@ from pipeline.worker.engine import Piece, Work
 
 # Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".
 _SEED_MODULUS = 2**31
-_TOO_LONG = re.compile(
-    r"context (length|size|window)|longer than the context|available context", re.IGNORECASE
-)
+_TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|available context", re.IGNORECASE)
 _CHAT = "completion"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 
@@ -162,9 +160,7 @@ class Reader:
         )
         if read.done:
             piece.finish_reason = self._finish_reason(read.done_reason)
-            piece.usage = Usage(
-                read.prompt_eval_count, read.eval_count, read.prompt_eval_count + read.eval_count
-            )
+            piece.usage = Usage(read.prompt_eval_count, read.eval_count, read.prompt_eval_count + read.eval_count)
         return piece
 
     def _call(self, call: _Call) -> ToolCall:

@@ -1,0 +1,127 @@
+"""The stand-in's process: `python -m consumers.standin --port 0 --ready-file PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from consumers.demo_model import MODEL_NAME
+from consumers.engine.process import EngineProcess, located
+from consumers.standin.server import Server
+from pipeline.config import Config, ConfigError, load
+from pipeline.worker.engine import Engine
+
+DRAIN_S = 2
+
+log = logging.getLogger("standin")
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT; the settings come from the environment (`HEADRACE_*`).
+
+    Returns:
+        0, or 2 where the settings or the model cannot be used.
+    """
+    options = _parse(sys.argv[1:])
+    try:
+        config = load()
+    except ConfigError as error:
+        log.critical("%s", error)
+        return 2
+    logging.basicConfig(level=config.log_level.upper(), format="standin: %(levelname)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    return asyncio.run(_serve(options, config))
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m consumers.standin", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="where to serve on loopback; 0 is any free port")
+    parser.add_argument("--model-name", default=f"{MODEL_NAME}-mini", help="the model's name here")
+    parser.add_argument("--parallel", type=int, help="answers at once; by default the setting ollama_slots")
+    parser.add_argument("--ready-file", type=Path, help="where to write, as JSON, the URL once it serves")
+    return parser.parse_args(arguments)
+
+
+async def _serve(options: argparse.Namespace, config: Config) -> int:
+    parallel = options.parallel or config.ollama_slots
+    # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
+    config = msgspec.structs.replace(config, slots=parallel, default_max_tokens=2**31 - 1)
+    async with EngineProcess(config) as engine:
+        if not await _is_ready(engine):
+            log.critical("the model cannot be used: %s", engine.status().reason)
+            return 2
+        server = Server(engine, name=options.model_name, parallel=parallel, weights=_weights(config))
+        await _Uvicorn(server, options.port, options.ready_file).serve()
+    return 0
+
+
+async def _is_ready(engine: Engine) -> bool:
+    changed = asyncio.Event()
+    engine.on_change(changed.set)
+    while (state := engine.status().state) == "loading":
+        await changed.wait()
+        changed.clear()
+    return state == "ready"
+
+
+def _weights(config: Config) -> Path | None:
+    if config.engine == "simulated":
+        return None
+    folder = Path(located(config.model))
+    return folder if folder.is_dir() else None
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn on loopback, which says when it serves."""
+
+    def __init__(self, server: Server, port: int, ready_file: Path | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                server.app(),
+                host="127.0.0.1",
+                port=port,
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+        self._ready_file = ready_file
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        port = self.servers[0].sockets[0].getsockname()[1]
+        ready = {"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}
+        if self._ready_file is not None:
+            # Written beside and renamed, so that whoever waits for the file never reads half of it.
+            draft = self._ready_file.with_name(f"{self._ready_file.name}.part")
+            draft.write_bytes(msgspec.json.encode(ready))
+            draft.replace(self._ready_file)
+        log.info("serving at %s", ready["url"])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT drain. uvicorn's own way raises them again afterwards, and so would end the process
+        before the engine has ended.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

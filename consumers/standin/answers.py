@@ -1,0 +1,195 @@
+"""One answer of the stand-in, from the engine's pieces to lines of JSON; a client that hangs up takes it
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from consumers.standin.wire import ApiError, CallOut, FunctionOut, Message, Part, api_error
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import ToolCall
+from pipeline.worker.engine import Engine, Piece, Work
+
+_JSON = (b"content-type", b"application/json; charset=utf-8")
+_NDJSON = (b"content-type", b"application/x-ndjson")
+
+
+def now_text() -> str:
+    """The time, as Ollama writes it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+class Slots:
+    """Who is served: so many at a time, the others wait in order of arrival, as with Ollama's parallel
+    setting.
+    """
+
+    def __init__(self, engine: Engine, parallel: int) -> None:
+        self.engine = engine
+        self._free = asyncio.Semaphore(parallel)
+
+    async def pieces(self, work: Work, clock: Clock) -> AsyncGenerator[Piece, None]:
+        """The answer's pieces. Closing takes the request out of the engine and frees its slot.
+
+        Raises:
+            HeadraceError: as the engine.
+        """
+        async with self._free:
+            clock.begun = time.monotonic_ns()
+            try:
+                async with aclosing(self._pieces(work)) as pieces:
+                    async for piece in pieces:
+                        clock.first = clock.first or time.monotonic_ns()
+                        yield piece
+            except HeadraceError as error:
+                # The engine refuses a limit that the context has no room for; at Ollama such an answer ends
+                # with it.
+                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or clock.first:
+                    raise
+                unlimited = msgspec.structs.replace(work.request, max_tokens=None)
+                retry = msgspec.structs.replace(work, request=unlimited)
+                async with aclosing(self._pieces(retry)) as pieces:
+                    async for piece in pieces:
+                        clock.first = clock.first or time.monotonic_ns()
+                        yield piece
+
+    async def _pieces(self, work: Work) -> AsyncGenerator[Piece, None]:
+        generation = await self.engine.submit(work)
+        try:
+            while True:
+                piece = await generation.next()
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            await generation.close()
+
+
+class Clock:
+    """When an answer's phases began, in nanoseconds; 0 is not yet."""
+
+    def __init__(self) -> None:
+        self.arrived = time.monotonic_ns()
+        self.begun = 0
+        self.first = 0
+
+
+class Answer:
+    """An ASGI response that generates while it is sent.
+
+    Args:
+        slots: where it waits for its turn.
+        work: what to generate.
+        model: the model's name as the client wrote it.
+        chat: whether parts carry a message, or a response.
+        stream: whether parts are sent as they come, or all at the end as one.
+    """
+
+    def __init__(self, slots: Slots, work: Work, *, model: str, chat: bool, stream: bool) -> None:
+        self._slots = slots
+        self._work = work
+        self._model = model
+        self._chat = chat
+        self._stream = stream
+        self._clock = Clock()
+        self._started = False
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or stop as soon as the client is gone."""
+        async with asyncio.TaskGroup() as group:
+            answering = group.create_task(self._answer(send))
+            watching = group.create_task(_hung_up(receive))
+            done, _ = await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
+            for task in {answering, watching} - done:
+                task.cancel()
+
+    async def _answer(self, send: Send) -> None:
+        try:
+            if self._stream:
+                await self._send_parts(send)
+            else:
+                await self._send_whole(send)
+        except HeadraceError as error:
+            await self._send_error(send, api_error(error, self._model))
+
+    async def _send_parts(self, send: Send) -> None:
+        async with aclosing(self._slots.pieces(self._work, self._clock)) as pieces:
+            async for piece in pieces:
+                if piece.text or piece.tool_calls:
+                    await self._send_line(send, self._part(piece.text, piece.tool_calls))
+                if piece.finish_reason is not None:
+                    await self._send_line(send, self._last("", [], piece))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_whole(self, send: Send) -> None:
+        texts: list[str] = []
+        calls: list[ToolCall] = []
+        last = Piece()
+        async with aclosing(self._slots.pieces(self._work, self._clock)) as pieces:
+            async for last in pieces:
+                texts.append(last.text)
+                calls += last.tool_calls
+        await send_json(send, 200, msgspec.json.encode(self._last("".join(texts), calls, last)))
+
+    async def _send_line(self, send: Send, part: Part) -> None:
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": [_NDJSON]})
+        line = msgspec.json.encode(part) + b"\n"
+        await send({"type": "http.response.body", "body": line, "more_body": True})
+
+    async def _send_error(self, send: Send, error: ApiError) -> None:
+        body = msgspec.json.encode({"error": error.message})
+        if self._started:
+            await send({"type": "http.response.body", "body": body + b"\n"})
+        else:
+            await send_json(send, error.status, body)
+
+    def _part(self, text: str, calls: list[ToolCall]) -> Part:
+        part = Part(model=self._model, created_at=now_text(), done=False)
+        if self._chat:
+            part.message = Message("assistant", text, _calls_out(calls) or None)
+        else:
+            part.response = text
+        return part
+
+    def _last(self, text: str, calls: list[ToolCall], piece: Piece) -> Part:
+        now = time.monotonic_ns()
+        part = self._part(text, calls)
+        part.done = True
+        part.done_reason = "length" if piece.finish_reason == "length" else "stop"
+        part.total_duration = now - self._clock.arrived
+        part.load_duration = self._clock.begun - self._clock.arrived
+        part.prompt_eval_duration = self._clock.first - self._clock.begun
+        part.eval_duration = now - self._clock.first
+        if piece.usage is not None:
+            part.prompt_eval_count = piece.usage.prompt_tokens
+            part.eval_count = piece.usage.completion_tokens
+        return part
+
+
+async def send_json(send: Send, status: int, body: bytes) -> None:
+    """A whole JSON response."""
+    headers = [_JSON, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _calls_out(calls: list[ToolCall]) -> list[CallOut]:
+    return [
+        CallOut(call.id, FunctionOut(index, call.function.name, msgspec.json.decode(call.function.arguments)))
+        for index, call in enumerate(calls)
+    ]

@@ -1,0 +1,151 @@
+"""The stand-in's endpoints: one model under one name, Ollama's paths, bodies and statuses."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from consumers.standin.answers import Answer, Slots, now_text
+from consumers.standin.wire import (
+    ApiError,
+    Body,
+    ChatBody,
+    GenerateBody,
+    Message,
+    Part,
+    ShowBody,
+    chat_work,
+    decode,
+    generate_work,
+)
+from pipeline.core.models import same_model
+from pipeline.worker.engine import Engine
+
+VERSION = "0.0.0-headrace-standin"
+_FOR_EVER = "2318-01-01T00:00:00Z"  # what Ollama says of a model that is never unloaded
+
+
+class Server:
+    """The endpoints in front of an engine.
+
+    Args:
+        engine: entered, and ready.
+        name: the one model's name here.
+        parallel: how many requests are generated at once; the others wait.
+        weights: the folder of the model's files, or None where it has none.
+    """
+
+    def __init__(self, engine: Engine, *, name: str, parallel: int, weights: Path | None) -> None:
+        self._engine = engine
+        self._name = name
+        self._slots = Slots(engine, parallel)
+        self._entry = _entry(engine, name, weights)
+
+    def app(self) -> Starlette:
+        """The server as an ASGI application."""
+        routes = [
+            Route("/", self._about, methods=["GET"]),
+            Route("/api/version", self._version, methods=["GET"]),
+            Route("/api/tags", self._tags, methods=["GET"]),
+            Route("/api/ps", self._ps, methods=["GET"]),
+            Route("/api/show", self._show, methods=["POST"]),
+            Route("/api/chat", self._chat, methods=["POST"]),
+            Route("/api/generate", self._generate, methods=["POST"]),
+        ]
+        return Starlette(routes=routes, exception_handlers={ApiError: _refusal})
+
+    async def _about(self, _: Request) -> Response:
+        return PlainTextResponse(
+            "This is headrace's stand-in for Ollama: it speaks Ollama's protocol in front of one model, "
+            f"{self._name}. Ollama itself is not running here."
+        )
+
+    async def _version(self, _: Request) -> Response:
+        return _json({"version": VERSION})
+
+    async def _tags(self, _: Request) -> Response:
+        return _json({"models": [self._entry]})
+
+    async def _ps(self, _: Request) -> Response:
+        entry = {key: self._entry[key] for key in ("name", "model", "size", "digest", "details")}
+        return _json({"models": [entry | {"expires_at": _FOR_EVER, "size_vram": 0}]})
+
+    async def _show(self, request: Request) -> Response:
+        body = decode(await request.body(), ShowBody)
+        self._check_model(body.model or body.name)
+        shown = {key: self._entry[key] for key in ("details", "capabilities", "modified_at")}
+        about = {"general.architecture": self._entry["details"]["family"], "general.basename": self._name}
+        return _json(shown | {"modelfile": f"# {VERSION}\n", "parameters": "", "template": "", "model_info": about})
+
+    async def _chat(self, request: Request) -> Response | Answer:
+        body = decode(await request.body(), ChatBody)
+        self._check_model(body.model)
+        if not body.messages:
+            message = Message("assistant", "")
+            return self._loaded(Part(model=body.model, created_at=now_text(), message=message, done=True))
+        return self._answer(body, chat_work(body, self._engine.resolve(None)), chat=True)
+
+    async def _generate(self, request: Request) -> Response | Answer:
+        body = decode(await request.body(), GenerateBody)
+        self._check_model(body.model)
+        if not body.prompt:
+            return self._loaded(Part(model=body.model, created_at=now_text(), response="", done=True))
+        return self._answer(body, generate_work(body, self._engine.resolve(None)), chat=False)
+
+    def _answer(self, body: Body, work: Any, *, chat: bool) -> Answer:
+        return Answer(self._slots, work, model=body.model, chat=chat, stream=body.stream is not False)
+
+    def _loaded(self, part: Part) -> Response:
+        """To ask nothing means to load the model. It always is, whatever `keep_alive` says."""
+        part.done_reason = "load"
+        return _json(part)
+
+    def _check_model(self, model: str) -> None:
+        if not model:
+            raise ApiError(400, "model is required")
+        if not same_model(model, self._name):
+            raise ApiError(404, f"model '{model}' not found")
+
+
+def _entry(engine: Engine, name: str, weights: Path | None) -> dict[str, Any]:
+    """The model as `/api/tags` lists it. The digest is that of the list of its files."""
+    files = sorted(path for path in weights.rglob("*") if path.is_file()) if weights else []
+    listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in files) or name
+    modified = max((path.stat().st_mtime for path in files), default=time.time())
+    family = "simulated" if engine.simulated else "headrace"
+    full = name if ":" in name else f"{name}:latest"
+    return {
+        "name": full,
+        "model": full,
+        "modified_at": datetime.fromtimestamp(modified, UTC).isoformat().replace("+00:00", "Z"),
+        "size": sum(path.stat().st_size for path in files),
+        "digest": hashlib.sha256(listing.encode()).hexdigest(),
+        "details": {
+            "parent_model": ", ".join(engine.status().models),
+            "format": "safetensors" if files else "",
+            "family": family,
+            "families": [family],
+            "parameter_size": "",
+            "quantization_level": "",
+        },
+        "capabilities": ["completion"],
+    }
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json; charset=utf-8")
+
+
+async def _refusal(_: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return _json({"error": error.message}, error.status)
