@@ -1,0 +1,313 @@
+"""The spans of a request: what each is called, what it says, and whose child it is.
+
+Without a recorder every span is a shared object that does nothing; with one, `recording` puts it on its way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from pipeline.errors import HeadraceError
+from pipeline.messages import ChatRequest, EngineName, FinishReason, Usage
+from pipeline.subjects import Move, Priority, Task, out_subject, reply_subject
+from pipeline.telemetry import names
+
+if TYPE_CHECKING:
+    from pipeline.telemetry.recording import Recorder, Recording
+
+_logger = logging.getLogger(__name__)
+
+Value = str | bool | int | float | list[str] | None
+
+_INBOX: Final = "_INBOX."
+_PER_REQUEST: Final = (out_subject(""), reply_subject(""), _INBOX)
+
+
+class Tracing:
+    """Where one process gets its spans. Nothing here ever raises, and nothing waits but `shutdown`.
+
+    It is a context manager that shuts down at the end, and belongs around the event loop.
+
+    Each method that returns a span is meant for a `with` statement, in one task: spans opened inside it, also
+    in tasks started there, are its children. An exception that leaves the block is the span's error.
+    """
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+    @classmethod
+    def from_environment(cls, *, service: str, instance: str) -> Tracing:
+        """Tracing as OpenTelemetry's variables ask for it.
+
+        On when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, unless
+        `OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none`.
+
+        Args:
+            service: `service.name`, unless `OTEL_SERVICE_NAME` gives another.
+            instance: `service.instance.id`, which tells processes of one service apart.
+        """
+        if not _is_wanted(os.environ):
+            return cls()
+        try:
+            # Not at the top: nothing is paid where tracing is off.
+            from pipeline.telemetry.recording import Recorder
+
+            return cls(Recorder(service, instance))
+        except Exception as error:
+            _logger.error("tracing stays off, requests go on without it: %s", error)  # noqa: TRY400 - no place in our code
+            return cls()
+
+    def publish(self, subject: str, headers: dict[str, str] | None = None, *, request_id: str | None = None) -> Span:
+        """Sending a message. Its context is written into headers, over one that stands there.
+
+        Its parent is the span one is in; outside of any, the one that headers carry; else a trace begins.
+        """
+        if self._recorder is None:
+            return _SPAN
+        recording = self._recorder.start(
+            f"publish {_short(subject)}",
+            "producer",
+            _messaging("publish", "send", subject) | {names.MESSAGING_MESSAGE_ID: request_id},
+            headers=headers,
+        )
+        if headers is not None:
+            recording.inject(headers)
+        return Span(recording)
+
+    def process(
+        self,
+        subject: str,
+        headers: Mapping[str, str] | None,
+        *,
+        request_id: str,
+        priority: Priority,
+        task: Task,
+        attempt: int,
+    ) -> ProcessSpan:
+        """Handling one delivery. Its parent is the publisher's span, from headers; without it a trace begins.
+
+        A redelivery is another such span in the same trace, told apart by `attempt`, which counts from 1.
+        """
+        if self._recorder is None:
+            return _PROCESS
+        attributes = _messaging("process", "process", subject) | {
+            names.MESSAGING_MESSAGE_ID: request_id,
+            names.HEADRACE_PRIORITY: priority,
+            names.HEADRACE_TASK: task,
+            names.HEADRACE_ATTEMPT: attempt,
+        }
+        name = f"process {_short(subject)}"
+        return ProcessSpan(self._recorder.start(name, "consumer", attributes, headers=headers, adopt=False))
+
+    def chat(self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str) -> ChatSpan:
+        """One attempt of an engine to answer request with its model of that name."""
+        if self._recorder is None:
+            return _CHAT
+        attributes = _generation(request) | {
+            names.GEN_AI_PROVIDER_NAME: engine,
+            names.GEN_AI_REQUEST_MODEL: model,
+            names.GEN_AI_RESPONSE_ID: request_id,
+        }
+        return ChatSpan(
+            self._recorder.start(f"chat {model}", "client" if engine == "ollama" else "internal", attributes)
+        )
+
+    def triage(self) -> TriageSpan:
+        """Deciding which engine a queued request may use."""
+        if self._recorder is None:
+            return _TRIAGE
+        return TriageSpan(self._recorder.start("triage", "internal", {}))
+
+    def shutdown(self, timeout_s: float = 2.0) -> None:
+        """Send what is left, for at most timeout_s. Twice is harmless.
+
+        It blocks: call it when the event loop is done, or from another thread.
+        """
+        if self._recorder is not None:
+            self._recorder.shutdown(timeout_s)
+
+
+class Span:
+    """One step of a request's way."""
+
+    __slots__ = ("_recording",)
+
+    def __init__(self, recording: Recording | None = None) -> None:
+        self._recording = recording
+
+    def __enter__(self) -> Self:
+        if self._recording is not None:
+            self._recording.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._recording is None:
+            return
+        if isinstance(error, Exception):
+            self.fail(error)
+        elif error is not None:  # a cancelled task has done nothing wrong
+            self.event("interrupted")
+        self._recording.exit()
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace's id, 32 hexadecimal digits, or None where nothing is recorded."""
+        return None if self._recording is None else self._recording.trace_id
+
+    def event(self, name: str, /, **attributes: Value) -> None:
+        """Note that something happened just now; an attribute `reason` becomes `headrace.reason`."""
+        if self._recording is not None:
+            self._recording.event(name, {names.HEADRACE + key: value for key, value in attributes.items()})
+
+    def fail(self, error: Exception) -> None:
+        """Mark the step as failed; `error.type` is the error's code, or the class of an unforeseen one."""
+        if self._recording is None:
+            return
+        if isinstance(error, HeadraceError):
+            self._recording.fail(str(error.code), error.message)
+        else:
+            self._recording.fail(type(error).__qualname__, str(error), unforeseen=error)
+
+
+class ProcessSpan(Span):
+    """The handling of one delivery."""
+
+    __slots__ = ()
+
+    def queue_wait(self, stored_at_s: float, now_s: float) -> None:
+        """Tell how long the request waited, as an attribute and as a child span.
+
+        Args:
+            stored_at_s: when the broker stored it, UTC, unix seconds.
+            now_s: when it was delivered; where two clocks disagree so far that it is earlier, the wait is 0.
+        """
+        if self._recording is None:
+            return
+        stored_at_s = min(stored_at_s, now_s)
+        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: (now_s - stored_at_s) * 1e3})
+        self._recording.child("queue wait", stored_at_s, now_s)
+
+
+class ChatSpan(Span):
+    """One generation."""
+
+    __slots__ = ()
+
+    def first_chunk(self, after_s: float) -> None:
+        """The first piece of the answer came, after_s after the engine was asked."""
+        if self._recording is not None:
+            self._recording.set({names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: after_s})
+
+    def finish(self, reason: FinishReason, usage: Usage, *, model: str) -> None:
+        """The answer is complete: why it ended, what it took, and the model that gave it."""
+        if self._recording is not None:
+            self._recording.set(
+                {
+                    names.GEN_AI_RESPONSE_FINISH_REASONS: [reason],
+                    names.GEN_AI_RESPONSE_MODEL: model,
+                    names.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,
+                    names.GEN_AI_USAGE_OUTPUT_TOKENS: usage.completion_tokens,
+                }
+            )
+
+
+class TriageSpan(Span):
+    """One decision about a queued request."""
+
+    __slots__ = ()
+
+    def decision(
+        self,
+        task: Task,
+        reason: str,
+        *,
+        move: Move | None,
+        saturation: float | None = None,
+        mlx_wait_ms: float | None = None,
+        ollama_ms: float | None = None,
+    ) -> None:
+        """What was decided, why, and the figures behind it.
+
+        Args:
+            task: what the request was taken for.
+            reason: in words, as in the answer's account.
+            move: where it goes, or None where it stays.
+            saturation: MLX's, 1.0 is full.
+            mlx_wait_ms: how long it would have waited for MLX, as predicted.
+            ollama_ms: how long Ollama will take, as predicted.
+        """
+        if self._recording is not None:
+            self._recording.set(
+                {
+                    names.HEADRACE_TRIAGE_TASK: task,
+                    names.HEADRACE_TRIAGE_REASON: reason,
+                    names.HEADRACE_TRIAGE_MOVE: move or "stay",
+                    names.HEADRACE_MLX_SATURATION: saturation,
+                    names.HEADRACE_MLX_PREDICTED_WAIT_MS: mlx_wait_ms,
+                    names.HEADRACE_OLLAMA_PREDICTED_MS: ollama_ms,
+                }
+            )
+
+
+# Spans that record nothing: shared, since they hold nothing.
+_SPAN = Span()
+_PROCESS = ProcessSpan()
+_CHAT = ChatSpan()
+_TRIAGE = TriageSpan()
+
+
+def _is_wanted(environ: Mapping[str, str]) -> bool:
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
+        return False
+    return bool(environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+
+
+def _short(subject: str) -> str:
+    """A subject as it stands in a span's name, where there must be few different ones."""
+    for prefix in _PER_REQUEST:
+        if subject.startswith(prefix):
+            return prefix.removesuffix(".")
+    return subject
+
+
+def _messaging(name: str, kind: str, subject: str) -> dict[str, Value]:
+    short = _short(subject)
+    return {
+        names.MESSAGING_SYSTEM: "nats",
+        names.MESSAGING_OPERATION_NAME: name,
+        names.MESSAGING_OPERATION_TYPE: kind,
+        names.MESSAGING_DESTINATION_NAME: subject,
+        names.MESSAGING_DESTINATION_TEMPLATE: subject if short == subject else f"{short}.{{id}}",
+        names.MESSAGING_DESTINATION_TEMPORARY: True if subject.startswith(_INBOX) else None,
+    }
+
+
+def _generation(request: ChatRequest) -> dict[str, Value]:
+    wants_text = request.response_format is None or request.response_format.type == "text"
+    return {
+        names.GEN_AI_OPERATION_NAME: "chat",
+        names.GEN_AI_OUTPUT_TYPE: "text" if wants_text else "json",
+        names.GEN_AI_REQUEST_STREAM: request.streams,
+        names.GEN_AI_REQUEST_MAX_TOKENS: request.token_limit,
+        names.GEN_AI_REQUEST_TEMPERATURE: request.temperature,
+        names.GEN_AI_REQUEST_TOP_P: request.top_p,
+        names.GEN_AI_REQUEST_TOP_K: request.top_k,
+        names.GEN_AI_REQUEST_SEED: request.seed,
+        names.GEN_AI_REQUEST_STOP_SEQUENCES: request.stops or None,
+        names.GEN_AI_REQUEST_PRESENCE_PENALTY: request.presence_penalty,
+        names.GEN_AI_REQUEST_FREQUENCY_PENALTY: request.frequency_penalty,
+    }
