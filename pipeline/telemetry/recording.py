@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from pipeline.telemetry import names
 from pipeline.telemetry.tracing import Value
 
 Kind = Literal["producer", "consumer", "internal", "client"]
@@ -117,7 +118,7 @@ class Recording:
 
     def fail(self, error_type: str, message: str, *, unforeseen: Exception | None = None) -> None:
         """Set the status to ERROR; an exception that nobody foresaw is recorded with its traceback."""
-        self._span.set_attribute("error.type", error_type)
+        self._span.set_attribute(names.ERROR_TYPE, error_type)
         self._span.set_status(Status(StatusCode.ERROR, message))
         if unforeseen is not None:
             self._span.record_exception(unforeseen)
