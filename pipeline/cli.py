@@ -1,0 +1,170 @@
+"""The command `headrace`: its commands, their options, and which exit code means what.
+
+0: done; 1: it failed, and stderr says why; 2: a bad option or setting; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from pipeline.config import ConfigError
+from pipeline.lifecycle import StartError, run
+from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker
+
+# Where the roles are. They are found by name: the pipeline knows its consumers here and nowhere else.
+ROLE_MODULES = {
+    "mlx": "consumers.mlx",
+    "ollama": "consumers.ollama",
+    "router": "consumers.routing",
+    "monitor": "consumers.monitor",
+    "gateway": "pipeline.gateway",
+}
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    command: Command = args.command
+    try:
+        return command(args)
+    except ConfigError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 2
+    except StartError as error:
+        print(f"headrace: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each leaves its function in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="A priority pipeline over NATS JetStream in front of local LLM engines."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_servers(commands)
+    _add_clients(commands)
+    return parser
+
+
+def _add_servers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    up = commands.add_parser("up", help="run everything on this machine, broker included")
+    up.add_argument("--ready-file", metavar="PATH", help="written once everything serves, removed at the end")
+    add_options(up)
+    up.set_defaults(command=_up)
+
+    role = commands.add_parser("run", help="run one role against a broker")
+    role.add_argument("role", choices=ROLE_MODULES)
+    add_options(role)
+    role.set_defaults(command=_run)
+
+    demo = commands.add_parser("demo", help="overload a pipeline of its own and show what happens")
+    demo.add_argument("--seconds", type=float, default=30.0, help="how long to send (default: 30)")
+    demo.set_defaults(command=_demo)
+
+
+def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    send = commands.add_parser("send", help="send a prompt and print the answer")
+    send.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
+    send.add_argument("--priority", choices=("high", "medium", "low"), default="medium")
+    send.add_argument("--model", help="the model that must answer; by default any")
+    send.add_argument("--task", choices=("simple", "complex"), help="whether a smaller model would do")
+    send.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+    send.add_argument("--timeout", type=float, metavar="SECONDS", help="after which nobody wants the answer")
+    send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is whole")
+    send.add_argument("-v", "--verbose", action="store_true", help="tell on stderr how the request fares")
+    send.set_defaults(command=_send)
+
+    stats = commands.add_parser("stats", help="show the queue's statistics")
+    stats.add_argument("--json", action="store_true", help="as the pipeline gives them")
+    stats.add_argument("--watch", action="store_true", help="again and again, until interrupted")
+    stats.set_defaults(command=_stats)
+
+    cancel = commands.add_parser("cancel", help="cancel a request")
+    cancel.add_argument("id", help="the request's id")
+    cancel.set_defaults(command=_cancel)
+
+    doctor = commands.add_parser("doctor", help="check what headrace needs, and say what to do about it")
+    add_options(doctor)
+    doctor.set_defaults(command=_doctor)
+    for parser in (send, stats, cancel):
+        add_options(parser, keys=CLIENT_KEYS)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from pipeline.local import up
+
+    ready_file = Path(args.ready_file).absolute() if args.ready_file else None
+    return up(config_from(args), own_broker=not names_a_broker(args), ready_file=ready_file)
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = config_from(args)
+    return run(import_module(ROLE_MODULES[args.role]).main, config, args.role)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from pipeline.commands.demo import demo
+
+    return demo(seconds=args.seconds)
+
+
+def _send(args: argparse.Namespace) -> int:
+    from pipeline.commands.send import Sending, send
+
+    text = sys.stdin.read() if args.text == "-" else args.text
+    sending = Sending(
+        text=text,
+        priority=args.priority,
+        model=args.model,
+        task=args.task,
+        max_tokens=args.max_tokens,
+        timeout_s=args.timeout,
+        stream=args.stream,
+        verbose=args.verbose,
+    )
+    return send(sending, _broker_url(args))
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from pipeline.commands.stats import stats
+
+    return stats(_broker_url(args), as_json=args.json, watch=args.watch)
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from pipeline.commands.cancel import cancel
+
+    return cancel(args.id, _broker_url(args))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.commands.doctor import doctor
+
+    return doctor(config_from(args), _broker_url(args))
+
+
+def _broker_url(args: argparse.Namespace) -> str:
+    """The broker that was named, or the one of the instance that runs here, or NATS's own address."""
+    from pipeline.instance import find
+
+    config = config_from(args)
+    running = None if names_a_broker(args) else find(config)
+    return running.nats if running is not None else config.nats_url
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""`headrace send`: put one prompt on the queue as any program could, and print the answer as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+import msgspec
+
+from pipeline.bus import Bus, BusError, LaneFull, Message, Unreachable
+from pipeline.commands import run_client, say, tell
+from pipeline.core.triage import classify
+from pipeline.errors import ErrorCode
+from pipeline.messages import Account, Answer, ChatRequest, Chunk, Completion, ErrorAnswer, Status, decode_answer
+from pipeline.subjects import CANCEL, MSG_ID, STREAM_REPLIES, TIMEOUT, Lane, Priority, Task, reply_subject
+
+# A broker that is there takes a request within milliseconds; a person waits no longer than this for the first sign.
+_STORE_PATIENCE_S = 3.0
+# After so long without a word, look at the answer's record: what was published while the connection was away is there.
+_LOOK_AFTER_S = 5.0
+
+
+class Sending(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt and how it is to be answered."""
+
+    text: str
+    priority: str = "medium"
+    model: str | None = None
+    task: str | None = None
+    max_tokens: int | None = None
+    timeout_s: float | None = None
+    stream: bool = True
+    verbose: bool = False
+
+    def body(self) -> bytes:
+        """The request as it goes out."""
+        fields = {
+            "messages": [{"role": "user", "content": self.text}],
+            "model": self.model,
+            "max_tokens": self.max_tokens,
+            "stream": self.stream,
+        }
+        return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
+
+    def subject(self) -> str:
+        """The lane: with a class where the sender is certain of it, so that nobody has to find out."""
+        request = msgspec.json.decode(self.body(), type=ChatRequest)
+        verdict = classify(request, Task(self.task) if self.task else None)
+        return Lane(Priority(self.priority), verdict.task if verdict.certain else Task.UNTRIAGED).subject
+
+    def headers(self, request_id: str) -> dict[str, str]:
+        """The request's id, and its deadline where it has one."""
+        headers = {MSG_ID: request_id}
+        if self.timeout_s is not None:
+            headers[TIMEOUT] = f"{self.timeout_s:g}"
+        return headers
+
+
+def send(sending: Sending, url: str) -> int:
+    """Send, and print the answer to stdout. Returns 0 for an answer, 1 for an error, which goes to stderr."""
+    return run_client(_send(sending, url))
+
+
+async def _send(sending: Sending, url: str) -> int:
+    request_id = secrets.token_hex(10)
+    arrived: asyncio.Queue[Message] = asyncio.Queue()
+    async with Bus.connect(url, name="headrace send") as bus:
+        subject = reply_subject(request_id)
+        await bus.subscribe(subject, arrived.put)
+        try:
+            await bus.store(
+                sending.subject(),
+                sending.body(),
+                headers=sending.headers(request_id),
+                patience_s=_STORE_PATIENCE_S,
+            )
+        except LaneFull:
+            return _fail(ErrorCode.QUEUE_FULL, f"the lane {sending.priority} is full: send it again later")
+        if sending.verbose:
+            tell(f"[{request_id} queued on {sending.subject()}]")
+        printer = Printer(verbose=sending.verbose)
+        try:
+            while printer.code is None:
+                printer.take(await _next_answer(bus, arrived, subject))
+        except asyncio.CancelledError:
+            with contextlib.suppress(BusError):
+                await bus.publish(f"{CANCEL}.{request_id}", b"")
+            raise
+        return printer.code
+
+
+async def _next_answer(bus: Bus, arrived: asyncio.Queue[Message], subject: str) -> Answer:
+    """What comes next on the reply subject; after a silence, what the record holds as the last of it."""
+    while True:
+        try:
+            return decode_answer((await asyncio.wait_for(arrived.get(), _LOOK_AFTER_S)).data)
+        except TimeoutError:
+            with contextlib.suppress(Unreachable):
+                if (last := await bus.last_message(STREAM_REPLIES, subject)) is not None:
+                    answer = decode_answer(last[1])
+                    if isinstance(answer, Completion | ErrorAnswer):
+                        return answer
+
+
+class Printer:
+    """Prints an answer once, however its messages come: chunks in order, then what the last message adds to them.
+
+    Attributes:
+        code: the exit code, once the last message has come.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self.code: int | None = None
+        self._verbose = verbose
+        self._next_seq = 0
+        self._printed = ""
+
+    def take(self, answer: Answer) -> None:
+        """Print what answer adds."""
+        if isinstance(answer, Chunk):
+            if answer.seq == self._next_seq:
+                self._next_seq += 1
+                self._print(answer.choices[0].delta.content or "")
+        elif isinstance(answer, Status):
+            if self._verbose:
+                tell(_status_line(answer))
+        elif isinstance(answer, ErrorAnswer):
+            if self._printed:
+                say()
+            self.code = _fail(answer.error.code, answer.error.message)
+        else:
+            self._finish(answer)
+
+    def _finish(self, answer: Completion) -> None:
+        message = answer.choices[0].message
+        whole = message.content or ""
+        # Where chunks were missed, all that was printed is still the beginning of the whole text.
+        self._print(whole.removeprefix(self._printed))
+        if not self._printed.endswith("\n"):
+            say()
+        for call in message.tool_calls or []:
+            say(msgspec.json.encode(call).decode())
+        if self._verbose:
+            tell(_account_line(answer, answer.headrace))
+        self.code = 0
+
+    def _print(self, text: str) -> None:
+        if text:
+            say(text, end="")
+            self._printed += text
+
+
+def _status_line(status: Status) -> str:
+    reason = f": {status.reason}" if status.reason else ""
+    return (
+        f"[{status.state} on {status.engine}, {status.model}, attempt {status.attempt}, "
+        f"after {status.queue_ms:.0f} ms in the queue{reason}]"
+    )
+
+
+def _account_line(answer: Completion, account: Account) -> str:
+    simulated = ", simulated" if account.simulated is True else ""
+    spilled = ", spilled" if account.spilled else ""
+    return (
+        f"[{account.engine}, {answer.model}{simulated}{spilled}: queue {account.queue_ms:.0f} ms, "
+        f"first token {account.ttft_ms:.0f} ms, total {account.total_ms:.0f} ms, "
+        f"{answer.usage.completion_tokens} tokens, {account.task}; {account.reason}]"
+    )
+
+
+def _fail(code: ErrorCode, message: str) -> int:
+    tell(f"headrace: {code}: {message}")
+    return 1

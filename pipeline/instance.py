@@ -1,0 +1,71 @@
+"""The running instance as other programs find it: its state folder, `run.json` there, and the ready file.
+
+Both files hold one JSON object, `{"nats": url, "http": url or null, "pid": n}`, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from pipeline.config import Config
+
+RUN_FILE = "run.json"
+
+
+class Instance(msgspec.Struct):
+    """Where a running headrace answers. `http` is None where it has no HTTP gateway."""
+
+    nats: str
+    http: str | None
+    pid: int
+
+
+def state_dir(config: Config) -> Path:
+    """The folder of the broker's store, the logs and `run.json`."""
+    if config.state_dir:
+        return Path(config.state_dir).expanduser().absolute()
+    return platformdirs.user_state_path("headrace", appauthor=False)
+
+
+def find(config: Config) -> Instance | None:
+    """The instance that runs on the configured state folder, or None."""
+    try:
+        instance = msgspec.json.decode((state_dir(config) / RUN_FILE).read_bytes(), type=Instance)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return instance if _lives(instance.pid) else None
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def announced(instance: Instance, *files: Path) -> Iterator[None]:
+    """Have files say, for the time of the block, where instance answers."""
+    try:
+        for file in files:
+            _write(file, msgspec.json.encode(instance) + b"\n")
+        yield
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole = file.with_name(f".{file.name}.{os.getpid()}")
+    whole.write_bytes(content)
+    whole.replace(file)
