@@ -137,8 +137,13 @@ def _entry(engine: Engine, name: str, weights: Path | None) -> dict[str, Any]:
             "parameter_size": "",
             "quantization_level": "",
         },
-        "capabilities": ["completion"],
+        "capabilities": ["completion", "tools"] if _calls_tools(weights) else ["completion"],
     }
+
+
+def _calls_tools(weights: Path | None) -> bool:
+    template = weights / "chat_template.jinja" if weights else None
+    return template is not None and template.is_file() and "<tool_call>" in template.read_text()
 
 
 def _json(body: Any, status: int = 200) -> Response:
