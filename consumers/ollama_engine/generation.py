@@ -45,10 +45,9 @@ class OllamaGeneration:
         self._ended = ended
         self._piece: Piece | None = None
         self._error: HeadraceError | None = None
+        self._over = False
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(), name=f"ollama-{request_id}")
-        # A task that is cancelled before its first step never reaches its own `finally`.
-        self._task.add_done_callback(lambda _: self._ended(self))
 
     @property
     def pending_tokens(self) -> float:
@@ -64,7 +63,7 @@ class OllamaGeneration:
         await self._news.wait()
         if self._piece is not None:
             piece, self._piece = self._piece, None
-            if self._error is None and not self._task.done():
+            if not self._over:
                 self._news.clear()
             return piece
         if self._error is not None:
@@ -76,7 +75,7 @@ class OllamaGeneration:
         if not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._news.set()
+        self._end()  # a task that is cancelled before its first step never comes to its own end
 
     async def _read(self) -> None:
         try:
@@ -92,7 +91,13 @@ class OllamaGeneration:
             self._error = self._failure(OllamaError(f"an answer that is not Ollama's: {error}"))
         finally:
             await self._parts.aclose()
+            self._end()
+
+    def _end(self) -> None:
+        if not self._over:
+            self._over = True
             self._news.set()
+            self._ended(self)
 
     def _take(self, piece: Piece) -> None:
         self.tokens += 1
