@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pipeline.children import LaunchError, Process, last_line, spawn_tied
+from pipeline.instance import process_lives
 from pipeline.reach import jetstream_answers
 
 START_TIMEOUT_S = 20.0
@@ -75,9 +76,10 @@ def state_lock(state_dir: Path) -> Iterator[IO[str]]:
     with file:
         give_up_at = time.monotonic() + LOCK_PATIENCE_S
         while not _try_lock(file):
-            if time.monotonic() > give_up_at:
+            holder = _holder(file)
+            if process_lives(holder) or time.monotonic() > give_up_at:
                 raise BrokerError(
-                    f"{_holder(file)} already runs on the state folder {state_dir}: "
+                    f"another headrace (process {holder}) already runs on the state folder {state_dir}: "
                     "stop it, or give another --state-dir"
                 )
             time.sleep(0.05)
@@ -95,10 +97,11 @@ def _try_lock(file: IO[str]) -> bool:
     return True
 
 
-def _holder(file: IO[str]) -> str:
+def _holder(file: IO[str]) -> int:
+    """The process that has the lock, or had it when its server was left to end alone; 0 where it has not said."""
     file.seek(0)
     pid = file.read().strip()
-    return f"another headrace (process {pid})" if pid else "another headrace"
+    return int(pid) if pid.isdecimal() else 0
 
 
 class Broker:
@@ -115,9 +118,7 @@ class Broker:
         log: the file that gets what the server prints.
     """
 
-    def __init__(
-        self, state_dir: Path, *, lock: IO[str], log: Path, port: int = 0, preferred_port: int = 0
-    ) -> None:
+    def __init__(self, state_dir: Path, *, lock: IO[str], log: Path, port: int = 0, preferred_port: int = 0) -> None:
         self._dir = state_dir / "nats"
         self._lock = lock
         self._log = log

@@ -1,4 +1,4 @@
-"""Every setting of headrace: one flat structure, read from options, environment, a TOML file and defaults, in that order.
+"""Every setting of headrace, in one flat structure: an option wins over the environment, that over the TOML file.
 
 A key `http_port` is the option `--http-port`, the environment variable `HEADRACE_HTTP_PORT` and the TOML key
 `http_port`. An unknown key or a bad value is refused with its name, never ignored.

@@ -39,10 +39,13 @@ def find(config: Config) -> Instance | None:
         instance = msgspec.json.decode((state_dir(config) / RUN_FILE).read_bytes(), type=Instance)
     except (OSError, msgspec.DecodeError):
         return None
-    return instance if _lives(instance.pid) else None
+    return instance if process_lives(instance.pid) else None
 
 
-def _lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
+    """Whether there is a process of this id; never for 0, which is nobody's."""
+    if pid <= 0:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -267,6 +267,7 @@ def _unsupported(param: str, message: str) -> HeadraceError:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 EngineName = Literal["mlx", "ollama"]
+StatusState = Literal["started", "restarted", "spilled"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -274,7 +275,7 @@ class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=Tr
     """An attempt has begun (`started`, `restarted`), or the request goes to the other engine (`spilled`)."""
 
     id: str
-    state: Literal["started", "restarted", "spilled"]
+    state: StatusState
     created: int
     engine: EngineName
     model: str
@@ -399,7 +400,7 @@ class ErrorAnswer(Struct, tag_field="object", tag="error"):
 Answer = Status | Chunk | Completion | ErrorAnswer
 Last = Completion | ErrorAnswer
 
-_answer_decoder = msgspec.json.Decoder(Answer)
+_answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -407,10 +408,15 @@ def decode_answer(data: bytes) -> Answer:
     return _answer_decoder.decode(data)
 
 
+def is_last(message: Answer) -> bool:
+    """Whether nothing comes after message."""
+    return isinstance(message, Completion | ErrorAnswer)
+
+
 # ---- load and state -------------------------------------------------------------------------------------------------
 
 Level = Literal["normal", "busy", "saturated"]
-WorkerState = Literal["loading", "ready", "draining", "down"]
+WorkerState = Literal["loading", "ready", "draining", "down", "gone"]
 
 
 class PerPriority(Struct):
@@ -455,7 +461,7 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
 
 
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
-    """What one worker says of itself, at every change.
+    """What one worker says of itself, at every change and every second; `gone` is its last word.
 
     `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
     `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out.
@@ -476,9 +482,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     reason: str = ""
 
 
-EventKind = Literal[
-    "started", "first_token", "done", "failed", "cancelled", "expired", "spilled", "returned", "triaged"
-]
+EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]
 
 
 class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaults=True):

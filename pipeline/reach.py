@@ -43,6 +43,11 @@ async def jetstream_answers(url: str, *, timeout_s: float = 1.0) -> bool:
             writer.close()
 
 
+async def any_broker_answers(urls: str) -> bool:
+    """Whether a server with JetStream is at one of several URLs, separated by commas."""
+    return any(await asyncio.gather(*map(jetstream_answers, urls.split(","))))
+
+
 async def ollama_version(url: str, *, timeout_s: float = 2.0) -> str | None:
     """The version of the Ollama at url (a stand-in says that it is one), or None where none answers."""
     answer = await _get_json(f"{url}/api/version", timeout_s=timeout_s)

@@ -58,6 +58,11 @@ def ollama_subject(priority: Priority) -> str:
     return f"llm.ollama.{priority}"
 
 
+def ollama_consumer(priority: Priority) -> str:
+    """The durable consumer of `ollama_subject`."""
+    return f"ollama_{priority}"
+
+
 # Streams.
 STREAM_REQUESTS = "LLM"
 STREAM_OLLAMA = "LLM_OLLAMA"
@@ -68,11 +73,14 @@ STREAM_DEAD = "LLM_DEAD"
 # Headers.
 MSG_ID = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
+STORED_STREAM = "Nats-Stream"
+STORED_SUBJECT = "Nats-Subject"
+STORED_SEQUENCE = "Nats-Sequence"
 REPLY_TO = "Reply-To"
 TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
-# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` then is `<id>:<move>`, which no publisher's id can be.
+# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` is then `<id>:<move>`, as no publisher's id can be.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
 
@@ -138,6 +146,7 @@ EVENT = "llm.event"
 WORKER = "llm.worker"
 LOAD = "llm.load"
 DEAD = "llm.dead"
+RETURNED = "llm.returned"
 QUEUE_STATS = "llm.queue.stats"
 QUEUE_POSITION = "llm.queue.position"
 MODELS = "llm.models"

@@ -6,7 +6,7 @@ Three things stand behind it: MLX, the simulated engine, and Ollama. One conform
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -77,12 +77,12 @@ class EngineStatus(msgspec.Struct):
 
 
 class Engine(Protocol):
-    """Something that answers requests. It is an asynchronous context manager: entered, it is ready or loading."""
+    """Something that answers requests; an asynchronous context manager. Entered, it is ready or loading."""
 
     name: EngineName
     simulated: bool
 
-    async def __aenter__(self) -> Engine: ...
+    async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
 

@@ -1,0 +1,350 @@
+"""The backpressure monitor: publishes each engine's load, answers for the queue, cancels what waits.
+
+It hears every stored request, every worker and every event, and asks the broker for the lanes' depths when one of them
+says that something has changed: nothing is polled for but the passing of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline import topology
+from pipeline.bus import Bus, BusError, Headers, Message
+from pipeline.config import Config
+from pipeline.core.delivery import error_answer, read_envelope
+from pipeline.core.index import Entry, QueueIndex
+from pipeline.core.models import Catalogue
+from pipeline.core.saturation import Capacity, SaturationMonitor
+from pipeline.core.scheduler import shares
+from pipeline.core.statistics import Statistics
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.lifecycle import Lifecycle
+from pipeline.messages import EngineName, Load, RequestEvent, decode_answer, encode, is_last
+from pipeline.peers import Peers
+from pipeline.subjects import (
+    CANCEL,
+    EVENT,
+    LANES,
+    LOAD,
+    MODELS,
+    MSG_ID,
+    QUEUE_POSITION,
+    QUEUE_STATS,
+    QUEUED_PREFIX,
+    STORED_SEQUENCE,
+    STORED_STREAM,
+    STORED_SUBJECT,
+    STREAM_DEAD,
+    STREAM_OLLAMA,
+    STREAM_REPLIES,
+    STREAM_REQUESTS,
+    Priority,
+    Task,
+    generated_id,
+    is_request_id,
+    ollama_consumer,
+    ollama_subject,
+    reply_subject,
+    split_moved_id,
+)
+from pipeline.worker.record import LeaseLost, RecordWriter
+
+log = logging.getLogger(__name__)
+
+ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
+# Facts that come within this time are looked at together; well below the 100 ms that a change of level may take.
+_GATHER_S = 0.02
+_EVERY_S = 1.0
+_EVERY_IDLE_S = 5.0
+_FORGET_EVERY_S = 60.0
+
+_event_decoder = msgspec.json.Decoder(RequestEvent)
+_CONSUMERS: dict[EngineName, dict[str, Priority]] = {
+    "mlx": {lane.consumer: lane.priority for lane in LANES},
+    "ollama": {ollama_consumer(priority): priority for priority in Priority},
+}
+_STREAMS: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
+_PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
+
+
+class Position(msgspec.Struct):
+    """The answer of `llm.queue.position`."""
+
+    id: str
+    state: str
+    position: int = 0
+    eta_ms: float = 0.0
+
+
+class Cancelled(msgspec.Struct):
+    """The answer of `llm.cancel.<id>`."""
+
+    id: str
+    state: str
+
+
+class Model(msgspec.Struct):
+    """One row of `llm.models`, as OpenAI lists a model."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "headrace"
+
+
+class ModelList(msgspec.Struct):
+    """The answer of `llm.models`."""
+
+    data: list[Model]
+    object: str = "list"
+
+
+@dataclass(slots=True)
+class Monitor:
+    """One is enough; its load events are retained by the broker, its counts begin anew when it does."""
+
+    bus: Bus
+    config: Config
+    peers: Peers
+    _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
+    _statistics: Statistics = field(init=False)
+    _index: QueueIndex = field(init=False, default_factory=QueueIndex)
+    _queued: dict[EngineName, dict[Priority, int]] = field(init=False)
+    _loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
+    _said_at: dict[EngineName, float] = field(init=False, default_factory=dict)
+    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        parts = shares(config.weights, config.floor_share)
+        self._saturation = {
+            engine: SaturationMonitor(engine, parts, config.target_wait_s, config.busy_at, config.saturated_at)
+            for engine in ENGINES
+        }
+        self._statistics = Statistics(time.monotonic())
+        self._queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        """Watch and answer until lifecycle asks to stop."""
+        self.peers.on_change = self._changed.set
+        await self.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
+        await self.bus.subscribe(f"{EVENT}.>", self._on_event)
+        await self.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await self._read_queue()
+        await self.bus.serve(
+            "headrace-queue",
+            "Queue statistics, a request's position, and the models that answer",
+            {QUEUE_STATS: self._answer_stats, QUEUE_POSITION: self._answer_position, MODELS: self._answer_models},
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._watch(lifecycle)), group.create_task(self._forget_finished())]
+            await lifecycle.stopping.wait()
+            for task in tasks:
+                task.cancel()
+
+    # ---- load
+
+    async def _watch(self, lifecycle: Lifecycle) -> None:
+        told = False
+        while True:
+            self._changed.clear()
+            try:
+                await self._look()
+            except BusError as error:
+                log.warning("no load events: %s", error)
+            else:
+                if not told:
+                    lifecycle.report("ready")
+                told = True
+            try:
+                async with asyncio.timeout(self._pause_s()):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            await asyncio.sleep(_GATHER_S)
+
+    async def _look(self) -> None:
+        """Ask for the lanes' depths, and publish every load that has changed its level or is due."""
+        for engine in ENGINES:
+            consumers = {state.name: state for state in await self.bus.consumers(_STREAMS[engine])}
+            queued = dict.fromkeys(Priority, 0)
+            for name, priority in _CONSUMERS[engine].items():
+                if name in consumers:
+                    queued[priority] += consumers[name].num_pending
+            self._queued[engine] = queued
+            await self._observe(engine)
+
+    async def _observe(self, engine: EngineName) -> None:
+        capacity = Capacity.of(self.peers.workers(engine))
+        changed = True
+        while changed:
+            now = time.monotonic()
+            load, changed = self._saturation[engine].observe(
+                capacity, self._queued[engine], now=now, wall_now=time.time()
+            )
+            self._loads[engine] = load
+            if changed:
+                log.info("%s is %s: %s", engine, load.level, load.reason)
+            if changed or now - self._said_at.get(engine, -_EVERY_IDLE_S) >= self._every_s(engine):
+                await self.bus.publish(f"{LOAD}.{engine}", encode(load))
+                self._said_at[engine] = now
+
+    def _every_s(self, engine: EngineName) -> float:
+        load = self._loads[engine]
+        return _EVERY_S if load.slots.used or any(self._queued[engine].values()) else _EVERY_IDLE_S
+
+    def _pause_s(self) -> float:
+        """Until the next load is due, or a level may be left."""
+        now = time.monotonic()
+        due = [self._said_at.get(engine, now) + self._every_s(engine) for engine in self._loads]
+        leaving = [wake for s in self._saturation.values() if (wake := s.next_wake()) is not None]
+        return max(0.0, min([*due, *leaving, now + _EVERY_S]) - now)
+
+    # ---- listening
+
+    async def _read_queue(self) -> None:
+        """Learn what was stored before this monitor began."""
+        for engine in ENGINES:
+            async for message in self.bus.scan(_STREAMS[engine], ">"):
+                self._note_stored(message.headers)
+
+    async def _on_stored(self, message: Message) -> None:
+        self._note_stored(message.headers)
+        self._changed.set()
+
+    def _note_stored(self, headers: Headers) -> None:
+        priority = _PRIORITY_OF_SUBJECT.get(headers.get(STORED_SUBJECT, ""))
+        if priority is None:
+            return
+        sequence = int(headers[STORED_SEQUENCE])
+        request_id, _ = split_moved_id(headers.get(MSG_ID, ""))
+        if not is_request_id(request_id):
+            request_id = generated_id(sequence)
+        self._index.stored(request_id, headers[STORED_STREAM], priority, sequence)
+
+    async def _on_event(self, message: Message) -> None:
+        event = _event_decoder.decode(message.data)
+        self._statistics.record(event)
+        self._index.record(event)
+
+    async def _forget_finished(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_S)
+            if len(self._index):
+                try:
+                    for stream in _STREAMS.values():
+                        self._index.forget_before(stream, (await self.bus.stream_state(stream)).first_seq)
+                except BusError as error:
+                    log.debug("the queue's index was not tidied: %s", error)
+
+    # ---- answering
+
+    async def _answer_stats(self, _: bytes) -> bytes:
+        running = dict.fromkeys(Priority, 0)
+        for engine in ENGINES:
+            for status in self.peers.workers(engine):
+                for priority in Priority:
+                    running[priority] += getattr(status.running, priority)
+        return msgspec.json.encode(
+            self._statistics.report(
+                queued={p: sum(self._queued[engine][p] for engine in ENGINES) for p in Priority},
+                running=running,
+                loads=self._loads,
+                dead=(await self.bus.stream_state(STREAM_DEAD)).messages,
+                now=time.monotonic(),
+            )
+        )
+
+    async def _answer_models(self, _: bytes) -> bytes:
+        config = self.config
+        catalogue = Catalogue(
+            self.peers.models("mlx"), self.peers.models("ollama"), config.spill_models, config.internal_models
+        )
+        return msgspec.json.encode(ModelList([Model(name) for name in catalogue.listed()]))
+
+    async def _answer_position(self, body: bytes) -> bytes:
+        request_id = body.decode(errors="replace").strip().strip('"')
+        entry = self._index.find(request_id)
+        if entry is None:
+            return msgspec.json.encode(Position(request_id, await self._state_on_record(request_id)))
+        position = self._index.position(request_id)
+        load = self._loads.get("ollama" if entry.stream == STREAM_OLLAMA else "mlx")
+        eta_ms = 0.0
+        if entry.state == "queued" and load is not None:
+            share = (position + 1) / self._index.depth(entry.stream, entry.priority)
+            eta_ms = round(load.predicted_wait_ms.of(entry.priority) * share, 1)
+        return msgspec.json.encode(Position(request_id, entry.state, position, eta_ms))
+
+    async def _state_on_record(self, request_id: str) -> str:
+        """`finished` where an answer is kept, `running` where one is being written, else `unknown`."""
+        if not is_request_id(request_id):
+            return "unknown"
+        found = await self.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
+        if found is None:
+            return "unknown"
+        return "finished" if is_last(decode_answer(found[1])) else "running"
+
+    # ---- cancelling
+
+    async def _on_cancel(self, message: Message) -> None:
+        request_id = message.subject.removeprefix(f"{CANCEL}.")
+        try:
+            state = await self._cancel(request_id)
+        except BusError as error:
+            log.warning("%s: not cancelled: %s", request_id, error)
+            return
+        if message.reply:
+            await self.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
+
+    async def _cancel(self, request_id: str) -> str:
+        """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well."""
+        entry = self._index.find(request_id)
+        if entry is None:
+            state = await self._state_on_record(request_id)
+            return "cancelled" if state == "running" else state
+        if entry.state == "queued":
+            await self._cancel_queued(request_id, entry)
+        return "cancelled"
+
+    async def _cancel_queued(self, request_id: str, entry: Entry) -> None:
+        """Close the record first, then remove the request: whoever pulls it in between finds it settled."""
+        found = await self.bus.stored(entry.stream, entry.sequence)
+        if found is None:
+            return
+        envelope = read_envelope(
+            found.headers,
+            priority=entry.priority,
+            task=Task.UNTRIAGED,
+            sequence=found.sequence,
+            stored_at=found.stored_at,
+            delivered=1,
+        )
+        error = HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
+        try:
+            await RecordWriter(self.bus, envelope, lambda: True).write(error_answer(envelope, error))
+        except LeaseLost:
+            return
+        await self.bus.delete(entry.stream, entry.sequence)
+        event = RequestEvent(request_id, "cancelled", entry.priority, code=error.code)
+        await self.bus.publish(f"{EVENT}.{entry.priority}.cancelled", encode(event))
+
+
+async def main(config: Config, lifecycle: Lifecycle) -> None:
+    """Run the role until lifecycle asks to stop.
+
+    Raises:
+        Unreachable: no broker at the first try.
+        TopologyError: the broker's streams cannot be brought to what is configured.
+    """
+    async with Bus.connect(config.nats_url, name=f"monitor-{socket.gethostname()}-{os.getpid()}") as bus:
+        await topology.apply(bus.js, config)
+        peers = Peers(bus)
+        await peers.start()
+        await Monitor(bus, config, peers).run(lifecycle)

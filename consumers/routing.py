@@ -1,0 +1,333 @@
+"""The routing consumer: while MLX is saturated, sends simple requests to Ollama and marks the others as MLX's own.
+
+It pulls only while the gate is open: a fresh load event says that MLX is saturated, Ollama works and has room, and
+would answer sooner than MLX begins. Each request is looked at once: what is not spilled moves to the lane that only
+MLX serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+
+import msgspec
+
+from consumers.ollama_engine import OllamaClient
+from pipeline import topology
+from pipeline.bus import Bus, BusError, Delivery, Message
+from pipeline.config import Config
+from pipeline.core.delivery import Envelope, read_envelope
+from pipeline.core.models import ollama_model_for
+from pipeline.core.saturation import Capacity
+from pipeline.core.scheduler import Scheduler
+from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, classify, saturated, spill
+from pipeline.errors import HeadraceError
+from pipeline.lifecycle import Lifecycle
+from pipeline.messages import ChatRequest, EventKind, RequestEvent, decode_request, encode
+from pipeline.peers import Peers
+from pipeline.subjects import (
+    EVENT,
+    LANE_OF_SUBJECT,
+    LANES,
+    QUEUED_PREFIX,
+    STORED_SUBJECT,
+    STREAM_REQUESTS,
+    Lane,
+    Move,
+    Priority,
+    Task,
+    ollama_subject,
+)
+from pipeline.telemetry import Tracing
+from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.move import give_back, move
+from pipeline.worker.puller import Puller
+
+log = logging.getLogger(__name__)
+
+_event_decoder = msgspec.json.Decoder(RequestEvent)
+
+# A spilled request counts as being on its way to Ollama until it has started there, or for this long.
+UNDERWAY_S = 10.0
+# Nothing opens the gate without an event, but facts go stale without one.
+_LOOK_AGAIN_S = 0.5
+_PAUSE_S = 0.2
+_LANES = tuple(lane for lane in LANES if lane.task is not Task.COMPLEX)
+_QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
+_QUESTION_CHARS = 600
+
+
+@dataclass(slots=True)
+class Router:
+    """Triage under saturation. One per broker is enough; several share the lanes."""
+
+    bus: Bus
+    config: Config
+    tracing: Tracing
+    peers: Peers
+    client: OllamaClient
+    _scheduler: Scheduler = field(init=False)
+    _puller: Puller = field(init=False)
+    _leases: LeaseKeeper = field(init=False)
+    _underway: dict[str, float] = field(init=False, default_factory=dict)
+    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
+        self._puller = Puller(self.bus, STREAM_REQUESTS, self._on_surplus)
+        self._leases = LeaseKeeper(config.lease_s)
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        """Route until lifecycle asks to stop."""
+        self.peers.on_change = self._changed.set
+        self.bus.on_reconnect(self._scheduler.forget)
+        await self._puller.start()
+        await self.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
+        await self.bus.subscribe(f"{EVENT}.*.started", self._on_started)
+        lifecycle.report("ready")
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._leases.run()), group.create_task(self._route())]
+            await lifecycle.stopping.wait()
+            for task in tasks:
+                task.cancel()
+        await self._puller.close()
+
+    # ---- the gate
+
+    def _open_for(self) -> set[Priority]:
+        """The priorities whose requests Ollama would answer before MLX begins them; none while the gate is shut."""
+        load = self.peers.load("mlx")
+        if load is None or not saturated(load, time.time() - load.at):
+            return set()
+        room = self._room()
+        if not room.healthy or room.free <= 0:
+            return set()
+        return {priority for priority in Priority if room.answer_ms < load.predicted_wait_ms.of(priority)}
+
+    def _room(self) -> Room:
+        capacity = Capacity.of(self.peers.workers("ollama"))
+        load = self.peers.load("ollama")
+        oldest = time.time() - UNDERWAY_S
+        self._underway = {request: since for request, since in self._underway.items() if since > oldest}
+        queued = load.queued.high + load.queued.medium + load.queued.low if load is not None else 0
+        waiting = max(queued, len(self._underway))
+        answer_s = 0.0
+        if capacity.tokens_per_s > 0:
+            own_s = capacity.tokens_per_request * max(capacity.slots_used, 1) / capacity.tokens_per_s
+            ahead = max(0, capacity.slots_used + waiting + 1 - capacity.slots_total)
+            answer_s = own_s * (1 + ahead / max(capacity.slots_total, 1))
+        return Room(
+            healthy=capacity.slots_total > 0,
+            free=capacity.slots_total + self.config.ollama_queue - capacity.slots_used - waiting,
+            answer_ms=answer_s * 1000,
+        )
+
+    # ---- pulling
+
+    async def _route(self) -> None:
+        while True:
+            priorities = self._open_for()
+            if not priorities:
+                await self._until_changed()
+                continue
+            began_at = asyncio.get_running_loop().time()
+            try:
+                delivery = await self._next_delivery(priorities)
+                if delivery is not None:
+                    await self._handle(delivery)
+            except BusError as error:
+                log.warning("routing waits for the broker: %s", error)
+                delivery = None
+            if delivery is None and asyncio.get_running_loop().time() - began_at < _PAUSE_S:
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _until_changed(self) -> None:
+        try:
+            async with asyncio.timeout(_LOOK_AGAIN_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    async def _next_delivery(self, priorities: set[Priority]) -> Delivery | None:
+        loop = asyncio.get_running_loop()
+        for lane in self._scheduler.order(loop.time(), wall_now=time.time()):
+            if lane.priority not in priorities:
+                continue
+            if delivery := await self._puller.take(lane.consumer):
+                return delivery
+            self._scheduler.empty(lane, loop.time())
+        waiting = asyncio.ensure_future(
+            self._puller.wait([lane.consumer for lane in _LANES if lane.priority in priorities])
+        )
+        shut = asyncio.ensure_future(self._until_shut(priorities))
+        try:
+            await asyncio.wait({waiting, shut}, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            for task in (waiting, shut):
+                task.cancel()
+            await asyncio.gather(waiting, shut, return_exceptions=True)
+
+    async def _until_shut(self, priorities: set[Priority]) -> None:
+        """Ends when what is being pulled is no longer what the gate is open for."""
+        while self._open_for() == priorities:
+            await self._until_changed()
+
+    async def _on_surplus(self, delivery: Delivery) -> None:
+        await give_back(self.bus, delivery, self._envelope(delivery))
+
+    def _envelope(self, delivery: Delivery) -> Envelope:
+        lane = LANE_OF_SUBJECT[delivery.message.subject]
+        return read_envelope(
+            delivery.message.headers,
+            priority=lane.priority,
+            task=lane.task,
+            sequence=delivery.sequence,
+            stored_at=delivery.stored_at,
+            delivered=delivery.delivered,
+        )
+
+    # ---- triage
+
+    async def _handle(self, delivery: Delivery) -> None:
+        envelope = self._envelope(delivery)
+        lane = LANE_OF_SUBJECT[delivery.message.subject]
+        now = asyncio.get_running_loop().time()
+        self._scheduler.start(
+            envelope.id,
+            lane,
+            stored_at=envelope.stored_at,
+            pending=delivery.pending,
+            now=now,
+            wall_now=time.time(),
+        )
+        lease = self._leases.hold(delivery, lambda: None)
+        try:
+            with self.tracing.process(
+                delivery.message.subject,
+                delivery.message.headers,
+                request_id=envelope.id,
+                priority=envelope.priority,
+                task=envelope.task,
+                attempt=envelope.delivered,
+            ) as span:
+                span.queue_wait(envelope.stored_at, time.time())
+                await self._triage(delivery, envelope)
+        finally:
+            self._leases.release(lease)
+            self._scheduler.finish(envelope.id, 1.0)
+
+    async def _triage(self, delivery: Delivery, envelope: Envelope) -> None:
+        load, room = self.peers.load("mlx"), self._room()
+        with self.tracing.triage() as span:
+            request, verdict = await self._verdict(delivery, envelope)
+            waiting = Waiting(
+                verdict=verdict,
+                priority=envelope.priority,
+                ollama_may=request is not None and self._ollama_model(request) is not None,
+                moved=envelope.move is not None,
+            )
+            decision = spill(waiting, load, time.time() - load.at if load else 0.0, room)
+            span.decision(
+                verdict.task,
+                decision.reason,
+                move={Outcome.SPILL: Move.SPILLED, Outcome.COMPLEX: Move.COMPLEX}.get(decision.outcome),
+                saturation=load.saturation if load else None,
+                mlx_wait_ms=load.predicted_wait_ms.of(envelope.priority) if load else None,
+                ollama_ms=room.answer_ms,
+            )
+            await self._carry_out(delivery, envelope, verdict, decision)
+
+    async def _verdict(self, delivery: Delivery, envelope: Envelope) -> tuple[ChatRequest | None, Verdict]:
+        """What kind of work it is. What cannot be read is complex: its worker tells the reader what is wrong."""
+        try:
+            if envelope.fault is not None:
+                raise envelope.fault
+            request = decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
+        except HeadraceError as error:
+            return None, Verdict(Task.COMPLEX, f"not readable: {error.code}", certain=True, score=0.0)
+        verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
+        if not verdict.certain and self.config.classifier_model:
+            verdict = await self._second_opinion(request, verdict)
+        return request, verdict
+
+    async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
+        """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""
+        question = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
+        said = await self.client.ask_internal(
+            self.config.classifier_model, question, timeout_s=self.config.classifier_timeout_s
+        )
+        if said is None or not said.lower().startswith("yes"):
+            return verdict
+        return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
+
+    def _ollama_model(self, request: ChatRequest) -> str | None:
+        there = self.peers.models("ollama")
+        return ollama_model_for(request.wanted_model, self.config.spill_models, there, self.config.internal_models)
+
+    async def _carry_out(
+        self,
+        delivery: Delivery,
+        envelope: Envelope,
+        verdict: Verdict,
+        decision: Decision,
+    ) -> None:
+        if decision.outcome is Outcome.LEAVE:
+            await give_back(self.bus, delivery, envelope, delay_s=_PAUSE_S)
+            return
+        spills = decision.outcome is Outcome.SPILL
+        priority = envelope.priority
+        to = ollama_subject(priority) if spills else Lane(priority, Task.COMPLEX).subject
+        how = Move.SPILLED if spills else Move.COMPLEX
+        if spills:
+            self._underway[envelope.id] = time.time()
+        moved = await move(
+            self.bus, self.tracing, delivery, envelope, to=to, how=how, task=verdict.task, reason=decision.reason
+        )
+        if not moved:
+            self._underway.pop(envelope.id, None)
+            await give_back(self.bus, delivery, envelope, delay_s=_PAUSE_S)
+            return
+        await self._tell(envelope, "spilled" if spills else "triaged", decision.reason)
+
+    async def _tell(self, envelope: Envelope, kind: EventKind, reason: str) -> None:
+        event = RequestEvent(envelope.id, kind, envelope.priority, reason=reason)
+        await self.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
+
+    # ---- listening
+
+    async def _on_announcement(self, message: Message) -> None:
+        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        if lane is not None and lane in _LANES:
+            self._scheduler.arrived(lane)
+
+    async def _on_started(self, message: Message) -> None:
+        self._underway.pop(_event_decoder.decode(message.data).id, None)
+        self._changed.set()
+
+
+async def main(config: Config, lifecycle: Lifecycle) -> None:
+    """Run the role until lifecycle asks to stop.
+
+    Raises:
+        Unreachable: no broker at the first try.
+        TopologyError: the broker's streams cannot be brought to what is configured.
+    """
+    name = f"router-{socket.gethostname()}-{os.getpid()}".replace(".", "-")
+    tracing = Tracing.from_environment(service="headrace-router", instance=name)
+    client = OllamaClient(config.ollama_host, idle_timeout_s=config.classifier_timeout_s)
+    try:
+        async with Bus.connect(config.nats_url, name=name) as bus:
+            await topology.apply(bus.js, config)
+            peers = Peers(bus)
+            await peers.start()
+            await Router(bus, config, tracing, peers, client).run(lifecycle)
+    finally:
+        await client.close()
+        tracing.shutdown()

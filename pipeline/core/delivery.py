@@ -1,0 +1,370 @@
+"""What becomes of one delivery of a request: the decisions that make an answer complete, single and continuous.
+
+A request's answer is a record on its reply subject that only the holder of the present attempt can extend. Whoever is
+handed the request reads the record first (`Record`): where the last message stands there, the request only wants
+acknowledging; else it is refused (`decide`), or the answer goes on from there (`Answer`), with its chunks numbered on,
+and is closed by exactly one last message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import (
+    Account,
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    EngineName,
+    ErrorAnswer,
+    ErrorBody,
+    FinishReason,
+    Last,
+    Status,
+    StatusState,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from pipeline.messages import Answer as AnswerMessage
+from pipeline.subjects import (
+    MOVED_REASON,
+    MOVED_STORED_AT,
+    MSG_ID,
+    REPLY_TO,
+    TASK,
+    TENANT,
+    TIMEOUT,
+    Move,
+    Priority,
+    Task,
+    generated_id,
+    is_reply_to,
+    is_request_id,
+    reply_subject,
+    split_moved_id,
+)
+from pipeline.worker.engine import Piece
+
+MAX_TIMEOUT_S = 30 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What subject, headers and the broker say of a request, its body unread.
+
+    Attributes:
+        id: the request's id, valid also where the headers were not.
+        priority: from the subject.
+        task: from the subject, else `Llm-Task`, else untriaged.
+        stored_at: when the broker first stored the request, UTC seconds.
+        delivered: how often the message in hand was delivered, from 1.
+        move: what the pipeline did to the request before, if it did.
+        move_reason: why.
+        reply_to: where the answer goes besides the record, or None.
+        deadline: UTC seconds after which nobody wants the answer, or None.
+        tenant: whom it is for.
+        fault: what was wrong with the headers, to be answered instead of serving the request.
+    """
+
+    id: str
+    priority: Priority
+    task: Task
+    stored_at: float
+    delivered: int
+    move: Move | None = None
+    move_reason: str = ""
+    reply_to: str | None = None
+    deadline: float | None = None
+    tenant: str = ""
+    fault: HeadraceError | None = None
+
+    @property
+    def created(self) -> int:
+        """Tells this request's record from an older one under the same id: the second in which it was stored."""
+        return int(self.stored_at)
+
+    @property
+    def seed(self) -> int:
+        """A seed for a request that brought none: the same whoever serves it."""
+        digest = hashlib.blake2b(f"{self.id}@{self.created}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+
+def read_envelope(
+    headers: Mapping[str, str],
+    *,
+    priority: Priority,
+    task: Task,
+    sequence: int,
+    stored_at: float,
+    delivered: int,
+    default_timeout_s: float | None = None,
+) -> Envelope:
+    """Read the headers of a stored request. Never raises: what is wrong with them stands in `fault`.
+
+    Args:
+        headers: as delivered.
+        priority: of the lane it came from.
+        task: of the lane it came from.
+        sequence: its sequence in the stream.
+        stored_at: when that stream stored it, UTC seconds.
+        delivered: its delivery count.
+        default_timeout_s: for requests that name no timeout.
+    """
+    fault: HeadraceError | None = None
+    request_id, move = generated_id(sequence), None
+    if given := headers.get(MSG_ID):
+        named, move = split_moved_id(given)
+        if is_request_id(named):
+            request_id = named
+        else:
+            move = None
+            fault = _invalid(MSG_ID, "an id has 1 to 128 of A-Z a-z 0-9 _ -")
+    if move:
+        stored_at = _number(headers.get(MOVED_STORED_AT, "")) or stored_at
+    reply_to = headers.get(REPLY_TO)
+    if reply_to is not None and not is_reply_to(reply_to, request_id):
+        fault = HeadraceError(
+            ErrorCode.REPLY_SUBJECT_DENIED,
+            "Reply-To must be a literal subject under `_INBOX.` or `llm.reply.`; "
+            f"this error was sent to {reply_subject(request_id)}",
+            param=REPLY_TO,
+        )
+        reply_to = None
+    timeout_s = default_timeout_s
+    if (given := headers.get(TIMEOUT)) is not None:
+        timeout_s = _number(given)
+        if timeout_s is None or not 0 < timeout_s <= MAX_TIMEOUT_S:
+            timeout_s = None
+            fault = fault or _invalid(TIMEOUT, f"give a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}")
+    if (task is Task.UNTRIAGED or move) and (given := headers.get(TASK)):
+        try:
+            task = Task(given.strip().lower())
+        except ValueError:
+            fault = fault or _invalid(TASK, "the task is `simple` or `complex`")
+    return Envelope(
+        id=request_id,
+        priority=priority,
+        task=task,
+        stored_at=stored_at,
+        delivered=delivered,
+        move=move,
+        move_reason=headers.get(MOVED_REASON, "") if move else "",
+        reply_to=None if reply_to == reply_subject(request_id) else reply_to,
+        deadline=None if timeout_s is None else stored_at + timeout_s,
+        tenant=headers.get(TENANT, "")[:128],
+        fault=fault,
+    )
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value < float("inf") else None
+
+
+def _invalid(header: str, message: str) -> HeadraceError:
+    return HeadraceError(ErrorCode.INVALID_REQUEST, f"bad header {header}: {message}", param=header)
+
+
+# ---- the record -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Record:
+    """What the reply subject already holds of a request's answer."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    next_seq: int = 0
+    attempt: int = 0
+    last: Last | None = None
+    has_gap: bool = False
+    last_sequence: int = 0
+
+    @classmethod
+    def read(cls, messages: Iterable[tuple[int, AnswerMessage]], created: int) -> Record:
+        """Gather the accepted messages, (stream sequence, message) in order, without those of an older request."""
+        record = cls()
+        for sequence, message in messages:
+            if message.created != created:
+                continue
+            record.last_sequence = sequence
+            match message:
+                case Chunk():
+                    record.add(message)
+                case Status(attempt=attempt):
+                    record.attempt = max(record.attempt, attempt)
+                case _:
+                    record.last = message
+        return record
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in one accepted chunk."""
+        choice = chunk.choices[0]
+        self.text += choice.delta.content or ""
+        self.token_ids += choice.token_ids
+        self.tool_calls += [ToolCall(call.function, call.id) for call in choice.delta.tool_calls or ()]
+        self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
+        self.next_seq = chunk.seq + 1
+        self.attempt = max(self.attempt, chunk.attempt)
+
+    @property
+    def resumable_tokens(self) -> list[int]:
+        """The tokens behind the whole text, or none where some are not known."""
+        return [] if self.has_gap else self.token_ids
+
+
+def decide(envelope: Envelope, *, tries: int, max_attempts: int, wall_now: float) -> HeadraceError | None:
+    """Whether a request whose record is open may run: None, or the error that ends it.
+
+    Args:
+        envelope: the request's.
+        tries: deliveries that counted, this one included; those given back do not.
+        max_attempts: how many it has.
+        wall_now: UTC seconds.
+    """
+    if envelope.fault is not None:
+        return envelope.fault
+    if envelope.deadline is not None and wall_now >= envelope.deadline:
+        return expired()
+    if tries > max_attempts:
+        return HeadraceError(
+            ErrorCode.ENGINE_FAILED,
+            f"request {envelope.id} brought down {max_attempts} attempts and is among the dead letters",
+        )
+    return None
+
+
+def expired() -> HeadraceError:
+    """The error of a request nobody waits for any more."""
+    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "the request's Llm-Timeout has passed")
+
+
+# ---- the answer -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Answer:
+    """Writes one request's answer: numbers chunks, keeps the whole text, closes the record.
+
+    One writer: the task that serves the request. Times are UTC seconds; `reason` says why this engine serves it.
+    """
+
+    envelope: Envelope
+    engine: EngineName
+    model: str
+    attempt: int
+    started_at: float
+    reason: str
+    simulated: bool = False
+    record: Record = field(default_factory=Record)
+    first_token_at: float | None = field(init=False, default=None)
+    _held_tokens: list[int] = field(init=False, default_factory=list)
+
+    @property
+    def queue_ms(self) -> float:
+        """How long the request waited at the broker before this attempt."""
+        return max(0.0, round((self.started_at - self.envelope.stored_at) * 1000, 3))
+
+    @property
+    def ttft_ms(self) -> float:
+        """From storing to the first token, 0 where there was none."""
+        if self.first_token_at is None:
+            return 0.0
+        return max(0.0, round((self.first_token_at - self.envelope.stored_at) * 1000, 3))
+
+    def openings(self) -> list[Status]:
+        """The messages that say that an attempt begins: a request that was spilled says so first, once."""
+        if self.attempt > 1:
+            return [self.status("restarted")]
+        started = self.status("started")
+        return [self.status("spilled"), started] if self.envelope.move is Move.SPILLED else [started]
+
+    def status(self, state: StatusState) -> Status:
+        """A message about the request's way."""
+        return Status(
+            id=self.envelope.id,
+            state=state,
+            created=self.envelope.created,
+            engine=self.engine,
+            model=self.model,
+            attempt=self.attempt,
+            queue_ms=self.queue_ms,
+            reason=self.reason,
+        )
+
+    def chunk(self, piece: Piece, now: float) -> Chunk | None:
+        """The next chunk, already counted as part of the answer; None where there is nothing to show yet.
+
+        Tokens without text (half a character, a stop string that may still fail) wait for the chunk that shows it, so
+        that what the record holds is always text and the tokens behind all of it.
+        """
+        self._held_tokens += piece.token_ids
+        if not (piece.text or piece.tool_calls or piece.finish_reason):
+            return None
+        if self.first_token_at is None and (piece.text or piece.tool_calls):
+            self.first_token_at = now
+        calls = [
+            ToolCallDelta(len(self.record.tool_calls) + index, call.id, call.function)
+            for index, call in enumerate(piece.tool_calls)
+        ]
+        delta = Delta(
+            role="assistant" if self.record.next_seq == 0 else None,
+            content=piece.text or None,
+            tool_calls=calls or None,
+        )
+        chunk = Chunk(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            choices=[ChunkChoice(delta, finish_reason=piece.finish_reason, token_ids=self._held_tokens)],
+            seq=self.record.next_seq,
+            attempt=self.attempt,
+        )
+        self._held_tokens = []
+        self.record.add(chunk)
+        return chunk
+
+    def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float) -> Completion:
+        """The last message of a request that was answered."""
+        record = self.record
+        message = AssistantMessage(
+            content=None if record.tool_calls and not record.text else record.text, tool_calls=record.tool_calls or None
+        )
+        return Completion(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            choices=[Choice(message, finish_reason)],
+            usage=usage,
+            headrace=Account(
+                engine=self.engine,
+                priority=self.envelope.priority,
+                task=self.envelope.task,
+                attempts=self.attempt,
+                queue_ms=self.queue_ms,
+                ttft_ms=self.ttft_ms,
+                total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
+                spilled=self.envelope.move is Move.SPILLED,
+                reason=self.reason,
+                simulated=True if self.simulated else msgspec.UNSET,
+            ),
+        )
+
+
+def error_answer(envelope: Envelope, error: HeadraceError) -> ErrorAnswer:
+    """The last message of a request that was not answered."""
+    return ErrorAnswer(id=envelope.id, created=envelope.created, error=ErrorBody.of(error))

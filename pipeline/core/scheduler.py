@@ -1,0 +1,171 @@
+"""Who is served next: weighted shares of service among the lanes, with a floor and a bound on waiting.
+
+Start-time fair queueing (Goyal, Vin, Cheng, 1996) over priorities: each has a virtual time that advances by the
+service it used divided by its share, and the one that is furthest behind goes first. Service is tokens, not requests,
+so a lane of long answers does not take more than its share. A request is charged an estimate when it starts, so that
+slots which fall free together are spread as well, and corrected to what it really used when it ends. A priority that
+was idle comes back at the present virtual time: it has saved up nothing.
+
+Among the lanes of one priority (untriaged, simple, complex) a smooth weighted round robin chooses; a saturated engine
+prefers what only it can answer, by weight and not strictly, so that simple work survives an absent second engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.subjects import LANES, Lane, Priority, Task
+
+EVEN = {Task.UNTRIAGED: 1.0, Task.SIMPLE: 1.0, Task.COMPLEX: 1.0}
+PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
+
+# A lane seen empty is asked again after this long even if nothing announced a request: one that was given back, or
+# whose worker died, comes without an announcement.
+RECHECK_S = 0.5
+# While a priority's requests wait beyond the bound, one choice in so many is theirs.
+OVERDUE_EVERY = 4
+_FIRST_ESTIMATE = 64.0
+_SMOOTHING = 0.2
+
+
+def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, float]:
+    """Each priority's share of the service, adding up to 1; none below floor (at most 1 / len(weights))."""
+    floor = min(floor, 1 / len(weights))
+    lifted: set[Priority] = set()
+    while True:
+        rest = 1 - floor * len(lifted)
+        total = sum(weight for priority, weight in weights.items() if priority not in lifted)
+        result = {p: floor if p in lifted else rest * w / total for p, w in weights.items()}
+        below = {p for p, share in result.items() if share < floor * (1 - 1e-9)}
+        if not below:
+            return result
+        lifted |= below
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is known of one priority. `head_stored_at`: about when its oldest waiting request was stored (UTC)."""
+
+    share: float
+    virtual_time: float = 0.0
+    mean_cost: float = _FIRST_ESTIMATE
+    idle: bool = True
+    head_stored_at: float | None = None
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """The choice of the next lane. One writer: the worker that pulls."""
+
+    weights: Mapping[Priority, float]
+    floor_share: float = 0.05
+    max_wait_s: float = 600.0
+    lanes: Sequence[Lane] = LANES
+    _accounts: dict[Priority, _Account] = field(init=False)
+    _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
+    _credit: dict[Lane, float] = field(init=False)
+    _charged: dict[str, tuple[Priority, float]] = field(init=False, default_factory=dict)
+    _virtual_now: float = field(init=False, default=0.0)
+    _choices_since_overdue: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._accounts = {p: _Account(share) for p, share in shares(self.weights, self.floor_share).items()}
+        self._credit = dict.fromkeys(self.lanes, 0.0)
+
+    def order(self, now: float, *, wall_now: float, saturated: bool = False) -> list[Lane]:
+        """The lanes that may hold a request, the one to ask first in front. Changes nothing.
+
+        Args:
+            now: monotonic seconds, as in `empty`.
+            wall_now: UTC seconds, as `stored_at` in `start`.
+            saturated: whether the engine is.
+        """
+        lifted = self._lifted(wall_now)
+        task_weights = PREFER_COMPLEX if saturated else EVEN
+
+        def rank(lane: Lane) -> tuple[bool, float, float]:
+            credit = self._credit[lane] + task_weights[lane.task]
+            return lane.priority is not lifted, self._start_tag(lane.priority), -credit
+
+        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
+
+    def start(
+        self,
+        request_id: str,
+        lane: Lane,
+        *,
+        stored_at: float,
+        pending: int,
+        now: float,
+        wall_now: float,
+        saturated: bool = False,
+    ) -> None:
+        """Record that a request, stored at stored_at (UTC), was taken from lane, where pending more are left."""
+        is_lifted = lane.priority is self._lifted(wall_now)
+        self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
+        account = self._accounts[lane.priority]
+        self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)
+        account.virtual_time = self._start_tag(lane.priority)
+        self._virtual_now = max(self._virtual_now, account.virtual_time)
+        account.virtual_time += account.mean_cost / account.share
+        account.idle = False
+        account.head_stored_at = stored_at
+        self._charged[request_id] = (lane.priority, account.mean_cost)
+        if pending:
+            self.arrived(lane)
+        else:
+            self.empty(lane, now)
+
+    def finish(self, request_id: str, cost: float) -> None:
+        """Correct the charge of a request that ended to its real cost, in weighted tokens. Unknown ids are ignored."""
+        priority, estimate = self._charged.pop(request_id, (None, 0.0))
+        if priority is None:
+            return
+        account = self._accounts[priority]
+        account.virtual_time += (cost - estimate) / account.share
+        account.mean_cost += _SMOOTHING * (cost - account.mean_cost)
+
+    def empty(self, lane: Lane, now: float) -> None:
+        """Record that lane was found empty at now."""
+        self._empty_since[lane] = now
+        if all(other in self._empty_since for other in self.lanes if other.priority is lane.priority):
+            account = self._accounts[lane.priority]
+            account.idle = True
+            account.head_stored_at = None
+
+    def arrived(self, lane: Lane) -> None:
+        """Record that lane holds a request."""
+        self._empty_since.pop(lane, None)
+
+    def forget(self) -> None:
+        """Know nothing about emptiness any more, as after a reconnect."""
+        self._empty_since.clear()
+
+    def _may_hold_work(self, lane: Lane, now: float) -> bool:
+        since = self._empty_since.get(lane)
+        return since is None or now - since >= RECHECK_S
+
+    def _start_tag(self, priority: Priority) -> float:
+        """The virtual time at which the priority's next request would start."""
+        account = self._accounts[priority]
+        return max(account.virtual_time, self._virtual_now) if account.idle else account.virtual_time
+
+    def _lifted(self, wall_now: float) -> Priority | None:
+        """The priority whose turn it is because its requests have waited beyond the bound."""
+        if self._choices_since_overdue + 1 < OVERDUE_EVERY:
+            return None
+        heads = {p: a.head_stored_at for p, a in self._accounts.items() if a.head_stored_at is not None}
+        oldest = min(heads, key=lambda p: heads[p], default=None)
+        return oldest if oldest is not None and wall_now - heads[oldest] > self.max_wait_s else None
+
+    def _take_turn(self, lane: Lane, task_weights: Mapping[Task, float]) -> None:
+        """Smooth weighted round robin among the lanes of one priority that are not known to be empty."""
+        rivals = [
+            other
+            for other in self.lanes
+            if other == lane or (other.priority is lane.priority and other not in self._empty_since)
+        ]
+        for rival in rivals:
+            self._credit[rival] += task_weights[rival.task]
+        self._credit[lane] -= sum(task_weights[rival.task] for rival in rivals)

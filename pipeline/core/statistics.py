@@ -1,0 +1,122 @@
+"""Queue statistics: what happened to requests, counted, and how long they waited, as quantiles of the recent ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from msgspec import Struct
+
+from pipeline.messages import EngineName, Load, RequestEvent
+from pipeline.subjects import Priority
+
+# Quantiles are of this many of the latest requests of a priority.
+WINDOW = 2000
+
+
+class Quantiles(Struct):
+    """Of the latest requests, in milliseconds; 0 where there were none."""
+
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+
+
+class LaneStatistics(Struct):
+    """One priority's counts since the monitor started, and its waits."""
+
+    queued: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    spilled: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    wait_ms: Quantiles = Quantiles()
+    ttft_ms: Quantiles = Quantiles()
+
+
+class QueueStatistics(Struct):
+    """The body of `llm.queue.stats`."""
+
+    high: LaneStatistics
+    medium: LaneStatistics
+    low: LaneStatistics
+    engines: dict[EngineName, Load]
+    errors: dict[str, int]
+    dead: int
+    uptime_s: float
+
+
+def quantiles(values: list[float]) -> Quantiles:
+    """Nearest-rank quantiles of values."""
+    if not values:
+        return Quantiles()
+    ordered = sorted(values)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+
+    return Quantiles(at(0.50), at(0.95), at(0.99))
+
+
+@dataclass(slots=True)
+class _Lane:
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("done", "failed", "spilled", "cancelled", "expired"), 0)
+    )
+    wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    ttft_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts events. One writer: the monitor."""
+
+    started_at: float
+    _lanes: dict[Priority, _Lane] = field(init=False, default_factory=lambda: {p: _Lane() for p in Priority})
+    _errors: dict[str, int] = field(init=False, default_factory=dict)
+
+    def record(self, event: RequestEvent) -> None:
+        """Count one event."""
+        lane = self._lanes[event.priority]
+        if event.kind in lane.counts:
+            lane.counts[event.kind] += 1
+        if event.code is not None:
+            self._errors[event.code] = self._errors.get(event.code, 0) + 1
+        if event.kind == "started" and event.wait_ms is not None:
+            lane.wait_ms.append(event.wait_ms)
+        if event.kind == "done" and event.ttft_ms is not None:
+            lane.ttft_ms.append(event.ttft_ms)
+
+    def report(
+        self,
+        *,
+        queued: Mapping[Priority, int],
+        running: Mapping[Priority, int],
+        loads: Mapping[EngineName, Load],
+        dead: int,
+        now: float,
+    ) -> QueueStatistics:
+        """The statistics as of now (monotonic seconds, as `started_at`)."""
+
+        def lane(priority: Priority) -> LaneStatistics:
+            kept = self._lanes[priority]
+            return LaneStatistics(
+                queued=queued.get(priority, 0),
+                running=running.get(priority, 0),
+                wait_ms=quantiles(list(kept.wait_ms)),
+                ttft_ms=quantiles(list(kept.ttft_ms)),
+                **kept.counts,
+            )
+
+        return QueueStatistics(
+            high=lane(Priority.HIGH),
+            medium=lane(Priority.MEDIUM),
+            low=lane(Priority.LOW),
+            engines=dict(loads),
+            errors=dict(self._errors),
+            dead=dead,
+            uptime_s=round(now - self.started_at, 1),
+        )

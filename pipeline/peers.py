@@ -1,0 +1,70 @@
+"""The other processes as this one hears them: what workers say of themselves, and the load of each engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.bus import Bus, Message
+from pipeline.core.saturation import STALE_S
+from pipeline.messages import EngineName, Load, WorkerStatus
+from pipeline.subjects import LOAD, WORKER
+
+log = logging.getLogger(__name__)
+
+_status_decoder = msgspec.json.Decoder(WorkerStatus)
+_load_decoder = msgspec.json.Decoder(Load)
+
+
+@dataclass(slots=True)
+class Peers:
+    """Keeps the last word of every worker and of every engine's load. One writer: its own subscriptions."""
+
+    bus: Bus
+    on_change: Callable[[], None] = lambda: None
+    _statuses: dict[str, WorkerStatus] = field(init=False, default_factory=dict)
+    _loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
+
+    async def start(self) -> None:
+        """Listen. Call once."""
+        await self.bus.subscribe(f"{WORKER}.*", self._on_status)
+        await self.bus.subscribe(f"{LOAD}.*", self._on_load)
+
+    def workers(self, engine: EngineName) -> list[WorkerStatus]:
+        """What the workers of engine said within the last three seconds."""
+        oldest = time.time() - STALE_S
+        return [status for status in self._statuses.values() if status.engine == engine and status.at >= oldest]
+
+    def models(self, engine: EngineName) -> list[str]:
+        """The names that engine's workers answer to, each once."""
+        return list(dict.fromkeys(name for status in self.workers(engine) for name in status.models))
+
+    def load(self, engine: EngineName) -> Load | None:
+        """The engine's load, or None where the last event is older than three seconds: it says nothing any more."""
+        load = self._loads.get(engine)
+        return load if load is not None and time.time() - load.at <= STALE_S else None
+
+    async def _on_status(self, message: Message) -> None:
+        try:
+            status = _status_decoder.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("%s says what no worker says: %s", message.subject, error)
+            return
+        if status.state == "gone":
+            self._statuses.pop(status.worker, None)
+        else:
+            self._statuses[status.worker] = status
+        self.on_change()
+
+    async def _on_load(self, message: Message) -> None:
+        try:
+            load = _load_decoder.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("%s says what no load event says: %s", message.subject, error)
+            return
+        self._loads[load.engine] = load
+        self.on_change()

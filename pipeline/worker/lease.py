@@ -1,0 +1,71 @@
+"""Keeping the requests in hand: each delivery's lease is renewed while its work goes on.
+
+Leases are short, so that a dead worker's requests soon go to another. A worker that stood still for a whole lease
+(stopped, swapped out, suspended) must take every request it holds for lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.bus import Delivery, Unreachable
+
+# Renewals per lease: one may be late or lost.
+_RENEWALS = 3
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One delivery, ours until `expires_at` (event loop's clock)."""
+
+    delivery: Delivery
+    expires_at: float
+    on_lost: Callable[[], None]
+
+    def holds(self) -> bool:
+        """Whether the request is still ours, as far as this process can know."""
+        return asyncio.get_running_loop().time() < self.expires_at
+
+
+@dataclass(slots=True)
+class LeaseKeeper:
+    """Renews all leases of one worker.
+
+    Args:
+        lease_s: how long the broker waits for a renewal, seconds.
+    """
+
+    lease_s: float
+    _leases: list[Lease] = field(init=False, default_factory=list)
+
+    def hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> Lease:
+        """Keep a delivery until `release`; on_lost is called once if its lease runs out before."""
+        lease = Lease(delivery, asyncio.get_running_loop().time() + self.lease_s, on_lost)
+        self._leases.append(lease)
+        return lease
+
+    def release(self, lease: Lease) -> None:
+        """Renew no more. Twice is harmless."""
+        if lease in self._leases:
+            self._leases.remove(lease)
+
+    async def run(self) -> None:
+        """Renew until cancelled."""
+        while True:
+            await asyncio.sleep(self.lease_s / _RENEWALS)
+            for lease in list(self._leases):
+                await self._renew(lease)
+
+    async def _renew(self, lease: Lease) -> None:
+        if not lease.holds():
+            self.release(lease)
+            lease.on_lost()
+            return
+        renewed_at = asyncio.get_running_loop().time()
+        try:
+            await lease.delivery.in_progress()
+        except Unreachable:
+            return
+        lease.expires_at = renewed_at + self.lease_s

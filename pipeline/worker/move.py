@@ -1,0 +1,72 @@
+"""Passing a request on: moving it to another lane or stream, and giving it back to the one it came from.
+
+A request that moves is stored there first and then acknowledged here, so that it is never nowhere. A move has a message
+id of its own: whoever dies between the two steps is followed by another that stores it once.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from pipeline.bus import Bus, BusError, Delivery, LaneFull
+from pipeline.core.delivery import Envelope
+from pipeline.subjects import (
+    MOVED_REASON,
+    MOVED_STORED_AT,
+    MSG_ID,
+    RETURNED,
+    STREAM_STATE,
+    TASK,
+    Move,
+    Task,
+    moved_id,
+)
+from pipeline.telemetry import Tracing
+
+log = logging.getLogger(__name__)
+
+_GIVEN_BACK_KEPT_S = 3600
+
+
+async def move(
+    bus: Bus, tracing: Tracing, delivery: Delivery, envelope: Envelope, *, to: str, how: Move, task: Task, reason: str
+) -> bool:
+    """Store a request under subject `to` and acknowledge it where it was.
+
+    Returns:
+        Whether it was moved: a full lane does not take it, and it stays where it is.
+
+    Raises:
+        Unreachable: the broker is away; the request may be stored already, and comes again.
+    """
+    headers = dict(delivery.message.headers) | {
+        MSG_ID: moved_id(envelope.id, how),
+        MOVED_STORED_AT: repr(envelope.stored_at),
+        MOVED_REASON: reason,
+        TASK: task,
+    }
+    with tracing.publish(to, headers, request_id=envelope.id):
+        try:
+            await bus.store(to, delivery.message.data, headers=headers)
+        except LaneFull:
+            return False
+    await delivery.ack()
+    return True
+
+
+async def give_back(bus: Bus, delivery: Delivery, envelope: Envelope, *, delay_s: float = 0.0) -> None:
+    """Let somebody else have a request, at once or after a while, without using up one of its attempts."""
+    try:
+        times = await times_given_back(bus, envelope) + 1
+        await bus.store(
+            f"{RETURNED}.{envelope.id}", str(times).encode(), headers={"Nats-TTL": f"{_GIVEN_BACK_KEPT_S}s"}
+        )
+    except BusError as error:
+        log.warning("%s: given back, but it counts as an attempt: %s", envelope.id, error)
+    await delivery.nak(delay_s)
+
+
+async def times_given_back(bus: Bus, envelope: Envelope) -> int:
+    """How many of a request's deliveries were given back."""
+    found = await bus.last_message(STREAM_STATE, f"{RETURNED}.{envelope.id}")
+    return 0 if found is None else int(found[1])

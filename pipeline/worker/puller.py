@@ -1,0 +1,158 @@
+"""Late-bound pulling from the durable consumers of a stream: one request at a time, no polling, no hoarding.
+
+`take` asks one consumer and does not wait. `wait` stands on several consumers at once; the first request to come
+withdraws the others. A request that raced with the withdrawal is surplus: its worker keeps it if it has room, and gives
+it back if not. Which consumer to ask first is not decided here (`pipeline.core.scheduler`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.bus import Bus, Delivery, Message, Subscription, Unreachable
+
+log = logging.getLogger(__name__)
+
+_EXPIRES_S = 30.0
+_HEARTBEAT_S = 5.0
+_ANSWER_TIMEOUT_S = 2.0
+_NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
+_STANDING = msgspec.json.encode(
+    {"batch": 1, "expires": int(_EXPIRES_S * 1e9), "idle_heartbeat": int(_HEARTBEAT_S * 1e9)}
+)
+_HEARTBEAT = "100"
+_EMPTY = "404"
+_EXPIRED = "408"
+
+
+class _Round:
+    """The pulls under one inbox that end with the first answer."""
+
+    def __init__(self, inbox: str) -> None:
+        self.inbox = inbox
+        self.first: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
+        self.heard = asyncio.Event()
+
+    def settle(self, delivery: Delivery | None) -> bool:
+        """End the round with delivery, unless it has ended."""
+        if self.first.done():
+            return False
+        self.first.set_result(delivery)
+        return True
+
+
+@dataclass(slots=True)
+class Puller:
+    """Pulls from the durable consumers of one stream. One user at a time: the worker's pull loop.
+
+    Args:
+        bus: the connection.
+        stream: which stream.
+        on_surplus: called with a request that came when none was asked for any more.
+    """
+
+    bus: Bus
+    stream: str
+    on_surplus: Callable[[Delivery], Awaitable[None]]
+    _inbox: str = field(init=False)
+    _rounds: int = field(init=False, default=0)
+    _round: _Round | None = field(init=False, default=None)
+    _withdrawals: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+
+    async def start(self) -> None:
+        """Listen for answers. Call once, before the first pull."""
+        self._inbox = self.bus.new_inbox()
+        await self.bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self.bus.on_reconnect(self._on_reconnect)
+
+    async def take(self, consumer: str) -> Delivery | None:
+        """One request of consumer; None where it is empty, or where the broker does not answer.
+
+        Cancelling is safe: a request that still comes is surplus.
+        """
+        self._rounds += 1
+        pull = self._begin(f"{self._inbox}.{self._rounds}")
+        await self._ask(consumer, _NO_WAIT, pull.inbox)
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                return await pull.first
+        except TimeoutError:
+            return None
+        finally:
+            self._end(pull)
+
+    async def wait(self, consumers: Sequence[str]) -> Delivery | None:
+        """The first request to come to any of the consumers; None when the pulls ended without one.
+
+        Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
+        """
+        # An inbox of its own: removing the interest in it withdraws all that stands.
+        pull = self._begin(self.bus.new_inbox())
+        subscription = await self.bus.subscribe(f"{pull.inbox}.*", self._on_message)
+        try:
+            for consumer in consumers:
+                await self._ask(consumer, _STANDING, f"{pull.inbox}.{consumer}")
+            return await self._first_while_heard(pull)
+        finally:
+            self._end(pull)
+            self._withdraw(subscription)
+
+    async def close(self) -> None:
+        """Wait until what was withdrawn is gone from the broker."""
+        await asyncio.gather(*self._withdrawals, return_exceptions=True)
+
+    async def _first_while_heard(self, pull: _Round) -> Delivery | None:
+        """The round's result; None as well when heartbeats stop, for then nobody serves the pulls."""
+        while not pull.first.done():
+            pull.heard.clear()
+            await asyncio.wait({pull.first}, timeout=2 * _HEARTBEAT_S)
+            if not pull.first.done() and not pull.heard.is_set():
+                log.warning("pulls from %s went unheard; asking again", self.stream)
+                return None
+        return pull.first.result()
+
+    async def _ask(self, consumer: str, body: bytes, inbox: str) -> None:
+        try:
+            await self.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}", body, reply=inbox)
+        except Unreachable:
+            if self._round is not None:
+                self._round.settle(None)
+
+    def _begin(self, inbox: str) -> _Round:
+        self._round = _Round(inbox)
+        return self._round
+
+    def _end(self, pull: _Round) -> None:
+        if not pull.first.done():
+            pull.first.cancel()
+        if self._round is pull:
+            self._round = None
+
+    def _withdraw(self, subscription: Subscription) -> None:
+        """Remove the interest, but go on listening until the broker has confirmed it."""
+        task = asyncio.get_running_loop().create_task(self.bus.drain(subscription))
+        self._withdrawals.add(task)
+        task.add_done_callback(self._withdrawals.discard)
+
+    async def _on_message(self, message: Message) -> None:
+        pull = self._round
+        if message.status is None:
+            delivery = self.bus.delivery(message)
+            if pull is None or not pull.settle(delivery):
+                await self.on_surplus(delivery)
+        elif pull is not None and message.subject.startswith(pull.inbox):  # a status may come late
+            if message.status == _HEARTBEAT:
+                pull.heard.set()
+                return
+            if message.status not in (_EMPTY, _EXPIRED):
+                log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+            pull.settle(None)
+
+    def _on_reconnect(self) -> None:
+        if self._round is not None:
+            self._round.settle(None)

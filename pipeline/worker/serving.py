@@ -1,0 +1,268 @@
+"""One delivery from start to end: read what stands in the record, refuse or generate, close the record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from pipeline.bus import Bus, Delivery, Unreachable
+from pipeline.config import Config
+from pipeline.core.delivery import Answer, Envelope, Record, decide, error_answer, expired
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import (
+    ChatRequest,
+    Completion,
+    ErrorBody,
+    EventKind,
+    RequestEvent,
+    decode_request,
+    encode,
+)
+from pipeline.subjects import DEAD, EVENT, MSG_ID, reply_subject
+from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
+from pipeline.worker.engine import Engine, Generation, Work
+from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.move import give_back, times_given_back
+from pipeline.worker.record import LeaseLost, RecordWriter
+
+log = logging.getLogger(__name__)
+
+# A request that failed for no reason of its own comes again after this long, or to somebody else.
+RETRY_DELAY_S = 0.5
+
+_EVENT_OF_CODE: dict[ErrorCode, EventKind] = {
+    ErrorCode.CANCELLED: "cancelled",
+    ErrorCode.DEADLINE_EXCEEDED: "expired",
+}
+
+
+class Elsewhere(Protocol):
+    """Where a request may go that this engine cannot serve."""
+
+    async def offer(self, delivery: Delivery, envelope: Envelope, request: ChatRequest, error: HeadraceError) -> bool:
+        """Move the request if another engine can serve it. Returns whether it was moved and acknowledged."""
+        ...
+
+
+class HandedBack(Exception):
+    """The worker is draining and its time is up: somebody else goes on."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """What every serving of one worker shares."""
+
+    bus: Bus
+    engine: Engine
+    config: Config
+    tracing: Tracing
+    leases: LeaseKeeper
+    elsewhere: Elsewhere
+
+
+@dataclass(slots=True)
+class Serving:
+    """One delivery being served. `run` ends it in exactly one way; `interrupt` ends it from outside.
+
+    Attributes:
+        cost_tokens: (prompt, output) tokens that the engine spent on it.
+    """
+
+    desk: Desk
+    delivery: Delivery
+    envelope: Envelope
+    reason: str
+    cost_tokens: tuple[int, int] = (0, 0)
+    _interruption: Exception | None = field(init=False, default=None)
+    _task: asyncio.Task[None] | None = field(init=False, default=None)
+
+    def interrupt(self, why: Exception) -> None:
+        """End the serving: with the error `why` for its reader, or handed back, or dropped where the lease is lost."""
+        if self._interruption is None and self._task is not None:
+            self._interruption = why
+            self._task.cancel()
+
+    async def run(self) -> None:
+        """Serve; what goes wrong ends in the record or in a redelivery."""
+        self._task = asyncio.current_task()
+        lease = self.desk.leases.hold(self.delivery, lambda: self.interrupt(LeaseLost()))
+        writer = RecordWriter(self.desk.bus, self.envelope, lease.holds)
+        deadline = self._arm_deadline()
+        try:
+            await self._run(writer)
+        except LeaseLost:
+            log.info("%s: another worker has it; dropped", self.envelope.id)
+        except HandedBack:
+            await self._give_back()
+        except Unreachable as error:
+            log.warning("%s: %s; it comes again", self.envelope.id, error)
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            self.desk.leases.release(lease)
+
+    def _arm_deadline(self) -> asyncio.TimerHandle | None:
+        if self.envelope.deadline is None:
+            return None
+        left_s = self.envelope.deadline - time.time()
+        return asyncio.get_running_loop().call_later(left_s, self.interrupt, expired()) if left_s > 0 else None
+
+    async def _run(self, writer: RecordWriter) -> None:
+        envelope, desk = self.envelope, self.desk
+        record, tries = Record(), 1
+        if envelope.delivered > 1 or envelope.move is not None:
+            record = Record.read(await desk.bus.read_answers(reply_subject(envelope.id)), envelope.created)
+            tries = max(1, envelope.delivered - await times_given_back(desk.bus, envelope))
+            writer.last_sequence = record.last_sequence
+        if record.last is not None:
+            await writer.settle(encode(record.last), self.delivery)
+            return
+        attempt = max(tries, record.attempt + 1)
+        with desk.tracing.process(
+            self.delivery.message.subject,
+            self.delivery.message.headers,
+            request_id=envelope.id,
+            priority=envelope.priority,
+            task=envelope.task,
+            attempt=attempt,
+        ) as span:
+            span.queue_wait(envelope.stored_at, time.time())
+            try:
+                decision = decide(envelope, tries=tries, max_attempts=desk.config.max_attempts, wall_now=time.time())
+                if decision is not None:
+                    raise decision
+                completion = await self._until_interrupted(self._complete(writer, record, attempt, span))
+            except HeadraceError as error:
+                span.fail(error)
+                await self._fail(writer, error, attempt, span)
+            else:
+                if completion is not None:
+                    await self._succeed(writer, completion)
+
+    async def _until_interrupted(self, work: Coroutine[Any, Any, Completion | None]) -> Completion | None:
+        """Do work, unless `interrupt` comes first; after it that comes too late, for a last message is written."""
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._interruption is None or self._task is None:
+                raise
+            self._task.uncancel()
+            raise self._interruption from None
+        finally:
+            self._task = None
+
+    async def _complete(
+        self, writer: RecordWriter, record: Record, attempt: int, span: ProcessSpan
+    ) -> Completion | None:
+        """Generate the answer; None where another engine will."""
+        request = decode_request(self.delivery.message.data, max_body_bytes=self.desk.config.max_body_bytes)
+        await writer.check_reply_to()
+        try:
+            return await self._generate(writer, request, record, attempt)
+        except HeadraceError as error:
+            if not await self.desk.elsewhere.offer(self.delivery, self.envelope, request, error):
+                raise
+            span.event("moved", reason=error.message)
+            return None
+
+    async def _generate(self, writer: RecordWriter, request: ChatRequest, record: Record, attempt: int) -> Completion:
+        desk, envelope = self.desk, self.envelope
+        model = desk.engine.resolve(request.wanted_model)
+        answer = Answer(
+            envelope, desk.engine.name, model, attempt, time.time(), self.reason, desk.engine.simulated, record
+        )
+        await self._tell("started", wait_ms=answer.queue_ms)
+        work = Work(
+            envelope.id,
+            request,
+            model,
+            seed=envelope.seed if request.seed is None else request.seed,
+            resume_tokens=record.resumable_tokens,
+            resume_chars=len(record.text),
+        )
+        with desk.tracing.chat(request, request_id=envelope.id, engine=desk.engine.name, model=model) as chat:
+            generation = await desk.engine.submit(work)
+            try:
+                if request.streams:
+                    for opening in answer.openings():
+                        await writer.write(opening)
+                return await self._follow(generation, answer, writer, request, chat)
+            finally:
+                await generation.close()
+
+    async def _follow(
+        self, generation: Generation, answer: Answer, writer: RecordWriter, request: ChatRequest, chat: ChatSpan
+    ) -> Completion:
+        """Turn pieces into chunks until the last one. While a chunk is being stored, what comes gathers in the next."""
+        began_at = time.time()
+        while True:
+            piece = await generation.next()
+            if piece.restarted:
+                answer.attempt += piece.restarted
+                if request.streams:
+                    await writer.write(answer.status("restarted"))
+            waits_for_first = answer.first_token_at is None
+            chunk = answer.chunk(piece, time.time())
+            if waits_for_first and answer.first_token_at is not None:
+                chat.first_chunk(answer.first_token_at - began_at)
+            if request.streams and chunk is not None:
+                await writer.write(chunk)
+            if piece.finish_reason is not None and piece.usage is not None:
+                self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
+                chat.finish(piece.finish_reason, piece.usage, model=answer.model)
+                return answer.completion(piece.finish_reason, piece.usage, now=time.time())
+
+    async def _succeed(self, writer: RecordWriter, completion: Completion) -> None:
+        with self.desk.tracing.publish(reply_subject(self.envelope.id), request_id=self.envelope.id):
+            await writer.close(completion, self.delivery)
+        account = completion.headrace
+        await self._tell(
+            "done", wait_ms=account.queue_ms, ttft_ms=account.ttft_ms, total_ms=account.total_ms, reason=self.reason
+        )
+
+    async def _fail(self, writer: RecordWriter, error: HeadraceError, attempt: int, span: ProcessSpan) -> None:
+        if error.code is ErrorCode.UNAVAILABLE:
+            await self._give_back(RETRY_DELAY_S)
+            return
+        if error.code is ErrorCode.ENGINE_FAILED:
+            await self._bury(error, attempt, span)
+        await writer.close(error_answer(self.envelope, error), self.delivery)
+        await self._tell(_EVENT_OF_CODE.get(error.code, "failed"), code=error.code)
+
+    async def _give_back(self, delay_s: float = 0.0) -> None:
+        await give_back(self.desk.bus, self.delivery, self.envelope, delay_s=delay_s)
+        await self._tell("returned")
+
+    async def _bury(self, error: HeadraceError, attempt: int, span: ProcessSpan) -> None:
+        """Put the request among the dead letters, once, as it came and with what became of it."""
+        headers = dict(self.delivery.message.headers) | {
+            MSG_ID: f"{self.envelope.id}@{self.envelope.created}",
+            "Llm-Id": self.envelope.id,
+            "Llm-Subject": self.delivery.message.subject,
+            "Llm-Error": msgspec.json.encode(ErrorBody.of(error)).decode(),
+            "Llm-Attempts": str(attempt),
+            "Llm-Trace-Id": span.trace_id or "",
+        }
+        await self.desk.bus.store(f"{DEAD}.{self.envelope.priority}", self.delivery.message.data, headers=headers)
+
+    async def _tell(
+        self,
+        kind: EventKind,
+        *,
+        wait_ms: float | None = None,
+        ttft_ms: float | None = None,
+        total_ms: float | None = None,
+        code: ErrorCode | None = None,
+        reason: str = "",
+    ) -> None:
+        envelope = self.envelope
+        event = RequestEvent(
+            envelope.id, kind, envelope.priority, self.desk.engine.name, wait_ms, ttft_ms, total_ms, code, reason
+        )
+        await self.desk.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))

@@ -1,0 +1,294 @@
+"""A worker: pulls requests as its engine has room, serves them side by side, says how it is, and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.bus import Bus, Delivery, Message, Unreachable
+from pipeline.config import Config
+from pipeline.core.delivery import Envelope, read_envelope
+from pipeline.core.scheduler import Scheduler
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.lifecycle import Lifecycle
+from pipeline.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
+from pipeline.peers import Peers
+from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SUBJECT, WORKER, Lane, Priority
+from pipeline.telemetry import Tracing
+from pipeline.worker.engine import Engine
+from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.move import give_back
+from pipeline.worker.puller import Puller
+from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
+
+log = logging.getLogger(__name__)
+
+STATUS_EVERY_S = 1.0
+# Changes within this time share one status.
+_STATUS_GATHER_S = 0.02
+# Between two rounds of pulls that ended at once without a request: the broker refuses them.
+_REFUSED_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a worker's requests come from.
+
+    Attributes:
+        stream: the work queue.
+        consumers: the durable consumer of each lane.
+        announcements: where the stream announces what it stores, or empty where it does not.
+    """
+
+    stream: str
+    consumers: Mapping[Lane, str]
+    announcements: str = ""
+
+
+@dataclass(slots=True)
+class Worker:
+    """Runs one engine's requests until it is told to stop.
+
+    Args:
+        bus: the connection.
+        engine: entered by the caller, and left after `run`.
+        config: the settings.
+        tracing: where spans go.
+        source: what to pull.
+        elsewhere: where requests go that this engine cannot serve.
+        peers: started by the caller.
+        name: the worker's, unique on the broker.
+    """
+
+    bus: Bus
+    engine: Engine
+    config: Config
+    tracing: Tracing
+    source: Source
+    elsewhere: Elsewhere
+    peers: Peers
+    name: str
+    _scheduler: Scheduler = field(init=False)
+    _leases: LeaseKeeper = field(init=False)
+    _desk: Desk = field(init=False)
+    _puller: Puller = field(init=False)
+    _lane_of: dict[str, Lane] = field(init=False)
+    _servings: dict[str, Serving] = field(init=False, default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _room: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _draining: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
+        self._leases = LeaseKeeper(config.lease_s)
+        self._desk = Desk(self.bus, self.engine, config, self.tracing, self._leases, self.elsewhere)
+        self._puller = Puller(self.bus, self.source.stream, self._on_surplus)
+        self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
+
+    async def run(self, lifecycle: Lifecycle) -> None:
+        """Serve until lifecycle asks to stop; then finish what runs, or hand it back at the drain deadline."""
+        self.engine.on_change(self._note_change)
+        self.bus.on_reconnect(self._scheduler.forget)
+        await self._puller.start()
+        await self.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        if self.source.announcements:
+            await self.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(self._leases.run()), group.create_task(self._report_status(lifecycle))]
+            pulling = group.create_task(self._pull())
+            await lifecycle.stopping.wait()
+            self._draining = True
+            self._note_change()
+            pulling.cancel()
+            await self._finish(lifecycle)
+            for task in background:
+                task.cancel()
+        await self._say_status("gone")
+
+    # ---- pulling
+
+    async def _pull(self) -> None:
+        while True:
+            await self._until_there_is_room()
+            began_at = asyncio.get_running_loop().time()
+            try:
+                delivery = await self._next_delivery()
+            except Unreachable:
+                delivery = None
+            if delivery is not None:
+                self._begin(delivery)
+            elif asyncio.get_running_loop().time() - began_at < _REFUSED_PAUSE_S:
+                await asyncio.sleep(_REFUSED_PAUSE_S)
+
+    async def _next_delivery(self) -> Delivery | None:
+        """The next request by the scheduler's order; stands on all lanes when none is known to hold one."""
+        now = asyncio.get_running_loop().time()
+        for lane in self._scheduler.order(now, wall_now=time.time(), saturated=self._saturated):
+            if delivery := await self._puller.take(self.source.consumers[lane]):
+                return delivery
+            self._scheduler.empty(lane, asyncio.get_running_loop().time())
+        waiting = asyncio.ensure_future(self._puller.wait(list(self.source.consumers.values())))
+        room = asyncio.ensure_future(self._until_there_is_no_room())
+        try:
+            await asyncio.wait({waiting, room}, return_when=asyncio.FIRST_COMPLETED)
+            return waiting.result() if waiting.done() else None
+        finally:
+            for task in (waiting, room):
+                task.cancel()
+            await asyncio.gather(waiting, room, return_exceptions=True)
+
+    @property
+    def _has_room(self) -> bool:
+        status = self.engine.status()
+        return status.state == "ready" and max(len(self._servings), status.slots_used) < status.slots_total
+
+    async def _until_there_is_room(self) -> None:
+        while not self._has_room:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _until_there_is_no_room(self) -> None:
+        """Ends when the engine goes away while pulls stand: they are withdrawn, so that others get the requests."""
+        while self._has_room:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _on_surplus(self, delivery: Delivery) -> None:
+        if self._has_room and not self._draining:
+            self._begin(delivery)
+            return
+        await give_back(self.bus, delivery, self._envelope(delivery))
+
+    def _envelope(self, delivery: Delivery) -> Envelope:
+        lane = self._lane_of[delivery.consumer]
+        return read_envelope(
+            delivery.message.headers,
+            priority=lane.priority,
+            task=lane.task,
+            sequence=delivery.sequence,
+            stored_at=delivery.stored_at,
+            delivered=delivery.delivered,
+            default_timeout_s=self.config.default_timeout_s,
+        )
+
+    # ---- serving
+
+    def _begin(self, delivery: Delivery) -> None:
+        envelope = self._envelope(delivery)
+        lane = self._lane_of[delivery.consumer]
+        key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
+        self._scheduler.start(
+            key,
+            lane,
+            stored_at=envelope.stored_at,
+            pending=delivery.pending,
+            now=asyncio.get_running_loop().time(),
+            wall_now=time.time(),
+            saturated=self._saturated,
+        )
+        serving = Serving(self._desk, delivery, envelope, self._reason(envelope))
+        self._servings[key] = serving
+        task = asyncio.get_running_loop().create_task(self._serve(key, serving))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._note_change()
+
+    async def _serve(self, key: str, serving: Serving) -> None:
+        try:
+            await serving.run()
+        except Exception:
+            # Whatever one request does, the others go on; its lease runs out and it counts as an attempt.
+            log.exception("%s: could not be served", serving.envelope.id)
+        finally:
+            prompt_tokens, output_tokens = serving.cost_tokens
+            self._scheduler.finish(key, prompt_tokens * self.config.prompt_token_cost + output_tokens)
+            del self._servings[key]
+            self._note_change()
+
+    def _reason(self, envelope: Envelope) -> str:
+        if envelope.move_reason:
+            return envelope.move_reason
+        return f"{self.engine.name} had a free slot" if not self._saturated else f"{self.engine.name}, in its turn"
+
+    async def _finish(self, lifecycle: Lifecycle) -> None:
+        """Let what runs finish until the drain deadline, then hand the rest back."""
+        await self._puller.close()
+        loop = asyncio.get_running_loop()
+        while self._tasks:
+            left_s = (lifecycle.drain_deadline or loop.time()) - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.wait(self._tasks, timeout=left_s)
+        for serving in list(self._servings.values()):
+            serving.interrupt(HandedBack())
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2.0)
+
+    async def _on_cancel(self, message: Message) -> None:
+        request_id = message.subject.removeprefix(f"{CANCEL}.")
+        for serving in list(self._servings.values()):
+            if serving.envelope.id == request_id:
+                serving.interrupt(HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled"))
+
+    # ---- knowing and saying
+
+    @property
+    def _saturated(self) -> bool:
+        load = self.peers.load(self.engine.name)
+        return load is not None and load.level == "saturated"
+
+    async def _on_announcement(self, message: Message) -> None:
+        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        if lane is not None and lane in self.source.consumers:
+            self._scheduler.arrived(lane)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._room.set()
+
+    async def _report_status(self, lifecycle: Lifecycle) -> None:
+        """A status at every change and every second; a change of the engine's state is told to the parent as well."""
+        told: tuple[str, str] | None = None
+        while True:
+            status = self.engine.status()
+            if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
+                told = (status.state, status.reason)
+                lifecycle.report(status.state, status.reason, models=status.models, simulated=self.engine.simulated)
+            await self._say_status(status.state)
+            try:
+                async with asyncio.timeout(STATUS_EVERY_S):
+                    await self._changed.wait()
+                    await asyncio.sleep(_STATUS_GATHER_S)
+            except TimeoutError:
+                pass
+            self._changed.clear()
+
+    async def _say_status(self, state: WorkerState) -> None:
+        status = self.engine.status()
+        running = dict.fromkeys(Priority, 0)
+        for serving in self._servings.values():
+            running[serving.envelope.priority] += 1
+        message = WorkerStatus(
+            worker=self.name,
+            engine=self.engine.name,
+            state="draining" if self._draining and state != "gone" else state,
+            models=status.models,
+            slots=Slots(max(status.slots_used, len(self._servings)), status.slots_total),
+            running=PerPriorityCount(**{priority.value: count for priority, count in running.items()}),
+            pending_tokens=status.pending_tokens,
+            tokens_per_s=status.tokens_per_s,
+            tokens_per_request=status.tokens_per_request,
+            kv_bytes=status.kv_bytes,
+            kv_bytes_limit=status.kv_bytes_limit,
+            at=time.time(),
+            reason=status.reason,
+        )
+        try:
+            await self.bus.publish(f"{WORKER}.{self.name}", encode(message))
+        except Unreachable:
+            log.debug("status not sent: the broker is away")
