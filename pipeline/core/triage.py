@@ -1,0 +1,285 @@
+"""Whether a smaller model would do for a request, and whether a saturated engine's request goes to the other engine.
+
+*Simple* answers two questions: is the work short (cheap wherever it runs), and is it easy (a smaller model
+gets it right)? Both must hold; whatever is unsure is complex, since a complex request answered by a small
+model costs the user more than a simple one that waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from pipeline.core import lexical
+from pipeline.messages import ChatMessage, ChatRequest, Load
+from pipeline.subjects import Priority, Task
+
+LONG_PROMPT_CHARS = 2000
+LONG_SYSTEM_CHARS = 1500
+LONG_CONVERSATION_CHARS = 6000
+LONG_CONVERSATION_MESSAGES = 8
+LONG_ANSWER_TOKENS = 1024
+SHORT_ANSWER_TOKENS = 16
+_READ_CHARS = 1200
+_MANY_PARTS = 64
+_HARD_FACT_SCORE = 10.0
+
+# From here up a score is a clear case; between 0 and here an opinion may still change it.
+_DOUBT_ENDS = 1.0
+_MOST_HITS = 2.0
+
+
+class Verdict(NamedTuple):
+    """What triage found: the class, why, whether it is beyond doubt, and how far from simple (0 and below is simple).
+
+    A verdict that is not certain says complex until somebody who read the request says otherwise.
+    """
+
+    task: Task
+    reason: str
+    certain: bool
+    score: float
+
+
+class _Sign(NamedTuple):
+    """One row of the table: what one hit of a sign adds to difficulty and to length, and what it is called."""
+
+    difficulty: float
+    length: float
+    reason: str
+
+
+# Scores start above 0: a request that nothing is known of is not simple.
+_DIFFICULTY_BIAS = 0.6
+_LENGTH_BIAS = -1.0
+_LENGTH_PER_WORD = 1 / 110  # a request of 110 words is no longer short, whatever else it is
+
+# A sign that alone outweighs every known kind (1.0 and more) vetoes; the weaker ones must come together. The
+# signs' order of magnitude is a judgement on what small models fail at; those of texture (numbers, symbols)
+# and of logic (supposition, negation) are in proportion to their weights in a logistic fit on multiple-choice
+# questions.
+_SIGNS = {
+    "code": _Sign(1.0, 0.5, "asks for code"),
+    "reasoning": _Sign(1.0, 0.6, "asks for reasoning"),
+    "explanation": _Sign(1.0, 0.8, "asks for an explanation"),
+    "mathematics": _Sign(1.1, 0.4, "asks for mathematics"),
+    "composition": _Sign(1.0, 1.0, "asks for a text to be written"),
+    "planning": _Sign(1.0, 0.8, "asks for a plan"),
+    "thoroughness": _Sign(0.6, 1.1, "asks for a long answer"),
+    "amount": _Sign(0.6, 1.1, "asks for a long answer"),
+    "judgement": _Sign(0.9, 0.3, "asks for a judgement"),
+    "personal": _Sign(0.6, 0.1, "asks for a judgement"),
+    "supposition": _Sign(0.6, 0.1, "has conditions"),
+    "conjunction": _Sign(0.25, 0.1, "has several parts"),
+    "more_questions": _Sign(0.8, 0.6, "has several parts"),
+    "choices": _Sign(0.4, 0.0, "a choice between options"),
+    "listed": _Sign(0.3, 0.2, "has several parts"),
+    "abstraction": _Sign(0.5, 0.2, "an abstract subject"),
+    "negation": _Sign(0.2, 0.0, "has conditions"),
+    "large_numbers": _Sign(0.6, 0.0, "numbers to reason with"),
+    "log_numbers": _Sign(0.45, 0.0, "numbers to reason with"),
+    "log_symbols": _Sign(0.35, 0.0, "symbols to reason with"),
+    "log_variables": _Sign(0.3, 0.0, "symbols to reason with"),
+    "log_sentences": _Sign(0.15, 0.1, "has several parts"),
+}
+
+# How strongly a recognized kind speaks for easy. A small sum is all but certain to be one; a question that
+# opens like one for a fact may turn out to be something else.
+_KINDS = {
+    "greeting": 1.5,
+    "small sum": 2.0,
+    "unit conversion": 1.4,
+    "short translation": 1.4,
+    "small edit": 1.4,
+    "short classification": 1.4,
+    "short extraction": 1.3,
+    "one-word answer": 1.25,
+    "question on a short text": 1.2,
+    "short factual question": 1.05,
+}
+
+
+def classify(request: ChatRequest, hint: Task | None) -> Verdict:
+    """The class of a request, told from the caller's word, then from its form, then from its words.
+
+    Args:
+        request: as decoded.
+        hint: the class in its subject or its `Llm-Task`; None and `UNTRIAGED` leave it to triage.
+
+    Never raises; the time it takes does not grow with the request beyond some thousand characters.
+    """
+    if hint is Task.SIMPLE or hint is Task.COMPLEX:
+        return Verdict(hint, f"caller said {hint}", certain=True, score=-1.0 if hint is Task.SIMPLE else 1.0)
+    fact = _hard_fact(request)
+    if fact:
+        return Verdict(Task.COMPLEX, fact, certain=True, score=_HARD_FACT_SCORE)
+    return _read(request)
+
+
+def _hard_fact(request: ChatRequest) -> str:
+    """What makes a request complex whatever it says, or `""`."""
+    if request.tools and request.tool_choice != "none":
+        return "tools offered"
+    if request.response_format is not None and request.response_format.type != "text":
+        return "structured output asked for"
+    if (request.token_limit or 0) > LONG_ANSWER_TOKENS:
+        return "long answer allowed"
+    chat = request.chat
+    if not chat or chat[-1].role != "user":
+        return "no question at the end"
+    if len(chat) > LONG_CONVERSATION_MESSAGES:
+        return "long conversation"
+    if any(message.role == "tool" or message.tool_calls for message in chat):
+        return "tools used before"
+    system = sum(_chars(message) for message in chat if message.role in ("system", "developer"))
+    if _chars(chat[-1]) > LONG_PROMPT_CHARS:
+        return "long prompt"
+    if system > LONG_SYSTEM_CHARS:
+        return "long system prompt"
+    if sum(map(_chars, chat)) > LONG_CONVERSATION_CHARS:
+        return "long conversation"
+    if any("```" in piece for message in chat for piece in _pieces(message)):
+        return "code in the prompt"
+    return ""
+
+
+def _pieces(message: ChatMessage) -> Iterator[str]:
+    """A message's text, unjoined: parts that are not text have none here, and are refused elsewhere."""
+    if isinstance(message.content, str):
+        yield message.content
+    else:
+        yield from (part.text for part in message.content or ())
+
+
+def _chars(message: ChatMessage) -> int:
+    """How long a message is; one in very many parts counts as long, so that they need not be visited."""
+    if isinstance(message.content, list) and len(message.content) > _MANY_PARTS:
+        return LONG_CONVERSATION_CHARS
+    return sum(map(len, _pieces(message)))
+
+
+def _read(request: ChatRequest) -> Verdict:
+    """The verdict by words. Its text is bounded, or the form would have told already."""
+    *before, last = request.chat
+    asked = lexical.normalize("".join(_pieces(last)))
+    pieces = (piece for message in before if message.role != "assistant" for piece in _pieces(message))
+    context = lexical.normalize("\n".join(pieces))
+    kind = lexical.kind(asked) or _kind_set_before(request, asked)
+    signs = lexical.signs(_ends(f"{context}\n{lexical.instruction(asked, kind)}"))
+    for name in ("numbers", "symbols", "variables", "sentences"):
+        signs[f"log_{name}"] = math.log1p(signs[name])
+    signs["more_questions"] = max(0.0, signs["questions"] - 1)
+    if kind in ("small sum", "unit conversion"):
+        signs["log_numbers"] = signs["log_symbols"] = 0.0
+    hits = {name: min(_MOST_HITS, signs.get(name, 0.0)) for name in _SIGNS}
+    difficulty = _DIFFICULTY_BIAS + sum(_SIGNS[name].difficulty * count for name, count in hits.items())
+    difficulty -= _KINDS.get(kind, 0.0)
+    length = _LENGTH_BIAS + sum(_SIGNS[name].length * count for name, count in hits.items())
+    by_words = asked.count(" ") * _LENGTH_PER_WORD
+    length += by_words
+    if (request.token_limit or LONG_ANSWER_TOKENS) <= SHORT_ANSWER_TOKENS:
+        length -= 1.0
+    score = round(max(difficulty, length), 3)
+    if score <= 0:
+        return Verdict(Task.SIMPLE, kind, certain=True, score=score)
+    reason = _why(hits, hard=difficulty >= length)
+    if length > difficulty and by_words >= 1:
+        reason = "long prompt"
+    return Verdict(Task.COMPLEX, reason, certain=score >= _DOUBT_ENDS, score=score)
+
+
+def _ends(text: str) -> str:
+    """The start and the end of a long text: where people say what they want."""
+    if len(text) <= _READ_CHARS:
+        return text
+    return f"{text[: _READ_CHARS // 2]}\n{text[-_READ_CHARS // 2 :]}"
+
+
+def _kind_set_before(request: ChatRequest, asked: str) -> str:
+    """The kind that a system prompt sets for a short message: "Classify what the user says", say."""
+    instructions = (m for m in request.chat[:-1] if m.role in ("system", "developer"))
+    kinds = (lexical.kind(lexical.normalize("".join(_pieces(message))), data_follows=True) for message in instructions)
+    return next((kind for kind in kinds if kind in lexical.JOBS), "") if asked.strip() else ""
+
+
+def _why(hits: dict[str, float], *, hard: bool) -> str:
+    """The sign that added most, or that nothing was recognized."""
+    adds = {name: (sign.difficulty if hard else sign.length) * hits[name] for name, sign in _SIGNS.items()}
+    most = max(adds, key=lambda name: adds[name])
+    return _SIGNS[most].reason if adds[most] > 0.3 else "unsure"
+
+
+class Outcome(StrEnum):
+    """Where a request goes that waits for a saturated engine."""
+
+    SPILL = "spill"
+    COMPLEX = "complex"
+    LEAVE = "leave"
+
+
+class Decision(NamedTuple):
+    """What to do with a waiting request, and why."""
+
+    outcome: Outcome
+    reason: str
+
+
+class Waiting(NamedTuple):
+    """The request, as the router holds it.
+
+    `ollama_may` is whether the model it asks for has an answer at Ollama; `moved` whether it was moved
+    before.
+    """
+
+    verdict: Verdict
+    priority: Priority
+    ollama_may: bool
+    moved: bool = False
+
+
+class Room(NamedTuple):
+    """Ollama, as the router knows it: answering, with so many free places, and so long an answer takes it in all."""
+
+    healthy: bool
+    free: int
+    answer_ms: float
+
+
+LOAD_SAYS_FOR_S = 3.0
+
+
+def saturated(load: Load, load_age_s: float) -> bool:
+    """Whether a load event is fresh enough to be believed and says that the engine has more than it can do."""
+    return 0 <= load_age_s <= LOAD_SAYS_FOR_S and load.level == "saturated"
+
+
+def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) -> Decision:
+    """What becomes of one request that waits for MLX, untriaged or simple.
+
+    Args:
+        waiting: the request.
+        load: MLX's last load event, None where there was none.
+        load_age_s: how long ago it was made.
+        ollama: the engine that could take it.
+
+    It is spilled only if Ollama would have answered before MLX would have begun, by the wait that load
+    predicts for its priority. A complex one goes to the lane that only MLX serves, so that it is looked at
+    once.
+    """
+    if waiting.moved:
+        return Decision(Outcome.LEAVE, "moved before")
+    if load is None or not saturated(load, load_age_s):
+        return Decision(Outcome.LEAVE, "mlx is not known to be saturated")
+    if not waiting.ollama_may:
+        return Decision(Outcome.COMPLEX, "its model is mlx's alone")
+    if waiting.verdict.task is not Task.SIMPLE:
+        return Decision(Outcome.COMPLEX, waiting.verdict.reason)
+    if not ollama.healthy:
+        return Decision(Outcome.LEAVE, "ollama is away")
+    if ollama.free <= 0:
+        return Decision(Outcome.LEAVE, "ollama is full")
+    if ollama.answer_ms >= load.predicted_wait_ms.of(waiting.priority):
+        return Decision(Outcome.LEAVE, "mlx would answer sooner")
+    return Decision(Outcome.SPILL, f"mlx is saturated: {waiting.verdict.reason}")

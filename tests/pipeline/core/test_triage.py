@@ -1,0 +1,240 @@
+"""Which requests are simple, and which of them go to the other engine under saturation."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.triage import LOAD_SAYS_FOR_S, Outcome, Room, Verdict, Waiting, classify, spill
+from pipeline.messages import (
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    FunctionSpec,
+    Load,
+    PerPriority,
+    PerPriorityCount,
+    ResponseFormat,
+    Slots,
+    Tool,
+)
+from pipeline.subjects import Priority, Task
+
+LABELLED = [
+    json.loads(line) for line in (Path(__file__).parents[2] / "data" / "triage_prompts.jsonl").read_text().splitlines()
+]
+CAPITAL = "What is the capital of France?"
+WORDS = st.sampled_from(
+    ["hello", "what is the", "capital", "докажи", "переведи:", "2+2", "why", "?", "one word", "\n", "«код»", "```", "i"]
+)
+TEXTS = st.text(max_size=60) | st.lists(WORDS, max_size=12).map(" ".join)
+CONTENTS = TEXTS | st.none() | st.lists(st.builds(ContentPart, type=st.sampled_from(["text", "image"]), text=TEXTS))
+MESSAGES = st.builds(
+    ChatMessage, role=st.sampled_from(["system", "developer", "user", "assistant", "tool"]), content=CONTENTS
+)
+LIMITS = st.none() | st.integers(1, 5000)
+REQUESTS = st.builds(ChatRequest, prompt=TEXTS, max_tokens=LIMITS) | st.builds(
+    ChatRequest, messages=st.lists(MESSAGES, max_size=12), max_tokens=LIMITS
+)
+
+
+def task_of(prompt, **parameters):
+    return classify(ChatRequest(prompt=prompt, **parameters), None).task
+
+
+def request_of(row):
+    return msgspec.convert({key: row[key] for key in ("prompt", "messages") if key in row}, ChatRequest)
+
+
+# ---- the class of a request -----------------------------------------------------------------------------------------
+
+
+def test_no_labelled_complex_prompt_passes_for_simple():
+    wrong = [row for row in LABELLED if row["task"] == "complex" and classify(request_of(row), None).task == "simple"]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("lang", ["en", "ru"])
+def test_most_labelled_simple_prompts_are_found(lang):
+    simple = [row for row in LABELLED if row["task"] == "simple" and row["lang"] == lang]
+    found = [row for row in simple if classify(request_of(row), None).task is Task.SIMPLE]
+    assert len(simple) > 60
+    assert len(found) / len(simple) >= 0.9
+
+
+def test_labelled_prompts_are_many_and_of_many_kinds():
+    assert len(LABELLED) > 400
+    assert len({row["kind"] for row in LABELLED}) > 20
+
+
+@given(REQUESTS, st.sampled_from([Task.SIMPLE, Task.COMPLEX]))
+def test_the_callers_word_always_wins(request_, hint):
+    verdict = classify(request_, hint)
+    assert verdict.task is hint
+    assert verdict.reason == f"caller said {hint}"
+
+
+@given(REQUESTS, st.sampled_from([None, Task.UNTRIAGED]))
+def test_every_request_gets_a_class_and_a_reason(request_, hint):
+    verdict = classify(request_, hint)
+    assert verdict.task in (Task.SIMPLE, Task.COMPLEX)
+    assert 0 < len(verdict.reason) < 40
+    assert (verdict.task is Task.SIMPLE) is (verdict.score <= 0)
+    assert verdict.certain or verdict.task is Task.COMPLEX
+
+
+@given(TEXTS)
+def test_code_in_the_prompt_is_never_simple(text):
+    assert task_of(f"{text}\n```\nx = 1\n```") is Task.COMPLEX
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["Prove it.", "Explain why.", "Then write an essay about it.", "Think step by step.", "И докажи это.",
+     "Объясни почему.", "Напиши об этом рассказ.", "Compare it with Rome.", "Сравни с Римом."],
+)  # fmt: skip
+@pytest.mark.parametrize("prompt", [CAPITAL, "Hi!", "2 + 2 = ?", "Переведи: да", "Какая столица Франции?", "One word:"])
+def test_a_demand_added_to_a_simple_prompt_makes_it_complex(prompt, more):
+    assert task_of(f"{more} {prompt}") is Task.COMPLEX
+    if ":" not in prompt:
+        assert task_of(f"{prompt} {more}") is Task.COMPLEX
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"tools": [Tool(FunctionSpec("f"))]}, "tools offered"),
+        ({"response_format": ResponseFormat("json_object")}, "structured output asked for"),
+        ({"max_tokens": 4096}, "long answer allowed"),
+        ({"max_completion_tokens": 4096}, "long answer allowed"),
+    ],
+)
+def test_form_alone_can_make_a_request_complex(parameters, reason):
+    verdict = classify(ChatRequest(prompt=CAPITAL, **parameters), None)
+    assert (verdict.task, verdict.reason, verdict.certain) == (Task.COMPLEX, reason, True)
+
+
+def test_tools_that_may_not_be_used_do_not_count():
+    assert task_of(CAPITAL, tools=[Tool(FunctionSpec("f"))], tool_choice="none") is Task.SIMPLE
+
+
+def turns(*pairs):
+    return ChatRequest(messages=[ChatMessage(role=role, content=content) for role, content in pairs])
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (turns(*[("user", "hi"), ("assistant", "hello")] * 5, ("user", CAPITAL)), "long conversation"),
+        (turns(("user", "a" * 1900), ("assistant", "b" * 5000), ("user", CAPITAL)), "long conversation"),
+        (turns(("system", "s" * 1600), ("user", CAPITAL)), "long system prompt"),
+        (turns(("user", CAPITAL), ("tool", "Paris"), ("user", CAPITAL)), "tools used before"),
+        (turns(("user", CAPITAL), ("assistant", "Well,")), "no question at the end"),
+        (ChatRequest(messages=[]), "no question at the end"),
+        (ChatRequest(prompt=CAPITAL + " x" * 2000), "long prompt"),
+        (ChatRequest(prompt="Write an essay about Paris."), "asks for a text to be written"),
+        (ChatRequest(prompt="Докажи теорему Пифагора."), "asks for mathematics"),
+        (ChatRequest(prompt="Hm."), "unsure"),
+    ],
+)
+def test_reasons_say_what_was_seen(request_, reason):
+    assert classify(request_, None)[:2] == (Task.COMPLEX, reason)
+
+
+def test_a_doubtful_prompt_is_complex_until_somebody_says_otherwise():
+    verdict = classify(ChatRequest(prompt="Are tomatoes fruits?"), None)
+    assert (verdict.task, verdict.certain) == (Task.COMPLEX, False)
+
+
+def test_a_clear_case_is_certain():
+    assert classify(ChatRequest(prompt="Prove that the derivative of x^2 is 2x, step by step."), None).certain
+
+
+@pytest.mark.parametrize("hostile", ["«" * 1_000_000, '"' * 1999, " " * 1999, ". " * 900, "a? " * 600, "ли " * 600])
+def test_no_text_is_dear_to_read(hostile):
+    """Processor time against that of a plain question, with room for a busy machine."""
+
+    def cost(prompt):
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            for _ in range(20):
+                classify(ChatRequest(prompt=prompt), None)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert cost(hostile) < 60 * cost(CAPITAL)
+
+
+def test_very_many_parts_are_not_visited():
+    parts = [ContentPart("text", "x")] * 100_000
+    assert classify(ChatRequest(messages=[ChatMessage(role="user", content=parts)]), None).reason == "long prompt"
+
+
+# ---- spill ----------------------------------------------------------------------------------------------------------
+
+SIMPLE = Verdict(Task.SIMPLE, "short factual question", certain=True, score=-0.4)
+COMPLEX = Verdict(Task.COMPLEX, "asks for code", certain=True, score=1.4)
+ROOM = Room(healthy=True, free=2, answer_ms=800.0)
+
+
+def load(level="saturated", **wait_ms):
+    waits = PerPriority(**({"high": 900, "medium": 2000, "low": 9000} | wait_ms))
+    return Load("mlx", level, 1.2, waits, PerPriorityCount(), Slots(8, 8), 400.0, "slots", 0.0)
+
+
+def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, moved=False):
+    return Waiting(verdict, priority, ollama_may, moved)
+
+
+@pytest.mark.parametrize(
+    ("request_", "load_", "age_s", "room", "outcome", "reason"),
+    [
+        (waiting(), load(), 0.1, ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
+        (waiting(), load(), LOAD_SAYS_FOR_S, ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
+        (waiting(), load(), 3.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(), load(), -0.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(), None, 0.0, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(), load("busy"), 0.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(COMPLEX), load("normal"), 0.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(COMPLEX), load(), 0.1, ROOM, Outcome.COMPLEX, "asks for code"),
+        (waiting(COMPLEX, moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
+        (waiting(moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
+        (waiting(ollama_may=False), load(), 0.1, ROOM, Outcome.COMPLEX, "its model is mlx's alone"),
+        (waiting(), load(), 0.1, Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
+        (waiting(), load(), 0.1, Room(True, 0, 1.0), Outcome.LEAVE, "ollama is full"),
+        (waiting(), load(medium=800), 0.1, ROOM, Outcome.LEAVE, "mlx would answer sooner"),
+        (waiting(priority=Priority.LOW), load(medium=1), 0.1, ROOM, Outcome.SPILL, None),
+        (waiting(priority=Priority.HIGH), load(high=1), 0.1, ROOM, Outcome.LEAVE, "mlx would answer sooner"),
+    ],
+)
+def test_spill(request_, load_, age_s, room, outcome, reason):
+    decision = spill(request_, load_, age_s, room)
+    assert decision.outcome is outcome
+    assert reason is None or decision.reason == reason
+
+
+@given(
+    st.builds(Waiting, st.sampled_from([SIMPLE, COMPLEX]), st.sampled_from(Priority), st.booleans(), st.booleans()),
+    st.sampled_from(["normal", "busy", "saturated"]),
+    st.floats(0, 10),
+    st.builds(Room, st.booleans(), st.integers(-1, 3), st.floats(0, 20_000)),
+)
+def test_nothing_is_spilled_but_what_is_simple_allowed_and_sooner_answered(request_, level, age_s, room):
+    decision = spill(request_, load(level), age_s, room)
+    if decision.outcome is Outcome.SPILL:
+        assert request_.verdict.task is Task.SIMPLE
+        assert request_.ollama_may
+        assert not request_.moved
+        assert level == "saturated"
+        assert age_s <= LOAD_SAYS_FOR_S
+        assert room.healthy
+        assert room.free > 0
+        assert room.answer_ms < load().predicted_wait_ms.of(request_.priority)
+    assert decision.reason
