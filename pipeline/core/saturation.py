@@ -96,6 +96,7 @@ class SaturationMonitor:
     saturated_at: float
     _level: Level = field(init=False, default="normal")
     _below_since: float | None = field(init=False, default=None)
+    _absent: bool = field(init=False, default=False)
 
     @property
     def level(self) -> Level:
@@ -117,6 +118,10 @@ class SaturationMonitor:
             The load, and whether its level differs from the last one. Observe again at once after a change: the level
             moves one step at a time.
         """
+        if self._absent and capacity.slots_total:
+            # What was said of an engine without workers says nothing about the one that has come.
+            self._level, self._below_since = "normal", None
+        came_back, self._absent = self._absent and bool(capacity.slots_total), not capacity.slots_total
         waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s)
         saturation, reason = self._saturation(capacity, waits)
         changed = self._move(saturation, now)
@@ -131,7 +136,7 @@ class SaturationMonitor:
             reason=reason,
             at=wall_now,
         )
-        return load, changed
+        return load, changed or came_back
 
     def next_wake(self) -> float | None:
         """When a level may be left though nothing new is heard, monotonic seconds; None where none is."""

@@ -15,7 +15,7 @@ from pipeline.subjects import Priority
 WINDOW = 2000
 
 
-class Quantiles(Struct):
+class Quantiles(Struct, frozen=True):
     """Of the latest requests, in milliseconds; 0 where there were none."""
 
     p50: float = 0.0
