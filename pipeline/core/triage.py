@@ -252,7 +252,8 @@ LOAD_SAYS_FOR_S = 3.0
 
 def saturated(load: Load, load_age_s: float) -> bool:
     """Whether a load event is fresh enough to be believed and says that the engine has more than it can do."""
-    return 0 <= load_age_s <= LOAD_SAYS_FOR_S and load.level == "saturated"
+    # An age below 0 is another machine's clock running ahead, not a reason to disbelieve.
+    return abs(load_age_s) <= LOAD_SAYS_FOR_S and load.level == "saturated"
 
 
 def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) -> Decision:
