@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
-from pipeline import topology
-from pipeline.bus import Bus, BusError, Headers, Message
+from pipeline.bus import BusError, Headers, Message
 from pipeline.config import Config
 from pipeline.core.delivery import error_answer, read_envelope
 from pipeline.core.index import Entry, QueueIndex
@@ -27,7 +24,7 @@ from pipeline.core.statistics import Statistics
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import EngineName, Load, RequestEvent, decode_answer, encode, is_last
-from pipeline.peers import Peers
+from pipeline.role import Role, role
 from pipeline.subjects import (
     CANCEL,
     EVENT,
@@ -110,9 +107,8 @@ class ModelList(msgspec.Struct):
 class Monitor:
     """One is enough; its load events are retained by the broker, its counts begin anew when it does."""
 
-    bus: Bus
+    me: Role
     config: Config
-    peers: Peers
     _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
     _statistics: Statistics = field(init=False)
     _index: QueueIndex = field(init=False, default_factory=QueueIndex)
@@ -133,12 +129,12 @@ class Monitor:
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Watch and answer until lifecycle asks to stop."""
-        self.peers.on_change = self._changed.set
-        await self.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
-        await self.bus.subscribe(f"{EVENT}.>", self._on_event)
-        await self.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        self.me.peers.on_change = self._changed.set
+        await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
+        await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
+        await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         await self._read_queue()
-        await self.bus.serve(
+        await self.me.bus.serve(
             "headrace-queue",
             "Queue statistics, a request's position, and the models that answer",
             {QUEUE_STATS: self._answer_stats, QUEUE_POSITION: self._answer_position, MODELS: self._answer_models},
@@ -173,7 +169,7 @@ class Monitor:
     async def _look(self) -> None:
         """Ask for the lanes' depths, and publish every load that has changed its level or is due."""
         for engine in ENGINES:
-            consumers = {state.name: state for state in await self.bus.consumers(_STREAMS[engine])}
+            consumers = {state.name: state for state in await self.me.bus.consumers(_STREAMS[engine])}
             queued = dict.fromkeys(Priority, 0)
             for name, priority in _CONSUMERS[engine].items():
                 if name in consumers:
@@ -182,7 +178,7 @@ class Monitor:
             await self._observe(engine)
 
     async def _observe(self, engine: EngineName) -> None:
-        capacity = Capacity.of(self.peers.workers(engine))
+        capacity = Capacity.of(self.me.peers.workers(engine))
         changed = True
         while changed:
             now = time.monotonic()
@@ -193,7 +189,7 @@ class Monitor:
             if changed:
                 log.info("%s is %s: %s", engine, load.level, load.reason)
             if changed or now - self._said_at.get(engine, -_EVERY_IDLE_S) >= self._every_s(engine):
-                await self.bus.publish(f"{LOAD}.{engine}", encode(load))
+                await self.me.bus.publish(f"{LOAD}.{engine}", encode(load))
                 self._said_at[engine] = now
 
     def _every_s(self, engine: EngineName) -> float:
@@ -212,7 +208,7 @@ class Monitor:
     async def _read_queue(self) -> None:
         """Learn what was stored before this monitor began."""
         for engine in ENGINES:
-            async for message in self.bus.scan(_STREAMS[engine], ">"):
+            async for message in self.me.bus.scan(_STREAMS[engine], ">"):
                 self._note_stored(message.headers)
 
     async def _on_stored(self, message: Message) -> None:
@@ -240,7 +236,7 @@ class Monitor:
             if len(self._index):
                 try:
                     for stream in _STREAMS.values():
-                        self._index.forget_before(stream, (await self.bus.stream_state(stream)).first_seq)
+                        self._index.forget_before(stream, (await self.me.bus.stream_state(stream)).first_seq)
                 except BusError as error:
                     log.debug("the queue's index was not tidied: %s", error)
 
@@ -249,7 +245,7 @@ class Monitor:
     async def _answer_stats(self, _: bytes) -> bytes:
         running = dict.fromkeys(Priority, 0)
         for engine in ENGINES:
-            for status in self.peers.workers(engine):
+            for status in self.me.peers.workers(engine):
                 for priority in Priority:
                     running[priority] += getattr(status.running, priority)
         return msgspec.json.encode(
@@ -257,7 +253,7 @@ class Monitor:
                 queued={p: sum(self._queued[engine][p] for engine in ENGINES) for p in Priority},
                 running=running,
                 loads=self._loads,
-                dead=(await self.bus.stream_state(STREAM_DEAD)).messages,
+                dead=(await self.me.bus.stream_state(STREAM_DEAD)).messages,
                 now=time.monotonic(),
             )
         )
@@ -265,7 +261,7 @@ class Monitor:
     async def _answer_models(self, _: bytes) -> bytes:
         config = self.config
         catalogue = Catalogue(
-            self.peers.models("mlx"), self.peers.models("ollama"), config.spill_models, config.internal_models
+            self.me.peers.models("mlx"), self.me.peers.models("ollama"), config.spill_models, config.internal_models
         )
         return msgspec.json.encode(ModelList([Model(name) for name in catalogue.listed()]))
 
@@ -286,7 +282,7 @@ class Monitor:
         """`finished` where an answer is kept, `running` where one is being written, else `unknown`."""
         if not is_request_id(request_id):
             return "unknown"
-        found = await self.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
+        found = await self.me.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
         if found is None:
             return "unknown"
         return "finished" if is_last(decode_answer(found[1])) else "running"
@@ -301,7 +297,7 @@ class Monitor:
             log.warning("%s: not cancelled: %s", request_id, error)
             return
         if message.reply:
-            await self.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
+            await self.me.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
 
     async def _cancel(self, request_id: str) -> str:
         """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well."""
@@ -315,7 +311,7 @@ class Monitor:
 
     async def _cancel_queued(self, request_id: str, entry: Entry) -> None:
         """Close the record first, then remove the request: whoever pulls it in between finds it settled."""
-        found = await self.bus.stored(entry.stream, entry.sequence)
+        found = await self.me.bus.stored(entry.stream, entry.sequence)
         if found is None:
             return
         envelope = read_envelope(
@@ -328,23 +324,15 @@ class Monitor:
         )
         error = HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
         try:
-            await RecordWriter(self.bus, envelope, lambda: True).write(error_answer(envelope, error))
+            await RecordWriter(self.me.bus, envelope, lambda: True).write(error_answer(envelope, error))
         except LeaseLost:
             return
-        await self.bus.delete(entry.stream, entry.sequence)
+        await self.me.bus.delete(entry.stream, entry.sequence)
         event = RequestEvent(request_id, "cancelled", entry.priority, code=error.code)
-        await self.bus.publish(f"{EVENT}.{entry.priority}.cancelled", encode(event))
+        await self.me.bus.publish(f"{EVENT}.{entry.priority}.cancelled", encode(event))
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop.
-
-    Raises:
-        Unreachable: no broker at the first try.
-        TopologyError: the broker's streams cannot be brought to what is configured.
-    """
-    async with Bus.connect(config.nats_url, name=f"monitor-{socket.gethostname()}-{os.getpid()}") as bus:
-        await topology.apply(bus.js, config)
-        peers = Peers(bus)
-        await peers.start()
-        await Monitor(bus, config, peers).run(lifecycle)
+    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
+    async with role("monitor", config) as me:
+        await Monitor(me, config).run(lifecycle)

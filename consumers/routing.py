@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from dataclasses import dataclass, field
 
 import msgspec
 
 from consumers.ollama_engine import OllamaClient
-from pipeline import topology
-from pipeline.bus import Bus, BusError, Delivery, Message
+from pipeline.bus import BusError, Delivery, Message
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.models import ollama_model_for
@@ -28,7 +25,7 @@ from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, clas
 from pipeline.errors import HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import ChatRequest, EventKind, RequestEvent, decode_request, encode
-from pipeline.peers import Peers
+from pipeline.role import Role, role
 from pipeline.subjects import (
     EVENT,
     LANE_OF_SUBJECT,
@@ -42,7 +39,6 @@ from pipeline.subjects import (
     Task,
     ollama_subject,
 )
-from pipeline.telemetry import Tracing
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.move import give_back, move
 from pipeline.worker.puller import Puller
@@ -65,10 +61,8 @@ _QUESTION_CHARS = 600
 class Router:
     """Triage under saturation. One per broker is enough; several share the lanes."""
 
-    bus: Bus
+    me: Role
     config: Config
-    tracing: Tracing
-    peers: Peers
     client: OllamaClient
     _scheduler: Scheduler = field(init=False)
     _puller: Puller = field(init=False)
@@ -79,16 +73,16 @@ class Router:
     def __post_init__(self) -> None:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
-        self._puller = Puller(self.bus, STREAM_REQUESTS, self._on_surplus)
+        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus)
         self._leases = LeaseKeeper(config.lease_s)
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Route until lifecycle asks to stop."""
-        self.peers.on_change = self._changed.set
-        self.bus.on_reconnect(self._scheduler.forget)
+        self.me.peers.on_change = self._changed.set
+        self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
-        await self.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
-        await self.bus.subscribe(f"{EVENT}.*.started", self._on_started)
+        await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
+        await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
         lifecycle.report("ready")
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._leases.run()), group.create_task(self._route())]
@@ -101,7 +95,7 @@ class Router:
 
     def _open_for(self) -> set[Priority]:
         """The priorities whose requests Ollama would answer before MLX begins them; none while the gate is shut."""
-        load = self.peers.load("mlx")
+        load = self.me.peers.load("mlx")
         if load is None or not saturated(load, time.time() - load.at):
             return set()
         room = self._room()
@@ -110,8 +104,8 @@ class Router:
         return {priority for priority in Priority if room.answer_ms < load.predicted_wait_ms.of(priority)}
 
     def _room(self) -> Room:
-        capacity = Capacity.of(self.peers.workers("ollama"))
-        load = self.peers.load("ollama")
+        capacity = Capacity.of(self.me.peers.workers("ollama"))
+        load = self.me.peers.load("ollama")
         oldest = time.time() - UNDERWAY_S
         self._underway = {request: since for request, since in self._underway.items() if since > oldest}
         queued = load.queued.high + load.queued.medium + load.queued.low if load is not None else 0
@@ -180,7 +174,7 @@ class Router:
             await self._until_changed()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        await give_back(self.bus, delivery, self._envelope(delivery))
+        await give_back(self.me.bus, delivery, self._envelope(delivery))
 
     def _envelope(self, delivery: Delivery) -> Envelope:
         lane = LANE_OF_SUBJECT[delivery.message.subject]
@@ -209,7 +203,7 @@ class Router:
         )
         lease = self._leases.hold(delivery, lambda: None)
         try:
-            with self.tracing.process(
+            with self.me.tracing.process(
                 delivery.message.subject,
                 delivery.message.headers,
                 request_id=envelope.id,
@@ -224,8 +218,8 @@ class Router:
             self._scheduler.finish(envelope.id, 1.0)
 
     async def _triage(self, delivery: Delivery, envelope: Envelope) -> None:
-        load, room = self.peers.load("mlx"), self._room()
-        with self.tracing.triage() as span:
+        load, room = self.me.peers.load("mlx"), self._room()
+        with self.me.tracing.triage() as span:
             request, verdict = await self._verdict(delivery, envelope)
             waiting = Waiting(
                 verdict=verdict,
@@ -268,7 +262,7 @@ class Router:
         return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
 
     def _ollama_model(self, request: ChatRequest) -> str | None:
-        there = self.peers.models("ollama")
+        there = self.me.peers.models("ollama")
         return ollama_model_for(request.wanted_model, self.config.spill_models, there, self.config.internal_models)
 
     async def _carry_out(
@@ -279,7 +273,7 @@ class Router:
         decision: Decision,
     ) -> None:
         if decision.outcome is Outcome.LEAVE:
-            await give_back(self.bus, delivery, envelope, delay_s=_PAUSE_S)
+            await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
             return
         spills = decision.outcome is Outcome.SPILL
         priority = envelope.priority
@@ -288,17 +282,17 @@ class Router:
         if spills:
             self._underway[envelope.id] = time.time()
         moved = await move(
-            self.bus, self.tracing, delivery, envelope, to=to, how=how, task=verdict.task, reason=decision.reason
+            self.me.bus, self.me.tracing, delivery, envelope, to=to, how=how, task=verdict.task, reason=decision.reason
         )
         if not moved:
             self._underway.pop(envelope.id, None)
-            await give_back(self.bus, delivery, envelope, delay_s=_PAUSE_S)
+            await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
             return
         await self._tell(envelope, "spilled" if spills else "triaged", decision.reason)
 
     async def _tell(self, envelope: Envelope, kind: EventKind, reason: str) -> None:
         event = RequestEvent(envelope.id, kind, envelope.priority, reason=reason)
-        await self.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
+        await self.me.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
 
     # ---- listening
 
@@ -313,21 +307,10 @@ class Router:
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop.
-
-    Raises:
-        Unreachable: no broker at the first try.
-        TopologyError: the broker's streams cannot be brought to what is configured.
-    """
-    name = f"router-{socket.gethostname()}-{os.getpid()}".replace(".", "-")
-    tracing = Tracing.from_environment(service="headrace-router", instance=name)
+    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
     client = OllamaClient(config.ollama_host, idle_timeout_s=config.classifier_timeout_s)
     try:
-        async with Bus.connect(config.nats_url, name=name) as bus:
-            await topology.apply(bus.js, config)
-            peers = Peers(bus)
-            await peers.start()
-            await Router(bus, config, tracing, peers, client).run(lifecycle)
+        async with role("router", config) as me:
+            await Router(me, config, client).run(lifecycle)
     finally:
         await client.close()
-        tracing.shutdown()

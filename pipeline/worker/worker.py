@@ -8,16 +8,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.bus import Bus, Delivery, Message, Unreachable
+from pipeline.bus import Delivery, Message, Unreachable
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.peers import Peers
+from pipeline.role import Role
 from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SUBJECT, WORKER, Lane, Priority
-from pipeline.telemetry import Tracing
 from pipeline.worker.engine import Engine
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.move import give_back
@@ -53,24 +52,18 @@ class Worker:
     """Runs one engine's requests until it is told to stop.
 
     Args:
-        bus: the connection.
+        me: the role's connection and name.
         engine: entered by the caller, and left after `run`.
         config: the settings.
-        tracing: where spans go.
         source: what to pull.
         elsewhere: where requests go that this engine cannot serve.
-        peers: started by the caller.
-        name: the worker's, unique on the broker.
     """
 
-    bus: Bus
+    me: Role
     engine: Engine
     config: Config
-    tracing: Tracing
     source: Source
     elsewhere: Elsewhere
-    peers: Peers
-    name: str
     _scheduler: Scheduler = field(init=False)
     _leases: LeaseKeeper = field(init=False)
     _desk: Desk = field(init=False)
@@ -86,18 +79,18 @@ class Worker:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
         self._leases = LeaseKeeper(config.lease_s)
-        self._desk = Desk(self.bus, self.engine, config, self.tracing, self._leases, self.elsewhere)
-        self._puller = Puller(self.bus, self.source.stream, self._on_surplus)
+        self._desk = Desk(self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere)
+        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus)
         self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until lifecycle asks to stop; then finish what runs, or hand it back at the drain deadline."""
         self.engine.on_change(self._note_change)
-        self.bus.on_reconnect(self._scheduler.forget)
+        self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
-        await self.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         if self.source.announcements:
-            await self.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
+            await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._leases.run()), group.create_task(self._report_status(lifecycle))]
             pulling = group.create_task(self._pull())
@@ -162,7 +155,7 @@ class Worker:
         if self._has_room and not self._draining:
             self._begin(delivery)
             return
-        await give_back(self.bus, delivery, self._envelope(delivery))
+        await give_back(self.me.bus, delivery, self._envelope(delivery))
 
     def _envelope(self, delivery: Delivery) -> Envelope:
         lane = self._lane_of[delivery.consumer]
@@ -239,7 +232,7 @@ class Worker:
 
     @property
     def _saturated(self) -> bool:
-        load = self.peers.load(self.engine.name)
+        load = self.me.peers.load(self.engine.name)
         return load is not None and load.level == "saturated"
 
     async def _on_announcement(self, message: Message) -> None:
@@ -274,7 +267,7 @@ class Worker:
         for serving in self._servings.values():
             running[serving.envelope.priority] += 1
         message = WorkerStatus(
-            worker=self.name,
+            worker=self.me.name,
             engine=self.engine.name,
             state="draining" if self._draining and state != "gone" else state,
             models=status.models,
@@ -289,6 +282,6 @@ class Worker:
             reason=status.reason,
         )
         try:
-            await self.bus.publish(f"{WORKER}.{self.name}", encode(message))
+            await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
         except Unreachable:
             log.debug("status not sent: the broker is away")
