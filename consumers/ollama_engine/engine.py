@@ -9,7 +9,7 @@ from typing import Self
 from consumers.ollama_engine.client import OllamaClient, OllamaError
 from consumers.ollama_engine.generation import OllamaGeneration
 from consumers.ollama_engine.rates import Rates
-from consumers.ollama_engine.wire import Model, chat_body, says_too_long
+from consumers.ollama_engine.wire import Model, blames_request, chat_body, says_too_long
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, Permit
 from pipeline.core.models import is_internal, mlx_model_for, ollama_model_for
@@ -171,7 +171,7 @@ class OllamaEngine:
 
     def _failure(self, work: Work, permit: Permit, error: OllamaError) -> HeadraceError:
         """What an error of the server's means: to the breaker, and to the request."""
-        fault_of_request = says_too_long(error.message) or (
+        fault_of_request = blames_request(error.message) or (
             error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
         )
         if fault_of_request:

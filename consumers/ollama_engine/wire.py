@@ -19,6 +19,8 @@ from pipeline.worker.engine import Piece, Work
 # Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".
 _SEED_MODULUS = 2**31
 _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|available context", re.IGNORECASE)
+# Faults of a request that Ollama answers with status 500, as if they were its own.
+_BLAMES_REQUEST = re.compile(r"^(invalid format|invalid JSON schema|option \")|no input provided", re.IGNORECASE)
 _CHAT = "completion"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 
@@ -187,10 +189,13 @@ def join(first: Piece, then: Piece) -> Piece:
 
 
 def says_too_long(message: str) -> bool:
-    """Whether an error of Ollama's says that the prompt exceeds the context; it has no code of its own for
-    that.
-    """
+    """Whether an error of Ollama's says that the prompt exceeds the context; it has no code of its own for that."""
     return bool(_TOO_LONG.search(message))
+
+
+def blames_request(message: str) -> bool:
+    """Whether an error of Ollama's speaks of the request, whatever its status says."""
+    return says_too_long(message) or bool(_BLAMES_REQUEST.search(message))
 
 
 def error_text(body: str) -> str:

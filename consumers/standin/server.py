@@ -96,7 +96,7 @@ class Server:
 
     async def _generate(self, request: Request) -> Response | Answer:
         body = decode(await request.body(), GenerateBody)
-        self._check_model(body.model)
+        self._check_model(body.model, may_be_missing=True)
         if not body.prompt:
             return self._loaded(Part(model=body.model, created_at=now_text(), response="", done=True))
         return self._answer(body, generate_work(body, self._engine.resolve(None)), chat=False)
@@ -109,8 +109,9 @@ class Server:
         part.done_reason = "load"
         return _json(part)
 
-    def _check_model(self, model: str) -> None:
-        if not model:
+    def _check_model(self, model: str, *, may_be_missing: bool = False) -> None:
+        # At Ollama only `generate` takes a missing name for one that it does not know.
+        if not model and not may_be_missing:
             raise ApiError(400, "model is required")
         if not same_model(model, self._name):
             raise ApiError(404, f"model '{model}' not found")

@@ -122,8 +122,8 @@ def chat_work(body: ChatBody, model: str) -> Work:
 
 def generate_work(body: GenerateBody, model: str) -> Work:
     """The engine's work for a prompt; raises ApiError for what this server does not do."""
-    names = ("images", "suffix", "template", "context", "raw")
-    _refuse(body, {name: bool(getattr(body, name)) for name in names})
+    names = ("images", "template", "context", "raw")
+    _refuse(body, {"insert": bool(body.suffix)} | {name: bool(getattr(body, name)) for name in names})
     turns = [Turn("system", body.system)] if body.system else []
     turns.append(Turn("user", body.prompt))
     return _work(body, model, {"messages": [_message(turn) for turn in turns]})
@@ -177,7 +177,7 @@ def _form(wanted: Any) -> dict[str, Any] | None:
         return {"type": "json_object"}
     if isinstance(wanted, dict):
         return {"type": "json_schema", "json_schema": {"schema": wanted}}
-    raise ApiError(400, 'invalid format: expected "json" or a JSON schema')
+    raise ApiError(500, 'invalid format: expected "json" or a JSON schema')
 
 
 def _integer(value: Any) -> int:
@@ -281,5 +281,5 @@ def api_error(error: HeadraceError, model: str) -> ApiError:
     if error.code is ErrorCode.UNSUPPORTED_PARAMETER and error.param == "tools":
         return ApiError(400, f"{model} does not support tools")
     if error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-        return ApiError(400, f"the prompt is longer than the context length of the model: {error.message}")
+        return ApiError(400, f"the input length exceeds the context length: {error.message}")
     return ApiError(400, error.message)

@@ -50,6 +50,7 @@ def launched(folder: Path, *options: str, **settings: Any) -> Iterator[StandIn]:
         if "serving at" in line:
             break
     else:
+        process.stderr.close()
         process.wait(10)
         raise AssertionError(f"the stand-in did not start:\n{''.join(said)}")
     drain = threading.Thread(target=process.stderr.read)

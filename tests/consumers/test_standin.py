@@ -151,12 +151,12 @@ async def test_asking_nothing_loads_the_model(client: AsyncClient) -> None:
         ({"options": {"stop": "x"}}, 500, 'option "stop" must be of type array'),
         ({"options": {"num_predict": float("1e400")}}, 400, "JSON"),
         ({"think": True}, 400, "does not support thinking"),
-        ({"format": 7}, 400, "invalid format"),
+        ({"format": 7}, 500, "invalid format"),
         ({"format": "json"}, 400, "form"),
         ({"messages": [{"role": "oracle", "content": "x"}]}, 400, "oracle"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "does not support images"),
         ({"messages": "x"}, 400, "array"),
-        ({"messages": [{"role": "user", "content": "word " * 20_000}]}, 400, "context length"),
+        ({"messages": [{"role": "user", "content": "word " * 20_000}]}, 400, "input length exceeds the context length"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_with_ollamas_status(
@@ -178,6 +178,23 @@ async def test_a_body_that_cannot_be_read_is_status_400(http: httpx.AsyncClient,
     answer = await http.post("/api/chat", content=body)
     assert answer.status_code == 400
     assert answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/api/generate", {}, 404, "model '' not found"),
+        ("/api/generate", {"model": MODEL, "prompt": "x", "raw": True}, 400, "does not support raw"),
+        ("/api/generate", {"model": MODEL, "prompt": "x", "suffix": "y"}, 400, "does not support insert"),
+        ("/api/show", {}, 400, "model is required"),
+        ("/api/show", {"name": "nope"}, 404, "model 'nope' not found"),
+    ],
+)
+async def test_the_other_paths_refuse_in_their_own_ways(
+    http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, says: str
+) -> None:
+    answer = await http.post(path, json=body)
+    assert (answer.status_code, says in answer.json()["error"]) == (status, True)
 
 
 async def test_the_client_raises_its_own_error_for_an_unknown_model(client: AsyncClient) -> None:
