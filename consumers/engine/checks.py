@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -44,13 +45,13 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
         )
 
 
-def answer_limit(wanted: int | None, *, prompt_tokens: int, context_tokens: int, default: int) -> int:
+def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, default: int) -> int:
     """The most tokens the answer may have. A limit the client gave must fit; the default is cut to what fits.
 
     Raises:
         HeadraceError: `context_length_exceeded`.
     """
-    room = context_tokens - prompt_tokens
+    room = room_tokens - prompt_tokens
     if wanted is None and room > 0:
         return min(default, room)
     if room > 0 and wanted is not None and wanted <= room:
@@ -58,12 +59,12 @@ def answer_limit(wanted: int | None, *, prompt_tokens: int, context_tokens: int,
     asked = f" and asks for {wanted}" if wanted is not None else ""
     raise HeadraceError(
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-        f"the prompt has {prompt_tokens} tokens{asked}; the model's context has {context_tokens}",
+        f"the prompt has {prompt_tokens} tokens{asked}; there is room for {room_tokens}, prompt and answer together",
         param="messages" if room <= 0 or wanted is None else "max_tokens",
     )
 
 
-def batch_kv_bytes(longest_tokens: list[int], kv_bytes_per_token: int) -> int:
+def batch_kv_bytes(longest_tokens: Sequence[int], kv_bytes_per_token: int) -> int:
     """What a batch takes when each sequence has become as long as it may: all are padded to the longest."""
     if not longest_tokens:
         return 0
@@ -71,20 +72,12 @@ def batch_kv_bytes(longest_tokens: list[int], kv_bytes_per_token: int) -> int:
     return len(longest_tokens) * padded * kv_bytes_per_token
 
 
-def refuse_too_big(longest_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> None:
-    """Refuse a sequence that could not be finished even alone. A limit of 0 is none.
-
-    Raises:
-        HeadraceError: `context_length_exceeded`.
-    """
-    needed = batch_kv_bytes([longest_tokens], kv_bytes_per_token)
-    if kv_bytes_limit and needed > kv_bytes_limit:
-        raise HeadraceError(
-            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-            f"{longest_tokens} tokens of prompt and answer may take {needed} bytes of KV cache; "
-            f"this engine has {kv_bytes_limit}: shorten the prompt or set a smaller `max_tokens`",
-            param="max_tokens",
-        )
+def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> int:
+    """How long a sequence may become: the model's context, or what of it the memory holds. A limit of 0 is none."""
+    if not (kv_bytes_limit and kv_bytes_per_token):
+        return context_tokens
+    steps = kv_bytes_limit // (kv_bytes_per_token * _KV_STEP_TOKENS)
+    return min(context_tokens, steps * _KV_STEP_TOKENS)
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:

@@ -86,18 +86,20 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         """Until the pipe ends or the parent says so; then the process has a bounded time to end."""
-        while (body := self._pipe.receive()) is not None:
-            frame = decode_to_child(body)
-            if isinstance(frame, Shutdown):
-                break
-            if isinstance(frame, Cancel):
-                self._commands.put(frame)
-            else:
-                self._prepare(frame)
-        last_resort = threading.Timer(_GRACE_S, os._exit, [1])
-        last_resort.daemon = True
-        last_resort.start()
-        self._commands.put(Shutdown())
+        try:
+            while (body := self._pipe.receive()) is not None:
+                frame = decode_to_child(body)
+                if isinstance(frame, Shutdown):
+                    break
+                if isinstance(frame, Cancel):
+                    self._commands.put(frame)
+                else:
+                    self._prepare(frame)
+        finally:
+            last_resort = threading.Timer(_GRACE_S, os._exit, [1])
+            last_resort.daemon = True
+            last_resort.start()
+            self._commands.put(Shutdown())
 
     def _prepare(self, frame: Submit) -> None:
         try:

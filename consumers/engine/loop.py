@@ -67,20 +67,20 @@ class EngineLoop:
 
     def run(self) -> None:
         """Until a `Shutdown`."""
-        going = True
-        while going:
-            try:
-                going = self._turn()
-            except Exception as error:
-                log.exception("a step failed; a batch of %d begins anew", len(self._running))
-                self._reset(f"{type(error).__name__}: {error}")
+        while self.turn():
+            pass
 
-    def _turn(self) -> bool:
-        if not self._take_commands():
-            return False
-        self._admit()
-        if self._running:
-            self._report(self._step())
+    def turn(self) -> bool:
+        """Once around; False when the loop is to end."""
+        try:
+            if not self._take_commands():
+                return False
+            self._admit()
+            if self._running:
+                self._report(self._step())
+        except Exception as error:
+            log.exception("a step failed; a batch of %d begins anew", len(self._running))
+            self._reset(f"{type(error).__name__}: {error}")
         return True
 
     def _take_commands(self) -> bool:

@@ -19,8 +19,8 @@ from consumers.engine.backend import LoadError, Note, Prepared
 from consumers.engine.checks import (
     answer_limit,
     offers_tools,
-    refuse_too_big,
     refuse_unsupported,
+    room_tokens,
     template_messages,
 )
 from consumers.engine.protocol import Facts
@@ -69,6 +69,8 @@ class MlxBackend:
             # Compiling there calls a C++ compiler, which may be absent and takes seconds in the middle of a request.
             mx.disable_compile()
         note(f"loading {Path(model_path).name}")
+        if Path(model_path).is_absolute() and not Path(model_path).is_dir():
+            raise LoadError(f"there is no model in {model_path}: give a folder or a Hugging Face repository")
         try:
             # Quiet progress bars: this process's standard error is a log.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -83,6 +85,11 @@ class MlxBackend:
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._tool_tokens = _tool_tokens(self._tokenizer)
         self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
+        self._room_tokens = room_tokens(
+            self.facts.context_tokens,
+            kv_bytes_per_token=self.facts.kv_bytes_per_token,
+            kv_bytes_limit=config.kv_bytes_limit,
+        )
         self._new_batch()
 
     def _warm_up(self, context_tokens: int) -> Facts:
@@ -123,13 +130,8 @@ class MlxBackend:
         limit = answer_limit(
             request.token_limit,
             prompt_tokens=len(prompt),
-            context_tokens=self.facts.context_tokens,
+            room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
-        )
-        refuse_too_big(
-            len(prompt) + limit,
-            kv_bytes_per_token=self.facts.kv_bytes_per_token,
-            kv_bytes_limit=self._config.kv_bytes_limit,
         )
         if any(not 0 <= token < self.facts.vocabulary for token in work.resume_tokens):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "the answer to go on with has tokens of another model")

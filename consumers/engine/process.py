@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
 
+from consumers.demo_model import MODEL_NAME, PATH
 from consumers.engine.host import Child
 from consumers.engine.protocol import Cancel, Failed, FromChild, Loading, Ready, Rejected, Reset, Stats, Step, Submit
 from consumers.engine.run import Run
@@ -27,21 +28,25 @@ log = logging.getLogger(__name__)
 _END_GRACE_S: Final = 5.0
 _BACKOFF_S: Final = 0.5
 _BACKOFF_MOST_S: Final = 30.0
+_MOST_CRASHES: Final = 4
+"""A request that is innocent alone and still in so many crashes is given to another engine."""
+
 _SETTLED_S: Final = 5.0
 """A child that dies idle before it has been up this long is in a crash loop."""
 
 
 def located(model: str) -> str:
     """Where a model is: the folder of the shipped demo model, or what was given: a folder or a repository."""
-    from consumers import demo_model
-
-    return str(demo_model.PATH) if model == demo_model.MODEL_NAME else model
+    if model == MODEL_NAME:
+        return str(PATH)
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.is_dir() or model.startswith((".", "/", "~")) else model
 
 
 def served_name_of(model: str) -> str:
     """The name a model answers to: a folder's own, or the repository's."""
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
+    location = Path(located(model))
+    return location.resolve().name if location.is_absolute() and model != MODEL_NAME else model
 
 
 class EngineProcess:
@@ -286,6 +291,9 @@ class EngineProcess:
             if run.key == guilty:
                 message = f"this request brings the engine down ({cause}); it will not be tried again"
                 self._fail(run, HeadraceError(ErrorCode.ENGINE_FAILED, message))
+            elif run.crashes >= _MOST_CRASHES:
+                message = f"the engine went down {run.crashes + 1} times with this request in company ({cause})"
+                self._fail(run, HeadraceError(ErrorCode.UNAVAILABLE, message))
             else:
                 run.restarted()
 

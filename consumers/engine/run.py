@@ -16,7 +16,8 @@ _NOTHING = Piece()
 class Run:
     """A `Generation`. Its writer is the engine process, its reader whoever asked; both live in one event loop.
 
-    `key` is its number here for good, `wire` the one by which the child knows it while it is there.
+    `key` is its number here for good, `wire` the one by which the child knows it while it is there,
+    `crashes` how often the engine went down with it.
 
     What waits for the reader is merged into one piece, so a slow reader costs no more than its answer's own size.
     """
@@ -24,6 +25,7 @@ class Run:
     def __init__(self, key: int, work: Work, on_close: Callable[[Run], None]) -> None:
         self.key = key
         self.wire: int | None = None
+        self.crashes = 0
         self._work = work
         self._on_close = on_close
         self._tokens = list(work.resume_tokens)
@@ -81,6 +83,7 @@ class Run:
 
     def restarted(self) -> None:
         """The engine has to begin this request again."""
+        self.crashes += 1
         self._waiting.restarted += 1
         self._changed.set()
 

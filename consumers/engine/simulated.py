@@ -46,7 +46,7 @@ class SimulatedBackend:
         limit = answer_limit(
             work.request.token_limit,
             prompt_tokens=prompt_tokens,
-            context_tokens=CONTEXT_TOKENS,
+            room_tokens=CONTEXT_TOKENS,
             default=self._config.default_max_tokens,
         )
         words = ["", *_STATEMENT, *text.split()[:_ECHOED_WORDS], "...", *_FILLER]
