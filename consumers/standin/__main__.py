@@ -57,11 +57,13 @@ async def _serve(options: argparse.Namespace, config: Config) -> int:
     parallel = options.parallel or config.ollama_slots
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
     config = msgspec.structs.replace(config, slots=parallel, default_max_tokens=2**31 - 1)
-    async with EngineProcess(config) as engine:
+    async with EngineProcess(config, served_name=options.model_name) as engine:
         if not await _is_ready(engine):
             log.critical("the model cannot be used: %s", engine.status().reason)
             return 2
-        server = Server(engine, name=options.model_name, parallel=parallel, weights=_weights(config))
+        server = Server(
+            engine, name=options.model_name, behind=config.model, parallel=parallel, weights=_weights(config)
+        )
         await _Uvicorn(server, options.port, options.ready_file).serve()
     return 0
 

@@ -40,15 +40,16 @@ class Server:
     Args:
         engine: entered, and ready.
         name: the one model's name here.
+        behind: the model's own name.
         parallel: how many requests are generated at once; the others wait.
         weights: the folder of the model's files, or None where it has none.
     """
 
-    def __init__(self, engine: Engine, *, name: str, parallel: int, weights: Path | None) -> None:
+    def __init__(self, engine: Engine, *, name: str, behind: str, parallel: int, weights: Path | None) -> None:
         self._engine = engine
         self._name = name
         self._slots = Slots(engine, parallel)
-        self._entry = _entry(engine, name, weights)
+        self._entry = _entry(name, behind, weights, simulated=engine.simulated)
 
     def app(self) -> Starlette:
         """The server as an ASGI application."""
@@ -117,12 +118,12 @@ class Server:
             raise ApiError(404, f"model '{model}' not found")
 
 
-def _entry(engine: Engine, name: str, weights: Path | None) -> dict[str, Any]:
+def _entry(name: str, behind: str, weights: Path | None, *, simulated: bool) -> dict[str, Any]:
     """The model as `/api/tags` lists it. The digest is that of the list of its files."""
     files = sorted(path for path in weights.rglob("*") if path.is_file()) if weights else []
     listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in files) or name
     modified = max((path.stat().st_mtime for path in files), default=time.time())
-    family = "simulated" if engine.simulated else "headrace"
+    family = "simulated" if simulated else "headrace"
     full = name if ":" in name else f"{name}:latest"
     return {
         "name": full,
@@ -131,7 +132,7 @@ def _entry(engine: Engine, name: str, weights: Path | None) -> dict[str, Any]:
         "size": sum(path.stat().st_size for path in files),
         "digest": hashlib.sha256(listing.encode()).hexdigest(),
         "details": {
-            "parent_model": ", ".join(engine.status().models),
+            "parent_model": behind,
             "format": "safetensors" if files else "",
             "family": family,
             "families": [family],
@@ -143,8 +144,9 @@ def _entry(engine: Engine, name: str, weights: Path | None) -> dict[str, Any]:
 
 
 def _calls_tools(weights: Path | None) -> bool:
-    template = weights / "chat_template.jinja" if weights else None
-    return template is not None and template.is_file() and "<tool_call>" in template.read_text()
+    """Whether the model's chat template, which is a file of its own or part of another, has a form for tool calls."""
+    places = [weights / name for name in ("chat_template.jinja", "tokenizer_config.json")] if weights else []
+    return any("<tool_call>" in place.read_text() for place in places if place.is_file())
 
 
 def _json(body: Any, status: int = 200) -> Response:

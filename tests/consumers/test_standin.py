@@ -137,6 +137,16 @@ async def test_asking_nothing_loads_the_model(client: AsyncClient) -> None:
     assert (await client.generate(MODEL, keep_alive=-1)).done_reason == "load"
 
 
+async def test_the_demo_model_calls_a_tool_it_is_given(client: AsyncClient) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"function": {"name": "get_weather", "description": "The weather.", "parameters": parameters}}
+    question = [{"role": "user", "content": "What is the weather in Paris?"}]
+    answer = await client.chat(MODEL, question, tools=[tool], options={"temperature": 0})
+    (call,) = answer.message.tool_calls or ()
+    assert call.function.name == "get_weather"
+    assert list(call.function.arguments) == ["city"]
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +307,7 @@ class Scripted:
 
 
 def client_of(engine: Scripted) -> AsyncClient:
-    app = Server(engine, name=MODEL, parallel=1, weights=None).app()  # type: ignore[arg-type]
+    app = Server(engine, name=MODEL, behind="scripted", parallel=1, weights=None).app()  # type: ignore[arg-type]
     return AsyncClient("http://scripted", transport=httpx.ASGITransport(app))
 
 
