@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,23 +194,26 @@ class Kept:
     Args:
         name: what people call it.
         launch: starts it. A LaunchError counts as a death.
-        on_report: called with this object and each report, its deaths (state `down`) among them.
+        on_report: called with this object and each report.
+        on_death: called with this object and how it died, and when it is started again.
         first: the process, where it has been started already.
     """
 
     def __init__(
         self,
         name: str,
-        launch: Callable[[], Awaitable[Process]],
+        launch: Callable[[], Coroutine[Any, Any, Process]],
         on_report: Callable[[Kept, Report], None],
+        on_death: Callable[[Kept, str], None],
         *,
         first: Process | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
-        self.last = Report("loading")
         self._launch = launch
+        self._launching: asyncio.Task[Process] | None = None
         self._on_report = on_report
+        self._on_death = on_death
         self._process = first
         self._backoff = Backoff()
         self._stopping = asyncio.Event()
@@ -234,8 +238,8 @@ class Kept:
                 if self._stopping.is_set():
                     break
                 delay_s = self._backoff.died(lived_s=time.monotonic() - started_at)
-                self._pass_on(Report("down", f"{reason}; again in {delay_s:.1f} s"))
                 self.restarts += 1
+                self._on_death(self, f"{reason}; again in {delay_s:.1f} s")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), delay_s)
         finally:
@@ -244,9 +248,10 @@ class Kept:
 
     async def stop(self, *, drain_s: float) -> None:
         """Drain it within drain_s seconds, or kill it. Never started, or stopped before, is harmless."""
-        self._stopping.set()
         if self._process is None:
+            self.kill()
             return
+        self._stopping.set()
         self._process.drain(drain_s)
         try:
             await asyncio.wait_for(self._ended.wait(), drain_s + KILL_GRACE_S)
@@ -257,6 +262,8 @@ class Kept:
     def kill(self) -> None:
         """End it at once, for good."""
         self._stopping.set()
+        if self._launching is not None:
+            self._launching.cancel()
         if self._process is not None:
             self._process.kill()
 
@@ -264,16 +271,23 @@ class Kept:
         """One life of the process; returns how it ended."""
         try:
             if self._process is None:
-                self._process = await self._launch()
-            if self._stopping.is_set():
-                self._process.kill()
-            code = await self._process.wait(self._pass_on)
+                self._process = await self._launched()
+            code = await self._process.wait(partial(self._on_report, self))
         except LaunchError as error:
             return str(error)
         finally:
             self._process = None
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
-    def _pass_on(self, report: Report) -> None:
-        self.last = report
-        self._on_report(self, report)
+    async def _launched(self) -> Process:
+        """Start it; to be stopped meanwhile is a LaunchError like any other."""
+        self._launching = asyncio.create_task(self._launch())
+        try:
+            return await self._launching
+        except asyncio.CancelledError:
+            if self._stopping.is_set() and self._launching.cancelled():
+                raise LaunchError("stopped while starting") from None
+            raise
+        finally:
+            self._launching.cancel()
+            self._launching = None

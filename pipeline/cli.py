@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.config import ConfigError
-from pipeline.lifecycle import StartError, run
+from pipeline.config import Config, ConfigError
+from pipeline.lifecycle import Lifecycle, Main, StartError, run
 from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker
 
 # Where the roles are. They are found by name: the pipeline knows its consumers here and nowhere else.
@@ -24,6 +24,9 @@ ROLE_MODULES = {
     "monitor": "consumers.monitor",
     "gateway": "pipeline.gateway",
 }
+
+# A role may be started together with its broker.
+BROKER_PATIENCE_S = 5.0
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -112,8 +115,21 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = config_from(args)
-    return run(import_module(ROLE_MODULES[args.role]).main, config, args.role)
+    from pipeline.bus import BusError
+    from pipeline.reach import broker_answers_within
+    from pipeline.topology import TopologyError
+
+    role: Main = import_module(ROLE_MODULES[args.role]).main
+
+    async def main(config: Config, lifecycle: Lifecycle) -> None:
+        if not await broker_answers_within(config.nats_url, BROKER_PATIENCE_S):
+            raise StartError(f"no NATS server with JetStream answers at {config.nats_url}: give --nats-url")
+        try:
+            await role(config, lifecycle)
+        except (BusError, TopologyError) as error:
+            raise StartError(str(error)) from error
+
+    return run(main, config_from(args), args.role)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -35,11 +35,16 @@ def state_dir(config: Config) -> Path:
 
 def find(config: Config) -> Instance | None:
     """The instance that runs on the configured state folder, or None."""
+    instance = read(state_dir(config) / RUN_FILE)
+    return instance if instance is not None and process_lives(instance.pid) else None
+
+
+def read(file: Path) -> Instance | None:
+    """What a run file or a ready file says, or None where there is none."""
     try:
-        instance = msgspec.json.decode((state_dir(config) / RUN_FILE).read_bytes(), type=Instance)
+        return msgspec.json.decode(file.read_bytes(), type=Instance)
     except (OSError, msgspec.DecodeError):
         return None
-    return instance if process_lives(instance.pid) else None
 
 
 def process_lives(pid: int) -> bool:

@@ -20,14 +20,15 @@ from pipeline.children import Kept, LaunchError, Process, last_line, spawn, spaw
 from pipeline.config import ENV_PREFIX, Config, to_environment
 from pipeline.instance import Instance
 from pipeline.lifecycle import Lifecycle, Report, run
-from pipeline.reach import NATS_PORT, ollama_url, ollama_version
+from pipeline.reach import NATS_PORT, any_broker_answers, ollama_url, ollama_version
 from pipeline.screen import Screen
 
 BROKER = "broker"
+OLLAMA = "ollama"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
 # Stopped one group after the other: first who lets requests in, last who is needed by all the others.
-STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", "ollama"), ("monitor",), (STANDIN,), (BROKER,))
+STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
 # Who lets requests in and who moves them may use this part of the drain time, the engines the rest of it.
 _EDGE_SHARE = 0.5
 # The server has written each request before it said so: its own end is quick.
@@ -49,7 +50,7 @@ class Role(msgspec.Struct, frozen=True):
 
 ROLES = tuple(
     Role(name, (sys.executable, "-m", "pipeline.cli", "run", name))
-    for name in (GATEWAY, "monitor", "router", "mlx", "ollama")
+    for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
 )
 
 
@@ -82,6 +83,7 @@ class Local:
         self._kept: dict[str, Kept] = {}
         self._unready = {role.name for role in roles}
         self._all_ready = asyncio.Event()
+        self._standin_ready = asyncio.Event()
         self._http: str | None = None
 
     async def serve(self, lifecycle: Lifecycle) -> None:
@@ -110,7 +112,7 @@ class Local:
                 try:
                     if started is not None:
                         launch = partial(self._launch_broker, broker)
-                        self._keep(group, Kept(BROKER, launch, self._on_report, first=started))
+                        self._keep(group, Kept(BROKER, launch, self._on_report, self._on_death, first=started))
                     await self._run(lifecycle, group)
                 finally:
                     for kept in self._kept.values():
@@ -119,7 +121,7 @@ class Local:
     async def _run(self, lifecycle: Lifecycle, group: asyncio.TaskGroup) -> None:
         await self._find_ollama(group)
         for role in self._roles:
-            self._keep(group, Kept(role.name, partial(self._launch, role), self._on_report))
+            self._keep(group, Kept(role.name, partial(self._launch, role), self._on_report, self._on_death))
         if not self._roles:
             self._all_ready.set()
         await _first(self._all_ready.wait(), lifecycle.stopping.wait())
@@ -148,6 +150,8 @@ class Local:
         return server
 
     async def _prepare(self, url: str) -> None:
+        if not await any_broker_answers(url):
+            raise LaunchError(f"no NATS server with JetStream answers at {url}")
         try:
             async with Bus.connect(url, name="headrace up") as bus:
                 await topology.apply(bus.js, self._config)
@@ -162,11 +166,17 @@ class Local:
             port = _free_port()
             url = f"http://127.0.0.1:{port}"
             self._unready.add(STANDIN)
-            self._keep(group, Kept(STANDIN, partial(self._launch_standin, port, url), self._on_report))
+            launch = partial(self._launch_standin, port, url)
+            self._keep(group, Kept(STANDIN, launch, self._on_report, self._on_death))
+        elif version is None:
+            # Its consumer waits for an Ollama to come; nobody else has to.
+            self._unready.discard(OLLAMA)
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
         self._screen.ollama(url, version=version, standin=STANDIN in self._kept)
 
     async def _launch(self, role: Role) -> Process:
+        if role.name == OLLAMA and STANDIN in self._kept:
+            await self._standin_ready.wait()
         return await spawn(role.command, self._environ(), self._log(role.name))
 
     async def _launch_standin(self, port: int, url: str) -> Process:
@@ -174,7 +184,7 @@ class Local:
         process = await spawn_tied(command, self._environ(), self._log(STANDIN))
         try:
             async with asyncio.timeout(_STANDIN_START_S):
-                while process.returncode is None and await ollama_version(url) is None:
+                while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - who else knows
                     await asyncio.sleep(0.1)
         except BaseException as error:
             process.kill()
@@ -193,16 +203,20 @@ class Local:
         return self._dir / "logs" / f"{name}.log"
 
     def _on_report(self, kept: Kept, report: Report) -> None:
+        if kept.stopping:
+            return
         if report.state == "ready":
             self._unready.discard(kept.name)
             self._note_http(report)
+            if kept.name == STANDIN:
+                self._standin_ready.set()
             if not self._unready:
                 self._all_ready.set()
-        if report.state == "down" and not kept.stopping:
-            said = last_line(self._log(kept.name))
-            report = msgspec.structs.replace(report, detail=f"{report.detail} (its last words: {said})")
-        if not kept.stopping:
-            self._screen.report(kept.name, report)
+        self._screen.report(kept.name, report)
+
+    def _on_death(self, kept: Kept, how: str) -> None:
+        said = last_line(self._log(kept.name))
+        self._screen.death(kept.name, f"{how} (its last words: {said})" if said else how)
 
     def _note_http(self, report: Report) -> None:
         """Where HTTP is served; a gateway that is started again has to come back there."""
@@ -225,9 +239,7 @@ class Local:
             await asyncio.gather(*(kept.stop(drain_s=left_s) for kept in group))
 
 
-def up(
-    config: Config, *, own_broker: bool, roles: Sequence[Role] = ROLES, ready_file: Path | None = None
-) -> int:
+def up(config: Config, *, own_broker: bool, roles: Sequence[Role] = ROLES, ready_file: Path | None = None) -> int:
     """Be the process of `headrace up`; returns its exit code, as `lifecycle.run` does."""
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 OLLAMA_PORT = 11434
 NATS_PORT = 4222
+_LOOK_EVERY_S = 0.2
 
 
 def ollama_url(host: str) -> str:
@@ -46,6 +47,17 @@ async def jetstream_answers(url: str, *, timeout_s: float = 1.0) -> bool:
 async def any_broker_answers(urls: str) -> bool:
     """Whether a server with JetStream is at one of several URLs, separated by commas."""
     return any(await asyncio.gather(*map(jetstream_answers, urls.split(","))))
+
+
+async def broker_answers_within(urls: str, patience_s: float) -> bool:
+    """Whether a server with JetStream answers at one of several URLs before patience_s is over."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + patience_s
+    while not await any_broker_answers(urls):
+        if loop.time() >= give_up_at:
+            return False
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return True
 
 
 async def ollama_version(url: str, *, timeout_s: float = 2.0) -> str | None:

@@ -54,15 +54,20 @@ class Screen:
         self._places["ollama"] = place
 
     def report(self, name: str, report: Report) -> None:
-        """A process has said something of itself, or has died."""
+        """A process has said something of itself."""
         before = self._states.get(name)
         self._states[name] = report
-        if report.state == "down":
-            self._line(name, report.detail, style="yellow")
-        elif report.state == "ready" and (before is None or before.state != "ready"):
+        if report.state == "ready" and (before is None or before.state != "ready"):
             self._line(name, f"ready{' again' if self._serving else ''}  {report.detail}".rstrip())
         elif report.state == "loading":
             self._progress(name, report)
+        elif report.state == "down" and report.detail:
+            self._line(name, report.detail, style="yellow")
+
+    def death(self, name: str, how: str) -> None:
+        """A process has died, and is started again."""
+        self._states.pop(name, None)
+        self._line(name, how, style="yellow")
 
     def serving(self, here: Instance, state_dir: Path) -> None:
         """Everything serves."""

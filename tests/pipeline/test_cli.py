@@ -1,0 +1,327 @@
+"""The command line, as a person types it, against a pipeline that runs: simulated engine, everything else real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pipeline import topology
+from pipeline.bus import Bus
+from pipeline.cli import build_parser
+from pipeline.commands.send import Printer, Sending
+from pipeline.config import KEYS, Config
+from pipeline.errors import ErrorCode
+from pipeline.messages import (
+    Account,
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    ErrorAnswer,
+    ErrorBody,
+    Usage,
+)
+from pipeline.subjects import MSG_ID, Priority, Task
+from tests.support import ROOT, NatsServer, wait_until
+
+TIMEOUT_S = 60.0
+HEADRACE = (sys.executable, "-m", "pipeline.cli")
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OLLAMA_HOST": "127.0.0.1:9"}
+
+
+def headrace(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*HEADRACE, *args],
+        check=False,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(),
+    )
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a pipeline that runs."""
+    folder = tmp_path_factory.mktemp("cli")
+    ready, log = folder / "ready.json", folder / "up.log"
+    options = (
+        "--engine",
+        "simulated",
+        "--no-ollama-standin",
+        "--drain-timeout-s",
+        "5",
+        "--simulated-answer-tokens",
+        "8",
+    )
+    with log.open("wb") as output:
+        up = subprocess.Popen(
+            [*HEADRACE, "up", "--state-dir", str(folder / "state"), "--ready-file", str(ready), *options],
+            stdout=output,
+            stderr=output,
+            env=environment(),
+        )
+    try:
+        wait_until(lambda: ready.exists() or up.poll() is not None, what="up", timeout_s=TIMEOUT_S)
+        assert up.poll() is None, log.read_text()
+        yield folder / "state"
+    finally:
+        up.send_signal(signal.SIGTERM)
+        code = up.wait(TIMEOUT_S)
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", ["up", "run"])
+def test_the_help_lists_every_setting(command, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([command, "--help"])
+    said = capsys.readouterr().out
+    assert [key for key in KEYS if "--" + key.replace("_", "-") not in said] == []
+
+
+def test_no_command_is_a_usage_error():
+    done = headrace()
+    assert done.returncode == 2
+    assert "COMMAND" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("up",), ("run", "mlx"), ("doctor",)])
+def test_a_bad_setting_is_one_clear_line_and_code_2(command):
+    done = headrace(*command, "--slots", "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("headrace: ")
+    assert "slots" in line
+
+
+def test_a_role_without_a_broker_says_so_and_ends():
+    done = headrace("run", "monitor", "--nats-url", "nats://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "no NATS server" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("send", "hello"), ("stats",), ("cancel", "some-id")])
+def test_a_client_without_a_broker_says_so_and_ends(command):
+    done = headrace(*command, "--nats-url", "nats://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nats://127.0.0.1:9" in done.stderr
+    assert "headrace up" in done.stderr
+
+
+def test_a_client_at_a_broker_without_a_pipeline_says_so_and_ends(nats_server: NatsServer):
+    for command in (("send", "hello"), ("stats",)):
+        done = headrace(*command, "--nats-url", nats_server.url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "headrace up" in done.stderr
+
+
+def test_an_answer_is_printed_to_stdout_and_nothing_else(state):
+    done = headrace("send", "--state-dir", str(state), "Say something.")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert done.stdout.endswith("\n")
+    assert done.stderr == ""
+
+
+def test_the_answer_is_the_same_streamed_or_whole(state):
+    streamed, whole = (
+        headrace("send", "--state-dir", str(state), "--max-tokens", "5", *option, "What?")
+        for option in ([], ["--no-stream"])
+    )
+    assert streamed.stdout == whole.stdout
+
+
+def test_a_prompt_comes_from_standard_input(state):
+    done = headrace("send", "--state-dir", str(state), "-", stdin="Что это?")
+    assert done.returncode == 0
+    assert done.stdout.strip()
+
+
+def test_verbose_tells_how_the_request_fares(state):
+    done = headrace("send", "-v", "--priority", "high", "--task", "complex", "--state-dir", str(state), "Hello!")
+    assert "llm.request.high.complex" in done.stderr
+    assert "[started on mlx" in done.stderr
+    assert "simulated" in done.stderr
+
+
+def test_an_error_is_told_with_its_code_and_code_1(state):
+    done = headrace("send", "--model", "tinyllama", "--state-dir", str(state), "Hello!")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("headrace: model_internal: ")
+
+
+def test_the_statistics_count_what_was_sent(state):
+    def done_count() -> int:
+        answer = headrace("stats", "--json", "--state-dir", str(state))
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)["low"]["done"]
+
+    before = done_count()
+    headrace("send", "--priority", "low", "--state-dir", str(state), "Hello!")
+    wait_until(lambda: done_count() == before + 1, what="the count")
+
+
+def test_the_statistics_as_a_table_fit_a_terminal(state):
+    done = headrace("stats", "--state-dir", str(state))
+    for word in ("high", "medium", "low", "queued", "TTFT", "saturation", "mlx", "dead letters"):
+        assert word in done.stdout
+
+
+def test_watching_ends_with_an_interrupt(state):
+    with subprocess.Popen(
+        [*HEADRACE, "stats", "--json", "--watch", "--state-dir", str(state)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as watching:
+        assert watching.stdout is not None
+        for _ in range(2):
+            assert "uptime_s" in json.loads(watching.stdout.readline())
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=TIMEOUT_S)
+    assert (watching.returncode, err) == (130, "")
+
+
+def test_cancelling_what_nobody_knows_says_unknown(state):
+    done = headrace("cancel", "no-such-request", "--state-dir", str(state))
+    assert (done.returncode, done.stdout) == (1, "no-such-request: unknown\n")
+
+
+def test_an_impossible_id_is_refused_before_anything_is_sent():
+    assert headrace("cancel", "a.b>").returncode == 2
+
+
+def test_the_doctor_finds_a_running_pipeline(state):
+    done = headrace("doctor", "--engine", "simulated", "--state-dir", str(state))
+    assert done.returncode == 0, done.stdout
+    assert "all are there" in done.stdout
+    assert "fail" not in done.stdout
+
+
+def test_the_doctor_says_what_to_do_about_what_is_missing(tmp_path):
+    done = headrace("doctor", "--model", str(tmp_path), "--nats-url", "nats://127.0.0.1:9", "--no-ollama-standin")
+    assert done.returncode == 1
+    for text in ("no model in", "headrace up", "OLLAMA_HOST"):
+        assert text in done.stdout
+
+
+async def fill(url: str) -> None:
+    async with Bus.connect(url, name="test") as bus:
+        await topology.apply(bus.js, Config(lane_max_messages=1))
+        await bus.store("llm.request.low.complex", b"first", headers={MSG_ID: "first"})
+
+
+def test_a_full_lane_is_told_as_queue_full(nats_server: NatsServer):
+    asyncio.run(fill(nats_server.url))
+    done = headrace("send", "--priority", "low", "--task", "complex", "--nats-url", nats_server.url, "second")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("headrace: queue_full: ")
+
+
+async def test_interrupting_a_send_cancels_its_request(bus: Bus, config: Config):
+    cancelled: asyncio.Queue[str] = asyncio.Queue()
+
+    async def on_cancel(message: object) -> None:
+        await cancelled.put(message.subject)
+
+    await bus.subscribe("llm.cancel.>", on_cancel)
+    sending = await asyncio.create_subprocess_exec(
+        *(*HEADRACE, "send", "-v", "--nats-url", config.nats_url, "hello"),
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(),
+    )
+    line = (await asyncio.wait_for(sending.stderr.readline(), TIMEOUT_S)).decode()
+    sending.send_signal(signal.SIGINT)
+    request_id = line.removeprefix("[").split()[0]
+    assert await asyncio.wait_for(cancelled.get(), TIMEOUT_S) == f"llm.cancel.{request_id}"
+    assert await asyncio.wait_for(sending.wait(), TIMEOUT_S) == 130
+
+
+# ---- printing, and the request that goes out
+
+
+def chunk(seq: int, text: str) -> Chunk:
+    return Chunk("x", 0, "m", [ChunkChoice(Delta(content=text))], seq, 1)
+
+
+def completion(text: str) -> Completion:
+    account = Account("mlx", Priority.HIGH, Task.SIMPLE, 1, 0, 0, 0, spilled=False, reason="")
+    return Completion("x", 0, "m", [Choice(AssistantMessage(text), "stop")], Usage(1, 1, 2), account)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [chunk(0, "a b"), chunk(1, " c")],
+        [chunk(0, "a b"), chunk(0, "a b"), chunk(1, " c")],
+        [chunk(0, "a b"), chunk(2, "?")],
+        [chunk(1, " c")],
+        [],
+    ],
+    ids=["in order", "one twice", "one missed", "the first missed", "none"],
+)
+def test_the_whole_text_is_printed_once_whatever_chunks_came(messages, capsys):
+    printer = Printer(verbose=False)
+    for message in [*messages, completion("a b c")]:
+        printer.take(message)
+    assert capsys.readouterr().out == "a b c\n"
+    assert printer.code == 0
+
+
+def test_an_error_after_some_text_stands_on_a_line_of_its_own(capsys):
+    printer = Printer(verbose=False)
+    printer.take(chunk(0, "a"))
+    printer.take(ErrorAnswer("x", 0, ErrorBody(ErrorCode.CANCELLED, "gone", "cancelled_error", None, retryable=False)))
+    assert capsys.readouterr() == ("a\n", "headrace: cancelled: gone\n")
+    assert printer.code == 1
+
+
+def test_a_request_carries_only_what_was_said():
+    assert json.loads(Sending(text="x").body()) == {"messages": [{"role": "user", "content": "x"}], "stream": True}
+    assert Sending(text="x", timeout_s=2.5).headers("i") == {MSG_ID: "i", "Llm-Timeout": "2.5"}
+
+
+@pytest.mark.parametrize(
+    ("sending", "subject"),
+    [
+        (Sending(text="What is the capital of France?", priority="high"), "llm.request.high.simple"),
+        (Sending(text="Write a long essay on the state.", priority="low"), "llm.request.low.complex"),
+        (Sending(text="Hello!", task="complex"), "llm.request.medium.complex"),
+        (Sending(text="Gallia est omnis divisa"), "llm.request.medium"),
+    ],
+)
+def test_the_class_stands_in_the_subject_where_it_is_certain(sending, subject):
+    assert sending.subject() == subject
+
+
+def test_the_demonstration_answers_everything_and_ends():
+    done = headrace("demo", "--seconds", "4")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Every request has exactly one last message." in done.stdout
+    assert "MLX was" in done.stdout
+
+
+def test_what_is_sent_is_a_request_of_the_contract():
+    from pipeline.messages import decode_request
+
+    body = Sending(text="x", model="m", max_tokens=3, stream=False).body()
+    request = decode_request(body, max_body_bytes=1000)
+    assert (request.wanted_model, request.token_limit, request.streams) == ("m", 3, False)
+    assert msgspec.json.decode(body)["stream"] is False
