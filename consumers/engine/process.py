@@ -285,7 +285,8 @@ class EngineProcess:
         """What was in the child is lost there: whoever is not to blame goes on from its tokens."""
         lost, self._in_child = list(self._in_child.values()), {}
         guilty = self._probation.crashed({run.key: run.tokens for run in lost})
-        log.warning("%d requests were lost in the engine, and begin again: %s", len(lost), cause)
+        if lost:
+            log.warning("%d requests were lost in the engine, and begin again: %s", len(lost), cause)
         for run in lost:
             run.wire = None
             if run.key == guilty:
