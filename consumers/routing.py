@@ -18,7 +18,7 @@ from consumers.ollama_engine import OllamaClient
 from pipeline.bus import BusError, Delivery, Message
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope, read_envelope
-from pipeline.core.models import ollama_model_for
+from pipeline.core.models import is_internal, ollama_model_for
 from pipeline.core.saturation import Capacity
 from pipeline.core.scheduler import Scheduler
 from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, classify, saturated, spill
@@ -39,9 +39,11 @@ from pipeline.subjects import (
     Task,
     ollama_subject,
 )
-from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.lease import Lease, LeaseKeeper
 from pipeline.worker.move import give_back, move
 from pipeline.worker.puller import Puller
+from pipeline.worker.record import LeaseLost, RecordWriter
+from pipeline.worker.serving import refuse
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +69,15 @@ class Router:
     _scheduler: Scheduler = field(init=False)
     _puller: Puller = field(init=False)
     _leases: LeaseKeeper = field(init=False)
+    _classifies: bool = field(init=False)
     _underway: dict[str, float] = field(init=False, default_factory=dict)
+    _handling: asyncio.Future[None] | None = field(init=False, default=None)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         config = self.config
+        # Only an internal model works for the pipeline; any other one answers users.
+        self._classifies = is_internal(config.classifier_model, config.internal_models)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
         self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus)
         self._leases = LeaseKeeper(config.lease_s)
@@ -85,11 +91,13 @@ class Router:
         await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
         lifecycle.report("ready")
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._leases.run()), group.create_task(self._route())]
+            renewing, routing = group.create_task(self._leases.run()), group.create_task(self._route())
             await lifecycle.stopping.wait()
-            for task in tasks:
-                task.cancel()
-        await self._puller.close()
+            routing.cancel()
+            # Between the two steps of a move a request is in two places: it is not left there.
+            await asyncio.wait({routing, *filter(None, [self._handling])})
+            await self._puller.close()
+            renewing.cancel()
 
     # ---- the gate
 
@@ -133,7 +141,11 @@ class Router:
             try:
                 delivery = await self._next_delivery(priorities)
                 if delivery is not None:
-                    await self._handle(delivery)
+                    self._handling = asyncio.ensure_future(self._handle(delivery))
+                    await asyncio.shield(self._handling)
+            except LeaseLost:
+                log.info("another has the request; dropped")
+                continue
             except BusError as error:
                 log.warning("routing waits for the broker: %s", error)
                 delivery = None
@@ -156,17 +168,8 @@ class Router:
             if delivery := await self._puller.take(lane.consumer):
                 return delivery
             self._scheduler.empty(lane, loop.time())
-        waiting = asyncio.ensure_future(
-            self._puller.wait([lane.consumer for lane in _LANES if lane.priority in priorities])
-        )
-        shut = asyncio.ensure_future(self._until_shut(priorities))
-        try:
-            await asyncio.wait({waiting, shut}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.result() if waiting.done() else None
-        finally:
-            for task in (waiting, shut):
-                task.cancel()
-            await asyncio.gather(waiting, shut, return_exceptions=True)
+        consumers = [lane.consumer for lane in _LANES if lane.priority in priorities]
+        return await self._puller.wait(consumers, self._until_shut(priorities))
 
     async def _until_shut(self, priorities: set[Priority]) -> None:
         """Ends when what is being pulled is no longer what the gate is open for."""
@@ -212,19 +215,26 @@ class Router:
                 attempt=envelope.delivered,
             ) as span:
                 span.queue_wait(envelope.stored_at, time.time())
-                await self._triage(delivery, envelope)
+                await self._triage(delivery, envelope, lease)
         finally:
             self._leases.release(lease)
             self._scheduler.finish(envelope.id, 1.0)
 
-    async def _triage(self, delivery: Delivery, envelope: Envelope) -> None:
+    async def _triage(self, delivery: Delivery, envelope: Envelope, lease: Lease) -> None:
+        try:
+            request = self._read(delivery, envelope)
+        except HeadraceError as error:
+            # Moving it would lose what was wrong with its headers.
+            writer = RecordWriter(self.me.bus, envelope, lease.holds)
+            await refuse(self.me.bus, writer, delivery, error)
+            return
         load, room = self.me.peers.load("mlx"), self._room()
         with self.me.tracing.triage() as span:
-            request, verdict = await self._verdict(delivery, envelope)
+            verdict = await self._verdict(request, envelope)
             waiting = Waiting(
                 verdict=verdict,
                 priority=envelope.priority,
-                ollama_may=request is not None and self._ollama_model(request) is not None,
+                ollama_may=self._ollama_model(request) is not None,
                 moved=envelope.move is not None,
             )
             decision = spill(waiting, load, time.time() - load.at if load else 0.0, room)
@@ -238,18 +248,17 @@ class Router:
             )
             await self._carry_out(delivery, envelope, verdict, decision)
 
-    async def _verdict(self, delivery: Delivery, envelope: Envelope) -> tuple[ChatRequest | None, Verdict]:
-        """What kind of work it is. What cannot be read is complex: its worker tells the reader what is wrong."""
-        try:
-            if envelope.fault is not None:
-                raise envelope.fault
-            request = decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
-        except HeadraceError as error:
-            return None, Verdict(Task.COMPLEX, f"not readable: {error.code}", certain=True, score=0.0)
+    def _read(self, delivery: Delivery, envelope: Envelope) -> ChatRequest:
+        if envelope.fault is not None:
+            raise envelope.fault
+        return decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
+
+    async def _verdict(self, request: ChatRequest, envelope: Envelope) -> Verdict:
+        """What kind of work it is."""
         verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
-        if not verdict.certain and self.config.classifier_model:
-            verdict = await self._second_opinion(request, verdict)
-        return request, verdict
+        if not verdict.certain and self._classifies:
+            return await self._second_opinion(request, verdict)
+        return verdict
 
     async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
         """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""

@@ -18,6 +18,7 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import (
     ChatRequest,
     Completion,
+    EngineName,
     ErrorBody,
     EventKind,
     RequestEvent,
@@ -232,8 +233,7 @@ class Serving:
             return
         if error.code is ErrorCode.ENGINE_FAILED:
             await self._bury(error, attempt, span)
-        await writer.close(error_answer(self.envelope, error), self.delivery)
-        await self._tell(_EVENT_OF_CODE.get(error.code, "failed"), code=error.code)
+        await refuse(self.desk.bus, writer, self.delivery, error, engine=self.desk.engine.name)
 
     async def _give_back(self, delay_s: float = 0.0) -> None:
         await give_back(self.desk.bus, self.delivery, self.envelope, delay_s=delay_s)
@@ -266,3 +266,15 @@ class Serving:
             envelope.id, kind, envelope.priority, self.desk.engine.name, wait_ms, ttft_ms, total_ms, code, reason
         )
         await self.desk.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
+
+
+async def refuse(
+    bus: Bus, writer: RecordWriter, delivery: Delivery, error: HeadraceError, *, engine: EngineName | None = None
+) -> None:
+    """End a request with an error: tell its reader, acknowledge it, and have it counted."""
+    envelope = writer.envelope
+    await writer.close(error_answer(envelope, error), delivery)
+    event = RequestEvent(
+        envelope.id, _EVENT_OF_CODE.get(error.code, "failed"), envelope.priority, engine, code=error.code
+    )
+    await bus.publish(f"{EVENT}.{envelope.priority}.{event.kind}", encode(event))

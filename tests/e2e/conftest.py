@@ -1,0 +1,172 @@
+"""`headrace up` as a person starts it, and a client that knows nothing of headrace but the wire contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
+from tests.support import ROOT, wait_until
+
+LAST = ("chat.completion", "error")
+
+
+class Pipeline:
+    """A running `headrace up`."""
+
+    def __init__(self, folder: Path, *options: str, environ: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self._ready = folder / "ready.json"
+        self._log = folder / "up.log"
+        command = [sys.executable, "-m", "pipeline.cli", "up", "--state-dir", str(folder / "state")]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*command, "--ready-file", str(self._ready), *options],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **(environ or {})},
+            )
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self._ready.exists() or self._process.poll() is not None, what="headrace up", timeout_s=90)
+        assert self._ready.exists(), self._log.read_text()
+        self.url = json.loads(self._ready.read_text())["nats"]
+
+    @property
+    def screen(self) -> str:
+        return self._log.read_text()
+
+    def log(self, role: str) -> str:
+        return (self.folder / "state" / "logs" / f"{role}.log").read_text()
+
+    def stop(self) -> int:
+        """End it as Ctrl-C does; returns the exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            return self._process.wait(40)
+        finally:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+
+
+class Asker:
+    """A client that speaks NATS and JSON, and keeps what it reads by request id."""
+
+    def __init__(self, nc: Nats) -> None:
+        self.nc = nc
+        self.js = nc.jetstream()
+        self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.loads: list[dict[str, Any]] = []
+        self._new = asyncio.Condition()
+
+    async def listen(self) -> None:
+        await self.nc.subscribe("llm.reply.>", cb=self._on_reply)
+        await self.nc.subscribe("llm.load.*", cb=self._on_load)
+        await self.nc.flush()
+
+    async def _on_reply(self, message: Msg) -> None:
+        async with self._new:
+            self.messages[message.subject.removeprefix("llm.reply.")].append(json.loads(message.data))
+            self._new.notify_all()
+
+    async def _on_load(self, message: Msg) -> None:
+        async with self._new:
+            self.loads.append(json.loads(message.data))
+            self._new.notify_all()
+
+    async def ask(self, subject: str, body: object, **headers: str) -> str:
+        """Publish a request; returns its id."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        ack = await self.js.publish(subject, data, headers=names or None, timeout=20)
+        return headers.get("Nats_Msg_Id", f"LLM-{ack.seq}")
+
+    async def until(self, condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
+        async with asyncio.timeout(timeout_s), self._new:
+            await self._new.wait_for(condition)
+
+    def last(self, request_id: str) -> dict[str, Any] | None:
+        return next((m for m in self.messages[request_id] if m["object"] in LAST), None)
+
+    def lasts(self, request_id: str) -> int:
+        return sum(m["object"] in LAST for m in self.messages[request_id])
+
+    async def answer(self, request_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
+        """The last message of a request."""
+        await self.until(lambda: self.last(request_id) is not None, timeout_s=timeout_s)
+        return self.last(request_id)
+
+    async def answers(self, ids: list[str], *, timeout_s: float = 100) -> list[dict[str, Any]]:
+        await self.until(lambda: all(self.last(i) is not None for i in ids), timeout_s=timeout_s)
+        return [self.last(i) for i in ids]
+
+    async def request(self, subject: str, body: object = "") -> Any:
+        """A core request, its answer read as JSON."""
+        data = body if isinstance(body, bytes) else str(body).encode()
+        return json.loads((await self.nc.request(subject, data, timeout=30)).data)
+
+
+def chat(text: str, **parameters: object) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **parameters}
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    return answer["choices"][0]["message"]["content"]
+
+
+def joined(messages: list[dict[str, Any]]) -> str:
+    """The text of the chunks, by `seq`, each once."""
+    chunks = {m["seq"]: m for m in messages if m["object"] == "chat.completion.chunk"}
+    assert sorted(chunks) == list(range(len(chunks)))
+    return "".join(chunks[seq]["choices"][0]["delta"].get("content") or "" for seq in sorted(chunks))
+
+
+@contextmanager
+def running(folder: Path, *options: str, environ: dict[str, str] | None = None) -> Iterator[Pipeline]:
+    pipeline = Pipeline(folder, *options, environ=environ)
+    try:
+        pipeline.wait_ready()
+        yield pipeline
+    finally:
+        pipeline.stop()
+
+
+@asynccontextmanager
+async def asking(url: str) -> AsyncIterator[Asker]:
+    nc = await nats.connect(url)
+    try:
+        asker = Asker(nc)
+        await asker.listen()
+        yield asker
+    finally:
+        await nc.close()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """Everything on its embedded defaults: nats-server, MLX with the demo model, the stand-in for Ollama."""
+    with running(tmp_path_factory.mktemp("embedded")) as pipeline:
+        yield pipeline
+
+
+@pytest.fixture
+async def asker(embedded: Pipeline) -> AsyncIterator[Asker]:
+    async with asking(embedded.url) as connected:
+        yield connected
