@@ -147,6 +147,8 @@ class Local:
         except BaseException:
             server.kill()
             raise
+        if BROKER in self._kept:
+            self._on_report(self._kept[BROKER], Report("ready", broker.url))
         return server
 
     async def _prepare(self, url: str) -> None:

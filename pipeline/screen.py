@@ -32,6 +32,7 @@ class Screen:
         self._config = config
         self._console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
         self._status: Status | None = None
+        self._loading = ""
         self._places: dict[str, str] = {}
         self._states: dict[str, Report] = {}
         self._shown_at = 0.0
@@ -57,6 +58,8 @@ class Screen:
         """A process has said something of itself."""
         before = self._states.get(name)
         self._states[name] = report
+        if name == self._loading and report.state != "loading":
+            self._end_progress()
         if report.state == "ready" and (before is None or before.state != "ready"):
             self._line(name, f"ready{' again' if self._serving else ''}  {report.detail}".rstrip())
         elif report.state == "loading":
@@ -77,7 +80,7 @@ class Screen:
         for name, text in self._overview(here, state_dir):
             self._line(name, text)
         self._console.print("\nTo try, in another terminal:\n")
-        for command in self._commands(here):
+        for command in self._commands(here, state_dir):
             self._console.print(f"  [cyan]{_escape(command)}[/]")
         self._console.print("\nCtrl-C finishes what is running and stops; a second Ctrl-C stops at once.")
 
@@ -111,9 +114,9 @@ class Screen:
             text += "  (the demo model, which knows little; --model NAME_OR_PATH for a real one)"
         return text
 
-    def _commands(self, here: Instance) -> list[str]:
+    def _commands(self, here: Instance, state_dir: Path) -> list[str]:
         question = "'What is the capital of France?'"
-        where = f" --state-dir {self._config.state_dir}" if self._config.state_dir else ""
+        where = f" --state-dir {state_dir}" if self._config.state_dir else ""
         server = "" if here.nats == f"nats://127.0.0.1:{NATS_PORT}" else f" -s {here.nats}"
         headrace = command_name()
         return [
@@ -125,6 +128,7 @@ class Screen:
     def _progress(self, name: str, report: Report) -> None:
         text = f"{name}: loading  {report.detail}".rstrip()
         if self._console.is_terminal:
+            self._loading = name
             if self._status is None:
                 self._status = self._console.status(_escape(text))
                 self._status.start()

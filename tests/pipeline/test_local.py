@@ -85,7 +85,10 @@ class Up:
         return json.loads(self.ready_file.read_text())
 
     def pid(self, name: str) -> int:
-        return int((self.folder / name).read_text())
+        """The process of a role; it may come after the ready file where nobody has to wait for it."""
+        file = self.folder / name
+        wait_until(lambda: file.exists() and file.read_text() != "", what=name)
+        return int(file.read_text())
 
     def broker_pid(self) -> int:
         (ports,) = (self.state / "nats").glob("*.ports")
@@ -150,6 +153,7 @@ def test_interrupting_drains_too(up):
 def test_who_lets_requests_in_stops_first_and_the_monitor_last(up):
     running = up()
     running.ready()
+    running.pid("ollama")
     assert running.stop() == 0
     order = (running.folder / "order").read_text().split()
     assert order[:2] == ["gateway", "router"]
@@ -220,6 +224,8 @@ def test_a_killed_broker_comes_back_where_it_was_with_its_queue_and_all_streams(
     wait_until(lambda: asyncio.run(_answers_whole(url)), what="the broker again", timeout_s=TIMEOUT_S)
     assert asyncio.run(stored(url)) == 3
     assert running.stop() == 0
+    said = running.output()
+    assert said.index("killed by SIGKILL") < said.index(f"ready again  {url}")
 
 
 async def _answers_whole(url: str) -> bool:
