@@ -41,6 +41,8 @@ _FULL = 10077
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
 _BATCH = 500
+_ACK_PREFIX = "$JS.ACK."
+_END_OF_BATCH = ("204", "404")
 _SERVICE_VERSION = "1.0.0"  # of the wire contract
 
 Headers = Mapping[str, str]
@@ -72,6 +74,11 @@ class Message:
     data: bytes
     headers: Headers
     reply: str
+
+    @property
+    def is_delivery(self) -> bool:
+        """Whether a work queue handed this over; a request, too, may have no data and bring a header `Status`."""
+        return self.reply.startswith(_ACK_PREFIX)
 
     @property
     def status(self) -> str | None:
@@ -161,6 +168,20 @@ _stream_info = msgspec.json.Decoder(_StreamInfo)
 _puback = msgspec.json.Decoder(_PubAck)
 
 
+class _Client(Client):
+    """The client, which stops reading for good where it cannot read a message's headers.
+
+    They come as the publisher wrote them, and a request that cuts off whoever is handed it would cut off every worker.
+    """
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError) as error:
+            log.info("a message came with headers that cannot be read: %s", error)
+            return None
+
+
 @dataclass(slots=True)
 class Bus:
     """One connection to the broker. Reconnects for ever by itself."""
@@ -181,7 +202,7 @@ class Bus:
         Raises:
             Unreachable: no server answers at the first try.
         """
-        nc = Client()
+        nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
 
         async def on_error(error: Exception) -> None:
@@ -399,7 +420,7 @@ class Bus:
             Unreachable: the stream does not answer.
         """
         answer = await self.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"seq": sequence}))
-        if answer.status is not None:
+        if STORED_SEQUENCE not in answer.headers:
             return None
         stored_at = datetime.fromisoformat(answer.headers["Nats-Time-Stamp"]).timestamp()
         return Stored(answer.headers[STORED_SUBJECT], sequence, stored_at, answer.headers, answer.data)
@@ -444,7 +465,7 @@ class Bus:
             Unreachable: the stream does not answer.
         """
         answer = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
-        if answer.status is not None:
+        if STORED_SEQUENCE not in answer.headers:
             return None
         return int(answer.headers[STORED_SEQUENCE]), answer.data
 
@@ -462,9 +483,12 @@ class Bus:
             await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
             while True:
                 message = to_message(await subscription.next_msg(_REQUEST_TIMEOUT_S))
-                if message.status is not None or STORED_SEQUENCE not in message.headers:
+                if STORED_SEQUENCE in message.headers:
+                    found.append(message)
+                elif message.status in _END_OF_BATCH:
                     return found
-                found.append(message)
+                else:
+                    raise Unreachable(f"{stream} does not answer: status {message.status}")
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"{stream} does not answer: {_what(error)}") from error
         finally:

@@ -126,7 +126,8 @@ def streams(config: Config) -> tuple[Stream, ...]:
         name=STREAM_STATE,
         subjects=[f"{LOAD}.*", f"{RETURNED}.*"],
         retention=RetentionPolicy.LIMITS,
-        storage=StorageType.MEMORY,
+        # As durable as the delivery counts from which it is taken off what was given back.
+        storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
         max_msgs_per_subject=1,
         duplicate_window=DUPLICATE_WINDOW_S,

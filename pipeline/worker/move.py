@@ -25,7 +25,8 @@ from pipeline.telemetry import Tracing
 
 log = logging.getLogger(__name__)
 
-_GIVEN_BACK_KEPT_S = 3600
+# Longer than a request waits between two deliveries; what is forgotten counts as an attempt.
+_GIVEN_BACK_KEPT_S = 24 * 3600
 
 
 async def move(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ class _Round:
         self.inbox = inbox
         self.first: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
         self.heard = asyncio.Event()
+        self._taken = False
 
     def settle(self, delivery: Delivery | None) -> bool:
         """End the round with delivery, unless it has ended."""
@@ -44,6 +46,15 @@ class _Round:
             return False
         self.first.set_result(delivery)
         return True
+
+    def take(self) -> Delivery | None:
+        """What the round ended with, once; it ends here if it has not."""
+        if not self.first.done():
+            self.first.cancel()
+        if self._taken or self.first.cancelled():
+            return None
+        self._taken = True
+        return self.first.result()
 
 
 @dataclass(slots=True)
@@ -58,16 +69,17 @@ class Puller:
 
     bus: Bus
     stream: str
-    on_surplus: Callable[[Delivery], Awaitable[None]]
+    on_surplus: Callable[[Delivery], Coroutine[Any, Any, None]]
     _inbox: str = field(init=False)
     _rounds: int = field(init=False, default=0)
     _round: _Round | None = field(init=False, default=None)
-    _withdrawals: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _subscription: Subscription = field(init=False)
+    _loose_ends: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     async def start(self) -> None:
         """Listen for answers. Call once, before the first pull."""
         self._inbox = self.bus.new_inbox()
-        await self.bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self.bus.subscribe(f"{self._inbox}.*", self._on_message)
         self.bus.on_reconnect(self._on_reconnect)
 
     async def take(self, consumer: str) -> Delivery | None:
@@ -77,44 +89,49 @@ class Puller:
         """
         self._rounds += 1
         pull = self._begin(f"{self._inbox}.{self._rounds}")
-        await self._ask(consumer, _NO_WAIT, pull.inbox)
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
-                return await pull.first
-        except TimeoutError:
-            return None
+            await self._ask(consumer, _NO_WAIT, pull.inbox)
+            await asyncio.wait({pull.first}, timeout=_ANSWER_TIMEOUT_S)
+            return pull.take()
         finally:
             self._end(pull)
 
-    async def wait(self, consumers: Sequence[str]) -> Delivery | None:
-        """The first request to come to any of the consumers; None when the pulls ended without one.
+    async def wait(self, consumers: Sequence[str], unless: Coroutine[Any, Any, None]) -> Delivery | None:
+        """The first request to come to any of the consumers; None when the pulls ended without one, or `unless` did.
 
         Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
         """
         # An inbox of its own: removing the interest in it withdraws all that stands.
         pull = self._begin(self.bus.new_inbox())
-        subscription = await self.bus.subscribe(f"{pull.inbox}.*", self._on_message)
+        stop = asyncio.ensure_future(unless)
         try:
-            for consumer in consumers:
-                await self._ask(consumer, _STANDING, f"{pull.inbox}.{consumer}")
-            return await self._first_while_heard(pull)
+            subscription = await self.bus.subscribe(f"{pull.inbox}.*", self._on_message)
+            try:
+                for consumer in consumers:
+                    await self._ask(consumer, _STANDING, f"{pull.inbox}.{consumer}")
+                await self._until_over(pull, stop)
+                return pull.take()
+            finally:
+                self._later(self.bus.drain(subscription))
         finally:
+            stop.cancel()
             self._end(pull)
-            self._withdraw(subscription)
 
     async def close(self) -> None:
-        """Wait until what was withdrawn is gone from the broker."""
-        await asyncio.gather(*self._withdrawals, return_exceptions=True)
+        """Wait until everything is withdrawn at the broker, and what still came has been handed on as surplus."""
+        await self.bus.drain(self._subscription)
+        while self._loose_ends:
+            await asyncio.gather(*self._loose_ends, return_exceptions=True)
 
-    async def _first_while_heard(self, pull: _Round) -> Delivery | None:
-        """The round's result; None as well when heartbeats stop, for then nobody serves the pulls."""
-        while not pull.first.done():
+    async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
+        """Ends as well when heartbeats stop, for then nobody serves the pulls."""
+        ends: set[asyncio.Future[Any]] = {pull.first, stop}
+        while not any(end.done() for end in ends):
             pull.heard.clear()
-            await asyncio.wait({pull.first}, timeout=2 * _HEARTBEAT_S)
-            if not pull.first.done() and not pull.heard.is_set():
+            done, _ = await asyncio.wait(ends, timeout=2 * _HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done and not pull.heard.is_set():
                 log.warning("pulls from %s went unheard; asking again", self.stream)
-                return None
-        return pull.first.result()
+                return
 
     async def _ask(self, consumer: str, body: bytes, inbox: str) -> None:
         try:
@@ -128,20 +145,21 @@ class Puller:
         return self._round
 
     def _end(self, pull: _Round) -> None:
-        if not pull.first.done():
-            pull.first.cancel()
+        """No answer of this round is waited for any more; one that came while it was being cancelled is surplus."""
         if self._round is pull:
             self._round = None
+        if delivery := pull.take():
+            self._later(self.on_surplus(delivery))
 
-    def _withdraw(self, subscription: Subscription) -> None:
-        """Remove the interest, but go on listening until the broker has confirmed it."""
-        task = asyncio.get_running_loop().create_task(self.bus.drain(subscription))
-        self._withdrawals.add(task)
-        task.add_done_callback(self._withdrawals.discard)
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work without waiting for it: a withdrawn subscription is listened to until the broker has confirmed it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._loose_ends.add(task)
+        task.add_done_callback(self._loose_ends.discard)
 
     async def _on_message(self, message: Message) -> None:
         pull = self._round
-        if message.status is None:
+        if message.is_delivery:
             delivery = self.bus.delivery(message)
             if pull is None or not pull.settle(delivery):
                 await self.on_surplus(delivery)

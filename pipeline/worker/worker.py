@@ -98,6 +98,7 @@ class Worker:
             self._draining = True
             self._note_change()
             pulling.cancel()
+            await asyncio.wait({pulling})
             await self._finish(lifecycle)
             for task in background:
                 task.cancel()
@@ -125,20 +126,16 @@ class Worker:
             if delivery := await self._puller.take(self.source.consumers[lane]):
                 return delivery
             self._scheduler.empty(lane, asyncio.get_running_loop().time())
-        waiting = asyncio.ensure_future(self._puller.wait(list(self.source.consumers.values())))
-        room = asyncio.ensure_future(self._until_there_is_no_room())
-        try:
-            await asyncio.wait({waiting, room}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.result() if waiting.done() else None
-        finally:
-            for task in (waiting, room):
-                task.cancel()
-            await asyncio.gather(waiting, room, return_exceptions=True)
+        return await self._puller.wait(list(self.source.consumers.values()), self._until_there_is_no_room())
+
+    @property
+    def _free_slots(self) -> int:
+        status = self.engine.status()
+        return status.slots_total - max(len(self._servings), status.slots_used) if status.state == "ready" else 0
 
     @property
     def _has_room(self) -> bool:
-        status = self.engine.status()
-        return status.state == "ready" and max(len(self._servings), status.slots_used) < status.slots_total
+        return self._free_slots > 0
 
     async def _until_there_is_room(self) -> None:
         while not self._has_room:
@@ -152,7 +149,8 @@ class Worker:
             await self._room.wait()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        if self._has_room and not self._draining:
+        # One slot is the pull loop's, which may have a request in its hands already.
+        if self._free_slots > 1 and not self._draining:
             self._begin(delivery)
             return
         await give_back(self.me.bus, delivery, self._envelope(delivery))
