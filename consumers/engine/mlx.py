@@ -133,7 +133,8 @@ class MlxBackend:
             room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
         )
-        if any(not 0 <= token < self.facts.vocabulary for token in work.resume_tokens):
+        resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
+        if any(not 0 <= token < self.facts.vocabulary for token in resumed):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "the answer to go on with has tokens of another model")
         with_tools = offers_tools(request)
         transcript = Transcript(
@@ -145,9 +146,9 @@ class MlxBackend:
             silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
             stops=request.stops,
             tools=self._tool_syntax(request) if with_tools else None,
-            resume_chars=work.resume_chars,
+            resume_chars=len(work.resume_text),
         )
-        return Prepared(key, prompt + work.resume_tokens, len(work.resume_tokens), transcript, work)
+        return Prepared(key, prompt + resumed, len(resumed), transcript, work)
 
     def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = template_messages(request.chat)

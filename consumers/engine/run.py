@@ -29,7 +29,7 @@ class Run:
         self._work = work
         self._on_close = on_close
         self._tokens = list(work.resume_tokens)
-        self._chars = work.resume_chars
+        self._text = work.resume_text
         self._waiting = Piece()
         self._error: HeadraceError | None = None
         self._over = False
@@ -67,12 +67,12 @@ class Run:
 
     def work(self) -> Work:
         """The request as it goes on from here."""
-        return msgspec.structs.replace(self._work, resume_tokens=list(self._tokens), resume_chars=self._chars)
+        return msgspec.structs.replace(self._work, resume_tokens=list(self._tokens), resume_text=self._text)
 
     def take(self, piece: Piece) -> None:
         """The child produced piece."""
         self._tokens += piece.token_ids
-        self._chars += len(piece.text)
+        self._text += piece.text
         waiting = self._waiting
         waiting.text += piece.text
         waiting.token_ids += piece.token_ids

@@ -57,7 +57,8 @@ class SimulatedBackend:
             _Words(words),
             end_tokens={_END},
             stops=work.request.stops,
-            resume_chars=work.resume_chars,
+            # Text that another engine wrote is no part of ours: the statement simply follows it.
+            resume_chars=len(work.resume_text) if work.resume_tokens else 0,
         )
         prompt = [1] * prompt_tokens + work.resume_tokens
         return Prepared(key, prompt, len(work.resume_tokens), transcript, (work.seed, len(words)))

@@ -145,7 +145,7 @@ class OllamaEngine:
             HeadraceError: `unavailable` while the server is left alone, and for work that was begun
                 elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
         """
-        if work.resume_chars or work.resume_tokens:
+        if work.resume_text or work.resume_tokens:
             raise HeadraceError(
                 ErrorCode.UNAVAILABLE,
                 "Ollama cannot go on exactly with an answer that was begun: it gives no tokens",

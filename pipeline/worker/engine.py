@@ -17,8 +17,9 @@ class Work(msgspec.Struct, frozen=True):
     """One request as an engine gets it.
 
     `seed` decides every sampled token together with the token's position, so that whoever goes on with the answer
-    draws what the first engine would have drawn. `resume_tokens` are the tokens that earlier attempts produced and
-    `resume_chars` how many characters of their text the reader already has: generation goes on after them.
+    draws what the first engine would have drawn. `resume_text` is what the reader already has of the answer, and
+    `resume_tokens` are the tokens of earlier attempts, which may reach further than that text; generation goes on after
+    them. Where nobody knows the tokens (another engine wrote the text), they are empty, and the text stands for them.
     """
 
     id: str
@@ -26,7 +27,7 @@ class Work(msgspec.Struct, frozen=True):
     model: str
     seed: int
     resume_tokens: list[int] = msgspec.field(default_factory=list)
-    resume_chars: int = 0
+    resume_text: str = ""
 
 
 class Piece(msgspec.Struct):

@@ -185,7 +185,7 @@ class Serving:
             model,
             seed=envelope.seed if request.seed is None else request.seed,
             resume_tokens=record.resumable_tokens,
-            resume_chars=len(record.text),
+            resume_text=record.text,
         )
         with desk.tracing.chat(request, request_id=envelope.id, engine=desk.engine.name, model=model) as chat:
             generation = await desk.engine.submit(work)

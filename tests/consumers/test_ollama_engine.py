@@ -377,7 +377,7 @@ async def test_tool_calls_come_whole_with_ids_and_name_the_finish(ollama: Ollama
 
 
 async def test_an_answer_that_was_begun_elsewhere_is_not_taken(engine: OllamaEngine) -> None:
-    for begun in ({"resume_chars": 3}, {"resume_tokens": [1]}):
+    for begun in ({"resume_text": "abc"}, {"resume_tokens": [1]}):
         with pytest.raises(HeadraceError) as caught:
             await engine.submit(msgspec.structs.replace(work(engine.resolve(None)), **begun))
         assert caught.value.code is ErrorCode.UNAVAILABLE

@@ -218,16 +218,22 @@ class ExactConformance(Conformance):
             cuts.append((len(whole.token_ids), len(whole.text)))
             whole.add(await generation.next())
         tokens, chars = cuts[round(part * (len(cuts) - 1))]
-        rest = await ask(engine, request, seed=11, resume_tokens=whole.token_ids[:tokens], resume_chars=chars)
+        rest = await ask(engine, request, seed=11, resume_tokens=whole.token_ids[:tokens], resume_text=whole.text[:chars])
         assert rest.text == whole.text[chars:]
         assert rest.token_ids == whole.token_ids[tokens:]
         assert rest.usage == whole.usage
         assert rest.finish_reason == whole.finish_reason
 
+    async def test_an_answer_goes_on_from_text_whose_tokens_nobody_knows(self, engine):
+        request = ChatRequest(prompt=self.prompts[0], max_tokens=60, temperature=0)
+        rest = await ask(engine, request, resume_text="Well")
+        assert rest.text
+        assert rest.finish_reason is not None
+
     async def test_a_complete_answer_that_is_gone_on_with_only_ends(self, engine):
         request = ChatRequest(prompt=self.prompts[0], max_tokens=20, temperature=0)
         whole = await ask(engine, request)
-        rest = await ask(engine, request, resume_tokens=whole.token_ids, resume_chars=len(whole.text))
+        rest = await ask(engine, request, resume_tokens=whole.token_ids, resume_text=whole.text)
         assert (rest.text, rest.token_ids) == ("", [])
         assert rest.usage == whole.usage
         assert rest.finish_reason == whole.finish_reason

@@ -193,7 +193,7 @@ def test_keys_are_64_bits_of_seed_and_position(seed, position):
 
 def test_frames_survive_the_pipe():
     request = msgspec.convert({"prompt": "я", "tools": [{"function": {"name": "f"}}]}, ChatRequest)
-    work = Work(id="r1", request=request, model="m", seed=2**63 - 1, resume_tokens=[1, 2], resume_chars=3)
+    work = Work(id="r1", request=request, model="m", seed=2**63 - 1, resume_tokens=[1, 2], resume_text="abc")
     for frame in (protocol.Submit(1, 0, work), Cancel(2), Shutdown()):
         assert protocol.decode_to_child(protocol.encode(frame)[protocol.LENGTH_BYTES :]) == frame
     facts = protocol.Facts(4096, 640, calls_tools=True, kv_bytes_per_token=1024)

@@ -95,12 +95,20 @@ class TestMlxEngine(ExactConformance):
             prompt="Count from 1 to 40.", max_tokens=30, temperature=0, frequency_penalty=1.0, repetition_penalty=1.2
         )
         whole = await ask(engine, request)
-        rest = await ask(engine, request, resume_tokens=whole.token_ids[:11], resume_chars=0)
+        rest = await ask(engine, request, resume_tokens=whole.token_ids[:11])
         assert rest.text == whole.text
         assert rest.token_ids == whole.token_ids[11:]
 
+    async def test_text_stands_for_the_tokens_that_nobody_knows(self, engine):
+        request = ChatRequest(prompt="Count from 1 to 40.", max_tokens=60, temperature=0)
+        whole = await ask(engine, request)
+        # At a number's end, where any tokenizer of such text has a token's end as well.
+        cut = whole.text.index(" ", len(whole.text) // 3)
+        rest = await ask(engine, request, resume_text=whole.text[:cut])
+        assert rest.text == whole.text[cut:]
+
     async def test_tokens_of_another_model_are_refused(self, engine):
-        error = await refusal(engine, "x", resume_tokens=[10**7], resume_chars=1)
+        error = await refusal(engine, "x", resume_tokens=[10**7])
         assert error.code is ErrorCode.INVALID_REQUEST
 
     async def test_arguments_that_are_no_json_object_are_refused(self, engine):
