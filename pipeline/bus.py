@@ -469,9 +469,10 @@ class Bus:
             return None
         return int(answer.headers[STORED_SEQUENCE]), answer.data
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Remove what a stream holds on a subject."""
-        await self.request(f"$JS.API.STREAM.PURGE.{stream}", msgspec.json.encode({"filter": subject}))
+    async def purge(self, stream: str, subject: str, *, up_to: int) -> None:
+        """Remove what a stream holds on a subject, up to a sequence."""
+        body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
+        await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
 
     async def _direct_batch(self, stream: str, subject: str, start: int) -> list[Message]:
         """Up to `_BATCH` messages on subject from sequence start, in one request (NATS ADR-31, batched direct get)."""

@@ -23,6 +23,66 @@ class LeaseLost(Exception):
     """The request is not ours any more: somebody else goes on with it, and nothing may be written or acknowledged."""
 
 
+class _Taken(Exception):
+    """The last message on the subject is somebody else's; how it goes on is for the writer to say."""
+
+    def __init__(self, sequence: int, data: bytes) -> None:
+        super().__init__(sequence)
+        self.sequence = sequence
+        self.data = data
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The end of what `LLM_REPLIES` holds under one id, to which one writer appends.
+
+    Attributes:
+        last_sequence: of the last message, 0 where there is none.
+        last_data: that message, where it is known; it is not appended again.
+    """
+
+    bus: Bus
+    id: str
+    last_sequence: int = 0
+    last_data: bytes = b""
+    _unconfirmed: list[bytes] = field(init=False, default_factory=list)
+
+    async def append(self, data: bytes) -> None:
+        """Append data, whether or not the messages before it, which a cancellation interrupted, were stored.
+
+        Raises:
+            _Taken: somebody else has written.
+            Unreachable: the broker is away for too long.
+        """
+        if data == self.last_data:
+            return
+        self._unconfirmed.append(data)
+        for _ in range(_TRIES):
+            try:
+                self.last_sequence = await self.bus.store(out_subject(self.id), data, expected_last=self.last_sequence)
+                break
+            except Fenced:
+                if await self._catch_up() == data:
+                    break
+        else:
+            raise _Taken(self.last_sequence, b"")
+        self.last_data = data
+        self._unconfirmed.clear()
+
+    async def _catch_up(self) -> bytes | None:
+        """Learn the last sequence after a refusal. Returns the last message, None where there is none."""
+        sequence, data = await self.bus.last_message(STREAM_REPLIES, reply_subject(self.id)) or (0, None)
+        if data is not None and data not in self._unconfirmed:
+            raise _Taken(sequence, data)
+        self.last_sequence = sequence
+        return data
+
+    async def clear(self, up_to: int) -> None:
+        """Remove what stands there up to a sequence."""
+        await self.bus.purge(STREAM_REPLIES, reply_subject(self.id), up_to=up_to)
+        self.last_sequence = 0
+
+
 @dataclass(slots=True)
 class RecordWriter:
     """Appends to the record of one request as long as the request is ours.
@@ -34,15 +94,25 @@ class RecordWriter:
         bus: the connection.
         envelope: the request's.
         holds_lease: whether the request is still ours, as far as this process knows.
-        last_sequence: of the record's last message, 0 where there is none.
     """
 
     bus: Bus
     envelope: Envelope
     holds_lease: Callable[[], bool]
-    last_sequence: int = 0
-    _unconfirmed: bytes = field(init=False, default=b"")
-    _forward_last: int | None = field(init=False, default=None)
+    _record: _Tail = field(init=False)
+    _forwarded: _Tail | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._record = _Tail(self.bus, self.envelope.id)
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the record's last message, 0 where there is none; set by whoever has read the record."""
+        return self._record.last_sequence
+
+    @last_sequence.setter
+    def last_sequence(self, sequence: int) -> None:
+        self._record.last_sequence = sequence
 
     async def write(self, message: Answer) -> None:
         """Append message, then forward it to the request's `Reply-To`.
@@ -83,7 +153,7 @@ class RecordWriter:
             HeadraceError: `reply_subject_denied`.
         """
         target = self.envelope.reply_to
-        if target is None or not target.startswith("llm.reply."):
+        if target is None or not target.startswith("llm.reply.") or self._forwarded is not None:
             return
         found = await self.bus.last_message(STREAM_REPLIES, target)
         if found is not None and not self._is_ours(found[1]):
@@ -91,45 +161,19 @@ class RecordWriter:
             raise HeadraceError(
                 ErrorCode.REPLY_SUBJECT_DENIED, f"{target} holds another request's answer", param=REPLY_TO
             )
-        self._forward_last = 0 if found is None else found[0]
+        self._forwarded = _Tail(self.bus, target.removeprefix("llm.reply."), *(found or (0, b"")))
 
     async def _append(self, data: bytes) -> None:
         if not self.holds_lease():
             raise LeaseLost
-        # A cancellation, or an absent broker, may have left the message before this one stored or not.
-        interrupted, self._unconfirmed = self._unconfirmed, data
-        for _ in range(_TRIES):
-            try:
-                self.last_sequence = await self.bus.store(
-                    out_subject(self.envelope.id), data, expected_last=self.last_sequence
-                )
-                break
-            except Fenced:
-                if await self._catch_up(interrupted) == data:
-                    break
-        else:
-            raise LeaseLost
-        self._unconfirmed = b""
-
-    async def _catch_up(self, interrupted: bytes) -> bytes | None:
-        """Learn the record's last sequence after a refusal, if the record is still ours.
-
-        Returns:
-            The last message, None where there is none.
-
-        Raises:
-            LeaseLost: the last message is another attempt's.
-        """
-        subject = reply_subject(self.envelope.id)
-        self.last_sequence, data = await self.bus.last_message(STREAM_REPLIES, subject) or (0, None)
-        if data is None or data in (interrupted, self._unconfirmed):
-            return data
-        if self._is_ours(data):
-            raise LeaseLost
-        # An older request had this id; its answer makes way.
-        await self.bus.purge(STREAM_REPLIES, subject)
-        self.last_sequence = 0
-        return None
+        try:
+            await self._record.append(data)
+        except _Taken as taken:
+            if not taken.data or self._is_ours(taken.data):
+                raise LeaseLost from None
+            # An older request had this id; its answer makes way.
+            await self._record.clear(taken.sequence)
+            await self._append(data)
 
     def _is_ours(self, data: bytes) -> bool:
         """Whether a message belongs to this request, and not to an older one under the same id or another one."""
@@ -140,16 +184,18 @@ class RecordWriter:
         return message.id == self.envelope.id and message.created == self.envelope.created
 
     async def _forward(self, data: bytes) -> None:
+        try:
+            await self.check_reply_to()
+        except HeadraceError as error:
+            log.warning("%s: %s; the answer stands in the record only", self.envelope.id, error)
         target = self.envelope.reply_to
         if target is None:
             return
-        if self._forward_last is None:
+        if self._forwarded is None:
             await self.bus.publish(target, data)
             return
         try:
-            out = out_subject(target.removeprefix("llm.reply."))
-            self._forward_last = await self.bus.store(out, data, expected_last=self._forward_last)
-        except Fenced:
+            await self._forwarded.append(data)
+        except _Taken:
             log.warning("%s: somebody else wrote to %s; the rest stands in the record only", self.envelope.id, target)
-            self._forward_last = None
             self.envelope = replace(self.envelope, reply_to=None)
