@@ -94,11 +94,13 @@ class RecordWriter:
         bus: the connection.
         envelope: the request's.
         holds_lease: whether the request is still ours, as far as this process knows.
+        newest: the record's last message where an earlier attempt wrote it.
     """
 
     bus: Bus
     envelope: Envelope
     holds_lease: Callable[[], bool]
+    newest: Answer | None = None
     _record: _Tail = field(init=False)
     _forwarded: _Tail | None = field(init=False, default=None)
 
@@ -126,6 +128,11 @@ class RecordWriter:
         data = encode(message)
         await self._append(data)
         await self._forward(data)
+
+    async def forward_newest(self) -> None:
+        """Forward what an earlier attempt wrote last: it may have died before it could. The reader may see it twice."""
+        if self.newest is not None:
+            await self._forward(encode(self.newest))
 
     async def close(self, last: Last, delivery: Delivery) -> None:
         """Append the last message, forward it, acknowledge the request.

@@ -29,7 +29,7 @@ from pipeline.subjects import DEAD, EVENT, MSG_ID, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work
 from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.move import give_back, times_given_back
+from pipeline.worker.move import carried, give_back, times_given_back
 from pipeline.worker.record import LeaseLost, RecordWriter
 
 log = logging.getLogger(__name__)
@@ -84,14 +84,17 @@ class Serving:
     _task: asyncio.Task[None] | None = field(init=False, default=None)
 
     def interrupt(self, why: Exception) -> None:
-        """End the serving: with the error `why` for its reader, or handed back, or dropped where the lease is lost."""
-        if self._interruption is None and self._task is not None:
+        """End the serving: with the error `why` for its reader, or handed back, or dropped where the lease is lost.
+
+        Once a last message is being written it is too late. The first reason holds.
+        """
+        if self._interruption is None:
             self._interruption = why
-            self._task.cancel()
+            if self._task is not None:
+                self._task.cancel()
 
     async def run(self) -> None:
         """Serve; what goes wrong ends in the record or in a redelivery."""
-        self._task = asyncio.current_task()
         lease = self.desk.leases.hold(self.delivery, lambda: self.interrupt(LeaseLost()))
         writer = RecordWriter(self.desk.bus, self.envelope, lease.holds)
         deadline = self._arm_deadline()
@@ -118,9 +121,12 @@ class Serving:
         envelope, desk = self.envelope, self.desk
         record, tries = Record(), 1
         if envelope.delivered > 1 or envelope.move is not None:
-            record = Record.read(await desk.bus.read_answers(reply_subject(envelope.id)), envelope.created)
+            kept = await desk.bus.read_answers(reply_subject(envelope.id))
+            record = Record.read(kept, envelope.created)
             tries = max(1, envelope.delivered - await times_given_back(desk.bus, envelope))
             writer.last_sequence = record.last_sequence
+            if record.last_sequence:
+                writer.newest = kept[-1][1]
         if record.last is not None:
             await writer.settle(encode(record.last), self.delivery)
             return
@@ -136,8 +142,8 @@ class Serving:
             span.queue_wait(envelope.stored_at, time.time())
             try:
                 decision = decide(envelope, tries=tries, max_attempts=desk.config.max_attempts, wall_now=time.time())
-                if decision is not None:
-                    raise decision
+                if early := self._interruption or decision:
+                    raise early
                 completion = await self._until_interrupted(self._complete(writer, record, attempt, span))
             except HeadraceError as error:
                 span.fail(error)
@@ -147,7 +153,8 @@ class Serving:
                     await self._succeed(writer, completion)
 
     async def _until_interrupted(self, work: Coroutine[Any, Any, Completion | None]) -> Completion | None:
-        """Do work, unless `interrupt` comes first; after it that comes too late, for a last message is written."""
+        """Do work, unless `interrupt` comes meanwhile."""
+        self._task = asyncio.current_task()
         try:
             return await work
         except asyncio.CancelledError:
@@ -191,6 +198,7 @@ class Serving:
             generation = await desk.engine.submit(work)
             try:
                 if request.streams:
+                    await writer.forward_newest()
                     for opening in answer.openings():
                         await writer.write(opening)
                 return await self._follow(generation, answer, writer, request, chat)
@@ -204,6 +212,9 @@ class Serving:
         began_at = time.time()
         while True:
             piece = await generation.next()
+            if self._interruption is not None:
+                # A cancellation is lost where what was awaited ends in the same turn of the loop (`asyncio.wait_for`).
+                raise self._interruption
             if piece.restarted:
                 answer.attempt += piece.restarted
                 if request.streams:
@@ -241,7 +252,7 @@ class Serving:
 
     async def _bury(self, error: HeadraceError, attempt: int, span: ProcessSpan) -> None:
         """Put the request among the dead letters, once, as it came and with what became of it."""
-        headers = dict(self.delivery.message.headers) | {
+        headers = carried(self.delivery.message.headers) | {
             MSG_ID: f"{self.envelope.id}@{self.envelope.created}",
             "Llm-Id": self.envelope.id,
             "Llm-Subject": self.delivery.message.subject,
