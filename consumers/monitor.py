@@ -268,12 +268,15 @@ class Monitor:
     async def _answer_position(self, body: bytes) -> bytes:
         request_id = body.decode(errors="replace").strip().strip('"')
         entry = self._index.find(request_id)
-        if entry is None:
-            return msgspec.json.encode(Position(request_id, await self._state_on_record(request_id)))
+        if entry is None or entry.state == "running":
+            # The record is closed before the event says so, and whoever has read it may ask at once.
+            on_record = await self._state_on_record(request_id)
+            state = "running" if entry is not None and on_record == "unknown" else on_record
+            return msgspec.json.encode(Position(request_id, state))
         position = self._index.position(request_id)
         load = self._loads.get("ollama" if entry.stream == STREAM_OLLAMA else "mlx")
         eta_ms = 0.0
-        if entry.state == "queued" and load is not None:
+        if load is not None:
             share = (position + 1) / self._index.depth(entry.stream, entry.priority)
             eta_ms = round(load.predicted_wait_ms.of(entry.priority) * share, 1)
         return msgspec.json.encode(Position(request_id, entry.state, position, eta_ms))

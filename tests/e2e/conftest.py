@@ -74,11 +74,13 @@ class Asker:
         self.js = nc.jetstream()
         self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.loads: list[dict[str, Any]] = []
+        self.started: list[str] = []
         self._new = asyncio.Condition()
 
     async def listen(self) -> None:
         await self.nc.subscribe("llm.reply.>", cb=self._on_reply)
         await self.nc.subscribe("llm.load.*", cb=self._on_load)
+        await self.nc.subscribe("llm.event.*.started", cb=self._on_started)
         await self.nc.flush()
 
     async def _on_reply(self, message: Msg) -> None:
@@ -90,6 +92,9 @@ class Asker:
         async with self._new:
             self.loads.append(json.loads(message.data))
             self._new.notify_all()
+
+    async def _on_started(self, message: Msg) -> None:
+        self.started.append(json.loads(message.data)["id"])
 
     async def ask(self, subject: str, body: object, **headers: str) -> str:
         """Publish a request; returns its id."""
