@@ -4,7 +4,11 @@ Start-time fair queueing (Goyal, Vin, Cheng, 1996) over priorities: each has a v
 service it used divided by its share, and the one that is furthest behind goes first. Service is tokens, not requests,
 so a lane of long answers does not take more than its share. A request is charged an estimate when it starts, so that
 slots which fall free together are spread as well, and corrected to what it really used when it ends. A priority that
-was idle comes back at the present virtual time: it has saved up nothing.
+was idle comes back at the present virtual time, that of the one furthest behind among those who take turns: it has
+saved up nothing. Where nothing runs and nothing waits, all begin anew: nobody is owed anything from before.
+
+What has waited beyond the bound is started out of turn and not charged: the floor of its priority stays what it is, and
+the virtual time is that of those who take turns.
 
 Among the lanes of one priority (untriaged, simple, complex) a smooth weighted round robin chooses; a saturated engine
 prefers what only it can answer, by weight and not strictly, so that simple work survives an absent second engine.
@@ -12,6 +16,7 @@ prefers what only it can answer, by weight and not strictly, so that simple work
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,8 +30,13 @@ PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
 RECHECK_S = 0.5
 # While a priority's requests wait beyond the bound, one choice in so many is theirs.
 OVERDUE_EVERY = 4
+# A request that used no token, as one that was refused, took a turn all the same: an endless row of them must not
+# keep the others out.
+LEAST_COST = 1.0
 _FIRST_ESTIMATE = 64.0
 _SMOOTHING = 0.2
+_IDLE = math.inf
+_IN_TURN = -math.inf
 
 
 def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, float]:
@@ -45,12 +55,20 @@ def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, fl
 
 @dataclass(slots=True)
 class _Account:
-    """What is known of one priority. `head_stored_at`: about when its oldest waiting request was stored (UTC)."""
+    """What is known of one priority.
+
+    Attributes:
+        share: of the service, 0 to 1.
+        virtual_time: how far the service that it was charged has brought it.
+        joined_at: the virtual time at which it came back: `_IDLE` until it does, `_IN_TURN` once it has been served.
+        mean_cost: of its latest requests, in weighted tokens.
+        head_stored_at: about when its oldest waiting request was stored (UTC).
+    """
 
     share: float
     virtual_time: float = 0.0
+    joined_at: float = _IDLE
     mean_cost: float = _FIRST_ESTIMATE
-    idle: bool = True
     head_stored_at: float | None = None
 
 
@@ -84,9 +102,10 @@ class Scheduler:
         lifted = self._lifted(wall_now)
         task_weights = PREFER_COMPLEX if saturated else EVEN
 
-        def rank(lane: Lane) -> tuple[bool, float, float]:
+        def rank(lane: Lane) -> tuple[bool, float, float, float]:
+            share = self._accounts[lane.priority].share
             credit = self._credit[lane] + task_weights[lane.task]
-            return lane.priority is not lifted, self._start_tag(lane.priority), -credit
+            return lane.priority is not lifted, self._start_tag(lane.priority), -share, -credit
 
         return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
 
@@ -104,39 +123,47 @@ class Scheduler:
         """Record that a request, stored at stored_at (UTC), was taken from lane, where pending more are left."""
         is_lifted = lane.priority is self._lifted(wall_now)
         self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
-        account = self._accounts[lane.priority]
         self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)
-        account.virtual_time = self._start_tag(lane.priority)
-        self._virtual_now = max(self._virtual_now, account.virtual_time)
-        account.virtual_time += account.mean_cost / account.share
-        account.idle = False
+        self.arrived(lane)
+        account = self._accounts[lane.priority]
         account.head_stored_at = stored_at
-        self._charged[request_id] = (lane.priority, account.mean_cost)
-        if pending:
-            self.arrived(lane)
-        else:
+        if not is_lifted:
+            self._virtual_now = self._start_tag(lane.priority)
+            account.virtual_time = self._virtual_now + account.mean_cost / account.share
+            account.joined_at = _IN_TURN
+            self._charged[request_id] = (lane.priority, account.mean_cost)
+        if not pending:
             self.empty(lane, now)
 
     def finish(self, request_id: str, cost: float) -> None:
-        """Correct the charge of a request that ended to its real cost, in weighted tokens. Unknown ids are ignored."""
+        """Correct the charge of a request that ended to its real cost, in weighted tokens, `LEAST_COST` at least.
+
+        Ids that are not charged are ignored.
+        """
         priority, estimate = self._charged.pop(request_id, (None, 0.0))
         if priority is None:
             return
+        cost = max(cost, LEAST_COST)
         account = self._accounts[priority]
         account.virtual_time += (cost - estimate) / account.share
         account.mean_cost += _SMOOTHING * (cost - account.mean_cost)
+        self._begin_anew()
 
     def empty(self, lane: Lane, now: float) -> None:
         """Record that lane was found empty at now."""
         self._empty_since[lane] = now
         if all(other in self._empty_since for other in self.lanes if other.priority is lane.priority):
             account = self._accounts[lane.priority]
-            account.idle = True
+            account.joined_at = _IDLE
             account.head_stored_at = None
+            self._begin_anew()
 
     def arrived(self, lane: Lane) -> None:
         """Record that lane holds a request."""
         self._empty_since.pop(lane, None)
+        account = self._accounts[lane.priority]
+        if account.joined_at == _IDLE:
+            account.joined_at = self._present()
 
     def forget(self) -> None:
         """Know nothing about emptiness any more, as after a reconnect."""
@@ -147,9 +174,22 @@ class Scheduler:
         return since is None or now - since >= RECHECK_S
 
     def _start_tag(self, priority: Priority) -> float:
-        """The virtual time at which the priority's next request would start."""
+        """The virtual time at which the priority's next request would start.
+
+        A priority that waits for its first turn moves down with the others where they cost less than was thought.
+        """
         account = self._accounts[priority]
-        return max(account.virtual_time, self._virtual_now) if account.idle else account.virtual_time
+        return max(account.virtual_time, min(account.joined_at, self._present()))
+
+    def _present(self) -> float:
+        """The virtual time of the one furthest behind among those who take turns; of the last start if nobody does."""
+        in_turn = [account.virtual_time for account in self._accounts.values() if account.joined_at == _IN_TURN]
+        return min(in_turn, default=self._virtual_now)
+
+    def _begin_anew(self) -> None:
+        """Put all at the same virtual time where nothing runs and nothing waits."""
+        if not self._charged and all(account.joined_at == _IDLE for account in self._accounts.values()):
+            self._virtual_now = max(account.virtual_time for account in self._accounts.values())
 
     def _lifted(self, wall_now: float) -> Priority | None:
         """The priority whose turn it is because its requests have waited beyond the bound."""

@@ -1,0 +1,578 @@
+"""Who is served next: shares of service, the floor, the bound on waiting, and what is known to be empty."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter, deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pipeline.core.scheduler import OVERDUE_EVERY, RECHECK_S, Scheduler, shares
+from pipeline.subjects import LANES, Lane, Priority, Task
+
+HIGH, MEDIUM, LOW = Priority
+WEIGHTS = {HIGH: 6.0, MEDIUM: 3.0, LOW: 1.0}
+WEIGHTS_SHARE = {HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1}
+BARE = {priority: Lane(priority, Task.UNTRIAGED) for priority in Priority}
+
+TOKEN_S = 0.001
+
+weight = st.floats(1e-6, 1e6)
+
+
+class Engine:
+    """Slots that each give a token of service every `TOKEN_S`, and lanes of (stored at, cost) before them.
+
+    `served` holds the tokens that each priority has been given so far, to the instant.
+    """
+
+    def __init__(self, scheduler, slots=8, wall_offset=0.0):
+        self.scheduler = scheduler
+        self.slots = slots
+        self.now = 0.0
+        self.wall_offset = wall_offset
+        self.lanes = {lane: deque() for lane in LANES}
+        self.running = []
+        self.served = Counter()
+        self.started = Counter()
+        self.numbers = itertools.count()
+        self.log = []
+
+    @property
+    def wall_now(self):
+        return self.now + self.wall_offset
+
+    def put(self, lane, cost, stored_at=None):
+        self.lanes[lane].append((self.wall_now if stored_at is None else stored_at, cost))
+        self.scheduler.arrived(lane)
+
+    def depth(self, priority):
+        return sum(len(queue) for lane, queue in self.lanes.items() if lane.priority is priority)
+
+    def start_one(self, *, saturated=False):
+        """As a worker does: ask lane by lane until one has a request."""
+        for lane in self.scheduler.order(self.now, wall_now=self.wall_now, saturated=saturated):
+            queue = self.lanes[lane]
+            if not queue:
+                self.scheduler.empty(lane, self.now)
+                continue
+            stored_at, cost = queue.popleft()
+            number = next(self.numbers)
+            self.scheduler.start(
+                str(number),
+                lane,
+                stored_at=stored_at,
+                pending=len(queue),
+                now=self.now,
+                wall_now=self.wall_now,
+                saturated=saturated,
+            )
+            heapq.heappush(self.running, (self.now + cost * TOKEN_S, number, lane, cost))
+            self.started[lane] += 1
+            self.log.append(lane)
+            return lane
+        return None
+
+    def fill(self, **how):
+        while len(self.running) < self.slots and self.start_one(**how):
+            pass
+
+    def advance(self):
+        """To the end of the request that ends next."""
+        until = self.running[0][0]
+        for _, _, lane, _ in self.running:
+            self.served[lane.priority] += (until - self.now) / TOKEN_S
+        self.now = until
+        while self.running and self.running[0][0] <= self.now:
+            _, number, _, cost = heapq.heappop(self.running)
+            self.scheduler.finish(str(number), cost)
+
+    def run(self, *, until, **how):
+        self.fill(**how)
+        while not until(self):
+            self.fill(**how)
+            self.advance()
+            self.fill(**how)
+
+
+def parts(counter):
+    total = sum(counter.values())
+    return {priority: counter[priority] / total for priority in Priority}
+
+
+def assert_near(found, wanted, points=2.0):
+    for priority in Priority:
+        assert abs(found[priority] - wanted[priority]) * 100 <= points, (found, wanted)
+
+
+def backlogged(weights=WEIGHTS, costs=None, *, count=2000, seed=1, slots=8, **settings_):
+    """An engine with far more waiting in each bare lane than will be served."""
+    draw = random.Random(seed)
+    engine = Engine(Scheduler(weights, **settings_), slots)
+    for priority in Priority:
+        low, high = (costs or {}).get(priority, (20, 100))
+        for _ in range(count):
+            engine.put(BARE[priority], draw.randint(low, high))
+    return engine
+
+
+# ---- shares
+
+
+def test_shares_follow_the_weights():
+    assert shares(WEIGHTS, 0.05) == pytest.approx({HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1})
+
+
+@given(st.fixed_dictionaries({priority: weight for priority in Priority}), st.floats(0, 1))
+def test_shares_add_up_and_none_is_below_the_floor_whatever_the_weights(weights, floor):
+    result = shares(weights, floor)
+    assert sum(result.values()) == pytest.approx(1.0)
+    assert min(result.values()) >= min(floor, 1 / 3) * (1 - 1e-6)
+    ranked = sorted(Priority, key=lambda p: weights[p])
+    assert [result[p] for p in ranked] == pytest.approx(sorted(result.values()))
+
+
+def test_those_above_the_floor_keep_their_proportion():
+    result = shares({HIGH: 1000.0, MEDIUM: 500.0, LOW: 1.0}, 0.05)
+    assert result[LOW] == pytest.approx(0.05)
+    assert result[HIGH] / result[MEDIUM] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 32])
+def test_service_is_shared_by_weight_while_all_lanes_are_backlogged(slots):
+    engine = backlogged(slots=slots)
+    engine.run(until=lambda e: sum(e.started.values()) >= 40 * slots + 300)
+    assert_near(parts(engine.served), WEIGHTS_SHARE)
+
+
+@pytest.mark.parametrize("long", list(Priority))
+def test_a_lane_of_requests_ten_times_longer_gets_no_more_service_than_its_weight(long):
+    engine = backlogged(costs={p: (400, 800) if p is long else (40, 80) for p in Priority})
+    engine.run(until=lambda e: sum(e.started.values()) >= 1500)
+    assert all(engine.depth(priority) for priority in Priority)
+    assert_near(parts(engine.served), WEIGHTS_SHARE)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.fixed_dictionaries({priority: st.floats(0.01, 100) for priority in Priority}),
+    st.sampled_from([1, 4, 8]),
+    st.integers(0, 1000),
+)
+def test_service_follows_any_weights_with_any_costs(weights, slots, seed):
+    costs = {p: (1, random.Random(f"{seed}{p}").choice([2, 40, 400])) for p in Priority}
+    engine = backlogged(weights, costs, seed=seed, slots=slots)
+    engine.run(until=lambda e: sum(e.served.values()) > 20_000 or not all(map(e.depth, Priority)))
+    if sum(engine.served.values()) > 20_000:
+        assert_near(parts(engine.served), shares(weights, 0.05))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_shares_hold_within_the_first_hundred_starts_however_the_lanes_filled(seed):
+    """Eight slots are free at once, and a burst arrives in random order, some of it before the others."""
+    draw = random.Random(seed)
+    engine = Engine(Scheduler(WEIGHTS))
+    burst = [priority for priority in Priority for _ in range(150)]
+    draw.shuffle(burst)
+    for priority in burst:
+        engine.put(BARE[priority], draw.randint(50, 70))
+        engine.fill()
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 100)
+    assert all(map(engine.depth, Priority))
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+@pytest.mark.parametrize("first", list(Priority))
+def test_a_lane_that_filled_the_engine_first_owes_nothing_and_is_owed_nothing(first):
+    engine = Engine(Scheduler(WEIGHTS))
+    for _ in range(400):
+        engine.put(BARE[first], 60)
+    engine.fill()
+    for priority in set(Priority) - {first}:
+        for _ in range(400):
+            engine.put(BARE[priority], 60)
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 200)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+def test_slots_that_fall_free_together_are_spread_before_anything_has_finished():
+    engine = backlogged(slots=10)
+    engine.fill()
+    assert Counter(lane.priority for lane in engine.log) == {HIGH: 6, MEDIUM: 3, LOW: 1}
+
+
+def test_estimate_of_what_a_request_will_cost_is_learned():
+    """Once the costs are known, a lane of long requests does not take every slot at first."""
+    engine = backlogged(costs={HIGH: (60, 60), MEDIUM: (60, 60), LOW: (600, 600)}, slots=1)
+    engine.run(until=lambda e: e.started[BARE[LOW]] >= 12)
+    engine.slots = 10
+    engine.log.clear()
+    engine.fill()
+    assert Counter(lane.priority for lane in engine.log)[LOW] <= 1
+    assert len(engine.log) == 9
+
+
+# ---- starvation
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, {HIGH: 1e6, MEDIUM: 1.0, LOW: 1e-6}, dict.fromkeys(Priority, 1.0)])
+def test_low_lane_is_served_while_high_is_endless(weights):
+    engine = Engine(Scheduler(weights))
+    for _ in range(1000):
+        engine.put(BARE[LOW], 50)
+
+    def feed(e):
+        while e.depth(HIGH) < 20:
+            e.put(BARE[HIGH], 50)
+        return sum(e.started.values()) >= 1000
+
+    engine.run(until=feed)
+    assert engine.served[LOW] / sum(engine.served.values()) >= 0.05 - 0.005
+    gaps = [
+        len(list(run)) for is_low, run in itertools.groupby(lane.priority is LOW for lane in engine.log) if not is_low
+    ]
+    assert max(gaps) <= 40
+
+
+def test_low_lane_is_served_while_endless_high_requests_are_refused_at_no_cost():
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    for _ in range(10):
+        engine.put(BARE[LOW], 60)
+
+    def feed(e):
+        while e.depth(HIGH) < 20:
+            e.put(BARE[HIGH], 0)
+        return not e.depth(LOW) or len(e.log) > 20_000
+
+    engine.run(until=feed)
+    assert not engine.depth(LOW)
+
+
+def test_low_lane_that_sends_one_request_at_a_time_is_served_while_high_is_endless():
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    answered = 0
+
+    def feed(e):
+        nonlocal answered
+        while e.depth(HIGH) < 5:
+            e.put(BARE[HIGH], 50)
+        if not e.depth(LOW):
+            answered += 1
+            e.put(BARE[LOW], 50)
+        return len(e.log) >= 1000
+
+    engine.run(until=feed)
+    assert answered >= 45
+
+
+# ---- coming and going
+
+
+def alone_for_long(priority, requests=500):
+    """An engine that has served one priority only."""
+    engine = Engine(Scheduler(WEIGHTS))
+    for _ in range(requests):
+        engine.put(BARE[priority], 60)
+    engine.run(until=lambda e: e.depth(priority) < 100)
+    engine.log.clear()
+    return engine
+
+
+def test_a_priority_that_was_idle_has_saved_up_nothing():
+    engine = alone_for_long(HIGH)
+    for priority in (MEDIUM, LOW, HIGH):
+        for _ in range(300):
+            engine.put(BARE[priority], 60)
+    engine.run(until=lambda e: len(e.log) >= 100)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+def test_a_priority_that_comes_while_another_was_alone_is_served_next():
+    engine = alone_for_long(LOW)
+    engine.put(BARE[HIGH], 60)
+    engine.run(until=lambda e: e.log)
+    assert engine.log[0] == BARE[HIGH]
+
+
+def test_one_long_answer_costs_nothing_any_more_once_the_engine_has_been_idle():
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    engine.put(BARE[HIGH], 10_000)
+    engine.run(until=lambda e: not e.running)
+    for _ in range(50):
+        for priority in (LOW, MEDIUM, HIGH):
+            engine.put(BARE[priority], 60)
+    engine.log.clear()
+    engine.fill()
+    assert engine.log == [BARE[HIGH]]
+
+
+def test_requests_much_shorter_than_the_first_estimate_do_not_push_a_returning_priority_back():
+    engine = backlogged(costs=dict.fromkeys(Priority, (1, 1)), count=40, slots=8)
+    engine.run(until=lambda e: not e.depth(HIGH))
+    engine.log.clear()
+    for _ in range(20):
+        engine.put(BARE[HIGH], 1)
+    engine.run(until=lambda e: len(e.log) >= 8)
+    assert BARE[HIGH] in engine.log[:8]
+
+
+def test_of_priorities_level_with_each_other_the_heavier_goes_first():
+    scheduler = Scheduler(WEIGHTS)
+    for saturated in (False, True):
+        order = scheduler.order(0.0, wall_now=0.0, saturated=saturated)
+        assert [lane.priority for lane in order] == [HIGH] * 3 + [MEDIUM] * 3 + [LOW] * 3
+
+
+# ---- waiting beyond the bound
+
+
+def overdue(priority, *, seconds=1000.0, count=3000):
+    """All lanes are backlogged; the requests of one priority are old."""
+    engine = Engine(Scheduler(WEIGHTS, max_wait_s=600.0), wall_offset=1e9)
+    for other in Priority:
+        for _ in range(count):
+            engine.put(BARE[other], 64, stored_at=1e9 - seconds if other is priority else 2e9)
+    return engine
+
+
+def test_what_waits_beyond_the_bound_gets_one_choice_in_four_besides_its_share_and_no_more():
+    engine = overdue(LOW)
+    engine.run(until=lambda e: len(e.log) >= 800)
+    low = sum(lane.priority is LOW for lane in engine.log) / len(engine.log)
+    assert low == pytest.approx(1 / OVERDUE_EVERY + (1 - 1 / OVERDUE_EVERY) * 0.1, abs=0.02)
+    runs = [len(list(run)) for is_low, run in itertools.groupby(lane.priority is LOW for lane in engine.log) if is_low]
+    assert max(runs) <= 2
+
+
+def test_what_does_not_wait_beyond_the_bound_is_not_lifted():
+    engine = overdue(LOW, seconds=500.0)
+    engine.run(until=lambda e: len(e.log) >= 400)
+    assert sum(lane.priority is LOW for lane in engine.log) / len(engine.log) == pytest.approx(0.1, abs=0.02)
+
+
+def test_having_been_lifted_is_not_paid_back_with_less_than_the_share():
+    engine = overdue(LOW)
+    engine.run(until=lambda e: len(e.log) >= 800)
+    for queue in engine.lanes.values():
+        queue.clear()
+    for priority in Priority:
+        for _ in range(1000):
+            engine.put(BARE[priority], 64, stored_at=2e9)
+    engine.run(until=lambda e: len(e.log) >= 810)
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 200)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE, points=3)
+
+
+def test_a_lifted_priority_does_not_push_a_returning_one_behind_the_third():
+    engine = overdue(LOW)
+    engine.lanes[BARE[HIGH]].clear()
+    engine.run(until=lambda e: len(e.log) >= 800)
+    engine.log.clear()
+    for _ in range(50):
+        engine.put(BARE[HIGH], 64)
+    engine.run(until=lambda e: len(e.log) >= 40)
+    assert sum(lane.priority is HIGH for lane in engine.log) >= 15
+
+
+def test_an_overdue_lane_that_turns_out_to_be_empty_keeps_nobody_waiting():
+    engine = overdue(LOW, count=30)
+    engine.run(until=lambda e: len(e.log) >= 20)
+    engine.lanes[BARE[LOW]].clear()
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 20)
+    assert LOW not in {lane.priority for lane in engine.log}
+
+
+# ---- within one priority
+
+
+@pytest.mark.parametrize(
+    ("saturated", "wanted"),
+    [
+        (False, {Task.UNTRIAGED: 1 / 3, Task.SIMPLE: 1 / 3, Task.COMPLEX: 1 / 3}),
+        (True, {Task.UNTRIAGED: 2 / 7, Task.SIMPLE: 1 / 7, Task.COMPLEX: 4 / 7}),
+    ],
+)
+def test_a_saturated_engine_prefers_complex_work_by_weight_and_not_strictly(saturated, wanted):
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    for lane in LANES:
+        for _ in range(400):
+            engine.put(lane, 10)
+    engine.run(until=lambda e: len(e.log) >= 420, saturated=saturated)
+    for priority in Priority:
+        of_priority = [lane.task for lane in engine.log if lane.priority is priority]
+        for task, part in wanted.items():
+            assert of_priority.count(task) == pytest.approx(part * len(of_priority), abs=1.5)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+def test_simple_work_is_served_when_only_it_is_left_on_a_saturated_engine():
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    for _ in range(10):
+        engine.put(Lane(LOW, Task.SIMPLE), 10)
+    engine.run(until=lambda e: len(e.log) >= 10, saturated=True)
+
+
+def test_a_lane_that_was_empty_for_long_does_not_take_its_turns_later():
+    engine = Engine(Scheduler(WEIGHTS), slots=1)
+    simple, complex_ = Lane(HIGH, Task.SIMPLE), Lane(HIGH, Task.COMPLEX)
+    for _ in range(300):
+        engine.put(simple, 10)
+    engine.run(until=lambda e: len(e.log) >= 200)
+    for _ in range(100):
+        engine.put(complex_, 10)
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 20)
+    assert engine.log.count(complex_) in range(9, 12)
+
+
+# ---- what is known of emptiness
+
+
+def test_a_lane_found_empty_is_not_named_until_it_is_time_to_look_again():
+    scheduler = Scheduler(WEIGHTS)
+    lane = BARE[HIGH]
+    scheduler.empty(lane, 1.0)
+    assert lane not in scheduler.order(1.0, wall_now=0.0)
+    assert lane not in scheduler.order(1.0 + RECHECK_S * 0.99, wall_now=0.0)
+    assert lane in scheduler.order(1.0 + RECHECK_S, wall_now=0.0)
+
+
+def test_an_arrival_undoes_emptiness():
+    scheduler = Scheduler(WEIGHTS)
+    for lane in LANES:
+        scheduler.empty(lane, 1.0)
+    assert scheduler.order(1.0, wall_now=0.0) == []
+    scheduler.arrived(BARE[LOW])
+    assert scheduler.order(1.0, wall_now=0.0) == [BARE[LOW]]
+
+
+def test_after_forgetting_every_lane_is_asked_again():
+    scheduler = Scheduler(WEIGHTS)
+    for lane in LANES:
+        scheduler.empty(lane, 1.0)
+    scheduler.forget()
+    assert set(scheduler.order(1.0, wall_now=0.0)) == set(LANES)
+
+
+def test_only_the_lanes_given_are_named():
+    lanes = tuple(lane for lane in LANES if lane.task is not Task.COMPLEX)
+    assert set(Scheduler(WEIGHTS, lanes=lanes).order(0.0, wall_now=0.0)) == set(lanes)
+
+
+def test_the_last_request_of_a_lane_tells_that_it_is_empty():
+    engine = Engine(Scheduler(WEIGHTS))
+    engine.put(BARE[HIGH], 10)
+    engine.start_one()
+    assert BARE[HIGH] not in engine.scheduler.order(engine.now, wall_now=0.0)
+
+
+def test_asking_for_the_order_changes_nothing():
+    engine = backlogged()
+    engine.run(until=lambda e: len(e.log) >= 50)
+    before = repr(engine.scheduler)
+    orders = [engine.scheduler.order(engine.now, wall_now=0.0, saturated=True) for _ in range(3)]
+    assert orders[0] == orders[1] == orders[2]
+    assert repr(engine.scheduler) == before
+
+
+def test_the_end_of_a_request_that_never_began_or_ended_before_is_ignored():
+    scheduler = Scheduler(WEIGHTS)
+    scheduler.start("a", BARE[LOW], stored_at=0.0, pending=1, now=0.0, wall_now=0.0)
+    scheduler.finish("a", 100.0)
+    before = repr(scheduler)
+    scheduler.finish("a", 1e9)
+    scheduler.finish("never", 1e9)
+    assert repr(scheduler) == before
+
+
+class Worker(RuleBasedStateMachine):
+    """Any order of arrivals, thefts by other workers, starts, ends and reconnects, against what always holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.engine = Engine(Scheduler(WEIGHTS), slots=4)
+        self.emptied = {}
+
+    @rule(lane=st.sampled_from(LANES), count=st.integers(1, 5), cost=st.integers(0, 500))
+    def arrive(self, lane, count, cost):
+        for _ in range(count):
+            self.engine.put(lane, cost)
+        self.emptied.pop(lane, None)
+
+    @rule(lane=st.sampled_from(LANES))
+    def another_worker_takes_all(self, lane):
+        self.engine.lanes[lane].clear()
+
+    @rule(lane=st.sampled_from(LANES))
+    def come_back_unannounced(self, lane):
+        self.engine.lanes[lane].append((self.engine.wall_now, 10))
+
+    @rule(saturated=st.booleans())
+    @precondition(lambda self: len(self.engine.running) < self.engine.slots)
+    def start(self, saturated):
+        engine = self.engine
+        named = engine.scheduler.order(engine.now, wall_now=engine.wall_now, saturated=saturated)
+        waiting = [lane for lane in named if engine.lanes[lane]]
+        started = engine.start_one(saturated=saturated)
+        assert started == (waiting[0] if waiting else None)
+        for lane in named[: named.index(started) if started else len(named)]:
+            self.emptied[lane] = engine.now
+        if started:
+            self.emptied.pop(started, None)
+            if not engine.lanes[started]:
+                self.emptied[started] = engine.now
+
+    @rule()
+    @precondition(lambda self: self.engine.running)
+    def finish(self):
+        self.engine.advance()
+
+    @rule(seconds=st.sampled_from([0.1, RECHECK_S, 700.0]))
+    @precondition(lambda self: not self.engine.running)
+    def wait(self, seconds):
+        self.engine.now += seconds
+
+    @rule()
+    def reconnect(self):
+        self.engine.scheduler.forget()
+        self.emptied.clear()
+
+    @invariant()
+    def every_lane_is_named_once_but_for_those_known_to_be_empty(self):
+        now = self.engine.now
+        named = self.engine.scheduler.order(now, wall_now=self.engine.wall_now)
+        known = {lane for lane, since in self.emptied.items() if now - since < RECHECK_S}
+        assert sorted(named) == sorted(set(LANES) - known)
+
+    @invariant()
+    def nothing_is_charged_that_does_not_run(self):
+        assert len(self.engine.scheduler._charged) <= len(self.engine.running)
+
+    def teardown(self):
+        """Whatever happened before, from here on shares are as they should be."""
+        engine = self.engine
+        for queue in engine.lanes.values():
+            queue.clear()
+        while engine.running:
+            engine.advance()
+        engine.now += RECHECK_S
+        engine.fill()
+        for priority in Priority:
+            for _ in range(400):
+                engine.put(BARE[priority], 60)
+        engine.log.clear()
+        engine.run(until=lambda e: len(e.log) >= 300)
+        assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+TestWorker = Worker.TestCase
+TestWorker.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
