@@ -24,6 +24,8 @@ LEAVE_AFTER_S = 0.5
 STALE_S = 3.0
 # An engine without a worker that is ready has no rate to predict from; its requests are told this.
 UNKNOWN_WAIT_S = 60.0
+# A longer wait is no prediction, and a rate near 0 must not make it infinite: JSON has no such number.
+MAX_WAIT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,9 @@ def predicted_waits_s(
 ) -> dict[Priority, float]:
     """How long a request stored now in each lane would wait for a slot, in seconds.
 
-    A lane's backlog, itself included, is served at the engine's rate times the lane's part of the shares of all lanes
-    that have work; before that a slot must fall free, at best after the running sequences' tokens are spread over the
-    slots. Without a measured rate, every full round of the slots is taken to last one target.
+    A lane's backlog is served at the engine's rate times the lane's part of the shares of all lanes that have work,
+    itself included; before that a slot must fall free, at best after the running sequences' tokens are spread over the
+    slots. Without a measured rate, every full round of the slots is taken to last one target. At most `MAX_WAIT_S`.
     """
     if not capacity.slots_total:
         return dict.fromkeys(queued, UNKNOWN_WAIT_S)
@@ -78,10 +80,12 @@ def predicted_waits_s(
         rivals = sum(shares[p] for p, other in queued.items() if other or p is priority)
         part = shares[priority] / rivals
         if rounds_known:
-            next_slot_s = capacity.pending_tokens / capacity.tokens_per_s / max(capacity.slots_used, 1)
-            waits[priority] = next_slot_s + depth * capacity.tokens_per_request / (capacity.tokens_per_s * part)
+            tokens_before = capacity.pending_tokens / max(capacity.slots_used, 1)
+            tokens_before += depth * capacity.tokens_per_request / part
+            wait_s = tokens_before / capacity.tokens_per_s
         else:
-            waits[priority] = target_wait_s * depth / (capacity.slots_total * part)
+            wait_s = target_wait_s * depth / (capacity.slots_total * part)
+        waits[priority] = min(wait_s, MAX_WAIT_S)
     return waits
 
 
@@ -95,7 +99,8 @@ class SaturationMonitor:
     busy_at: float
     saturated_at: float
     _level: Level = field(init=False, default="normal")
-    _below_since: float | None = field(init=False, default=None)
+    # Since when saturation has been clearly below the threshold of each level but the first.
+    _below_since: list[float | None] = field(init=False, default_factory=lambda: [None, None])
     _absent: bool = field(init=False, default=False)
 
     @property
@@ -120,7 +125,7 @@ class SaturationMonitor:
         """
         if self._absent and capacity.slots_total:
             # What was said of an engine without workers says nothing about the one that has come.
-            self._level, self._below_since = "normal", None
+            self._level = "normal"
         came_back, self._absent = self._absent and bool(capacity.slots_total), not capacity.slots_total
         waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s)
         saturation, reason = self._saturation(capacity, waits)
@@ -140,11 +145,13 @@ class SaturationMonitor:
 
     def next_wake(self) -> float | None:
         """When a level may be left though nothing new is heard, monotonic seconds; None where none is."""
-        return None if self._below_since is None else self._below_since + LEAVE_AFTER_S
+        rank = LEVELS.index(self._level)
+        since = self._below_since[rank - 1] if rank else None
+        return None if since is None else since + LEAVE_AFTER_S
 
     def _saturation(self, capacity: Capacity, waits: Mapping[Priority, float]) -> tuple[float, str]:
         if not capacity.slots_total:
-            return 1.0, f"no worker is ready: {capacity.down_reason}"
+            return max(1.0, self.saturated_at), f"no worker is ready: {capacity.down_reason or 'none has a slot'}"
         slowest = max(waits, key=lambda p: waits[p])
         terms = {
             f"{capacity.slots_used} of {capacity.slots_total} slots in use": capacity.slots_used / capacity.slots_total,
@@ -155,20 +162,18 @@ class SaturationMonitor:
         return terms[reason], reason
 
     def _move(self, saturation: float, now: float) -> bool:
-        rank = LEVELS.index(self._level)
         thresholds = (self.busy_at, self.saturated_at)
+        for index, threshold in enumerate(thresholds):
+            if saturation >= threshold * LEAVE_RATIO:
+                self._below_since[index] = None
+            elif self._below_since[index] is None:
+                self._below_since[index] = now
+        rank = LEVELS.index(self._level)
+        wake = self.next_wake()
         if rank < len(thresholds) and saturation >= thresholds[rank]:
-            self._level, self._below_since = LEVELS[rank + 1], None
-            return True
-        if rank == 0 or saturation >= thresholds[rank - 1] * LEAVE_RATIO:
-            self._below_since = None
+            self._level = LEVELS[rank + 1]
+        elif wake is not None and now >= wake:
+            self._level = LEVELS[rank - 1]
+        else:
             return False
-        if self._below_since is None:
-            self._below_since = now
-        if now - self._below_since < LEAVE_AFTER_S:
-            return False
-        # The time below this level counts for the next one down as well, if that is to be left too.
-        self._level = LEVELS[rank - 1]
-        leaves_next = rank > 1 and saturation < thresholds[rank - 2] * LEAVE_RATIO
-        self._below_since = self._below_since if leaves_next else None
         return True

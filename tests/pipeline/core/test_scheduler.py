@@ -128,7 +128,7 @@ def test_shares_follow_the_weights():
     assert shares(WEIGHTS, 0.05) == pytest.approx({HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1})
 
 
-@given(st.fixed_dictionaries({priority: weight for priority in Priority}), st.floats(0, 1))
+@given(st.fixed_dictionaries(dict.fromkeys(Priority, weight)), st.floats(0, 1))
 def test_shares_add_up_and_none_is_below_the_floor_whatever_the_weights(weights, floor):
     result = shares(weights, floor)
     assert sum(result.values()) == pytest.approx(1.0)
