@@ -50,15 +50,16 @@ class QueueStatistics(Struct):
 
 
 def quantiles(values: list[float]) -> Quantiles:
-    """Nearest-rank quantiles of values."""
+    """Quantiles of values by the nearest rank: the smallest value that has so many percent of all at or below it."""
     if not values:
         return Quantiles()
     ordered = sorted(values)
 
-    def at(share: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+    def at(percent: int) -> float:
+        rank = -(-percent * len(ordered) // 100)
+        return round(ordered[rank - 1], 3)
 
-    return Quantiles(at(0.50), at(0.95), at(0.99))
+    return Quantiles(at(50), at(95), at(99))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,126 @@
+"""What happened to requests, counted, and how long they waited."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.statistics import WINDOW, Quantiles, Statistics, quantiles
+from pipeline.errors import ErrorCode
+from pipeline.messages import RequestEvent
+from pipeline.subjects import Priority
+
+HIGH, MEDIUM, LOW = Priority
+
+
+def report(statistics, **facts):
+    return statistics.report(**{"queued": {}, "running": {}, "loads": {}, "dead": 0, "now": 100.0, **facts})
+
+
+def counted(*events):
+    statistics = Statistics(started_at=0.0)
+    for event in events:
+        statistics.record(event)
+    return statistics
+
+
+def nearest_rank(values, percent):
+    """By the definition: the smallest value with at least so many percent of all values at or below it."""
+    return next(v for v in sorted(values) if 100 * sum(other <= v for other in values) >= percent * len(values))
+
+
+def test_no_values_have_quantiles_of_zero():
+    assert quantiles([]) == Quantiles(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([7.0], (7.0, 7.0, 7.0)),
+        ([1.0, 2.0], (1.0, 2.0, 2.0)),
+        ([float(n) for n in range(1, 101)], (50.0, 95.0, 99.0)),
+        ([float(n) for n in range(1, 1001)], (500.0, 950.0, 990.0)),
+    ],
+)
+def test_quantiles_are_of_the_nearest_rank(values, wanted):
+    assert quantiles(values[::-1]) == Quantiles(*wanted)
+
+
+@given(st.lists(st.integers(0, 1000).map(float), min_size=1, max_size=250))
+def test_quantiles_are_what_the_definition_says(values):
+    found = quantiles(values)
+    assert (found.p50, found.p95, found.p99) == tuple(nearest_rank(values, percent) for percent in (50, 95, 99))
+
+
+def test_events_are_counted_per_priority_and_kind():
+    statistics = counted(
+        *[RequestEvent("a", "done", HIGH)] * 3,
+        RequestEvent("b", "failed", LOW, code=ErrorCode.ENGINE_FAILED),
+        RequestEvent("c", "cancelled", LOW, code=ErrorCode.CANCELLED),
+        RequestEvent("d", "expired", MEDIUM, code=ErrorCode.DEADLINE_EXCEEDED),
+        RequestEvent("e", "spilled", MEDIUM),
+    )
+    found = report(statistics)
+    assert (found.high.done, found.medium.expired, found.medium.spilled) == (3, 1, 1)
+    assert (found.low.failed, found.low.cancelled, found.low.done) == (1, 1, 0)
+    assert found.errors == {"engine_failed": 1, "cancelled": 1, "deadline_exceeded": 1}
+
+
+@pytest.mark.parametrize("kind", ["started", "triaged", "returned"])
+def test_what_is_no_outcome_counts_as_none(kind):
+    lane = report(counted(RequestEvent("a", kind, HIGH))).high
+    assert (lane.done, lane.failed, lane.spilled, lane.cancelled, lane.expired) == (0, 0, 0, 0, 0)
+
+
+def test_a_wait_is_counted_once_when_the_request_starts_and_the_first_token_when_it_is_done():
+    statistics = counted(
+        RequestEvent("a", "started", HIGH, wait_ms=5.0),
+        RequestEvent("a", "done", HIGH, wait_ms=5.0, ttft_ms=9.0),
+        RequestEvent("b", "started", HIGH, wait_ms=7.0),
+    )
+    lane = report(statistics).high
+    assert (lane.wait_ms.p50, lane.wait_ms.p99) == (5.0, 7.0)
+    assert lane.ttft_ms == Quantiles(9.0, 9.0, 9.0)
+    assert report(statistics).low.wait_ms == Quantiles()
+
+
+def test_a_wait_of_zero_is_a_wait():
+    statistics = counted(*[RequestEvent("a", "started", HIGH, wait_ms=w) for w in (0.0, 0.0, 9.0)])
+    assert report(statistics).high.wait_ms.p50 == 0.0
+
+
+def test_only_the_latest_waits_count():
+    statistics = counted(*[RequestEvent("a", "started", HIGH, wait_ms=1e6)] * 10)
+    for _ in range(WINDOW):
+        statistics.record(RequestEvent("a", "started", HIGH, wait_ms=1.0))
+    assert report(statistics).high.wait_ms == Quantiles(1.0, 1.0, 1.0)
+
+
+def test_the_report_has_the_depths_it_was_told_and_zero_for_what_it_was_not():
+    found = report(Statistics(started_at=90.0), queued={HIGH: 3}, running={LOW: 2}, dead=4)
+    assert (found.high.queued, found.low.queued, found.low.running, found.high.running) == (3, 0, 2, 0)
+    assert (found.dead, found.uptime_s) == (4, 10.0)
+
+
+def test_the_report_has_the_shape_of_the_protocol():
+    body = msgspec.to_builtins(report(counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))))
+    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s"}
+    for priority in Priority:
+        lane = body[priority.value]
+        assert set(lane) == {
+            *("queued", "running", "done", "failed", "spilled", "cancelled", "expired"),
+            *("wait_ms", "ttft_ms"),
+        }
+        assert set(lane["wait_ms"]) == set(lane["ttft_ms"]) == {"p50", "p95", "p99"}
+
+
+def test_a_report_is_not_changed_by_what_happens_later():
+    statistics = counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))
+    before = report(statistics)
+    statistics.record(RequestEvent("b", "failed", HIGH, code=ErrorCode.UNAVAILABLE))
+    assert before.errors == {"unavailable": 1}
+    assert math.isclose(before.high.failed, 1)
