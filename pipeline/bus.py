@@ -271,10 +271,15 @@ class Bus:
         Raises:
             Unreachable: nobody listens, or no answer came in time.
         """
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         try:
             answer = await self.nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"no answer from {subject}: {_what(error)}") from error
+        if task is not None and task.cancelling() > cancelled_before:
+            # Before Python 3.12 the client's `wait_for` loses a cancellation that comes together with the answer.
+            raise asyncio.CancelledError
         return to_message(answer)
 
     async def store(

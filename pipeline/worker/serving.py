@@ -212,9 +212,6 @@ class Serving:
         began_at = time.time()
         while True:
             piece = await generation.next()
-            if self._interruption is not None:
-                # A cancellation is lost where what was awaited ends in the same turn of the loop (`asyncio.wait_for`).
-                raise self._interruption
             if piece.restarted:
                 answer.attempt += piece.restarted
                 if request.streams:

@@ -1,0 +1,240 @@
+"""An engine in the hands of the test, and workers around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+
+from pipeline import topology
+from pipeline.bus import Bus
+from pipeline.config import Config
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.lifecycle import Lifecycle
+from pipeline.messages import Usage, decode_answer, is_last
+from pipeline.peers import Peers
+from pipeline.role import Role
+from pipeline.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
+from pipeline.telemetry import Tracing
+from pipeline.worker.engine import EngineStatus, Generation, Piece, Work
+from pipeline.worker.worker import Source, Worker
+from tests.waiting import eventually
+
+SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
+
+
+class ScriptedGeneration:
+    """What the test says next comes next."""
+
+    def __init__(self, engine: ScriptedEngine, work: Work) -> None:
+        self.work = work
+        self.closed = False
+        self._engine = engine
+        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+    def say(self, text: str, **more) -> None:
+        """Produce one piece; its token ids are its characters' numbers."""
+        self._pieces.put_nowait(Piece(text, [ord(c) for c in text], **more))
+
+    def finish(self, text: str = "") -> None:
+        self.say(text, finish_reason="stop", usage=Usage(3, len(text), 3 + len(text)))
+
+    def fail(self, code: ErrorCode, message: str = "as the test wants it") -> None:
+        self._pieces.put_nowait(HeadraceError(code, message))
+
+    async def next(self) -> Piece:
+        piece = await self._pieces.get()
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    async def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._engine.running.remove(self)
+            self._engine.changed()
+
+
+@dataclass
+class ScriptedEngine:
+    """Implements `pipeline.worker.engine.Engine`; the test decides when which piece comes."""
+
+    slots: int = 2
+    name: str = "mlx"
+    simulated: bool = False
+    state: str = "ready"
+    refusal: HeadraceError | None = None
+    submitted: list[ScriptedGeneration] = field(default_factory=list)
+    running: list[ScriptedGeneration] = field(default_factory=list)
+    most_running: int = 0
+    _callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def changed(self) -> None:
+        for callback in self._callbacks:
+            callback()
+
+    def resolve(self, model: str | None) -> str:
+        if model in (None, "scripted"):
+            return "scripted"
+        raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"there is no {model}", param="model")
+
+    async def submit(self, work: Work) -> Generation:
+        if self.refusal is not None:
+            raise self.refusal
+        generation = ScriptedGeneration(self, work)
+        self.submitted.append(generation)
+        self.running.append(generation)
+        self.most_running = max(self.most_running, len(self.running))
+        self.changed()
+        return generation
+
+    def status(self) -> EngineStatus:
+        return EngineStatus(self.state, ["scripted"], len(self.running), self.slots)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    def set_state(self, state: str) -> None:
+        self.state = state
+        self.changed()
+
+    async def generation(self, request_id: str, number: int = 1) -> ScriptedGeneration:
+        """The request's number-th run in this engine."""
+
+        def found() -> list[ScriptedGeneration]:
+            return [run for run in self.submitted if run.work.id == request_id][number - 1 :]
+
+        return (await eventually(found, what=f"{request_id} runs"))[0]
+
+
+class Nowhere:
+    """No other engine."""
+
+    async def offer(self, *_) -> bool:
+        return False
+
+
+@dataclass
+class Running:
+    """A worker at work in this process, with a connection of its own."""
+
+    worker: Worker
+    engine: ScriptedEngine
+    bus: Bus
+    lifecycle: Lifecycle
+    task: asyncio.Task[None]
+
+    async def kill(self) -> None:
+        """End it as a dying process ends: nothing is said, nothing handed back."""
+        self.bus.nc.options["allow_reconnect"] = False
+        self.bus.nc._transport._io_writer.transport.abort()
+        tasks = {self.task, *self.worker._tasks}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    async def drain(self, drain_s: float = 10.0) -> None:
+        self.lifecycle.stop(drain_s=drain_s)
+        await asyncio.wait_for(self.task, drain_s + 5)
+
+
+StartWorker = Callable[..., "asyncio.Future[Running]"]
+
+
+@pytest.fixture
+async def start(config: Config) -> AsyncIterator[StartWorker]:
+    """Starts workers, each with an engine of its own unless one is given."""
+    async with AsyncExitStack() as stack:
+        count = 0
+
+        @asynccontextmanager
+        async def running(engine, settings: Config) -> AsyncIterator[Running]:
+            nonlocal count
+            count += 1
+            async with Bus.connect(settings.nats_url, name=f"worker{count}") as bus:
+                await topology.apply(bus.js, settings)
+                peers = Peers(bus)
+                await peers.start()
+                me = Role(f"worker{count}", bus, peers, Tracing())
+                worker = Worker(me, engine, settings, SOURCE, Nowhere())
+                lifecycle = Lifecycle("worker", drain_timeout_s=5)
+                task = asyncio.create_task(worker.run(lifecycle))
+                try:
+                    yield Running(worker, engine, bus, lifecycle, task)
+                finally:
+                    tasks = {task, *worker._tasks}
+                    for one in tasks:
+                        one.cancel()
+                    await asyncio.wait(tasks)
+
+        async def start(engine=None, **settings) -> Running:
+            changed = msgspec.structs.replace(config, **({"lease_s": 2.0} | settings))
+            return await stack.enter_async_context(running(engine or ScriptedEngine(), changed))
+
+        yield start
+
+
+@dataclass
+class Client:
+    """A program that asks and reads, as any may."""
+
+    bus: Bus
+
+    async def ask(self, request_id: str, body: bytes = b'{"prompt":"x"}', lane: str = "high", **headers: str) -> int:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.bus.store(f"llm.request.{lane}", body, headers={MSG_ID: request_id} | given)
+
+    async def stream(self, request_id: str, **headers: str) -> int:
+        return await self.ask(request_id, b'{"prompt":"x","stream":true}', **headers)
+
+    async def record(self, request_id: str):
+        return [message for _, message in await self.bus.read_answers(f"llm.reply.{request_id}")]
+
+    async def until(self, request_id: str, count: int):
+        """The record, once it has count messages."""
+
+        async def enough():
+            messages = await self.record(request_id)
+            return messages if len(messages) >= count else None
+
+        return await eventually(enough, what=f"{count} messages of {request_id}")
+
+    async def answer(self, request_id: str, timeout_s: float = 15.0):
+        """The last message, once it is there and the request is settled."""
+
+        async def closed():
+            messages = await self.record(request_id)
+            return messages[-1] if messages and is_last(messages[-1]) else None
+
+        return await eventually(closed, what=f"an answer to {request_id}", timeout_s=timeout_s)
+
+    async def code(self, request_id: str, timeout_s: float = 15.0) -> str:
+        return (await self.answer(request_id, timeout_s)).error.code
+
+    async def none_waits(self, but: int = 0) -> None:
+        """Every request is acknowledged, but for some."""
+
+        async def empty():
+            return (await self.bus.stream_state(STREAM_REQUESTS)).messages == but
+
+        await eventually(empty, what="all requests acknowledged")
+
+    async def listen(self, subject: str) -> list:
+        """What a plain subscriber of a subject sees, decoded."""
+        seen = []
+
+        async def on_message(message):
+            seen.append(decode_answer(message.data))
+
+        await self.bus.subscribe(subject, on_message)
+        await self.bus.nc.flush()
+        return seen
+
+
+@pytest.fixture
+async def client(bus: Bus) -> Client:
+    return Client(bus)

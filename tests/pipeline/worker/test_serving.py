@@ -1,0 +1,415 @@
+"""Each delivery ends in exactly one way, and the record says which."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import Chunk, Completion, RequestEvent, Status
+from pipeline.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
+from pipeline.worker.worker import Worker
+from tests.pipeline.worker.conftest import ScriptedEngine
+from tests.waiting import eventually
+
+
+def text_of(chunks):
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+async def events_of(bus):
+    seen = []
+
+    async def on_event(message):
+        seen.append(msgspec.json.decode(message.data, type=RequestEvent))
+
+    await bus.subscribe("llm.event.>", on_event)
+    await bus.nc.flush()
+    return seen
+
+
+async def dead_letters(bus):
+    return [message async for message in bus.scan(STREAM_DEAD, ">")]
+
+
+async def test_a_request_that_does_not_stream_gets_one_message(start, client):
+    engine = (await start()).engine
+    await client.ask("r1")
+    run = await engine.generation("r1")
+    run.say("Par")
+    run.finish("is")
+    answer = await client.answer("r1")
+    assert answer.choices[0].message.content == "Paris"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 2)
+    account = answer.headrace
+    assert (account.engine, account.priority, account.attempts, account.spilled) == ("mlx", "high", 1, False)
+    assert 0 < account.queue_ms <= account.ttft_ms <= account.total_ms
+    await client.none_waits()
+    assert await client.record("r1") == [answer]
+    assert run.closed
+
+
+async def test_a_request_that_streams_gets_its_start_its_chunks_and_the_whole(start, client):
+    engine = (await start()).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("Par")
+    await client.until("r1", 2)
+    run.say("i")
+    await client.until("r1", 3)
+    run.finish("s")
+    answer = await client.answer("r1")
+    started, *chunks, last = await client.record("r1")
+    assert isinstance(started, Status)
+    assert started.state == "started"
+    assert [chunk.seq for chunk in chunks] == [0, 1, 2]
+    assert text_of(chunks) == last.choices[0].message.content == "Paris"
+    assert last == answer
+    await client.none_waits()
+
+
+async def test_what_happened_is_told_to_whoever_watches(start, client):
+    events = await events_of(client.bus)
+    engine = (await start()).engine
+    await client.ask("r1")
+    (await engine.generation("r1")).finish("x")
+    await eventually(lambda: [event.kind for event in events] == ["started", "done"])
+    assert {event.id for event in events} == {"r1"}
+
+
+async def test_a_reply_to_gets_the_same_messages(start, client):
+    seen = await client.listen("_INBOX.me.1")
+    engine = (await start()).engine
+    await client.stream("r1", Reply_To="_INBOX.me.1")
+    (await engine.generation("r1")).finish("Paris")
+    await client.answer("r1")
+    await eventually(lambda: len(seen) == 3)
+    assert seen == await client.record("r1")
+
+
+async def test_another_worker_goes_on_where_a_dead_one_stopped(start, client):
+    first = await start()
+    seen = await client.listen("_INBOX.me.1")
+    await client.stream("r1", Reply_To="_INBOX.me.1")
+    run = await first.engine.generation("r1")
+    run.say("The capital ")
+    await client.until("r1", 2)
+    run.say("of France ")
+    await client.until("r1", 3)
+    await first.kill()
+    second = await start()
+    run = await second.engine.generation("r1")
+    assert run.work.resume_text == "The capital of France "
+    assert "".join(map(chr, run.work.resume_tokens)) == "The capital of France "
+    run.finish("is Paris")
+    answer = await client.answer("r1")
+    record = await client.record("r1")
+    chunks = [message for message in record if isinstance(message, Chunk)]
+    assert [message.state for message in record if isinstance(message, Status)] == ["started", "restarted"]
+    assert [chunk.seq for chunk in chunks] == [0, 1, 2]
+    assert text_of(chunks) == answer.choices[0].message.content == "The capital of France is Paris"
+    assert answer.headrace.attempts == 2
+    assert sum(isinstance(message, Completion) for message in record) == 1
+    await client.none_waits()
+    # The inbox's reader sees each chunk at least once.
+    await eventually(lambda: answer in seen)
+    by_seq = {message.seq: message for message in seen if isinstance(message, Chunk)}
+    assert text_of(by_seq[seq] for seq in sorted(by_seq)) == answer.choices[0].message.content
+    assert seen.count(answer) == 1
+
+
+async def test_a_chunk_that_was_stored_and_not_forwarded_reaches_the_reply_to_after_all(start, client):
+    first = await start()
+    seen = await client.listen("_INBOX.me.1")
+    await client.stream("r1", Reply_To="_INBOX.me.1")
+    run = await first.engine.generation("r1")
+    forward = first.bus.publish
+
+    async def dying(subject, data, **options):
+        if subject.startswith("_INBOX.me") and b'"seq":0' in data:
+            raise asyncio.CancelledError
+        await forward(subject, data, **options)
+
+    type(first.bus).publish, kept = dying_for(first.bus, dying), type(first.bus).publish
+    try:
+        run.say("Paris")
+        await client.until("r1", 2)
+        await first.kill()
+    finally:
+        type(first.bus).publish = kept
+    second = await start()
+    (await second.engine.generation("r1")).finish("!")
+    await client.answer("r1")
+    await eventually(lambda: any(isinstance(message, Completion) for message in seen))
+    assert {message.seq for message in seen if isinstance(message, Chunk)} == {0, 1}
+
+
+def dying_for(bus, dying):
+    """`Bus.publish` that dies for one bus."""
+    publish = type(bus).publish
+
+    async def chosen(self, subject, data, **options):
+        if self is bus:
+            type(bus).publish = publish
+            try:
+                await dying(subject, data, **options)
+            finally:
+                type(bus).publish = chosen
+        else:
+            await publish(self, subject, data, **options)
+
+    return chosen
+
+
+async def test_a_request_answered_before_its_worker_died_is_only_acknowledged(start, client):
+    first = await start()
+    await client.ask("r1")
+    run = await first.engine.generation("r1")
+    publish = type(first.bus).publish
+
+    async def without_acknowledging(self, subject, data, **options):
+        if not (self is first.bus and data == b"+ACK"):
+            await publish(self, subject, data, **options)
+
+    type(first.bus).publish = without_acknowledging
+    try:
+        run.finish("Paris")
+        await client.answer("r1")
+        await first.kill()
+    finally:
+        type(first.bus).publish = publish
+    second = await start()
+    await client.none_waits()
+    assert second.engine.submitted == []
+    assert len(await client.record("r1")) == 1
+
+
+async def test_the_deadline_may_pass_before_a_request_runs(start, client):
+    await client.ask("r1", Llm_Timeout="0.001")
+    engine = (await start()).engine
+    assert await client.code("r1") == "deadline_exceeded"
+    await client.none_waits()
+    assert engine.submitted == []
+
+
+async def test_the_deadline_may_pass_while_a_request_runs(start, client):
+    events = await events_of(client.bus)
+    engine = (await start()).engine
+    await client.stream("r1", Llm_Timeout="0.5")
+    run = await engine.generation("r1")
+    run.say("Par")
+    assert await client.code("r1") == "deadline_exceeded"
+    await client.none_waits()
+    assert run.closed
+    await eventually(lambda: [event.kind for event in events] == ["started", "expired"])
+
+
+async def test_a_running_request_is_cancelled_within_200_ms(start, client):
+    engine = (await start()).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("Par")
+    await client.until("r1", 2)
+    began_at = asyncio.get_running_loop().time()
+    await client.bus.publish("llm.cancel.r1", b"")
+    await eventually(lambda: run.closed)
+    assert asyncio.get_running_loop().time() - began_at < 0.2
+    assert await client.code("r1") == "cancelled"
+    await client.none_waits()
+
+
+async def test_a_cancel_holds_whenever_it_comes(start, client, monkeypatch):
+    """Also between the hand-over of a request and its start."""
+    cancelling = set()
+
+    async def cancel(serving):
+        for _ in range(int(serving.envelope.id)):
+            await asyncio.sleep(0)
+        serving.interrupt(HeadraceError(ErrorCode.CANCELLED, "by the test"))
+
+    def begin_and_cancel(self, delivery):
+        begin(self, delivery)
+        (serving,) = self._servings.values()
+        if serving.envelope.id == "0":
+            serving.interrupt(HeadraceError(ErrorCode.CANCELLED, "by the test"))
+        else:
+            cancelling.add(asyncio.get_running_loop().create_task(cancel(serving)))
+
+    begin = Worker._begin
+    monkeypatch.setattr(Worker, "_begin", begin_and_cancel)
+    engine = (await start(ScriptedEngine(slots=1))).engine
+    for turns in range(30):
+        await client.stream(str(turns))
+        assert await client.code(str(turns)) == "cancelled"
+        await client.none_waits()
+        assert engine.running == []
+
+
+async def test_a_cancel_holds_while_the_record_of_a_redelivery_is_read(start, client, monkeypatch):
+    first = await start()
+    await client.stream("r1")
+    (await first.engine.generation("r1")).say("Par")
+    await client.until("r1", 2)
+    await first.kill()
+    second = await start()
+    read, reading = type(second.bus).read_answers, asyncio.Event()
+
+    async def slowly(self, subject):
+        if self is second.bus:
+            reading.set()
+            await eventually(lambda: any(s._interruption for s in second.worker._servings.values()))
+        return await read(self, subject)
+
+    monkeypatch.setattr(type(second.bus), "read_answers", slowly)
+    await reading.wait()
+    await client.bus.publish("llm.cancel.r1", b"")
+    assert await client.code("r1") == "cancelled"
+    assert second.engine.submitted == []
+    await client.none_waits()
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", "unsupported_parameter", "invalid_request"])
+async def test_what_the_engine_refuses_is_told_once_and_for_all(start, client, code):
+    engine = (await start(ScriptedEngine(refusal=HeadraceError(ErrorCode(code), "no")))).engine
+    await client.stream("r1")
+    assert await client.code("r1") == code
+    await client.none_waits()
+    assert [message.object for message in map(_tag, await client.record("r1"))] == ["error"]
+    assert engine.submitted == []
+    assert await dead_letters(client.bus) == []
+
+
+class _Tagged(msgspec.Struct):
+    object: str
+
+
+def _tag(message):
+    return _Tagged(type(message).__struct_config__.tag)
+
+
+async def test_a_request_that_brings_the_engine_down_is_a_dead_letter(start, client):
+    engine = (await start()).engine
+    # What its publisher told the broker was for that one publish, and must not bar the way.
+    sequence = await client.stream("r1", Nats_Expected_Stream="LLM", Llm_Tenant="me")
+    (await engine.generation("r1")).fail(ErrorCode.ENGINE_FAILED, "it crashed the engine")
+    answer = await client.answer("r1")
+    assert answer.error.code == "engine_failed"
+    assert answer.error.retryable
+    await client.none_waits()
+    (letter,) = await dead_letters(client.bus)
+    assert letter.data == b'{"prompt":"x","stream":true}'
+    assert letter.headers["Llm-Id"] == "r1"
+    assert letter.headers["Llm-Tenant"] == "me"
+    assert letter.headers["Llm-Attempts"] == "1"
+    assert letter.headers["Llm-Subject"] == "llm.request.high"
+    assert msgspec.json.decode(letter.headers["Llm-Error"])["message"] == "it crashed the engine"
+    assert sequence == 1
+
+
+async def test_a_request_whose_workers_die_is_a_dead_letter_in_the_end(start, client):
+    for _ in range(2):
+        worker = await start(max_attempts=2, lease_s=1.0)
+        if not worker.engine.submitted:
+            await client.stream("r1")
+        await worker.engine.generation("r1")
+        await worker.kill()
+    last = await start(max_attempts=2, lease_s=1.0)
+    assert await client.code("r1") == "engine_failed"
+    assert last.engine.submitted == []
+    (letter,) = await dead_letters(client.bus)
+    assert letter.headers[MSG_ID].startswith("r1@")
+    await client.none_waits()
+
+
+async def test_an_unavailable_engine_gives_back_without_using_up_an_attempt(start, client):
+    events = await events_of(client.bus)
+    engine = (await start(max_attempts=2)).engine
+    await client.ask("r1")
+    for number in range(1, 5):
+        (await engine.generation("r1", number)).fail(ErrorCode.UNAVAILABLE)
+    (await engine.generation("r1", 5)).finish("Paris")
+    answer = await client.answer("r1")
+    assert answer.choices[0].message.content == "Paris"
+    assert answer.headrace.attempts == 1
+    await client.none_waits()
+    await eventually(lambda: events[-1].kind == "done")
+    assert [event.kind for event in events].count("returned") == 4
+
+
+async def test_an_engine_that_restarts_a_request_says_so_to_its_reader(start, client):
+    engine = (await start()).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("Par")
+    await client.until("r1", 2)
+    run.say("is", restarted=1)
+    run.finish()
+    answer = await client.answer("r1")
+    assert answer.headrace.attempts == 2
+    states = [message.state for message in await client.record("r1") if isinstance(message, Status)]
+    assert states == ["started", "restarted"]
+    assert answer.choices[0].message.content == "Paris"
+
+
+DEEP = b'{"prompt":"x","tools":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+MALFORMED = {
+    "bad JSON": (b'{"prompt":', {}, "invalid_request"),
+    "trailing": (b'{"prompt":"x"} and more', {}, "invalid_request"),
+    "wrong types": (b'{"prompt":7}', {}, "invalid_request"),
+    "no prompt": (b"{}", {}, "invalid_request"),
+    "huge number": (b'{"prompt":"x","max_tokens":1e999}', {}, "invalid_request"),
+    "huge integer": (b'{"prompt":"x","seed":' + b"9" * 5000 + b"}", {}, "invalid_request"),
+    "deep": (DEEP, {}, "invalid_request"),
+    "invalid UTF-8": (b'{"prompt":"\xff\xfe"}', {}, "invalid_request"),
+    "invalid UTF-8 text": (b"\xff\xfe", {}, "invalid_request"),
+    "lone surrogate": (b'{"prompt":"\\ud800"}', {}, "invalid_request"),
+    "empty": (b"", {}, "invalid_request"),
+    "empty with a status": (b"", {"Status": "503"}, "invalid_request"),
+    "blank": (b"  \n", {}, "invalid_request"),
+    "2 MB": (b"x" * (2 << 20), {}, "request_too_large"),
+    "unknown model": (b'{"prompt":"x","model":"nobody"}', {}, "model_not_found"),
+    "n": (b'{"prompt":"x","n":2}', {}, "unsupported_parameter"),
+    "evil Reply-To": (b"x", {"Reply-To": "llm.request.high"}, "reply_subject_denied"),
+    "Reply-To with a wildcard": (b"x", {"Reply-To": "_INBOX.>"}, "reply_subject_denied"),
+    "Reply-To of the system": (b"x", {"Reply-To": "$JS.API.STREAM.DELETE.LLM"}, "reply_subject_denied"),
+    "bad timeout": (b"x", {"Llm-Timeout": "soon"}, "invalid_request"),
+    "bad task": (b"x", {"Llm-Task": "easy"}, "invalid_request"),
+}
+
+
+async def test_nothing_a_publisher_sends_stops_a_worker_or_goes_without_its_error(start, client):
+    engine = (await start(ScriptedEngine(slots=4))).engine
+    expected = {}
+    for number, (body, headers, code) in enumerate(MALFORMED.values()):
+        await client.bus.store("llm.request.medium", body, headers={MSG_ID: f"bad{number}"} | headers)
+        expected[f"bad{number}"] = code
+    evil_ids = ["a.b", "*", ">", "x" * 129, "имя", "a:spilled:b", "a b"]
+    sequences = [await client.bus.store("llm.request.low", b"x", headers={MSG_ID: evil}) for evil in evil_ids]
+    expected |= dict.fromkeys((f"LLM-{sequence}" for sequence in sequences), "invalid_request")
+    await client.ask("good")
+    (await engine.generation("good")).finish("Paris")
+    got = {request_id: str(await client.code(request_id)) for request_id in expected}
+    assert got == expected
+    assert (await client.answer("good")).choices[0].message.content == "Paris"
+    await client.none_waits()
+    assert [run.work.id for run in engine.submitted] == ["good"]
+    assert (await client.bus.stream_state(STREAM_REQUESTS)).messages == 0
+
+
+async def test_an_error_does_not_reach_the_readers_of_another_request(start, client):
+    engine = (await start()).engine
+    await client.stream("victim")
+    (await engine.generation("victim")).say("Par")
+    await client.until("victim", 2)
+    seen = await client.listen("llm.reply.victim")
+    await client.bus.store(
+        "llm.request.high", b'{"prompt":', headers={MSG_ID: "evil", "Reply-To": "llm.reply.victim"}
+    )
+    await client.ask("late", Reply_To="llm.reply.victim", Llm_Timeout="0.001")
+    await client.answer("evil")
+    await client.answer("late")
+    await client.none_waits(but=1)
+    assert seen == []
