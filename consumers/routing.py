@@ -235,7 +235,7 @@ class Router:
                 verdict=verdict,
                 priority=envelope.priority,
                 ollama_may=self._ollama_model(request) is not None,
-                moved=envelope.move is not None,
+                moved=envelope.move not in (None, Move.REPLAYED),
             )
             decision = spill(waiting, load, time.time() - load.at if load else 0.0, room)
             span.decision(

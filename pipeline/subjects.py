@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -24,11 +25,15 @@ class Task(StrEnum):
 
 
 class Move(StrEnum):
-    """Why the pipeline stored a request again somewhere else; each happens at most once to a request."""
+    """Why a request was stored again; each but the last happens at most once to a request.
+
+    `REPLAYED` begins anew: a dead letter was put back on its lane, and its way from there is that of a fresh request.
+    """
 
     SPILLED = "spilled"
     COMPLEX = "complex"
     RETURNED = "returned"
+    REPLAYED = "replayed"
 
 
 class Lane(NamedTuple):
@@ -76,16 +81,24 @@ EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 STORED_STREAM = "Nats-Stream"
 STORED_SUBJECT = "Nats-Subject"
 STORED_SEQUENCE = "Nats-Sequence"
+STORED_TIME = "Nats-Time-Stamp"
 REPLY_TO = "Reply-To"
 TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
-# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` is then `<id>:<move>`, as no publisher's id can be.
+# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` is then `moved_id`, as no publisher's id can be.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
+# Set by the pipeline on a dead letter, beside the request's own headers.
+DEAD_ID = "Llm-Id"
+DEAD_SUBJECT = "Llm-Subject"
+DEAD_ERROR = "Llm-Error"
+DEAD_ATTEMPTS = "Llm-Attempts"
+DEAD_TRACE_ID = "Llm-Trace-Id"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)
+_MOVED_ID = re.compile(rf"(.*):({'|'.join(Move)}):[0-9]+", re.ASCII | re.DOTALL)
 _REPLY_PREFIXES = ("_INBOX.", "llm.reply.")
 _SUBJECT_MAX_CHARS = 256
 
@@ -125,17 +138,23 @@ def is_reply_to(subject: str, request_id: str) -> bool:
     return name == request_id or _GENERATED_ID.fullmatch(name) is None
 
 
-def moved_id(request_id: str, move: Move) -> str:
-    """The `Nats-Msg-Id` under which a moved request is stored, so that moving it twice stores it once."""
-    return f"{request_id}:{move}"
+def moved_id(request_id: str, move: Move, sequence: int) -> str:
+    """The `Nats-Msg-Id` under which a moved request is stored, so that moving it twice stores it once.
+
+    The sequence is that of the message which moves: another request that has taken the id since moves in its own name.
+    """
+    return f"{request_id}:{move}:{sequence}"
 
 
 def split_moved_id(message_id: str) -> tuple[str, Move | None]:
     """The request's id in a `Nats-Msg-Id`, and the move that stored it there, or None."""
-    request_id, colon, move = message_id.rpartition(":")
-    if colon and move in Move.__members__.values():
-        return request_id, Move(move)
-    return message_id, None
+    found = _MOVED_ID.fullmatch(message_id)
+    return (found[1], Move(found[2])) if found else (message_id, None)
+
+
+def carried(headers: Mapping[str, str]) -> dict[str, str]:
+    """A request's headers without what its publisher told the broker (expectations, say): that was for one publish."""
+    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-")}
 
 
 # Core subjects.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.bus import Bus, BusError, Delivery, Headers, LaneFull
+from pipeline.bus import Bus, BusError, Delivery, LaneFull
 from pipeline.core.delivery import Envelope
 from pipeline.subjects import (
     MOVED_REASON,
@@ -19,6 +19,7 @@ from pipeline.subjects import (
     TASK,
     Move,
     Task,
+    carried,
     moved_id,
 )
 from pipeline.telemetry import Tracing
@@ -41,7 +42,7 @@ async def move(
         Unreachable: the broker is away; the request may be stored already, and comes again.
     """
     headers = carried(delivery.message.headers) | {
-        MSG_ID: moved_id(envelope.id, how),
+        MSG_ID: moved_id(envelope.id, how, delivery.sequence),
         MOVED_STORED_AT: repr(envelope.stored_at),
         MOVED_REASON: reason,
         TASK: task,
@@ -53,11 +54,6 @@ async def move(
             return False
     await delivery.ack()
     return True
-
-
-def carried(headers: Headers) -> dict[str, str]:
-    """A request's headers without what its publisher told the broker (expectations, say): that was for one publish."""
-    return {name: value for name, value in headers.items() if not name.lower().startswith("nats-")}
 
 
 async def give_back(bus: Bus, delivery: Delivery, envelope: Envelope, *, delay_s: float = 0.0) -> None:

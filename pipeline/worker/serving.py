@@ -9,27 +9,25 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import msgspec
-
 from pipeline.bus import Bus, Delivery, Unreachable
 from pipeline.config import Config
 from pipeline.core.delivery import Answer, Envelope, Record, decide, error_answer, expired
+from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import (
     ChatRequest,
     Completion,
     EngineName,
-    ErrorBody,
     EventKind,
     RequestEvent,
     decode_request,
     encode,
 )
-from pipeline.subjects import DEAD, EVENT, MSG_ID, reply_subject
+from pipeline.subjects import DEAD, EVENT, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work
 from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.move import carried, give_back, times_given_back
+from pipeline.worker.move import give_back, times_given_back
 from pipeline.worker.record import LeaseLost, RecordWriter
 
 log = logging.getLogger(__name__)
@@ -249,15 +247,17 @@ class Serving:
 
     async def _bury(self, error: HeadraceError, attempt: int, span: ProcessSpan) -> None:
         """Put the request among the dead letters, once, as it came and with what became of it."""
-        headers = carried(self.delivery.message.headers) | {
-            MSG_ID: f"{self.envelope.id}@{self.envelope.created}",
-            "Llm-Id": self.envelope.id,
-            "Llm-Subject": self.delivery.message.subject,
-            "Llm-Error": msgspec.json.encode(ErrorBody.of(error)).decode(),
-            "Llm-Attempts": str(attempt),
-            "Llm-Trace-Id": span.trace_id or "",
-        }
-        await self.desk.bus.store(f"{DEAD}.{self.envelope.priority}", self.delivery.message.data, headers=headers)
+        delivered = self.delivery.message
+        headers = letter_headers(
+            self.envelope,
+            delivered.headers,
+            subject=delivered.subject,
+            sequence=self.delivery.sequence,
+            error=error,
+            attempts=attempt,
+            trace_id=span.trace_id or "",
+        )
+        await self.desk.bus.store(f"{DEAD}.{self.envelope.priority}", delivered.data, headers=headers)
 
     async def _tell(
         self,
