@@ -1,0 +1,228 @@
+"""A worker takes what it has room for, says how it is, and leaves without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from pipeline.messages import Completion, WorkerStatus
+from pipeline.subjects import LANES, STREAM_REQUESTS
+from tests.pipeline.worker.conftest import ScriptedEngine
+from tests.waiting import eventually
+
+
+async def statuses_of(bus):
+    seen = []
+
+    async def on_status(message):
+        seen.append(msgspec.json.decode(message.data, type=WorkerStatus))
+
+    await bus.subscribe("llm.worker.>", on_status)
+    await bus.nc.flush()
+    return seen
+
+
+async def counts(bus):
+    states = await bus.consumers(STREAM_REQUESTS)
+    return sum(state.num_ack_pending for state in states), sum(state.num_pending for state in states)
+
+
+async def test_no_more_runs_than_there_are_slots_and_no_more_is_taken(start, client):
+    for number in range(12):
+        await client.ask(f"r{number}", lane=LANES[number % len(LANES)].subject.removeprefix("llm.request."))
+    engine = (await start(ScriptedEngine(slots=3))).engine
+    served = []
+    while len(served) < 12:
+        expected = min(3, 12 - len(served))
+        await eventually(lambda expected=expected: len(engine.running) == expected)
+        await eventually(lambda: _counts_are(client.bus, expected, 12 - len(served) - expected))
+        run = engine.running[0]
+        served.append(run.work.id)
+        run.finish("x")
+        await client.answer(run.work.id)
+    assert engine.most_running == 3
+    assert sorted(served) == sorted(f"r{number}" for number in range(12))
+    await client.none_waits()
+
+
+async def _counts_are(bus, held, waiting):
+    return await counts(bus) == (held, waiting)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_requests_that_come_to_all_lanes_at_once_never_take_more_than_the_slots(start, client, slots):
+    engine = (await start(ScriptedEngine(slots=slots))).engine
+    for round_number in range(10):
+        await eventually(lambda: _is_waiting(client.bus), what="the worker waits on all lanes")
+        for lane in LANES:
+            await client.bus.publish(
+                lane.subject, b'{"prompt":"x"}', headers={"Nats-Msg-Id": f"{lane.consumer}-{round_number}"}
+            )
+        for _ in LANES:
+            run = await eventually(lambda: engine.running and engine.running[0])
+            run.finish("x")
+            await eventually(lambda run=run: run.closed)
+        for lane in LANES:
+            answer = await client.answer(f"{lane.consumer}-{round_number}")
+            assert isinstance(answer, Completion)
+    assert engine.most_running <= slots
+    await client.none_waits()
+    assert len(engine.submitted) == 10 * len(LANES)
+
+
+async def _is_waiting(bus):
+    return (await bus.js.consumer_info(STREAM_REQUESTS, "low_complex")).num_waiting
+
+
+async def test_an_engine_that_is_not_ready_gets_nothing(start, client):
+    worker = await start(ScriptedEngine(state="loading"))
+    await client.ask("r1")
+    other = await start()
+    (await other.engine.generation("r1")).finish("x")
+    await client.answer("r1")
+    assert worker.engine.submitted == []
+    await other.drain()
+    await client.ask("r2")
+    worker.engine.set_state("ready")
+    (await worker.engine.generation("r2")).finish("x")
+    await client.answer("r2")
+
+
+async def test_an_engine_that_goes_away_leaves_what_comes_to_others(start, client):
+    worker = await start()
+    await eventually(lambda: _is_waiting(client.bus))
+    worker.engine.set_state("down")
+
+    async def nobody_waits():
+        return not await _is_waiting(client.bus)
+
+    await eventually(nobody_waits)
+    await client.ask("r1")
+    other = await start()
+    (await other.engine.generation("r1")).finish("x")
+    await client.answer("r1")
+    assert worker.engine.submitted == []
+
+
+async def test_the_status_follows_every_change(start, client):
+    seen = await statuses_of(client.bus)
+    worker = await start(ScriptedEngine(state="loading"))
+    await eventually(lambda: seen and seen[-1].state == "loading")
+    worker.engine.set_state("ready")
+    await eventually(lambda: seen[-1].state == "ready")
+    assert (seen[-1].engine, seen[-1].models, seen[-1].slots.total) == ("mlx", ["scripted"], 2)
+    await client.ask("r1", lane="low")
+    run = await worker.engine.generation("r1")
+    await eventually(lambda: (seen[-1].slots.used, seen[-1].running.low) == (1, 1))
+    run.finish("x")
+    await eventually(lambda: (seen[-1].slots.used, seen[-1].running.low) == (0, 0))
+    worker.engine.set_state("down")
+    await eventually(lambda: seen[-1].state == "down")
+    worker.lifecycle.stop(drain_s=5)
+    await eventually(lambda: seen[-1].state == "gone")
+
+
+async def test_a_status_comes_every_second_without_a_change(start, client):
+    seen = await statuses_of(client.bus)
+    await start()
+    await eventually(lambda: len(seen) >= 3, timeout_s=10)
+    assert {(status.state, status.slots.used) for status in seen[1:]} == {("ready", 0)}
+    assert seen[-1].at - seen[-2].at <= 2.0
+
+
+async def test_draining_finishes_what_runs_and_takes_nothing_new(start, client):
+    seen = await statuses_of(client.bus)
+    worker = await start()
+    await client.stream("r1")
+    run = await worker.engine.generation("r1")
+    worker.lifecycle.stop(drain_s=10)
+    await eventually(lambda: seen[-1].state == "draining")
+    await client.ask("r2")
+    run.finish("x")
+    await asyncio.wait_for(worker.task, 10)
+    assert isinstance(await client.answer("r1"), Completion)
+    assert [run.work.id for run in worker.engine.submitted] == ["r1"]
+    assert await counts(client.bus) == (0, 1)
+    other = await start()
+    (await other.engine.generation("r2")).finish("x")
+    assert (await client.answer("r2")).headrace.attempts == 1
+
+
+async def test_what_is_not_done_at_the_drain_deadline_is_handed_back_without_an_attempt(start, client):
+    # A lease long enough that only a hand-back can bring the request to another worker in this test.
+    worker = await start(lease_s=60.0, max_attempts=1)
+    await client.stream("r1")
+    await client.ask("r2")
+    run = await worker.engine.generation("r1")
+    await worker.engine.generation("r2")
+    run.say("The capital ")
+    await client.until("r1", 2)
+    await worker.drain(drain_s=0.2)
+    assert worker.engine.running == []
+    other = await start(lease_s=60.0, max_attempts=1)
+    (await other.engine.generation("r1")).finish("is Paris")
+    (await other.engine.generation("r2")).finish("x")
+    answer = await client.answer("r1")
+    assert answer.choices[0].message.content == "The capital is Paris"
+    assert (await client.answer("r2")).headrace.attempts == 1
+    await client.none_waits()
+
+
+@pytest.mark.parametrize("burst", range(5))
+async def test_a_worker_that_drains_as_requests_come_leaves_none_behind(start, client, burst):
+    worker = await start(lease_s=60.0)
+    await eventually(lambda: _is_waiting(client.bus))
+    for lane in LANES:
+        await client.bus.publish(lane.subject, b"x", headers={"Nats-Msg-Id": lane.consumer})
+    for _ in range(burst * 3):
+        await asyncio.sleep(0)
+    await worker.drain(drain_s=0.0)
+    assert (await counts(client.bus))[0] == 0 or await eventually(lambda: _counts_are(client.bus, 0, 9))
+    other = await start(ScriptedEngine(slots=9), lease_s=60.0)
+    for lane in LANES:
+        (await other.engine.generation(lane.consumer)).finish("x")
+    for lane in LANES:
+        assert isinstance(await client.answer(lane.consumer), Completion)
+    await client.none_waits()
+
+
+async def test_a_worker_goes_on_after_the_broker_was_killed(start, client, nats_server):
+    worker = await start()
+    await client.ask("r1")
+    run = await worker.engine.generation("r1")
+    nats_server.kill()
+    nats_server.start()
+    run.finish("Paris")
+    await eventually(lambda: client.bus.nc.is_connected)
+    assert isinstance(await client.answer("r1"), Completion)
+    await client.ask("r2")
+    (await worker.engine.generation("r2")).finish("x")
+    assert isinstance(await client.answer("r2"), Completion)
+    await client.none_waits()
+
+
+async def test_an_idle_worker_takes_what_comes_after_the_broker_was_killed(start, client, nats_server):
+    worker = await start()
+    await eventually(lambda: _is_waiting(client.bus))
+    nats_server.kill()
+    nats_server.start()
+    await eventually(lambda: client.bus.nc.is_connected)
+    await client.ask("r1")
+    (await worker.engine.generation("r1")).finish("x")
+    assert isinstance(await client.answer("r1"), Completion)
+
+
+async def test_whatever_one_request_does_the_others_go_on(start, client, caplog):
+    engine = (await start(max_attempts=2, lease_s=1.0)).engine
+    await client.ask("bad")
+    run = await engine.generation("bad")
+    await client.ask("good")
+    run._pieces.put_nowait(RuntimeError("a defect"))
+    (await engine.generation("good")).finish("x")
+    assert isinstance(await client.answer("good"), Completion)
+    (await engine.generation("bad", 2))._pieces.put_nowait(RuntimeError("a defect"))
+    assert await client.code("bad") == "engine_failed"
+    await client.none_waits()
+    assert "could not be served" in caplog.text
