@@ -9,6 +9,7 @@ and is closed by exactly one last message.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -55,6 +56,11 @@ from pipeline.subjects import (
 from pipeline.worker.engine import Piece
 
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
+# How far the clocks of two brokers may be apart. A move cannot be older than what it moves, but for that.
+_CLOCK_SKEW_S = 60.0
+_REASON_MAX_CHARS = 300
+# As people write one: no sign, no name such as `inf`, no digits of other scripts, all of which `float` takes.
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,9 @@ def read_envelope(
             move = None
             fault = _invalid(MSG_ID, "an id has 1 to 128 of A-Z a-z 0-9 _ -")
     if move:
-        stored_at = _number(headers.get(MOVED_STORED_AT, "")) or stored_at
+        first_stored_at = _number(headers.get(MOVED_STORED_AT, ""))
+        if first_stored_at and first_stored_at < stored_at + _CLOCK_SKEW_S:
+            stored_at = first_stored_at
     reply_to = headers.get(REPLY_TO)
     if reply_to is not None and not is_reply_to(reply_to, request_id):
         fault = HeadraceError(
@@ -158,7 +166,7 @@ def read_envelope(
         stored_at=stored_at,
         delivered=delivered,
         move=move,
-        move_reason=headers.get(MOVED_REASON, "") if move else "",
+        move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
         reply_to=None if reply_to == reply_subject(request_id) else reply_to,
         deadline=None if timeout_s is None else stored_at + timeout_s,
         tenant=headers.get(TENANT, "")[:128],
@@ -167,11 +175,10 @@ def read_envelope(
 
 
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+    if _NUMBER.fullmatch(text.strip()) is None:
         return None
-    return value if 0 <= value < float("inf") else None
+    value = float(text)
+    return value if value < float("inf") else None
 
 
 def _invalid(header: str, message: str) -> HeadraceError:
@@ -183,13 +190,28 @@ def _invalid(header: str, message: str) -> HeadraceError:
 
 @dataclass(slots=True)
 class Record:
-    """What the reply subject already holds of a request's answer."""
+    """What the reply subject already holds of a request's answer.
+
+    Attributes:
+        text: of all chunks.
+        token_ids: behind the text, where they are known.
+        tool_calls: of all chunks.
+        next_seq: the number of the next chunk.
+        attempt: the latest one that wrote.
+        model: which produced the tokens, empty until there are chunks.
+        tells_spill: whether a status says that the request was spilled.
+        last: the last message, or None.
+        has_gap: whether tokens are missing, or come from more than one model.
+        last_sequence: of the newest message, in the stream; 0 where there is none.
+    """
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     next_seq: int = 0
     attempt: int = 0
+    model: str = ""
+    tells_spill: bool = False
     last: Last | None = None
     has_gap: bool = False
     last_sequence: int = 0
@@ -205,8 +227,9 @@ class Record:
             match message:
                 case Chunk():
                     record.add(message)
-                case Status(attempt=attempt):
-                    record.attempt = max(record.attempt, attempt)
+                case Status():
+                    record.attempt = max(record.attempt, message.attempt)
+                    record.tells_spill |= message.state == "spilled"
                 case _:
                     record.last = message
         return record
@@ -218,6 +241,8 @@ class Record:
         self.token_ids += choice.token_ids
         self.tool_calls += [ToolCall(call.function, call.id) for call in choice.delta.tool_calls or ()]
         self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
+        self.has_gap |= self.model not in ("", chunk.model)
+        self.model = chunk.model
         self.next_seq = chunk.seq + 1
         self.attempt = max(self.attempt, chunk.attempt)
 
@@ -273,6 +298,11 @@ class Answer:
     record: Record = field(default_factory=Record)
     first_token_at: float | None = field(init=False, default=None)
     _held_tokens: list[int] = field(init=False, default_factory=list)
+    _repeated_calls: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # An engine that cannot go on from the tokens begins anew, and makes the calls that the reader has once more.
+        self._repeated_calls = 0 if self.record.resumable_tokens else len(self.record.tool_calls)
 
     @property
     def queue_ms(self) -> float:
@@ -288,10 +318,9 @@ class Answer:
 
     def openings(self) -> list[Status]:
         """The messages that say that an attempt begins: a request that was spilled says so first, once."""
-        if self.attempt > 1:
-            return [self.status("restarted")]
-        started = self.status("started")
-        return [self.status("spilled"), started] if self.envelope.move is Move.SPILLED else [started]
+        begins = self.status("restarted" if self.attempt > 1 else "started")
+        says_spill = self.envelope.move is Move.SPILLED and not self.record.tells_spill
+        return [self.status("spilled"), begins] if says_spill else [begins]
 
     def status(self, state: StatusState) -> Status:
         """A message about the request's way."""
@@ -313,13 +342,15 @@ class Answer:
         that what the record holds is always text and the tokens behind all of it.
         """
         self._held_tokens += piece.token_ids
-        if not (piece.text or piece.tool_calls or piece.finish_reason):
+        new_calls = piece.tool_calls[self._repeated_calls :]
+        self._repeated_calls = max(0, self._repeated_calls - len(piece.tool_calls))
+        if not (piece.text or new_calls or piece.finish_reason):
             return None
-        if self.first_token_at is None and (piece.text or piece.tool_calls):
+        if self.first_token_at is None and (piece.text or new_calls):
             self.first_token_at = now
         calls = [
             ToolCallDelta(len(self.record.tool_calls) + index, call.id, call.function)
-            for index, call in enumerate(piece.tool_calls)
+            for index, call in enumerate(new_calls)
         ]
         delta = Delta(
             role="assistant" if self.record.next_seq == 0 else None,
