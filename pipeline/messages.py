@@ -18,6 +18,8 @@ from pipeline.subjects import Priority, Task
 
 MAX_STOPS = 16
 MAX_TOOLS = 128
+MAX_NESTING = 64
+_MAX_ERROR_CHARS = 300
 
 
 class FunctionCall(Struct):
@@ -151,6 +153,10 @@ class ChatRequest(Struct, omit_defaults=True):
     audio: Any = None
     suffix: str | None = None
     echo: bool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    web_search_options: Any = None
 
     @property
     def streams(self) -> bool:
@@ -182,17 +188,25 @@ class ChatRequest(Struct, omit_defaults=True):
         return [ChatMessage(role="user", content=self.prompt)]
 
 
-_MODELLESS_ONE = {"n": 1, "best_of": 1}
-_REFUSED_UNLESS_EMPTY = (
-    "logprobs",
-    "top_logprobs",
-    "logit_bias",
-    "functions",
-    "function_call",
-    "audio",
-    "suffix",
-    "echo",
-)
+# Parameters that would change the answer and cannot be honoured: with these values, beside null, they do not.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "suffix": ("",),
+    "echo": (False,),
+    "parallel_tool_calls": (True,),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "tool_choice": ("none", "auto"),
+}
 
 _request_decoder = msgspec.json.Decoder(ChatRequest)
 
@@ -214,7 +228,7 @@ def decode_request(body: bytes, *, max_body_bytes: int) -> ChatRequest:
     try:
         request = _request_decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, str(error), param=_param_at_fault(str(error))) from None
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, _short(str(error)), param=_param_at_fault(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, f"the body is not valid JSON: {error}") from None
     except RecursionError:
@@ -233,6 +247,12 @@ def _decode_text(body: bytes) -> str:
     return text
 
 
+def _short(message: str) -> str:
+    """The message without its middle, where the client's own words make it longer than an answer should be."""
+    half = _MAX_ERROR_CHARS // 2
+    return message if len(message) <= _MAX_ERROR_CHARS else f"{message[:half]} ... {message[-half:]}"
+
+
 def _param_at_fault(message: str) -> str | None:
     """The top-level field in msgspec's `... - at `$.field[0].x``."""
     _, found, path = message.rpartition("`$.")
@@ -246,18 +266,29 @@ def _check(request: ChatRequest) -> None:
         raise HeadraceError(
             ErrorCode.INVALID_REQUEST, "give either `messages` or `prompt`, and only one of them", param="messages"
         )
-    for name, neutral in _MODELLESS_ONE.items():
-        if getattr(request, name) not in (None, neutral):
-            raise _unsupported(name, f"only `{name}` = {neutral} is supported")
-    for name in _REFUSED_UNLESS_EMPTY:
-        if getattr(request, name):
-            raise _unsupported(name, f"`{name}` is not supported")
-    if request.modalities not in (None, ["text"]):
-        raise _unsupported("modalities", "only the modality `text` is supported")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", "a tool call cannot be forced: use `auto` or `none`")
+    for name, neutral in _NEUTRAL.items():
+        if (value := getattr(request, name)) is not None and value not in neutral:
+            allowed = f": only {' or '.join(f'`{value}`' for value in neutral)}" if neutral else ""
+            raise _unsupported(name, f"`{name}` is not supported{allowed}")
+    for tool in request.tools or ():
+        _check_nesting(tool.function.parameters, "tools")
+    if request.response_format is not None and request.response_format.type == "json_schema":
+        if request.response_format.json_schema is None:
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, "`json_schema` is missing", param="response_format")
+        _check_nesting(request.response_format.json_schema.schema, "response_format")
     for message in request.chat:
         message.text()
+
+
+def _check_nesting(value: Any, param: str) -> None:
+    """Refuse what decodes here, but may exhaust the stack of whoever passes it on."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        containers = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in containers for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`{param}` is nested too deeply", param=param)
 
 
 def _unsupported(param: str, message: str) -> HeadraceError:
