@@ -36,7 +36,6 @@ from pipeline.subjects import (
     QUEUE_STATS,
     QUEUED_PREFIX,
     STORED_SEQUENCE,
-    STORED_STREAM,
     STORED_SUBJECT,
     STREAM_DEAD,
     STREAM_OLLAMA,
@@ -68,7 +67,9 @@ _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
     "ollama": {ollama_consumer(priority): priority for priority in Priority},
 }
 _STREAMS: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
-_PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
+_PLACE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
+    ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
+}
 
 
 class Position(msgspec.Struct):
@@ -216,14 +217,15 @@ class Monitor:
         self._changed.set()
 
     def _note_stored(self, headers: Headers) -> None:
-        priority = _PRIORITY_OF_SUBJECT.get(headers.get(STORED_SUBJECT, ""))
-        if priority is None:
+        # Not by `Nats-Stream`: it stands first, and is damaged where the publisher's headers had no proper end.
+        place = _PLACE_OF_SUBJECT.get(headers.get(STORED_SUBJECT, ""))
+        if place is None:
             return
         sequence = int(headers[STORED_SEQUENCE])
         request_id, _ = split_moved_id(headers.get(MSG_ID, ""))
         if not is_request_id(request_id):
             request_id = generated_id(sequence)
-        self._index.stored(request_id, headers[STORED_STREAM], priority, sequence)
+        self._index.stored(request_id, *place, sequence)
 
     async def _on_event(self, message: Message) -> None:
         event = _event_decoder.decode(message.data)
@@ -305,18 +307,20 @@ class Monitor:
     async def _cancel(self, request_id: str) -> str:
         """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well."""
         entry = self._index.find(request_id)
-        if entry is None:
-            state = await self._state_on_record(request_id)
-            return "cancelled" if state == "running" else state
-        if entry.state == "queued":
-            await self._cancel_queued(request_id, entry)
-        return "cancelled"
+        if entry is not None and entry.state == "queued" and await self._cancel_queued(request_id, entry):
+            return "cancelled"
+        state = await self._state_on_record(request_id)
+        return state if state == "finished" or (entry is None and state == "unknown") else "cancelled"
 
-    async def _cancel_queued(self, request_id: str, entry: Entry) -> None:
-        """Close the record first, then remove the request: whoever pulls it in between finds it settled."""
+    async def _cancel_queued(self, request_id: str, entry: Entry) -> bool:
+        """Close the record first, then remove the request: whoever pulls it in between finds it settled.
+
+        Returns:
+            Whether the request was still there and nobody had begun to answer it.
+        """
         found = await self.me.bus.stored(entry.stream, entry.sequence)
         if found is None:
-            return
+            return False
         envelope = read_envelope(
             found.headers,
             priority=entry.priority,
@@ -329,10 +333,11 @@ class Monitor:
         try:
             await RecordWriter(self.me.bus, envelope, lambda: True).write(error_answer(envelope, error))
         except LeaseLost:
-            return
+            return False
         await self.me.bus.delete(entry.stream, entry.sequence)
         event = RequestEvent(request_id, "cancelled", entry.priority, code=error.code)
         await self.me.bus.publish(f"{EVENT}.{entry.priority}.cancelled", encode(event))
+        return True
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
