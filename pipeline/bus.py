@@ -6,11 +6,13 @@ Only this module and `pipeline.topology` import the client; its exceptions end h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 import nats
@@ -27,6 +29,7 @@ from pipeline.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     STORED_SEQUENCE,
     STORED_SUBJECT,
+    STORED_TIME,
     STREAM_REPLIES,
 )
 
@@ -40,7 +43,9 @@ _RECONNECT_WAIT_S = 0.1
 _FULL = 10077
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
-_BATCH = 500
+BATCH = 500
+# Five hundred long requests at once would overrun the client's buffers.
+_SCAN_BYTES = 8 << 20
 _ACK_PREFIX = "$JS.ACK."
 _END_OF_BATCH = ("204", "404")
 _SERVICE_VERSION = "1.0.0"  # of the wire contract
@@ -126,6 +131,13 @@ class Stored:
     stored_at: float
     headers: Headers
     data: bytes
+
+
+class Ack(NamedTuple):
+    """What a stream says of a stored publish; `duplicate` where the message id was there already, at that sequence."""
+
+    sequence: int
+    duplicate: bool
 
 
 class ConsumerState(msgspec.Struct):
@@ -291,6 +303,20 @@ class Bus:
         expected_last: int | None = None,
         patience_s: float = STORE_PATIENCE_S,
     ) -> int:
+        """As `put`; returns the sequence alone."""
+        return (
+            await self.put(subject, data, headers=headers, expected_last=expected_last, patience_s=patience_s)
+        ).sequence
+
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Headers | None = None,
+        expected_last: int | None = None,
+        patience_s: float = STORE_PATIENCE_S,
+    ) -> Ack:
         """Publish to a stream and wait until it is stored; tries again while the broker is away.
 
         Safe to repeat only because the headers carry a message id, or expected_last is given.
@@ -303,7 +329,7 @@ class Bus:
             patience_s: for how long to try.
 
         Returns:
-            The sequence in the stream.
+            Where it stands in the stream.
 
         Raises:
             Fenced: expected_last is not the last.
@@ -326,7 +352,7 @@ class Bus:
                 pause_s = min(pause_s * 2, 1.0)
                 continue
             if ack.error is None:
-                return ack.seq
+                return Ack(ack.seq, ack.duplicate)
             if ack.error.err_code == _WRONG_LAST_SEQUENCE:
                 raise Fenced(subject)
             if ack.error.err_code == _FULL:
@@ -350,6 +376,11 @@ class Bus:
             await handler(to_message(message))
 
         return await self.nc.subscribe(subject, queue=queue, cb=on_message)
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Remove interest at once; without a connection there is none."""
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
 
     async def drain(self, subscription: Subscription) -> None:
         """Remove interest, and handle what the broker had sent before it knew."""
@@ -427,8 +458,7 @@ class Bus:
         answer = await self.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"seq": sequence}))
         if STORED_SEQUENCE not in answer.headers:
             return None
-        stored_at = datetime.fromisoformat(answer.headers["Nats-Time-Stamp"]).timestamp()
-        return Stored(answer.headers[STORED_SUBJECT], sequence, stored_at, answer.headers, answer.data)
+        return to_stored(answer)
 
     async def delete(self, stream: str, sequence: int) -> bool:
         """Remove one message from a stream. Returns whether it was there."""
@@ -445,10 +475,37 @@ class Bus:
             Unreachable: the stream does not answer.
         """
         start = 1
-        while batch := await self._direct_batch(stream, subject, start):
+        while batch := await self.batch(stream, subject, start, max_bytes=_SCAN_BYTES):
             for message in batch:
                 yield message
             start = int(batch[-1].headers[STORED_SEQUENCE]) + 1
+
+    async def batch(self, stream: str, subject: str, start: int, *, max_bytes: int = 0) -> list[Message]:
+        """Up to `BATCH` messages on subject from sequence start, in one request (NATS ADR-31, batched direct get).
+
+        With max_bytes fewer of long ones, but at least one where there is any.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        inbox = self.nc.new_inbox()
+        found: list[Message] = []
+        subscription = await self.nc.subscribe(inbox)
+        try:
+            body = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": BATCH, "max_bytes": max_bytes})
+            await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
+            while True:
+                message = to_message(await subscription.next_msg(_REQUEST_TIMEOUT_S))
+                if STORED_SEQUENCE in message.headers:
+                    found.append(message)
+                elif message.status in _END_OF_BATCH:
+                    return found
+                else:
+                    raise Unreachable(f"{stream} does not answer: status {message.status}")
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unreachable(f"{stream} does not answer: {_what(error)}") from error
+        finally:
+            await subscription.unsubscribe()
 
     # ---- the answers' record
 
@@ -479,31 +536,17 @@ class Bus:
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
         await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
 
-    async def _direct_batch(self, stream: str, subject: str, start: int) -> list[Message]:
-        """Up to `_BATCH` messages on subject from sequence start, in one request (NATS ADR-31, batched direct get)."""
-        inbox = self.nc.new_inbox()
-        found: list[Message] = []
-        subscription = await self.nc.subscribe(inbox)
-        try:
-            body = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": _BATCH})
-            await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
-            while True:
-                message = to_message(await subscription.next_msg(_REQUEST_TIMEOUT_S))
-                if STORED_SEQUENCE in message.headers:
-                    found.append(message)
-                elif message.status in _END_OF_BATCH:
-                    return found
-                else:
-                    raise Unreachable(f"{stream} does not answer: status {message.status}")
-        except (nats.errors.Error, TimeoutError) as error:
-            raise Unreachable(f"{stream} does not answer: {_what(error)}") from error
-        finally:
-            await subscription.unsubscribe()
-
 
 def to_message(message: Msg) -> Message:
     """The client's message as ours."""
     return Message(message.subject, message.data, message.headers or {}, message.reply)
+
+
+def to_stored(message: Message) -> Stored:
+    """What the broker's own headers say of a message that was read from a stream."""
+    headers = message.headers
+    stored_at = datetime.fromisoformat(headers[STORED_TIME]).timestamp()
+    return Stored(headers[STORED_SUBJECT], int(headers[STORED_SEQUENCE]), stored_at, headers, message.data)
 
 
 def _what(error: Exception) -> str:

@@ -100,11 +100,35 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cancel.add_argument("id", help="the request's id")
     cancel.set_defaults(command=_cancel)
 
+    _add_dead(commands)
+
     doctor = commands.add_parser("doctor", help="check what headrace needs, and say what to do about it")
     add_options(doctor)
     doctor.set_defaults(command=_doctor)
     for parser in (send, stats, cancel):
         add_options(parser, keys=CLIENT_KEYS)
+
+
+def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dead = commands.add_parser("dead", help="look at the requests that failed for good, and put them back")
+    actions = dead.add_subparsers(required=True, metavar="ACTION")
+    show_list = actions.add_parser("list", help="list them, oldest first")
+    show_list.add_argument("--json", action="store_true", help="as a JSON array")
+    show = actions.add_parser("show", help="show one whole: its error, headers and body")
+    show.add_argument("id", help="the request's id")
+    replay = actions.add_parser("replay", help="put requests back on their lanes, under the same id")
+    purge = actions.add_parser("purge", help="throw them away")
+    for action in (replay, purge):
+        which = action.add_mutually_exclusive_group(required=True)
+        which.add_argument("id", nargs="?", help="the request's id")
+        which.add_argument("--all", action="store_true", help="all of them")
+        if action is purge:
+            which.add_argument("--older-than", metavar="AGE", help="those that died longer ago: 90s, 30m, 12h, 7d")
+    for action, name in ((show_list, "list"), (show, "show"), (replay, "replay"), (purge, "purge")):
+        if action is not show:
+            action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of one priority")
+        action.set_defaults(command=_dead, action=name)
+        add_options(action, keys=CLIENT_KEYS)
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -165,6 +189,24 @@ def _cancel(args: argparse.Namespace) -> int:
     from pipeline.commands.cancel import cancel
 
     return cancel(args.id, _broker_url(args))
+
+
+def _dead(args: argparse.Namespace) -> int:
+    from pipeline.commands import dead
+    from pipeline.subjects import Priority
+
+    try:
+        older_than_s = dead.age_s(getattr(args, "older_than", None) or "0s")
+    except ValueError as error:
+        print(f"headrace: --older-than takes an age such as 90s, 30m, 12h or 7d, not {error}", file=sys.stderr)
+        return 2
+    priority = getattr(args, "priority", None)
+    chosen = dead.Chosen(
+        id=getattr(args, "id", None), priority=Priority(priority) if priority else None, older_than_s=older_than_s
+    )
+    if args.action == "list":
+        return dead.show_list(_broker_url(args), chosen, as_json=args.json)
+    return {"show": dead.show, "replay": dead.replay, "purge": dead.purge}[args.action](_broker_url(args), chosen)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -63,15 +63,20 @@ class DeadLetter:
     headers: Mapping[str, str]
     body: bytes
 
-    def replay(self) -> tuple[str, dict[str, str]]:
-        """The subject and headers under which the request is stored again.
+    def replay(self, wall_now: float) -> tuple[str, dict[str, str]]:
+        """The subject and headers under which the request is stored again, at wall_now (UTC seconds).
 
         It keeps its id, so that whoever knows it finds the new answer, and its publisher's headers; its timeout counts
-        anew. The message id is the letter's: replaying a letter twice stores one request. What had been spilled starts
-        on its own lane again.
+        anew. Its time is always in a later second than before, for that tells its record from the one that ended: the
+        old answer makes way. The message id is the letter's: replaying a letter twice stores one request. What had been
+        spilled starts on its own lane again.
         """
         lane = LANE_OF_SUBJECT.get(self.subject, Lane(self.priority, Task.UNTRIAGED))
-        own = {MSG_ID: moved_id(self.id, Move.REPLAYED, self.sequence), MOVED_REASON: REPLAY_REASON}
+        own = {
+            MSG_ID: moved_id(self.id, Move.REPLAYED, self.sequence),
+            MOVED_STORED_AT: repr(max(wall_now, self.created + 1.0)),
+            MOVED_REASON: REPLAY_REASON,
+        }
         return lane.subject, {**self.headers, **own}
 
 

@@ -163,12 +163,15 @@ class RecordWriter:
         if target is None or not target.startswith("llm.reply.") or self._forwarded is not None:
             return
         found = await self.bus.last_message(STREAM_REPLIES, target)
-        if found is not None and not self._is_ours(found[1]):
+        if found is not None and _id_of(found[1]) != self.envelope.id:
             self.envelope = replace(self.envelope, reply_to=None)
             raise HeadraceError(
                 ErrorCode.REPLY_SUBJECT_DENIED, f"{target} holds another request's answer", param=REPLY_TO
             )
         self._forwarded = _Tail(self.bus, target.removeprefix("llm.reply."), *(found or (0, b"")))
+        if found is not None and not self._is_ours(found[1]):
+            # An older request had this id; its answer makes way here as it does in the record.
+            await self._forwarded.clear(found[0])
 
     async def _append(self, data: bytes) -> None:
         if not self.holds_lease():
@@ -184,11 +187,8 @@ class RecordWriter:
 
     def _is_ours(self, data: bytes) -> bool:
         """Whether a message belongs to this request, and not to an older one under the same id or another one."""
-        try:
-            message = decode_answer(data)
-        except msgspec.DecodeError:
-            return False
-        return message.id == self.envelope.id and message.created == self.envelope.created
+        message = _answer_in(data)
+        return message is not None and (message.id, message.created) == (self.envelope.id, self.envelope.created)
 
     async def _forward(self, data: bytes) -> None:
         try:
@@ -206,3 +206,15 @@ class RecordWriter:
         except _Taken:
             log.warning("%s: somebody else wrote to %s; the rest stands in the record only", self.envelope.id, target)
             self.envelope = replace(self.envelope, reply_to=None)
+
+
+def _answer_in(data: bytes) -> Answer | None:
+    try:
+        return decode_answer(data)
+    except msgspec.DecodeError:
+        return None
+
+
+def _id_of(data: bytes) -> str | None:
+    message = _answer_in(data)
+    return None if message is None else message.id

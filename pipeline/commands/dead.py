@@ -1,0 +1,217 @@
+"""`headrace dead`: list, show, replay and purge the requests that brought down all their attempts."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from pipeline.bus import Bus, LaneFull, Stored, to_stored
+from pipeline.commands import run_client, say, tell
+from pipeline.core.letters import DeadLetter, read_letter
+from pipeline.subjects import DEAD, STREAM_DEAD, Priority
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
+_AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """Which dead letters a command is for: those of an id, of a priority, older than so many seconds, or all."""
+
+    id: str | None = None
+    priority: Priority | None = None
+    older_than_s: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        """Where they stand."""
+        return f"{DEAD}.{self.priority or '*'}"
+
+    def __contains__(self, letter: DeadLetter) -> bool:
+        return self.id in (None, letter.id) and time.time() - letter.died_at >= self.older_than_s
+
+
+class Row(msgspec.Struct):
+    """One dead letter as `--json` gives it. `died_at` is UTC, unix seconds."""
+
+    id: str
+    priority: Priority
+    code: str
+    message: str
+    attempts: int
+    age_s: float
+    died_at: float
+    trace_id: str
+    subject: str
+
+
+def age_s(text: str) -> float:
+    """Seconds in `90s`, `30m`, `12h`, `7d`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = _AGE.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
+def show_list(url: str, chosen: Chosen, *, as_json: bool) -> int:
+    """Print the letters, oldest first, as a table or as a JSON array."""
+    return _run(partial(_list, chosen=chosen, as_json=as_json), url)
+
+
+def show(url: str, chosen: Chosen) -> int:
+    """Print letters whole. Returns 1 where there is none."""
+    return _run(partial(_show, chosen=chosen), url)
+
+
+def replay(url: str, chosen: Chosen) -> int:
+    """Put requests back on their lanes, oldest first. Returns 1 where there is none, or one could not be put back."""
+    return _run(partial(_replay, chosen=chosen), url)
+
+
+def purge(url: str, chosen: Chosen) -> int:
+    """Throw letters away. Returns 1 where an id was given that none has."""
+    return _run(partial(_purge, chosen=chosen), url)
+
+
+def _run(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str) -> int:
+    return run_client(work, url, name="headrace dead")
+
+
+async def _letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
+    """Oldest first, one after another: bodies may be long and many."""
+    async for message in bus.scan(STREAM_DEAD, chosen.subject):
+        letter = _letter(to_stored(message))
+        if letter in chosen:
+            yield letter
+
+
+def _letter(stored: Stored) -> DeadLetter:
+    return read_letter(stored.subject, stored.sequence, stored.stored_at, stored.headers, stored.data)
+
+
+async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
+    now = time.time()
+    rows = [_row(letter, now) async for letter in _letters(bus, chosen)]
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(rows)).decode())
+    elif rows:
+        _print_table(rows)
+    else:
+        tell("no dead letters")
+    return 0
+
+
+def _row(letter: DeadLetter, now: float) -> Row:
+    return Row(
+        id=letter.id,
+        priority=letter.priority,
+        code=letter.error.code,
+        message=letter.error.message,
+        attempts=letter.attempts,
+        age_s=round(max(0.0, now - letter.died_at), 1),
+        died_at=letter.died_at,
+        trace_id=letter.trace_id,
+        subject=letter.subject,
+    )
+
+
+def _print_table(rows: list[Row]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - not needed for JSON
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("id", "priority", "code", "attempts", "age", "trace id"):
+        table.add_column(column, justify="right" if column in ("attempts", "age") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(row.id, row.priority, row.code, str(row.attempts), _age(row.age_s), row.trace_id or "-")
+    Console(highlight=False, markup=False).print(table)
+
+
+def _age(seconds: float) -> str:
+    """In the largest unit of which it has at least two."""
+    unit = next((unit for unit in "dhm" if seconds >= 2 * _UNITS_S[unit]), "s")
+    return f"{seconds / _UNITS_S[unit]:.0f} {unit}"
+
+
+async def _show(bus: Bus, *, chosen: Chosen) -> int:
+    count = 0
+    async for letter in _letters(bus, chosen):
+        if count:
+            say()
+        say(_text(letter))
+        count += 1
+    return 0 if count else _none(chosen)
+
+
+def _text(letter: DeadLetter) -> str:
+    """A letter as people read it: what became of the request, its headers, its body."""
+    what = {
+        "id": letter.id,
+        "priority": letter.priority,
+        "died at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(letter.died_at)),
+        "subject": letter.subject or "-",
+        "attempts": str(letter.attempts),
+        "trace id": letter.trace_id or "-",
+        "error": f"{letter.error.code}: {letter.error.message}",
+    }
+    lines = [f"{name + ':':<10}{value}" for name, value in what.items()]
+    lines += ["", "headers:", *(f"  {name}: {value}" for name, value in sorted(letter.headers.items()))]
+    return _plain("\n".join([*lines, "", "body:", _body(letter.body)]))
+
+
+def _plain(text: str) -> str:
+    """What strangers wrote must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _body(body: bytes) -> str:
+    """JSON indented, anything else as it is."""
+    try:
+        return msgspec.json.format(body, indent=2).decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body.decode(errors="backslashreplace")
+
+
+async def _replay(bus: Bus, *, chosen: Chosen) -> int:
+    # Of letters under one id the latest: two requests of that id at once would be taken for one.
+    latest = {letter.id: letter.sequence async for letter in _letters(bus, chosen)}
+    if not latest:
+        return _none(chosen)
+    full = False
+    for request_id, sequence in sorted(latest.items(), key=lambda item: item[1]):
+        stored = await bus.stored(STREAM_DEAD, sequence)
+        if stored is None:
+            # Somebody else has replayed or purged it meanwhile.
+            continue
+        subject, headers = _letter(stored).replay(time.time())
+        try:
+            await bus.store(subject, stored.data, headers=headers)
+        except LaneFull:
+            full = True
+            tell(f"headrace: {request_id} stays among the dead letters: the lane {subject} is full, replay it later")
+            continue
+        await bus.delete(STREAM_DEAD, sequence)
+        say(f"{request_id}: queued on {subject}")
+    return 1 if full else 0
+
+
+async def _purge(bus: Bus, *, chosen: Chosen) -> int:
+    found = [letter.sequence async for letter in _letters(bus, chosen)]
+    if chosen.id is not None and not found:
+        return _none(chosen)
+    count = sum([await bus.delete(STREAM_DEAD, sequence) for sequence in found])
+    say(f"{count} dead letter{'s' if count != 1 else ''} purged")
+    return 0
+
+
+def _none(chosen: Chosen) -> int:
+    tell("headrace: " + (f"no dead letter has the id {chosen.id}" if chosen.id else "no dead letters"))
+    return 1
