@@ -1,0 +1,239 @@
+"""The processes of one run: a broker, a stand-in for Ollama and every role, killed and frozen at will, started again.
+
+Nothing is touched that was not started here, and everything started here ends with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from pipeline.broker import find_conf, find_server
+from pipeline.children import Process, spawn, spawn_tied
+from pipeline.config import ENV_PREFIX, Config, to_environment
+from pipeline.lifecycle import Report
+from pipeline.reach import jetstream_answers, ollama_version
+
+START_TIMEOUT_S = 60.0
+_RESTART_PAUSE_S = 0.1
+_LOOK_EVERY_S = 0.02
+BROKER, STANDIN = "broker", "stand-in"
+
+
+class Member:
+    """One process, started again whenever it ends, until it is held down or the run is over.
+
+    Attributes:
+        ready: set while it serves.
+        ready_at: unix seconds at which it last began to serve.
+        surprises: how it ended when nobody here had killed or drained it.
+    """
+
+    def __init__(self, name: str, launch: Callable[[Member], Awaitable[Process]]) -> None:
+        self.name = name
+        self.ready = asyncio.Event()
+        self.ready_at = 0.0
+        self.surprises: list[str] = []
+        self._launch = launch
+        self._process: Process | None = None
+        self._expected = False
+        self._up = asyncio.Event()
+        self._up.set()
+
+    @property
+    def pid(self) -> int | None:
+        """The running process."""
+        return self._process.pid if self._process is not None else None
+
+    async def keep(self) -> None:
+        """Keep it running until cancelled; then it is killed."""
+        try:
+            while True:
+                await self._up.wait()
+                self._expected = False
+                self._process = await self._launch(self)
+                code = await self._process.wait(self._on_report)
+                self.ready.clear()
+                self._process = None
+                if not self._expected:
+                    self.surprises.append(f"{self.name} ended with {code}")
+                await asyncio.sleep(_RESTART_PAUSE_S)
+        finally:
+            if self._process is not None:
+                self._signal_group(signal.SIGCONT)
+                self._process.kill()
+
+    def serves(self) -> None:
+        """It serves from now on."""
+        self.ready_at = time.time()
+        self.ready.set()
+
+    def kill(self) -> None:
+        """End it as a crash would; what it has started must notice by itself."""
+        self._expected = True
+        self.ready.clear()
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def drain(self, drain_s: float) -> None:
+        """Ask it to end in order."""
+        self._expected = True
+        self.ready.clear()
+        if self._process is not None:
+            self._process.drain(drain_s)
+
+    def freeze(self) -> None:
+        """Stop it and all it has started in the middle of whatever they do."""
+        self._signal_group(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._signal_group(signal.SIGCONT)
+
+    def hold_down(self) -> None:
+        """Do not start it again for now."""
+        self._up.clear()
+
+    def let_up(self) -> None:
+        """Start it again."""
+        self._up.set()
+
+    def kill_child(self) -> bool:
+        """Kill the engine's process inside this one. Returns whether there was one."""
+        for pid in _children(self.pid):
+            os.kill(pid, signal.SIGKILL)
+            return True
+        return False
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _on_report(self, report: Report) -> None:
+        if report.state == "ready" and not self.ready.is_set():
+            self.serves()
+        elif report.state in ("loading", "down"):
+            self.ready.clear()
+
+
+def _children(pid: int | None) -> Iterator[int]:
+    """The direct children of a process (Linux, or elsewhere by `ps`-less best effort: none)."""
+    with contextlib.suppress(OSError, ValueError):
+        yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+class Fleet:
+    """All members of one run. `config` is what the roles get; its broker and Ollama are the fleet's own."""
+
+    def __init__(self, folder: Path, config: Config, *, workers: int) -> None:
+        self.folder = folder
+        self._port, self._ollama_port = _free_port(), _free_port()
+        self.config = msgspec.structs.replace(
+            config,
+            nats_url=f"nats://127.0.0.1:{self._port}",
+            ollama_host=f"http://127.0.0.1:{self._ollama_port}",
+            state_dir=str(folder / "state"),
+        )
+        self.workers = [f"mlx-{number + 1}" for number in range(workers)]
+        roles = dict.fromkeys(self.workers, "mlx") | {n: n for n in ("ollama", "router", "monitor", "gateway")}
+        self.members = {BROKER: Member(BROKER, self._launch_broker), STANDIN: Member(STANDIN, self._launch_standin)}
+        self.members |= {name: Member(name, self._role(kind)) for name, kind in roles.items()}
+
+    @property
+    def url(self) -> str:
+        """The broker's."""
+        return self.config.nats_url
+
+    def __getitem__(self, name: str) -> Member:
+        return self.members[name]
+
+    async def until_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until every member serves.
+
+        Raises:
+            TimeoutError: one does not.
+        """
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*(member.ready.wait() for member in self.members.values()))
+
+    @property
+    def surprises(self) -> list[str]:
+        """Processes that ended by themselves."""
+        return [surprise for member in self.members.values() for surprise in member.surprises]
+
+    def _role(self, kind: str) -> Callable[[Member], Awaitable[Process]]:
+        async def launch(member: Member) -> Process:
+            command = (sys.executable, "-m", "pipeline.cli", "run", kind)
+            return await spawn(command, self._environ(), self._log(member.name))
+
+        return launch
+
+    async def _launch_broker(self, member: Member) -> Process:
+        store = self.folder / "store"
+        store.mkdir(exist_ok=True)
+        options = ("-c", find_conf(), "--port", self._port, "--store_dir", store)
+        process = await spawn_tied([str(find_server()), *map(str, options)], os.environ, self._log(BROKER))
+        await _until(lambda: jetstream_answers(self.url), process)
+        member.serves()
+        return process
+
+    async def _launch_standin(self, member: Member) -> Process:
+        command = (sys.executable, "-m", "consumers.standin", "--port", str(self._ollama_port))
+        process = await spawn_tied(command, self._environ(), self._log(STANDIN))
+
+        async def answers() -> bool:
+            return await ollama_version(self.config.ollama_host) is not None
+
+        await _until(answers, process)
+        member.serves()
+        return process
+
+    def _environ(self) -> dict[str, str]:
+        root = str(Path(__file__).resolve().parents[2])
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        path = os.pathsep.join(filter(None, [root, inherited.get("PYTHONPATH", "")]))
+        return inherited | to_environment(self.config) | {"PYTHONPATH": path}
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+
+@asynccontextmanager
+async def running(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Fleet]:
+    """A fleet that serves, for the time of the block."""
+    fleet = Fleet(folder, config, workers=workers)
+    broker = asyncio.create_task(fleet[BROKER].keep())
+    tasks = [broker]
+    try:
+        await asyncio.wait_for(fleet[BROKER].ready.wait(), START_TIMEOUT_S)
+        tasks += [asyncio.create_task(m.keep()) for name, m in fleet.members.items() if name != BROKER]
+        await fleet.until_ready()
+        yield fleet
+    finally:
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _until(condition: Callable[[], Awaitable[bool]], process: Process) -> None:
+    """Wait until a program of the fleet answers; one that has ended will be started again."""
+    while process.returncode is None and not await condition():  # noqa: ASYNC110 - who else knows
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

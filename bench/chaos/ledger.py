@@ -1,0 +1,191 @@
+"""The ledger of one run: every accepted request, what its readers saw, what its record holds, and the verdict on it.
+
+A program that knows only the wire contract could have written it: messages are read as JSON, told apart by `object`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+LAST = ("chat.completion", "error")
+CHUNK = "chat.completion.chunk"
+
+
+class Kept(NamedTuple):
+    """A message as the stream holds it; `at` in unix seconds."""
+
+    sequence: int
+    at: float
+    data: bytes
+
+
+@dataclass(slots=True)
+class Entry:
+    """One accepted request.
+
+    Attributes:
+        kind: plain, cancelled, deadline, poison or duplicate.
+        may_end: the error codes it may end with; a completion is always allowed.
+        expected: the undisturbed text of a seeded request on MLX, or None.
+        record: what `LLM_REPLIES` holds on its subject.
+        live: what a plain subscriber of that subject saw.
+        inbox: what its own inbox saw, or None where it has none.
+    """
+
+    id: str
+    kind: str
+    streams: bool
+    accepted_at: float
+    may_end: frozenset[str] = frozenset()
+    expected: str | None = None
+    inbox: list[bytes] | None = None
+    record: list[Kept] = field(default_factory=list)
+    live: list[bytes] = field(default_factory=list)
+
+    @property
+    def lasts(self) -> list[dict[str, Any]]:
+        """The last messages in the record; there must be one."""
+        return [message for message in map(_read, (kept.data for kept in self.record)) if message["object"] in LAST]
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts have written."""
+        messages = [_read(kept.data) for kept in self.record]
+        return max([m.get("attempt", 0) or m.get("headrace", {}).get("attempts", 1) for m in messages], default=1)
+
+    def faults(self) -> list[str]:
+        """All that is wrong with it, in words that can be counted; empty where it was answered as promised."""
+        lasts = self.lasts
+        if not lasts:
+            return ["lost"]
+        found = ["doubled"] if len(lasts) > 1 else []
+        if _last_of(self.record[-1].data) is None:
+            found.append("something after the last message")
+        found += self._chunk_faults(lasts[0])
+        found += self._ending_faults(lasts[0])
+        found += self._reader_faults()
+        return found
+
+    def _chunk_faults(self, last: dict[str, Any]) -> list[str]:
+        chunks = [m for m in (_read(kept.data) for kept in self.record) if m["object"] == CHUNK]
+        if [chunk["seq"] for chunk in chunks] != list(range(len(chunks))):
+            return ["gap in seq"]
+        if not self.streams or last["object"] == "error":
+            return []
+        joined = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        return [] if joined == _text(last) else ["chunks differ from the last message"]
+
+    def _ending_faults(self, last: dict[str, Any]) -> list[str]:
+        if last["object"] == "error":
+            code = last["error"]["code"]
+            return [] if code in self.may_end else [f"ended with {code}"]
+        if self.expected is None or last["headrace"]["engine"] != "mlx" or last["headrace"]["spilled"]:
+            return []
+        return [] if _text(last) == self.expected else ["differs from the undisturbed text"]
+
+    def _reader_faults(self) -> list[str]:
+        kept = {message.data for message in self.record}
+        found = []
+        if any(data not in kept for data in self.live):
+            found.append("a reader saw what the record does not hold")
+        if sum(_last_of(data) is not None for data in self.live) > 1:
+            found.append("doubled at a live reader")
+        lasts = {data for data in self.inbox or () if _last_of(data) is not None}
+        if len(lasts) > 1:
+            found.append("two different last messages at an inbox")
+        if any(data not in kept for data in self.inbox or ()):
+            found.append("an inbox saw what the record does not hold")
+        return found
+
+    @property
+    def repeated_at_inbox(self) -> bool:
+        """Whether its inbox had the one last message more than once."""
+        return sum(_last_of(data) is not None for data in self.inbox or ()) > 1
+
+    @property
+    def missed_at_inbox(self) -> bool:
+        """Whether its inbox never had it: core messages find nobody while the reader's connection is away."""
+        return self.inbox is not None and not any(_last_of(data) for data in self.inbox)
+
+
+class Summary(NamedTuple):
+    """What a run comes to."""
+
+    accepted: int
+    ended: Counter[str]
+    faults: Counter[str]
+    reexecuted: int
+    repeated_at_inbox: int
+    missed_at_inbox: int
+    seeded_compared: int
+    examples: Mapping[str, Sequence[str]]
+
+    @property
+    def lost(self) -> int:
+        """Accepted and never answered."""
+        return self.faults["lost"]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All entries, by id. One writer: the run's event loop."""
+
+    entries: dict[str, Entry] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def open(self) -> list[Entry]:
+        """Those whose record has no last message yet."""
+        return [entry for entry in self.entries.values() if not (entry.record and _last_of(entry.record[-1].data))]
+
+    def summary(self) -> Summary:
+        """The verdict on all of them."""
+        ended: Counter[str] = Counter()
+        faults: Counter[str] = Counter()
+        examples: dict[str, list[str]] = {}
+        compared = 0
+        for entry in self.entries.values():
+            for fault in entry.faults():
+                faults[fault] += 1
+                examples.setdefault(fault, []).append(entry.id)
+            for last in entry.lasts[:1]:
+                answered = last["object"] == "chat.completion"
+                ended["answered" if answered else last["error"]["code"]] += 1
+                compared += answered and entry.expected is not None and not last["headrace"]["spilled"]
+        entries = self.entries.values()
+        return Summary(
+            accepted=len(entries),
+            ended=ended,
+            faults=faults,
+            reexecuted=sum(entry.attempts > 1 for entry in entries),
+            repeated_at_inbox=sum(entry.repeated_at_inbox for entry in entries),
+            missed_at_inbox=sum(entry.missed_at_inbox for entry in entries),
+            seeded_compared=compared,
+            examples={fault: ids[:5] for fault, ids in examples.items()},
+        )
+
+
+def goes_on_after(entry: Entry, at: float) -> float | None:
+    """How long after a moment a streamed answer went on that had begun before and was not over; else None."""
+    before = [kept for kept in entry.record if kept.at <= at]
+    after = next((kept for kept in entry.record if kept.at > at), None)
+    if not entry.streams or not before or after is None or _last_of(before[-1].data):
+        return None
+    return after.at - at
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(data)
+    return message
+
+
+def _last_of(data: bytes) -> dict[str, Any] | None:
+    message = _read(data)
+    return message if message["object"] in LAST else None
+
+
+def _text(completion: dict[str, Any]) -> str:
+    return completion["choices"][0]["message"]["content"] or ""

@@ -1,0 +1,131 @@
+"""The load of one run: requests of every kind, drawn from one seed, published at a steady rate."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.chaos.client import Client, Refused
+from bench.chaos.ledger import Entry
+
+PRIORITIES = ("high", "medium", "low")
+PROMPTS = (
+    "Count from 1 to 30.",
+    "Tell me a story.",
+    "What is the capital of France?",
+    "Explain step by step why the square root of two is irrational, and write a Python function that checks it.",
+    "Считай от 1 до 20.",
+)
+_POISONS = ("[[fault:segfault@3]]", "[[fault:abort@2]]", "[[fault:raise@4]]")
+_CANCELLED = frozenset({"cancelled"})
+_EXPIRED = frozenset({"deadline_exceeded"})
+_BURIED = frozenset({"engine_failed"})
+_UNDISTURBED_S = 60.0
+
+
+@dataclass(slots=True)
+class Load:
+    """Publishes until told to stop.
+
+    Attributes:
+        undisturbed: the text of each seeded prompt, asked for before anything was killed.
+    """
+
+    client: Client
+    draw: random.Random
+    rate_per_s: float
+    max_tokens: int
+    poison_share: float = 0.01
+    undisturbed: dict[str, str] = field(default_factory=dict)
+    _number: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def learn_undisturbed(self) -> None:
+        """Have every seeded prompt answered once, in peace."""
+        entries = {}
+        for prompt in PROMPTS:
+            entry = self._entry("calm", streams=True)
+            # Only MLX answers what is marked as complex: its text is the one to compare with.
+            await self.client.publish(entry, "llm.request.high.complex", self._body(prompt, entry, seeded=True), {})
+            entries[prompt] = entry
+        async with asyncio.timeout(_UNDISTURBED_S):
+            while any(not entry.record or not entry.lasts for entry in entries.values()):
+                await asyncio.sleep(0.05)
+                await self.client.read_record()
+        for prompt, entry in entries.items():
+            self.undisturbed[prompt] = entry.lasts[0]["choices"][0]["message"]["content"]
+
+    async def run(self, seconds: float) -> None:
+        """Publish for a time, then wait until all that was begun is accepted or refused."""
+        give_up_at = time.monotonic() + seconds
+        while time.monotonic() < give_up_at:
+            self._begin(self._one())
+            await asyncio.sleep(self.draw.expovariate(self.rate_per_s))
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _one(self) -> None:
+        draw = self.draw
+        kind = draw.choices(
+            ("plain", "inbox", "cancelled", "deadline", "duplicate", "nameless", "ask", "poison"),
+            (50, 15, 8, 6, 8, 5, 3, 100 * self.poison_share),
+        )[0]
+        priority = draw.choice(PRIORITIES)
+        if kind == "ask":
+            await self.client.ask(priority, draw.choice(PROMPTS))
+            return
+        prompt = draw.choice(PROMPTS)
+        seeded = draw.random() < 0.5
+        entry = self._entry(kind, streams=draw.random() < 0.7)
+        if seeded and kind != "poison":
+            entry.expected = self.undisturbed.get(prompt)
+        if kind == "poison":
+            prompt += draw.choice(_POISONS)
+        body = self._body(prompt, entry, seeded=seeded)
+        subject = f"llm.request.{priority}" + draw.choice(("", "", ".complex"))
+        try:
+            await self._publish(kind, entry, subject, body)
+        except Refused as refusal:
+            self.client.ledger.refused[str(refusal)] += 1
+
+    async def _publish(self, kind: str, entry: Entry, subject: str, body: bytes) -> None:
+        client, draw = self.client, self.draw
+        if kind == "nameless":
+            await client.publish_nameless(entry, subject, body)
+            return
+        headers = {"Llm-Timeout": f"{draw.uniform(0.3, 8):.2f}"} if kind == "deadline" else {}
+        pause_s = draw.choice((0.0, draw.uniform(0, 2)))
+        again_s = draw.choice((0.05, draw.uniform(0, 3), draw.uniform(5, 40)))
+        await client.publish(entry, subject, body, headers)
+        if kind == "cancelled":
+            await asyncio.sleep(pause_s)
+            await client.cancel(entry.id)
+        if kind == "duplicate":
+            await asyncio.sleep(again_s)
+            await client.store(subject, body, {"Nats-Msg-Id": entry.id})
+
+    def _entry(self, kind: str, *, streams: bool) -> Entry:
+        self._number += 1
+        may_end = {"cancelled": _CANCELLED, "deadline": _EXPIRED, "poison": _BURIED}.get(kind, frozenset())
+        inbox: list[bytes] | None = [] if kind == "inbox" else None
+        return Entry(f"{kind}-{self._number}", kind, streams, 0.0, may_end=may_end, inbox=inbox)
+
+    def _body(self, prompt: str, entry: Entry, *, seeded: bool) -> bytes:
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": 0.8,
+            "stream": entry.streams,
+        }
+        if seeded:
+            body["seed"] = 7
+        return json.dumps(body).encode()

@@ -1,0 +1,58 @@
+"""What a run prints: the verdict, and how long everything took to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench.chaos.client import Client
+from bench.chaos.ledger import Ledger, Summary, goes_on_after
+from bench.chaos.torment import Fault, Tormentor
+
+
+def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: Sequence[str]) -> list[str]:
+    """The run in lines."""
+    ended = ", ".join(f"{kind} {count}" for kind, count in summary.ended.most_common())
+    faults = ", ".join(f"{kind} {count}" for kind, count in summary.faults.most_common()) or "none"
+    lines = [
+        f"accepted                  {summary.accepted}",
+        f"ended                     {ended}",
+        f"lost                      {summary.lost}",
+        f"doubled                   {sum(n for kind, n in summary.faults.items() if 'doubled' in kind)}",
+        f"seeded texts compared     {summary.seeded_compared}",
+        f"wrong in any way          {faults}",
+        f"re-executed               {summary.reexecuted}",
+        f"inboxes: last repeated    {summary.repeated_at_inbox}",
+        f"inboxes: reader was away  {summary.missed_at_inbox}",
+        f"refused at publishing     {dict(client.ledger.refused) or 'none'}",
+        f"cancels answered          {dict(client.cancels)}",
+        f"core requests             {dict(client.asks)}",
+        f"left in the queues        {left}",
+        f"ended by themselves       {', '.join(surprises) or 'nobody'}",
+    ]
+    lines += [f"    {fault}: {', '.join(ids)}" for fault, ids in summary.examples.items()]
+    return lines
+
+
+def recovery(tormentor: Tormentor, ledger: Ledger) -> list[str]:
+    """Per kind of fault: how often, until the process served again, until the slowest running answer went on."""
+    lines = [f"{'fault':22} {'times':>5}   {'process serves again, s':^24}   {'slowest running answer goes on, s':^33}"]
+    lines.append(f"{'':28}   {'p50':>7} {'p95':>7} {'max':>7}    {'p50':>9} {'p95':>9} {'max':>9}")
+    for kind in sorted({fault.kind for fault in tormentor.faults}):
+        faults = [fault for fault in tormentor.faults if fault.kind == kind]
+        back = [tormentor.back_s[fault] for fault in faults if fault in tormentor.back_s]
+        onward = [slowest for fault in faults if (slowest := _slowest(fault, ledger)) is not None]
+        lines.append(f"{kind:22} {len(faults):>5}   {_quantiles(back, 7)}    {_quantiles(onward, 9)}")
+    return lines
+
+
+def _slowest(fault: Fault, ledger: Ledger) -> float | None:
+    times = (goes_on_after(entry, fault.at) for entry in ledger.entries.values())
+    return max((time for time in times if time is not None), default=None)
+
+
+def _quantiles(values: Iterable[float], width: int) -> str:
+    ordered = sorted(values)
+    if not ordered:
+        return " ".join(f"{'-':>{width}}" for _ in range(3))
+    picked = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.95, 1.0))
+    return " ".join(f"{value:>{width}.2f}" for value in picked)

@@ -1,0 +1,126 @@
+"""One chaos run from start to verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bench.chaos import report
+from bench.chaos.client import Client
+from bench.chaos.fleet import Fleet, running
+from bench.chaos.ledger import Ledger, Summary
+from bench.chaos.load import Load
+from bench.chaos.torment import Tormentor
+from pipeline.config import Config
+
+SETTLE_S = 90.0
+_READ_EVERY_S = 1.0
+QUEUES = ("LLM", "LLM_OLLAMA")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is like. Rates are of requests a second."""
+
+    seconds: float
+    engine: Literal["simulated", "mlx"] = "simulated"
+    seed: int = 1
+    rate_per_s: float = 6.0
+    max_tokens: int = 40
+
+    def config(self) -> Config:
+        """The roles' settings: small batches, answers of a second or two, attempts enough for many kills."""
+        return Config(
+            engine=self.engine,
+            slots=4,
+            simulated_tokens_per_s=160.0,
+            simulated_answer_tokens=self.max_tokens,
+            max_attempts=8,
+            engine_faults=True,
+            ollama_slots=2,
+            target_wait_s=1.0,
+            step_timeout_s=20.0,
+            log_level="info",
+        )
+
+
+@dataclass(slots=True)
+class Stage:
+    """A fleet that serves, and a client of it."""
+
+    fleet: Fleet
+    client: Client
+    ledger: Ledger
+
+    async def settle(self, timeout_s: float = SETTLE_S) -> bool:
+        """Wait until every accepted request has its last message and the queues are empty; returns whether they are."""
+        give_up_at = time.monotonic() + timeout_s
+        while time.monotonic() < give_up_at:
+            await self.client.read_record()
+            if not self.ledger.open() and not any((await self.left()).values()):
+                return True
+            await asyncio.sleep(0.2)
+        return False
+
+    async def left(self) -> dict[str, int]:
+        """What the queues still hold."""
+        return {stream: await self.client.left_in(stream) for stream in QUEUES}
+
+
+@asynccontextmanager
+async def stage(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Stage]:
+    """Everything up, the client connected and reading, for the time of the block."""
+    ledger = Ledger()
+    async with running(folder, config, workers=workers) as fleet, Client.connected(fleet.url, ledger) as client:
+        reading = asyncio.create_task(_keep_reading(client))
+        try:
+            yield Stage(fleet, client, ledger)
+        finally:
+            reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reading
+
+
+async def _keep_reading(client: Client) -> None:
+    while True:
+        await asyncio.sleep(_READ_EVERY_S)
+        await client.read_record()
+
+
+async def run(plan: Plan, folder: Path, say: Say) -> Summary:
+    """Load and torment for the planned time, wait until all is quiet, and say what became of everything."""
+    async with stage(folder, plan.config()) as scene:
+        load = Load(scene.client, random.Random(plan.seed), plan.rate_per_s, plan.max_tokens)
+        await load.learn_undisturbed()
+        tormentor = Tormentor(scene.fleet, random.Random(plan.seed + 1))
+        say(f"{plan.engine} engine, seed {plan.seed}: {plan.seconds:.0f} s of load and faults begin; logs in {folder}")
+        progress = asyncio.create_task(_say_progress(scene, tormentor, say))
+        try:
+            await asyncio.gather(load.run(plan.seconds), tormentor.run(plan.seconds))
+        finally:
+            progress.cancel()
+        quiet = await scene.settle()
+        summary = scene.ledger.summary()
+        say("" if quiet else f"not quiet within {SETTLE_S:.0f} s")
+        for line in report.recovery(tormentor, scene.ledger):
+            say(line)
+        say("")
+        for line in report.verdict(summary, scene.client, await scene.left(), scene.fleet.surprises):
+            say(line)
+        return summary
+
+
+async def _say_progress(scene: Stage, tormentor: Tormentor, say: Say) -> None:
+    while True:
+        await asyncio.sleep(30)
+        count = len(scene.ledger.entries)
+        say(f"  {count} accepted, {len(scene.ledger.open())} open, {len(tormentor.faults)} faults")

@@ -1,0 +1,125 @@
+"""The tormentor: what it does to the fleet, drawn from one seed, and when it did it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bench.chaos.fleet import BROKER, STANDIN, Fleet
+
+FREEZE_LEASES = 3
+_WEIGHTS = {
+    "kill mlx worker": 5,
+    "kill engine child": 2,
+    "freeze mlx worker": 2,
+    "kill broker": 3,
+    "kill router": 2,
+    "kill monitor": 2,
+    "kill ollama consumer": 2,
+    "kill gateway": 1,
+    "kill stand-in": 2,
+    "freeze stand-in": 1,
+}
+
+
+class Fault(NamedTuple):
+    """One thing done; `at` in unix seconds, `back` sets when the process served again."""
+
+    kind: str
+    at: float
+    victim: str
+
+
+@dataclass(slots=True)
+class Tormentor:
+    """Does one thing after another, with pauses; freezes overlap with what follows.
+
+    Attributes:
+        faults: what was done, in order.
+        back_s: how long until the process served again, by fault.
+    """
+
+    fleet: Fleet
+    draw: random.Random
+    pause_s: tuple[float, float] = (2.0, 6.0)
+    faults: list[Fault] = field(default_factory=list)
+    back_s: dict[Fault, float] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self, seconds: float) -> None:
+        """Torment for a time; at the end nothing is frozen or held down."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            kind = self.draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+            await self.do(kind)
+            await asyncio.sleep(self.draw.uniform(*self.pause_s))
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until everything that was frozen or killed is back."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.fleet.until_ready()
+
+    async def do(self, kind: str) -> Fault | None:
+        """Do one thing now. Returns None where there was nothing to do it to."""
+        action, _, what = kind.partition(" ")
+        victim = self._victim(what)
+        member = self.fleet[victim]
+        if member.pid is None or not member.ready.is_set():
+            return None
+        fault = Fault(kind, time.time(), victim)
+        if kind == "kill engine child":
+            if not member.kill_child():
+                return None
+        elif action == "freeze":
+            member.freeze()
+            self._later(self._thaw(victim, FREEZE_LEASES * self.fleet.config.lease_s))
+        elif victim == BROKER:
+            member.hold_down()
+            member.kill()
+            await asyncio.sleep(self.draw.uniform(0, 3))
+            member.let_up()
+        else:
+            member.kill()
+        self.faults.append(fault)
+        if action == "kill":
+            self._later(self._note_back(fault))
+        return fault
+
+    def _victim(self, what: str) -> str:
+        fixed = {"broker": BROKER, "stand-in": STANDIN, "ollama consumer": "ollama"}
+        if what in ("mlx worker", "engine child"):
+            return self.draw.choice(self.fleet.workers)
+        return fixed.get(what, what)
+
+    async def _thaw(self, victim: str, after_s: float) -> None:
+        try:
+            await asyncio.sleep(after_s)
+        finally:
+            self.fleet[victim].thaw()
+
+    async def _note_back(self, fault: Fault) -> None:
+        await asyncio.sleep(0.05)
+        member = self.fleet[fault.victim]
+        await member.ready.wait()
+        self.back_s[fault] = max(0.0, member.ready_at - fault.at)
+
+    def _later(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether condition came true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
