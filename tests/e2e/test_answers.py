@@ -61,7 +61,13 @@ async def test_the_demo_model_says_what_it_is_when_it_does_not_know(asker: Asker
 
 
 async def test_a_tool_call_comes_whole(asker: Asker):
-    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
     request_id = await asker.ask("llm.request.high", chat("What is the weather in Paris?", tools=[tool], stream=True))
     answer = await asker.answer(request_id)
     choice = answer["choices"][0]
@@ -86,10 +92,13 @@ async def test_the_same_seed_gives_the_same_text(asker: Asker):
 
 
 async def test_a_stop_string_ends_the_answer_and_is_not_in_it(asker: Asker):
-    body = chat("Count from 1 to 20.", stop=[" 7"])
-    answer = await asker.answer(await asker.ask("llm.request.high", body))
-    assert text_of(answer).endswith("6")
-    assert answer["choices"][0]["finish_reason"] == "stop"
+    whole, cut = [
+        await asker.answer(await asker.ask("llm.request.high", chat("Count from 1 to 20.", temperature=0, **stop)))
+        for stop in ({}, {"stop": [" 7"]})
+    ]
+    assert " 7" in text_of(whole)
+    assert text_of(cut) == text_of(whole).split(" 7")[0]
+    assert cut["choices"][0]["finish_reason"] == "stop"
 
 
 async def test_usage_adds_up(asker: Asker):
