@@ -1,0 +1,137 @@
+"""The documentation keeps up with the code: settings, error codes, links, snippets."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from pipeline.config import ENV_PREFIX, KEYS, Config
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import ChatRequest
+from pipeline.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PACKAGES = ("pipeline", "consumers")
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def checked_in() -> set[str]:
+    """The files that belong to the repository; without git, all of its packages."""
+    if (ROOT / ".git").exists():
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=True, text=True)
+        return set(listed.stdout.splitlines())
+    return {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+
+
+def rows(page: Path, columns: int) -> dict[str, list[str]]:
+    """The rows of a page's tables with so many columns, by the code in their first cell."""
+    lines = re.findall(r"^\| `([^`]+)` \| (.*) \|$", text(page), re.MULTILINE)
+    cells = {key: rest.split(" | ") for key, rest in lines if rest.count(" | ") == columns - 2}
+    return {key: [cell.strip() for cell in rest] for key, rest in cells.items()}
+
+
+def written(value: Any) -> str:
+    """A default as the page writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, dict):
+        return "`{" + ", ".join(f"{key} = {item}" for key, item in value.items()) + "}`"
+    if isinstance(value, str | list):
+        return f"`{msgspec.json.encode(value).decode()}`"
+    return f"`{value}`"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_setting_is_documented_with_its_option_variable_and_default(key: str):
+    option, variable, _, default, meaning = rows(DOCS / "configuration.md", 6)[key]
+    assert option == f"`--{key.replace('_', '-')}`"
+    assert variable == f"`{ENV_PREFIX}{key.upper()}`"
+    assert default == written(msgspec.to_builtins(Config())[key])
+    assert meaning.endswith(".")
+
+
+def test_no_setting_is_documented_that_does_not_exist():
+    variables = set(re.findall(rf"`{ENV_PREFIX}([A-Z0-9_]+)", text(DOCS / "configuration.md")))
+    assert {name.lower() for name in variables} - {"config"} <= set(KEYS)
+
+
+def test_the_example_file_is_a_configuration():
+    (example,) = re.findall(r"^```toml\n(.*?)^```", text(DOCS / "configuration.md"), re.MULTILINE | re.DOTALL)
+    msgspec.convert(tomllib.loads(example), Config, strict=False)
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_every_error_code_is_documented_with_its_family_and_whether_to_try_again(code: ErrorCode):
+    error = HeadraceError(code, "")
+    family, retryable, meaning = rows(DOCS / "protocol.md", 4)[code]
+    assert family == f"`{error.type}`"
+    assert retryable == ("yes" if error.retryable else "no")
+    assert meaning
+
+
+def test_every_parameter_of_a_request_is_documented():
+    protocol = text(DOCS / "protocol.md")
+    assert [name for name in ChatRequest.__struct_fields__ if f"`{name}`" not in protocol] == []
+
+
+@pytest.mark.parametrize("stream", [STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD])
+def test_every_stream_is_documented(stream: str):
+    assert stream in rows(DOCS / "architecture.md", 4)
+
+
+def test_every_module_is_on_the_map():
+    modules = {name for name in checked_in() if re.match(r"(pipeline|consumers)/.*(?<!__init__)\.py$", name)}
+    missing = modules - set(re.findall(r"^\| \[`([^`]+)`\]", text(DOCS / "architecture.md"), re.MULTILINE))
+    assert not missing, "give each a line in the module map of docs/architecture.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page: Path):
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text(page))
+    for target in (one or other for one, other in targets):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in headings(there), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as they are made from its headings."""
+    titles = re.findall(r"^#+ (.+)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_snippet_compiles(page: Path):
+    for snippet in re.findall(r"^```python\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL):
+        compile(snippet, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_json_example_is_json(page: Path):
+    for example in re.findall(r"^```json\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL):
+        msgspec.json.decode(example)
+
+
+def test_the_readme_begins_with_how_to_run_and_how_to_test():
+    beginning = "\n".join(text(README).splitlines()[:10])
+    assert "make run" in beginning
+    assert "make test" in beginning
