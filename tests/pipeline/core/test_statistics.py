@@ -78,9 +78,9 @@ def test_what_is_no_outcome_counts_as_none(kind):
 
 def test_a_wait_is_counted_once_when_the_request_starts_and_the_first_token_when_it_is_done():
     statistics = counted(
-        RequestEvent("a", "started", HIGH, wait_ms=5.0),
-        RequestEvent("a", "done", HIGH, wait_ms=5.0, ttft_ms=9.0),
-        RequestEvent("b", "started", HIGH, wait_ms=7.0),
+        RequestEvent("a", "started", HIGH, wait_ms=7.0),
+        RequestEvent("a", "done", HIGH, wait_ms=7.0, ttft_ms=9.0),
+        RequestEvent("b", "started", HIGH, wait_ms=5.0, ttft_ms=1.0),
     )
     lane = report(statistics).high
     assert (lane.wait_ms.p50, lane.wait_ms.p99) == (5.0, 7.0)
