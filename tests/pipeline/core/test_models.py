@@ -217,8 +217,6 @@ def test_lists_show_each_model_once_and_no_internal_one():
 
 @given(st.lists(NAMES), st.lists(NAMES), st.none() | NAMES)
 def test_no_engine_is_given_an_internal_model(mlx, ollama, requested):
-    names = catalogue(
-        mlx=[*mlx, "x/tinyllama"], ollama=[*ollama, "tinyllama:1b"], table={"a": "tinyllama:1b"}
-    )
+    names = catalogue(mlx=[*mlx, "x/tinyllama"], ollama=[*ollama, "tinyllama:1b"], table={"a": "tinyllama:1b"})
     chosen = [names.model_on(engine, requested) for engine in ("mlx", "ollama")]
     assert not any(is_internal(name, INTERNAL) for name in chosen if name is not None)
