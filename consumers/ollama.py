@@ -6,13 +6,12 @@ from consumers.ollama_engine import OllamaEngine
 from pipeline.bus import Delivery
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope
-from pipeline.core.models import mlx_model_for
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import ChatRequest
 from pipeline.role import Role, role
-from pipeline.subjects import STREAM_OLLAMA, Lane, Move, Priority, Task, ollama_consumer
-from pipeline.worker.move import move
+from pipeline.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
+from pipeline.worker.move import return_to_mlx
 from pipeline.worker.worker import Source, Worker
 
 SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
@@ -32,20 +31,7 @@ class ToMlx:
         """As `Elsewhere.offer`."""
         if error.code in _FINAL:
             return False
-        config = self._config
-        served = self._me.peers.models("mlx")
-        if mlx_model_for(request.wanted_model, config.spill_models, served, config.internal_models) is None:
-            return False
-        return await move(
-            self._me.bus,
-            self._me.tracing,
-            delivery,
-            envelope,
-            to=Lane(envelope.priority, Task.COMPLEX).subject,
-            how=Move.RETURNED,
-            task=envelope.task,
-            reason=f"back from ollama: {error.message}",
-        )
+        return await return_to_mlx(self._me, self._config, delivery, envelope, request, why=error.message)
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:

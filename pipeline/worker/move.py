@@ -9,7 +9,11 @@ from __future__ import annotations
 import logging
 
 from pipeline.bus import Bus, BusError, Delivery, LaneFull
+from pipeline.config import Config
 from pipeline.core.delivery import Envelope
+from pipeline.core.models import mlx_model_for
+from pipeline.messages import ChatRequest
+from pipeline.role import Role
 from pipeline.subjects import (
     MOVED_REASON,
     MOVED_STORED_AT,
@@ -17,6 +21,7 @@ from pipeline.subjects import (
     RETURNED,
     STREAM_STATE,
     TASK,
+    Lane,
     Move,
     Task,
     carried,
@@ -54,6 +59,32 @@ async def move(
             return False
     await delivery.ack()
     return True
+
+
+async def return_to_mlx(
+    me: Role, config: Config, delivery: Delivery, envelope: Envelope, request: ChatRequest, *, why: str
+) -> bool:
+    """Move a request from Ollama's lane to the lane that only MLX serves.
+
+    Returns:
+        Whether it was moved: MLX may not have the model it asks for, or the lane be full.
+
+    Raises:
+        Unreachable: as `move`.
+    """
+    served = me.peers.models("mlx")
+    if mlx_model_for(request.wanted_model, config.spill_models, served, config.internal_models) is None:
+        return False
+    return await move(
+        me.bus,
+        me.tracing,
+        delivery,
+        envelope,
+        to=Lane(envelope.priority, Task.COMPLEX).subject,
+        how=Move.RETURNED,
+        task=envelope.task,
+        reason=f"back from ollama: {why}",
+    )
 
 
 async def give_back(bus: Bus, delivery: Delivery, envelope: Envelope, *, delay_s: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""The routing consumer: while MLX is saturated, sends simple requests to Ollama and marks the others as MLX's own.
+"""Triage: while MLX is saturated, simple requests go to Ollama, and the others are marked as MLX's own.
 
 It pulls only while the gate is open: a fresh load event says that MLX is saturated, Ollama works and has room, and
 would answer sooner than MLX begins. Each request is looked at once: what is not spilled moves to the lane that only
@@ -25,7 +25,7 @@ from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, clas
 from pipeline.errors import HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import ChatRequest, EventKind, RequestEvent, decode_request, encode
-from pipeline.role import Role, role
+from pipeline.role import Role
 from pipeline.subjects import (
     EVENT,
     LANE_OF_SUBJECT,
@@ -313,13 +313,3 @@ class Router:
     async def _on_started(self, message: Message) -> None:
         self._underway.pop(_event_decoder.decode(message.data).id, None)
         self._changed.set()
-
-
-async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
-    client = OllamaClient(config.ollama_host, idle_timeout_s=config.classifier_timeout_s)
-    try:
-        async with role("router", config) as me:
-            await Router(me, config, client).run(lifecycle)
-    finally:
-        await client.close()
