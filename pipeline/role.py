@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from pipeline import topology
-from pipeline.bus import Bus, BusError
+from pipeline.bus import Bus, Unreachable
 from pipeline.config import Config
 from pipeline.peers import Peers
 from pipeline.telemetry import Tracing
 
 log = logging.getLogger(__name__)
+
+_APPLY_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,18 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
 
             async def apply_again() -> None:
                 try:
-                    await topology.apply(bus.js, config)
-                except (BusError, topology.TopologyError) as error:
+                    while not await applied():
+                        await asyncio.sleep(_APPLY_PAUSE_S)
+                except topology.TopologyError as error:
                     log.warning("the broker's streams were not brought back: %s", error)
+
+            async def applied() -> bool:
+                try:
+                    await topology.apply(bus.js, config)
+                except Unreachable as error:
+                    log.info("the broker is not ready yet: %s", error)
+                    return False
+                return True
 
             def on_reconnect() -> None:
                 task = asyncio.get_running_loop().create_task(apply_again())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
@@ -22,9 +23,11 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
+from pipeline.bus import Unreachable
 from pipeline.config import Config
 from pipeline.subjects import (
     DEAD,
+    DUPLICATE_WINDOW_S,
     LANES,
     LOAD,
     QUEUED_PREFIX,
@@ -39,9 +42,8 @@ from pipeline.subjects import (
     ollama_subject,
 )
 
-DUPLICATE_WINDOW_S = 120.0
 REPLIES_KEPT_S = 600.0
-# Readers' memory is bounded: beyond this the oldest answers go first.
+# What is kept for readers is bounded: beyond this the oldest answers go first.
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
 # A backstop only: the routing consumer spills no more than Ollama has room for.
@@ -114,7 +116,9 @@ def streams(config: Config) -> tuple[Stream, ...]:
         subject_transform=SubjectTransform(src="llm.out.>", dest="llm.reply.>"),
         republish=RePublish(src="llm.reply.>", dest="llm.reply.>"),
         retention=RetentionPolicy.LIMITS,
-        storage=StorageType.MEMORY,
+        # An acknowledged request is gone, so its answer must be there after a crash of the broker, or nobody could tell
+        # that it was answered.
+        storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
         max_age=REPLIES_KEPT_S,
         max_bytes=REPLIES_MAX_BYTES,
@@ -163,14 +167,18 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
 
     Raises:
         TopologyError: something there cannot be changed into what is configured.
+        Unreachable: the broker does not answer, or cannot yet.
     """
     changes = []
-    for stream in streams(config):
-        if action := await _apply_stream(js, stream.config):
-            changes.append(Change(f"stream {stream.name}", action))
-        for consumer in stream.consumers:
-            action = await _apply_consumer(js, stream.name, consumer)
-            changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
+    try:
+        for stream in streams(config):
+            if action := await _apply_stream(js, stream.config):
+                changes.append(Change(f"stream {stream.name}", action))
+            for consumer in stream.consumers:
+                action = await _apply_consumer(js, stream.name, consumer)
+                changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"the broker's streams were not looked at: {str(error) or type(error).__name__}") from error
     return changes
 
 
