@@ -75,6 +75,9 @@ STREAM_REPLIES = "LLM_REPLIES"
 STREAM_STATE = "LLM_STATE"
 STREAM_DEAD = "LLM_DEAD"
 
+# For how long the same id is the same request.
+DUPLICATE_WINDOW_S = 120.0
+
 # Headers.
 MSG_ID = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -118,6 +121,11 @@ def is_request_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def is_generated_id(text: str) -> bool:
+    """Whether text is an id that only the broker hands out."""
+    return _GENERATED_ID.fullmatch(text) is not None
+
+
 def generated_id(stream_sequence: int) -> str:
     """The id of a request that brought none: the sequence in its PubAck."""
     return f"LLM-{stream_sequence}"
@@ -135,7 +143,7 @@ def is_reply_to(subject: str, request_id: str) -> bool:
     if any(not token or not token.isprintable() or any(c in token for c in " *>") for token in tokens):
         return False
     name = subject.removeprefix("llm.reply.")
-    return name == request_id or _GENERATED_ID.fullmatch(name) is None
+    return name == request_id or not is_generated_id(name)
 
 
 def moved_id(request_id: str, move: Move, sequence: int) -> str:

@@ -48,6 +48,7 @@ from pipeline.subjects import (
     Priority,
     Task,
     generated_id,
+    is_generated_id,
     is_reply_to,
     is_request_id,
     reply_subject,
@@ -130,11 +131,13 @@ def read_envelope(
     request_id, move = generated_id(sequence), None
     if given := headers.get(MSG_ID):
         named, move = split_moved_id(given)
-        if is_request_id(named):
+        if is_request_id(named) and (move or not is_generated_id(named)):
             request_id = named
         else:
             move = None
-            fault = _invalid(MSG_ID, "an id has 1 to 128 of A-Z a-z 0-9 _ -")
+            fault = _invalid(
+                MSG_ID, "an id has 1 to 128 of A-Z a-z 0-9 _ -, and `LLM-<number>` is the broker's to give"
+            )
     if move:
         first_stored_at = _number(headers.get(MOVED_STORED_AT, ""))
         if first_stored_at and first_stored_at < stored_at + _CLOCK_SKEW_S:

@@ -83,6 +83,15 @@ def stored(*messages):
 # ---- the envelope
 
 
+def test_an_id_that_only_the_broker_hands_out_is_refused_from_a_publisher():
+    found = read_envelope(
+        {"Nats-Msg-Id": "LLM-7"}, priority=Priority.HIGH, task=Task.UNTRIAGED, sequence=9, stored_at=5.0, delivered=1
+    )
+    assert found.id == "LLM-9"
+    assert found.fault is not None
+    assert found.fault.code is ErrorCode.INVALID_REQUEST
+
+
 def test_a_request_without_headers_has_the_id_of_its_puback_and_nothing_wrong():
     found = read()
     assert (found.id, found.move, found.reply_to, found.deadline, found.fault) == ("LLM-7", None, None, None, None)
