@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 STORE_PATIENCE_S = 12.0
 _REQUEST_TIMEOUT_S = 2.0
 _RECONNECT_WAIT_S = 0.1
+# The client itself would go on for ever where nobody answers at the first try.
+_CONNECT_PATIENCE_S = 5.0
 _FULL = 10077
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
@@ -212,7 +214,7 @@ class Bus:
             name: shown by the server's monitoring.
 
         Raises:
-            Unreachable: no server answers at the first try.
+            Unreachable: no server answers within seconds.
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
@@ -230,22 +232,25 @@ class Bus:
                 log.warning("broker: connection lost, trying to reconnect")
 
         try:
-            await nc.connect(
-                url.split(","),
-                name=name,
-                error_cb=on_error,
-                reconnected_cb=on_reconnect,
-                disconnected_cb=on_disconnect,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # declared int, used as seconds of any kind
-                connect_timeout=2,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                pending_size=32 << 20,
-                allow_reconnect=True,
-            )
+            async with asyncio.timeout(_CONNECT_PATIENCE_S):
+                await nc.connect(
+                    url.split(","),
+                    name=name,
+                    error_cb=on_error,
+                    reconnected_cb=on_reconnect,
+                    disconnected_cb=on_disconnect,
+                    max_reconnect_attempts=-1,
+                    # Declared int, used as seconds of any kind.
+                    reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
+                    connect_timeout=2,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=32 << 20,
+                    allow_reconnect=True,
+                )
         except (OSError, nats.errors.Error, TimeoutError) as error:
-            raise Unreachable(f"no NATS server answers at {_without_password(url)}: {error}") from error
+            await bus._close()
+            raise Unreachable(f"no NATS server answers at {_without_password(url)}: {_what(error)}") from error
         try:
             yield bus
         finally:
@@ -259,6 +264,11 @@ class Bus:
                 await self.nc.close()
         except (OSError, nats.errors.Error, TimeoutError):
             log.debug("broker: closed without a farewell")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands now."""
+        return bool(self.nc.is_connected)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Have callback called each time the connection is back: what was in flight on it is gone."""

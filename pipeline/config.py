@@ -23,10 +23,33 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(ge=0)]
 
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message names it and says what it takes."""
+
+
+class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """An API key of the HTTP gateway: who has it, and what it may.
+
+    Attributes:
+        name: stands in the ids of its requests and in limits.
+        hash: of the key, as `sha256:<salt>:<digest>`; the key itself is kept nowhere.
+        tenant: whom its requests are for; by default its name.
+        priority: of requests that name none.
+        highest: the most urgent priority that it may ask for.
+        answers_per_s, lists_per_s, statistics_per_s: its own limits instead of the configured ones; 0 for none.
+    """
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9]{1,32}$")]
+    hash: Annotated[str, Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$")]
+    tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{0,64}$")] = ""
+    priority: Priority = Priority.MEDIUM
+    highest: Priority = Priority.HIGH
+    answers_per_s: Rate | None = None
+    lists_per_s: Rate | None = None
+    statistics_per_s: Rate | None = None
 
 
 class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -40,6 +63,16 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     replicas: Literal[1, 3, 5] = 1
     lane_max_messages: Count = 10_000
     max_body_bytes: Count = 1 << 20
+
+    # HTTP.
+    http_host: str = "127.0.0.1"
+    http_keys: list[HttpKey] = field(default_factory=list)
+    http_priority: Priority = Priority.MEDIUM
+    http_answers_per_s: Rate = 100.0
+    http_lists_per_s: Rate = 20.0
+    http_statistics_per_s: Rate = 20.0
+    http_connections: Count = 2000
+    http_stall_timeout_s: Positive = 20.0
 
     # The MLX engine.
     engine: Literal["mlx", "simulated"] = "mlx"

@@ -19,11 +19,21 @@ HELP: dict[str, dict[str, tuple[str, str]]] = {
     "broker": {
         "nats_url": ("URL", "broker to use, several separated by commas; `up` starts its own unless it is given"),
         "nats_port": ("PORT", "port of the embedded broker; 0 for any that is free"),
-        "http_port": ("PORT", "port of the HTTP gateway; 0 for any that is free"),
         "state_dir": ("DIR", "folder of the broker's store and the logs; by default the user's state folder"),
         "replicas": ("N", "copies of each stream: 1, or 3 or 5 on a cluster"),
         "lane_max_messages": ("N", "requests that one lane holds before it refuses more"),
         "max_body_bytes": ("BYTES", "largest request"),
+    },
+    "HTTP": {
+        "http_host": ("HOST", "address that the HTTP gateway listens on; one that is not loopback needs `http_keys`"),
+        "http_port": ("PORT", "port of the HTTP gateway; 0 for the usual one, or any that is free"),
+        "http_keys": (_TABLE, "API keys, hashed, with what each may; without any, everybody may everything"),
+        "http_priority": ("PRIORITY", "priority of a call that names none"),
+        "http_answers_per_s": ("RATE", "calls for answers a second from one client; 0 for no limit"),
+        "http_lists_per_s": ("RATE", "calls for lists of models a second from one client; 0 for no limit"),
+        "http_statistics_per_s": ("RATE", "calls for statistics a second from one client; 0 for no limit"),
+        "http_connections": ("N", "connections at once; more get status 503"),
+        "http_stall_timeout_s": ("SECONDS", "a client that sends or reads nothing for so long is cut off"),
     },
     "MLX engine": {
         "engine": ("ENGINE", "mlx, or simulated: no model, for load studies; every answer says so"),

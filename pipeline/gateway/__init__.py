@@ -1,16 +1,53 @@
-"""The gateway: ways in for programs that do not speak JetStream. Core request-reply here; HTTP is to come beside it."""
+"""The gateway: ways in for programs that do not speak JetStream: core request-reply, and HTTP in two dialects."""
 
 from __future__ import annotations
 
-from pipeline.config import Config
+import asyncio
+
+from pipeline.config import Config, ConfigError
+from pipeline.gateway.app import Gateway
 from pipeline.gateway.ask import Ask
+from pipeline.gateway.identity import is_loopback
+from pipeline.gateway.server import HttpServer, bind, url_of
 from pipeline.lifecycle import Lifecycle
 from pipeline.role import role
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
-    async with role("gateway", config) as me:
-        await Ask(me.bus, me.tracing).start()
-        lifecycle.report("ready")
-        await lifecycle.stopping.wait()
+    """Run the role until lifecycle asks to stop.
+
+    Raises:
+        ConfigError: HTTP would be open to other machines without a key.
+        StartError: the port is taken.
+        Unreachable, TopologyError: as `pipeline.role.role`.
+    """
+    check_exposure(config)
+    with bind(config) as listening:
+        async with role("gateway", config) as me:
+            gateway = Gateway(me, config)
+            await Ask(me.bus, me.tracing).start()
+            server = HttpServer(gateway.app(), config)
+            serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+            try:
+                lifecycle.report("ready", url_of(listening), http=url_of(listening))
+                stopping = asyncio.ensure_future(lifecycle.stopping.wait())
+                await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                stopping.cancel()
+                server.should_exit = True
+                await gateway.drain(lifecycle.drain_left_s())
+            finally:
+                server.force_exit = True
+                await serving
+
+
+def check_exposure(config: Config) -> None:
+    """See that nobody from outside can call without a key.
+
+    Raises:
+        ConfigError: HTTP is bound to more than loopback, and there is no key.
+    """
+    if not config.http_keys and not is_loopback(config.http_host):
+        raise ConfigError(
+            f"HTTP at {config.http_host} would be open to everybody who reaches this machine: set `http_keys` "
+            "(`python -m pipeline.gateway.identity NAME` makes one), or leave `http_host` at 127.0.0.1"
+        )

@@ -1,0 +1,153 @@
+"""One call for an answer: its request is published, and its record becomes the response, whole or as it grows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+from starlette.types import Send
+
+from pipeline.bus import BusError
+from pipeline.client import Client, Entry, Record, whole
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway.intake import Intake
+from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole, start
+from pipeline.gateway.shapes import Asked
+from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
+from pipeline.messages import Chunk, Completion, ErrorAnswer, ErrorBody
+from pipeline.peers import Peers
+
+# The pipeline itself answers a request whose time is up; this is for one that nobody has come to yet.
+_DEADLINE_GRACE_S = 1.0
+
+
+@dataclass(slots=True)
+class Desk:
+    """What all answers of one gateway share. `readers` counts the responses that follow a request."""
+
+    client: Client
+    peers: Peers
+    metrics: Metrics
+    registry: Registry = field(default_factory=Registry)
+    readers: Counter[str] = field(default_factory=Counter)
+
+    async def submit(self, intake: Intake) -> Record:
+        """As `Client.submit`; a full lane says when to come back: after the wait that is predicted for it."""
+        try:
+            return await self.client.submit(intake.outgoing)
+        except HeadraceError as error:
+            if error.code is not ErrorCode.QUEUE_FULL:
+                raise
+            load = self.peers.load("mlx")
+            eta_s = 1.0 if load is None else load.predicted_wait_ms.of(intake.priority) / 1000
+            raise HttpError(503, error.code, error.message, retry_after_s=eta_s) from None
+
+
+class Answering(Live):
+    """The response to one call for an answer. A client that goes away takes its request back.
+
+    Args:
+        desk: shared with the others.
+        asked: the request as it was read, with the shape of its responses.
+        intake: as it is published.
+    """
+
+    def __init__(self, desk: Desk, asked: Asked, intake: Intake) -> None:
+        super().__init__(desk.registry)
+        self._desk = desk
+        self._shape = asked.shape
+        self._stream = asked.stream
+        self._intake = intake
+        self._id = intake.outgoing.id
+        self._started = False
+
+    async def write(self, send: Send) -> None:
+        """Publish, follow, send."""
+        timeout_s = self._intake.timeout_s
+        try:
+            async with asyncio.timeout(None if timeout_s is None else timeout_s + _DEADLINE_GRACE_S):
+                await self._follow(send)
+        except TimeoutError:
+            await self._take_back()
+            await self._fail(send, HeadraceError(ErrorCode.DEADLINE_EXCEEDED, f"request {self._id}: its time is up"))
+        except HeadraceError as error:
+            await self._fail(send, error)
+
+    async def _follow(self, send: Send) -> None:
+        self._desk.readers[self._id] += 1
+        try:
+            async with await self._desk.submit(self._intake) as record:
+                await (self._write_stream if self._stream else self._write_whole)(record, send)
+        finally:
+            self._desk.readers[self._id] -= 1
+            if not self._desk.readers[self._id]:
+                del self._desk.readers[self._id]
+
+    async def ended(self, why: End, send: Send) -> None:
+        """Gone: the request is taken back. Stopping: it goes on, and the client is told where."""
+        if why is End.GONE:
+            self._desk.metrics.count("headrace_http_gone_total")
+            await self._take_back()
+            return
+        message = f"the gateway stops; request {self._id} goes on: read on at /queue/requests/{self._id}/events"
+        await self._fail(send, HeadraceError(ErrorCode.UNAVAILABLE, message))
+
+    async def _write_whole(self, record: Record, send: Send) -> None:
+        answer = (await whole(record)).answer
+        if isinstance(answer, ErrorAnswer):
+            raise error_of(answer.error)
+        if isinstance(answer, Completion):
+            await send_whole(send, 200, self._shape.whole(answer), self._headers())
+
+    async def _write_stream(self, record: Record, send: Send) -> None:
+        while True:
+            entry = await self._next(record, send)
+            match entry.answer:
+                case Chunk() as chunk:
+                    if part := self._shape.part(chunk):
+                        await self._begin(send)
+                        await more(send, part)
+                case Completion() as completion:
+                    await self._begin(send)
+                    await finish(send, self._shape.end(completion))
+                    return
+                case ErrorAnswer() as answer:
+                    raise error_of(answer.error)
+                case _:
+                    pass
+
+    async def _next(self, record: Record, send: Send) -> Entry:
+        """The record's next message; while there is none, signs of life where the dialect has one."""
+        while self._shape.keep_alive:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    return await record.next()
+            except TimeoutError:
+                await self._begin(send)
+                await more(send, self._shape.keep_alive)
+        return await record.next()
+
+    def _headers(self) -> dict[str, str]:
+        return {"x-request-id": self._id}
+
+    async def _begin(self, send: Send) -> None:
+        if not self._started:
+            self._started = True
+            await start(send, 200, {**SSE_HEADERS, "content-type": self._shape.stream_type, **self._headers()})
+
+    async def _fail(self, send: Send, error: HeadraceError) -> None:
+        body = ErrorBody.of(error)
+        if self._started:
+            await finish(send, self._shape.error_part(body))
+        else:
+            await send_whole(send, status_of(error), self._shape.error(body), {**headers_of(error), **self._headers()})
+
+    async def _take_back(self) -> None:
+        """Cancel the request, unless somebody else here follows it as well."""
+        if self._desk.readers[self._id]:
+            return
+        with contextlib.suppress(BusError):
+            await self._desk.client.cancel(self._id)

@@ -1,0 +1,276 @@
+"""The gateway's endpoints: which path is what, in both dialects and for the queue."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from pipeline.client import Client
+from pipeline.config import Config
+from pipeline.core.models import Catalogue
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway import document, ollama, openai
+from pipeline.gateway.answering import Answering, Desk
+from pipeline.gateway.edge import Edge
+from pipeline.gateway.intake import take_in
+from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
+from pipeline.gateway.queue import Queue, Statistics, events_url
+from pipeline.gateway.responses import End, Registry, error_response, json_response
+from pipeline.gateway.shapes import Asked
+from pipeline.gateway.statuses import HttpError
+from pipeline.role import Role
+
+_PAGES = Path(__file__).parent / "pages"
+# Nothing on a page comes from another host.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+
+# Of the drain time, what is kept for telling those who still read that they must come back.
+FAREWELL_S = 0.5
+# A body, the largest one that may be published, and the models that are listed.
+Reader = Callable[[bytes, int, Sequence[str]], Asked | ollama.Loaded]
+
+
+class Gateway:
+    """Everything behind the HTTP server.
+
+    Args:
+        me: the role's connection.
+        config: the settings.
+    """
+
+    def __init__(self, me: Role, config: Config) -> None:
+        self._me = me
+        self._config = config
+        self._since = time.time()
+        self._metrics = Metrics()
+        self._registry = Registry()
+        client = Client(me.bus, me.tracing)
+        self._desk = Desk(client, me.peers, self._metrics, self._registry)
+        self._statistics = Statistics(me.bus)
+        self._queue = Queue(client, me.peers, self._statistics, self._registry)
+
+    def app(self) -> ASGIApp:
+        """The gateway as an ASGI application."""
+        ask = self._ask
+        routes = [
+            Route("/v1/chat/completions", ask(openai.read_chat), methods=["POST"]),
+            Route("/v1/completions", ask(openai.read_text), methods=["POST"]),
+            Route("/v1/embeddings", self._no_embeddings, methods=["POST"]),
+            Route("/v1/models", self._models, methods=["GET"]),
+            Route("/v1/models/{id:path}", self._model, methods=["GET"]),
+            Route("/api/chat", ask(ollama.read_chat), methods=["POST"]),
+            Route("/api/generate", ask(ollama.read_generate), methods=["POST"]),
+            Route("/api/embed", self._no_embeddings, methods=["POST"]),
+            Route("/api/embeddings", self._no_embeddings, methods=["POST"]),
+            Route("/api/tags", self._tags, methods=["GET"]),
+            Route("/api/ps", self._ps, methods=["GET"]),
+            Route("/api/show", self._show, methods=["POST"]),
+            Route("/api/version", self._version, methods=["GET"]),
+            Route("/queue/stats", self._queue.stats, methods=["GET"]),
+            Route("/queue/requests/{id}", self._queue.show, methods=["GET"]),
+            Route("/queue/requests/{id}", self._queue.cancel, methods=["DELETE"]),
+            Route("/queue/requests/{id}/events", self._queue.events, methods=["GET"]),
+            Route("/load", self._queue.load, methods=["GET"]),
+            Route("/metrics", self._prometheus, methods=["GET"]),
+            Route("/healthz", self._healthz, methods=["GET"]),
+            Route("/readyz", self._readyz, methods=["GET"]),
+            Route("/openapi.json", self._document, methods=["GET"]),
+            Route("/docs", _page("docs.html"), methods=["GET"]),
+            Route("/", _page("index.html"), methods=["GET"]),
+        ]
+        handlers = {HeadraceError: _refused, HTTPException: _not_served, ClientDisconnect: _gone, Exception: _failed}
+        return Edge(Starlette(routes=routes, exception_handlers=handlers), self._config, self._metrics)
+
+    async def drain(self, within_s: float) -> None:
+        """Let answers come to their end; those that have not told their readers where to read on. Requests go on."""
+        for response in self._registry:
+            if not isinstance(response, Answering):
+                response.end(End.STOPPING)  # it would never end by itself
+        if not await self._idle_within(within_s - FAREWELL_S):
+            for response in self._registry:
+                response.end(End.STOPPING)
+            await self._idle_within(FAREWELL_S)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._registry.until_idle()
+        except TimeoutError:
+            return False
+        return True
+
+    # ---- answers
+
+    def _ask(self, read: Reader) -> Callable[[Request], object]:
+        async def endpoint(request: Request) -> Response | Answering:
+            limit = self._config.max_body_bytes
+            body = await _body(request, limit=limit, within_s=self._config.http_stall_timeout_s)
+            asked = read(body, limit, self._listed())
+            if isinstance(asked, ollama.Loaded):
+                self._check_model(asked.model)
+                return Response(asked.body(time.time()), media_type="application/json")
+            self._check_model(asked.request.wanted_model)
+            state = request.state
+            intake = take_in(state.caller, state.headers, asked, default=self._config.http_priority)
+            if not intake.respond_async:
+                return Answering(self._desk, asked, intake)
+            record = await self._desk.submit(intake)
+            await record.close()
+            return _accepted(intake.outgoing.id)
+
+        return endpoint
+
+    def _check_model(self, wanted: str | None) -> None:
+        """Refuse a model that cannot be meant; where an engine may still say what it has, it is for the pipeline.
+
+        Raises:
+            HeadraceError: `model_internal` or `model_not_found`.
+        """
+        try:
+            self._catalogue().engines_for(wanted or None)
+        except HeadraceError as error:
+            peers = self._me.peers
+            everybody_is_here = all(peers.models(engine) for engine in ("mlx", "ollama"))
+            if error.code is ErrorCode.MODEL_INTERNAL or everybody_is_here:
+                raise
+
+    async def _no_embeddings(self, _: Request) -> Response:
+        raise HttpError(501, ErrorCode.UNSUPPORTED_PARAMETER, "no engine behind this gateway makes embeddings")
+
+    # ---- models
+
+    def _catalogue(self) -> Catalogue:
+        peers, config = self._me.peers, self._config
+        return Catalogue(peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models)
+
+    def _listed(self) -> list[str]:
+        return self._catalogue().listed()
+
+    def _known(self, name: str) -> str:
+        """The name as it is listed; raises HeadraceError where it is not."""
+        chosen = ollama.spelled(name, self._listed())
+        self._catalogue().engines_for(chosen)
+        return chosen
+
+    async def _models(self, _: Request) -> Response:
+        return json_response(openai.models(self._listed()))
+
+    async def _model(self, request: Request) -> Response:
+        return json_response(openai.model(self._known(request.path_params["id"])))
+
+    async def _tags(self, _: Request) -> Response:
+        return json_response(ollama.tags(self._listed(), since=self._since))
+
+    async def _ps(self, _: Request) -> Response:
+        peers = self._me.peers
+        ready = {
+            name
+            for engine in ("mlx", "ollama")
+            for worker in peers.workers(engine)
+            if worker.state == "ready"
+            for name in worker.models
+        }
+        return json_response(ollama.ps(name for name in self._listed() if name in ready))
+
+    async def _show(self, request: Request) -> Response:
+        body = await _body(request, limit=1 << 16, within_s=self._config.http_stall_timeout_s)
+        return json_response(ollama.show(self._known(ollama.read_show(body)), since=self._since))
+
+    async def _version(self, _: Request) -> Response:
+        return json_response({"version": ollama.API_VERSION})
+
+    # ---- about itself
+
+    async def _prometheus(self, _: Request) -> Response:
+        text = self._metrics.text(await self._statistics.decoded(), open_responses=len(self._registry))
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def _healthz(self, _: Request) -> Response:
+        return json_response({"status": "ok"})
+
+    async def _readyz(self, _: Request) -> Response:
+        peers = self._me.peers
+        checks = {
+            "broker": self._me.bus.is_connected,
+            "monitor": peers.load("mlx") is not None or peers.load("ollama") is not None,
+            "engine": any(worker.state == "ready" for e in ("mlx", "ollama") for worker in peers.workers(e)),
+        }
+        ready = all(checks.values())
+        return json_response({"status": "ready" if ready else "not ready", **checks}, 200 if ready else 503)
+
+    async def _document(self, _: Request) -> Response:
+        return json_response(document.openapi(with_keys=bool(self._config.http_keys)))
+
+
+def _accepted(request_id: str) -> Response:
+    url = f"/queue/requests/{request_id}"
+    fields = {"object": "headrace.accepted", "id": request_id, "url": url, "events_url": events_url(request_id)}
+    headers = {"location": url, "preference-applied": "respond-async", "x-request-id": request_id}
+    return json_response(fields, 202, headers)
+
+
+def _page(name: str) -> Callable[[Request], object]:
+    text = (_PAGES / name).read_text(encoding="utf-8")
+
+    async def endpoint(_: Request) -> Response:
+        return HTMLResponse(text, headers=_PAGE_HEADERS)
+
+    return endpoint
+
+
+async def _body(request: Request, *, limit: int, within_s: float) -> bytes:
+    """A request's body.
+
+    Raises:
+        HttpError: 413 where it is too large, 408 where it does not come in time.
+    """
+    too_large = HttpError(413, ErrorCode.REQUEST_TOO_LARGE, f"at most {limit} bytes are accepted")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(within_s):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise HttpError(408, ErrorCode.INVALID_REQUEST, f"the body did not come within {within_s:g} s") from None
+    return bytes(body)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)  # noqa: S101 - registered for it
+    return error_response(error, request.url.path)
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
+    message = f"{request.method} {request.url.path[:200]} is not served here: see /docs"
+    response = error_response(HttpError(error.status_code, ErrorCode.INVALID_REQUEST, message), request.url.path)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    message = f"the gateway has failed: {type(error).__name__}"
+    return error_response(HttpError(500, ErrorCode.UNAVAILABLE, message), request.url.path)

@@ -1,0 +1,155 @@
+"""The OpenAPI document of the gateway, as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+_MODEL_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+
+
+def _header(name: str, text: str, **schema: Any) -> Schema:
+    return {"name": name, "in": "header", "description": text, "schema": {"type": "string", **schema}}
+
+
+_ASKING = [
+    _header("X-Priority", "Urgency; by default the key's, or medium.", enum=["high", "medium", "low"]),
+    _header(
+        "X-Request-Timeout", "Seconds after which nobody wants the answer.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"
+    ),
+    _header("Idempotency-Key", "The request's id; the same one twice within two minutes is one request."),
+    _header("Prefer", "`respond-async`: answer 202 at once, and keep the answer to be read."),
+    _header("traceparent", "W3C trace context that the request's spans join."),
+]
+_TEXT: Schema = {"type": "string"}
+_MESSAGES: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {"role": {"enum": ["system", "user", "assistant", "tool"]}, "content": _TEXT},
+    },
+}
+_SAMPLING: Schema = {
+    "model": _TEXT,
+    "stream": {"type": "boolean"},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "seed": {"type": "integer"},
+    "stop": {"oneOf": [_TEXT, {"type": "array", "items": _TEXT}]},
+    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+}
+_TOOLS: Schema = {"type": "array", "items": {"type": "object"}}
+_OLLAMA: Schema = {
+    "model": _TEXT,
+    "stream": {"type": "boolean", "default": True},
+    "options": {"type": "object"},
+    "format": {},
+    "keep_alive": {},
+}
+_ERRORS = {
+    "400": "The request cannot be used.",
+    "401": "No API key, or one that is not known.",
+    "403": "The key may not ask for this.",
+    "404": "No such model or request.",
+    "408": "The request did not come in time.",
+    "413": "The request is too large.",
+    "429": "Too many calls of this kind; Retry-After says when one more fits.",
+    "499": "The request was cancelled.",
+    "501": "No engine can do this.",
+    "502": "The engines have failed at this request.",
+    "503": "The lane is full, or the pipeline is away; Retry-After says when to try again.",
+    "504": "The request's time is up.",
+}
+
+
+def _operation(
+    summary: str,
+    tag: str,
+    *,
+    answer: str = "application/json",
+    body: Schema | None = None,
+    required: tuple[str, ...] = (),
+    parameters: list[Schema] | None = None,
+    statuses: tuple[str, ...] = ("400", "401", "403", "404", "429", "503"),
+) -> Schema:
+    operation: Schema = {"summary": summary, "tags": [tag], "parameters": parameters or []}
+    if body is not None:
+        schema = {"type": "object", "properties": body, "required": list(required)}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        statuses = (*statuses, "408", "413")
+    responses: Schema = {"200": {"description": "Done.", "content": {answer: {"schema": {}}}}}
+    responses |= {status: {"$ref": f"#/components/responses/{status}"} for status in sorted(set(statuses))}
+    return operation | {"responses": responses}
+
+
+def _ask(summary: str, tag: str, body: Schema, *required: str) -> Schema:
+    operation = _operation(
+        summary, tag, body=body, required=required, parameters=_ASKING, statuses=tuple(set(_ERRORS) - {"501"})
+    )
+    operation["responses"]["202"] = {"description": "Accepted; the answer is read at the given URL."}
+    return operation
+
+
+def _refusal(summary: str, tag: str) -> Schema:
+    operation = _operation(summary, tag, body={"model": _TEXT, "input": {}}, statuses=("401", "403", "429", "501"))
+    del operation["responses"]["200"]
+    return operation
+
+
+def _paths() -> Schema:
+    chat = {"messages": _MESSAGES, "tools": _TOOLS, "response_format": {"type": "object"}, **_SAMPLING}
+    queue, openai, ollama, itself = "queue", "OpenAI", "Ollama", "gateway"
+    sse = "text/event-stream"
+    last_id = _header("Last-Event-ID", "Begin behind this event.", pattern="^[0-9]{1,18}$")
+    events = _operation("The messages of a request, as they come", queue, answer=sse, parameters=[_ID, last_id])
+    events["responses"]["204"] = {"description": "There is nothing behind that event."}
+    return {
+        "/v1/chat/completions": {"post": _ask("Chat", openai, chat, "messages")},
+        "/v1/completions": {"post": _ask("Text completion", openai, {"prompt": _TEXT, **_SAMPLING}, "prompt")},
+        "/v1/embeddings": {"post": _refusal("Embeddings, which no engine makes", openai)},
+        "/v1/models": {"get": _operation("The models that answer", openai)},
+        "/v1/models/{id}": {"get": _operation("One model", openai, parameters=[_MODEL_ID])},
+        "/api/chat": {"post": _ask("Chat", ollama, {"messages": _MESSAGES, "tools": _TOOLS, **_OLLAMA})},
+        "/api/generate": {"post": _ask("Answer a prompt", ollama, {"prompt": _TEXT, "system": _TEXT, **_OLLAMA})},
+        "/api/embed": {"post": _refusal("Embeddings, which no engine makes", ollama)},
+        "/api/tags": {"get": _operation("The models that answer", ollama)},
+        "/api/ps": {"get": _operation("The models that are loaded", ollama)},
+        "/api/show": {"post": _operation("About one model", ollama, body={"model": _TEXT}, required=("model",))},
+        "/api/version": {"get": _operation("The version of Ollama's API that is spoken", ollama)},
+        "/queue/stats": {"get": _operation("Counts and waits per priority, and the load of each engine", queue)},
+        "/queue/requests/{id}": {
+            "get": _operation("Where a request stands, and its answer", queue, parameters=[_ID]),
+            "delete": _operation("Cancel a request", queue, parameters=[_ID]),
+        },
+        "/queue/requests/{id}/events": {"get": events},
+        "/load": {"get": _operation("The load of each engine at every change", queue, answer=sse)},
+        "/metrics": {"get": _operation("For Prometheus", itself, answer="text/plain")},
+        "/healthz": {"get": _operation("Whether the gateway lives", itself, statuses=())},
+        "/readyz": {"get": _operation("Whether requests would be answered", itself, statuses=("503",))},
+        "/openapi.json": {"get": _operation("This document", itself, statuses=("429",))},
+    }
+
+
+def openapi(*, with_keys: bool) -> Schema:
+    """The document; with_keys says whether an API key is needed."""
+    responses = {status: {"description": text} for status, text in _ERRORS.items()}
+    components: Schema = {"responses": responses}
+    document: Schema = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "headrace",
+            "version": "1.0.0",
+            "description": "A priority queue in front of local LLM engines, in the dialects of OpenAI and Ollama.",
+        },
+        "paths": _paths(),
+        "components": components,
+    }
+    if with_keys:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document

@@ -1,0 +1,85 @@
+"""From an HTTP request that was read to the message that is published: lane, id, deadline, trace. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipeline.client import Outgoing
+from pipeline.core.delivery import MAX_TIMEOUT_S
+from pipeline.core.triage import classify
+from pipeline.errors import ErrorCode
+from pipeline.gateway.identity import Caller, priority_of, request_id
+from pipeline.gateway.shapes import Asked
+from pipeline.gateway.statuses import HttpError
+from pipeline.subjects import TENANT, TIMEOUT, Lane, Priority, Task
+
+_SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
+# https://www.w3.org/TR/trace-context/: anything else starts a trace of its own.
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_MAX_TRACESTATE_CHARS = 512
+
+
+class Intake(NamedTuple):
+    """A call for an answer, ready to be published.
+
+    Attributes:
+        outgoing: the request.
+        priority: that it has.
+        timeout_s: after which nobody wants the answer, or None.
+        respond_async: whether the caller goes away at once, and reads the answer later.
+    """
+
+    outgoing: Outgoing
+    priority: Priority
+    timeout_s: float | None
+    respond_async: bool
+
+
+def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority) -> Intake:
+    """Make the message of a call.
+
+    Args:
+        caller: who calls.
+        headers: of the HTTP request, names in lower case.
+        asked: its body, read.
+        default: the priority of a call that names none, by a caller without a key.
+
+    Raises:
+        HttpError: 400 or 403, for headers that cannot be followed.
+    """
+    priority = priority_of(caller, headers.get("x-priority"), default)
+    # Only what is beyond doubt is said here; the rest is found out where and when it matters.
+    verdict = classify(asked.request, None)
+    lane = Lane(priority, verdict.task if verdict.certain else Task.UNTRIAGED)
+    timeout_s = _timeout_s(headers)
+    chosen, given = request_id(caller, headers)
+    published: dict[str, str] = {}
+    if timeout_s is not None:
+        published[TIMEOUT] = f"{timeout_s:g}"
+    if caller.tenant:
+        published[TENANT] = caller.tenant
+    if _TRACEPARENT.fullmatch(trace := headers.get("traceparent", "")):
+        published["traceparent"] = trace
+        state = headers.get("tracestate", "")
+        if state and len(state) <= _MAX_TRACESTATE_CHARS and state.isascii() and state.isprintable():
+            published["tracestate"] = state
+    preferences = {part.strip().lower() for part in headers.get("prefer", "").split(",")}
+    return Intake(
+        Outgoing(chosen, lane.subject, asked.body, published, given_id=given),
+        priority,
+        timeout_s,
+        "respond-async" in preferences,
+    )
+
+
+def _timeout_s(headers: Mapping[str, str]) -> float | None:
+    for name in ("x-request-timeout", "timeout"):
+        if (given := headers.get(name)) is None:
+            continue
+        seconds = float(given) if _SECONDS.fullmatch(given.strip()) else 0.0
+        if not 0 < seconds <= MAX_TIMEOUT_S:
+            raise HttpError(400, ErrorCode.INVALID_REQUEST, f"{name} must be a number of seconds above 0", param=name)
+        return seconds
+    return None

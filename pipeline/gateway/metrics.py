@@ -1,0 +1,101 @@
+"""The gateway's own counts, and the pipeline's statistics, as Prometheus reads them (text format 0.0.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.core.statistics import QueueStatistics
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_HELP = {
+    "headrace_http_requests_total": ("counter", "HTTP requests by kind of call and status."),
+    "headrace_http_gone_total": ("counter", "Clients that went away before their answer was complete."),
+    "headrace_http_first_byte_seconds": ("histogram", "From a request's head to the first byte of its response."),
+    "headrace_http_open": ("gauge", "Responses that are being sent."),
+    "headrace_queued": ("gauge", "Requests that wait, by priority."),
+    "headrace_running": ("gauge", "Requests that an engine works on, by priority."),
+    "headrace_requests_total": ("counter", "Requests by priority and what became of them."),
+    "headrace_dead": ("gauge", "Dead letters."),
+    "headrace_saturation": ("gauge", "Load of an engine over what it can do; 1 is full."),
+    "headrace_slots": ("gauge", "Places in the running batches of an engine."),
+    "headrace_slots_used": ("gauge", "Those that are taken."),
+    "headrace_tokens_per_second": ("gauge", "Output of an engine."),
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """Counters and histograms. One writer: the gateway's event loop."""
+
+    def __init__(self) -> None:
+        self._counters: dict[tuple[str, Labels], float] = {("headrace_http_gone_total", ()): 0}
+        self._histograms: dict[tuple[str, Labels], list[float]] = {}
+
+    def count(self, name: str, **labels: str) -> None:
+        """One more."""
+        key = (name, tuple(labels.items()))
+        self._counters[key] = self._counters.get(key, 0) + 1
+
+    def observe(self, name: str, seconds: float, **labels: str) -> None:
+        """One more observation of a time."""
+        key = (name, tuple(labels.items()))
+        # One count for each bound, one for what is above all, and the sum.
+        cells = self._histograms.setdefault(key, [0.0] * (len(_BOUNDS_S) + 2))
+        cells[sum(bound < seconds for bound in _BOUNDS_S)] += 1
+        cells[-1] += seconds
+
+    def text(self, statistics: QueueStatistics | None, *, open_responses: int) -> str:
+        """Everything, the pipeline's part only where its statistics are to be had."""
+        samples: list[tuple[str, Labels, float]] = [(name, at, value) for (name, at), value in self._counters.items()]
+        samples.append(("headrace_http_open", (), open_responses))
+        if statistics is not None:
+            samples += _of_pipeline(statistics)
+        lines: list[str] = []
+        for name, (kind, text) in _HELP.items():
+            mine = [_line(name, labels, value) for each, labels, value in samples if each == name]
+            mine += [
+                line
+                for (each, at), cells in self._histograms.items()
+                if each == name
+                for line in _rows(name, at, cells)
+            ]
+            if mine:
+                lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *mine]
+        return "\n".join(lines) + "\n"
+
+
+def _of_pipeline(statistics: QueueStatistics) -> Iterator[tuple[str, Labels, float]]:
+    for priority in ("high", "medium", "low"):
+        lane = getattr(statistics, priority)
+        at = (("priority", priority),)
+        yield "headrace_queued", at, lane.queued
+        yield "headrace_running", at, lane.running
+        for outcome in ("done", "failed", "spilled", "cancelled", "expired"):
+            yield "headrace_requests_total", (*at, ("outcome", outcome)), getattr(lane, outcome)
+    for engine, load in statistics.engines.items():
+        labels = (("engine", str(engine)),)
+        yield "headrace_saturation", labels, load.saturation
+        yield "headrace_slots", labels, load.slots.total
+        yield "headrace_slots_used", labels, load.slots.used
+        yield "headrace_tokens_per_second", labels, load.tokens_per_s
+    yield "headrace_dead", (), statistics.dead
+
+
+def _rows(name: str, labels: Labels, cells: list[float]) -> Iterator[str]:
+    total = 0.0
+    for bound, count in zip((*map(str, _BOUNDS_S), "+Inf"), cells[:-1], strict=True):
+        total += count
+        yield _line(f"{name}_bucket", (*labels, ("le", bound)), total)
+    yield _line(f"{name}_sum", labels, cells[-1])
+    yield _line(f"{name}_count", labels, total)
+
+
+def _line(name: str, labels: Labels, value: float) -> str:
+    written = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
+    return f"{name}{{{written}}} {value:.10g}" if written else f"{name} {value:.10g}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

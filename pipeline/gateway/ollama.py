@@ -1,0 +1,417 @@
+"""Ollama's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
+
+Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway.shapes import Asked, decode_body
+from pipeline.messages import (
+    AssistantMessage,
+    ChatRequest,
+    Chunk,
+    Completion,
+    ErrorBody,
+    FunctionCall,
+    decode_request,
+)
+
+NDJSON = "application/x-ndjson"
+# The version of Ollama's API that is spoken here: clients look at it to know what they may ask for.
+API_VERSION = "0.12.0"
+_NS_PER_MS = 1_000_000
+_FOR_EVER = "2318-01-01T00:00:00Z"  # what Ollama says of a model that is never unloaded
+
+# ---- requests -------------------------------------------------------------------------------------------------------
+
+
+class _FunctionIn(Struct):
+    """A function that was called: its arguments are an object here, not a string."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class _CallIn(Struct):
+    function: _FunctionIn
+    id: str = ""
+
+
+class _Turn(Struct):
+    role: str
+    content: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[_CallIn] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class _Body(Struct):
+    """What chat and generate have in common. Fields that nobody knows are ignored, as Ollama does."""
+
+    model: str = ""
+    stream: bool | None = None
+    format: Any = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+
+
+class _ChatBody(_Body):
+    messages: list[_Turn] | None = None
+    tools: list[Any] | None = None
+
+
+class _GenerateBody(_Body):
+    prompt: str | None = None
+    system: str | None = None
+    suffix: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    raw: bool | None = None
+    images: list[Any] | None = None
+
+
+class _ShowBody(Struct):
+    """`name` is the old field of `model`."""
+
+    model: str = ""
+    name: str = ""
+
+
+def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
+    """The body of `POST /api/chat`; one without messages only asks that the model be there.
+
+    Raises:
+        HeadraceError: as `decode_request`.
+    """
+    chat = decode_body(body, _ChatBody)
+    if not chat.messages:
+        return Loaded(spelled(chat.model, listed), chat=True, unload=chat.keep_alive in (0, "0", "0s"))
+    _refuse(chat, images=any(turn.images for turn in chat.messages))
+    fields: dict[str, Any] = {"messages": [_message(turn) for turn in chat.messages]}
+    if chat.tools:
+        fields["tools"] = chat.tools
+    return _asked(chat, fields, Chat(chat.model), max_body_bytes, listed)
+
+
+def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
+    """The body of `POST /api/generate`; one without a prompt only asks that the model be there.
+
+    Raises:
+        HeadraceError: as `decode_request`.
+    """
+    given = decode_body(body, _GenerateBody)
+    if not given.prompt:
+        return Loaded(spelled(given.model, listed), chat=False, unload=given.keep_alive in (0, "0", "0s"))
+    _refuse(
+        given,
+        images=bool(given.images),
+        suffix=bool(given.suffix),
+        template=bool(given.template),
+        context=bool(given.context),
+        raw=bool(given.raw),
+    )
+    turns = [_Turn("system", given.system)] if given.system else []
+    turns.append(_Turn("user", given.prompt))
+    fields = {"messages": [_message(turn) for turn in turns]}
+    return _asked(given, fields, Generate(given.model), max_body_bytes, listed)
+
+
+def read_show(body: bytes) -> str:
+    """The model that `POST /api/show` asks for."""
+    given = decode_body(body, _ShowBody)
+    if not (given.model or given.name):
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "model is required", param="model")
+    return given.model or given.name
+
+
+def _refuse(body: _Body, **wanted: bool) -> None:
+    """Say no to what would change the answer and cannot be honoured."""
+    thinks = body.think not in (None, False)
+    for name, is_wanted in {**wanted, "thinking": thinks, "logprobs": bool(body.logprobs)}.items():
+        if is_wanted:
+            raise HeadraceError(
+                ErrorCode.UNSUPPORTED_PARAMETER, f"{body.model or 'the model'} does not support {name}", param=name
+            )
+
+
+def _message(turn: _Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role.lower(), "content": turn.content or ""}
+    if turn.tool_calls:
+        message["tool_calls"] = [_call(index, call) for index, call in enumerate(turn.tool_calls)]
+    if turn.tool_name:
+        message["name"] = turn.tool_name
+    if turn.tool_call_id:
+        message["tool_call_id"] = turn.tool_call_id
+    return message
+
+
+def _call(index: int, call: _CallIn) -> dict[str, Any]:
+    arguments = msgspec.json.encode(call.function.arguments).decode()
+    return {"id": call.id or f"call_{index}", "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _asked(body: _Body, fields: dict[str, Any], shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
+    fields |= _options(body.options or {})
+    fields["stream"] = body.stream is not False
+    if body.model:
+        fields["model"] = spelled(body.model, listed)
+    if (form := _form(body.format)) is not None:
+        fields["response_format"] = form
+    # Written and read once more, so that everything is checked in one place.
+    written = msgspec.json.encode(fields)
+    request: ChatRequest = decode_request(written, max_body_bytes=max_body_bytes)
+    return Asked(request, written, shape, stream=request.streams)
+
+
+def _form(wanted: Any) -> dict[str, Any] | None:
+    if wanted in (None, ""):
+        return None
+    if wanted == "json":
+        return {"type": "json_object"}
+    if isinstance(wanted, dict):
+        return {"type": "json_schema", "json_schema": {"schema": wanted}}
+    raise HeadraceError(ErrorCode.INVALID_REQUEST, '`format` must be "json" or a JSON schema', param="format")
+
+
+def _as_given(value: Any) -> Any:
+    return value
+
+
+def _limit(value: Any) -> Any:
+    """No limit is Ollama's -1, and its -2 (until the context is full)."""
+    return None if isinstance(value, int | float) and value < 0 else value
+
+
+def _seed(value: Any) -> Any:
+    return None if value == -1 else value
+
+
+def _stops(value: Any) -> Any:
+    stops = [value] if isinstance(value, str) else value
+    return [stop for stop in stops if stop] if isinstance(stops, list) else stops
+
+
+# Each option that is understood: the request's field, and how its value is carried over. Others are ignored, as Ollama
+# ignores those of other engines.
+_OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "num_predict": ("max_tokens", _limit),
+    "seed": ("seed", _seed),
+    "stop": ("stop", _stops),
+    "temperature": ("temperature", _as_given),
+    "top_p": ("top_p", _as_given),
+    "top_k": ("top_k", _as_given),
+    "min_p": ("min_p", _as_given),
+    "repeat_penalty": ("repetition_penalty", _as_given),
+    "presence_penalty": ("presence_penalty", _as_given),
+    "frequency_penalty": ("frequency_penalty", _as_given),
+}
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    read = {target: carry(given[name]) for name, (target, carry) in _OPTIONS.items() if name in given}
+    return {target: value for target, value in read.items() if value is not None}
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+class _FunctionOut(Struct):
+    index: int
+    name: str
+    arguments: Any
+
+
+class _CallOut(Struct):
+    id: str
+    function: _FunctionOut
+
+
+class _Message(Struct, omit_defaults=True):
+    role: str
+    content: str
+    tool_calls: list[_CallOut] | None = None
+
+
+class _Part(Struct, omit_defaults=True, kw_only=True):
+    """One line of an answer, or all of it; durations in nanoseconds. `message` is a chat's, `response` a text's."""
+
+    model: str
+    created_at: str
+    message: _Message | UnsetType = UNSET
+    response: str | UnsetType = UNSET
+    done: bool
+    done_reason: str = ""
+    total_duration: int = 0
+    load_duration: int = 0
+    prompt_eval_count: int = 0
+    prompt_eval_duration: int = 0
+    eval_count: int = 0
+    eval_duration: int = 0
+    headrace: Any = UNSET
+
+
+class Chat:
+    """The responses to a chat.
+
+    Args:
+        model: as the request names it, which is how Ollama's clients know it again; empty for the one that answers.
+    """
+
+    stream_type = NDJSON
+    keep_alive = b""
+
+    def __init__(self, model: str = "") -> None:
+        self._model = model
+
+    def part(self, chunk: Chunk) -> bytes:
+        """One line; nothing for a chunk that only says how the answer ended, which the last line says."""
+        delta = chunk.choices[0].delta
+        if not (delta.content or delta.tool_calls):
+            return b""
+        calls = [_call_out(call.index, call.id, call.function) for call in delta.tool_calls or ()]
+        part = _Part(model=self._model or chunk.model, created_at=time_text(chunk.created), done=False)
+        return _line(self._fill(part, delta.content or "", calls))
+
+    def end(self, completion: Completion) -> bytes:
+        """The last line: no text, but what it took."""
+        return _line(self._closing(completion, AssistantMessage(content="")))
+
+    def whole(self, completion: Completion) -> bytes:
+        """All of it in one."""
+        return msgspec.json.encode(self._closing(completion, completion.choices[0].message))
+
+    def error(self, error: ErrorBody) -> bytes:
+        """The body of an error's response."""
+        return error_body(error)
+
+    def error_part(self, error: ErrorBody) -> bytes:
+        """An error in a stream that has begun; Ollama's clients raise it."""
+        return error_body(error) + b"\n"
+
+    def _closing(self, completion: Completion, message: AssistantMessage) -> _Part:
+        calls = [_call_out(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())]
+        account, usage = completion.headrace, completion.usage
+        part = _Part(
+            model=self._model or completion.model,
+            created_at=time_text(completion.created),
+            done=True,
+            done_reason="length" if completion.choices[0].finish_reason == "length" else "stop",
+            total_duration=int(account.total_ms * _NS_PER_MS),
+            load_duration=int(account.queue_ms * _NS_PER_MS),
+            prompt_eval_count=usage.prompt_tokens,
+            prompt_eval_duration=int(max(0.0, account.ttft_ms - account.queue_ms) * _NS_PER_MS),
+            eval_count=usage.completion_tokens,
+            eval_duration=int(max(0.0, account.total_ms - account.ttft_ms) * _NS_PER_MS),
+            headrace=account,
+        )
+        return self._fill(part, message.content or "", calls)
+
+    def _fill(self, part: _Part, text: str, calls: list[_CallOut]) -> _Part:
+        part.message = _Message("assistant", text, calls or None)
+        return part
+
+
+class Generate(Chat):
+    """The responses to a prompt; a prompt has no tools to be called."""
+
+    def _fill(self, part: _Part, text: str, _calls: list[_CallOut]) -> _Part:
+        part.response = text
+        return part
+
+
+class Loaded(NamedTuple):
+    """A request that only asks for the model to be loaded, or unloaded: which is not a client's to decide here."""
+
+    model: str
+    chat: bool
+    unload: bool
+
+    def body(self, now: float) -> bytes:
+        """The response, now being UTC unix seconds."""
+        part = _Part(model=self.model, created_at=time_text(now), done=True)
+        part.done_reason = "unload" if self.unload else "load"
+        if self.chat:
+            part.message = _Message("assistant", "")
+        else:
+            part.response = ""
+        return msgspec.json.encode(part)
+
+
+def _call_out(index: int, call_id: str, function: FunctionCall) -> _CallOut:
+    try:
+        arguments = msgspec.json.decode(function.arguments)
+    except msgspec.DecodeError:
+        arguments = {"arguments": function.arguments}  # what the model wrote is not JSON; better whole than lost
+    return _CallOut(call_id, _FunctionOut(index, function.name, arguments))
+
+
+def _line(part: _Part) -> bytes:
+    return msgspec.json.encode(part) + b"\n"
+
+
+def time_text(seconds: float) -> str:
+    """A time in UTC unix seconds, as Ollama writes it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def error_body(error: ErrorBody) -> bytes:
+    """Ollama's error envelope, and beside it the pipeline's code for programs."""
+    return msgspec.json.encode({"error": error.message, "code": error.code})
+
+
+# ---- lists ----------------------------------------------------------------------------------------------------------
+
+
+def _entry(name: str) -> dict[str, Any]:
+    """A model as lists show it. Of its files nothing is known here: the digest is that of its name."""
+    details = {
+        "parent_model": "",
+        "format": "",
+        "family": "headrace",
+        "families": ["headrace"],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return {"name": name, "model": name, "size": 0, "digest": digest, "details": details}
+
+
+def tags(names: Iterable[str], *, since: float) -> dict[str, Any]:
+    """The body of `GET /api/tags`; since when the models are known, UTC unix seconds."""
+    return {"models": [_entry(name) | {"modified_at": time_text(since)} for name in names]}
+
+
+def ps(names: Iterable[str]) -> dict[str, Any]:
+    """The body of `GET /api/ps`."""
+    return {"models": [_entry(name) | {"expires_at": _FOR_EVER, "size_vram": 0} for name in names]}
+
+
+def show(name: str, *, since: float) -> dict[str, Any]:
+    """The body of `POST /api/show`."""
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": _entry(name)["details"],
+        "model_info": {"general.architecture": "headrace", "general.basename": name},
+        "capabilities": ["completion", "tools"],
+        "modified_at": time_text(since),
+    }
+
+
+def spelled(requested: str, listed: Sequence[str]) -> str:
+    """The name as the lists have it, where a client has added the tag that Ollama takes for granted."""
+    bare = requested.removesuffix(":latest")
+    return bare if requested not in listed and bare in listed else requested

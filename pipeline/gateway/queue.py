@@ -1,0 +1,218 @@
+"""The queue over HTTP: statistics, where a request stands, its messages as server-sent events, the engines' load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Send
+
+from pipeline.bus import Bus, Unreachable
+from pipeline.client import Client, Record
+from pipeline.core.statistics import QueueStatistics
+from pipeline.errors import ErrorCode
+from pipeline.gateway.identity import own_id
+from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more, start
+from pipeline.gateway.statuses import HttpError
+from pipeline.messages import EngineName, encode, is_last
+from pipeline.peers import Peers
+from pipeline.subjects import QUEUE_STATS, is_request_id
+
+_T = TypeVar("_T")
+
+_ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
+# Statistics that are no older than this are given again: many who look cost no more than one.
+_STATISTICS_KEPT_S = 0.1
+_WAITING = b": waiting\n\n"
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The queue's statistics, asked for at most once in a while however many want them."""
+
+    bus: Bus
+    _body: bytes = field(init=False, default=b"")
+    _at: float = field(init=False, default=float("-inf"))
+    _asking: asyncio.Task[bytes] | None = field(init=False, default=None)
+
+    async def body(self) -> bytes:
+        """As the pipeline gives them; raises HttpError 503 where nobody does."""
+        if asyncio.get_running_loop().time() - self._at <= _STATISTICS_KEPT_S:
+            return self._body
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(self._ask())
+        try:
+            # Whoever goes away takes nothing from the others who wait.
+            return await asyncio.shield(self._asking)
+        except Unreachable as error:
+            raise _away(error) from error
+
+    async def decoded(self) -> QueueStatistics | None:
+        """The same for programs, None where they are not to be had."""
+        try:
+            return msgspec.json.decode(await self.body(), type=QueueStatistics)
+        except (HttpError, msgspec.DecodeError):
+            return None
+
+    async def _ask(self) -> bytes:
+        answer = await self.bus.request(QUEUE_STATS)
+        if "Nats-Service-Error-Code" in answer.headers:
+            raise Unreachable(answer.headers.get("Nats-Service-Error", "no statistics"))
+        self._body, self._at = answer.data, asyncio.get_running_loop().time()
+        return answer.data
+
+
+@dataclass(slots=True)
+class Queue:
+    """The endpoints under `/queue`, and `/load`."""
+
+    client: Client
+    peers: Peers
+    statistics: Statistics
+    registry: Registry
+    _changed: set[asyncio.Event] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.peers.on_change = self._on_change
+
+    async def stats(self, _: Request) -> Response:
+        """`GET /queue/stats`."""
+        return Response(await self.statistics.body(), media_type="application/json")
+
+    async def show(self, request: Request) -> Response:
+        """`GET /queue/requests/{id}`: where it stands, and its last message once it is there."""
+        request_id = _asked_id(request)
+        position = await _answered(self.client.position(request_id))
+        fields = msgspec.to_builtins(position) | {"object": "headrace.request", "events_url": events_url(request_id)}
+        if position.state == "unknown":
+            raise _unknown(request_id)
+        if position.state == "finished":
+            last = await _answered(self.client.last(request_id))
+            fields["answer"] = msgspec.Raw(last.data) if last else None
+        return json_response(fields)
+
+    async def cancel(self, request: Request) -> Response:
+        """`DELETE /queue/requests/{id}`."""
+        request_id = _asked_id(request)
+        cancelled = await _answered(self.client.cancelled(request_id))
+        if cancelled.state == "unknown":
+            raise _unknown(request_id)
+        return json_response(msgspec.to_builtins(cancelled))
+
+    async def events(self, request: Request) -> Response | Events:
+        """`GET /queue/requests/{id}/events`: the record from its start, or from behind `Last-Event-ID`."""
+        request_id = _asked_id(request)
+        given = request.headers.get("last-event-id", "0").strip() or "0"
+        if not (given.isascii() and given.isdecimal() and len(given) < 19):
+            raise HttpError(
+                400, ErrorCode.INVALID_REQUEST, "Last-Event-ID is the id of an event", param="Last-Event-ID"
+            )
+        position = await _answered(self.client.position(request_id))
+        if position.state == "unknown":
+            raise _unknown(request_id)
+        last = await _answered(self.client.last(request_id))
+        if last is not None and is_last(last.answer) and last.sequence <= int(given):
+            return Response(status_code=204)  # which tells an EventSource not to come back
+        return Events(self.client, request_id, int(given), self.registry)
+
+    async def load(self, _: Request) -> Loads:
+        """`GET /load`: the last load of each engine, and from then on every change."""
+        return Loads(self.peers, self._changed, self.registry)
+
+    def _on_change(self) -> None:
+        for event in self._changed:
+            event.set()
+
+
+class Events(Live):
+    """A record as server-sent events; each event's id is its sequence in the stream."""
+
+    def __init__(self, client: Client, request_id: str, after: int, registry: Registry) -> None:
+        super().__init__(registry)
+        self._client = client
+        self._id = request_id
+        self._after = after
+
+    async def write(self, send: Send) -> None:
+        """Send all events to the last message."""
+        async with await self._client.read(self._id, after=self._after) as record:
+            await start(send, 200, {**SSE_HEADERS, "x-request-id": self._id})
+            while not await self._one(record, send):
+                pass
+        await finish(send)
+
+    async def _one(self, record: Record, send: Send) -> bool:
+        """Send one event, or a sign of life. Returns whether it was the last one."""
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                entry = await record.next()
+        except TimeoutError:
+            await more(send, _WAITING)
+            return False
+        await more(send, b"id: %d\ndata: %s\n\n" % (entry.sequence, entry.data))
+        return is_last(entry.answer)
+
+
+class Loads(Live):
+    """The engines' loads as server-sent events. A slow reader misses some, and always gets the newest."""
+
+    def __init__(self, peers: Peers, changed: set[asyncio.Event], registry: Registry) -> None:
+        super().__init__(registry)
+        self._peers = peers
+        self._changed = changed
+
+    async def write(self, send: Send) -> None:
+        """Send until the client has enough."""
+        changed = asyncio.Event()
+        changed.set()
+        self._changed.add(changed)
+        sent: dict[EngineName, float] = {}
+        try:
+            await start(send, 200, SSE_HEADERS)
+            while True:
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await changed.wait()
+                except TimeoutError:
+                    await more(send, _WAITING)
+                changed.clear()
+                for engine in _ENGINES:
+                    load = self._peers.load(engine)
+                    if load is not None and load.at != sent.get(engine):
+                        sent[engine] = load.at
+                        await more(send, b"data: " + encode(load) + b"\n\n")
+        finally:
+            self._changed.discard(changed)
+
+
+def events_url(request_id: str) -> str:
+    """Where a request's messages are read."""
+    return f"/queue/requests/{request_id}/events"
+
+
+def _asked_id(request: Request) -> str:
+    given = request.path_params["id"]
+    chosen = own_id(request.state.caller, given)
+    if not is_request_id(chosen):
+        raise _unknown(given[:128])
+    return chosen
+
+
+def _unknown(request_id: str) -> HttpError:
+    return HttpError(404, ErrorCode.INVALID_REQUEST, f"no request {request_id!r} is known here", param="id")
+
+
+def _away(error: Unreachable) -> HttpError:
+    return HttpError(503, ErrorCode.UNAVAILABLE, f"the pipeline does not answer: {error}", retry_after_s=1)
+
+
+async def _answered(answer: Awaitable[_T]) -> _T:
+    try:
+        return await answer
+    except Unreachable as error:
+        raise _away(error) from error

@@ -1,0 +1,158 @@
+"""The HTTP server: uvicorn with httptools, bounds on what a client may send before it is served, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from pipeline.config import Config
+from pipeline.lifecycle import StartError
+
+log = logging.getLogger(__name__)
+
+# The port that people and programs find the gateway at, where no other is given.
+HTTP_PORT = 8411
+MAX_HEAD_BYTES = 64 << 10
+_KEEP_ALIVE_S = 30.0
+_BACKLOG = 2048
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is not held open, nor filled, by a client that does not get on.
+
+    Its request's head must come within the stall timeout and be no larger than `MAX_HEAD_BYTES`; a response that it
+    does not read for so long ends the connection. How long the body may take is for whoever reads it.
+    """
+
+    stall_timeout_s = 20.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        self._late: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A head is expected."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is expected any more."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what is a head, and refuse one that has no end."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """The next head begins."""
+        super().on_message_begin()
+        self._in_head = True
+        if self._late is None:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there."""
+        self._in_head, self._head_bytes = False, 0
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        """The client does not read: it has so long to begin again."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads on."""
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _expect_head(self) -> None:
+        self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)
+
+    def _refuse(self, answer: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(answer)
+            self.transport.close()
+
+    def _disarm(self) -> None:
+        for timer in (self._late, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._late = self._stalled = None
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn on a socket that is bound already. Set `should_exit` to have it stop accepting and end."""
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=type("Connection", (Connection,), {"stall_timeout_s": config.http_stall_timeout_s}),
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=int(_KEEP_ALIVE_S),
+                limit_concurrency=config.http_connections + 1,
+                proxy_headers=False,
+            )
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the lifecycle's."""
+        yield
+
+
+def bind(config: Config) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        StartError: the port is taken, or the host is none of this machine's.
+    """
+    host, port = config.http_host, config.http_port
+    ports = [port] if port or config.state_dir else [HTTP_PORT, 0]
+    for last, each in [(each == ports[-1], each) for each in ports]:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            return socket.create_server((host, each), family=family, backlog=_BACKLOG)
+        except OSError as error:
+            if last:
+                raise StartError(
+                    f"cannot serve HTTP at {host}:{each}: {error.strerror}; give another --http-host or --http-port"
+                ) from None
+    raise AssertionError
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a listening socket is reached on this machine."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - all of this machine's addresses: one of them
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

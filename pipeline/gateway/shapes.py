@@ -1,0 +1,73 @@
+"""What the two dialects have in common: a request as it was asked, and the shape that its responses take."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import ChatRequest, Chunk, Completion, ErrorBody
+
+_T = TypeVar("_T")
+_MAX_ERROR_CHARS = 300
+
+
+class Shape(Protocol):
+    """Turns the messages of a record into one response, in one dialect.
+
+    Attributes:
+        stream_type: the media type of a streamed response.
+        keep_alive: what may be sent while there is nothing to say, or nothing.
+    """
+
+    @property
+    def stream_type(self) -> str:
+        """The media type of a streamed response."""
+        ...
+
+    @property
+    def keep_alive(self) -> bytes:
+        """What may be sent while there is nothing to say; empty where the dialect has no such thing."""
+        ...
+
+    def part(self, chunk: Chunk) -> bytes:
+        """What a chunk is in a stream; empty for nothing."""
+        ...
+
+    def end(self, completion: Completion) -> bytes:
+        """What ends a stream."""
+        ...
+
+    def whole(self, completion: Completion) -> bytes:
+        """The body of a response that is not streamed."""
+        ...
+
+    def error(self, error: ErrorBody) -> bytes:
+        """The body of an error's response."""
+        ...
+
+    def error_part(self, error: ErrorBody) -> bytes:
+        """An error in a stream that has begun."""
+        ...
+
+
+class Asked(NamedTuple):
+    """A request, read: as the pipeline understands it, as it is published, and how it wants its answer."""
+
+    request: ChatRequest
+    body: bytes
+    shape: Shape
+    stream: bool
+
+
+def decode_body(body: bytes, kind: type[_T]) -> _T:
+    """Read a JSON body.
+
+    Raises:
+        HeadraceError: `invalid_request`.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, str(error)[:_MAX_ERROR_CHARS] or "bad JSON") from None
