@@ -177,7 +177,8 @@ class Router:
             await self._until_changed()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        await give_back(self.me.bus, delivery, self._envelope(delivery))
+        if not self._leases.stood_still():
+            await give_back(self.me.bus, delivery, self._envelope(delivery))
 
     def _envelope(self, delivery: Delivery) -> Envelope:
         lane = LANE_OF_SUBJECT[delivery.message.subject]
@@ -193,6 +194,8 @@ class Router:
     # ---- triage
 
     async def _handle(self, delivery: Delivery) -> None:
+        if self._leases.stood_still():
+            raise LeaseLost
         envelope = self._envelope(delivery)
         lane = LANE_OF_SUBJECT[delivery.message.subject]
         now = asyncio.get_running_loop().time()
@@ -246,6 +249,8 @@ class Router:
                 mlx_wait_ms=load.predicted_wait_ms.of(envelope.priority) if load else None,
                 ollama_ms=room.answer_ms,
             )
+            if not lease.holds():
+                raise LeaseLost
             await self._carry_out(delivery, envelope, verdict, decision)
 
     def _read(self, delivery: Delivery, envelope: Envelope) -> ChatRequest:

@@ -7,6 +7,7 @@ Leases are short, so that a dead worker's requests soon go to another. A worker 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,9 @@ _RENEWALS = 3
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One delivery, ours until `expires_at` (event loop's clock)."""
+    """One delivery, ours until `expires_at` (`time.monotonic`: an event loop may give the time at which its turn began,
+    and a process may be stopped in the middle of one).
+    """
 
     delivery: Delivery
     expires_at: float
@@ -26,7 +29,7 @@ class Lease:
 
     def holds(self) -> bool:
         """Whether the request is still ours, as far as this process can know."""
-        return asyncio.get_running_loop().time() < self.expires_at
+        return time.monotonic() < self.expires_at
 
 
 @dataclass(slots=True)
@@ -39,10 +42,12 @@ class LeaseKeeper:
 
     lease_s: float
     _leases: list[Lease] = field(init=False, default_factory=list)
+    _turned_at: float = field(init=False, default_factory=time.monotonic)
+    _doubtful_until: float = field(init=False, default=0.0)
 
     def hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> Lease:
         """Keep a delivery until `release`; on_lost is called once if its lease runs out before."""
-        lease = Lease(delivery, asyncio.get_running_loop().time() + self.lease_s, on_lost)
+        lease = Lease(delivery, time.monotonic() + self.lease_s, on_lost)
         self._leases.append(lease)
         return lease
 
@@ -51,10 +56,24 @@ class LeaseKeeper:
         if lease in self._leases:
             self._leases.remove(lease)
 
+    def stood_still(self) -> bool:
+        """Whether this process has just stood still for a lease: what it is handed now may have been sent long ago.
+
+        Nobody says when a delivery was sent. One that comes this soon after a standstill is dropped without a word: if
+        it was meant for us after all, it comes again.
+        """
+        now = time.monotonic()
+        return now < self._doubtful_until or now - self._turned_at > self.lease_s
+
     async def run(self) -> None:
         """Renew until cancelled."""
+        self._turned_at = time.monotonic()
         while True:
             await asyncio.sleep(self.lease_s / _RENEWALS)
+            now = time.monotonic()
+            if now - self._turned_at > self.lease_s:
+                self._doubtful_until = now + self.lease_s / _RENEWALS
+            self._turned_at = now
             for lease in list(self._leases):
                 await self._renew(lease)
 
@@ -63,7 +82,7 @@ class LeaseKeeper:
             self.release(lease)
             lease.on_lost()
             return
-        renewed_at = asyncio.get_running_loop().time()
+        renewed_at = time.monotonic()
         try:
             await lease.delivery.in_progress()
         except Unreachable:

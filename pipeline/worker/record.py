@@ -12,7 +12,7 @@ from pipeline.bus import Bus, Delivery, Fenced
 from pipeline.core.delivery import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Answer, Last, decode_answer, encode
-from pipeline.subjects import REPLY_TO, STREAM_REPLIES, out_subject, reply_subject
+from pipeline.subjects import DUPLICATE_WINDOW_S, REPLY_TO, STREAM_REPLIES, out_subject, reply_subject
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,10 @@ _TRIES = 3
 
 class LeaseLost(Exception):
     """The request is not ours any more: somebody else goes on with it, and nothing may be written or acknowledged."""
+
+
+class Repeated(LeaseLost):
+    """The record is that of the same request, published twice: only this delivery of it is to be acknowledged."""
 
 
 class _Taken(Exception):
@@ -148,9 +152,9 @@ class RecordWriter:
 
     async def settle(self, last: bytes, delivery: Delivery) -> None:
         """Forward a last message that the record already holds, and acknowledge the request."""
+        await self._forward(last)
         if not self.holds_lease():
             raise LeaseLost
-        await self._forward(last)
         await delivery.ack()
 
     async def check_reply_to(self) -> None:
@@ -170,6 +174,8 @@ class RecordWriter:
             )
         self._forwarded = _Tail(self.bus, target.removeprefix("llm.reply."), *(found or (0, b"")))
         if found is not None and not self._is_ours(found[1]):
+            if self._repeats(found[1]):
+                raise Repeated
             # An older request had this id; its answer makes way here as it does in the record.
             await self._forwarded.clear(found[0])
 
@@ -181,6 +187,8 @@ class RecordWriter:
         except _Taken as taken:
             if not taken.data or self._is_ours(taken.data):
                 raise LeaseLost from None
+            if self._repeats(taken.data):
+                raise Repeated from None
             # An older request had this id; its answer makes way.
             await self._record.clear(taken.sequence)
             await self._append(data)
@@ -190,7 +198,22 @@ class RecordWriter:
         message = _answer_in(data)
         return message is not None and (message.id, message.created) == (self.envelope.id, self.envelope.created)
 
+    def _repeats(self, data: bytes) -> bool:
+        """Whether a message belongs to another copy of this request, sent while the same id is the same request.
+
+        The broker refuses the second copy, but one that was started again has forgotten the ids of finished requests.
+        """
+        message = _answer_in(data)
+        if message is None or message.id != self.envelope.id:
+            return False
+        younger_s = self.envelope.created - message.created
+        # What moved has left its id behind, and what is replayed is meant to be answered again.
+        earliest_s = 0.0 if self.envelope.move is not None else DUPLICATE_WINDOW_S
+        return -DUPLICATE_WINDOW_S < younger_s < earliest_s
+
     async def _forward(self, data: bytes) -> None:
+        if not self.holds_lease():
+            raise LeaseLost
         try:
             await self.check_reply_to()
         except HeadraceError as error:

@@ -26,14 +26,15 @@ from pipeline.messages import (
 from pipeline.subjects import DEAD, EVENT, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work
-from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.lease import Lease, LeaseKeeper
 from pipeline.worker.move import give_back, times_given_back
-from pipeline.worker.record import LeaseLost, RecordWriter
+from pipeline.worker.record import LeaseLost, RecordWriter, Repeated
 
 log = logging.getLogger(__name__)
 
 # A request that failed for no reason of its own comes again after this long, or to somebody else.
 RETRY_DELAY_S = 0.5
+_MOST_DOUBLINGS = 6
 
 _EVENT_OF_CODE: dict[ErrorCode, EventKind] = {
     ErrorCode.CANCELLED: "cancelled",
@@ -80,6 +81,7 @@ class Serving:
     cost_tokens: tuple[int, int] = (0, 0)
     _interruption: Exception | None = field(init=False, default=None)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
+    _lease: Lease = field(init=False)
 
     def interrupt(self, why: Exception) -> None:
         """End the serving: with the error `why` for its reader, or handed back, or dropped where the lease is lost.
@@ -93,11 +95,14 @@ class Serving:
 
     async def run(self) -> None:
         """Serve; what goes wrong ends in the record or in a redelivery."""
-        lease = self.desk.leases.hold(self.delivery, lambda: self.interrupt(LeaseLost()))
-        writer = RecordWriter(self.desk.bus, self.envelope, lease.holds)
+        self._lease = self.desk.leases.hold(self.delivery, lambda: self.interrupt(LeaseLost()))
+        writer = RecordWriter(self.desk.bus, self.envelope, self._lease.holds)
         deadline = self._arm_deadline()
         try:
             await self._run(writer)
+        except Repeated:
+            log.info("%s: published twice; the other one is answered", self.envelope.id)
+            await self.delivery.ack()
         except LeaseLost:
             log.info("%s: another worker has it; dropped", self.envelope.id)
         except HandedBack:
@@ -107,7 +112,7 @@ class Serving:
         finally:
             if deadline is not None:
                 deadline.cancel()
-            self.desk.leases.release(lease)
+            self.desk.leases.release(self._lease)
 
     def _arm_deadline(self) -> asyncio.TimerHandle | None:
         if self.envelope.deadline is None:
@@ -172,6 +177,8 @@ class Serving:
         try:
             return await self._generate(writer, request, record, attempt)
         except HeadraceError as error:
+            if not self._lease.holds():
+                raise LeaseLost from None
             if not await self.desk.elsewhere.offer(self.delivery, self.envelope, request, error):
                 raise
             span.event("moved", reason=error.message)
@@ -189,7 +196,7 @@ class Serving:
             request,
             model,
             seed=envelope.seed if request.seed is None else request.seed,
-            resume_tokens=record.resumable_tokens,
+            resume_tokens=record.resumable_tokens if record.model == model else [],
             resume_text=record.text,
         )
         with desk.tracing.chat(request, request_id=envelope.id, engine=desk.engine.name, model=model) as chat:
@@ -214,6 +221,8 @@ class Serving:
                 answer.attempt += piece.restarted
                 if request.streams:
                     await writer.write(answer.status("restarted"))
+            # An answer that is broken off has been paid for so far.
+            self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             waits_for_first = answer.first_token_at is None
             chunk = answer.chunk(piece, time.time())
             if waits_for_first and answer.first_token_at is not None:
@@ -235,13 +244,18 @@ class Serving:
 
     async def _fail(self, writer: RecordWriter, error: HeadraceError, attempt: int, span: ProcessSpan) -> None:
         if error.code is ErrorCode.UNAVAILABLE:
-            await self._give_back(RETRY_DELAY_S)
+            delay_s = RETRY_DELAY_S * 2 ** min(self.envelope.delivered - 1, _MOST_DOUBLINGS)
+            await self._give_back(delay_s)
             return
         if error.code is ErrorCode.ENGINE_FAILED:
             await self._bury(error, attempt, span)
         await refuse(self.desk.bus, writer, self.delivery, error, engine=self.desk.engine.name)
 
     async def _give_back(self, delay_s: float = 0.0) -> None:
+        if not self._lease.holds():
+            # The broker would take it from whoever has it now.
+            log.info("%s: another worker has it; not handed back", self.envelope.id)
+            return
         await give_back(self.desk.bus, self.delivery, self.envelope, delay_s=delay_s)
         await self._tell("returned")
 
@@ -282,7 +296,10 @@ async def refuse(
     """End a request with an error: tell its reader, acknowledge it, and have it counted."""
     envelope = writer.envelope
     await writer.close(error_answer(envelope, error), delivery)
-    event = RequestEvent(
-        envelope.id, _EVENT_OF_CODE.get(error.code, "failed"), envelope.priority, engine, code=error.code
-    )
+    event = RequestEvent(envelope.id, event_of(error), envelope.priority, engine, code=error.code)
     await bus.publish(f"{EVENT}.{envelope.priority}.{event.kind}", encode(event))
+
+
+def event_of(error: HeadraceError) -> EventKind:
+    """How a request that ended with error is counted."""
+    return _EVENT_OF_CODE.get(error.code, "failed")

@@ -149,6 +149,8 @@ class Worker:
             await self._room.wait()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
+        if self._leases.stood_still():
+            return
         # One slot is the pull loop's, which may have a request in its hands already.
         if self._free_slots > 1 and not self._draining:
             self._begin(delivery)
@@ -171,6 +173,9 @@ class Worker:
 
     def _begin(self, delivery: Delivery) -> None:
         envelope = self._envelope(delivery)
+        if self._leases.stood_still():
+            log.info("%s: handed over while this process stood still; dropped", envelope.id)
+            return
         lane = self._lane_of[delivery.consumer]
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
         self._scheduler.start(

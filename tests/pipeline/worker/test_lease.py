@@ -115,5 +115,6 @@ async def test_a_worker_that_stood_still_writes_nothing_and_another_one_goes_on(
         answer = await client.answer(request_id)
         assert isinstance(answer, Completion)
         assert answer.choices[0].message.content.endswith("at last")
-        assert answer.headrace.attempts == 2
+        # What it was handed while it stood still was not its own any more.
+        assert answer.headrace.attempts in (2, 3)
     await client.none_waits()

@@ -1,0 +1,80 @@
+"""What is published twice, handed over late, or taken for lost is not served, written or given back twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from pipeline.errors import ErrorCode
+from pipeline.messages import Completion, is_last
+from pipeline.worker.lease import LeaseKeeper
+from tests.waiting import eventually
+
+LEASE_S = 1.0
+
+
+@pytest.mark.parametrize("reply_to", [None, "_INBOX.me.1", "llm.reply.mine"])
+async def test_an_id_that_a_restarted_broker_has_forgotten_is_still_one_request(start, client, nats_server, reply_to):
+    headers = {"Reply_To": reply_to} if reply_to else {}
+    seen = await client.listen(reply_to or "llm.reply.r1")
+    worker = await start()
+    await client.ask("r1", **headers)
+    (await worker.engine.generation("r1")).finish("once")
+    answer = await client.answer("r1")
+    await client.none_waits()
+    nats_server.kill()
+    nats_server.start()
+    assert await client.ask("r1", **headers) == 2, "the broker took it for another request"
+    if reply_to != "llm.reply.mine":  # found out before anything is generated
+        (await worker.engine.generation("r1", 2)).finish("twice")
+    await client.none_waits()
+    assert await client.record("r1") == [answer]
+    assert [message for message in seen if is_last(message)] == [answer]
+
+
+async def test_an_answer_is_still_there_when_the_broker_has_been_killed(start, client, nats_server):
+    worker = await start()
+    await client.stream("r1")
+    (await worker.engine.generation("r1")).finish("kept")
+    await client.answer("r1")
+    await client.none_waits()
+    record = await client.record("r1")
+    nats_server.kill()
+    nats_server.start()
+    assert await eventually(lambda: client.record("r1")) == record
+
+
+async def test_whoever_lost_a_request_does_not_give_it_back(start, client):
+    slow, quick = await start(lease_s=LEASE_S), None
+    await client.ask("r1")
+    run = await slow.engine.generation("r1")
+    slow.engine.set_state("loading")  # it pulls nothing more
+    # A worker that hears nothing of its lease: as one that stood still, but for the others in this process.
+    slow.worker._leases._leases.clear()
+    (serving,) = slow.worker._servings.values()
+    serving._lease.expires_at = time.monotonic()
+    quick = await start(lease_s=LEASE_S)
+    second = await quick.engine.generation("r1")
+    run.fail(ErrorCode.UNAVAILABLE)
+    await eventually(lambda: not slow.worker._servings)
+    second.finish("from the second")
+    answer = await client.answer("r1")
+    assert isinstance(answer, Completion)
+    assert answer.headrace.attempts == 2
+    await client.none_waits()
+    assert len(quick.engine.submitted) == 1
+
+
+async def test_after_a_standstill_what_is_handed_over_is_in_doubt_for_a_while():
+    keeper = LeaseKeeper(lease_s=0.3)
+    running = asyncio.create_task(keeper.run())
+    await asyncio.sleep(0)
+    assert not keeper.stood_still()
+    time.sleep(0.35)  # noqa: ASYNC251 - the loop stands still
+    assert keeper.stood_still(), "before its own timer has had a turn"
+    await eventually(lambda: keeper._doubtful_until)
+    assert keeper.stood_still()
+    await eventually(lambda: not keeper.stood_still())
+    running.cancel()
