@@ -9,6 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from bench.chaos.shows import SHOWS
 from bench.chaos.story import Plan, run
 from pipeline.lifecycle import loop_factory
 
@@ -20,10 +23,13 @@ def main() -> int:
     parser.add_argument("--engine", choices=("simulated", "mlx"), default="simulated")
     parser.add_argument("--seed", type=int, default=1, help="of the load and of the faults")
     parser.add_argument("--rate", type=float, default=6.0, help="requests a second (default: 6)")
+    parser.add_argument("--show", choices=SHOWS, help="show one promise by itself, in place of the long run")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the broker's store")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
     plan = Plan(options.seconds, options.engine, options.seed, options.rate)
+    if options.show:
+        return _show(options.show, folder, plan)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         summary = runner.run(run(plan, folder, lambda line: print(line, flush=True)))
     failed = bool(summary.faults)
@@ -33,6 +39,17 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     print("FAILED" if failed else "passed: nothing was lost, nothing was said twice")
     return int(failed)
+
+
+def _show(name: str, folder: Path, plan: Plan) -> int:
+    config, sizes = plan.config(), {"kills": {"times": 50}, "cancelled": {"requests": 10_000}}
+    if name == "cancelled":
+        config = replace(config, slots=32, simulated_tokens_per_s=20_000.0, simulated_answer_tokens=4)
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        shown = runner.run(SHOWS[name](folder, config, **sizes.get(name, {})))
+    print(*shown.lines, sep="\n")
+    print(f"FAILED: {', '.join(shown.wrong)}; logs and store: {folder}" if shown.wrong else f"{name}: as promised")
+    return int(bool(shown.wrong))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Client:
     Attributes:
         started: how often an engine said that it began a request, by id.
         load_at: unix seconds of the last load event.
+        workers_at: when each worker last said how it is, by process id, unix seconds.
         asks: what became of core requests, which are not in the ledger: nobody acknowledged them.
     """
 
@@ -47,6 +48,7 @@ class Client:
         self._live: dict[str, list[bytes]] = {}
         self._records: dict[str, list[Kept]] = {}
         self._inboxes: dict[str, list[bytes]] = {}
+        self.workers_at: dict[int, float] = {}
         self._prefix = ""
         self._next_sequence = 1
 
@@ -67,6 +69,7 @@ class Client:
             await nc.subscribe("llm.reply.>", cb=client._on_reply)
             await nc.subscribe(f"{client._prefix}.*", cb=client._on_inbox)
             await nc.subscribe("llm.event.*.started", cb=client._on_started)
+            await nc.subscribe("llm.worker.*", cb=client._on_worker)
             await nc.subscribe("llm.load.mlx", cb=client._on_load)
             await nc.flush()
             yield client
@@ -188,6 +191,9 @@ class Client:
 
     async def _on_started(self, message: Msg) -> None:
         self.started[json.loads(message.data)["id"]] += 1
+
+    async def _on_worker(self, message: Msg) -> None:
+        self.workers_at[int(message.subject.rpartition("-")[2])] = time.time()
 
     async def _on_load(self, _: Msg) -> None:
         self.load_at = time.time()

@@ -52,6 +52,11 @@ class Entry:
         return [message for message in map(_read, (kept.data for kept in self.record)) if message["object"] in LAST]
 
     @property
+    def is_in_mid_answer(self) -> bool:
+        """Whether its live reader has chunks of it and no last message."""
+        return bool(self.live) and _read(self.live[-1])["object"] == CHUNK
+
+    @property
     def attempts(self) -> int:
         """How many attempts have written."""
         messages = [_read(kept.data) for kept in self.record]

@@ -42,6 +42,7 @@ class Load:
     poison_share: float = 0.01
     undisturbed: dict[str, str] = field(default_factory=dict)
     _number: int = 0
+    _stopped: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def learn_undisturbed(self) -> None:
@@ -59,14 +60,25 @@ class Load:
         for prompt, entry in entries.items():
             self.undisturbed[prompt] = entry.lasts[0]["choices"][0]["message"]["content"]
 
+    def stop(self) -> None:
+        """Publish no more."""
+        self._stopped = True
+
     async def run(self, seconds: float) -> None:
-        """Publish for a time, then wait until all that was begun is accepted or refused."""
+        """Publish for a time, or until stopped, then wait until all that was begun is accepted or refused."""
         give_up_at = time.monotonic() + seconds
-        while time.monotonic() < give_up_at:
+        while time.monotonic() < give_up_at and not self._stopped:
             self._begin(self._one())
             await asyncio.sleep(self.draw.expovariate(self.rate_per_s))
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def publish_one(self, kind: str) -> Entry:
+        """Publish one streamed request of a kind to the lanes that only MLX serves."""
+        entry = self._entry(kind, streams=True)
+        body = self._body(PROMPTS[0], entry, seeded=False)
+        await self.client.publish(entry, "llm.request.high.complex", body, {})
+        return entry
 
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

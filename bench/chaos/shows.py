@@ -1,0 +1,209 @@
+"""Single promises, each shown by itself: kills in mid-answer, a frozen worker, cancelled while queued, rolling restart.
+
+Each show runs on a stage of its own and returns what there is to say; `wrong` is empty where the promise was kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from bench.chaos import report
+from bench.chaos.fleet import BROKER, STANDIN
+from bench.chaos.ledger import Entry, Summary
+from bench.chaos.load import Load
+from bench.chaos.story import Plan, Stage, stage
+from bench.chaos.torment import Fault, Tormentor, until
+from pipeline.config import Config
+
+_WAIT_S = 60.0
+
+
+class Shown(NamedTuple):
+    """What a show came to."""
+
+    lines: list[str]
+    wrong: list[str]
+
+
+async def kills(folder: Path, config: Config, *, times: int, seed: int = 1) -> Shown:
+    """Kill the MLX worker in mid-answer, so many times in one run, under a steady load of streams."""
+    plan = Plan(0, config.engine, seed)
+    async with stage(folder, replace(config, max_attempts=max(100, times))) as scene:
+        load = Load(scene.client, random.Random(seed), 5.0, plan.max_tokens, poison_share=0)
+        await load.learn_undisturbed()
+        tormentor = Tormentor(scene.fleet, random.Random(seed))
+        loading = asyncio.create_task(load.run(float("inf")))
+        try:
+            while len(tormentor.faults) < times:
+                if not await until(lambda: bool(_in_mid_answer(scene)), _WAIT_S):
+                    return Shown([], ["no answer came into its middle"])
+                await tormentor.do("kill mlx worker")
+                await asyncio.sleep(tormentor.draw.uniform(0.2, 1.5))
+        finally:
+            load.stop()
+            await loading
+        return await _closing(scene, tormentor)
+
+
+async def frozen(folder: Path, config: Config, *, leases: int = 3) -> Shown:
+    """Stop a worker in mid-answer for some leases while another answers; when it goes on, nobody hears of it."""
+    async with stage(folder, config) as scene:
+        load = Load(scene.client, random.Random(1), 5.0, 200)
+        entries = [await load.publish_one(kind) for kind in ("plain", "inbox", "plain", "inbox", "plain", "inbox")]
+        await until(lambda: len(_in_mid_answer(scene)) > 1, _WAIT_S)
+        frozen_worker = scene.fleet[scene.fleet.workers[0]]
+        frozen_at = time.time()
+        frozen_worker.freeze()
+        try:
+            await asyncio.sleep(leases * config.lease_s)
+            quiet = await scene.settle()
+            before = [_all_seen(entry) for entry in entries]
+        finally:
+            frozen_worker.thaw()
+        thawed_at = time.time()
+        heard = await until(lambda: scene.client.workers_at.get(frozen_worker.pid or 0, 0) > thawed_at, _WAIT_S)
+        # Whatever it still had to say, it has a lease's time to say it.
+        await asyncio.sleep(config.lease_s)
+        await scene.client.read_record()
+        after = [_all_seen(entry) for entry in entries]
+        summary = scene.ledger.summary()
+        wrong = list(summary.faults)
+        wrong += [] if quiet else ["not all were answered while it was frozen"]
+        wrong += [] if heard else ["the frozen worker never came back"]
+        wrong += ["something was seen after it woke up"] if before != after else []
+        wrong += [] if summary.reexecuted else ["it held nothing"]
+        lines = [
+            f"frozen for {thawed_at - frozen_at:.1f} s, lease {config.lease_s:.1f} s",
+            f"requests {len(entries)}, taken over from the frozen worker {summary.reexecuted}",
+            f"messages seen by readers before it woke {sum(map(len, before))}, after {sum(map(len, after))}",
+        ]
+        return Shown(lines, wrong)
+
+
+async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 1) -> Shown:
+    """Queue many requests, cancel half of them while they wait: no engine ever hears of those."""
+    draw = random.Random(seed)
+    async with stage(folder, replace(config, lane_max_messages=requests + 1)) as scene:
+        workers = [scene.fleet[name] for name in scene.fleet.workers]
+        for worker in workers:
+            worker.hold_down()
+            worker.kill()
+        entries = [Entry(f"q{n}", "cancelled", False, 0.0, may_end=frozenset({"cancelled"})) for n in range(requests)]
+        body = json.dumps({"prompt": "x", "max_tokens": 4}).encode()
+        began_at = time.monotonic()
+        await _side_by_side(
+            64,
+            (
+                _publish(scene, entry, f"llm.request.{draw.choice(('high', 'medium', 'low'))}", body)
+                for entry in entries
+            ),
+        )
+        queued_at = time.monotonic()
+        chosen = draw.sample(entries, requests // 2)
+        late = chosen[int(len(chosen) * 0.9) :]
+        await _side_by_side(64, (scene.client.cancel(entry.id) for entry in chosen[: -len(late)]))
+        cancelled_at = time.monotonic()
+        # The last ones race with the engines.
+        for worker in workers:
+            worker.let_up()
+        await _side_by_side(16, (scene.client.cancel(entry.id) for entry in late))
+        quiet = await scene.settle(_WAIT_S + requests / 50)
+        endings = {entry.id: _ending(entry) for entry in entries}
+        while_waiting = [i for i, ending in endings.items() if ending.endswith("while it waited")]
+        seen = [request_id for request_id in while_waiting if scene.client.started[request_id]]
+        summary = scene.ledger.summary()
+        wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
+        wrong += [] if quiet else ["not quiet in time"]
+        wrong += [f"an engine began {len(seen)} cancelled ones: {seen[:3]}"] if seen else []
+        early = {entry.id for entry in chosen[: -len(late)]}
+        missed = [request_id for request_id in early if request_id not in set(while_waiting)]
+        wrong += [f"{len(missed)} cancelled before any engine ran were not: {missed[:3]}"] if missed else []
+        lines = [
+            f"queued {requests} in {queued_at - began_at:.1f} s",
+            f"cancelled {len(early)} in {cancelled_at - queued_at:.1f} s, then {len(late)} beside running engines",
+            f"ended: {dict(Counter('cancelled' if 'cancelled' in e else 'answered' for e in endings.values()))}",
+            f"cancelled while queued {len(while_waiting)}; of these an engine began {len(seen)}",
+            f"begun by engines in all {len(scene.client.started)}; cancels answered {dict(scene.client.cancels)}",
+        ]
+        return Shown(lines, wrong)
+
+
+async def rolling(folder: Path, config: Config, *, rounds: int = 1, seed: int = 1) -> Shown:
+    """Drain and start every role again, one after another, under load: nothing is lost, nothing noticeably delayed."""
+    async with stage(folder, config) as scene:
+        load = Load(scene.client, random.Random(seed), 3.0, 40, poison_share=0)
+        await load.learn_undisturbed()
+        tormentor = Tormentor(scene.fleet, random.Random(seed))
+        loading = asyncio.create_task(load.run(float("inf")))
+        try:
+            for _ in range(rounds):
+                for name, member in scene.fleet.members.items():
+                    if name in (BROKER, STANDIN):
+                        continue
+                    fault = Fault(f"drain {name}", time.time(), name)
+                    member.drain(config.drain_timeout_s)
+                    await until(member.ready.is_set, _WAIT_S)
+                    tormentor.faults.append(fault)
+                    tormentor.back_s[fault] = member.ready_at - fault.at
+                    await asyncio.sleep(0.5)
+        finally:
+            load.stop()
+            await loading
+        return await _closing(scene, tormentor)
+
+
+SHOWS: dict[str, Callable[..., Awaitable[Shown]]] = {
+    "kills": kills,
+    "frozen": frozen,
+    "cancelled": cancelled,
+    "rolling": rolling,
+}
+
+
+async def _closing(scene: Stage, tormentor: Tormentor) -> Shown:
+    await tormentor.settle()
+    quiet = await scene.settle()
+    summary: Summary = scene.ledger.summary()
+    lines = report.recovery(tormentor, scene.ledger)
+    lines += ["", *report.verdict(summary, scene.client, await scene.left(), scene.fleet.surprises)]
+    wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
+    return Shown(lines, wrong if quiet else [*wrong, "not quiet in time"])
+
+
+def _in_mid_answer(scene: Stage) -> list[Entry]:
+    """Streams that have begun to say something and are not over, as their live reader knows."""
+    return [entry for entry in scene.ledger.entries.values() if entry.is_in_mid_answer]
+
+
+def _all_seen(entry: Entry) -> list[bytes]:
+    return [*(kept.data for kept in entry.record), *entry.live, *(entry.inbox or ())]
+
+
+def _ending(entry: Entry) -> str:
+    if not entry.record:
+        return "nothing"
+    last: dict[str, Any] = json.loads(entry.record[-1].data)
+    return str(last["error"]["message"]) if last["object"] == "error" else "answered"
+
+
+async def _publish(scene: Stage, entry: Entry, subject: str, body: bytes) -> None:
+    await scene.client.publish(entry, subject, body, {})
+
+
+async def _side_by_side(width: int, works: Iterator[Awaitable[Any]]) -> None:
+    """Do all works, so many at once."""
+
+    async def one_after_another() -> None:
+        for work in works:
+            await work
+
+    await asyncio.gather(*(one_after_another() for _ in range(width)))
