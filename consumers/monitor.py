@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
-from pipeline.bus import BusError, Headers, Message
+from pipeline.bus import BusError, Message, to_stored
 from pipeline.config import Config
-from pipeline.core.delivery import error_answer, read_envelope
-from pipeline.core.index import Entry, QueueIndex
+from pipeline.core.admission import Admission, Waiting
+from pipeline.core.delivery import read_envelope
+from pipeline.core.index import QueueIndex
 from pipeline.core.models import Catalogue
 from pipeline.core.saturation import Capacity, SaturationMonitor
 from pipeline.core.scheduler import shares
@@ -28,14 +32,13 @@ from pipeline.role import Role, role
 from pipeline.subjects import (
     CANCEL,
     EVENT,
+    LANE_OF_SUBJECT,
     LANES,
     LOAD,
     MODELS,
-    MSG_ID,
     QUEUE_POSITION,
     QUEUE_STATS,
     QUEUED_PREFIX,
-    STORED_SEQUENCE,
     STORED_SUBJECT,
     STREAM_DEAD,
     STREAM_OLLAMA,
@@ -43,14 +46,12 @@ from pipeline.subjects import (
     STREAM_REQUESTS,
     Priority,
     Task,
-    generated_id,
     is_request_id,
     ollama_consumer,
     ollama_subject,
     reply_subject,
-    split_moved_id,
 )
-from pipeline.worker.record import LeaseLost, RecordWriter
+from pipeline.worker.withdraw import Withdrawals, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
     "ollama": {ollama_consumer(priority): priority for priority in Priority},
 }
 _STREAMS: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
+_ENGINE_OF: dict[str, EngineName] = {stream: engine for engine, stream in _STREAMS.items()}
 _PLACE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
     ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
 }
@@ -104,6 +106,16 @@ class ModelList(msgspec.Struct):
     object: str = "list"
 
 
+class Arrival(NamedTuple):
+    """A request with a deadline (UTC seconds), as it was stored: how many of its priority were queued before it."""
+
+    id: str
+    sequence: int
+    deadline: float
+    place: int
+    may_spill: bool
+
+
 @dataclass(slots=True)
 class Monitor:
     """One is enough; its load events are retained by the broker, its counts begin anew when it does."""
@@ -117,6 +129,9 @@ class Monitor:
     _loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
     _said_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _admission: Admission = field(init=False)
+    _arrived: list[Arrival] = field(init=False, default_factory=list)
+    _withdrawals: Withdrawals = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -125,6 +140,8 @@ class Monitor:
             engine: SaturationMonitor(engine, parts, config.target_wait_s, config.busy_at, config.saturated_at)
             for engine in ENGINES
         }
+        self._admission = Admission(parts, config.target_wait_s)
+        self._withdrawals = Withdrawals(self.me.bus, self._index)
         self._statistics = Statistics(time.monotonic())
         self._queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
 
@@ -141,7 +158,8 @@ class Monitor:
             {QUEUE_STATS: self._answer_stats, QUEUE_POSITION: self._answer_position, MODELS: self._answer_models},
         )
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._watch(lifecycle)), group.create_task(self._forget_finished())]
+            work = (self._watch(lifecycle), self._forget_finished(), self._withdrawals.run())
+            tasks = [group.create_task(one) for one in work]
             await lifecycle.stopping.wait()
             for task in tasks:
                 task.cancel()
@@ -177,9 +195,11 @@ class Monitor:
                     queued[priority] += consumers[name].num_pending
             self._queued[engine] = queued
             await self._observe(engine)
+        self._admit()
 
     async def _observe(self, engine: EngineName) -> None:
         capacity = Capacity.of(self.me.peers.workers(engine))
+        self._admission.observe(engine, capacity, time.monotonic())
         changed = True
         while changed:
             now = time.monotonic()
@@ -210,22 +230,36 @@ class Monitor:
         """Learn what was stored before this monitor began."""
         for engine in ENGINES:
             async for message in self.me.bus.scan(_STREAMS[engine], ">"):
-                self._note_stored(message.headers)
+                self._note_stored(message)
 
     async def _on_stored(self, message: Message) -> None:
-        self._note_stored(message.headers)
+        if (arrival := self._note_stored(message)) is not None:
+            self._arrived.append(arrival)
         self._changed.set()
 
-    def _note_stored(self, headers: Headers) -> None:
+    def _note_stored(self, message: Message) -> Arrival | None:
+        """Enter a request in the index. Returns what admission wants to know of one that has a deadline."""
         # Not by `Nats-Stream`: it stands first, and is damaged where the publisher's headers had no proper end.
-        place = _PLACE_OF_SUBJECT.get(headers.get(STORED_SUBJECT, ""))
-        if place is None:
-            return
-        sequence = int(headers[STORED_SEQUENCE])
-        request_id, _ = split_moved_id(headers.get(MSG_ID, ""))
-        if not is_request_id(request_id):
-            request_id = generated_id(sequence)
-        self._index.stored(request_id, *place, sequence)
+        where = _PLACE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        if where is None:
+            return None
+        (stream, priority), stored = where, to_stored(message)
+        lane = LANE_OF_SUBJECT.get(stored.subject)
+        envelope = read_envelope(
+            stored.headers,
+            priority=priority,
+            task=Task.UNTRIAGED,
+            sequence=stored.sequence,
+            stored_at=stored.stored_at,
+            delivered=1,
+            default_timeout_s=self.config.default_timeout_s,
+        )
+        place = self._index.stored(envelope.id, stream, priority, stored.sequence, envelope.deadline)
+        if envelope.deadline is None or envelope.fault is not None:
+            return None
+        self._withdrawals.expect(envelope.deadline)
+        may_spill = lane is not None and lane.task is not Task.COMPLEX
+        return Arrival(envelope.id, stored.sequence, envelope.deadline, place, may_spill)
 
     async def _on_event(self, message: Message) -> None:
         event = _event_decoder.decode(message.data)
@@ -292,52 +326,50 @@ class Monitor:
             return "unknown"
         return "finished" if is_last(decode_answer(found[1])) else "running"
 
-    # ---- cancelling
+    # ---- ending what waits
+
+    def _admit(self) -> None:
+        """Refuse what arrived since the last look and would begin only after its deadline."""
+        now, wall_now = time.monotonic(), time.time()
+        refused: Counter[tuple[str, Priority]] = Counter()
+        arrived, self._arrived = self._arrived, []
+        for arrival in arrived:
+            entry = self._index.find(arrival.id)
+            if entry is None or entry.sequence != arrival.sequence or entry.state != "queued":
+                continue
+            engine, lane = _ENGINE_OF[entry.stream], (entry.stream, entry.priority)
+            queued = self._queued[engine]
+            waiting = Waiting(
+                priority=entry.priority,
+                # Whatever the index has missed, no more can be before it than the broker has.
+                place=max(0, min(arrival.place - refused[lane], queued[entry.priority] - 1)),
+                left_s=arrival.deadline - wall_now,
+                may_spill=arrival.may_spill,
+            )
+            if (error := self._admission.decide(engine, waiting, queued, now)) is not None:
+                refused[lane] += 1
+                self._withdrawals.end(arrival.id, error, untouched=True)
 
     async def _on_cancel(self, message: Message) -> None:
+        self._withdrawals.soon(partial(self._answer_cancel, message))
+
+    async def _answer_cancel(self, message: Message) -> None:
         request_id = message.subject.removeprefix(f"{CANCEL}.")
         try:
             state = await self._cancel(request_id)
+            if message.reply:
+                await self.me.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
         except BusError as error:
             log.warning("%s: not cancelled: %s", request_id, error)
-            return
-        if message.reply:
-            await self.me.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
 
     async def _cancel(self, request_id: str) -> str:
         """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well."""
         entry = self._index.find(request_id)
-        if entry is not None and entry.state == "queued" and await self._cancel_queued(request_id, entry):
+        error = HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
+        if entry is not None and entry.state == "queued" and await withdraw(self.me.bus, entry, error):
             return "cancelled"
         state = await self._state_on_record(request_id)
         return state if state == "finished" or (entry is None and state == "unknown") else "cancelled"
-
-    async def _cancel_queued(self, request_id: str, entry: Entry) -> bool:
-        """Close the record first, then remove the request: whoever pulls it in between finds it settled.
-
-        Returns:
-            Whether the request was still there and nobody had begun to answer it.
-        """
-        found = await self.me.bus.stored(entry.stream, entry.sequence)
-        if found is None:
-            return False
-        envelope = read_envelope(
-            found.headers,
-            priority=entry.priority,
-            task=Task.UNTRIAGED,
-            sequence=found.sequence,
-            stored_at=found.stored_at,
-            delivered=1,
-        )
-        error = HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
-        try:
-            await RecordWriter(self.me.bus, envelope, lambda: True).write(error_answer(envelope, error))
-        except LeaseLost:
-            return False
-        await self.me.bus.delete(entry.stream, entry.sequence)
-        event = RequestEvent(request_id, "cancelled", entry.priority, code=error.code)
-        await self.me.bus.publish(f"{EVENT}.{entry.priority}.cancelled", encode(event))
-        return True
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
