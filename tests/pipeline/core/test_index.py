@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pipeline.core.index import Entry, QueueIndex
+from pipeline.core.index import RUNNING_GRACE_S, Entry, QueueIndex
 from pipeline.messages import RequestEvent
 from pipeline.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
 
@@ -83,6 +83,52 @@ def test_what_stood_before_a_streams_first_message_is_forgotten_in_that_stream_a
     index.stored("o", STREAM_OLLAMA, HIGH, 1)
     index.forget_before(STREAM_REQUESTS, 3)
     assert [index.find(request) is not None for request in "abco"] == [False, False, True, True]
+
+
+# ---- deadlines
+
+
+def test_what_has_waited_past_its_deadline_is_taken_out_earliest_first():
+    index = QueueIndex()
+    for sequence, (request_id, deadline) in enumerate([("late", 30.0), ("soon", 10.0), ("never", None)], 1):
+        index.stored(request_id, STREAM_REQUESTS, HIGH, sequence, deadline)
+    assert index.next_deadline() == 10.0
+    assert index.expired(9.9) == []
+    assert [request_id for request_id, _ in index.expired(30.0)] == ["soon", "late"]
+    assert (index.next_deadline(), len(index), index.depth(STREAM_REQUESTS, HIGH)) == (None, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["done", "failed", "cancelled", "expired"])
+def test_a_finished_request_has_no_deadline_any_more(kind):
+    index = QueueIndex()
+    index.stored("a", STREAM_REQUESTS, HIGH, 1, 10.0)
+    happened(index, kind, "a")
+    assert (index.next_deadline(), index.expired(11.0)) == (None, [])
+
+
+def test_what_runs_at_its_deadline_is_its_workers_to_end_unless_that_has_died():
+    index = QueueIndex()
+    index.stored("a", STREAM_REQUESTS, HIGH, 1, 10.0)
+    happened(index, "started", "a")
+    assert index.expired(10.0) == []
+    assert index.next_deadline() == 10.0 + RUNNING_GRACE_S
+    assert [request_id for request_id, _ in index.expired(10.0 + RUNNING_GRACE_S)] == ["a"]
+
+
+def test_what_moved_keeps_one_deadline():
+    index = QueueIndex()
+    index.stored("a", STREAM_REQUESTS, HIGH, 1, 10.0)
+    index.stored("a", STREAM_OLLAMA, HIGH, 2, 10.0)
+    assert [entry.stream for _, entry in index.expired(10.0)] == [STREAM_OLLAMA]
+    assert index.next_deadline() is None
+
+
+def test_deadlines_of_finished_requests_do_not_pile_up():
+    index = QueueIndex()
+    for number in range(20_000):
+        index.stored(f"r{number}", STREAM_REQUESTS, HIGH, number, 1e9 + number)
+        happened(index, "done", f"r{number}")
+    assert len(index._deadlines) <= 1001
 
 
 class Queue(RuleBasedStateMachine):
