@@ -54,19 +54,16 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
             await topology.apply(bus.js, config)
 
             async def apply_again() -> None:
-                try:
-                    while not await applied():
-                        await asyncio.sleep(_APPLY_PAUSE_S)
-                except topology.TopologyError as error:
-                    log.warning("the broker's streams were not brought back: %s", error)
-
-            async def applied() -> bool:
-                try:
-                    await topology.apply(bus.js, config)
-                except Unreachable as error:
-                    log.info("the broker is not ready yet: %s", error)
-                    return False
-                return True
+                while True:
+                    try:
+                        await topology.apply(bus.js, config)
+                        return
+                    except Unreachable as error:
+                        log.info("the broker is not ready yet: %s", error)
+                    except topology.TopologyError as error:
+                        log.warning("the broker's streams were not brought back: %s", error)
+                        return
+                    await asyncio.sleep(_APPLY_PAUSE_S)
 
             def on_reconnect() -> None:
                 task = asyncio.get_running_loop().create_task(apply_again())

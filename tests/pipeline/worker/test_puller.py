@@ -191,11 +191,15 @@ async def test_a_request_without_a_body_that_looks_like_a_status_is_delivered(pu
     assert (await pulling.take()).message.headers[MSG_ID] == "a"
 
 
-@pytest.mark.parametrize("headers", [b"NATS/1.0", b"NATS/1.0\r\n", b"NATS/1.0 \xff\xfe\xfd\r\n\r\n", b"garbage\r\n\r\n"])
+@pytest.mark.parametrize(
+    "headers", [b"NATS/1.0", b"NATS/1.0\r\n", b"NATS/1.0 \xff\xfe\xfd\r\n\r\n", b"garbage\r\n\r\n"]
+)
 async def test_headers_that_cannot_be_read_cut_nobody_off(pulling, nats_server, headers):
     with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as raw:
         raw.sendall(b'CONNECT {"headers":true,"verbose":false}\r\n')
-        raw.sendall(b"HPUB llm.request.high %d %d\r\n" % (len(headers), len(headers) + 5) + headers + b"hello\r\nPING\r\n")
+        raw.sendall(
+            b"HPUB llm.request.high %d %d\r\n" % (len(headers), len(headers) + 5) + headers + b"hello\r\nPING\r\n"
+        )
         while not raw.recv(4096).endswith(b"PONG\r\n"):
             pass
     delivery = await eventually(pulling.take)

@@ -133,7 +133,10 @@ async def test_a_write_cancelled_at_any_moment_leaves_no_message_out_and_none_tw
         await asyncio.wait({writing})
         await mine.write(last(envelope))
         record = await held(bus, reply_subject(envelope.id))
-        assert record in ([chunk(0, envelope), last(envelope)], [chunk(0, envelope), chunk(1, envelope), last(envelope)])
+        assert record in (
+            [chunk(0, envelope), last(envelope)],
+            [chunk(0, envelope), chunk(1, envelope), last(envelope)],
+        )
         if not writing.cancelled():
             assert len(record) == 3
         await eventually(lambda reader=reader, envelope=envelope: encode(last(envelope)) in reader.seen)

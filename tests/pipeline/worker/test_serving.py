@@ -405,9 +405,7 @@ async def test_an_error_does_not_reach_the_readers_of_another_request(start, cli
     (await engine.generation("victim")).say("Par")
     await client.until("victim", 2)
     seen = await client.listen("llm.reply.victim")
-    await client.bus.store(
-        "llm.request.high", b'{"prompt":', headers={MSG_ID: "evil", "Reply-To": "llm.reply.victim"}
-    )
+    await client.bus.store("llm.request.high", b'{"prompt":', headers={MSG_ID: "evil", "Reply-To": "llm.reply.victim"})
     await client.ask("late", Reply_To="llm.reply.victim", Llm_Timeout="0.001")
     await client.answer("evil")
     await client.answer("late")

@@ -37,7 +37,8 @@ async def test_no_more_runs_than_there_are_slots_and_no_more_is_taken(start, cli
     while len(served) < 12:
         expected = min(3, 12 - len(served))
         await eventually(lambda expected=expected: len(engine.running) == expected)
-        await eventually(lambda: _counts_are(client.bus, expected, 12 - len(served) - expected))
+        waiting = 12 - len(served) - expected
+        await eventually(lambda held=expected, waiting=waiting: _counts_are(client.bus, held, waiting))
         run = engine.running[0]
         served.append(run.work.id)
         run.finish("x")

@@ -1,0 +1,89 @@
+"""One core request, one answer, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from pipeline import topology
+from pipeline.gateway.ask import Ask
+from pipeline.messages import ErrorAnswer, decode_answer
+from pipeline.role import role
+from pipeline.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def asking(config, bus):
+    async with role("gateway", config) as me:
+        await Ask(me.bus, me.tracing).start()
+        await me.bus.nc.flush()
+        yield me
+
+
+async def queued(bus):
+    return [message async for message in bus.scan(STREAM_REQUESTS, ">")]
+
+
+async def test_a_question_is_queued_with_the_way_back(bus, asking):
+    waiting = asyncio.create_task(bus.request("llm.ask.low", b"Why is the sky blue?", timeout_s=10))
+    (message,) = await eventually(lambda: queued(bus))
+    stored = await bus.stored(STREAM_REQUESTS, 1)
+    assert (stored.subject, stored.data) == ("llm.request.low", b"Why is the sky blue?")
+    assert message.headers[MSG_ID]
+    # Whoever answers at the reply subject answers the asker.
+    await bus.publish(message.headers[REPLY_TO], b"Because.")
+    assert (await waiting).data == b"Because."
+
+
+async def test_the_askers_headers_go_along_but_not_its_reply_to(bus, asking):
+    headers = {MSG_ID: "mine", "Llm-Timeout": "5", REPLY_TO: "llm.reply.somebody"}
+    waiting = asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10))
+    (message,) = await eventually(lambda: queued(bus))
+    assert (message.headers[MSG_ID], message.headers["Llm-Timeout"]) == ("mine", "5")
+    assert message.headers[REPLY_TO].startswith("_INBOX.")
+    waiting.cancel()
+
+
+async def test_an_unknown_priority_is_told_at_once(bus, asking):
+    answer = decode_answer((await bus.request("llm.ask.urgent", b"x", timeout_s=5)).data)
+    assert isinstance(answer, ErrorAnswer)
+    assert answer.error.code == "invalid_request"
+    assert await queued(bus) == []
+
+
+async def test_a_full_lane_is_told_at_once(bus, config, asking):
+    await topology.apply(bus.js, msgspec.structs.replace(config, lane_max_messages=1))
+    await bus.store("llm.request.high", b"x", headers={MSG_ID: "first"})
+    answer = decode_answer((await bus.request("llm.ask.high", b"x", timeout_s=5)).data)
+    assert answer.error.code == "queue_full"
+    assert answer.error.retryable
+
+
+async def test_what_the_broker_refuses_is_told_at_once(bus, asking):
+    headers = {"Nats-Expected-Stream": "OTHER"}
+    answer = decode_answer((await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=5)).data)
+    assert answer.error.code == "unavailable"
+
+
+async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
+    await bus.publish("llm.ask.high", b"x")
+    # Handled in their order, so the first is behind us when the second is answered.
+    await bus.request("llm.ask.urgent", b"x", timeout_s=5)
+    assert await queued(bus) == []
+
+
+async def test_two_gateways_queue_each_question_once(bus, config, asking):
+    async with role("gateway2", config) as me:
+        await Ask(me.bus, me.tracing).start()
+        await me.bus.nc.flush()
+        for number in range(20):
+            await bus.publish("llm.ask.high", b"x", reply=f"_INBOX.me.{number}")
+
+        async def all_there():
+            return len(await queued(bus)) >= 20
+
+        await eventually(all_there)
+        assert sorted(m.headers[REPLY_TO] for m in await queued(bus)) == sorted(f"_INBOX.me.{n}" for n in range(20))
