@@ -37,7 +37,8 @@ class Peers:
     def workers(self, engine: EngineName) -> list[WorkerStatus]:
         """What the workers of engine said within the last three seconds."""
         oldest = time.time() - STALE_S
-        return [status for status in self._statuses.values() if status.engine == engine and status.at >= oldest]
+        self._statuses = {name: status for name, status in self._statuses.items() if status.at >= oldest}
+        return [status for status in self._statuses.values() if status.engine == engine]
 
     def models(self, engine: EngineName) -> list[str]:
         """The names that engine's workers answer to, each once."""
