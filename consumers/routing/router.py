@@ -137,6 +137,7 @@ class Router:
             if not priorities:
                 await self._until_changed()
                 continue
+            await self._leases.until_certain()
             began_at = asyncio.get_running_loop().time()
             try:
                 delivery = await self._next_delivery(priorities)

@@ -15,6 +15,8 @@ from pipeline.bus import Delivery, Unreachable
 
 # Renewals per lease: one may be late or lost.
 _RENEWALS = 3
+# After a standstill, what had come meanwhile is read within this time.
+_DOUBT_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +67,11 @@ class LeaseKeeper:
         now = time.monotonic()
         return now < self._doubtful_until or now - self._turned_at > self.lease_s
 
+    async def until_certain(self) -> None:
+        """Wait while deliveries are in doubt: what is asked for only now would be dropped as well."""
+        while self.stood_still():
+            await asyncio.sleep(_DOUBT_S / 10)
+
     async def run(self) -> None:
         """Renew until cancelled."""
         self._turned_at = time.monotonic()
@@ -72,7 +79,7 @@ class LeaseKeeper:
             await asyncio.sleep(self.lease_s / _RENEWALS)
             now = time.monotonic()
             if now - self._turned_at > self.lease_s:
-                self._doubtful_until = now + self.lease_s / _RENEWALS
+                self._doubtful_until = now + _DOUBT_S
             self._turned_at = now
             for lease in list(self._leases):
                 await self._renew(lease)

@@ -108,6 +108,7 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
+            await self._leases.until_certain()
             await self._until_there_is_room()
             began_at = asyncio.get_running_loop().time()
             try:
