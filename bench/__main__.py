@@ -1,0 +1,38 @@
+"""`python -m bench [NAME ...]`: all benchmarks, or those that are named, one after another, each in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+BENCHMARKS = {
+    "triage": "what triage gets right, and what it costs",
+    "durability": "what a PubAck costs, by what it promises",
+    "loop_lag": "how late the MLX consumer's event loop is under a full batch",
+}
+
+
+def main() -> int:
+    """Returns 0 where every benchmark ran to its end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Benchmarks. Each has options of its own: `python -m bench.NAME --help`.",
+        epilog="; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items()),
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="one of " + ", ".join(BENCHMARKS))
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}")
+    failed = []
+    for name in names:
+        print(f"\n== {name}: {BENCHMARKS[name]}\n", flush=True)
+        if subprocess.run([sys.executable, "-m", f"bench.{name}"], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
