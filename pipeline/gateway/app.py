@@ -38,6 +38,8 @@ _PAGE_HEADERS = {
 }
 
 
+# How many times the largest body is still read, to be dropped.
+_DROPPED_BODIES = 16
 # Of the drain time, what is kept for telling those who still read that they must come back.
 FAREWELL_S = 0.5
 # A body, the largest one that may be published, and the models that are listed.
@@ -238,20 +240,25 @@ async def _body(request: Request, *, limit: int, within_s: float) -> bytes:
     Raises:
         HttpError: 413 where it is too large, 408 where it does not come in time.
     """
-    too_large = HttpError(413, ErrorCode.REQUEST_TOO_LARGE, f"at most {limit} bytes are accepted")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(within_s):
-            async for part in request.stream():
-                body += part
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise HttpError(408, ErrorCode.INVALID_REQUEST, f"the body did not come within {within_s:g} s") from None
-    return bytes(body)
+    body, size = bytearray(), 0
+    # A client that is still sending would see its connection break and not the answer, so what is too large is read
+    # to its end and dropped, unless that has no end.
+    patience = limit * _DROPPED_BODIES
+    if not (length.isdecimal() and int(length) > patience):
+        try:
+            async with asyncio.timeout(within_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > patience:
+                        break
+                    if size <= limit:
+                        body += part
+        except TimeoutError:
+            raise HttpError(408, ErrorCode.INVALID_REQUEST, f"the body did not come within {within_s:g} s") from None
+        if size <= limit:
+            return bytes(body)
+    raise HttpError(413, ErrorCode.REQUEST_TOO_LARGE, f"at most {limit} bytes are accepted")
 
 
 async def _refused(request: Request, error: Exception) -> Response:

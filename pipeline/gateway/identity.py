@@ -19,7 +19,7 @@ import msgspec
 from pipeline.config import HttpKey
 from pipeline.errors import ErrorCode
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import Priority, is_request_id
+from pipeline.subjects import Priority, is_generated_id, is_request_id
 
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
@@ -113,7 +113,9 @@ def own_id(caller: Caller, given: str) -> str:
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
     """The id of a new request, and whether the caller gave it; one that no request may have is not taken."""
     for name in ("idempotency-key", "x-request-id"):
-        if (given := headers.get(name)) and is_request_id(chosen := own_id(caller, given)):
+        given = headers.get(name, "")
+        chosen = own_id(caller, given)
+        if given and is_request_id(chosen) and not is_generated_id(chosen):
             return chosen, True
     return own_id(caller, secrets.token_hex(12)), False
 

@@ -45,7 +45,9 @@ class Pipeline:
     def wait_ready(self) -> None:
         wait_until(lambda: self._ready.exists() or self._process.poll() is not None, what="headrace up", timeout_s=90)
         assert self._ready.exists(), self._log.read_text()
-        self.url = json.loads(self._ready.read_text())["nats"]
+        ready = json.loads(self._ready.read_text())
+        self.url = ready["nats"]
+        self.http = ready["http"]
 
     @property
     def screen(self) -> str:
@@ -53,6 +55,12 @@ class Pipeline:
 
     def log(self, role: str) -> str:
         return (self.folder / "state" / "logs" / f"{role}.log").read_text()
+
+    def kill(self, role: str) -> None:
+        """Have the process of one role die as by a crash."""
+        found = ["pgrep", "-P", str(self._process.pid), "-f", f"pipeline.cli run {role}"]
+        (pid,) = subprocess.run(found, capture_output=True, text=True, check=True).stdout.split()
+        os.kill(int(pid), signal.SIGKILL)
 
     def stop(self) -> int:
         """End it as Ctrl-C does; returns the exit code."""

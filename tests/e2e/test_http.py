@@ -1,0 +1,480 @@
+"""The HTTP gateway of `headrace up` as its clients use it: OpenAI's and Ollama's own, unchanged, and plain HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import openai
+import pytest
+
+from tests.e2e.conftest import Asker, Pipeline, asking, chat, joined, running, text_of
+from tests.waiting import eventually
+
+PRIORITIES = ("high", "medium", "low")
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
+ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
+MODEL = "headrace-demo"
+STREAMS = 200
+
+
+@pytest.fixture
+async def gpt(embedded: Pipeline) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(base_url=f"{embedded.http}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def llama(embedded: Pipeline) -> AsyncIterator[ollama.AsyncClient]:
+    client = ollama.AsyncClient(host=embedded.http)
+    async with client._client:
+        yield client
+
+
+@pytest.fixture
+async def web(embedded: Pipeline) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=embedded.http, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """An engine that takes as long as one wants, and says nothing of its own."""
+    options = ("--engine", "simulated", "--slots", str(STREAMS), "--simulated-answer-tokens", "40")
+    more = ("--simulated-tokens-per-s", "4000", "--simulated-prefill-tokens-per-s", "100000")
+    alone = ("--no-ollama-standin", "--ollama-host", "127.0.0.1:9")
+    with running(tmp_path_factory.mktemp("simulated"), *options, *more, *alone) as pipeline:
+        yield pipeline
+
+
+def events_of(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """The events of a stream as (id, data)."""
+    blocks = [block.split("\n") for block in text.split("\n\n") if block.startswith("id: ")]
+    return [(int(number.removeprefix("id: ")), json.loads(data.removeprefix("data: "))) for number, data in blocks]
+
+
+# ---- OpenAI's client
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+async def test_openai_chats_at_each_priority_through_to_mlx(gpt: openai.AsyncOpenAI, priority: str):
+    answer = await gpt.chat.completions.create(
+        model="auto", messages=FRANCE, temperature=0, extra_headers={"X-Priority": priority}
+    )
+    assert answer.choices[0].message.content == "The capital of France is Paris."
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.headrace["priority"] == priority
+    assert answer.headrace["engine"] == "mlx"
+    assert answer._request_id == answer.id
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+async def test_openai_streams_what_it_would_have_got_whole(gpt: openai.AsyncOpenAI, priority: str):
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Count from 1 to 20."}], "temperature": 0}
+    whole = await gpt.chat.completions.create(**asked)
+    stream = await gpt.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}, extra_headers={"X-Priority": priority}
+    )
+    chunks = [chunk async for chunk in stream]
+    *parts, last = chunks
+    assert len(parts) > 1
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
+    assert parts[-1].choices[0].finish_reason == "stop"
+    assert last.choices == []
+    assert last.usage == whole.usage
+    assert last.headrace["priority"] == priority
+    assert {chunk.id for chunk in chunks} == {last.id}
+
+
+async def test_openai_streams_no_usage_that_was_not_asked_for(gpt: openai.AsyncOpenAI):
+    stream = await gpt.chat.completions.create(model="auto", messages=FRANCE, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_openai_is_given_tool_calls(gpt: openai.AsyncOpenAI, stream: bool):
+    asked = {"model": "auto", "messages": ASK_WEATHER, "tools": [WEATHER], "temperature": 0}
+    if stream:
+        chunks = [chunk async for chunk in await gpt.chat.completions.create(**asked, stream=True)]
+        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        finish = chunks[-1].choices[0].finish_reason
+    else:
+        choice = (await gpt.chat.completions.create(**asked)).choices[0]
+        calls, finish = choice.message.tool_calls, choice.finish_reason
+    assert [(call.function.name, list(json.loads(call.function.arguments))) for call in calls] == [
+        ("get_weather", ["city"])
+    ]
+    assert finish == "tool_calls"
+
+
+async def test_openai_completes_text(gpt: openai.AsyncOpenAI):
+    asked = {"model": "auto", "prompt": FRANCE[0]["content"], "temperature": 0}
+    whole = await gpt.completions.create(**asked)
+    assert whole.choices[0].text == "The capital of France is Paris."
+    parts = [part async for part in await gpt.completions.create(**asked, stream=True)]
+    assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+
+
+async def test_openai_parameters_are_honoured(gpt: openai.AsyncOpenAI):
+    messages = [{"role": "user", "content": "Count from 1 to 20."}]
+    stopped = await gpt.chat.completions.create(model="auto", messages=messages, stop=[" 7"], temperature=0)
+    assert stopped.choices[0].message.content.startswith("1, 2, 3, 4, 5, 6")
+    assert "7" not in stopped.choices[0].message.content
+    short = await gpt.chat.completions.create(model="auto", messages=messages, max_completion_tokens=5)
+    assert short.usage.completion_tokens == 5
+    assert short.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "code"),
+    [
+        ({"model": "tinyllama"}, openai.NotFoundError, "model_internal"),
+        ({"model": "gpt-17"}, openai.NotFoundError, "model_not_found"),
+        ({"n": 3}, openai.BadRequestError, "unsupported_parameter"),
+        ({"temperature": 7}, openai.BadRequestError, "invalid_request"),
+        ({"messages": []}, openai.BadRequestError, "invalid_request"),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "unsupported_parameter"),
+        ({"max_tokens": 2_000_000}, openai.BadRequestError, "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "x" * (2 << 20)}]}, openai.APIStatusError, "request_too_large"),
+        ({"extra_headers": {"X-Priority": "urgent"}}, openai.BadRequestError, "invalid_request"),
+        ({"extra_headers": {"X-Request-Timeout": "soon"}}, openai.BadRequestError, "invalid_request"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_openai_raises_its_own_exceptions(
+    gpt: openai.AsyncOpenAI, fields: dict[str, Any], kind: type[openai.APIStatusError], code: str, stream: bool
+):
+    with pytest.raises(kind) as caught:
+        await gpt.chat.completions.create(**{"model": "auto", "messages": FRANCE, "stream": stream, **fields})
+    assert caught.value.code == code
+    assert caught.value.body["message"]
+
+
+async def test_openai_lists_models_and_no_internal_one(gpt: openai.AsyncOpenAI):
+    names = [model.id async for model in gpt.models.list()]
+    assert MODEL in names
+    assert not any("tinyllama" in name for name in names)
+    assert (await gpt.models.retrieve(MODEL)).id == MODEL
+    for name in ("tinyllama", "TinyLlama:1.1b", "nobody"):
+        with pytest.raises(openai.NotFoundError):
+            await gpt.models.retrieve(name)
+
+
+async def test_openai_is_told_once_that_there_are_no_embeddings(embedded: Pipeline):
+    async with openai.AsyncOpenAI(base_url=f"{embedded.http}/v1", api_key="any") as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.embeddings.create(model=MODEL, input="x")
+    assert caught.value.status_code == 501
+    assert caught.value.request.headers["x-stainless-retry-count"] == "0"
+
+
+# ---- Ollama's client
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+async def test_ollama_chats_at_each_priority_through_to_mlx(embedded: Pipeline, priority: str):
+    client = ollama.AsyncClient(host=embedded.http, headers={"X-Priority": priority})
+    async with client._client:
+        answer = await client.chat(MODEL, FRANCE, options={"temperature": 0})
+    assert answer.message.content == "The capital of France is Paris."
+    assert answer.done_reason == "stop"
+    assert answer.model == MODEL
+    assert answer.total_duration >= answer.load_duration + answer.prompt_eval_duration + answer.eval_duration - 3000
+    assert answer.eval_count == 8
+    assert answer.prompt_eval_count > 0
+
+
+async def test_ollama_streams_what_it_would_have_got_whole(llama: ollama.AsyncClient):
+    asked = {"model": f"{MODEL}:latest", "prompt": "Count from 1 to 20.", "options": {"temperature": 0}}
+    whole = await llama.generate(**asked)
+    parts = [part async for part in await llama.generate(**asked, stream=True)]
+    assert len(parts) > 2
+    assert "".join(part.response for part in parts) == whole.response
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert parts[-1].eval_count == whole.eval_count
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_ollama_is_given_tool_calls(llama: ollama.AsyncClient, stream: bool):
+    asked = {"model": MODEL, "messages": ASK_WEATHER, "tools": [WEATHER], "options": {"temperature": 0}}
+    answer = await llama.chat(**asked, stream=stream)
+    messages = [part.message async for part in answer] if stream else [answer.message]
+    calls = [call.function for message in messages for call in message.tool_calls or ()]
+    assert [(call.name, list(call.arguments)) for call in calls] == [("get_weather", ["city"])]
+
+
+async def test_ollama_options_are_honoured(llama: ollama.AsyncClient):
+    prompt = "Count from 1 to 20."
+    stopped = await llama.generate(MODEL, prompt, options={"stop": [" 7"], "temperature": 0, "num_ctx": 2048})
+    assert stopped.response.startswith("1, 2, 3, 4, 5, 6")
+    assert "7" not in stopped.response
+    short = await llama.generate(MODEL, prompt, options={"num_predict": 5}, keep_alive="5m")
+    assert (short.eval_count, short.done_reason) == (5, "length")
+
+
+async def test_ollama_asks_for_a_model_to_be_loaded(llama: ollama.AsyncClient):
+    assert (await llama.generate(MODEL)).done_reason == "load"
+    assert (await llama.chat(MODEL, [], keep_alive=0)).done_reason == "unload"
+
+
+async def test_ollama_lists_and_shows_models_and_no_internal_one(llama: ollama.AsyncClient):
+    for models in ((await llama.list()).models, (await llama.ps()).models):
+        assert MODEL in [entry.model for entry in models]
+        assert not any("tinyllama" in entry.model for entry in models)
+    assert "completion" in (await llama.show(MODEL)).capabilities
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        (lambda c: c.chat("tinyllama", FRANCE), 404),
+        (lambda c: c.generate("nobody", "x"), 404),
+        (lambda c: c.show("tinyllama"), 404),
+        (lambda c: c.embed(MODEL, "x"), 501),
+        (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
+        (lambda c: c.generate(MODEL, "x", options={"temperature": "hot"}), 400),
+        (lambda c: c.chat(MODEL, FRANCE, format="json"), 400),
+        (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
+    ],
+    ids=["internal", "unknown", "shown", "embeddings", "images", "bad-option", "format", "thinking"],
+)
+async def test_ollama_raises_its_own_exception(llama: ollama.AsyncClient, call: Any, status: int):
+    with pytest.raises(ollama.ResponseError) as caught:
+        await call(llama)
+    assert caught.value.status_code == status
+    assert caught.value.error
+
+
+# ---- the queue
+
+
+async def test_an_answer_that_is_not_waited_for_is_read_later_from_anywhere(web: httpx.AsyncClient):
+    body = chat("Count from 1 to 20.", stream=True, temperature=0)
+    accepted = await web.post("/v1/chat/completions", json=body, headers={"Prefer": "respond-async"})
+    assert accepted.status_code == 202
+    assert accepted.headers["location"] == accepted.json()["url"]
+    events = events_of((await web.get(accepted.json()["events_url"])).text)
+    messages = [data for _, data in events]
+    assert messages[-1]["object"] == "chat.completion"
+    assert joined(messages) == text_of(messages[-1])
+
+    middle = events[len(events) // 2][0]
+    headers = {"Last-Event-ID": str(middle)}
+    rest = await web.get(accepted.json()["events_url"], headers=headers)
+    assert events_of(rest.text) == [event for event in events if event[0] > middle]
+    headers = {"Last-Event-ID": str(events[-1][0])}
+    assert (await web.get(accepted.json()["events_url"], headers=headers)).status_code == 204
+
+    state = (await web.get(accepted.json()["url"])).json()
+    assert state["state"] == "finished"
+    assert state["answer"] == messages[-1]
+
+
+async def test_the_same_idempotency_key_is_one_request(web: httpx.AsyncClient, asker: Asker):
+    headers = {"Idempotency-Key": "http-twice"}
+    bodies = [
+        (await web.post("/v1/chat/completions", json=chat("Tell me a story.", max_tokens=20), headers=headers)).json()
+        for _ in range(2)
+    ]
+    assert bodies[0] == bodies[1]
+    assert bodies[0]["id"] == "http-twice"
+    assert asker.lasts("http-twice") == 1
+
+
+async def test_a_key_that_no_request_may_have_is_not_used(web: httpx.AsyncClient):
+    for given in ("a b.c", "LLM-1", "x" * 200):
+        headers = {"Idempotency-Key": given}
+        answer = await web.post("/v1/chat/completions", json=chat("What is 2 + 3?"), headers=headers)
+        assert answer.status_code == 200
+        assert answer.json()["id"] != given
+
+
+async def test_nobody_knows_a_request_that_was_never_made(web: httpx.AsyncClient):
+    for method, path in (("GET", ""), ("GET", "/events"), ("DELETE", "")):
+        answer = await web.request(method, f"/queue/requests/never{path}")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"]
+
+
+async def test_statistics_over_http_are_those_of_the_bus(web: httpx.AsyncClient, asker: Asker):
+    over_http = (await web.get("/queue/stats")).json()
+    over_bus = await asker.request("llm.queue.stats")
+    assert over_http.keys() == over_bus.keys()
+    assert over_http["high"].keys() == over_bus["high"].keys()
+
+
+async def test_load_is_streamed(web: httpx.AsyncClient):
+    async with web.stream("GET", "/load") as response, asyncio.timeout(20):
+        assert response.headers["content-type"].startswith("text/event-stream")
+        engines = set()
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                load = json.loads(line.removeprefix("data: "))
+                assert load["object"] == "headrace.load"
+                engines.add(load["engine"])
+            if engines == {"mlx", "ollama"}:
+                break
+
+
+async def test_it_says_how_it_is(web: httpx.AsyncClient):
+    assert (await web.get("/healthz")).json() == {"status": "ok"}
+    assert (await web.get("/readyz")).json()["status"] == "ready"
+    metrics = (await web.get("/metrics")).text
+    assert 'headrace_requests_total{priority="high",outcome="done"}' in metrics
+    assert 'headrace_http_first_byte_seconds_bucket{kind="probes",le="+Inf"}' in metrics
+
+
+async def test_every_documented_path_is_served_and_no_page_calls_another_host(web: httpx.AsyncClient):
+    document = (await web.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for method in operations:
+            if method == "get" and path != "/load":
+                answer = await web.get(path.replace("{id}", "nobody"))
+                assert str(answer.status_code) in operations[method]["responses"], path
+            elif method == "post":
+                answer = await web.post(path, content=b"[]")
+                assert str(answer.status_code) in operations[method]["responses"], path
+    for page in ("/", "/docs"):
+        text = (await web.get(page)).text
+        assert "default-src 'none'" in (await web.get(page)).headers["content-security-policy"]
+        assert "http://" not in text
+        assert "https://" not in text
+
+
+async def test_what_is_not_served_is_refused_in_the_dialect(web: httpx.AsyncClient):
+    assert (await web.get("/v1/nothing")).json()["error"]["code"] == "invalid_request"
+    assert isinstance((await web.get("/api/nothing")).json()["error"], str)
+    answer = await web.get("/v1/chat/completions")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
+
+
+async def test_a_page_from_elsewhere_cannot_use_an_open_gateway(web: httpx.AsyncClient):
+    for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
+        answer = await web.post("/v1/chat/completions", json=chat("x"), headers=headers)
+        assert answer.status_code == 403
+    local = await web.get("/v1/models", headers={"Origin": "http://localhost:3000"})
+    assert local.status_code == 200
+
+
+async def test_a_trace_goes_on_into_the_request(web: httpx.AsyncClient, asker: Asker):
+    headers: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+
+    async def on_stored(message: Any) -> None:
+        await headers.put(message.headers)
+
+    await asker.nc.subscribe("llm.queued.>", cb=on_stored)
+    await asker.nc.flush()
+    trace = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    sent = {"traceparent": trace, "X-Request-Timeout": "30", "Idempotency-Key": "traced", "X-Priority": "high"}
+    await web.post("/v1/chat/completions", json=chat("What is the capital of France?"), headers=sent)
+    async with asyncio.timeout(10):
+        while (stored := await headers.get())["Nats-Msg-Id"] != "traced":
+            pass
+    assert stored["traceparent"] == trace
+    assert stored["Llm-Timeout"] == "30"
+    assert stored["Nats-Subject"] == "llm.request.high.simple"
+
+
+# ---- many at once, and clients that go away
+
+
+async def test_200_streams_at_once_each_get_their_own_answer(simulated: Pipeline):
+    limits = httpx.Limits(max_connections=STREAMS)
+    async with httpx.AsyncClient(base_url=simulated.http, timeout=60, limits=limits) as web:
+
+        async def ask(number: int) -> str:
+            body = chat(f"number {number} of many", stream=True)
+            async with web.stream("POST", "/v1/chat/completions", json=body) as response:
+                lines = [line[6:] async for line in response.aiter_lines() if line.startswith("data: ")]
+            assert lines[-1] == "[DONE]"
+            return "".join(json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines[:-1])
+
+        answers = await asyncio.gather(*(ask(number) for number in range(STREAMS)))
+    for number, answer in enumerate(answers):
+        assert f"number {number} of many ..." in answer
+
+
+async def test_who_hangs_up_frees_the_slot(simulated: Pipeline):
+    """Every client reads its first words, hangs up, and its request is cancelled: no slot is used any more."""
+    async with asking(simulated.url) as asker:
+        cancelled: list[str] = []
+
+        async def on_cancelled(message: Any) -> None:
+            cancelled.append(json.loads(message.data)["id"])
+
+        await asker.nc.subscribe("llm.event.*.cancelled", cb=on_cancelled)
+        await asker.nc.flush()
+        limits = httpx.Limits(max_connections=STREAMS)
+        reading = asyncio.Barrier(50)
+        ids = [f"hang-up-{number}" for number in range(50)]
+        async with httpx.AsyncClient(base_url=simulated.http, timeout=60, limits=limits) as web:
+
+            async def hang_up(request_id: str) -> None:
+                body = chat("never to be finished", stream=True, max_tokens=1000)
+                headers = {"Idempotency-Key": request_id}
+                async with web.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+                    async for _ in response.aiter_lines():
+                        await reading.wait()
+                        return
+
+            await asyncio.gather(*(hang_up(request_id) for request_id in ids))
+            lasts = dict(zip(ids, await asker.answers(ids), strict=True))
+            ended = [request_id for request_id, last in lasts.items() if last["object"] == "error"]
+            assert {lasts[request_id]["error"]["code"] for request_id in ended} == {"cancelled"}
+            # Those that were faster than the hanging up are whole.
+            assert len(ended) > len(ids) / 2
+            await eventually(lambda: set(cancelled) == set(ended), what="all are counted")
+            await eventually(
+                lambda: [load for load in asker.loads if load["engine"] == "mlx"][-1]["slots"]["used"] == 0,
+                what="no slot is used",
+            )
+
+
+async def test_a_waiting_request_whose_client_goes_away_is_taken_back(simulated: Pipeline):
+    async with asking(simulated.url) as asker, httpx.AsyncClient(base_url=simulated.http) as web:
+        headers = {"Idempotency-Key": "impatient", "X-Priority": "low"}
+        with contextlib.suppress(httpx.ReadTimeout):
+            await web.post("/v1/chat/completions", json=chat("x"), headers=headers, timeout=httpx.Timeout(5, read=0.05))
+        last = await asker.answer("impatient")
+        assert last["object"] == "chat.completion" or last["error"]["code"] == "cancelled"
+
+
+async def test_a_gateway_that_is_killed_loses_no_request_and_its_client_reads_on(tmp_path: Path):
+    options = ("--engine", "simulated", "--simulated-answer-tokens", "60", "--simulated-tokens-per-s", "160")
+    with running(tmp_path, *options, "--no-ollama-standin", "--ollama-host", "127.0.0.1:9") as pipeline:
+        async with asking(pipeline.url) as asker, httpx.AsyncClient(base_url=pipeline.http, timeout=60) as web:
+            with pytest.raises(httpx.TransportError):
+                await read_some_and_kill(pipeline, web)
+            last = await asker.answer("survivor")
+            assert last["headrace"]["attempts"] == 1
+
+            async def read_again() -> str:
+                with contextlib.suppress(httpx.TransportError):
+                    return (await web.get("/queue/requests/survivor/events")).text
+                return ""
+
+            events = [data for _, data in events_of(await eventually(read_again))]
+            assert events[-1] == last
+            assert joined(events) == text_of(last)
+
+
+async def read_some_and_kill(pipeline: Pipeline, web: httpx.AsyncClient) -> None:
+    """Read the first words of an answer, then have the gateway killed; raises as the client does."""
+    headers = {"Idempotency-Key": "survivor"}
+    body = chat("on and on", stream=True)
+    async with web.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        read = 0
+        async for _ in response.aiter_lines():
+            read += 1
+            if read == 5:
+                pipeline.kill("gateway")
