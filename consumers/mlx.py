@@ -6,7 +6,7 @@ from consumers.engine.process import EngineProcess
 from pipeline.bus import Delivery
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope
-from pipeline.core.models import ollama_model_for
+from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import ChatRequest
@@ -26,12 +26,17 @@ class ToOllama:
         self._config = config
 
     async def offer(self, delivery: Delivery, envelope: Envelope, request: ChatRequest, error: HeadraceError) -> bool:
-        """As `Elsewhere.offer`."""
+        """As `Elsewhere.offer`.
+
+        Raises:
+            HeadraceError: `model_not_found` with all that there is, where no engine has the model.
+        """
         if error.code is not ErrorCode.MODEL_NOT_FOUND or envelope.move is Move.RETURNED:
             return False
-        config = self._config
-        there = self._me.peers.models("ollama")
-        model = ollama_model_for(request.wanted_model, config.spill_models, there, config.internal_models)
+        config, peers = self._config, self._me.peers
+        catalogue = Catalogue(peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models)
+        catalogue.engines_for(request.wanted_model)
+        model = catalogue.model_on("ollama", request.wanted_model)
         if model is None:
             return False
         return await move(

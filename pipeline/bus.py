@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from urllib.parse import urlsplit
 from typing import NamedTuple
 
 import msgspec
@@ -210,7 +211,8 @@ class Bus:
         """A connection for the time of the block.
 
         Args:
-            url: of one server, or several separated by commas; credentials may stand in it.
+            url: of one server, or several separated by commas. Where a user stands in it, the connection's inboxes are
+                under `_INBOX.<user>`, which is what that user may read.
             name: shown by the server's monitoring.
 
         Raises:
@@ -236,6 +238,7 @@ class Bus:
                 await nc.connect(
                     url.split(","),
                     name=name,
+                    inbox_prefix=_inbox_prefix(url),
                     error_cb=on_error,
                     reconnected_cb=on_reconnect,
                     disconnected_cb=on_disconnect,
@@ -562,6 +565,11 @@ def to_stored(message: Message) -> Stored:
 def _what(error: Exception) -> str:
     """Some of the client's errors have no text."""
     return str(error) or type(error).__name__
+
+
+def _inbox_prefix(url: str) -> str:
+    user = urlsplit(url.split(",")[0]).username
+    return f"_INBOX.{user}" if user else "_INBOX"
 
 
 def _without_password(url: str) -> str:

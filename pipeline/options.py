@@ -41,7 +41,7 @@ HELP: dict[str, dict[str, tuple[str, str]]] = {
         "slots": ("N", "requests that the engine runs at once"),
         "prefill_step_tokens": ("N", "prompt tokens taken in at one step: smaller stalls running answers less"),
         "default_max_tokens": ("N", "longest answer where the request sets no limit"),
-        "kv_bytes_limit": ("BYTES", "memory for the KV caches; 0 for what the device recommends"),
+        "kv_bytes_limit": ("BYTES", "memory for the KV caches; 0 for no limit"),
         "step_timeout_s": ("SECONDS", "an engine whose step takes longer is started again"),
         "engine_faults": ("", "let requests inject faults into the engine: for tests only"),
     },

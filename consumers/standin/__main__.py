@@ -55,8 +55,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 async def _serve(options: argparse.Namespace, config: Config) -> int:
     parallel = options.parallel or config.ollama_slots
+    # It stands in with the demo model, whatever the first engine runs.
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
-    config = msgspec.structs.replace(config, slots=parallel, default_max_tokens=2**31 - 1)
+    config = msgspec.structs.replace(config, model=MODEL_NAME, slots=parallel, default_max_tokens=2**31 - 1)
     async with EngineProcess(config, served_name=options.model_name) as engine:
         if not await _is_ready(engine):
             log.critical("the model cannot be used: %s", engine.status().reason)
