@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from urllib.parse import urlsplit
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription as Subscription  # for the annotations of our callers
+from nats.aio.subscription import Subscription as _Subscription
 from nats.js import JetStreamContext
 from nats.micro import add_service
 from nats.micro.request import Request
@@ -35,6 +35,9 @@ from pipeline.subjects import (
 )
 
 log = logging.getLogger(__name__)
+
+# What `subscribe` gives and `drain` takes, for the annotations of our callers.
+Subscription = _Subscription
 
 # A publish that must be stored is tried again for this long with the same message id: a cluster without a leader is
 # back within seconds.
@@ -568,7 +571,7 @@ def _what(error: Exception) -> str:
 
 
 def _inbox_prefix(url: str) -> str:
-    user = urlsplit(url.split(",")[0]).username
+    user = urlsplit(url.split(",", maxsplit=1)[0]).username
     return f"_INBOX.{user}" if user else "_INBOX"
 
 
