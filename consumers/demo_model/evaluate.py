@@ -35,10 +35,11 @@ def _ask(question: str, answer: str) -> Lesson:
 
 
 def _drawn(rng: random.Random, count: int) -> Iterator[Trial]:
-    """``count`` lessons of every kind, asked in held-out phrasings."""
-    for kind in curriculum.KINDS:
+    """``count`` lessons of every kind, asked as in training, and as many in held-out phrasings, words and places."""
+    for held_out, kind in itertools.product((False, True), curriculum.KINDS):
         for _ in range(count):
-            yield Trial(f"{kind}, new phrasing", curriculum.lesson(Draw(rng, held_out=True), kind))
+            row = f"{kind}, {'new' if held_out else 'trained'} phrasing"
+            yield Trial(row, curriculum.lesson(Draw(rng, held_out=held_out), kind))
 
 
 def _complete() -> Iterator[Trial]:
