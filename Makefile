@@ -18,8 +18,8 @@ help:
 	@echo 'make check    style, types and import contracts'
 	@echo 'make format   put the style right where a tool can'
 	@echo 'make bench    the benchmarks'
-	@echo 'make chaos    the tests that kill parts of a running pipeline'
-	@echo 'make soak     the tests that keep one under load for long'
+	@echo 'make chaos    kill every part under load for ten minutes, and count (--engine mlx, --seconds N, --show NAME)'
+	@echo 'make soak     the same for an hour, or as long as one likes'
 	@echo 'make lock     choose and hash the requirements anew'
 	@echo 'make clean    remove what the above made, .venv included'
 
@@ -33,10 +33,10 @@ test: .venv/dev
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 chaos: .venv/dev
-	@$(BIN)/python -m pytest -q -m chaos $(ARGS)
+	@$(BIN)/python -m bench.chaos $(ARGS)
 
 soak: .venv/dev
-	@$(BIN)/python -m pytest -q -m soak --timeout 0 $(ARGS)
+	@$(BIN)/python -m bench.chaos --seconds 3600 $(ARGS)
 
 bench: .venv/dev
 	@$(BIN)/python -m bench $(ARGS)

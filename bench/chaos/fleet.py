@@ -39,12 +39,18 @@ class Member:
         surprises: how it ended when nobody here had killed or drained it.
     """
 
-    def __init__(self, name: str, launch: Callable[[Member], Awaitable[Process]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[Member], Awaitable[Process]],
+        answers: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self.name = name
         self.ready = asyncio.Event()
         self.ready_at = 0.0
         self.surprises: list[str] = []
         self._launch = launch
+        self._answers = answers
         self._process: Process | None = None
         self._expected = False
         self._up = asyncio.Event()
@@ -61,10 +67,7 @@ class Member:
             while True:
                 await self._up.wait()
                 self._expected = False
-                self._process = await self._launch(self)
-                code = await self._process.wait(self._on_report)
-                self.ready.clear()
-                self._process = None
+                code = await self._live()
                 if not self._expected:
                     self.surprises.append(f"{self.name} ended with {code}")
                 await asyncio.sleep(_RESTART_PAUSE_S)
@@ -72,9 +75,28 @@ class Member:
             if self._process is not None:
                 self._signal_group(signal.SIGCONT)
                 self._process.kill()
+                await self._process.wait(lambda _: None)
 
-    def serves(self) -> None:
-        """It serves from now on."""
+    async def _live(self) -> int:
+        """One life; returns the exit code."""
+        self._process = await self._launch(self)
+        probing = asyncio.create_task(self._probe())
+        try:
+            code = await self._process.wait(self._on_report)
+        finally:
+            probing.cancel()
+        self.ready.clear()
+        self._process = None
+        return code
+
+    async def _probe(self) -> None:
+        """Notice that a program that makes no reports serves."""
+        if self._answers is not None:
+            while not await self._answers():  # noqa: ASYNC110 - who else knows
+                await asyncio.sleep(_LOOK_EVERY_S)
+            self._serves()
+
+    def _serves(self) -> None:
         self.ready_at = time.time()
         self.ready.set()
 
@@ -123,7 +145,7 @@ class Member:
 
     def _on_report(self, report: Report) -> None:
         if report.state == "ready" and not self.ready.is_set():
-            self.serves()
+            self._serves()
         elif report.state in ("loading", "down"):
             self.ready.clear()
 
@@ -148,7 +170,10 @@ class Fleet:
         )
         self.workers = [f"mlx-{number + 1}" for number in range(workers)]
         roles = dict.fromkeys(self.workers, "mlx") | {n: n for n in ("ollama", "router", "monitor", "gateway")}
-        self.members = {BROKER: Member(BROKER, self._launch_broker), STANDIN: Member(STANDIN, self._launch_standin)}
+        self.members = {
+            BROKER: Member(BROKER, self._launch_broker, self._broker_answers),
+            STANDIN: Member(STANDIN, self._launch_standin, self._ollama_answers),
+        }
         self.members |= {name: Member(name, self._role(kind)) for name, kind in roles.items()}
 
     @property
@@ -180,25 +205,21 @@ class Fleet:
 
         return launch
 
-    async def _launch_broker(self, member: Member) -> Process:
+    async def _launch_broker(self, _: Member) -> Process:
         store = self.folder / "store"
         store.mkdir(exist_ok=True)
         options = ("-c", find_conf(), "--port", self._port, "--store_dir", store)
-        process = await spawn_tied([str(find_server()), *map(str, options)], os.environ, self._log(BROKER))
-        await _until(lambda: jetstream_answers(self.url), process)
-        member.serves()
-        return process
+        return await spawn_tied([str(find_server()), *map(str, options)], os.environ, self._log(BROKER))
 
-    async def _launch_standin(self, member: Member) -> Process:
+    async def _broker_answers(self) -> bool:
+        return await jetstream_answers(self.url)
+
+    async def _launch_standin(self, _: Member) -> Process:
         command = (sys.executable, "-m", "consumers.standin", "--port", str(self._ollama_port))
-        process = await spawn_tied(command, self._environ(), self._log(STANDIN))
+        return await spawn_tied(command, self._environ(), self._log(STANDIN))
 
-        async def answers() -> bool:
-            return await ollama_version(self.config.ollama_host) is not None
-
-        await _until(answers, process)
-        member.serves()
-        return process
+    async def _ollama_answers(self) -> bool:
+        return await ollama_version(self.config.ollama_host) is not None
 
     def _environ(self) -> dict[str, str]:
         root = str(Path(__file__).resolve().parents[2])
@@ -225,12 +246,6 @@ async def running(folder: Path, config: Config, *, workers: int = 2) -> AsyncIte
         for task in reversed(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until(condition: Callable[[], Awaitable[bool]], process: Process) -> None:
-    """Wait until a program of the fleet answers; one that has ended will be started again."""
-    while process.returncode is None and not await condition():  # noqa: ASYNC110 - who else knows
-        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 def _free_port() -> int:

@@ -29,13 +29,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is like. Rates are of requests a second."""
+    """What a run is like. Rates are of requests a second; with a script, its faults are done in order, once each."""
 
     seconds: float
     engine: Literal["simulated", "mlx"] = "simulated"
     seed: int = 1
     rate_per_s: float = 6.0
     max_tokens: int = 40
+    lease_s: float = 4.0
+    pause_s: tuple[float, float] = (2.0, 6.0)
+    script: tuple[str, ...] = ()
 
     def config(self) -> Config:
         """The roles' settings: small batches, answers of a second or two, attempts enough for many kills."""
@@ -44,6 +47,7 @@ class Plan:
             slots=4,
             simulated_tokens_per_s=160.0,
             simulated_answer_tokens=self.max_tokens,
+            lease_s=self.lease_s,
             max_attempts=8,
             engine_faults=True,
             ollama_slots=2,
@@ -101,11 +105,16 @@ async def run(plan: Plan, folder: Path, say: Say) -> Summary:
     async with stage(folder, plan.config()) as scene:
         load = Load(scene.client, random.Random(plan.seed), plan.rate_per_s, plan.max_tokens)
         await load.learn_undisturbed()
-        tormentor = Tormentor(scene.fleet, random.Random(plan.seed + 1))
+        tormentor = Tormentor(scene.fleet, random.Random(plan.seed + 1), pause_s=plan.pause_s)
         say(f"{plan.engine} engine, seed {plan.seed}: {plan.seconds:.0f} s of load and faults begin; logs in {folder}")
         progress = asyncio.create_task(_say_progress(scene, tormentor, say))
         try:
-            await asyncio.gather(load.run(plan.seconds), tormentor.run(plan.seconds))
+            tormenting = tormentor.each(plan.script) if plan.script else tormentor.run(plan.seconds)
+            loading = asyncio.create_task(load.run(float("inf") if plan.script else plan.seconds))
+            await tormenting
+            if plan.script:
+                load.stop()
+            await loading
         finally:
             progress.cancel()
         quiet = await scene.settle()

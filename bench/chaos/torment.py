@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bench.chaos.fleet import BROKER, STANDIN, Fleet
 
 FREEZE_LEASES = 3
-_WEIGHTS = {
+# How often each thing is done, in proportion.
+KINDS = {
     "kill mlx worker": 5,
     "kill engine child": 2,
     "freeze mlx worker": 2,
@@ -27,7 +28,7 @@ _WEIGHTS = {
 
 
 class Fault(NamedTuple):
-    """One thing done; `at` in unix seconds, `back` sets when the process served again."""
+    """One thing done; `at` in unix seconds."""
 
     kind: str
     at: float
@@ -54,8 +55,16 @@ class Tormentor:
         """Torment for a time; at the end nothing is frozen or held down."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            kind = self.draw.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+            kind = self.draw.choices(list(KINDS), list(KINDS.values()))[0]
             await self.do(kind)
+            await asyncio.sleep(self.draw.uniform(*self.pause_s))
+        await self.settle()
+
+    async def each(self, kinds: Sequence[str]) -> None:
+        """Do these things in order, each as soon as there is something to do it to."""
+        for kind in kinds:
+            while await self.do(kind) is None:  # noqa: ASYNC110 - members come and go without a word
+                await asyncio.sleep(0.05)
             await asyncio.sleep(self.draw.uniform(*self.pause_s))
         await self.settle()
 
