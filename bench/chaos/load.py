@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -42,7 +43,7 @@ class Load:
     poison_share: float = 0.01
     undisturbed: dict[str, str] = field(default_factory=dict)
     _number: int = 0
-    _stopped: bool = False
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def learn_undisturbed(self) -> None:
@@ -62,14 +63,15 @@ class Load:
 
     def stop(self) -> None:
         """Publish no more."""
-        self._stopped = True
+        self._over.set()
 
     async def run(self, seconds: float) -> None:
         """Publish for a time, or until stopped, then wait until all that was begun is accepted or refused."""
         give_up_at = time.monotonic() + seconds
-        while time.monotonic() < give_up_at and not self._stopped:
+        while time.monotonic() < give_up_at and not self._over.is_set():
             self._begin(self._one())
-            await asyncio.sleep(self.draw.expovariate(self.rate_per_s))
+            await self._pause(self.draw.expovariate(self.rate_per_s))
+        self._over.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -79,6 +81,11 @@ class Load:
         body = self._body(PROMPTS[0], entry, seeded=False)
         await self.client.publish(entry, "llm.request.high.complex", body, {})
         return entry
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the run."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), seconds)
 
     def _begin(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -122,7 +129,7 @@ class Load:
             await asyncio.sleep(pause_s)
             await client.cancel(entry.id)
         if kind == "duplicate":
-            await asyncio.sleep(again_s)
+            await self._pause(again_s)
             await client.store(subject, body, {"Nats-Msg-Id": entry.id})
 
     def _entry(self, kind: str, *, streams: bool) -> Entry:
