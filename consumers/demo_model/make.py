@@ -270,7 +270,9 @@ def main() -> None:
     end = token_id(tokenizer, END)
     config = configuration(options.vocabulary, end, options)
     (options.out / "config.json").write_text(json.dumps(config, indent=1))
-    (options.out / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "pad_token_id": 0}, indent=1))
+    # It knows one right answer to each question: by default it gives the likeliest one.
+    generation = {"eos_token_id": end, "pad_token_id": 0, "do_sample": False}
+    (options.out / "generation_config.json").write_text(json.dumps(generation, indent=1))
     mx.random.seed(options.seed)
     model = Model(ModelArgs.from_dict(config))
     if options.start is not None:
