@@ -90,16 +90,21 @@ async def return_to_mlx(
 async def give_back(bus: Bus, delivery: Delivery, envelope: Envelope, *, delay_s: float = 0.0) -> None:
     """Let somebody else have a request, at once or after a while, without using up one of its attempts."""
     try:
-        times = await times_given_back(bus, envelope) + 1
+        times = await times_given_back(bus, delivery) + 1
         await bus.store(
-            f"{RETURNED}.{envelope.id}", str(times).encode(), headers={"Nats-TTL": f"{_GIVEN_BACK_KEPT_S}s"}
+            _returned_subject(delivery), str(times).encode(), headers={"Nats-TTL": f"{_GIVEN_BACK_KEPT_S}s"}
         )
     except BusError as error:
         log.warning("%s: given back, but it counts as an attempt: %s", envelope.id, error)
     await delivery.nak(delay_s)
 
 
-async def times_given_back(bus: Bus, envelope: Envelope) -> int:
-    """How many of a request's deliveries were given back."""
-    found = await bus.last_message(STREAM_STATE, f"{RETURNED}.{envelope.id}")
+async def times_given_back(bus: Bus, delivery: Delivery) -> int:
+    """How many of a message's deliveries were given back."""
+    found = await bus.last_message(STREAM_STATE, _returned_subject(delivery))
     return 0 if found is None else int(found[1])
+
+
+def _returned_subject(delivery: Delivery) -> str:
+    """Of the message and not of the request: where that moves or is replayed, its deliveries are counted anew."""
+    return f"{RETURNED}.{delivery.consumer}-{delivery.sequence}"

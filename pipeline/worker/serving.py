@@ -126,7 +126,7 @@ class Serving:
         if envelope.delivered > 1 or envelope.move is not None:
             kept = await desk.bus.read_answers(reply_subject(envelope.id))
             record = Record.read(kept, envelope.created)
-            tries = max(1, envelope.delivered - await times_given_back(desk.bus, envelope))
+            tries = max(1, envelope.delivered - await times_given_back(desk.bus, self.delivery))
             writer.last_sequence = record.last_sequence
             if record.last_sequence:
                 writer.newest = kept[-1][1]

@@ -166,9 +166,29 @@ async def test_surplus_given_back_costs_no_attempt(pulling, config):
             stored_at=delivery.stored_at,
             delivered=delivery.delivered,
         )
-        assert delivery.delivered - await times_given_back(pulling.bus, envelope) == 1
+        assert delivery.delivered - await times_given_back(pulling.bus, delivery) == 1
         await give_back(pulling.bus, delivery, envelope)
-        assert await times_given_back(pulling.bus, envelope) == times + 1
+        assert await times_given_back(pulling.bus, delivery) == times + 1
+
+
+async def test_what_is_stored_again_under_its_id_has_been_given_back_by_nobody(pulling):
+    for move in ("", ":spilled:1"):
+        await pulling.bus.store("llm.request.high", b"x", headers={MSG_ID: f"a{move}"})
+        delivery = await pulling.take()
+        assert await times_given_back(pulling.bus, delivery) == 0
+        envelope = read_envelope(
+            delivery.message.headers,
+            priority=Priority.HIGH,
+            task=Task.UNTRIAGED,
+            sequence=delivery.sequence,
+            stored_at=delivery.stored_at,
+            delivered=1,
+        )
+        assert envelope.id == "a"
+        await give_back(pulling.bus, delivery, envelope)
+        again = await eventually(pulling.take, what="the redelivery")
+        assert await times_given_back(pulling.bus, again) == 1
+        await again.ack()
 
 
 async def test_what_was_given_back_is_remembered_by_a_broker_that_was_killed(pulling, nats_server):
@@ -183,7 +203,7 @@ async def test_what_was_given_back_is_remembered_by_a_broker_that_was_killed(pul
     nats_server.kill()
     nats_server.start()
     await again.wait()
-    assert await times_given_back(pulling.bus, envelope) == 1
+    assert await times_given_back(pulling.bus, delivery) == 1
 
 
 async def test_a_request_without_a_body_that_looks_like_a_status_is_delivered(pulling):
