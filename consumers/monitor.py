@@ -39,6 +39,7 @@ from pipeline.subjects import (
     QUEUE_POSITION,
     QUEUE_STATS,
     QUEUED_PREFIX,
+    RELAYED,
     STORED_SUBJECT,
     STREAM_DEAD,
     STREAM_OLLAMA,
@@ -61,6 +62,8 @@ _GATHER_S = 0.02
 _EVERY_S = 1.0
 _EVERY_IDLE_S = 5.0
 _FORGET_EVERY_S = 60.0
+# A request that is cancelled may be moving: it is looked for where it stands next.
+_CANCEL_TRIES = 3
 
 _event_decoder = msgspec.json.Decoder(RequestEvent)
 _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
@@ -351,25 +354,41 @@ class Monitor:
                 self._withdrawals.end(arrival.id, error, untouched=True)
 
     async def _on_cancel(self, message: Message) -> None:
-        self._withdrawals.soon(partial(self._answer_cancel, message))
+        if RELAYED not in message.headers:
+            request_id = message.subject.removeprefix(f"{CANCEL}.")
+            entry = self._index.find(request_id)
+            waits = entry is not None and entry.state == "queued"
+            self._withdrawals.soon(partial(self._answer_cancel, request_id, message.reply, waits=waits), urgent=True)
 
-    async def _answer_cancel(self, message: Message) -> None:
-        request_id = message.subject.removeprefix(f"{CANCEL}.")
+    async def _answer_cancel(self, request_id: str, reply: str, *, waits: bool) -> None:
         try:
-            state = await self._cancel(request_id)
-            if message.reply:
-                await self.me.bus.publish(message.reply, msgspec.json.encode(Cancelled(request_id, state)))
+            state = await self._cancel(request_id, waits=waits)
+            if reply:
+                await self.me.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
         except BusError as error:
             log.warning("%s: not cancelled: %s", request_id, error)
 
-    async def _cancel(self, request_id: str) -> str:
-        """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well."""
-        entry = self._index.find(request_id)
+    async def _cancel(self, request_id: str, *, waits: bool) -> str:
+        """Cancel a request that waits; one that runs is cancelled by its worker, which hears of it as well.
+
+        Args:
+            request_id: its id.
+            waits: whether it waited when the cancel came. A worker that has begun it since did not feel meant.
+        """
+        known = self._index.find(request_id) is not None
         error = HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
-        if entry is not None and entry.state == "queued" and await withdraw(self.me.bus, entry, error):
+        ended = False
+        for _ in range(_CANCEL_TRIES):
+            entry = self._index.find(request_id)
+            if ended or entry is None or entry.state != "queued":
+                break
+            ended = await withdraw(self.me.bus, entry, error)
+        if waits:
+            await self.me.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
+        if ended:
             return "cancelled"
         state = await self._state_on_record(request_id)
-        return state if state == "finished" or (entry is None and state == "unknown") else "cancelled"
+        return state if state == "finished" or (not known and state == "unknown") else "cancelled"
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:

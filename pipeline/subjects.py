@@ -98,6 +98,8 @@ DEAD_SUBJECT = "Llm-Subject"
 DEAD_ERROR = "Llm-Error"
 DEAD_ATTEMPTS = "Llm-Attempts"
 DEAD_TRACE_ID = "Llm-Trace-Id"
+# Set by the monitor on a cancel that it passes on to the workers once more.
+RELAYED = "Llm-Relayed"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 from pipeline.bus import Bus, BusError
 from pipeline.core.delivery import Record, error_answer, expired, read_envelope
@@ -30,6 +31,8 @@ _RETRY_AFTER_S = 1.0
 # The clock of the loop may stand still while the clock on the wall does not.
 _LOOK_AGAIN_S = 10.0
 
+Job = Callable[[], Awaitable[None]]
+
 
 @dataclass(slots=True)
 class Withdrawals:
@@ -42,7 +45,9 @@ class Withdrawals:
 
     bus: Bus
     index: QueueIndex
-    _jobs: asyncio.Queue[Callable[[], Awaitable[None]]] = field(init=False, default_factory=asyncio.Queue)
+    # (rank, number, job): what is urgent goes first, else what came first.
+    _jobs: asyncio.PriorityQueue[tuple[int, int, Job]] = field(init=False, default_factory=asyncio.PriorityQueue)
+    _numbers: count[int] = field(init=False, default_factory=count)
     _wake_at: float = field(init=False, default=0.0)
     _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -53,9 +58,12 @@ class Withdrawals:
             for _ in range(_AT_ONCE):
                 group.create_task(self._work())
 
-    def soon(self, job: Callable[[], Awaitable[None]]) -> None:
-        """Have a job done that ends a request; what it raises, but for `BusError`, ends `run`."""
-        self._jobs.put_nowait(job)
+    def soon(self, job: Job, *, urgent: bool = False) -> None:
+        """Have a job done that ends a request, before all others where somebody waits for it.
+
+        What it raises, but for `BusError`, ends `run`.
+        """
+        self._jobs.put_nowait((0 if urgent else 1, next(self._numbers), job))
 
     def end(self, request_id: str, error: HeadraceError, *, untouched: bool = False) -> None:
         """Have a request ended, as `withdraw`; tried again while the broker is away."""
@@ -86,7 +94,7 @@ class Withdrawals:
 
     async def _work(self) -> None:
         while True:
-            job = await self._jobs.get()
+            _, _, job = await self._jobs.get()
             try:
                 await job()
             except BusError as error:

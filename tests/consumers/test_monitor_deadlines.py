@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import pytest
@@ -233,6 +234,45 @@ async def test_many_cancels_at_once_are_each_carried_out(monitor, client, bus):
     answers = await asyncio.gather(*(bus.request(f"llm.cancel.r{number}", timeout_s=20) for number in range(0, 300, 2)))
     assert {msgspec.json.decode(answer.data)["state"] for answer in answers} == {"cancelled"}
     await client.none_waits(but=150)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_request_that_begins_while_its_cancel_is_underway_is_stopped(monitor, start, client, bus, streams):
+    it = await monitor()
+    freed = asyncio.Event()
+    for _ in range(16):
+        it._withdrawals.soon(freed.wait)
+    await eventually(it._withdrawals._jobs.empty, what="everybody is busy")
+    await (client.stream if streams else client.ask)("r1")
+    await eventually(lambda: it._index.find("r1"))
+    answer = asyncio.create_task(bus.request("llm.cancel.r1", timeout_s=20))
+    await eventually(lambda: not it._withdrawals._jobs.empty(), what="the cancel was heard")
+    worker = await start()
+    generation = await worker.engine.generation("r1")
+    freed.set()
+    assert msgspec.json.decode((await answer).data)["state"] == "cancelled"
+    assert await client.code("r1") == "cancelled"
+    await eventually(lambda: generation.closed, what="the engine is free of it")
+    await client.none_waits()
+
+
+async def test_a_cancel_goes_before_a_flood_of_other_endings(monitor, client, bus):
+    it = await monitor()
+    freed = asyncio.Event()
+    for _ in range(16):
+        it._withdrawals.soon(freed.wait)
+    await eventually(it._withdrawals._jobs.empty, what="everybody is busy")
+    order: list[str] = []
+
+    async def note(name: str) -> None:
+        order.append(name)
+
+    for name in ("first", "second"):
+        it._withdrawals.soon(partial(note, name))
+    it._withdrawals.soon(partial(note, "urgent"), urgent=True)
+    freed.set()
+    await eventually(lambda: len(order) == 3)
+    assert order == ["urgent", "first", "second"]
 
 
 async def test_an_expired_request_is_counted_as_such(monitor, client, bus):
