@@ -11,7 +11,7 @@ import msgspec
 from pipeline.bus import Bus, Delivery, Fenced
 from pipeline.core.delivery import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Answer, Last, decode_answer, encode
+from pipeline.messages import Answer, ErrorAnswer, Last, decode_answer, encode
 from pipeline.subjects import DUPLICATE_WINDOW_S, REPLY_TO, STREAM_REPLIES, out_subject, reply_subject
 
 log = logging.getLogger(__name__)
@@ -206,10 +206,11 @@ class RecordWriter:
         message = _answer_in(data)
         if message is None or message.id != self.envelope.id:
             return False
-        younger_s = self.envelope.created - message.created
-        # What moved has left its id behind, and what is replayed is meant to be answered again.
-        earliest_s = 0.0 if self.envelope.move is not None else DUPLICATE_WINDOW_S
-        return -DUPLICATE_WINDOW_S < younger_s < earliest_s
+        failed = isinstance(message, ErrorAnswer) and message.error.code is ErrorCode.ENGINE_FAILED
+        if failed and self.envelope.move is not None:
+            # Replayed from the dead letters, to be answered again; it may have moved on since.
+            return False
+        return abs(self.envelope.created - message.created) < DUPLICATE_WINDOW_S
 
     async def _forward(self, data: bytes) -> None:
         if not self.holds_lease():

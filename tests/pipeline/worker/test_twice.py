@@ -7,9 +7,12 @@ import time
 
 import pytest
 
-from pipeline.errors import ErrorCode
+from pipeline.core.delivery import Envelope, error_answer
+from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Completion, is_last
+from pipeline.subjects import Move, Priority, Task
 from pipeline.worker.lease import LeaseKeeper
+from pipeline.worker.record import RecordWriter, Repeated
 from tests.waiting import eventually
 
 LEASE_S = 1.0
@@ -78,3 +81,28 @@ async def test_after_a_standstill_what_is_handed_over_is_in_doubt_for_a_while():
     assert keeper.stood_still()
     await eventually(lambda: not keeper.stood_still())
     running.cancel()
+
+
+def envelope(stored_at, move=None):
+    return Envelope("r1", Priority.HIGH, Task.UNTRIAGED, stored_at=stored_at, delivered=1, move=move)
+
+
+def ended(stored_at, code):
+    return error_answer(envelope(stored_at), HeadraceError(code, "over"))
+
+
+@pytest.mark.parametrize("move", [None, Move.SPILLED, Move.COMPLEX, Move.RETURNED])
+@pytest.mark.parametrize("apart_s", [-100.0, 100.0])
+async def test_two_copies_of_one_request_have_one_record_wherever_they_went(bus, move, apart_s):
+    await RecordWriter(bus, envelope(1000.5), lambda: True).write(ended(1000.5, ErrorCode.CANCELLED))
+    copy = RecordWriter(bus, envelope(1000.5 + apart_s, move), lambda: True)
+    with pytest.raises(Repeated):
+        await copy.write(ended(1000.5 + apart_s, ErrorCode.CANCELLED))
+    assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1000]
+
+
+@pytest.mark.parametrize("move", [Move.REPLAYED, Move.SPILLED])
+async def test_what_is_replayed_from_the_dead_letters_is_answered_again(bus, move):
+    await RecordWriter(bus, envelope(1000.5), lambda: True).write(ended(1000.5, ErrorCode.ENGINE_FAILED))
+    await RecordWriter(bus, envelope(1010.5, move), lambda: True).write(ended(1010.5, ErrorCode.CANCELLED))
+    assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1010]
