@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bench.chaos.client import Client
 from bench.chaos.ledger import Ledger, Summary, goes_on_after
 from bench.chaos.torment import Fault, Tormentor
+
+
+# Longer than a lease and a look around: worth a name.
+NOTABLE_S = 6.0
+
+
+class _Slow(NamedTuple):
+    seconds: float
+    id: str
+    clock: str
 
 
 def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: Sequence[str]) -> list[str]:
@@ -40,14 +52,19 @@ def recovery(tormentor: Tormentor, ledger: Ledger) -> list[str]:
     for kind in sorted({fault.kind for fault in tormentor.faults}):
         faults = [fault for fault in tormentor.faults if fault.kind == kind]
         back = [tormentor.back_s[fault] for fault in faults if fault in tormentor.back_s]
-        onward = [slowest for fault in faults if (slowest := _slowest(fault, ledger)) is not None]
-        lines.append(f"{kind:22} {len(faults):>5}   {_quantiles(back, 7)}    {_quantiles(onward, 9)}")
+        slowest = [found for fault in faults if (found := _slowest(fault, ledger)) is not None]
+        worst = max(slowest, default=None)
+        whose = f"  {worst.id} at {worst.clock}" if worst and worst.seconds > NOTABLE_S else ""
+        onward = _quantiles([one.seconds for one in slowest], 9)
+        lines.append(f"{kind:22} {len(faults):>5}   {_quantiles(back, 7)}    {onward}{whose}")
     return lines
 
 
-def _slowest(fault: Fault, ledger: Ledger) -> float | None:
-    times = (goes_on_after(entry, fault.at) for entry in ledger.entries.values())
-    return max((time for time in times if time is not None), default=None)
+def _slowest(fault: Fault, ledger: Ledger) -> _Slow | None:
+    """Which of the answers that ran at a fault took longest to go on."""
+    clock = time.strftime("%H:%M:%S", time.localtime(fault.at))
+    times = ((goes_on_after(entry, fault.at), entry.id) for entry in ledger.entries.values())
+    return max((_Slow(seconds, name, clock) for seconds, name in times if seconds is not None), default=None)
 
 
 def _quantiles(values: Iterable[float], width: int) -> str:
