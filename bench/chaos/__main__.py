@@ -22,12 +22,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="how long to load and torment (default: 600)")
     parser.add_argument("--engine", choices=("simulated", "mlx"), default="simulated")
     parser.add_argument("--seed", type=int, default=1, help="of the load and of the faults")
-    parser.add_argument("--rate", type=float, default=6.0, help="requests a second (default: 6)")
+    parser.add_argument("--rate", type=float, help="requests a second (default: 5, with MLX 3)")
     parser.add_argument("--show", choices=SHOWS, help="show one promise by itself, in place of the long run")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the broker's store")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
-    plan = Plan(options.seconds, options.engine, options.seed, options.rate)
+    rate_per_s, max_tokens = (5.0, 40) if options.engine == "simulated" else (3.0, 160)
+    plan = Plan(options.seconds, options.engine, options.seed, options.rate or rate_per_s, max_tokens)
     if options.show:
         return _show(options.show, folder, plan)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

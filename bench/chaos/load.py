@@ -15,11 +15,11 @@ from bench.chaos.ledger import Entry
 
 PRIORITIES = ("high", "medium", "low")
 PROMPTS = (
-    "Count from 1 to 30.",
+    "Count from 1 to 100.",
     "Tell me a story.",
     "What is the capital of France?",
     "Explain step by step why the square root of two is irrational, and write a Python function that checks it.",
-    "Считай от 1 до 20.",
+    "Считай от 1 до 60.",
 )
 _POISONS = ("[[fault:segfault@3]]", "[[fault:abort@2]]", "[[fault:raise@4]]")
 _CANCELLED = frozenset({"cancelled"})

@@ -10,7 +10,6 @@ from bench.chaos.client import Client
 from bench.chaos.ledger import Ledger, Summary, goes_on_after
 from bench.chaos.torment import Fault, Tormentor
 
-
 # Longer than a lease and a look around: worth a name.
 NOTABLE_S = 6.0
 

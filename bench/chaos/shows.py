@@ -20,7 +20,7 @@ from bench.chaos import report
 from bench.chaos.fleet import BROKER, STANDIN
 from bench.chaos.ledger import Entry, Summary
 from bench.chaos.load import Load
-from bench.chaos.story import Plan, Stage, stage
+from bench.chaos.story import Stage, stage
 from bench.chaos.torment import Fault, Tormentor, until
 from pipeline.config import Config
 
@@ -36,9 +36,9 @@ class Shown(NamedTuple):
 
 async def kills(folder: Path, config: Config, *, times: int, seed: int = 1) -> Shown:
     """Kill the MLX worker in mid-answer, so many times in one run, under a steady load of streams."""
-    plan = Plan(0, config.engine, seed)
     async with stage(folder, replace(config, max_attempts=max(100, times))) as scene:
-        load = Load(scene.client, random.Random(seed), 5.0, plan.max_tokens, poison_share=0)
+        max_tokens = 40 if config.engine == "simulated" else 160
+        load = Load(scene.client, random.Random(seed), 3.0, max_tokens, poison_share=0)
         await load.learn_undisturbed()
         tormentor = Tormentor(scene.fleet, random.Random(seed))
         loading = asyncio.create_task(load.run(float("inf")))

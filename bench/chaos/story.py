@@ -34,7 +34,7 @@ class Plan:
     seconds: float
     engine: Literal["simulated", "mlx"] = "simulated"
     seed: int = 1
-    rate_per_s: float = 6.0
+    rate_per_s: float = 5.0
     max_tokens: int = 40
     lease_s: float = 4.0
     pause_s: tuple[float, float] = (2.0, 6.0)
