@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 BENCHMARKS = {
+    "gateway": "what going through the gateway and its durable queue costs",
     "triage": "what triage gets right, and what it costs",
     "durability": "what a PubAck costs, by what it promises",
+    "replies": "what it costs that an answer outlives its broker",
     "loop_lag": "how late the MLX consumer's event loop is under a full batch",
 }
 

@@ -40,6 +40,7 @@ _PAGE_HEADERS = {
 
 # How many times the largest body is still read, to be dropped.
 _DROPPED_BODIES = 16
+_MODELS_KEPT_S = 0.2
 # Of the drain time, what is kept for telling those who still read that they must come back.
 FAREWELL_S = 0.5
 # A body, the largest one that may be published, and the models that are listed.
@@ -59,6 +60,8 @@ class Gateway:
         self._config = config
         self._since = time.time()
         self._metrics = Metrics()
+        self._known_models: Catalogue | None = None
+        self._known_at = 0.0
         self._registry = Registry()
         client = Client(me.bus, me.tracing)
         self._desk = Desk(client, me.peers, self._metrics, self._registry)
@@ -145,8 +148,7 @@ class Gateway:
         try:
             self._catalogue().engines_for(wanted or None)
         except HeadraceError as error:
-            peers = self._me.peers
-            everybody_is_here = all(peers.models(engine) for engine in ("mlx", "ollama"))
+            everybody_is_here = self._catalogue().mlx and self._catalogue().ollama
             if error.code is ErrorCode.MODEL_INTERNAL or everybody_is_here:
                 raise
 
@@ -156,8 +158,15 @@ class Gateway:
     # ---- models
 
     def _catalogue(self) -> Catalogue:
-        peers, config = self._me.peers, self._config
-        return Catalogue(peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models)
+        """The models there are, looked up at most so often however many ask."""
+        now = time.monotonic()
+        if self._known_models is None or now - self._known_at > _MODELS_KEPT_S:
+            peers, config = self._me.peers, self._config
+            self._known_models = Catalogue(
+                peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models
+            )
+            self._known_at = now
+        return self._known_models
 
     def _listed(self) -> list[str]:
         return self._catalogue().listed()

@@ -1,0 +1,61 @@
+"""Answers of the pipeline, as a record holds them, to be turned into a dialect's."""
+
+from __future__ import annotations
+
+from pipeline.messages import (
+    Account,
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    FunctionCall,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from pipeline.subjects import Priority, Task
+
+ACCOUNT = Account(
+    engine="mlx",
+    priority=Priority.HIGH,
+    task=Task.SIMPLE,
+    attempts=1,
+    queue_ms=2.0,
+    ttft_ms=10.0,
+    total_ms=30.0,
+    spilled=False,
+    reason="mlx had a free slot",
+)
+CALL = FunctionCall("get_weather", '{"city":"Paris"}')
+
+
+def _chunk(seq: int, delta: Delta, finish: str | None = None) -> Chunk:
+    return Chunk(
+        id="req-1",
+        created=1700000000,
+        model="headrace-demo",
+        choices=[ChunkChoice(delta, finish_reason=finish, token_ids=[seq])],
+        seq=seq,
+        attempt=1,
+    )
+
+
+def _completion(message: AssistantMessage, finish: str) -> Completion:
+    return Completion(
+        id="req-1",
+        created=1700000000,
+        model="headrace-demo",
+        choices=[Choice(message, finish)],
+        usage=Usage(3, 2, 5),
+        headrace=ACCOUNT,
+    )
+
+
+CHUNKS = [_chunk(0, Delta(role="assistant", content="Hello")), _chunk(1, Delta(content=" there"), "stop")]
+COMPLETION = _completion(AssistantMessage("Hello there"), "stop")
+CUT_OFF = _completion(AssistantMessage("Hello there"), "length")
+TOOL_CHUNK = _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", CALL)]), "tool_calls")
+LAST_CHUNK = _chunk(1, Delta(), "stop")
+TOOL_COMPLETION = _completion(AssistantMessage(None, tool_calls=[ToolCall(CALL, "call_1")]), "tool_calls")
