@@ -135,6 +135,7 @@ class Monitor:
     _admission: Admission = field(init=False)
     _arrived: list[Arrival] = field(init=False, default_factory=list)
     _withdrawals: Withdrawals = field(init=False)
+    _missed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -151,6 +152,7 @@ class Monitor:
     async def run(self, lifecycle: Lifecycle) -> None:
         """Watch and answer until lifecycle asks to stop."""
         self.me.peers.on_change = self._changed.set
+        self.me.bus.on_reconnect(self._missed.set)
         await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
@@ -161,7 +163,7 @@ class Monitor:
             {QUEUE_STATS: self._answer_stats, QUEUE_POSITION: self._answer_position, MODELS: self._answer_models},
         )
         async with asyncio.TaskGroup() as group:
-            work = (self._watch(lifecycle), self._forget_finished(), self._withdrawals.run())
+            work = (self._watch(lifecycle), self._forget_finished(), self._catch_up(), self._withdrawals.run())
             tasks = [group.create_task(one) for one in work]
             await lifecycle.stopping.wait()
             for task in tasks:
@@ -229,8 +231,20 @@ class Monitor:
 
     # ---- listening
 
+    async def _catch_up(self) -> None:
+        """Learn after each reconnect what was stored while nobody listened."""
+        while True:
+            await self._missed.wait()
+            self._missed.clear()
+            try:
+                await self._read_queue()
+            except BusError as error:
+                log.info("the queue is not read yet: %s", error)
+                await asyncio.sleep(_EVERY_S)
+                self._missed.set()
+
     async def _read_queue(self) -> None:
-        """Learn what was stored before this monitor began."""
+        """Learn what was stored while this monitor did not listen."""
         for engine in ENGINES:
             async for message in self.me.bus.scan(_STREAMS[engine], ">"):
                 self._note_stored(message)
@@ -387,6 +401,9 @@ class Monitor:
             await self.me.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
         if ended:
             return "cancelled"
+        # A worker that has died hears of no cancel, and whoever goes on with the request has not heard of it either.
+        worker_is_dead_s = self.config.lease_s + _EVERY_S
+        asyncio.get_running_loop().call_later(worker_is_dead_s, self._withdrawals.end, request_id, error)
         state = await self._state_on_record(request_id)
         return state if state == "finished" or (not known and state == "unknown") else "cancelled"
 

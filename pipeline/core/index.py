@@ -48,7 +48,13 @@ class QueueIndex:
     def stored(
         self, request_id: str, stream: str, priority: Priority, sequence: int, deadline: float | None = None
     ) -> int:
-        """A request was stored; a move stores it anew. Returns how many of its priority are queued before it."""
+        """A request was stored; a move stores it anew. Returns how many of its priority are queued before it.
+
+        What is known to stand there stays as it is: it may run already.
+        """
+        known = self._entries.get(request_id)
+        if known is not None and (known.stream, known.sequence) == (stream, sequence):
+            return self.position(request_id)
         self.remove(request_id)
         place = self.depth(stream, priority)
         entry = self._entries[request_id] = Entry(stream, priority, sequence, deadline=deadline)
