@@ -51,6 +51,7 @@ class Client:
         self.workers_at: dict[int, float] = {}
         self._prefix = ""
         self._next_sequence = 1
+        self._reading = asyncio.Lock()
 
     @classmethod
     @asynccontextmanager
@@ -142,6 +143,10 @@ class Client:
 
     async def read_record(self) -> None:
         """Read what `LLM_REPLIES` has taken in since the last time, as somebody who comes late does."""
+        async with self._reading:
+            await self._read_on()
+
+    async def _read_on(self) -> None:
         while True:
             batch = await self._batch(self._next_sequence)
             for message in batch:
