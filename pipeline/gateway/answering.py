@@ -14,7 +14,7 @@ from pipeline.client import Client, Entry, Record, whole
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
-from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole, start
+from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.messages import Chunk, Completion, ErrorAnswer, ErrorBody
@@ -62,7 +62,7 @@ class Answering(Live):
         self._stream = asked.stream
         self._intake = intake
         self._id = intake.outgoing.id
-        self._started = False
+        self._accepted = False
 
     async def write(self, send: Send) -> None:
         """Publish, follow, send."""
@@ -80,6 +80,7 @@ class Answering(Live):
         self._desk.readers[self._id] += 1
         try:
             async with await self._desk.submit(self._intake) as record:
+                self._accepted = True
                 await (self._write_stream if self._stream else self._write_whole)(record, send)
         finally:
             self._desk.readers[self._id] -= 1
@@ -108,10 +109,10 @@ class Answering(Live):
             match entry.answer:
                 case Chunk() as chunk:
                     if part := self._shape.part(chunk):
-                        await self._begin(send)
+                        await self.begin(send, self._stream_headers())
                         await more(send, part)
                 case Completion() as completion:
-                    await self._begin(send)
+                    await self.begin(send, self._stream_headers())
                     await finish(send, self._shape.end(completion))
                     return
                 case ErrorAnswer() as answer:
@@ -126,28 +127,26 @@ class Answering(Live):
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     return await record.next()
             except TimeoutError:
-                await self._begin(send)
+                await self.begin(send, self._stream_headers())
                 await more(send, self._shape.keep_alive)
         return await record.next()
 
     def _headers(self) -> dict[str, str]:
         return {"x-request-id": self._id}
 
-    async def _begin(self, send: Send) -> None:
-        if not self._started:
-            self._started = True
-            await start(send, 200, {**SSE_HEADERS, "content-type": self._shape.stream_type, **self._headers()})
+    def _stream_headers(self) -> dict[str, str]:
+        return {**SSE_HEADERS, "content-type": self._shape.stream_type, **self._headers()}
 
     async def _fail(self, send: Send, error: HeadraceError) -> None:
         body = ErrorBody.of(error)
-        if self._started:
+        if self.begun:
             await finish(send, self._shape.error_part(body))
         else:
             await send_whole(send, status_of(error), self._shape.error(body), {**headers_of(error), **self._headers()})
 
     async def _take_back(self) -> None:
-        """Cancel the request, unless somebody else here follows it as well."""
-        if self._desk.readers[self._id]:
+        """Cancel the request, unless somebody else here follows it; one that is still being stored sees to itself."""
+        if self._desk.readers[self._id] or not self._accepted:
             return
         with contextlib.suppress(BusError):
             await self._desk.client.cancel(self._id)

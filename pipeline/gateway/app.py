@@ -24,7 +24,7 @@ from pipeline.gateway.edge import Edge
 from pipeline.gateway.intake import take_in
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import Queue, Statistics, events_url
-from pipeline.gateway.responses import End, Registry, error_response, json_response
+from pipeline.gateway.responses import Registry, error_response, json_response
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
 from pipeline.role import Role
@@ -41,8 +41,6 @@ _PAGE_HEADERS = {
 # How many times the largest body is still read, to be dropped.
 _DROPPED_BODIES = 16
 _MODELS_KEPT_S = 0.2
-# Of the drain time, what is kept for telling those who still read that they must come back.
-FAREWELL_S = 0.5
 # A body, the largest one that may be published, and the models that are listed.
 Reader = Callable[[bytes, int, Sequence[str]], Asked | ollama.Loaded]
 
@@ -101,22 +99,8 @@ class Gateway:
         return Edge(Starlette(routes=routes, exception_handlers=handlers), self._config, self._metrics)
 
     async def drain(self, within_s: float) -> None:
-        """Let answers come to their end; those that have not told their readers where to read on. Requests go on."""
-        for response in self._registry:
-            if not isinstance(response, Answering):
-                response.end(End.STOPPING)  # it would never end by itself
-        if not await self._idle_within(within_s - FAREWELL_S):
-            for response in self._registry:
-                response.end(End.STOPPING)
-            await self._idle_within(FAREWELL_S)
-
-    async def _idle_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._registry.until_idle()
-        except TimeoutError:
-            return False
-        return True
+        """Let answers come to their end; those that have not tell their readers where to read on. Requests go on."""
+        await self._registry.drain(within_s)
 
     # ---- answers
 

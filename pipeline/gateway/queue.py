@@ -17,7 +17,7 @@ from pipeline.client import Client, Record
 from pipeline.core.statistics import QueueStatistics
 from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import own_id
-from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more, start
+from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
 from pipeline.messages import EngineName, encode, is_last
 from pipeline.peers import Peers
@@ -132,6 +132,8 @@ class Queue:
 class Events(Live):
     """A record as server-sent events; each event's id is its sequence in the stream."""
 
+    endless = True
+
     def __init__(self, client: Client, request_id: str, after: int, registry: Registry) -> None:
         super().__init__(registry)
         self._client = client
@@ -141,7 +143,7 @@ class Events(Live):
     async def write(self, send: Send) -> None:
         """Send all events to the last message."""
         async with await self._client.read(self._id, after=self._after) as record:
-            await start(send, 200, {**SSE_HEADERS, "x-request-id": self._id})
+            await self.begin(send, {**SSE_HEADERS, "x-request-id": self._id})
             while not await self._one(record, send):
                 pass
         await finish(send)
@@ -161,6 +163,8 @@ class Events(Live):
 class Loads(Live):
     """The engines' loads as server-sent events. A slow reader misses some, and always gets the newest."""
 
+    endless = True
+
     def __init__(self, peers: Peers, changed: set[asyncio.Event], registry: Registry) -> None:
         super().__init__(registry)
         self._peers = peers
@@ -173,7 +177,7 @@ class Loads(Live):
         self._changed.add(changed)
         sent: dict[EngineName, float] = {}
         try:
-            await start(send, 200, SSE_HEADERS)
+            await self.begin(send, SSE_HEADERS)
             while True:
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
@@ -19,6 +19,8 @@ JSON = "application/json"
 SSE_HEADERS = {"content-type": openai.SSE, "cache-control": "no-store", "x-accel-buffering": "no"}
 # So that what stands between keeps the connection, and a reader knows that somebody is there.
 KEEP_ALIVE_S = 10.0
+# Of the drain time, what is kept for telling those who still read that they must come back.
+FAREWELL_S = 0.5
 
 
 class End(StrEnum):
@@ -29,23 +31,23 @@ class End(StrEnum):
 
 
 class Registry:
-    """The responses that are being sent."""
+    """The responses that are being sent. While it drains, those that have no end are ended as they come."""
 
     def __init__(self) -> None:
         self._open: set[Live] = set()
+        self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> Iterator[Live]:
-        return iter(list(self._open))
-
     def add(self, response: Live) -> None:
         """One begins."""
         self._open.add(response)
         self._idle.clear()
+        if self._draining and response.endless:
+            asyncio.get_running_loop().call_soon(response.end, End.STOPPING)
 
     def remove(self, response: Live) -> None:
         """One has ended."""
@@ -53,21 +55,43 @@ class Registry:
         if not self._open:
             self._idle.set()
 
-    async def until_idle(self) -> None:
-        """Wait until none is left."""
-        await self._idle.wait()
+    async def drain(self, within_s: float) -> None:
+        """Let all come to their end; those that have not, for want of time or of an end, are ended."""
+        self._draining = True
+        for response in list(self._open):
+            if response.endless:
+                response.end(End.STOPPING)
+        if not await self._idle_within(within_s - FAREWELL_S):
+            for response in list(self._open):
+                response.end(End.STOPPING)
+            await self._idle_within(FAREWELL_S)
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
 
 class Live:
     """An ASGI response that `write` sends. When the client goes away, or `end` is called, `write` is cancelled.
 
     Subclasses say what is then to be done in `ended`. `registry` holds those that are being sent.
+
+    Attributes:
+        endless: whether it goes on for as long as the client likes, or may be read on elsewhere as well.
+        begun: whether its head has been sent.
     """
+
+    endless = False
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._task: asyncio.Task[None] | None = None
         self._why: End | None = None
+        self.begun = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
@@ -99,7 +123,15 @@ class Live:
         raise NotImplementedError
 
     async def ended(self, why: End, send: Send) -> None:
-        """It was cut short."""
+        """It was cut short; where the gateway is what ends, the client is told that there is no more."""
+        if why is End.STOPPING:
+            await (finish(send) if self.begun else send_whole(send, 503, b"{}", {"retry-after": "1"}))
+
+    async def begin(self, send: Send, headers: Mapping[str, str]) -> None:
+        """Begin the response, with status 200; the second time this does nothing."""
+        if not self.begun:
+            self.begun = True
+            await start(send, 200, headers)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

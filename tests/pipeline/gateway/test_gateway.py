@@ -1,0 +1,352 @@
+"""The gateway's process, with a real broker and real HTTP; the test plays the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from pipeline import gateway
+from pipeline.config import Config, ConfigError
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway import responses, server
+from pipeline.gateway.identity import make_key
+from pipeline.lifecycle import StartError
+from pipeline.messages import ErrorAnswer, ErrorBody
+from pipeline.subjects import Priority
+from tests.pipeline.gateway.conftest import Engine, Life, Serve
+from tests.waiting import eventually
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+STREAM = {**CHAT, "stream": True}
+ASK = "/v1/chat/completions"
+SECRET, KEY = make_key("alice")
+OTHER_SECRET, OTHER = make_key("bob")
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def failed(code: ErrorCode) -> ErrorAnswer:
+    return ErrorAnswer(id="", created=0, error=ErrorBody.of(HeadraceError(code, f"because of {code}")))
+
+
+def port_of(client: httpx.AsyncClient) -> int:
+    return client.base_url.port or 0
+
+
+# ---- who may
+
+
+async def test_it_does_not_start_where_everybody_could_call(config: Config):
+    for host in ("0.0.0.0", "::", "192.0.2.1"):
+        with pytest.raises(ConfigError, match="http_keys"):
+            await gateway.main(msgspec.structs.replace(config, http_host=host), Life())
+
+
+async def test_a_port_that_is_taken_is_named(config: Config, serve: Serve):
+    async with serve() as client:
+        with pytest.raises(StartError, match=str(port_of(client))):
+            await gateway.main(msgspec.structs.replace(config, http_port=port_of(client)), Life())
+
+
+async def test_with_a_key_it_may_be_bound_to_every_address(serve: Serve, engine: Engine):
+    async with serve(http_host="0.0.0.0", http_keys=[KEY]) as client:
+        for path in ("/v1/models", "/api/tags", "/queue/stats", "/metrics", "/load"):
+            assert (await client.get(path)).status_code == 401, path
+        assert (await client.post(ASK, json=CHAT)).json()["error"]["code"] == "unauthorized"
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/v1/models", headers=bearer(SECRET))).status_code == 200
+        # Behind a name of its own a page may call it: it has to have the key.
+        headers = {**bearer(SECRET), "Host": "llm.example", "Origin": "https://page.example"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+
+
+async def test_a_key_brings_its_tenant_its_priority_and_its_ids(serve: Serve, engine: Engine):
+    key = msgspec.structs.replace(KEY, tenant="team", priority=Priority.LOW, highest=Priority.MEDIUM)
+    async with serve(http_keys=[key, OTHER]) as client:
+        headers = {**bearer(SECRET), "Idempotency-Key": "job", "Prefer": "respond-async"}
+        accepted = await client.post(ASK, json=CHAT, headers=headers)
+        assert accepted.json()["id"] == "alice-job"
+        stored = await engine.stored.get()
+        assert stored.headers["Llm-Tenant"] == "team"
+        assert stored.headers["Nats-Subject"].startswith("llm.request.low")
+        refused = await client.post(ASK, json=CHAT, headers={**bearer(SECRET), "X-Priority": "high"})
+        assert refused.status_code == 403
+        # The same word of another caller is another request.
+        other = await client.post(ASK, json=CHAT, headers={**headers, **bearer(OTHER_SECRET)})
+        assert other.json()["id"] == "bob-job"
+
+
+# ---- limits
+
+
+async def test_a_flood_of_lists_blocks_neither_statistics_nor_answers(serve: Serve, engine: Engine):
+    async with serve(http_lists_per_s=1, http_answers_per_s=100) as client:
+        flood = [await client.get("/api/tags") for _ in range(30)]
+        refused = [answer for answer in flood if answer.status_code == 429]
+        assert len(refused) >= 15
+        assert {answer.status_code for answer in flood} == {200, 429}
+        assert isinstance(refused[0].json()["error"], str)
+        assert refused[0].headers["retry-after"] == "1"
+        assert refused[0].headers["x-ratelimit-limit-requests"] == "10"
+        assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
+        assert (await client.get("/v1/models")).json()["error"]["code"] == "rate_limited"
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        asked = asyncio.create_task(client.post(ASK, json=CHAT))
+        await engine.answer(await engine.next_id())
+        assert (await asked).status_code == 200
+        assert (await asked).headers["x-ratelimit-limit-requests"] == "1000"
+
+
+async def test_a_key_may_have_limits_of_its_own(serve: Serve, engine: Engine):
+    generous, frugal = (msgspec.structs.replace(KEY, lists_per_s=0.0), msgspec.structs.replace(OTHER, lists_per_s=0.1))
+    async with serve(http_keys=[generous, frugal], http_lists_per_s=1) as client:
+        assert {(await client.get("/api/ps", headers=bearer(SECRET))).status_code for _ in range(30)} == {200}
+        statuses = [(await client.get("/api/ps", headers=bearer(OTHER_SECRET))).status_code for _ in range(3)]
+        assert statuses == [200, 429, 429]
+
+
+async def test_a_full_lane_says_when_to_come_back(serve: Serve, engine: Engine, config: Config):
+    from pipeline import topology
+
+    await topology.apply(engine.bus.js, msgspec.structs.replace(config, lane_max_messages=1))
+    async with serve(lane_max_messages=1) as client:
+        headers = {"Prefer": "respond-async"}
+        assert (await client.post(ASK, json=CHAT, headers=headers)).status_code == 202
+        for path, more in ((ASK, headers), (ASK, {}), ("/api/chat", {})):
+            answer = await client.post(path, json=CHAT, headers=more)
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "queue_full" in answer.text
+
+
+async def test_a_body_that_is_too_large_is_refused_however_it_comes(serve: Serve, engine: Engine):
+    async with serve(max_body_bytes=1000) as client:
+        assert (await client.post(ASK, content=b"x" * 1001)).status_code == 413
+
+        async def parts():
+            for _ in range(5):
+                yield b"y" * 300
+
+        assert (await client.post("/api/chat", content=parts())).json()["code"] == "request_too_large"
+        endless = await client.post(ASK, content=b"z" * 20_000)
+        assert endless.status_code == 413
+
+
+# ---- clients that do not get on
+
+
+async def raw(client: httpx.AsyncClient, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(client))
+    writer.write(data)
+    return reader, writer
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b"408"),
+        (b"GET /healthz HTTP/1.1\r\nhost: loc", b"408"),
+        (b"POST /api/chat HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{", b"408"),
+        (b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * (server.MAX_HEAD_BYTES + 1), b"431"),
+        (b"nonsense\r\n\r\n", b"400"),
+    ],
+    ids=["silent", "half-a-head", "half-a-body", "long-head", "no-http"],
+)
+async def test_who_does_not_get_on_is_told_and_cut_off(serve: Serve, engine: Engine, sent: bytes, status: bytes):
+    async with serve(http_stall_timeout_s=0.2) as client, asyncio.timeout(10):
+        reader, writer = await raw(client, sent)
+        with contextlib.suppress(ConnectionError):
+            assert (await reader.readline()).split()[1] == status
+            await reader.read()
+        writer.close()
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_reader_that_stands_still_is_cut_off_and_its_record_stays(serve: Serve, engine: Engine):
+    async with serve(http_stall_timeout_s=0.3) as client, asyncio.timeout(60):
+        body = json.dumps(STREAM).encode()
+        head = f"POST {ASK} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: slow\r\ncontent-length: {len(body)}\r\n\r\n"
+        reader, writer = await raw(client, head.encode() + body)
+        assert await engine.next_id() == "slow"
+        await reader.readline()
+        reader._transport.pause_reading()
+        texts = [str(number) * 40_000 for number in range(10)] * 40
+        writing = asyncio.create_task(engine.write("slow", *engine.chunks(texts)))
+        assert await engine.cancelled.get() == "slow"
+        await writing
+        writer.close()
+        assert len(await engine.bus.read_answers("llm.reply.slow")) == len(texts)
+
+
+async def test_a_reader_that_is_slower_than_the_engine_misses_nothing(serve: Serve, engine: Engine):
+    texts = [f"{number:08}" * 5000 for number in range(400)]
+    async with serve() as client, client.stream("POST", ASK, json=STREAM) as response, asyncio.timeout(60):
+        request_id = await engine.next_id()
+        await engine.write(request_id, *engine.chunks(texts))
+        await engine.answer(request_id)
+        text = "".join([part async for part in response.aiter_text()])
+    deltas = [json.loads(line[6:])["choices"][0]["delta"]["content"] for line in text.split("\n\n") if "chunk" in line]
+    assert deltas[: len(texts)] == texts
+
+
+async def test_who_hangs_up_has_the_request_cancelled_at_once(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for path in (ASK, "/v1/completions", "/api/chat", "/api/generate"):
+            for stream in (True, False):
+                body = {**CHAT, "prompt": "x", "stream": stream}
+                del body["messages" if path in ("/v1/completions", "/api/generate") else "prompt"]
+                asking = asyncio.create_task(client.post(path, json=body))
+                request_id = await engine.next_id()
+                asking.cancel()
+                async with asyncio.timeout(5):
+                    assert await engine.cancelled.get() == request_id
+
+
+async def test_who_does_not_wait_may_go(serve: Serve, engine: Engine):
+    async with serve() as client:
+        accepted = await client.post(ASK, json=STREAM, headers={"Prefer": "respond-async"})
+        request_id = await engine.next_id()
+        assert accepted.json()["id"] == request_id
+        asking = asyncio.create_task(client.post(ASK, json=STREAM))
+        other_id = await engine.next_id()
+        asking.cancel()
+        async with asyncio.timeout(5):
+            assert await engine.cancelled.get() == other_id
+        assert engine.cancelled.empty()
+
+
+async def test_of_two_who_read_one_request_one_may_go(serve: Serve, engine: Engine):
+    async with serve() as client:
+        headers = {"Idempotency-Key": "shared"}
+        one, two = [asyncio.create_task(client.post(ASK, json=CHAT, headers=headers)) for _ in range(2)]
+        assert await engine.next_id() == "shared"
+        metrics = "headrace_http_open 2\n"
+
+        async def both_read() -> bool:
+            return metrics in (await client.get("/metrics")).text
+
+        await eventually(both_read)
+        one.cancel()
+        await eventually(lambda: _gone(client), what="the gateway knows that one is gone")
+        await engine.answer("shared")
+        assert (await two).json()["choices"][0]["message"]["content"] == "Hello there"
+        assert engine.cancelled.empty()
+
+
+async def _gone(client: httpx.AsyncClient) -> bool:
+    return "headrace_http_gone_total 1\n" in (await client.get("/metrics")).text
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+async def test_every_error_of_the_pipeline_has_a_status_and_the_dialects_envelope(code: ErrorCode):
+    error = HeadraceError(code, "why")
+    for path in ("/v1/x", "/api/x"):
+        response = responses.error_response(error, path)
+        assert response.status_code >= 400
+        body = json.loads(bytes(response.body))
+        assert (body["error"] if path == "/api/x" else body["error"]["message"]) == "why"
+        assert ("retry-after" in response.headers) == (response.status_code in (429, 503))
+        assert ("x-should-retry" in response.headers) != error.retryable
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_error_before_the_first_word_has_its_status(serve: Serve, engine: Engine, stream: bool):
+    async with serve() as client:
+        for path in (ASK, "/api/chat"):
+            asking = asyncio.create_task(client.post(path, json={**CHAT, "stream": stream}))
+            await engine.write(await engine.next_id(), failed(ErrorCode.ENGINE_FAILED))
+            answer = await asking
+            assert answer.status_code == 502
+            assert "because of engine_failed" in answer.text
+
+
+async def test_an_error_in_the_middle_comes_in_the_stream(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for path in (ASK, "/api/chat"):
+            asking = asyncio.create_task(client.post(path, json=STREAM))
+            request_id = await engine.next_id()
+            await engine.write(request_id, *engine.chunks(["begun"]), failed(ErrorCode.ENGINE_FAILED))
+            answer = await asking
+            assert answer.status_code == 200
+            last = answer.text.strip().split("\n")[-1].removeprefix("data: ")
+            assert json.loads(last)["error"]
+
+
+async def test_whose_time_is_up_is_told_even_where_nobody_came_to_it(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.gateway.answering._DEADLINE_GRACE_S", 0.0)
+    async with serve() as client:
+        answer = await client.post(ASK, json=CHAT, headers={"X-Request-Timeout": "0.1"})
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "deadline_exceeded"
+        assert await engine.cancelled.get() == await engine.next_id()
+
+
+async def test_while_nobody_answers_a_stream_shows_that_it_lives(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.gateway.answering.KEEP_ALIVE_S", 0.05)
+    async with serve() as client, client.stream("POST", ASK, json=STREAM) as response:
+        lines = response.aiter_lines()
+        assert await anext(lines) == ": waiting"
+        request_id = await engine.next_id()
+        await engine.answer(request_id)
+        rest = [line async for line in lines]
+        assert rest[-2] == "data: [DONE]"
+
+
+async def test_without_a_monitor_the_queue_is_away_and_answers_go_on(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for path in ("/queue/stats", "/queue/requests/x"):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"]
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["monitor"]) == (503, False)
+        asking = asyncio.create_task(client.post(ASK, json=CHAT))
+        await engine.answer(await engine.next_id())
+        assert (await asking).status_code == 200
+
+
+# ---- the end
+
+
+async def test_draining_lets_answers_come_to_their_end(serve: Serve, engine: Engine):
+    async with serve() as client:
+        asking = asyncio.create_task(client.post(ASK, json=STREAM))
+        request_id = await engine.next_id()
+        watching = asyncio.create_task(client.get("/load"))
+        client.life.stop()
+        await watching
+        await engine.answer(request_id)
+        assert (await asking).text.endswith("data: [DONE]\n\n")
+
+
+async def test_who_still_reads_at_the_end_is_told_where_to_read_on(serve: Serve, engine: Engine):
+    async with serve() as client:
+        asking: list[asyncio.Task[Any]] = [
+            asyncio.create_task(client.post(ASK, json=CHAT)),
+            asyncio.create_task(client.post(ASK, json=STREAM)),
+        ]
+        ids = [await engine.next_id() for _ in asking]
+        await engine.write(ids[1], *engine.chunks(["begun"]))
+        client.life.stop(drain_s=0.8)
+        whole, streamed = [await task for task in asking]
+        assert whole.status_code == 503
+        assert f"/queue/requests/{whole.headers['x-request-id']}/events" in whole.text
+        assert f"/queue/requests/{streamed.headers['x-request-id']}/events" in streamed.text
+    # The requests go on.
+    assert engine.cancelled.empty()

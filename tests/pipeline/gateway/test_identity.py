@@ -1,0 +1,123 @@
+"""Who calls and what they may: keys, priorities, ids, names."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from pipeline.config import ConfigError, HttpKey, load
+from pipeline.gateway.identity import (
+    Caller,
+    hashed,
+    identify,
+    is_local_name,
+    is_loopback,
+    make_key,
+    own_id,
+    priority_of,
+    request_id,
+)
+from pipeline.gateway.statuses import HttpError
+from pipeline.subjects import Priority, is_request_id
+
+SECRET, ENTRY = make_key("alice")
+OTHER_SECRET, OTHER = make_key("bob")
+KEYS = [ENTRY, OTHER]
+
+
+def test_a_key_is_kept_as_its_hash_alone():
+    assert SECRET not in ENTRY.hash
+    assert ENTRY.hash == hashed(SECRET, ENTRY.hash.split(":")[1])
+    assert make_key("alice")[0] != SECRET
+
+
+def test_a_key_is_found_by_its_hash():
+    for headers in ({"authorization": f"Bearer {OTHER_SECRET}"}, {"x-api-key": OTHER_SECRET}):
+        caller = identify(KEYS, headers, "10.0.0.1")
+        assert (caller.name, caller.tenant, caller.key) == ("bob", "bob", OTHER)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {SECRET}"}, {"x-api-key": ""}],
+    ids=["none", "wrong", "basic", "empty"],
+)
+def test_without_a_known_key_nobody_passes(headers: dict[str, str]):
+    with pytest.raises(HttpError) as caught:
+        identify(KEYS, headers, "127.0.0.1")
+    assert caught.value.status == 401
+
+
+def test_where_there_are_no_keys_everybody_passes_by_address():
+    assert identify([], {"authorization": "Bearer anything"}, "127.0.0.1") == Caller("127.0.0.1")
+
+
+def test_the_priority_is_the_calls_then_the_keys_then_the_default():
+    low = msgspec.structs.replace(ENTRY, priority=Priority.LOW)
+    assert priority_of(Caller("a", key=low), "High", Priority.MEDIUM) is Priority.HIGH
+    assert priority_of(Caller("a", key=low), None, Priority.MEDIUM) is Priority.LOW
+    assert priority_of(Caller("a"), None, Priority.MEDIUM) is Priority.MEDIUM
+
+
+def test_a_key_may_ask_for_no_more_than_its_highest_priority():
+    caller = Caller("a", key=msgspec.structs.replace(ENTRY, highest=Priority.MEDIUM))
+    assert priority_of(caller, "medium", Priority.LOW) is Priority.MEDIUM
+    with pytest.raises(HttpError) as caught:
+        priority_of(caller, "high", Priority.LOW)
+    assert caught.value.status == 403
+
+
+def test_no_caller_reaches_another_ones_requests():
+    alice, bob = Caller("alice", key=ENTRY), Caller("bob", key=OTHER)
+    assert own_id(alice, "job-1") == own_id(alice, own_id(alice, "job-1")) == "alice-job-1"
+    assert own_id(bob, own_id(alice, "job-1")) == "bob-alice-job-1"
+    assert own_id(Caller("127.0.0.1"), "job-1") == "job-1"
+
+
+def test_an_id_is_the_callers_where_a_request_may_have_it():
+    anybody = Caller("127.0.0.1")
+    assert request_id(anybody, {"idempotency-key": "a", "x-request-id": "b"}) == ("a", True)
+    assert request_id(anybody, {"x-request-id": "b"}) == ("b", True)
+    for given in ("", "a.b", "x" * 129, "LLM-7"):
+        chosen, is_given = request_id(anybody, {"idempotency-key": given})
+        assert chosen != given
+        assert not is_given
+        assert is_request_id(chosen)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *[(host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")],
+        *[(host, False) for host in ("0.0.0.0", "192.168.1.2", "::", "example.org")],
+    ],
+)
+def test_loopback_is_told_from_what_others_reach(host: str, expected: bool):
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *[(name, True) for name in ("localhost:8080", "127.0.0.1", "[::1]:80", "app.localhost", "mac.local:1")],
+        *[(name, False) for name in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "null")],
+    ],
+)
+def test_this_machines_own_names_are_told_from_others(name: str, expected: bool):
+    assert is_local_name(name) is expected
+
+
+def test_keys_come_from_the_environment_and_bad_ones_are_refused():
+    entry = msgspec.json.encode([ENTRY]).decode()
+    assert load(environ={"HEADRACE_HTTP_KEYS": entry}).http_keys == [ENTRY]
+    for bad in ('[{"name": "a"}]', '[{"name": "a-b", "hash": "x"}]', f'[{{"name": "a", "hash": "{SECRET}"}}]'):
+        with pytest.raises(ConfigError):
+            load(environ={"HEADRACE_HTTP_KEYS": bad})
+
+
+def test_an_entry_survives_being_passed_on():
+    from pipeline.config import Config, to_environment
+
+    config = Config(http_keys=[msgspec.structs.replace(ENTRY, highest=Priority.LOW, answers_per_s=2.5)])
+    assert load(environ=to_environment(config)).http_keys == config.http_keys
+    assert isinstance(config.http_keys[0], HttpKey)

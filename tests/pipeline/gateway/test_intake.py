@@ -1,0 +1,66 @@
+"""From a call to the message that is published."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.gateway import openai
+from pipeline.gateway.identity import Caller, make_key
+from pipeline.gateway.intake import Intake, take_in
+from pipeline.gateway.statuses import HttpError
+from pipeline.subjects import Priority
+
+SIMPLE = b'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+COMPLEX = b'{"messages": [{"role": "user", "content": "Explain step by step, and write a function that proves it."}]}'
+UNSURE = b'{"messages": [{"role": "user", "content": "Purple monday?"}]}'
+TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
+
+
+def taken_in(headers: dict[str, str], body: bytes = SIMPLE, caller: Caller | None = None) -> Intake:
+    asked = openai.read_chat(body, 1 << 20)
+    return take_in(caller or Caller("127.0.0.1"), headers, asked, default=Priority.MEDIUM)
+
+
+def test_what_is_beyond_doubt_is_said_in_the_subject():
+    assert taken_in({}).outgoing.subject == "llm.request.medium.simple"
+    assert taken_in({"x-priority": "high"}, COMPLEX).outgoing.subject == "llm.request.high.complex"
+    assert taken_in({"x-priority": "low"}, UNSURE).outgoing.subject == "llm.request.low"
+
+
+def test_a_call_that_says_nothing_is_published_with_its_id_alone():
+    intake = taken_in({})
+    assert intake.outgoing.headers == {}
+    assert intake.outgoing.body == SIMPLE
+    assert not intake.outgoing.given_id
+    assert (intake.timeout_s, intake.respond_async) == (None, False)
+
+
+def test_the_trace_and_the_tenant_go_along():
+    _, key = make_key("alice")
+    sent = {"traceparent": TRACE, "tracestate": "a=b"}
+    headers = taken_in(sent, caller=Caller("alice", "team", key)).outgoing.headers
+    assert headers == {"traceparent": TRACE, "tracestate": "a=b", "Llm-Tenant": "team"}
+
+
+@pytest.mark.parametrize("trace", ["", "nonsense", TRACE + "x", TRACE.upper()])
+def test_a_trace_that_is_none_is_not_passed_on(trace: str):
+    assert taken_in({"traceparent": trace, "tracestate": "a=b"}).outgoing.headers == {}
+
+
+@pytest.mark.parametrize("name", ["x-request-timeout", "timeout"])
+def test_a_timeout_becomes_the_requests(name: str):
+    intake = taken_in({name: "2.5"})
+    assert intake.timeout_s == 2.5
+    assert intake.outgoing.headers == {"Llm-Timeout": "2.5"}
+
+
+@pytest.mark.parametrize("given", ["", "0", "-1", "soon", "inf", "nan", "1e3", "9999999"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(given: str):
+    with pytest.raises(HttpError) as caught:
+        taken_in({"x-request-timeout": given})
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async", "respond-async,handling=lenient"])
+def test_a_caller_may_prefer_not_to_wait(prefer: str):
+    assert taken_in({"prefer": prefer}).respond_async
