@@ -69,7 +69,7 @@ class LeaseKeeper:
 
     async def until_certain(self) -> None:
         """Wait while deliveries are in doubt: what is asked for only now would be dropped as well."""
-        while self.stood_still():
+        while self.stood_still():  # noqa: ASYNC110 - nothing but time ends it
             await asyncio.sleep(_DOUBT_S / 10)
 
     async def run(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ class Desk:
     tracing: Tracing
     leases: LeaseKeeper
     elsewhere: Elsewhere
+    on_slot_left: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ class Serving:
 
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
+        in_slot: whether it takes up one of the engine's slots, or may yet.
     """
 
     desk: Desk
@@ -79,6 +81,7 @@ class Serving:
     envelope: Envelope
     reason: str
     cost_tokens: tuple[int, int] = (0, 0)
+    in_slot: bool = True
     _interruption: Exception | None = field(init=False, default=None)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
     _lease: Lease = field(init=False)
@@ -217,6 +220,9 @@ class Serving:
         began_at = time.time()
         while True:
             piece = await generation.next()
+            if piece.finish_reason is not None:
+                await generation.close()
+                self._leave_slot()
             if piece.restarted:
                 answer.attempt += piece.restarted
                 if request.streams:
@@ -233,6 +239,11 @@ class Serving:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
                 return answer.completion(piece.finish_reason, piece.usage, now=time.time())
+
+    def _leave_slot(self) -> None:
+        """Let the next request begin while the end of this one is still being written."""
+        self.in_slot = False
+        self.desk.on_slot_left()
 
     async def _succeed(self, writer: RecordWriter, completion: Completion) -> None:
         with self.desk.tracing.publish(reply_subject(self.envelope.id), request_id=self.envelope.id):

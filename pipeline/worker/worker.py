@@ -79,7 +79,9 @@ class Worker:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
         self._leases = LeaseKeeper(config.lease_s)
-        self._desk = Desk(self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere)
+        self._desk = Desk(
+            self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere, self._note_change
+        )
         self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus)
         self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
@@ -130,9 +132,13 @@ class Worker:
         return await self._puller.wait(list(self.source.consumers.values()), self._until_there_is_no_room())
 
     @property
+    def _in_slots(self) -> list[Serving]:
+        return [serving for serving in self._servings.values() if serving.in_slot]
+
+    @property
     def _free_slots(self) -> int:
         status = self.engine.status()
-        return status.slots_total - max(len(self._servings), status.slots_used) if status.state == "ready" else 0
+        return status.slots_total - max(len(self._in_slots), status.slots_used) if status.state == "ready" else 0
 
     @property
     def _has_room(self) -> bool:
@@ -268,14 +274,14 @@ class Worker:
     async def _say_status(self, state: WorkerState) -> None:
         status = self.engine.status()
         running = dict.fromkeys(Priority, 0)
-        for serving in self._servings.values():
+        for serving in self._in_slots:
             running[serving.envelope.priority] += 1
         message = WorkerStatus(
             worker=self.me.name,
             engine=self.engine.name,
             state="draining" if self._draining and state != "gone" else state,
             models=status.models,
-            slots=Slots(max(status.slots_used, len(self._servings)), status.slots_total),
+            slots=Slots(max(status.slots_used, len(self._in_slots)), status.slots_total),
             running=PerPriorityCount(**{priority.value: count for priority, count in running.items()}),
             pending_tokens=status.pending_tokens,
             tokens_per_s=status.tokens_per_s,
