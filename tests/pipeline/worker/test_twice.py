@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.core.delivery import Envelope, error_answer
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Completion, is_last
+from pipeline.messages import Chunk, Completion, is_last
 from pipeline.subjects import Move, Priority, Task
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.record import RecordWriter, Repeated
@@ -106,3 +106,36 @@ async def test_what_is_replayed_from_the_dead_letters_is_answered_again(bus, mov
     await RecordWriter(bus, envelope(1000.5), lambda: True).write(ended(1000.5, ErrorCode.ENGINE_FAILED))
     await RecordWriter(bus, envelope(1010.5, move), lambda: True).write(ended(1010.5, ErrorCode.CANCELLED))
     assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1010]
+
+
+async def test_a_broker_that_was_away_for_longer_than_a_lease_causes_no_storm_of_attempts(start, client, nats_server):
+    worker, other = await start(lease_s=LEASE_S), await start(lease_s=LEASE_S)
+    await client.stream("r1")
+    await client.ask("r2")
+    engines = (worker.engine, other.engine)
+
+    def runs():
+        return [run for engine in engines for run in engine.submitted]
+
+    await eventually(lambda: len(runs()) == 2)
+    (streamed,) = [run for run in runs() if run.work.id == "r1"]
+    streamed.say("before ")
+    await client.until("r1", 2)
+    nats_server.kill()
+    await asyncio.sleep(1.5 * LEASE_S)  # all leases run out at the broker
+    nats_server.start()
+    await eventually(lambda: client.record("r1"))
+    await asyncio.sleep(1.5 * LEASE_S)  # whoever is to be handed them again has been
+    for run in runs():
+        run.finish("after")
+    for request_id in ("r1", "r2"):
+        answer = await client.answer(request_id)
+        assert answer.headrace.attempts <= 3
+        assert answer.choices[0].message.content == ("before after" if request_id == "r1" else "after")
+    await client.none_waits()
+    chunks = [message for message in await client.record("r1") if isinstance(message, Chunk)]
+    assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "before after"
+    for request_id in ("r1", "r2"):
+        assert sum(is_last(message) for message in await client.record(request_id)) == 1
+    assert len(runs()) <= 4
