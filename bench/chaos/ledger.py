@@ -123,11 +123,16 @@ class Summary(NamedTuple):
     accepted: int
     ended: Counter[str]
     faults: Counter[str]
-    reexecuted: int
+    attempts: Counter[int]
     repeated_at_inbox: int
     missed_at_inbox: int
     seeded_compared: int
     examples: Mapping[str, Sequence[str]]
+
+    @property
+    def reexecuted(self) -> int:
+        """How many had more than one attempt."""
+        return sum(count for attempts, count in self.attempts.items() if attempts > 1)
 
     @property
     def lost(self) -> int:
@@ -165,7 +170,7 @@ class Ledger:
             accepted=len(entries),
             ended=ended,
             faults=faults,
-            reexecuted=sum(entry.attempts > 1 for entry in entries),
+            attempts=Counter(entry.attempts for entry in entries),
             repeated_at_inbox=sum(entry.repeated_at_inbox for entry in entries),
             missed_at_inbox=sum(entry.missed_at_inbox for entry in entries),
             seeded_compared=compared,

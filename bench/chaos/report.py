@@ -31,7 +31,7 @@ def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: S
         f"doubled                   {sum(n for kind, n in summary.faults.items() if 'doubled' in kind)}",
         f"seeded texts compared     {summary.seeded_compared}",
         f"wrong in any way          {faults}",
-        f"re-executed               {summary.reexecuted}",
+        f"re-executed               {summary.reexecuted} (attempts: {dict(sorted(summary.attempts.items()))})",
         f"inboxes: last repeated    {summary.repeated_at_inbox}",
         f"inboxes: reader was away  {summary.missed_at_inbox}",
         f"refused at publishing     {dict(client.ledger.refused) or 'none'}",

@@ -1,0 +1,96 @@
+"""The chaos run's verdict finds what is wrong with an answer, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench.chaos.ledger import Entry, Kept, Ledger, goes_on_after
+
+
+def status(state="started", attempt=1):
+    return {"object": "headrace.status", "state": state, "attempt": attempt}
+
+
+def chunk(seq, text, attempt=1):
+    return {
+        "object": "chat.completion.chunk",
+        "seq": seq,
+        "attempt": attempt,
+        "choices": [{"delta": {"content": text}}],
+    }
+
+
+def whole(text, *, engine="mlx", spilled=False, attempts=1):
+    account = {"engine": engine, "spilled": spilled, "attempts": attempts}
+    return {"object": "chat.completion", "choices": [{"message": {"content": text}}], "headrace": account}
+
+
+def error(code):
+    return {"object": "error", "error": {"code": code, "message": code}}
+
+
+def entry(*messages, **more):
+    encoded = [json.dumps(message).encode() for message in messages]
+    record = [Kept(number, float(number), data) for number, data in enumerate(encoded, 1)]
+    return Entry("r1", "plain", **({"streams": True, "accepted_at": 0.0, "record": record, "live": encoded} | more))
+
+
+GOOD = (status(), chunk(0, "a"), chunk(1, "b"), whole("ab"))
+
+
+def test_a_whole_answer_has_no_fault():
+    assert entry(*GOOD).faults() == []
+    assert entry(*GOOD, expected="ab", inbox=[json.dumps(GOOD[-1]).encode()]).faults() == []
+    assert entry(error("cancelled"), may_end=frozenset({"cancelled"})).faults() == []
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ((), "lost"),
+        (GOOD[:-1], "lost"),
+        ((*GOOD, whole("ab", attempts=2)), "doubled"),
+        ((*GOOD, chunk(2, "c")), "something after the last message"),
+        ((status(), chunk(0, "a"), chunk(2, "b"), whole("ab")), "gap in seq"),
+        ((status(), chunk(0, "a"), chunk(0, "a"), chunk(1, "b"), whole("ab")), "gap in seq"),
+        ((status(), chunk(0, "a"), whole("ab")), "chunks differ from the last message"),
+        ((error("engine_failed"),), "ended with engine_failed"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_found(messages, fault):
+    assert fault in entry(*messages).faults()
+
+
+def test_a_seeded_answer_is_held_against_the_undisturbed_text_on_mlx_alone():
+    assert entry(*GOOD, expected="ac").faults() == ["differs from the undisturbed text"]
+    elsewhere = (*GOOD[:-1], whole("ab", engine="ollama", spilled=True))
+    assert entry(*elsewhere, expected="ac").faults() == []
+
+
+def test_readers_are_held_against_the_record():
+    stray, last = json.dumps(chunk(1, "x")).encode(), json.dumps(GOOD[-1]).encode()
+    assert entry(*GOOD, live=[stray]).faults() == ["a reader saw what the record does not hold"]
+    assert entry(*GOOD, live=[last, last]).faults() == ["doubled at a live reader"]
+    assert entry(*GOOD, inbox=[stray, last]).faults() == ["an inbox saw what the record does not hold"]
+    repeated = entry(*GOOD, inbox=[last, last])
+    assert repeated.faults() == []
+    assert repeated.repeated_at_inbox
+    assert entry(*GOOD, inbox=[]).missed_at_inbox
+
+
+def test_the_summary_counts():
+    ledger = Ledger({"a": entry(*GOOD), "b": entry(), "c": entry(status("restarted", 2), whole("", attempts=2))})
+    summary = ledger.summary()
+    assert (summary.accepted, summary.lost, summary.reexecuted) == (3, 1, 1)
+    assert summary.ended == {"answered": 2}
+    assert summary.examples["lost"] == ["r1"]
+    assert len(ledger.open()) == 1
+
+
+def test_an_answer_goes_on_after_a_fault_in_its_middle_only():
+    streamed = entry(*GOOD)
+    assert goes_on_after(streamed, 2.5) == 0.5
+    assert goes_on_after(streamed, 0.5) is None
+    assert goes_on_after(streamed, 4.5) is None
