@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +161,7 @@ async def rolling(folder: Path, config: Config, *, rounds: int = 1, seed: int = 
         return await _closing(scene, tormentor)
 
 
-SHOWS: dict[str, Callable[..., Awaitable[Shown]]] = {
+SHOWS: dict[str, Callable[..., Coroutine[Any, Any, Shown]]] = {
     "kills": kills,
     "frozen": frozen,
     "cancelled": cancelled,
