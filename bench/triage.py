@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from pipeline.core.triage import classify
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.subjects import Task
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "data" / "triage_prompts.jsonl"

@@ -9,7 +9,7 @@ from pipeline.core.delivery import Envelope
 from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.role import Role, role
 from pipeline.subjects import LANES, QUEUED_PREFIX, STREAM_REQUESTS, Move, ollama_subject
 from pipeline.worker.move import move

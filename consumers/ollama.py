@@ -8,7 +8,7 @@ from pipeline.config import Config
 from pipeline.core.delivery import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.role import Role, role
 from pipeline.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
 from pipeline.worker.move import return_to_mlx

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.config import ENV_PREFIX, KEYS, Config
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatMessage, ChatRequest, ToolCall
+from pipeline.messages import ToolCall
+from pipeline.requests import ChatMessage, ChatRequest
 
 _KV_STEP_TOKENS = 256
 """MLX grows a KV cache by this many tokens at a time."""

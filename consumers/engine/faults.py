@@ -13,7 +13,7 @@ import time
 
 from msgspec import Struct
 
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 
 _FAULT = re.compile(r"\[\[fault:(segfault|abort|raise|hang)(?:@(\d{1,9}))?\]\]")
 

@@ -28,7 +28,7 @@ from consumers.engine.seeds import key_bits
 from consumers.engine.transcript import ToolSyntax, Transcript
 from pipeline.config import Config
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Work
 
 _GREEDY_BELOW: Final = 1e-4

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct, field
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatMessage, ChatRequest, FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.messages import FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.requests import ChatMessage, ChatRequest
 from pipeline.worker.engine import Piece, Work
 
 # Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".

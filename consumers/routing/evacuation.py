@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.core.delivery import read_envelope
 from pipeline.core.saturation import STALE_S, Capacity
 from pipeline.errors import HeadraceError
-from pipeline.messages import decode_request
+from pipeline.requests import decode_request
 from pipeline.role import Role
 from pipeline.subjects import STREAM_OLLAMA, Priority, Task, ollama_consumer
 from pipeline.worker.move import give_back, return_to_mlx

@@ -24,7 +24,8 @@ from pipeline.core.scheduler import Scheduler
 from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, classify, saturated, spill
 from pipeline.errors import HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.messages import ChatRequest, EventKind, RequestEvent, decode_request, encode
+from pipeline.messages import EventKind, RequestEvent, encode
+from pipeline.requests import ChatRequest, decode_request
 from pipeline.role import Role
 from pipeline.subjects import (
     EVENT,

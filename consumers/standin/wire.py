@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Work
 
 _T = TypeVar("_T")

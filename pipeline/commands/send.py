@@ -13,7 +13,8 @@ from pipeline.bus import Bus, BusError, LaneFull, Message, Unreachable
 from pipeline.commands import run_client, say, tell
 from pipeline.core.triage import classify
 from pipeline.errors import ErrorCode
-from pipeline.messages import Account, Answer, ChatRequest, Chunk, Completion, ErrorAnswer, Status, decode_answer
+from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status, decode_answer
+from pipeline.requests import ChatRequest
 from pipeline.subjects import CANCEL, MSG_ID, STREAM_REPLIES, TIMEOUT, Lane, Priority, Task, reply_subject
 
 # A broker that is there takes a request within milliseconds; a person waits no longer than this for the first sign.

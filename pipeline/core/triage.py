@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pipeline.core import lexical
-from pipeline.messages import ChatMessage, ChatRequest, Load
+from pipeline.messages import Load
+from pipeline.requests import ChatMessage, ChatRequest
 from pipeline.subjects import Priority, Task
 
 LONG_PROMPT_CHARS = 2000

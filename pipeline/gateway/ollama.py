@@ -15,15 +15,8 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.shapes import Asked, decode_body
-from pipeline.messages import (
-    AssistantMessage,
-    ChatRequest,
-    Chunk,
-    Completion,
-    ErrorBody,
-    FunctionCall,
-    decode_request,
-)
+from pipeline.messages import AssistantMessage, Chunk, Completion, ErrorBody, FunctionCall
+from pipeline.requests import ChatRequest, decode_request
 
 NDJSON = "application/x-ndjson"
 # The version of Ollama's API that is spoken here: clients look at it to know what they may ask for.

@@ -14,16 +14,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.shapes import Asked, decode_body
-from pipeline.messages import (
-    Account,
-    Chunk,
-    Completion,
-    Delta,
-    ErrorBody,
-    FinishReason,
-    Usage,
-    decode_request,
-)
+from pipeline.messages import Account, Chunk, Completion, Delta, ErrorBody, FinishReason, Usage
+from pipeline.requests import decode_request
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"

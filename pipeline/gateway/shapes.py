@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest, Chunk, Completion, ErrorBody
+from pipeline.messages import Chunk, Completion, ErrorBody
+from pipeline.requests import ChatRequest
 
 _T = TypeVar("_T")
 _MAX_ERROR_CHARS = 300

@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from pipeline.errors import HeadraceError
-from pipeline.messages import ChatRequest, EngineName, FinishReason, Usage
+from pipeline.messages import EngineName, FinishReason, Usage
+from pipeline.requests import ChatRequest
 from pipeline.subjects import Move, Priority, Task, out_subject, reply_subject
 from pipeline.telemetry import names
 

@@ -10,7 +10,8 @@ from typing import Protocol, Self
 
 import msgspec
 
-from pipeline.messages import ChatRequest, EngineName, FinishReason, ToolCall, Usage, WorkerState
+from pipeline.messages import EngineName, FinishReason, ToolCall, Usage, WorkerState
+from pipeline.requests import ChatRequest
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from pipeline.bus import Bus, BusError, Delivery, LaneFull
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope
 from pipeline.core.models import mlx_model_for
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.role import Role
 from pipeline.subjects import (
     MOVED_REASON,

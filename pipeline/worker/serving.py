@@ -14,15 +14,8 @@ from pipeline.config import Config
 from pipeline.core.delivery import Answer, Envelope, Record, decide, error_answer, expired
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import (
-    ChatRequest,
-    Completion,
-    EngineName,
-    EventKind,
-    RequestEvent,
-    decode_request,
-    encode,
-)
+from pipeline.messages import Completion, EngineName, EventKind, RequestEvent, encode
+from pipeline.requests import ChatRequest, decode_request
 from pipeline.subjects import DEAD, EVENT, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work

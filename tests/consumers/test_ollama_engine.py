@@ -18,7 +18,8 @@ from consumers.ollama_engine.generation import OllamaGeneration
 from consumers.ollama_engine.rates import Rates
 from pipeline.config import Config
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest, Usage
+from pipeline.messages import Usage
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Engine, Generation, Piece, Work
 from tests.consumers.conftest import MODEL, Launch, StandIn
 from tests.consumers.engine.conformance import Conformance

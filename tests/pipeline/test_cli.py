@@ -319,7 +319,7 @@ def test_the_demonstration_answers_everything_and_ends():
 
 
 def test_what_is_sent_is_a_request_of_the_contract():
-    from pipeline.messages import decode_request
+    from pipeline.requests import decode_request
 
     body = Sending(text="x", model="m", max_tokens=3, stream=False).body()
     request = decode_request(body, max_body_bytes=1000)

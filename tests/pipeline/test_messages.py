@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import (
-    MAX_NESTING,
-    MAX_STOPS,
-    MAX_TOOLS,
     Account,
     AssistantMessage,
-    ChatRequest,
     Choice,
     Chunk,
     ChunkChoice,
@@ -36,10 +32,10 @@ from pipeline.messages import (
     Usage,
     WorkerStatus,
     decode_answer,
-    decode_request,
     encode,
     is_last,
 )
+from pipeline.requests import MAX_NESTING, MAX_STOPS, MAX_TOOLS, ChatRequest, decode_request
 from pipeline.subjects import Priority, Task
 
 INVALID, UNSUPPORTED = ErrorCode.INVALID_REQUEST, ErrorCode.UNSUPPORTED_PARAMETER

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest, ResponseFormat, Usage
+from pipeline.messages import Usage
+from pipeline.requests import ChatRequest, ResponseFormat
 from pipeline.subjects import Move, Priority, Task
 from pipeline.telemetry import ProcessSpan, Tracing, names
 from tests.otlp import Collector, collector
@@ -451,7 +452,8 @@ async def test_shutdown_sends_what_is_left_and_may_be_called_twice(
 
 _OFF = """
 import sys, threading
-from pipeline.messages import ChatRequest, Usage
+from pipeline.messages import Usage
+from pipeline.requests import ChatRequest
 from pipeline.subjects import Move, Priority, Task
 from pipeline.telemetry import Tracing
 

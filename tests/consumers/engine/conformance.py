@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest, FinishReason, ToolCall, Usage
+from pipeline.messages import FinishReason, ToolCall, Usage
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Engine, Generation, Piece, Work
 
 PATIENCE_S = 60.0
@@ -218,7 +219,9 @@ class ExactConformance(Conformance):
             cuts.append((len(whole.token_ids), len(whole.text)))
             whole.add(await generation.next())
         tokens, chars = cuts[round(part * (len(cuts) - 1))]
-        rest = await ask(engine, request, seed=11, resume_tokens=whole.token_ids[:tokens], resume_text=whole.text[:chars])
+        rest = await ask(
+            engine, request, seed=11, resume_tokens=whole.token_ids[:tokens], resume_text=whole.text[:chars]
+        )
         assert rest.text == whole.text[chars:]
         assert rest.token_ids == whole.token_ids[tokens:]
         assert rest.usage == whole.usage

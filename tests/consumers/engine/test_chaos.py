@@ -7,7 +7,7 @@ import pytest
 
 from consumers.engine.process import EngineProcess
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from tests.consumers.engine.conformance import Answer, ask, read, work
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]

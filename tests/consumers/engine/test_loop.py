@@ -15,7 +15,7 @@ from consumers.engine.seeds import key_bits
 from consumers.engine.simulated import SimulatedBackend
 from pipeline.config import Config
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatMessage, ChatRequest
+from pipeline.requests import ChatMessage, ChatRequest
 from pipeline.worker.engine import Piece, Work
 
 FAST = {"engine": "simulated", "simulated_tokens_per_s": 1e6, "simulated_prefill_tokens_per_s": 1e9}

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from consumers.engine.process import located
 from pipeline.errors import ErrorCode
-from pipeline.messages import ChatRequest, Tool
+from pipeline.requests import ChatRequest, Tool
 from pipeline.worker.engine import Engine
 from tests.consumers.engine.conformance import ExactConformance, ask, refusal, until, work
 

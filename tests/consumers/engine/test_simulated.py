@@ -5,7 +5,7 @@ import pytest
 import pytest_asyncio
 
 from pipeline.errors import ErrorCode
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Engine
 from tests.consumers.engine.conformance import ExactConformance, ask, refusal
 

@@ -11,7 +11,7 @@ import pytest
 from consumers.engine.process import EngineProcess
 from pipeline.config import Config
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from tests.consumers.engine.conformance import Answer, ask, read, until, until_ready, work
 
 ENGINES = ["mlx", "simulated"]
@@ -20,7 +20,7 @@ _ORPHAN_MAKER = """
 import asyncio
 from consumers.engine.process import EngineProcess
 from pipeline.config import Config
-from pipeline.messages import ChatRequest
+from pipeline.requests import ChatRequest
 from pipeline.worker.engine import Work
 
 async def main():

@@ -12,18 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.triage import LOAD_SAYS_FOR_S, Outcome, Room, Verdict, Waiting, classify, spill
-from pipeline.messages import (
-    ChatMessage,
-    ChatRequest,
-    ContentPart,
-    FunctionSpec,
-    Load,
-    PerPriority,
-    PerPriorityCount,
-    ResponseFormat,
-    Slots,
-    Tool,
-)
+from pipeline.messages import Load, PerPriority, PerPriorityCount, Slots
+from pipeline.requests import ChatMessage, ChatRequest, ContentPart, FunctionSpec, ResponseFormat, Tool
 from pipeline.subjects import Priority, Task
 
 LABELLED = [

@@ -171,7 +171,10 @@ async def test_who_does_not_get_on_is_told_and_cut_off(serve: Serve, engine: Eng
         assert (await client.get("/healthz")).status_code == 200
 
 
-async def test_a_reader_that_stands_still_is_cut_off_and_its_record_stays(serve: Serve, engine: Engine):
+async def test_a_reader_that_stands_still_is_cut_off_and_its_record_stays(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.gateway.answering.KEEP_ALIVE_S", 0.05)
     async with serve(http_stall_timeout_s=0.3) as client, asyncio.timeout(60):
         body = json.dumps(STREAM).encode()
         head = f"POST {ASK} HTTP/1.1\r\nhost: localhost\r\nidempotency-key: slow\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -187,7 +190,10 @@ async def test_a_reader_that_stands_still_is_cut_off_and_its_record_stays(serve:
         assert len(await engine.bus.read_answers("llm.reply.slow")) == len(texts)
 
 
-async def test_a_reader_that_is_slower_than_the_engine_misses_nothing(serve: Serve, engine: Engine):
+async def test_a_reader_that_is_slower_than_the_engine_misses_nothing(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.gateway.answering.KEEP_ALIVE_S", 0.05)
     texts = [f"{number:08}" * 5000 for number in range(400)]
     async with serve() as client, client.stream("POST", ASK, json=STREAM) as response, asyncio.timeout(60):
         request_id = await engine.next_id()
