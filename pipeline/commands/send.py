@@ -9,18 +9,18 @@ from functools import partial
 
 import msgspec
 
-from pipeline.bus import Bus, BusError, LaneFull, Message, Unreachable
+from pipeline.bus import Bus, BusError, Unreachable
+from pipeline.client import Client, Outgoing
 from pipeline.commands import run_client, say, tell
 from pipeline.core.triage import classify
-from pipeline.errors import ErrorCode
-from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status, decode_answer
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status
 from pipeline.requests import ChatRequest
-from pipeline.subjects import CANCEL, MSG_ID, STREAM_REPLIES, TIMEOUT, Lane, Priority, Task, reply_subject
+from pipeline.subjects import TIMEOUT, Lane, Priority, Task
+from pipeline.telemetry import Tracing
 
 # A broker that is there takes a request within milliseconds; a person waits no longer than this for the first sign.
 _STORE_PATIENCE_S = 3.0
-# After so long without a word, look at the answer's record: what was published while the connection was away is there.
-_LOOK_AFTER_S = 5.0
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,12 +51,10 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
         verdict = classify(request, Task(self.task) if self.task else None)
         return Lane(Priority(self.priority), verdict.task if verdict.certain else Task.UNTRIAGED).subject
 
-    def headers(self, request_id: str) -> dict[str, str]:
-        """The request's id, and its deadline where it has one."""
-        headers = {MSG_ID: request_id}
-        if self.timeout_s is not None:
-            headers[TIMEOUT] = f"{self.timeout_s:g}"
-        return headers
+    def request(self, request_id: str) -> Outgoing:
+        """The message, with its deadline where it has one."""
+        headers = {} if self.timeout_s is None else {TIMEOUT: f"{self.timeout_s:g}"}
+        return Outgoing(request_id, self.subject(), self.body(), headers)
 
 
 def send(sending: Sending, url: str) -> int:
@@ -65,39 +63,26 @@ def send(sending: Sending, url: str) -> int:
 
 
 async def _send(sending: Sending, bus: Bus) -> int:
-    request_id = secrets.token_hex(10)
-    subject = reply_subject(request_id)
-    arrived: asyncio.Queue[Message] = asyncio.Queue()
-    await bus.subscribe(subject, arrived.put)
-    headers = sending.headers(request_id)
+    request = sending.request(secrets.token_hex(10))
+    client = Client(bus, Tracing())
     try:
-        await bus.store(sending.subject(), sending.body(), headers=headers, patience_s=_STORE_PATIENCE_S)
-    except LaneFull:
-        return _fail(ErrorCode.QUEUE_FULL, f"the lane {sending.priority} is full: send it again later")
+        record = await client.submit(request, patience_s=_STORE_PATIENCE_S)
+    except HeadraceError as error:
+        if error.code is ErrorCode.UNAVAILABLE:
+            raise Unreachable(error.message) from error
+        return _fail(error.code, error.message)
     if sending.verbose:
-        tell(f"[{request_id} queued on {sending.subject()}]")
+        tell(f"[{request.id} queued on {request.subject}]")
     printer = Printer(verbose=sending.verbose)
-    try:
-        while printer.code is None:
-            printer.take(await _next_answer(bus, arrived, subject))
-    except asyncio.CancelledError:
-        with contextlib.suppress(BusError):
-            await bus.publish(f"{CANCEL}.{request_id}", b"")
-        raise
-    return printer.code
-
-
-async def _next_answer(bus: Bus, arrived: asyncio.Queue[Message], subject: str) -> Answer:
-    """What comes next on the reply subject; after a silence, what the record holds as the last of it."""
-    while True:
+    async with record:
         try:
-            return decode_answer((await asyncio.wait_for(arrived.get(), _LOOK_AFTER_S)).data)
-        except TimeoutError:
-            with contextlib.suppress(Unreachable):
-                if (last := await bus.last_message(STREAM_REPLIES, subject)) is not None:
-                    answer = decode_answer(last[1])
-                    if isinstance(answer, Completion | ErrorAnswer):
-                        return answer
+            while printer.code is None:
+                printer.take((await record.next()).answer)
+        except asyncio.CancelledError:
+            with contextlib.suppress(BusError):
+                await client.cancel(request.id)
+            raise
+    return printer.code
 
 
 class Printer:

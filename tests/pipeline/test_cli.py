@@ -295,7 +295,8 @@ def test_an_error_after_some_text_stands_on_a_line_of_its_own(capsys):
 
 def test_a_request_carries_only_what_was_said():
     assert json.loads(Sending(text="x").body()) == {"messages": [{"role": "user", "content": "x"}], "stream": True}
-    assert Sending(text="x", timeout_s=2.5).headers("i") == {MSG_ID: "i", "Llm-Timeout": "2.5"}
+    assert Sending(text="x").request("i").headers == {}
+    assert Sending(text="x", timeout_s=2.5).request("i").headers == {"Llm-Timeout": "2.5"}
 
 
 @pytest.mark.parametrize(
