@@ -57,6 +57,14 @@ class Entry:
         return bool(self.live) and _read(self.live[-1])["object"] == CHUNK
 
     @property
+    def is_all_by_mlx(self) -> bool:
+        """Whether no other engine wrote a part of its answer."""
+        messages = [_read(kept.data) for kept in self.record]
+        return {m.get("engine") or m["headrace"]["engine"] for m in messages if "engine" in m or "headrace" in m} == {
+            "mlx"
+        }
+
+    @property
     def attempts(self) -> int:
         """How many attempts have written."""
         messages = [_read(kept.data) for kept in self.record]
@@ -88,7 +96,7 @@ class Entry:
         if last["object"] == "error":
             code = last["error"]["code"]
             return [] if code in self.may_end else [f"ended with {code}"]
-        if self.expected is None or last["headrace"]["engine"] != "mlx" or last["headrace"]["spilled"]:
+        if self.expected is None or not self.is_all_by_mlx:
             return []
         return [] if _text(last) == self.expected else ["differs from the undisturbed text"]
 
@@ -164,7 +172,7 @@ class Ledger:
             for last in entry.lasts[:1]:
                 answered = last["object"] == "chat.completion"
                 ended["answered" if answered else last["error"]["code"]] += 1
-                compared += answered and entry.expected is not None and not last["headrace"]["spilled"]
+                compared += answered and entry.expected is not None and entry.is_all_by_mlx
         entries = self.entries.values()
         return Summary(
             accepted=len(entries),

@@ -10,7 +10,7 @@ from bench.chaos.ledger import Entry, Kept, Ledger, goes_on_after
 
 
 def status(state="started", attempt=1):
-    return {"object": "headrace.status", "state": state, "attempt": attempt}
+    return {"object": "headrace.status", "state": state, "attempt": attempt, "engine": "mlx"}
 
 
 def chunk(seq, text, attempt=1):
@@ -22,8 +22,8 @@ def chunk(seq, text, attempt=1):
     }
 
 
-def whole(text, *, engine="mlx", spilled=False, attempts=1):
-    account = {"engine": engine, "spilled": spilled, "attempts": attempts}
+def whole(text, *, engine="mlx", attempts=1):
+    account = {"engine": engine, "attempts": attempts}
     return {"object": "chat.completion", "choices": [{"message": {"content": text}}], "headrace": account}
 
 
@@ -65,8 +65,10 @@ def test_what_is_wrong_with_a_record_is_found(messages, fault):
 
 def test_a_seeded_answer_is_held_against_the_undisturbed_text_on_mlx_alone():
     assert entry(*GOOD, expected="ac").faults() == ["differs from the undisturbed text"]
-    elsewhere = (*GOOD[:-1], whole("ab", engine="ollama", spilled=True))
+    elsewhere = (*GOOD[:-1], whole("ab", engine="ollama"))
     assert entry(*elsewhere, expected="ac").faults() == []
+    begun_elsewhere = ({**status(), "engine": "ollama"}, *GOOD[1:])
+    assert entry(*begun_elsewhere, expected="ac").faults() == []
 
 
 def test_readers_are_held_against_the_record():
