@@ -33,12 +33,14 @@ from pipeline.subjects import (
     LANES,
     QUEUED_PREFIX,
     STORED_SUBJECT,
+    STREAM_REPLIES,
     STREAM_REQUESTS,
     Lane,
     Move,
     Priority,
     Task,
     ollama_subject,
+    reply_subject,
 )
 from pipeline.worker.lease import Lease, LeaseKeeper
 from pipeline.worker.move import give_back, move
@@ -55,6 +57,8 @@ UNDERWAY_S = 10.0
 # Nothing opens the gate without an event, but facts go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
+# A begun answer at the head of a lane is left to MLX, with its lane, for this long.
+_LEAVE_S = 2.0
 _LANES = tuple(lane for lane in LANES if lane.task is not Task.COMPLEX)
 _QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
 _QUESTION_CHARS = 600
@@ -72,6 +76,7 @@ class Router:
     _leases: LeaseKeeper = field(init=False)
     _classifies: bool = field(init=False)
     _underway: dict[str, float] = field(init=False, default_factory=dict)
+    _left_until: dict[Lane, float] = field(init=False, default_factory=dict)
     _handling: asyncio.Future[None] | None = field(init=False, default=None)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -164,18 +169,26 @@ class Router:
 
     async def _next_delivery(self, priorities: set[Priority]) -> Delivery | None:
         loop = asyncio.get_running_loop()
+        lanes = self._lanes_of(priorities)
         for lane in self._scheduler.order(loop.time(), wall_now=time.time()):
-            if lane.priority not in priorities:
+            if lane not in lanes:
                 continue
             if delivery := await self._puller.take(lane.consumer):
                 return delivery
             self._scheduler.empty(lane, loop.time())
-        consumers = [lane.consumer for lane in _LANES if lane.priority in priorities]
-        return await self._puller.wait(consumers, self._until_shut(priorities))
+        if not lanes:
+            await self._until_changed()
+            return None
+        return await self._puller.wait([lane.consumer for lane in lanes], self._until_shut(priorities, lanes))
 
-    async def _until_shut(self, priorities: set[Priority]) -> None:
+    def _lanes_of(self, priorities: set[Priority]) -> list[Lane]:
+        """What may be pulled now."""
+        now = asyncio.get_running_loop().time()
+        return [lane for lane in _LANES if lane.priority in priorities and self._left_until.get(lane, 0.0) <= now]
+
+    async def _until_shut(self, priorities: set[Priority], lanes: list[Lane]) -> None:
         """Ends when what is being pulled is no longer what the gate is open for."""
-        while self._open_for() == priorities:
+        while self._open_for() == priorities and self._lanes_of(priorities) == lanes:
             await self._until_changed()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
@@ -226,6 +239,12 @@ class Router:
             self._scheduler.finish(envelope.id, 1.0)
 
     async def _triage(self, delivery: Delivery, envelope: Envelope, lease: Lease) -> None:
+        if envelope.delivered > 1 and await self.me.bus.last_message(STREAM_REPLIES, reply_subject(envelope.id)):
+            # Its reader has a part of the answer, which MLX alone can go on with; in another lane it would wait again.
+            lane = LANE_OF_SUBJECT[delivery.message.subject]
+            self._left_until[lane] = asyncio.get_running_loop().time() + _LEAVE_S
+            await give_back(self.me.bus, delivery, envelope)
+            return
         try:
             request = self._read(delivery, envelope)
         except HeadraceError as error:

@@ -12,9 +12,10 @@ from consumers.ollama_engine import OllamaClient
 from consumers.routing import Router
 from pipeline.bus import Bus
 from pipeline.lifecycle import Lifecycle
-from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
+from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, Status, WorkerStatus, encode
 from pipeline.role import role
 from pipeline.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS
+from pipeline.worker.puller import Puller
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 
@@ -280,3 +281,23 @@ async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(ro
     await router()
     await until_places(bus, {"r1:spilled": "llm.ollama.high"})
     assert len(await stored(bus, STREAM_OLLAMA)) == 1
+
+
+async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client, bus):
+    await client.ask("r1", b'{"prompt":"What is the capital of France?","stream":true}')
+
+    async def surplus(_):
+        raise AssertionError
+
+    puller = Puller(bus, STREAM_REQUESTS, surplus)
+    await puller.start()
+    assert (await puller.take("high")).sequence == 1, "its worker dies"
+    started = Status("r1", "started", 1, "mlx", "m", 1, 0.0)
+    await bus.store("llm.out.r1", encode(started), expected_last=0)
+    await router()
+    await eventually(lambda: bus.last_message("LLM_STATE", "llm.returned.high-1"), what="given back")
+    assert await places(bus) == {"r1": "llm.request.high"}
+    await client.ask("r2", b'{"prompt":"What is the capital of France?"}', lane="medium")
+    await until_places(bus, {"r1": "llm.request.high", "r2:spilled": "llm.ollama.medium"})
+    assert (await puller.take("high")).sequence == 1, "MLX takes it as it has room"
+    await puller.close()
