@@ -137,7 +137,7 @@ class Gateway:
                 raise
 
     async def _no_embeddings(self, _: Request) -> Response:
-        raise HttpError(501, ErrorCode.UNSUPPORTED_PARAMETER, "no engine behind this gateway makes embeddings")
+        raise HttpError(404, ErrorCode.UNSUPPORTED_PARAMETER, "no engine behind this gateway makes embeddings")
 
     # ---- models
 

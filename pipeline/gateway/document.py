@@ -60,7 +60,6 @@ _ERRORS = {
     "413": "The request is too large.",
     "429": "Too many calls of this kind; Retry-After says when one more fits.",
     "499": "The request was cancelled.",
-    "501": "No engine can do this.",
     "502": "The engines have failed at this request.",
     "503": "The lane is full, or the pipeline is away; Retry-After says when to try again.",
     "504": "The request's time is up.",
@@ -88,15 +87,18 @@ def _operation(
 
 
 def _ask(summary: str, tag: str, body: Schema, *required: str) -> Schema:
-    operation = _operation(
-        summary, tag, body=body, required=required, parameters=_ASKING, statuses=tuple(set(_ERRORS) - {"501"})
-    )
-    operation["responses"]["202"] = {"description": "Accepted; the answer is read at the given URL."}
+    operation = _operation(summary, tag, body=body, required=required, parameters=_ASKING, statuses=tuple(_ERRORS))
+    stream = "text/event-stream" if tag == "OpenAI" else "application/x-ndjson"
+    operation["responses"]["200"]["content"][stream] = {"schema": {}}
+    operation["responses"]["202"] = {
+        "description": "Accepted; the answer is read at the given URL.",
+        "content": {"application/json": {"schema": {}}},
+    }
     return operation
 
 
 def _refusal(summary: str, tag: str) -> Schema:
-    operation = _operation(summary, tag, body={"model": _TEXT, "input": {}}, statuses=("401", "403", "429", "501"))
+    operation = _operation(summary, tag, body={"model": _TEXT, "input": {}}, statuses=("401", "403", "404", "429"))
     del operation["responses"]["200"]
     return operation
 
