@@ -135,6 +135,8 @@ class Member:
         """Kill the engine's process inside this one. Returns whether there was one."""
         for pid in _children(self.pid):
             os.kill(pid, signal.SIGKILL)
+            # It will say itself when it serves again.
+            self.ready.clear()
             return True
         return False
 
