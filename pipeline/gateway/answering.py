@@ -15,7 +15,7 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
-from pipeline.gateway.shapes import Asked
+from pipeline.gateway.shapes import Asked, as_chunk
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.messages import Chunk, Completion, ErrorAnswer, ErrorBody
 from pipeline.peers import Peers
@@ -104,15 +104,20 @@ class Answering(Live):
             await send_whole(send, 200, self._shape.whole(answer), self._headers())
 
     async def _write_stream(self, record: Record, send: Send) -> None:
+        streamed = False
         while True:
             entry = await self._next(record, send)
             match entry.answer:
                 case Chunk() as chunk:
+                    streamed = True
                     if part := self._shape.part(chunk):
                         await self.begin(send, self._stream_headers())
                         await more(send, part)
                 case Completion() as completion:
                     await self.begin(send, self._stream_headers())
+                    if not streamed:
+                        # The same id was first asked for whole: its record holds no chunks.
+                        await more(send, self._shape.part(as_chunk(completion)))
                     await finish(send, self._shape.end(completion))
                     return
                 case ErrorAnswer() as answer:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Chunk, Completion, ErrorBody
+from pipeline.messages import Chunk, ChunkChoice, Completion, Delta, ErrorBody, ToolCallDelta
 from pipeline.requests import ChatRequest
 
 _T = TypeVar("_T")
@@ -60,6 +60,15 @@ class Asked(NamedTuple):
     body: bytes
     shape: Shape
     stream: bool
+
+
+def as_chunk(completion: Completion) -> Chunk:
+    """A whole answer as the one chunk of a stream: for a reader who streams what was asked for whole."""
+    choice = completion.choices[0]
+    calls = [ToolCallDelta(index, call.id, call.function) for index, call in enumerate(choice.message.tool_calls or ())]
+    delta = Delta("assistant", choice.message.content, calls or None)
+    choices = [ChunkChoice(delta, finish_reason=choice.finish_reason)]
+    return Chunk(completion.id, completion.created, completion.model, choices, seq=0, attempt=1)
 
 
 def decode_body(body: bytes, kind: type[_T]) -> _T:

@@ -19,6 +19,7 @@ from pipeline.gateway.identity import make_key
 from pipeline.lifecycle import StartError
 from pipeline.messages import ErrorAnswer, ErrorBody
 from pipeline.subjects import Priority
+from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Life, Serve
 from tests.waiting import eventually
 
@@ -250,6 +251,21 @@ async def test_of_two_who_read_one_request_one_may_go(serve: Serve, engine: Engi
 
 async def _gone(client: httpx.AsyncClient) -> bool:
     return "headrace_http_gone_total 1\n" in (await client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("path", [ASK, "/api/chat"])
+async def test_what_was_asked_for_whole_may_be_streamed_afterwards(serve: Serve, engine: Engine, path: str):
+    async with serve() as client:
+        headers = {"Idempotency-Key": "again"}
+        first = asyncio.create_task(client.post(path, json={**CHAT, "stream": False}, headers=headers))
+        await engine.write(await engine.next_id(), COMPLETION)
+        await first
+        again = await client.post(path, json=STREAM, headers=headers)
+        lines = [line.removeprefix("data: ") for line in again.text.split("\n") if line]
+        message = json.loads(lines[0])
+        text = message["message"] if path == "/api/chat" else message["choices"][0]["delta"]
+        assert text["content"] == "Hello there"
+        assert len(lines) == 2
 
 
 # ---- errors
