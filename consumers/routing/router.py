@@ -32,6 +32,7 @@ from pipeline.subjects import (
     LANE_OF_SUBJECT,
     LANES,
     QUEUED_PREFIX,
+    STORED_SEQUENCE,
     STORED_SUBJECT,
     STREAM_REPLIES,
     STREAM_REQUESTS,
@@ -173,9 +174,10 @@ class Router:
         for lane in self._scheduler.order(loop.time(), wall_now=time.time()):
             if lane not in lanes:
                 continue
+            announced = self._scheduler.announced(lane)
             if delivery := await self._puller.take(lane.consumer):
                 return delivery
-            self._scheduler.empty(lane, loop.time())
+            self._scheduler.empty(lane, loop.time(), announced=announced)
         if not lanes:
             await self._until_changed()
             return None
@@ -221,6 +223,7 @@ class Router:
             pending=delivery.pending,
             now=now,
             wall_now=time.time(),
+            sequence=delivery.sequence,
         )
         lease = self._leases.hold(delivery, lambda: None)
         try:
@@ -334,7 +337,7 @@ class Router:
     async def _on_announcement(self, message: Message) -> None:
         lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
         if lane is not None and lane in _LANES:
-            self._scheduler.arrived(lane)
+            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
 
     async def _on_started(self, message: Message) -> None:
         self._underway.pop(_event_decoder.decode(message.data).id, None)

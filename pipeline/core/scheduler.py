@@ -53,6 +53,10 @@ def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, fl
         lifted |= below
 
 
+def _smoothed(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + _SMOOTHING * (value - mean)
+
+
 @dataclass(slots=True)
 class _Account:
     """What is known of one priority.
@@ -61,14 +65,14 @@ class _Account:
         share: of the service, 0 to 1.
         virtual_time: how far the service that it was charged has brought it.
         joined_at: the virtual time at which it came back: `_IDLE` until it does, `_IN_TURN` once it has been served.
-        mean_cost: of its latest requests, in weighted tokens.
+        mean_cost: of its latest requests, in weighted tokens; None where none has ended yet.
         head_stored_at: about when its oldest waiting request was stored (UTC).
     """
 
     share: float
     virtual_time: float = 0.0
     joined_at: float = _IDLE
-    mean_cost: float = _FIRST_ESTIMATE
+    mean_cost: float | None = None
     head_stored_at: float | None = None
 
 
@@ -82,8 +86,10 @@ class Scheduler:
     lanes: Sequence[Lane] = LANES
     _accounts: dict[Priority, _Account] = field(init=False)
     _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
+    _announced: dict[Lane, int] = field(init=False, default_factory=dict)
     _credit: dict[Lane, float] = field(init=False)
     _charged: dict[str, tuple[Priority, float]] = field(init=False, default_factory=dict)
+    _mean_cost: float | None = field(init=False, default=None)
     _virtual_now: float = field(init=False, default=0.0)
     _choices_since_overdue: int = field(init=False, default=0)
 
@@ -119,6 +125,7 @@ class Scheduler:
         now: float,
         wall_now: float,
         saturated: bool = False,
+        sequence: int | None = None,
     ) -> None:
         """Record that a request, stored at stored_at (UTC), was taken from lane, where pending more are left."""
         is_lifted = lane.priority is self._lifted(wall_now)
@@ -129,11 +136,12 @@ class Scheduler:
         account.head_stored_at = stored_at
         if not is_lifted:
             self._virtual_now = self._start_tag(lane.priority)
-            account.virtual_time = self._virtual_now + account.mean_cost / account.share
+            estimate = self._estimate(account)
+            account.virtual_time = self._virtual_now + estimate / account.share
             account.joined_at = _IN_TURN
-            self._charged[request_id] = (lane.priority, account.mean_cost)
+            self._charged[request_id] = (lane.priority, estimate)
         if not pending:
-            self.empty(lane, now)
+            self.empty(lane, now, announced=sequence)
 
     def finish(self, request_id: str, cost: float) -> None:
         """Correct the charge of a request that ended to its real cost, in weighted tokens, `LEAST_COST` at least.
@@ -146,11 +154,26 @@ class Scheduler:
         cost = max(cost, LEAST_COST)
         account = self._accounts[priority]
         account.virtual_time += (cost - estimate) / account.share
-        account.mean_cost += _SMOOTHING * (cost - account.mean_cost)
+        account.mean_cost = _smoothed(account.mean_cost, cost)
+        self._mean_cost = _smoothed(self._mean_cost, cost)
         self._begin_anew()
 
-    def empty(self, lane: Lane, now: float) -> None:
-        """Record that lane was found empty at now."""
+    def _estimate(self, account: _Account) -> float:
+        """What a priority's next request will cost: as its latest ones, or else as the latest of all."""
+        known = account.mean_cost if account.mean_cost is not None else self._mean_cost
+        return _FIRST_ESTIMATE if known is None else known
+
+    def empty(self, lane: Lane, now: float, *, announced: int | None = None) -> None:
+        """Record that lane was found empty at now.
+
+        Args:
+            lane: the lane.
+            now: monotonic seconds.
+            announced: `announced` of the lane when it was asked. What was announced since then came too late for the
+                answer, and the lane is not empty any more.
+        """
+        if announced is not None and self.announced(lane) > announced:
+            return
         self._empty_since[lane] = now
         if all(other in self._empty_since for other in self.lanes if other.priority is lane.priority):
             account = self._accounts[lane.priority]
@@ -158,8 +181,13 @@ class Scheduler:
             account.head_stored_at = None
             self._begin_anew()
 
-    def arrived(self, lane: Lane) -> None:
-        """Record that lane holds a request."""
+    def announced(self, lane: Lane) -> int:
+        """The stream sequence of the newest request announced for lane, 0 where there was none."""
+        return self._announced.get(lane, 0)
+
+    def arrived(self, lane: Lane, sequence: int = 0) -> None:
+        """Record that lane holds a request; sequence is its own where it was announced."""
+        self._announced[lane] = max(sequence, self.announced(lane))
         self._empty_since.pop(lane, None)
         account = self._accounts[lane.priority]
         if account.joined_at == _IDLE:

@@ -16,7 +16,7 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
 from pipeline.role import Role
-from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SUBJECT, WORKER, Lane, Priority
+from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
 from pipeline.worker.engine import Engine
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.move import give_back
@@ -126,9 +126,10 @@ class Worker:
         """The next request by the scheduler's order; stands on all lanes when none is known to hold one."""
         now = asyncio.get_running_loop().time()
         for lane in self._scheduler.order(now, wall_now=time.time(), saturated=self._saturated):
+            announced = self._scheduler.announced(lane)
             if delivery := await self._puller.take(self.source.consumers[lane]):
                 return delivery
-            self._scheduler.empty(lane, asyncio.get_running_loop().time())
+            self._scheduler.empty(lane, asyncio.get_running_loop().time(), announced=announced)
         return await self._puller.wait(list(self.source.consumers.values()), self._until_there_is_no_room())
 
     @property
@@ -193,6 +194,7 @@ class Worker:
             now=asyncio.get_running_loop().time(),
             wall_now=time.time(),
             saturated=self._saturated,
+            sequence=delivery.sequence,
         )
         serving = Serving(self._desk, delivery, envelope, self._reason(envelope))
         self._servings[key] = serving
@@ -248,7 +250,7 @@ class Worker:
     async def _on_announcement(self, message: Message) -> None:
         lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
         if lane is not None and lane in self.source.consumers:
-            self._scheduler.arrived(lane)
+            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
 
     def _note_change(self) -> None:
         self._changed.set()

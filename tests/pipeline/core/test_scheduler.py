@@ -594,3 +594,19 @@ class Worker(RuleBasedStateMachine):
 
 TestWorker = Worker.TestCase
 TestWorker.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_announced_before_an_older_answer_is_heard_keeps_its_lane_in_turn():
+    scheduler = Scheduler(WEIGHTS)
+    lane = Lane(Priority.MEDIUM, Task.UNTRIAGED)
+    # The broker handed over request 1 when nothing else was there; request 2 was stored, and announced, meanwhile.
+    scheduler.arrived(lane, 2)
+    scheduler.start("1", lane, stored_at=0.0, pending=0, now=1.0, wall_now=1.0, sequence=1)
+    assert lane in scheduler.order(1.0, wall_now=1.0)
+    # Asked when 2 was the newest, the lane was empty; 3 came before that answer.
+    asked = scheduler.announced(lane)
+    scheduler.arrived(lane, 3)
+    scheduler.empty(lane, 1.0, announced=asked)
+    assert lane in scheduler.order(1.0, wall_now=1.0)
+    scheduler.empty(lane, 1.0, announced=scheduler.announced(lane))
+    assert lane not in scheduler.order(1.0, wall_now=1.0)
