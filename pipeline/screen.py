@@ -37,7 +37,7 @@ class Screen:
         self._states: dict[str, Report] = {}
         self._shown_at = 0.0
         self._began_at = time.monotonic()
-        self._serving = False
+        self._died: set[str] = set()
 
     def broker(self, url: str, *, own: bool) -> None:
         """The broker answers at url."""
@@ -61,7 +61,7 @@ class Screen:
         if name == self._loading and report.state != "loading":
             self._end_progress()
         if report.state == "ready" and (before is None or before.state != "ready"):
-            self._line(name, f"ready{' again' if self._serving else ''}  {report.detail}".rstrip())
+            self._line(name, f"ready{' again' if name in self._died else ''}  {report.detail}".rstrip())
         elif report.state == "loading":
             self._progress(name, report)
         elif report.state == "down" and report.detail:
@@ -70,12 +70,12 @@ class Screen:
     def death(self, name: str, how: str) -> None:
         """A process has died, and is started again."""
         self._states.pop(name, None)
+        self._died.add(name)
         self._line(name, how, style="yellow")
 
     def serving(self, here: Instance, state_dir: Path) -> None:
         """Everything serves."""
         self._end_progress()
-        self._serving = True
         self._console.print(f"\n[bold]headrace serves[/] after {time.monotonic() - self._began_at:.1f} s\n")
         for name, text in self._overview(here, state_dir):
             self._line(name, text)
