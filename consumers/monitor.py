@@ -27,7 +27,18 @@ from pipeline.core.scheduler import shares
 from pipeline.core.statistics import Statistics
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.messages import EngineName, Load, RequestEvent, decode_answer, encode, is_last
+from pipeline.messages import (
+    Cancelled,
+    EngineName,
+    Load,
+    Model,
+    ModelList,
+    Position,
+    RequestEvent,
+    decode_answer,
+    encode,
+    is_last,
+)
 from pipeline.role import Role, role
 from pipeline.subjects import (
     CANCEL,
@@ -75,38 +86,6 @@ _ENGINE_OF: dict[str, EngineName] = {stream: engine for engine, stream in _STREA
 _PLACE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
     ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
 }
-
-
-class Position(msgspec.Struct):
-    """The answer of `llm.queue.position`."""
-
-    id: str
-    state: str
-    position: int = 0
-    eta_ms: float = 0.0
-
-
-class Cancelled(msgspec.Struct):
-    """The answer of `llm.cancel.<id>`."""
-
-    id: str
-    state: str
-
-
-class Model(msgspec.Struct):
-    """One row of `llm.models`, as OpenAI lists a model."""
-
-    id: str
-    object: str = "model"
-    created: int = 0
-    owned_by: str = "headrace"
-
-
-class ModelList(msgspec.Struct):
-    """The answer of `llm.models`."""
-
-    data: list[Model]
-    object: str = "list"
 
 
 class Arrival(NamedTuple):

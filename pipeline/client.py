@@ -13,7 +13,7 @@ import msgspec
 
 from pipeline.bus import BATCH, STORE_PATIENCE_S, Ack, Bus, BusError, LaneFull, Message, Subscription, Unreachable
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Answer, decode_answer, is_last
+from pipeline.messages import Answer, Cancelled, Position, decode_answer, is_last
 from pipeline.subjects import (
     CANCEL,
     MSG_ID,
@@ -52,22 +52,6 @@ class Entry(NamedTuple):
     sequence: int
     data: bytes
     answer: Answer
-
-
-class Position(msgspec.Struct):
-    """Where a request stands (`queued`, `running`, `finished`, `unknown`), how many are before it, and for how long."""
-
-    id: str
-    state: str
-    position: int = 0
-    eta_ms: float = 0.0
-
-
-class Cancelled(msgspec.Struct):
-    """What became of a cancellation: `cancelled`, `finished` or `unknown`."""
-
-    id: str
-    state: str
 
 
 class Client:

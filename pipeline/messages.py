@@ -264,6 +264,41 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     reason: str = ""
 
 
+# ---- asking the pipeline --------------------------------------------------------------------------------------------
+
+
+class Position(Struct):
+    """Where a request stands (`queued`, `running`, `finished`, `unknown`), how many are before it, and for how long."""
+
+    id: str
+    state: str
+    position: int = 0
+    eta_ms: float = 0.0
+
+
+class Cancelled(Struct):
+    """What became of a cancellation: `cancelled`, `finished` or `unknown`."""
+
+    id: str
+    state: str
+
+
+class Model(Struct):
+    """A model that answers, as OpenAI lists it."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "headrace"
+
+
+class ModelList(Struct):
+    """The models that answer."""
+
+    data: list[Model]
+    object: str = "list"
+
+
 _encoder = msgspec.json.Encoder()
 
 
