@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from pipeline import topology
 from pipeline.bus import Bus
 from pipeline.config import ENV_PREFIX, Config
 from tests.support import ROOT, NatsServer
+
+
+def pytest_configure() -> None:
+    """A suite that is run in the background inherits an ignored SIGINT, and so would each process that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
