@@ -204,7 +204,7 @@ class Serving:
                         await writer.write(opening)
                 return await self._follow(generation, answer, writer, request, chat)
             finally:
-                await generation.close()
+                await self._leave_slot(generation)
 
     async def _follow(
         self, generation: Generation, answer: Answer, writer: RecordWriter, request: ChatRequest, chat: ChatSpan
@@ -214,8 +214,7 @@ class Serving:
         while True:
             piece = await generation.next()
             if piece.finish_reason is not None:
-                await generation.close()
-                self._leave_slot()
+                await self._leave_slot(generation)
             if piece.restarted:
                 answer.attempt += piece.restarted
                 if request.streams:
@@ -233,8 +232,9 @@ class Serving:
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
                 return answer.completion(piece.finish_reason, piece.usage, now=time.time())
 
-    def _leave_slot(self) -> None:
-        """Let the next request begin while the end of this one is still being written."""
+    async def _leave_slot(self, generation: Generation) -> None:
+        """Let the next request begin while the end of this one, whole or broken off, is still being written."""
+        await generation.close()
         self.in_slot = False
         self.desk.on_slot_left()
 

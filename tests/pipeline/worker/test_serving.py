@@ -220,6 +220,28 @@ async def test_a_running_request_is_cancelled_within_200_ms(start, client):
     await client.none_waits()
 
 
+async def test_a_slot_is_free_before_the_record_of_what_was_cancelled_is_closed(start, client, monkeypatch):
+    worker = await start(ScriptedEngine(slots=1))
+    await client.stream("r1")
+    (await worker.engine.generation("r1")).say("Par")
+    await client.until("r1", 2)
+    store, closing = type(worker.bus).put, asyncio.Event()
+
+    async def hold_the_end(self, subject, data, **options):
+        if self is worker.bus and b'"cancelled"' in data:
+            await closing.wait()
+        return await store(self, subject, data, **options)
+
+    monkeypatch.setattr(type(worker.bus), "put", hold_the_end)
+    await client.ask("r2")
+    await client.bus.publish("llm.cancel.r1", b"")
+    (await worker.engine.generation("r2")).finish("x")
+    assert isinstance((await client.record("r1"))[-1], Chunk)
+    closing.set()
+    assert await client.code("r1") == "cancelled"
+    await client.none_waits()
+
+
 async def test_a_cancel_holds_whenever_it_comes(start, client, monkeypatch):
     """Also between the hand-over of a request and its start."""
     cancelling = set()
@@ -231,7 +253,7 @@ async def test_a_cancel_holds_whenever_it_comes(start, client, monkeypatch):
 
     def begin_and_cancel(self, delivery):
         begin(self, delivery)
-        (serving,) = self._servings.values()
+        serving = list(self._servings.values())[-1]
         if serving.envelope.id == "0":
             serving.interrupt(HeadraceError(ErrorCode.CANCELLED, "by the test"))
         else:
