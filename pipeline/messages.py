@@ -230,6 +230,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
 
     `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
     `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out.
+    `simulated`: no model is run; `standin`: it is headrace's own stand-in that answers for Ollama.
     """
 
     worker: str
@@ -245,13 +246,19 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     kv_bytes_limit: int
     at: float
     reason: str = ""
+    simulated: bool = False
+    standin: bool = False
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]
 
 
 class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaults=True):
-    """What just happened to one request; published for statistics and for whoever wants to watch."""
+    """What just happened to one request; published for statistics and for whoever wants to watch.
+
+    Times are counted from when the request was first stored. `wait_ms` is until an engine began, or, of `spilled` and
+    `triaged`, until the router was handed it.
+    """
 
     id: str
     kind: EventKind

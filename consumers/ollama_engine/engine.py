@@ -21,6 +21,7 @@ REFRESH_S = 10.0  # between two looks at the models of a healthy server
 RETRY_S = 0.2  # between the first two looks at a server that does not answer; then the breaker says
 LOOK_TIMEOUT_S = 3.0
 SIMULATED_FAMILY = "simulated"
+STANDIN_FAMILY = "headrace"
 _FAILURES_TO_TRIP = 2
 # Statuses that speak of the server or its gate, and not of what the request asks for.
 _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
@@ -98,6 +99,7 @@ class OllamaEngine:
             tokens_per_s=self._rates.tokens_per_s,
             tokens_per_request=self._rates.tokens_per_request,
             reason=reason,
+            standin=any(model.family in (STANDIN_FAMILY, SIMULATED_FAMILY) for model in self._usable),
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:

@@ -242,6 +242,7 @@ class Router:
             self._scheduler.finish(envelope.id, 1.0)
 
     async def _triage(self, delivery: Delivery, envelope: Envelope, lease: Lease) -> None:
+        waited_ms = max(0.0, (time.time() - envelope.stored_at) * 1000)
         if envelope.delivered > 1 and await self.me.bus.last_message(STREAM_REPLIES, reply_subject(envelope.id)):
             # Its reader has a part of the answer, which MLX alone can go on with; in another lane it would wait again.
             lane = LANE_OF_SUBJECT[delivery.message.subject]
@@ -275,7 +276,7 @@ class Router:
             )
             if not lease.holds():
                 raise LeaseLost
-            await self._carry_out(delivery, envelope, verdict, decision)
+            await self._carry_out(delivery, envelope, verdict, decision, waited_ms)
 
     def _read(self, delivery: Delivery, envelope: Envelope) -> ChatRequest:
         if envelope.fault is not None:
@@ -309,6 +310,7 @@ class Router:
         envelope: Envelope,
         verdict: Verdict,
         decision: Decision,
+        waited_ms: float,
     ) -> None:
         if decision.outcome is Outcome.LEAVE:
             await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
@@ -326,10 +328,8 @@ class Router:
             self._underway.pop(envelope.id, None)
             await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
             return
-        await self._tell(envelope, "spilled" if spills else "triaged", decision.reason)
-
-    async def _tell(self, envelope: Envelope, kind: EventKind, reason: str) -> None:
-        event = RequestEvent(envelope.id, kind, envelope.priority, reason=reason)
+        kind: EventKind = "spilled" if spills else "triaged"
+        event = RequestEvent(envelope.id, kind, envelope.priority, wait_ms=round(waited_ms, 3), reason=decision.reason)
         await self.me.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
 
     # ---- listening

@@ -64,7 +64,10 @@ class Generation(Protocol):
 
 
 class EngineStatus(msgspec.Struct):
-    """What an engine says of itself. Rates are measured, 0 until they are known."""
+    """What an engine says of itself. Rates are measured, 0 until they are known.
+
+    `standin`: what answers is headrace's own stand-in for an Ollama.
+    """
 
     state: WorkerState
     models: list[str]
@@ -76,6 +79,7 @@ class EngineStatus(msgspec.Struct):
     kv_bytes: int = 0
     kv_bytes_limit: int = 0
     reason: str = ""
+    standin: bool = False
 
 
 class Engine(Protocol):

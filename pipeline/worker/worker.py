@@ -292,6 +292,8 @@ class Worker:
             kv_bytes_limit=status.kv_bytes_limit,
             at=time.time(),
             reason=status.reason,
+            simulated=self.engine.simulated,
+            standin=status.standin,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
