@@ -1,8 +1,10 @@
 """Late-bound pulling from the durable consumers of a stream: one request at a time, no polling, no hoarding.
 
-`take` asks one consumer and does not wait. `wait` stands on several consumers at once; the first request to come
-withdraws the others. A request that raced with the withdrawal is surplus: its worker keeps it if it has room, and gives
-it back if not. Which consumer to ask first is not decided here (`pipeline.core.scheduler`).
+`take` asks one consumer and does not wait. `wait` stands on several consumers at once until the first request comes.
+Whoever has room for more lets the other pulls stand, so that the next request finds them there; else they are
+withdrawn. A request that nobody waits for, because it raced with another or with the withdrawal, is surplus: its worker
+keeps it if it has room, and gives it back if not. Which consumer to ask first is not decided here
+(`pipeline.core.scheduler`).
 """
 
 from __future__ import annotations
@@ -32,12 +34,11 @@ _EXPIRED = "408"
 
 
 class _Round:
-    """The pulls under one inbox that end with the first answer."""
+    """One wait for the first answer to pulls under an inbox."""
 
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
         self.first: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
-        self.heard = asyncio.Event()
         self._taken = False
 
     def settle(self, delivery: Delivery | None) -> bool:
@@ -57,6 +58,22 @@ class _Round:
         return self.first.result()
 
 
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """Pulls that stand under an inbox of their own: removing the interest in it withdraws them all.
+
+    Attributes:
+        on: the consumers that have one.
+        round: who waits for what comes.
+    """
+
+    inbox: str
+    subscription: Subscription | None = None
+    on: set[str] = field(default_factory=set)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    round: _Round | None = None
+
+
 @dataclass(slots=True)
 class Puller:
     """Pulls from the durable consumers of one stream. One user at a time: the worker's pull loop.
@@ -73,13 +90,14 @@ class Puller:
     _inbox: str = field(init=False)
     _rounds: int = field(init=False, default=0)
     _round: _Round | None = field(init=False, default=None)
+    _standing: _Standing | None = field(init=False, default=None)
     _subscription: Subscription = field(init=False)
     _loose_ends: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     async def start(self) -> None:
         """Listen for answers. Call once, before the first pull."""
         self._inbox = self.bus.new_inbox()
-        self._subscription = await self.bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self._subscription = await self.bus.subscribe(f"{self._inbox}.*", self._on_taken)
         self.bus.on_reconnect(self._on_reconnect)
 
     async def take(self, consumer: str) -> Delivery | None:
@@ -88,66 +106,92 @@ class Puller:
         Cancelling is safe: a request that still comes is surplus.
         """
         self._rounds += 1
-        pull = self._begin(f"{self._inbox}.{self._rounds}")
+        pull = self._round = _Round(f"{self._inbox}.{self._rounds}")
         try:
-            await self._ask(consumer, _NO_WAIT, pull.inbox)
+            await self._ask(consumer, _NO_WAIT, pull.inbox, pull)
             await asyncio.wait({pull.first}, timeout=_ANSWER_TIMEOUT_S)
             return pull.take()
         finally:
+            self._round = None
             self._end(pull)
 
-    async def wait(self, consumers: Sequence[str], unless: Coroutine[Any, Any, None]) -> Delivery | None:
+    async def wait(
+        self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
+    ) -> Delivery | None:
         """The first request to come to any of the consumers; None when the pulls ended without one, or `unless` did.
 
         Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
+
+        Args:
+            consumers: to stand on.
+            unless: ends the wait when it ends.
+            keep: whether the other pulls are to stand on when a request has come, until the next `wait` or `withdraw`.
         """
-        # An inbox of its own: removing the interest in it withdraws all that stands.
-        pull = self._begin(self.bus.new_inbox())
         stop = asyncio.ensure_future(unless)
+        standing = self._standing = self._standing or _Standing(self.bus.new_inbox())
+        pull = standing.round = _Round(standing.inbox)
+        kept = False
         try:
-            subscription = await self.bus.subscribe(f"{pull.inbox}.*", self._on_message)
-            try:
-                for consumer in consumers:
-                    await self._ask(consumer, _STANDING, f"{pull.inbox}.{consumer}")
-                await self._until_over(pull, stop)
-                return pull.take()
-            finally:
-                self._later(self.bus.drain(subscription))
+            await self._stand(standing, consumers)
+            await self._until_over(standing, pull, stop)
+            delivery = pull.take()
+            kept = delivery is not None and keep()
+            return delivery
         finally:
             stop.cancel()
+            standing.round = None
+            if not kept:
+                self.withdraw()
             self._end(pull)
+
+    def stands_on(self, consumer: str) -> bool:
+        """Whether a pull stands on consumer: what comes there comes by itself."""
+        return self._standing is not None and consumer in self._standing.on
+
+    def withdraw(self) -> None:
+        """Let no pull stand any more; what was under way is surplus."""
+        standing, self._standing = self._standing, None
+        if standing is not None and standing.subscription is not None:
+            self._later(self.bus.drain(standing.subscription))
 
     async def close(self) -> None:
         """Wait until everything is withdrawn at the broker, and what still came has been handed on as surplus."""
+        self.withdraw()
         await self.bus.drain(self._subscription)
         while self._loose_ends:
             await asyncio.gather(*self._loose_ends, return_exceptions=True)
 
-    async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
+    async def _stand(self, standing: _Standing, consumers: Sequence[str]) -> None:
+        if standing.subscription is None:
+
+            async def on_message(message: Message) -> None:
+                await self._on_stood(standing, message)
+
+            standing.subscription = await self.bus.subscribe(f"{standing.inbox}.*", on_message)
+        for consumer in consumers:
+            if consumer not in standing.on:
+                standing.on.add(consumer)
+                await self._ask(consumer, _STANDING, f"{standing.inbox}.{consumer}", standing.round)
+
+    async def _until_over(self, standing: _Standing, pull: _Round, stop: asyncio.Future[None]) -> None:
         """Ends as well when heartbeats stop, for then nobody serves the pulls."""
         ends: set[asyncio.Future[Any]] = {pull.first, stop}
         while not any(end.done() for end in ends):
-            pull.heard.clear()
+            standing.heard.clear()
             done, _ = await asyncio.wait(ends, timeout=2 * _HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done and not pull.heard.is_set():
+            if not done and not standing.heard.is_set():
                 log.warning("pulls from %s went unheard; asking again", self.stream)
                 return
 
-    async def _ask(self, consumer: str, body: bytes, inbox: str) -> None:
+    async def _ask(self, consumer: str, body: bytes, inbox: str, pull: _Round | None) -> None:
         try:
             await self.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}", body, reply=inbox)
         except Unreachable:
-            if self._round is not None:
-                self._round.settle(None)
-
-    def _begin(self, inbox: str) -> _Round:
-        self._round = _Round(inbox)
-        return self._round
+            if pull is not None:
+                pull.settle(None)
 
     def _end(self, pull: _Round) -> None:
         """No answer of this round is waited for any more; one that came while it was being cancelled is surplus."""
-        if self._round is pull:
-            self._round = None
         if delivery := pull.take():
             self._later(self.on_surplus(delivery))
 
@@ -157,20 +201,41 @@ class Puller:
         self._loose_ends.add(task)
         task.add_done_callback(self._loose_ends.discard)
 
-    async def _on_message(self, message: Message) -> None:
+    async def _on_taken(self, message: Message) -> None:
         pull = self._round
         if message.is_delivery:
-            delivery = self.bus.delivery(message)
-            if pull is None or not pull.settle(delivery):
-                await self.on_surplus(delivery)
-        elif pull is not None and message.subject.startswith(pull.inbox):  # a status may come late
-            if message.status == _HEARTBEAT:
-                pull.heard.set()
-                return
-            if message.status not in (_EMPTY, _EXPIRED):
-                log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+            await self._hand_over(self.bus.delivery(message), pull)
+        elif pull is not None and message.subject == pull.inbox:  # a status may come late
+            if message.status != _EMPTY:
+                self._refused(message)
             pull.settle(None)
 
+    async def _on_stood(self, standing: _Standing, message: Message) -> None:
+        standing.heard.set()
+        if message.is_delivery:
+            delivery = self.bus.delivery(message)
+            standing.on.discard(delivery.consumer)
+            await self._hand_over(delivery, standing.round)
+        elif standing is self._standing and message.status != _HEARTBEAT:
+            consumer = message.subject.removeprefix(f"{standing.inbox}.")
+            standing.on.discard(consumer)
+            if message.status == _EXPIRED:
+                await self._stand(standing, [consumer])
+                return
+            self._refused(message)
+            if standing.round is not None:
+                standing.round.settle(None)
+
+    async def _hand_over(self, delivery: Delivery, pull: _Round | None) -> None:
+        if pull is None or not pull.settle(delivery):
+            await self.on_surplus(delivery)
+
+    def _refused(self, message: Message) -> None:
+        log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+
     def _on_reconnect(self) -> None:
-        if self._round is not None:
-            self._round.settle(None)
+        if self._standing is not None:
+            self._standing.on.clear()
+        for pull in (self._round, self._standing.round if self._standing else None):
+            if pull is not None:
+                pull.settle(None)

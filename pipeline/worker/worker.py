@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 1.0
 # Changes within this time share one status.
 _STATUS_GATHER_S = 0.02
+# With more free slots than these, pulls stand on when one of them is answered: one is for the request that came, one
+# for the pull loop's next, the third for what races with it.
+_KEEP_STANDING = 2
 # Between two rounds of pulls that ended at once without a request: the broker refuses them.
 _REFUSED_PAUSE_S = 0.2
 
@@ -126,11 +129,17 @@ class Worker:
         """The next request by the scheduler's order; stands on all lanes when none is known to hold one."""
         now = asyncio.get_running_loop().time()
         for lane in self._scheduler.order(now, wall_now=time.time(), saturated=self._saturated):
-            announced = self._scheduler.announced(lane)
-            if delivery := await self._puller.take(self.source.consumers[lane]):
+            consumer, announced = self.source.consumers[lane], self._scheduler.announced(lane)
+            if self._puller.stands_on(consumer):
+                continue
+            if delivery := await self._puller.take(consumer):
                 return delivery
             self._scheduler.empty(lane, asyncio.get_running_loop().time(), announced=announced)
-        return await self._puller.wait(list(self.source.consumers.values()), self._until_there_is_no_room())
+        return await self._puller.wait(
+            list(self.source.consumers.values()),
+            self._until_there_is_no_room(),
+            keep=lambda: self._free_slots > _KEEP_STANDING,
+        )
 
     @property
     def _in_slots(self) -> list[Serving]:
@@ -147,6 +156,7 @@ class Worker:
 
     async def _until_there_is_room(self) -> None:
         while not self._has_room:
+            self._puller.withdraw()
             self._room.clear()
             await self._room.wait()
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from pipeline import topology
-from pipeline.bus import Bus, to_message
+from pipeline.bus import Bus
 from pipeline.core.delivery import read_envelope
 from pipeline.subjects import LANES, MSG_ID, STREAM_REQUESTS, Priority, Task
 from pipeline.worker.move import give_back, times_given_back
@@ -37,8 +37,8 @@ class Pulling:
     async def take(self, consumer="high"):
         return await self.puller.take(consumer)
 
-    async def wait(self, consumers=CONSUMERS, unless=None):
-        return await self.puller.wait(consumers, unless or forever())
+    async def wait(self, consumers=CONSUMERS, unless=None, *, keep=False):
+        return await self.puller.wait(consumers, unless or forever(), keep=lambda: keep)
 
 
 @pytest.fixture
@@ -158,6 +158,62 @@ async def test_of_requests_that_race_one_is_the_answer_and_the_others_are_surplu
         pulling.surplus.clear()
 
 
+async def test_pulls_that_are_kept_stand_on_and_only_the_answered_one_is_asked_again(pulling):
+    waiting = asyncio.create_task(pulling.wait(keep=True))
+    await pulls_standing(pulling.bus, "low_complex")
+    await publish(pulling.bus, "a", "high")
+    assert (await waiting).consumer == "high"
+    assert [consumer for consumer in CONSUMERS if not pulling.puller.stands_on(consumer)] == ["high"]
+    for lane in LANES:
+        state = await pulling.bus.js.consumer_info(STREAM_REQUESTS, lane.consumer)
+        assert state.num_waiting == (lane.consumer != "high")
+    waiting = asyncio.create_task(pulling.wait(keep=True))
+    await pulls_standing(pulling.bus, "high")
+    assert (await pulling.bus.js.consumer_info(STREAM_REQUESTS, "medium")).num_waiting == 1
+    await publish(pulling.bus, "b", "medium")
+    assert (await waiting).consumer == "medium"
+
+
+async def test_what_comes_to_a_kept_pull_while_nobody_waits_is_surplus_and_a_take_ends_with_its_own(pulling):
+    waiting = asyncio.create_task(pulling.wait(["high", "low"], keep=True))
+    await pulls_standing(pulling.bus, "low")
+    await publish(pulling.bus, "a", "high")
+    await waiting
+    await publish(pulling.bus, "c", "medium")
+    await publish(pulling.bus, "b", "low")
+    assert (await pulling.take("medium")).message.headers[MSG_ID] == "c"
+    await eventually(lambda: pulling.surplus, what="the request of the kept pull")
+    assert [one.message.headers[MSG_ID] for one in pulling.surplus] == ["b"]
+    assert not pulling.puller.stands_on("low")
+
+
+async def test_kept_pulls_that_are_withdrawn_take_nothing_any_more(pulling):
+    waiting = asyncio.create_task(pulling.wait(keep=True))
+    await pulls_standing(pulling.bus, "low_complex")
+    await publish(pulling.bus, "a", "high")
+    await waiting
+    pulling.puller.withdraw()
+    await pulling.puller.close()
+    await publish(pulling.bus, "b", "low")
+    assert await held_by_somebody(pulling.bus) == 1
+    assert not pulling.surplus
+
+
+async def test_kept_pulls_are_armed_again_after_the_broker_was_killed(pulling, nats_server):
+    waiting = asyncio.create_task(pulling.wait(keep=True))
+    await pulls_standing(pulling.bus, "low_complex")
+    await publish(pulling.bus, "a", "high")
+    await (await waiting).ack()
+    again = asyncio.Event()
+    pulling.bus.on_reconnect(again.set)
+    nats_server.kill()
+    nats_server.start()
+    await again.wait()
+    waiting = asyncio.create_task(pulling.wait(keep=True))
+    await publish(pulling.bus, "b", "low")
+    assert (await waiting).message.headers[MSG_ID] == "b"
+
+
 async def test_surplus_given_back_costs_no_attempt(pulling, config):
     await publish(pulling.bus, "a")
     for times in range(4):
@@ -263,17 +319,14 @@ async def test_cancelling_at_any_moment_loses_no_request(connect, bus, how):
 async def test_a_request_that_has_come_is_surplus_when_the_pull_is_cancelled_in_the_same_turn(pulling):
     waiting = asyncio.create_task(pulling.wait())
     await pulls_standing(pulling.bus, "high")
-    settle = pulling.puller._on_message
+    standing = pulling.bus.nc._subs[max(pulling.bus.nc._subs)]
+    settle = standing._cb
 
     async def cancel_as_it_comes(message):
         await settle(message)
         waiting.cancel()
 
-    async def callback(message):
-        await cancel_as_it_comes(to_message(message))
-
-    standing = pulling.bus.nc._subs[max(pulling.bus.nc._subs)]
-    standing._cb = callback
+    standing._cb = cancel_as_it_comes
     await publish(pulling.bus, "a")
     with pytest.raises(asyncio.CancelledError):
         await waiting
