@@ -108,6 +108,7 @@ class Monitor:
     _statistics: Statistics = field(init=False)
     _index: QueueIndex = field(init=False, default_factory=QueueIndex)
     _queued: dict[EngineName, dict[Priority, int]] = field(init=False)
+    _counted_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
     _said_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -170,16 +171,24 @@ class Monitor:
             await asyncio.sleep(_GATHER_S)
 
     async def _look(self) -> None:
-        """Ask for the lanes' depths, and publish every load that has changed its level or is due."""
+        """Publish every load that has changed its level or is due."""
         for engine in ENGINES:
-            consumers = {state.name: state for state in await self.me.bus.consumers(_STREAMS[engine])}
-            queued = dict.fromkeys(Priority, 0)
-            for name, priority in _CONSUMERS[engine].items():
-                if name in consumers:
-                    queued[priority] += consumers[name].num_pending
-            self._queued[engine] = queued
+            await self._count(engine)
             await self._observe(engine)
         self._admit()
+
+    async def _count(self, engine: EngineName) -> None:
+        """Ask for the depths of an engine's lanes where something came or went, and else now and then."""
+        now = time.monotonic()
+        if now - self._counted_at.get(engine, -_EVERY_S) < _EVERY_S:
+            return
+        self._counted_at[engine] = now
+        consumers = {state.name: state for state in await self.me.bus.consumers(_STREAMS[engine])}
+        queued = dict.fromkeys(Priority, 0)
+        for name, priority in _CONSUMERS[engine].items():
+            if name in consumers:
+                queued[priority] += consumers[name].num_pending
+        self._queued[engine] = queued
 
     async def _observe(self, engine: EngineName) -> None:
         capacity = Capacity.of(self.me.peers.workers(engine))
@@ -240,6 +249,7 @@ class Monitor:
         if where is None:
             return None
         (stream, priority), stored = where, to_stored(message)
+        self._counted_at.pop(_ENGINE_OF[stream], None)
         lane = LANE_OF_SUBJECT.get(stored.subject)
         envelope = read_envelope(
             stored.headers,
@@ -261,6 +271,10 @@ class Monitor:
         event = _event_decoder.decode(message.data)
         self._statistics.record(event)
         self._index.record(event)
+        if event.kind == "done":
+            return
+        for engine in ENGINES if event.engine is None else (event.engine,):
+            self._counted_at.pop(engine, None)
 
     async def _forget_finished(self) -> None:
         while True:

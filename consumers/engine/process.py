@@ -65,6 +65,7 @@ class EngineProcess:
         self._model_path = located(config.model)
         self._served = served_name or served_name_of(config.model)
         self._catalogue = Catalogue(mlx=[self._served], table=config.spill_models, internal=config.internal_models)
+        self._listed = self._catalogue.listed()
         self._child: Child | None = None
         self._supervising: asyncio.Task[None] | None = None
         self._state: WorkerState = "down"
@@ -123,7 +124,7 @@ class EngineProcess:
         )
         return EngineStatus(
             state=self._state,
-            models=self._catalogue.listed(),
+            models=self._listed,
             slots_used=min(len(self._runs), total) if offered else total,
             slots_total=total,
             pending_tokens=stats.pending_tokens,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from consumers.ollama_engine import OllamaClient
-from pipeline.bus import BusError, Delivery, Message
+from pipeline.bus import BusError, Delivery, Message, Subscription
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.models import is_internal, ollama_model_for
@@ -79,6 +79,7 @@ class Router:
     _underway: dict[str, float] = field(init=False, default_factory=dict)
     _left_until: dict[Lane, float] = field(init=False, default_factory=dict)
     _handling: asyncio.Future[None] | None = field(init=False, default=None)
+    _announcements: Subscription | None = field(init=False, default=None)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -94,7 +95,6 @@ class Router:
         self.me.peers.on_change = self._changed.set
         self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
-        await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
         await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
         lifecycle.report("ready")
         async with asyncio.TaskGroup() as group:
@@ -141,6 +141,7 @@ class Router:
     async def _route(self) -> None:
         while True:
             priorities = self._open_for()
+            await self._listen(for_work=bool(priorities))
             if not priorities:
                 await self._until_changed()
                 continue
@@ -159,6 +160,15 @@ class Router:
                 delivery = None
             if delivery is None and asyncio.get_running_loop().time() - began_at < _PAUSE_S:
                 await asyncio.sleep(_PAUSE_S)
+
+    async def _listen(self, *, for_work: bool) -> None:
+        """Hear what is stored, while anything is pulled."""
+        if for_work and self._announcements is None:
+            self._announcements = await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
+            self._scheduler.forget()
+        elif not for_work and self._announcements is not None:
+            await self.me.bus.unsubscribe(self._announcements)
+            self._announcements = None
 
     async def _until_changed(self) -> None:
         try:
