@@ -72,9 +72,19 @@ async def letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
         Unreachable: the broker does not answer.
     """
     async for message in bus.scan(STREAM_DEAD, chosen.subject):
-        letter = _letter(to_stored(message))
-        if letter in chosen:
-            yield letter
+        found = _letter(to_stored(message))
+        if found in chosen:
+            yield found
+
+
+async def letter(bus: Bus, sequence: int) -> DeadLetter | None:
+    """One letter, or None where it is not there any more.
+
+    Raises:
+        Unreachable: the broker does not answer.
+    """
+    stored = await bus.stored(STREAM_DEAD, sequence)
+    return None if stored is None else _letter(stored)
 
 
 async def replay(bus: Bus, sequence: int) -> Replayed | None:
@@ -86,17 +96,16 @@ async def replay(bus: Bus, sequence: int) -> Replayed | None:
     Raises:
         Unreachable: the broker does not answer; replaying again stores the request once.
     """
-    stored = await bus.stored(STREAM_DEAD, sequence)
-    if stored is None:
+    found = await letter(bus, sequence)
+    if found is None:
         return None
-    letter = _letter(stored)
-    subject, headers = letter.replay(time.time())
+    subject, headers = found.replay(time.time())
     try:
-        await bus.store(subject, stored.data, headers=headers)
+        await bus.store(subject, found.body, headers=headers)
     except LaneFull:
-        return Replayed(letter.id, subject, full=True)
+        return Replayed(found.id, subject, full=True)
     await bus.delete(STREAM_DEAD, sequence)
-    return Replayed(letter.id, subject, full=False)
+    return Replayed(found.id, subject, full=False)
 
 
 async def purge(bus: Bus, sequence: int) -> bool:

@@ -38,6 +38,15 @@ class Caller(NamedTuple):
     tenant: str = ""
     key: HttpKey | None = None
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether everybody's requests are shown to it: without keys, and to an operator."""
+        return self.key is None or self.key.operator
+
+    def may_see(self, tenant: str) -> bool:
+        """Whether what belongs to a tenant is shown to it; what belongs to nobody is the operators'."""
+        return self.sees_all or tenant == self.tenant
+
 
 def hashed(key: str, salt: str) -> str:
     """A key as it is kept."""
@@ -108,6 +117,11 @@ def own_id(caller: Caller, given: str) -> str:
     if caller.key is None or given.startswith(f"{caller.key.name}-"):
         return given
     return f"{caller.key.name}-{given}"
+
+
+def meant_id(caller: Caller, given: str) -> str:
+    """The request id behind one by which a caller asks for a request that there is; an operator gives it whole."""
+    return given if caller.sees_all else own_id(caller, given)
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
