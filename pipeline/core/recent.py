@@ -175,9 +175,11 @@ class Recent:
         self._keep(known)
 
     def load(self, load: Load) -> None:
-        """An engine's load was heard."""
+        """An engine's load was heard; the same one again is no news."""
         points = self._points.setdefault(load.engine, deque(maxlen=_POINTS_MAX))
-        while points and points[-1].at >= load.at:
+        if points and points[-1].at == load.at:
+            return
+        while points and points[-1].at > load.at:
             points.pop()  # the clock was set back
         if points and points[-1].level == load.level and load.at - points[-1].at < _POINT_EVERY_S:
             return

@@ -104,7 +104,10 @@ class Watch:
         peers, recent = self.me.peers, self.recent
         shown = {
             "lanes": None if statistics is None else _lanes(statistics),
-            "loads": {engine: _load(peers.load(engine), internal) for engine in _ENGINES},
+            # As the statistics have them: without work a load is said so rarely that it would be taken for none.
+            "loads": {engine: _load(load, internal) for engine, load in statistics.engines.items()}
+            if statistics
+            else {},
             "workers": [_worker(status, internal) for engine in _ENGINES for status in peers.workers(engine)],
         }
         history = {
@@ -187,8 +190,8 @@ def _lanes(statistics: QueueStatistics) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("engines", "uptime_s")}
 
 
-def _load(load: Load | None, internal: list[str]) -> Load | None:
-    return None if load is None else replace(_without(load, internal), at=0)
+def _load(load: Load, internal: list[str]) -> Load:
+    return replace(_without(load, internal), at=0)
 
 
 def _worker(status: WorkerStatus, internal: list[str]) -> WorkerStatus:

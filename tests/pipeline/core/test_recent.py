@@ -205,6 +205,14 @@ def test_loads_are_a_line_of_points_and_changes_of_level_are_never_left_out():
     assert (points[0].high, points[0].medium, points[0].low) == (1, 0, 3)
 
 
+def test_the_same_load_heard_again_is_no_news():
+    recent = Recent()
+    recent.load(load(NOW))
+    before = recent.change
+    recent.load(load(NOW))
+    assert (recent.change, recent.points(before)) == (before, {})
+
+
 def test_what_is_older_than_the_window_is_forgotten():
     recent = Recent()
     for second in range(0, 700, 10):
