@@ -101,7 +101,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     prompt_token_cost: Annotated[float, Meta(ge=0)] = 0.1
 
     # Delivery.
-    lease_s: Annotated[float, Meta(ge=1)] = 4.0
+    lease_s: Annotated[float, Meta(ge=1)] = 3.0
     max_attempts: Count = 3
     default_timeout_s: Positive | None = None
     drain_timeout_s: Positive = 20.0

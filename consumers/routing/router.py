@@ -86,7 +86,7 @@ class Router:
         # Only an internal model works for the pipeline; any other one answers users.
         self._classifies = is_internal(config.classifier_model, config.internal_models)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
-        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus)
+        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus, config.lease_s)
         self._leases = LeaseKeeper(config.lease_s)
 
     async def run(self, lifecycle: Lifecycle) -> None:

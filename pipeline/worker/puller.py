@@ -19,14 +19,8 @@ from pipeline.bus import Bus, Delivery, Message, Subscription, Unreachable
 
 log = logging.getLogger(__name__)
 
-_EXPIRES_S = 30.0
-_HEARTBEAT_S = 5.0
 _ANSWER_TIMEOUT_S = 2.0
 _NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
-_STANDING = msgspec.json.encode(
-    {"batch": 1, "expires": int(_EXPIRES_S * 1e9), "idle_heartbeat": int(_HEARTBEAT_S * 1e9)}
-)
-_HEARTBEAT = "100"
 _EMPTY = "404"
 _EXPIRED = "408"
 
@@ -37,7 +31,6 @@ class _Round:
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
         self.first: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
-        self.heard = asyncio.Event()
         self._taken = False
 
     def settle(self, delivery: Delivery | None) -> bool:
@@ -65,11 +58,14 @@ class Puller:
         bus: the connection.
         stream: which stream.
         on_surplus: called with a request that came when none was asked for any more.
+        stands_s: how long a pull stands at the broker before it is asked again. To a process that is stopped in the
+            middle of everything requests are handed for so long.
     """
 
     bus: Bus
     stream: str
     on_surplus: Callable[[Delivery], Coroutine[Any, Any, None]]
+    stands_s: float
     _inbox: str = field(init=False)
     _rounds: int = field(init=False, default=0)
     _round: _Round | None = field(init=False, default=None)
@@ -97,18 +93,19 @@ class Puller:
             self._end(pull)
 
     async def wait(self, consumers: Sequence[str], unless: Coroutine[Any, Any, None]) -> Delivery | None:
-        """The first request to come to any of the consumers; None when the pulls ended without one, or `unless` did.
+        """The first request to come to any of the consumers; None when the pulls expired or `unless` ended without one.
 
         Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
         """
         # An inbox of its own: removing the interest in it withdraws all that stands.
         pull = self._begin(self.bus.new_inbox())
         stop = asyncio.ensure_future(unless)
+        standing = msgspec.json.encode({"batch": 1, "expires": int(self.stands_s * 1e9)})
         try:
             subscription = await self.bus.subscribe(f"{pull.inbox}.*", self._on_message)
             try:
                 for consumer in consumers:
-                    await self._ask(consumer, _STANDING, f"{pull.inbox}.{consumer}")
+                    await self._ask(consumer, standing, f"{pull.inbox}.{consumer}")
                 await self._until_over(pull, stop)
                 return pull.take()
             finally:
@@ -124,14 +121,12 @@ class Puller:
             await asyncio.gather(*self._loose_ends, return_exceptions=True)
 
     async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
-        """Ends as well when heartbeats stop, for then nobody serves the pulls."""
+        """Ends as well when not even the pulls' expiry is heard of, for then nobody serves them."""
         ends: set[asyncio.Future[Any]] = {pull.first, stop}
-        while not any(end.done() for end in ends):
-            pull.heard.clear()
-            done, _ = await asyncio.wait(ends, timeout=2 * _HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done and not pull.heard.is_set():
-                log.warning("pulls from %s went unheard; asking again", self.stream)
-                return
+        timeout_s = self.stands_s + _ANSWER_TIMEOUT_S
+        done, _ = await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning("pulls from %s went unheard; asking again", self.stream)
 
     async def _ask(self, consumer: str, body: bytes, inbox: str) -> None:
         try:
@@ -164,9 +159,6 @@ class Puller:
             if pull is None or not pull.settle(delivery):
                 await self.on_surplus(delivery)
         elif pull is not None and message.subject.startswith(pull.inbox):  # a status may come late
-            if message.status == _HEARTBEAT:
-                pull.heard.set()
-                return
             if message.status not in (_EMPTY, _EXPIRED):
                 log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
             pull.settle(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from pipeline.worker.engine import Engine
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.move import give_back
 from pipeline.worker.puller import Puller
+from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 1.0
 # Changes within this time share one status.
 _STATUS_GATHER_S = 0.02
+# What was begun elsewhere is gone on with beyond the slots, up to so many times their number.
+_MOST_FULL = 2
 # Between two rounds of pulls that ended at once without a request: the broker refuses them.
 _REFUSED_PAUSE_S = 0.2
 
@@ -68,6 +72,7 @@ class Worker:
     _leases: LeaseKeeper = field(init=False)
     _desk: Desk = field(init=False)
     _puller: Puller = field(init=False)
+    _rescue: Rescue = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
     _servings: dict[str, Serving] = field(init=False, default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
@@ -78,11 +83,22 @@ class Worker:
     def __post_init__(self) -> None:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
-        self._leases = LeaseKeeper(config.lease_s)
+        self._leases = LeaseKeeper(config.lease_s, self._changed.set)
         self._desk = Desk(
             self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere, self._note_change
         )
-        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus)
+        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus, config.lease_s)
+        self._rescue = Rescue(
+            self.me,
+            self.engine.name,
+            self.source.stream,
+            tuple(self.source.consumers.values()),
+            self._leases,
+            held=self._held,
+            room=self._room_beyond,
+            begin=self._begin,
+            on_surplus=self._on_surplus,
+        )
         self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
     async def run(self, lifecycle: Lifecycle) -> None:
@@ -90,17 +106,19 @@ class Worker:
         self.engine.on_change(self._note_change)
         self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
+        await self._rescue.start()
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         if self.source.announcements:
             await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._leases.run()), group.create_task(self._report_status(lifecycle))]
-            pulling = group.create_task(self._pull())
+            taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
             self._note_change()
-            pulling.cancel()
-            await asyncio.wait({pulling})
+            for task in taking:
+                task.cancel()
+            await asyncio.wait(taking)
             await self._finish(lifecycle)
             for task in background:
                 task.cancel()
@@ -140,6 +158,16 @@ class Worker:
     def _free_slots(self) -> int:
         status = self.engine.status()
         return status.slots_total - max(len(self._in_slots), status.slots_used) if status.state == "ready" else 0
+
+    def _room_beyond(self) -> int:
+        """How many more requests may be begun that somebody else has begun before."""
+        status, running = self.engine.status(), len(self._in_slots)
+        if status.state != "ready" or status.slots_used > running:
+            return 0
+        return _MOST_FULL * status.slots_total - running
+
+    def _held(self) -> Counter[str]:
+        return Counter(serving.delivery.consumer for serving in self._servings.values())
 
     @property
     def _has_room(self) -> bool:
@@ -223,6 +251,7 @@ class Worker:
     async def _finish(self, lifecycle: Lifecycle) -> None:
         """Let what runs finish until the drain deadline, then hand the rest back."""
         await self._puller.close()
+        await self._rescue.close()
         loop = asyncio.get_running_loop()
         while self._tasks:
             left_s = (lifecycle.drain_deadline or loop.time()) - loop.time()
@@ -294,6 +323,7 @@ class Worker:
             reason=status.reason,
             simulated=self.engine.simulated,
             standin=status.standin,
+            held=self._held(),
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
