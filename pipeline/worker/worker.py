@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.bus import Delivery, Message, Unreachable
 from pipeline.config import Config
@@ -20,7 +21,7 @@ from pipeline.role import Role
 from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
 from pipeline.worker.engine import Engine
 from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.move import give_back
+from pipeline.worker.move import count_as_given_back, give_back
 from pipeline.worker.puller import Puller
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
@@ -185,10 +186,8 @@ class Worker:
             await self._room.wait()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        if self._leases.stood_still():
-            return
         # One slot is the pull loop's, which may have a request in its hands already.
-        if self._free_slots > 1 and not self._draining:
+        if self._leases.stood_still() or (self._free_slots > 1 and not self._draining):
             self._begin(delivery)
             return
         await give_back(self.me.bus, delivery, self._envelope(delivery))
@@ -211,6 +210,7 @@ class Worker:
         envelope = self._envelope(delivery)
         if self._leases.stood_still():
             log.info("%s: handed over while this process stood still; dropped", envelope.id)
+            self._keep(count_as_given_back(self.me.bus, delivery, envelope))
             return
         lane = self._lane_of[delivery.consumer]
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
@@ -226,10 +226,13 @@ class Worker:
         )
         serving = Serving(self._desk, delivery, envelope, self._reason(envelope))
         self._servings[key] = serving
-        task = asyncio.get_running_loop().create_task(self._serve(key, serving))
+        self._keep(self._serve(key, serving))
+        self._note_change()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._note_change()
 
     async def _serve(self, key: str, serving: Serving) -> None:
         try:

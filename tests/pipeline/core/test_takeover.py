@@ -1,4 +1,4 @@
-"""What a dead worker had begun is looked for when its leases have run out, shared among the living, and nothing else."""
+"""What a dead worker had begun, and nothing else, is looked for when its leases have run out, and shared."""
 
 from __future__ import annotations
 
