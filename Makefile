@@ -9,12 +9,13 @@ UV      = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-vers
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test check format bench chaos soak lock clean
+.PHONY: help run demo test report check format bench chaos soak lock clean
 
 help:
 	@echo 'make run      serve on this machine: broker, engines, gateway (headrace up)'
 	@echo 'make demo     overload a pipeline for thirty seconds and watch it cope'
 	@echo 'make test     the tests'
+	@echo 'make report   the acceptance checks, and a table of what each measured'
 	@echo 'make check    style, types and import contracts'
 	@echo 'make format   put the style right where a tool can'
 	@echo 'make bench    the benchmarks'
@@ -31,6 +32,9 @@ demo: .venv/run
 
 test: .venv/dev
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+report: .venv/dev
+	@$(BIN)/python -m pytest -q tests/acceptance --report $(ARGS)
 
 chaos: .venv/dev
 	@$(BIN)/python -m bench.chaos $(ARGS)

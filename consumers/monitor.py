@@ -72,6 +72,8 @@ ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
 _GATHER_S = 0.02
 _EVERY_S = 1.0
 _EVERY_IDLE_S = 5.0
+# What is spilled is decided by the predicted waits, which grow from nothing as an overload begins.
+_EVERY_SATURATED_S = 0.1
 _FORGET_EVERY_S = 60.0
 # A request that is cancelled may be moving: it is looked for where it stands next.
 _CANCEL_TRIES = 3
@@ -208,7 +210,9 @@ class Monitor:
 
     def _every_s(self, engine: EngineName) -> float:
         load = self._loads[engine]
-        return _EVERY_S if load.slots.used or any(self._queued[engine].values()) else _EVERY_IDLE_S
+        if load.slots.used or any(self._queued[engine].values()):
+            return _EVERY_SATURATED_S if load.level == "saturated" else _EVERY_S
+        return _EVERY_IDLE_S
 
     def _pause_s(self) -> float:
         """Until the next load is due, or a level may be left."""

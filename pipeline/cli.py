@@ -193,6 +193,7 @@ def _cancel(args: argparse.Namespace) -> int:
 
 def _dead(args: argparse.Namespace) -> int:
     from pipeline.commands import dead
+    from pipeline.dead import Chosen
     from pipeline.subjects import Priority
 
     try:
@@ -201,7 +202,7 @@ def _dead(args: argparse.Namespace) -> int:
         print(f"headrace: --older-than takes an age such as 90s, 30m, 12h or 7d, not {error}", file=sys.stderr)
         return 2
     priority = getattr(args, "priority", None)
-    chosen = dead.Chosen(
+    chosen = Chosen(
         id=getattr(args, "id", None), priority=Priority(priority) if priority else None, older_than_s=older_than_s
     )
     if args.action == "list":

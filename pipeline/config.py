@@ -39,6 +39,7 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
         tenant: whom its requests are for; by default its name.
         priority: of requests that name none.
         highest: the most urgent priority that it may ask for.
+        operator: whether it sees, cancels and replays everybody's requests, and not its tenant's alone.
         answers_per_s, lists_per_s, statistics_per_s: its own limits instead of the configured ones; 0 for none.
     """
 
@@ -47,6 +48,7 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{0,64}$")] = ""
     priority: Priority = Priority.MEDIUM
     highest: Priority = Priority.HIGH
+    operator: bool = False
     answers_per_s: Rate | None = None
     lists_per_s: Rate | None = None
     statistics_per_s: Rate | None = None
@@ -99,7 +101,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     prompt_token_cost: Annotated[float, Meta(ge=0)] = 0.1
 
     # Delivery.
-    lease_s: Annotated[float, Meta(ge=1)] = 4.0
+    lease_s: Annotated[float, Meta(ge=1)] = 3.0
     max_attempts: Count = 3
     default_timeout_s: Positive | None = None
     drain_timeout_s: Positive = 20.0

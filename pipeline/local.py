@@ -207,7 +207,8 @@ class Local:
     def _on_report(self, kept: Kept, report: Report) -> None:
         if kept.stopping:
             return
-        if report.state == "ready":
+        # Without a model that may answer, Ollama's consumer waits for one to be pulled; nobody else has to.
+        if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
             self._unready.discard(kept.name)
             self._note_http(report)
             if kept.name == STANDIN:

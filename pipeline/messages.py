@@ -230,7 +230,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
 
     `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
     `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out.
-    `simulated`: no model is run; `standin`: it is headrace's own stand-in that answers for Ollama.
+    `simulated`: no model is run; `standin`: it is headrace's own stand-in that answers for Ollama. `held` counts the
+    requests in its hands by durable consumer, also those that have left their slot.
     """
 
     worker: str
@@ -248,6 +249,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     reason: str = ""
     simulated: bool = False
     standin: bool = False
+    held: dict[str, int] = field(default_factory=dict)
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]

@@ -22,10 +22,16 @@ _load_decoder = msgspec.json.Decoder(Load)
 
 @dataclass(slots=True)
 class Peers:
-    """Keeps the last word of every worker and of every engine's load. One writer: its own subscriptions."""
+    """Keeps the last word of every worker and of every engine's load. One writer: its own subscriptions.
+
+    Attributes:
+        on_change: called when anything has been heard.
+        on_status: called with what a worker says of itself.
+    """
 
     bus: Bus
     on_change: Callable[[], None] = lambda: None
+    on_status: Callable[[WorkerStatus], None] = lambda _: None
     _statuses: dict[str, WorkerStatus] = field(init=False, default_factory=dict)
     _loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
 
@@ -59,6 +65,7 @@ class Peers:
             self._statuses.pop(status.worker, None)
         else:
             self._statuses[status.worker] = status
+        self.on_status(status)
         self.on_change()
 
     async def _on_load(self, message: Message) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -43,7 +44,11 @@ def main() -> int:
 
 
 def _show(name: str, folder: Path, plan: Plan) -> int:
-    config, sizes = plan.config(), {"kills": {"times": 50}, "cancelled": {"requests": 10_000}}
+    config = plan.config()
+    sizes: dict[str, dict[str, Any]] = {
+        "kills": {"times": 50, "rate_per_s": plan.rate_per_s},
+        "cancelled": {"requests": 10_000},
+    }
     if name == "cancelled":
         config = replace(config, slots=32, simulated_tokens_per_s=20_000.0, simulated_answer_tokens=4)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:

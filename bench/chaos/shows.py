@@ -34,11 +34,11 @@ class Shown(NamedTuple):
     wrong: list[str]
 
 
-async def kills(folder: Path, config: Config, *, times: int, seed: int = 1) -> Shown:
+async def kills(folder: Path, config: Config, *, times: int, rate_per_s: float = 3.0, seed: int = 1) -> Shown:
     """Kill the MLX worker in mid-answer, so many times in one run, under a steady load of streams."""
     async with stage(folder, replace(config, max_attempts=max(100, times))) as scene:
         max_tokens = 40 if config.engine == "simulated" else 160
-        load = Load(scene.client, random.Random(seed), 3.0, max_tokens, poison_share=0)
+        load = Load(scene.client, random.Random(seed), rate_per_s, max_tokens, poison_share=0)
         await load.learn_undisturbed()
         tormentor = Tormentor(scene.fleet, random.Random(seed))
         loading = asyncio.create_task(load.run(float("inf")))

@@ -36,7 +36,7 @@ class Plan:
     seed: int = 1
     rate_per_s: float = 5.0
     max_tokens: int = 40
-    lease_s: float = 4.0
+    lease_s: float = 3.0
     pause_s: tuple[float, float] = (2.0, 6.0)
     script: tuple[str, ...] = ()
 

@@ -115,7 +115,8 @@ class MlxBackend:
         # One prompt at a time, in bounded parts: a long one must not stall those that decode.
         self._batch = BatchGenerator(
             self._model,
-            completion_batch_size=self._config.slots,
+            # The slots are the worker's to fill; what was begun elsewhere it goes on with beyond them.
+            completion_batch_size=2 * self._config.slots,
             prefill_batch_size=1,
             prefill_step_size=self._config.prefill_step_tokens,
         )

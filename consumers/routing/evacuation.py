@@ -40,7 +40,7 @@ class Evacuation:
     _began_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._puller = Puller(self.me.bus, STREAM_OLLAMA, self._take_back)
+        self._puller = Puller(self.me.bus, STREAM_OLLAMA, self._take_back, self.config.lease_s)
 
     async def run(self) -> None:
         """Watch until cancelled."""

@@ -44,7 +44,7 @@ from pipeline.subjects import (
     reply_subject,
 )
 from pipeline.worker.lease import Lease, LeaseKeeper
-from pipeline.worker.move import give_back, move
+from pipeline.worker.move import count_as_given_back, give_back, move
 from pipeline.worker.puller import Puller
 from pipeline.worker.record import LeaseLost, RecordWriter
 from pipeline.worker.serving import refuse
@@ -87,7 +87,7 @@ class Router:
         # Only an internal model works for the pipeline; any other one answers users.
         self._classifies = is_internal(config.classifier_model, config.internal_models)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
-        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus)
+        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus, config.lease_s)
         self._leases = LeaseKeeper(config.lease_s)
 
     async def run(self, lifecycle: Lifecycle) -> None:
@@ -204,7 +204,9 @@ class Router:
             await self._until_changed()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        if not self._leases.stood_still():
+        if self._leases.stood_still():
+            await count_as_given_back(self.me.bus, delivery, self._envelope(delivery))
+        else:
             await give_back(self.me.bus, delivery, self._envelope(delivery))
 
     def _envelope(self, delivery: Delivery) -> Envelope:
@@ -221,9 +223,10 @@ class Router:
     # ---- triage
 
     async def _handle(self, delivery: Delivery) -> None:
-        if self._leases.stood_still():
-            raise LeaseLost
         envelope = self._envelope(delivery)
+        if self._leases.stood_still():
+            await count_as_given_back(self.me.bus, delivery, envelope)
+            raise LeaseLost
         lane = LANE_OF_SUBJECT[delivery.message.subject]
         now = asyncio.get_running_loop().time()
         self._scheduler.start(

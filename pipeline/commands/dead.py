@@ -4,49 +4,21 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from pipeline.bus import Bus, LaneFull, Stored, to_stored
+from pipeline.bus import Bus
 from pipeline.commands import run_client, say, tell
-from pipeline.core.letters import DeadLetter, read_letter
-from pipeline.subjects import DEAD, STREAM_DEAD, Priority
+from pipeline.core.letters import DeadLetter
+from pipeline.dead import Chosen, Row, as_row, letters
+from pipeline.dead import purge as purge_one
+from pipeline.dead import replay as replay_one
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)
-
-
-class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters a command is for: those of an id, of a priority, older than so many seconds, or all."""
-
-    id: str | None = None
-    priority: Priority | None = None
-    older_than_s: float = 0.0
-
-    @property
-    def subject(self) -> str:
-        """Where they stand."""
-        return f"{DEAD}.{self.priority or '*'}"
-
-    def __contains__(self, letter: DeadLetter) -> bool:
-        return self.id in (None, letter.id) and time.time() - letter.died_at >= self.older_than_s
-
-
-class Row(msgspec.Struct):
-    """One dead letter as `--json` gives it. `died_at` is UTC, unix seconds."""
-
-    id: str
-    priority: Priority
-    code: str
-    message: str
-    attempts: int
-    age_s: float
-    died_at: float
-    trace_id: str
-    subject: str
 
 
 def age_s(text: str) -> float:
@@ -85,21 +57,9 @@ def _run(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str) -> int:
     return run_client(work, url, name="headrace dead")
 
 
-async def _letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
-    """Oldest first, one after another: bodies may be long and many."""
-    async for message in bus.scan(STREAM_DEAD, chosen.subject):
-        letter = _letter(to_stored(message))
-        if letter in chosen:
-            yield letter
-
-
-def _letter(stored: Stored) -> DeadLetter:
-    return read_letter(stored.subject, stored.sequence, stored.stored_at, stored.headers, stored.data)
-
-
 async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
     now = time.time()
-    rows = [_row(letter, now) async for letter in _letters(bus, chosen)]
+    rows = [as_row(letter, now) async for letter in letters(bus, chosen)]
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(rows)).decode())
     elif rows:
@@ -107,20 +67,6 @@ async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
     else:
         tell("no dead letters")
     return 0
-
-
-def _row(letter: DeadLetter, now: float) -> Row:
-    return Row(
-        id=letter.id,
-        priority=letter.priority,
-        code=letter.error.code,
-        message=letter.error.message,
-        attempts=letter.attempts,
-        age_s=round(max(0.0, now - letter.died_at), 1),
-        died_at=letter.died_at,
-        trace_id=letter.trace_id,
-        subject=letter.subject,
-    )
 
 
 def _print_table(rows: list[Row]) -> None:
@@ -143,7 +89,7 @@ def _age(seconds: float) -> str:
 
 async def _show(bus: Bus, *, chosen: Chosen) -> int:
     count = 0
-    async for letter in _letters(bus, chosen):
+    async for letter in letters(bus, chosen):
         if count:
             say()
         say(_text(letter))
@@ -182,32 +128,30 @@ def _body(body: bytes) -> str:
 
 async def _replay(bus: Bus, *, chosen: Chosen) -> int:
     # Of letters under one id the latest: two requests of that id at once would be taken for one.
-    latest = {letter.id: letter.sequence async for letter in _letters(bus, chosen)}
+    latest = {letter.id: letter.sequence async for letter in letters(bus, chosen)}
     if not latest:
         return _none(chosen)
     full = False
-    for request_id, sequence in sorted(latest.items(), key=lambda item: item[1]):
-        stored = await bus.stored(STREAM_DEAD, sequence)
-        if stored is None:
-            # Somebody else has replayed or purged it meanwhile.
+    for sequence in sorted(latest.values()):
+        replayed = await replay_one(bus, sequence)
+        if replayed is None:
             continue
-        subject, headers = _letter(stored).replay(time.time())
-        try:
-            await bus.store(subject, stored.data, headers=headers)
-        except LaneFull:
-            full = True
-            tell(f"headrace: {request_id} stays among the dead letters: the lane {subject} is full, replay it later")
-            continue
-        await bus.delete(STREAM_DEAD, sequence)
-        say(f"{request_id}: queued on {subject}")
+        full |= replayed.full
+        if replayed.full:
+            tell(
+                f"headrace: {replayed.id} stays among the dead letters: the lane {replayed.subject} is full, "
+                "replay it later"
+            )
+        else:
+            say(f"{replayed.id}: queued on {replayed.subject}")
     return 1 if full else 0
 
 
 async def _purge(bus: Bus, *, chosen: Chosen) -> int:
-    found = [letter.sequence async for letter in _letters(bus, chosen)]
+    found = [letter.sequence async for letter in letters(bus, chosen)]
     if chosen.id is not None and not found:
         return _none(chosen)
-    count = sum([await bus.delete(STREAM_DEAD, sequence) for sequence in found])
+    count = sum([await purge_one(bus, sequence) for sequence in found])
     say(f"{count} dead letter{'s' if count != 1 else ''} purged")
     return 0
 

@@ -30,6 +30,7 @@ from pipeline.subjects import (
 )
 
 REPLAY_REASON = "replayed from the dead letters"
+_MAX_DIGITS = 30
 _OURS = frozenset({DEAD_ID, DEAD_SUBJECT, DEAD_ERROR, DEAD_ATTEMPTS, DEAD_TRACE_ID, MOVED_STORED_AT, MOVED_REASON})
 
 
@@ -135,10 +136,10 @@ def read_letter(subject: str, sequence: int, died_at: float, headers: Mapping[st
         priority=Priority(priority) if priority in Priority.__members__.values() else Priority.LOW,
         sequence=sequence,
         died_at=died_at,
-        created=int(float(stored_at)) if stored_at.replace(".", "", 1).isdecimal() else 0,
+        created=int(float(stored_at)) if _is_number(stored_at.replace(".", "", 1)) else 0,
         subject=headers.get(DEAD_SUBJECT, ""),
         error=error,
-        attempts=int(attempts) if attempts.isdecimal() else 0,
+        attempts=int(attempts) if _is_number(attempts) else 0,
         trace_id=headers.get(DEAD_TRACE_ID, ""),
         headers=_own(headers),
         body=body,
@@ -147,3 +148,8 @@ def read_letter(subject: str, sequence: int, died_at: float, headers: Mapping[st
 
 def _own(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in carried(headers).items() if name not in _OURS}
+
+
+def _is_number(text: str) -> bool:
+    """Whether text is digits, and no more of them than a number has that is meant."""
+    return text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS

@@ -25,6 +25,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     with bind(config) as listening:
         async with role("gateway", config) as me:
             gateway = Gateway(me, config)
+            await gateway.start()
             await Ask(me.bus, me.tracing).start()
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve(sockets=[listening]))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -18,25 +17,18 @@ from pipeline.client import Client
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.gateway import document, ollama, openai
+from pipeline.gateway import document, files, ollama, openai
 from pipeline.gateway.answering import Answering, Desk
 from pipeline.gateway.edge import Edge
 from pipeline.gateway.intake import take_in
+from pipeline.gateway.letters import Letters
+from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import Queue, Statistics, events_url
 from pipeline.gateway.responses import Registry, error_response, json_response
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
 from pipeline.role import Role
-
-_PAGES = Path(__file__).parent / "pages"
-# Nothing on a page comes from another host.
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-}
-
 
 # How many times the largest body is still read, to be dropped.
 _DROPPED_BODIES = 16
@@ -65,6 +57,17 @@ class Gateway:
         self._desk = Desk(client, me.peers, self._metrics, self._registry)
         self._statistics = Statistics(me.bus)
         self._queue = Queue(client, me.peers, self._statistics, self._registry)
+        self._letters = Letters(me.bus)
+        self._watch = Watch(me, config, self._statistics, self._registry)
+
+    async def start(self) -> None:
+        """Listen to what the pipeline says of itself. Call once."""
+        self._me.peers.on_change = self._on_change
+        await self._watch.start()
+
+    def _on_change(self) -> None:
+        self._queue.on_change()
+        self._watch.on_change()
 
     def app(self) -> ASGIApp:
         """The gateway as an ASGI application."""
@@ -87,13 +90,17 @@ class Gateway:
             Route("/queue/requests/{id}", self._queue.show, methods=["GET"]),
             Route("/queue/requests/{id}", self._queue.cancel, methods=["DELETE"]),
             Route("/queue/requests/{id}/events", self._queue.events, methods=["GET"]),
+            Route("/queue/live", self._watch.live, methods=["GET"]),
+            Route("/queue/dead", self._letters.list_all, methods=["GET"]),
+            Route("/queue/dead/{id}", self._letters.show, methods=["GET"]),
+            Route("/queue/dead/{id}", self._letters.purge, methods=["DELETE"]),
+            Route("/queue/dead/{id}/replay", self._letters.replay, methods=["POST"]),
             Route("/load", self._queue.load, methods=["GET"]),
             Route("/metrics", self._prometheus, methods=["GET"]),
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/openapi.json", self._document, methods=["GET"]),
-            Route("/docs", _page("docs.html"), methods=["GET"]),
-            Route("/", _page("index.html"), methods=["GET"]),
+            *files.routes(),
         ]
         handlers = {HeadraceError: _refused, HTTPException: _not_served, ClientDisconnect: _gone, Exception: _failed}
         return Edge(Starlette(routes=routes, exception_handlers=handlers), self._config, self._metrics)
@@ -216,15 +223,6 @@ def _accepted(request_id: str) -> Response:
     fields = {"object": "headrace.accepted", "id": request_id, "url": url, "events_url": events_url(request_id)}
     headers = {"location": url, "preference-applied": "respond-async", "x-request-id": request_id}
     return json_response(fields, 202, headers)
-
-
-def _page(name: str) -> Callable[[Request], object]:
-    text = (_PAGES / name).read_text(encoding="utf-8")
-
-    async def endpoint(_: Request) -> Response:
-        return HTMLResponse(text, headers=_PAGE_HEADERS)
-
-    return endpoint
 
 
 async def _body(request: Request, *, limit: int, within_s: float) -> bytes:

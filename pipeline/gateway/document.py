@@ -109,6 +109,8 @@ def _paths() -> Schema:
     sse = "text/event-stream"
     last_id = _header("Last-Event-ID", "Begin behind this event.", pattern="^[0-9]{1,18}$")
     events = _operation("The messages of a request, as they come", queue, answer=sse, parameters=[_ID, last_id])
+    replay = _operation("Queue the request of a dead letter again", queue, parameters=[_ID])
+    replay["responses"]["202"] = replay["responses"].pop("200") | {"description": "Queued again."}
     events["responses"]["204"] = {"description": "There is nothing behind that event."}
     return {
         "/v1/chat/completions": {"post": _ask("Chat", openai, chat, "messages")},
@@ -129,6 +131,13 @@ def _paths() -> Schema:
             "delete": _operation("Cancel a request", queue, parameters=[_ID]),
         },
         "/queue/requests/{id}/events": {"get": events},
+        "/queue/live": {"get": _operation("What the dashboard shows: all of it, then every change", queue, answer=sse)},
+        "/queue/dead": {"get": _operation("Dead letters, the latest first", queue)},
+        "/queue/dead/{id}": {
+            "get": _operation("A dead letter whole", queue, parameters=[_ID]),
+            "delete": _operation("Throw a dead letter away", queue, parameters=[_ID]),
+        },
+        "/queue/dead/{id}/replay": {"post": replay},
         "/load": {"get": _operation("The load of each engine at every change", queue, answer=sse)},
         "/metrics": {"get": _operation("For Prometheus", itself, answer="text/plain")},
         "/healthz": {"get": _operation("Whether the gateway lives", itself, statuses=())},

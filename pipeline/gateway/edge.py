@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.config import Config
 from pipeline.core.limits import Limits, Rate, Verdict
 from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway.files import PARTS
 from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import error_response
@@ -106,7 +107,7 @@ class Edge:
         address = (scope["client"] or ("unknown", 0))[0]
         if self._local_only:
             _check_names(headers)
-        if path in _OPEN:
+        if path in _OPEN or path.startswith(PARTS):
             return Caller(address)
         return identify(self._keys, headers, address)
 

@@ -12,6 +12,7 @@ import ipaddress
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +38,15 @@ class Caller(NamedTuple):
     name: str
     tenant: str = ""
     key: HttpKey | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether everybody's requests are shown to it: without keys, and to an operator."""
+        return self.key is None or self.key.operator
+
+    def may_see(self, tenant: str) -> bool:
+        """Whether what belongs to a tenant is shown to it; what belongs to nobody is the operators'."""
+        return self.sees_all or tenant == self.tenant
 
 
 def hashed(key: str, salt: str) -> str:
@@ -110,6 +120,11 @@ def own_id(caller: Caller, given: str) -> str:
     return f"{caller.key.name}-{given}"
 
 
+def meant_id(caller: Caller, given: str) -> str:
+    """The request id behind one by which a caller asks for a request that there is; an operator gives it whole."""
+    return given if caller.sees_all else own_id(caller, given)
+
+
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
     """The id of a new request, and whether the caller gave it; one that no request may have is not taken."""
     for name in ("idempotency-key", "x-request-id"):
@@ -130,6 +145,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(256)
 def is_local_name(netloc: str) -> bool:
     """Whether a `Host` or the host of an `Origin` names this machine as itself.
 

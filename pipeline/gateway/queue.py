@@ -16,7 +16,7 @@ from pipeline.bus import Bus, Unreachable
 from pipeline.client import Client, Record
 from pipeline.core.statistics import QueueStatistics
 from pipeline.errors import ErrorCode
-from pipeline.gateway.identity import own_id
+from pipeline.gateway.identity import meant_id
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
 from pipeline.messages import EngineName, encode, is_last
@@ -77,9 +77,6 @@ class Queue:
     registry: Registry
     _changed: set[asyncio.Event] = field(init=False, default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.peers.on_change = self._on_change
-
     async def stats(self, _: Request) -> Response:
         """`GET /queue/stats`."""
         return Response(await self.statistics.body(), media_type="application/json")
@@ -87,19 +84,19 @@ class Queue:
     async def show(self, request: Request) -> Response:
         """`GET /queue/requests/{id}`: where it stands, and its last message once it is there."""
         request_id = _asked_id(request)
-        position = await _answered(self.client.position(request_id))
+        position = await answered(self.client.position(request_id))
         fields = msgspec.to_builtins(position) | {"object": "headrace.request", "events_url": events_url(request_id)}
         if position.state == "unknown":
             raise _unknown(request_id)
         if position.state == "finished":
-            last = await _answered(self.client.last(request_id))
+            last = await answered(self.client.last(request_id))
             fields["answer"] = msgspec.Raw(last.data) if last else None
         return json_response(fields)
 
     async def cancel(self, request: Request) -> Response:
         """`DELETE /queue/requests/{id}`."""
         request_id = _asked_id(request)
-        cancelled = await _answered(self.client.cancelled(request_id))
+        cancelled = await answered(self.client.cancelled(request_id))
         if cancelled.state == "unknown":
             raise _unknown(request_id)
         return json_response(msgspec.to_builtins(cancelled))
@@ -112,10 +109,10 @@ class Queue:
             raise HttpError(
                 400, ErrorCode.INVALID_REQUEST, "Last-Event-ID is the id of an event", param="Last-Event-ID"
             )
-        position = await _answered(self.client.position(request_id))
+        position = await answered(self.client.position(request_id))
         if position.state == "unknown":
             raise _unknown(request_id)
-        last = await _answered(self.client.last(request_id))
+        last = await answered(self.client.last(request_id))
         if last is not None and is_last(last.answer) and last.sequence <= int(given):
             return Response(status_code=204)  # which tells an EventSource not to come back
         return Events(self.client, request_id, int(given), self.registry)
@@ -124,7 +121,8 @@ class Queue:
         """`GET /load`: the last load of each engine, and from then on every change."""
         return Loads(self.peers, self._changed, self.registry)
 
-    def _on_change(self) -> None:
+    def on_change(self) -> None:
+        """A peer was heard."""
         for event in self._changed:
             event.set()
 
@@ -201,7 +199,7 @@ def events_url(request_id: str) -> str:
 
 def _asked_id(request: Request) -> str:
     given = request.path_params["id"]
-    chosen = own_id(request.state.caller, given)
+    chosen = meant_id(request.state.caller, given)
     if not is_request_id(chosen):
         raise _unknown(given[:128])
     return chosen
@@ -215,7 +213,8 @@ def _away(error: Unreachable) -> HttpError:
     return HttpError(503, ErrorCode.UNAVAILABLE, f"the pipeline does not answer: {error}", retry_after_s=1)
 
 
-async def _answered(answer: Awaitable[_T]) -> _T:
+async def answered(answer: Awaitable[_T]) -> _T:
+    """The answer; raises HttpError 503 where nobody gives it."""
     try:
         return await answer
     except Unreachable as error:

@@ -40,9 +40,11 @@ class LeaseKeeper:
 
     Args:
         lease_s: how long the broker waits for a renewal, seconds.
+        on_renewed: called after each round of renewals; what is published then reaches others after them.
     """
 
     lease_s: float
+    on_renewed: Callable[[], None] = lambda: None
     _leases: list[Lease] = field(init=False, default_factory=list)
     _turned_at: float = field(init=False, default_factory=time.monotonic)
     _doubtful_until: float = field(init=False, default=0.0)
@@ -83,6 +85,7 @@ class LeaseKeeper:
             self._turned_at = now
             for lease in list(self._leases):
                 await self._renew(lease)
+            self.on_renewed()
 
     async def _renew(self, lease: Lease) -> None:
         if not lease.holds():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.bus import Bus, BusError, Delivery, LaneFull
+from pipeline.bus import Bus, BusError, Delivery, Fenced, LaneFull
 from pipeline.config import Config
 from pipeline.core.delivery import Envelope
 from pipeline.core.models import mlx_model_for
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Longer than a request waits between two deliveries; what is forgotten counts as an attempt.
 _GIVEN_BACK_KEPT_S = 24 * 3600
+# Those who note the same request's deliveries at the same moment are few.
+_TRIES = 5
 
 
 async def move(
@@ -89,20 +91,36 @@ async def return_to_mlx(
 
 async def give_back(bus: Bus, delivery: Delivery, envelope: Envelope, *, delay_s: float = 0.0) -> None:
     """Let somebody else have a request, at once or after a while, without using up one of its attempts."""
-    try:
-        times = await times_given_back(bus, delivery) + 1
-        await bus.store(
-            _returned_subject(delivery), str(times).encode(), headers={"Nats-TTL": f"{_GIVEN_BACK_KEPT_S}s"}
-        )
-    except BusError as error:
-        log.warning("%s: given back, but it counts as an attempt: %s", envelope.id, error)
+    await count_as_given_back(bus, delivery, envelope)
     await delivery.nak(delay_s)
+
+
+async def count_as_given_back(bus: Bus, delivery: Delivery, envelope: Envelope) -> None:
+    """Have a delivery of which nothing was made use up no attempt, whoever has the request by now."""
+    headers = {"Nats-TTL": f"{_GIVEN_BACK_KEPT_S}s"}
+    try:
+        for _ in range(_TRIES):
+            sequence, times = await _given_back(bus, delivery)
+            try:
+                await bus.store(
+                    _returned_subject(delivery), str(times + 1).encode(), headers=headers, expected_last=sequence
+                )
+            except Fenced:
+                continue
+            return
+    except BusError as error:
+        log.warning("%s: a delivery counts as an attempt though nothing was made of it: %s", envelope.id, error)
 
 
 async def times_given_back(bus: Bus, delivery: Delivery) -> int:
     """How many of a message's deliveries were given back."""
+    return (await _given_back(bus, delivery))[1]
+
+
+async def _given_back(bus: Bus, delivery: Delivery) -> tuple[int, int]:
+    """The sequence of the note, 0 where there is none, and how many deliveries it counts."""
     found = await bus.last_message(STREAM_STATE, _returned_subject(delivery))
-    return 0 if found is None else int(found[1])
+    return (0, 0) if found is None else (found[0], int(found[1]))
 
 
 def _returned_subject(delivery: Delivery) -> str:

@@ -21,14 +21,8 @@ from pipeline.bus import Bus, Delivery, Message, Subscription, Unreachable
 
 log = logging.getLogger(__name__)
 
-_EXPIRES_S = 30.0
-_HEARTBEAT_S = 5.0
 _ANSWER_TIMEOUT_S = 2.0
 _NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
-_STANDING = msgspec.json.encode(
-    {"batch": 1, "expires": int(_EXPIRES_S * 1e9), "idle_heartbeat": int(_HEARTBEAT_S * 1e9)}
-)
-_HEARTBEAT = "100"
 _EMPTY = "404"
 _EXPIRED = "408"
 
@@ -70,7 +64,6 @@ class _Standing:
     inbox: str
     subscription: Subscription | None = None
     on: set[str] = field(default_factory=set)
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
     round: _Round | None = None
 
 
@@ -82,17 +75,28 @@ class Puller:
         bus: the connection.
         stream: which stream.
         on_surplus: called with a request that came when none was asked for any more.
+        stands_s: how long a pull stands at the broker before it is asked again. To a process that is stopped in the
+            middle of everything requests are handed for so long.
+
+    Attributes:
+        refused: whether the broker refused the latest pull, or could not be asked.
     """
 
     bus: Bus
     stream: str
     on_surplus: Callable[[Delivery], Coroutine[Any, Any, None]]
+    stands_s: float
+    refused: bool = field(init=False, default=False)
+    _until_it_expires: bytes = field(init=False)
     _inbox: str = field(init=False)
     _rounds: int = field(init=False, default=0)
     _round: _Round | None = field(init=False, default=None)
     _standing: _Standing | None = field(init=False, default=None)
     _subscription: Subscription = field(init=False)
     _loose_ends: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._until_it_expires = msgspec.json.encode({"batch": 1, "expires": int(self.stands_s * 1e9)})
 
     async def start(self) -> None:
         """Listen for answers. Call once, before the first pull."""
@@ -118,25 +122,25 @@ class Puller:
     async def wait(
         self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
     ) -> Delivery | None:
-        """The first request to come to any of the consumers; None when the pulls ended without one, or `unless` did.
+        """The first request to come to any of the consumers; None when a pull expired or `unless` ended without one.
 
         Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
 
         Args:
             consumers: to stand on.
             unless: ends the wait when it ends.
-            keep: whether the other pulls are to stand on when a request has come, until the next `wait` or `withdraw`.
+            keep: whether the other pulls are to stand on when a request has come or one of them has expired, until the
+                next `wait` or `withdraw`.
         """
         stop = asyncio.ensure_future(unless)
         standing = self._standing = self._standing or _Standing(self.bus.new_inbox())
         pull = standing.round = _Round(standing.inbox)
-        kept = False
+        kept = self.refused = False
         try:
             await self._stand(standing, consumers)
-            await self._until_over(standing, pull, stop)
-            delivery = pull.take()
-            kept = delivery is not None and keep()
-            return delivery
+            await self._until_over(pull, stop)
+            kept = pull.first.done() and not self.refused and keep()
+            return pull.take()
         finally:
             stop.cancel()
             standing.round = None
@@ -171,22 +175,21 @@ class Puller:
         for consumer in consumers:
             if consumer not in standing.on:
                 standing.on.add(consumer)
-                await self._ask(consumer, _STANDING, f"{standing.inbox}.{consumer}", standing.round)
+                await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}", standing.round)
 
-    async def _until_over(self, standing: _Standing, pull: _Round, stop: asyncio.Future[None]) -> None:
-        """Ends as well when heartbeats stop, for then nobody serves the pulls."""
+    async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
+        """Ends as well when not even the pulls' expiry is heard of, for then nobody serves them."""
         ends: set[asyncio.Future[Any]] = {pull.first, stop}
-        while not any(end.done() for end in ends):
-            standing.heard.clear()
-            done, _ = await asyncio.wait(ends, timeout=2 * _HEARTBEAT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not done and not standing.heard.is_set():
-                log.warning("pulls from %s went unheard; asking again", self.stream)
-                return
+        timeout_s = self.stands_s + _ANSWER_TIMEOUT_S
+        done, _ = await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning("pulls from %s went unheard; asking again", self.stream)
 
     async def _ask(self, consumer: str, body: bytes, inbox: str, pull: _Round | None) -> None:
         try:
             await self.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}", body, reply=inbox)
         except Unreachable:
+            self.refused = True
             if pull is not None:
                 pull.settle(None)
 
@@ -206,32 +209,27 @@ class Puller:
         if message.is_delivery:
             await self._hand_over(self.bus.delivery(message), pull)
         elif pull is not None and message.subject == pull.inbox:  # a status may come late
-            if message.status != _EMPTY:
-                self._refused(message)
-            pull.settle(None)
+            self._heard_of_none(message, pull)
 
     async def _on_stood(self, standing: _Standing, message: Message) -> None:
-        standing.heard.set()
         if message.is_delivery:
             delivery = self.bus.delivery(message)
             standing.on.discard(delivery.consumer)
             await self._hand_over(delivery, standing.round)
-        elif standing is self._standing and message.status != _HEARTBEAT:
-            consumer = message.subject.removeprefix(f"{standing.inbox}.")
-            standing.on.discard(consumer)
-            if message.status == _EXPIRED:
-                await self._stand(standing, [consumer])
-                return
-            self._refused(message)
-            if standing.round is not None:
-                standing.round.settle(None)
+        elif standing is self._standing:
+            standing.on.discard(message.subject.removeprefix(f"{standing.inbox}."))
+            self._heard_of_none(message, standing.round)
 
     async def _hand_over(self, delivery: Delivery, pull: _Round | None) -> None:
         if pull is None or not pull.settle(delivery):
             await self.on_surplus(delivery)
 
-    def _refused(self, message: Message) -> None:
-        log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+    def _heard_of_none(self, message: Message, pull: _Round | None) -> None:
+        if message.status not in (_EMPTY, _EXPIRED):
+            self.refused = True
+            log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+        if pull is not None:
+            pull.settle(None)
 
     def _on_reconnect(self) -> None:
         if self._standing is not None:

@@ -186,7 +186,6 @@ class Serving:
         answer = Answer(
             envelope, desk.engine.name, model, attempt, time.time(), self.reason, desk.engine.simulated, record
         )
-        await self._tell("started", wait_ms=answer.queue_ms)
         work = Work(
             envelope.id,
             request,
@@ -198,6 +197,7 @@ class Serving:
         with desk.tracing.chat(request, request_id=envelope.id, engine=desk.engine.name, model=model) as chat:
             generation = await desk.engine.submit(work)
             try:
+                await self._tell("started", wait_ms=answer.queue_ms)
                 if request.streams:
                     await writer.forward_newest()
                     for opening in answer.openings():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.bus import Delivery, Message, Unreachable
 from pipeline.config import Config
@@ -19,8 +21,9 @@ from pipeline.role import Role
 from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
 from pipeline.worker.engine import Engine
 from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.move import give_back
+from pipeline.worker.move import count_as_given_back, give_back
 from pipeline.worker.puller import Puller
+from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,9 @@ _STATUS_GATHER_S = 0.02
 # With more free slots than these, pulls stand on when one of them is answered: one is for the request that came, one
 # for the pull loop's next, the third for what races with it.
 _KEEP_STANDING = 2
-# Between two rounds of pulls that ended at once without a request: the broker refuses them.
+# What was begun elsewhere is gone on with beyond the slots, up to so many times their number.
+_MOST_FULL = 2
+# Between two rounds of pulls where the broker refuses them.
 _REFUSED_PAUSE_S = 0.2
 
 
@@ -71,6 +76,7 @@ class Worker:
     _leases: LeaseKeeper = field(init=False)
     _desk: Desk = field(init=False)
     _puller: Puller = field(init=False)
+    _rescue: Rescue = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
     _servings: dict[str, Serving] = field(init=False, default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
@@ -81,11 +87,22 @@ class Worker:
     def __post_init__(self) -> None:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
-        self._leases = LeaseKeeper(config.lease_s)
+        self._leases = LeaseKeeper(config.lease_s, self._changed.set)
         self._desk = Desk(
             self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere, self._note_change
         )
-        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus)
+        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus, config.lease_s)
+        self._rescue = Rescue(
+            self.me,
+            self.engine.name,
+            self.source.stream,
+            tuple(self.source.consumers.values()),
+            self._leases,
+            held=self._held,
+            room=self._room_beyond,
+            begin=self._begin,
+            on_surplus=self._on_surplus,
+        )
         self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
     async def run(self, lifecycle: Lifecycle) -> None:
@@ -93,17 +110,19 @@ class Worker:
         self.engine.on_change(self._note_change)
         self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
+        await self._rescue.start()
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         if self.source.announcements:
             await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._leases.run()), group.create_task(self._report_status(lifecycle))]
-            pulling = group.create_task(self._pull())
+            taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
             self._note_change()
-            pulling.cancel()
-            await asyncio.wait({pulling})
+            for task in taking:
+                task.cancel()
+            await asyncio.wait(taking)
             await self._finish(lifecycle)
             for task in background:
                 task.cancel()
@@ -115,14 +134,9 @@ class Worker:
         while True:
             await self._leases.until_certain()
             await self._until_there_is_room()
-            began_at = asyncio.get_running_loop().time()
-            try:
-                delivery = await self._next_delivery()
-            except Unreachable:
-                delivery = None
-            if delivery is not None:
+            if (delivery := await self._next_delivery()) is not None:
                 self._begin(delivery)
-            elif asyncio.get_running_loop().time() - began_at < _REFUSED_PAUSE_S:
+            elif self._puller.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
     async def _next_delivery(self) -> Delivery | None:
@@ -150,6 +164,16 @@ class Worker:
         status = self.engine.status()
         return status.slots_total - max(len(self._in_slots), status.slots_used) if status.state == "ready" else 0
 
+    def _room_beyond(self) -> int:
+        """How many more requests may be begun that somebody else has begun before."""
+        status, running = self.engine.status(), len(self._in_slots)
+        if status.state != "ready" or status.slots_used > running:
+            return 0
+        return _MOST_FULL * status.slots_total - running
+
+    def _held(self) -> Counter[str]:
+        return Counter(serving.delivery.consumer for serving in self._servings.values())
+
     @property
     def _has_room(self) -> bool:
         return self._free_slots > 0
@@ -167,10 +191,8 @@ class Worker:
             await self._room.wait()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        if self._leases.stood_still():
-            return
         # One slot is the pull loop's, which may have a request in its hands already.
-        if self._free_slots > 1 and not self._draining:
+        if self._leases.stood_still() or (self._free_slots > 1 and not self._draining):
             self._begin(delivery)
             return
         await give_back(self.me.bus, delivery, self._envelope(delivery))
@@ -193,6 +215,7 @@ class Worker:
         envelope = self._envelope(delivery)
         if self._leases.stood_still():
             log.info("%s: handed over while this process stood still; dropped", envelope.id)
+            self._keep(count_as_given_back(self.me.bus, delivery, envelope))
             return
         lane = self._lane_of[delivery.consumer]
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
@@ -208,10 +231,13 @@ class Worker:
         )
         serving = Serving(self._desk, delivery, envelope, self._reason(envelope))
         self._servings[key] = serving
-        task = asyncio.get_running_loop().create_task(self._serve(key, serving))
+        self._keep(self._serve(key, serving))
+        self._note_change()
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._note_change()
 
     async def _serve(self, key: str, serving: Serving) -> None:
         try:
@@ -233,6 +259,7 @@ class Worker:
     async def _finish(self, lifecycle: Lifecycle) -> None:
         """Let what runs finish until the drain deadline, then hand the rest back."""
         await self._puller.close()
+        await self._rescue.close()
         loop = asyncio.get_running_loop()
         while self._tasks:
             left_s = (lifecycle.drain_deadline or loop.time()) - loop.time()
@@ -304,6 +331,7 @@ class Worker:
             reason=status.reason,
             simulated=self.engine.simulated,
             standin=status.standin,
+            held=self._held(),
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

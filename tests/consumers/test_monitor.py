@@ -119,6 +119,24 @@ async def test_load_goes_up_and_down_through_its_levels_at_once(monitor, bus, lo
     assert "busy" in [load.level for _, load in loads.heard[levels.index("saturated") :]]
 
 
+async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(monitor, bus, client, loads):
+    """An overload begins with all slots in use and nothing waiting: by that alone nothing would be spilled yet."""
+    await say(bus, status())
+    await monitor()
+    await say(bus, status())
+    await loads.until("normal")
+    await say(bus, status(4, pending=400.0))
+    await loads.until("saturated")
+    told = len(loads.heard)
+    for number in range(8):
+        await client.ask(f"r{number}", lane="low")
+    await eventually(lambda: loads.last.predicted_wait_ms.low > 0)
+    await eventually(lambda: len(loads.heard) > told + 10, what="ten more")
+    first, last = (load for _, load in (loads.heard[told], loads.heard[told + 10]))
+    assert {load.level for _, load in loads.heard[told:]} == {"saturated"}
+    assert last.at - first.at < 5.0, "more often than once a second"
+
+
 async def test_requests_that_are_stored_count_at_once(monitor, bus, loads, client):
     await monitor()
     await say(bus, status(4))

@@ -289,7 +289,7 @@ async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client,
     async def surplus(_):
         raise AssertionError
 
-    puller = Puller(bus, STREAM_REQUESTS, surplus)
+    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
     await puller.start()
     assert (await puller.take("high")).sequence == 1, "its worker dies"
     started = Status("r1", "started", 1, "mlx", "m", 1, 0.0)

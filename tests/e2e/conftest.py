@@ -56,11 +56,13 @@ class Pipeline:
     def log(self, role: str) -> str:
         return (self.folder / "state" / "logs" / f"{role}.log").read_text()
 
+    def pid(self, command: str) -> int:
+        """The process of `up` with this in its command line."""
+        return child_of(self._process.pid, command)
+
     def kill(self, role: str) -> None:
         """Have the process of one role die as by a crash."""
-        found = ["pgrep", "-P", str(self._process.pid), "-f", f"pipeline.cli run {role}"]
-        (pid,) = subprocess.run(found, capture_output=True, text=True, check=True).stdout.split()
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(self.pid(f"pipeline.cli run {role}"), signal.SIGKILL)
 
     def stop(self) -> int:
         """End it as Ctrl-C does; returns the exit code."""
@@ -72,6 +74,13 @@ class Pipeline:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+
+
+def child_of(parent: int, command: str) -> int:
+    """The one child of a process with this in its command line."""
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", command], capture_output=True, text=True, check=True)
+    (pid,) = found.stdout.split()
+    return int(pid)
 
 
 class Asker:

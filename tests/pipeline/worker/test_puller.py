@@ -26,10 +26,10 @@ def forever():
 class Pulling:
     """A puller with a connection of its own, and what came to it as surplus."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, stands_s: float = 30.0) -> None:
         self.bus = bus
         self.surplus = []
-        self.puller = Puller(bus, STREAM_REQUESTS, self._on_surplus)
+        self.puller = Puller(bus, STREAM_REQUESTS, self._on_surplus, stands_s)
 
     async def _on_surplus(self, delivery):
         self.surplus.append(delivery)
@@ -204,6 +204,7 @@ async def test_kept_pulls_are_armed_again_after_the_broker_was_killed(pulling, n
     await pulls_standing(pulling.bus, "low_complex")
     await publish(pulling.bus, "a", "high")
     await (await waiting).ack()
+    await eventually(lambda: _all_done(pulling.bus))
     again = asyncio.Event()
     pulling.bus.on_reconnect(again.set)
     nats_server.kill()

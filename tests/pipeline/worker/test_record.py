@@ -63,7 +63,7 @@ async def delivery_of(bus, request_id="r1"):
     async def nothing(_):
         raise AssertionError
 
-    puller = Puller(bus, STREAM_REQUESTS, nothing)
+    puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
     await puller.start()
     return await puller.take("high")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from pipeline.core.delivery import Envelope, error_answer
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Chunk, Completion, is_last
-from pipeline.subjects import Move, Priority, Task
+from pipeline.subjects import STREAM_REQUESTS, Move, Priority, Task
 from pipeline.worker.lease import LeaseKeeper
 from pipeline.worker.record import RecordWriter, Repeated
 from tests.waiting import eventually
@@ -81,6 +82,36 @@ async def test_after_a_standstill_what_is_handed_over_is_in_doubt_for_a_while():
     assert keeper.stood_still()
     await eventually(lambda: not keeper.stood_still())
     running.cancel()
+
+
+async def test_what_a_frozen_worker_was_handed_waits_for_one_lease_and_uses_up_no_attempt(start, client, nats_server):
+    worker = await start(lease_s=LEASE_S, max_attempts=1)
+    await eventually(lambda: _is_waiting(client.bus))
+    with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as raw:
+        raw.sendall(b'CONNECT {"headers":true,"verbose":false}\r\nPUB llm.request.high 1\r\nx\r\nPING\r\n')
+        while not raw.recv(4096).endswith(b"PONG\r\n"):
+            pass
+        time.sleep(1.5 * LEASE_S)  # noqa: ASYNC251 - the loop stands still
+        raw.sendall(b"PUB llm.request.high 1\r\ny\r\nPING\r\n")
+        while not raw.recv(4096).endswith(b"PONG\r\n"):
+            pass
+        # The pulls have run out: nothing more is handed over to a process that is frozen.
+        time.sleep(0.5 * LEASE_S)  # noqa: ASYNC251 - the loop stands still
+    for request_id in ("LLM-1", "LLM-2"):
+        (await worker.engine.generation(request_id)).finish("x")
+        assert (await client.answer(request_id)).headrace.attempts == 1
+    assert await times_delivered(client.bus) == {"high": 3}
+    await client.none_waits()
+
+
+async def _is_waiting(bus):
+    return (await bus.js.consumer_info(STREAM_REQUESTS, "low_complex")).num_waiting
+
+
+async def times_delivered(bus):
+    """How many deliveries each consumer that has made any has made."""
+    infos = await bus.js.consumers_info(STREAM_REQUESTS)
+    return {info.name: info.delivered.consumer_seq for info in infos if info.delivered.consumer_seq}
 
 
 def envelope(stored_at, move=None):

@@ -1,0 +1,125 @@
+"""Dead letters over HTTP: listed, shown, replayed and purged, each caller's own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline import dead
+from pipeline.bus import Bus
+from pipeline.core.letters import DeadLetter
+from pipeline.errors import ErrorCode
+from pipeline.gateway.identity import Caller, own_id
+from pipeline.gateway.queue import answered, events_url
+from pipeline.gateway.responses import json_response
+from pipeline.gateway.statuses import HttpError
+from pipeline.subjects import TENANT
+
+# Of more letters than these the latest are known here, and the latest of those listed.
+_KNOWN = 10_000
+_LISTED = 200
+# What was read no longer ago than this is not read again: many who look cost no more than one.
+_KEPT_S = 0.5
+
+
+class Entry(NamedTuple):
+    """What is kept of a letter between two looks: where it stands, whose it is, and how it is listed."""
+
+    sequence: int
+    tenant: str
+    row: dead.Row
+
+
+@dataclass(slots=True)
+class Letters:
+    """The endpoints under `/queue/dead`."""
+
+    bus: Bus
+    _entries: deque[Entry] = field(init=False, default_factory=lambda: deque(maxlen=_KNOWN))
+    _read_at: float = field(init=False, default=float("-inf"))
+    _reading: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+
+    async def list_all(self, request: Request) -> Response:
+        """`GET /queue/dead`: the latest, newest first."""
+        mine = await self._visible(request.state.caller)
+        now = time.time()
+        rows = [msgspec.structs.replace(e.row, age_s=round(max(0.0, now - e.row.died_at), 1)) for e in mine]
+        return json_response({"object": "list", "data": rows[: -_LISTED - 1 : -1], "total": len(rows)})
+
+    async def show(self, request: Request) -> Response:
+        """`GET /queue/dead/{id}`: a letter whole."""
+        latest = (await self._found(request))[-1]
+        letter = await answered(dead.letter(self.bus, latest.sequence))
+        if letter is None:
+            raise _no_letter(latest.row.id)
+        fields = msgspec.to_builtins(dead.as_row(letter, time.time()))
+        whole = {"headers": dict(letter.headers), "request": _request(letter)}
+        return json_response({"object": "headrace.dead", **fields, **whole})
+
+    async def replay(self, request: Request) -> Response:
+        """`POST /queue/dead/{id}/replay`: the request is queued again, under its own id."""
+        latest = (await self._found(request))[-1]
+        replayed = await answered(dead.replay(self.bus, latest.sequence))
+        self._read_at = float("-inf")
+        if replayed is None:
+            raise _no_letter(latest.row.id)
+        if replayed.full:
+            message = f"{replayed.id} stays among the dead letters: the lane {replayed.subject} is full"
+            raise HttpError(503, ErrorCode.QUEUE_FULL, message)
+        fields = {"object": "headrace.replayed", "id": replayed.id, "subject": replayed.subject}
+        return json_response({**fields, "events_url": events_url(replayed.id)}, 202)
+
+    async def purge(self, request: Request) -> Response:
+        """`DELETE /queue/dead/{id}`: thrown away."""
+        found = await self._found(request)
+        count = sum([await answered(dead.purge(self.bus, entry.sequence)) for entry in found])
+        self._read_at = float("-inf")
+        return json_response({"object": "headrace.purged", "id": found[-1].row.id, "purged": count})
+
+    async def _found(self, request: Request) -> list[Entry]:
+        """The caller's letters under the id in the path, oldest first, at least one; raises HttpError 404."""
+        given, caller = request.path_params["id"], request.state.caller
+        mine = await self._visible(caller)
+        # A caller who gave the id of a request knows it without the key's name before it.
+        for meant in (given, own_id(caller, given)):
+            if found := [entry for entry in mine if entry.row.id == meant]:
+                return found
+        raise _no_letter(given[:128])
+
+    async def _visible(self, caller: Caller) -> list[Entry]:
+        """The letters that the caller may see, oldest first."""
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if now - self._read_at > _KEPT_S:
+                await answered(self._read())
+                self._read_at = now
+        return [entry for entry in self._entries if caller.may_see(entry.tenant)]
+
+    async def _read(self) -> None:
+        entries: deque[Entry] = deque(maxlen=_KNOWN)
+        async for letter in dead.letters(self.bus, dead.Chosen()):
+            row = dead.as_row(letter, letter.died_at)
+            entries.append(Entry(letter.sequence, letter.headers.get(TENANT, ""), row))
+        self._entries = entries
+
+
+def _request(letter: DeadLetter) -> object:
+    """The request's body: a JSON object as it is, anything else as text."""
+    try:
+        if letter.body.startswith(b"{"):
+            msgspec.json.decode(letter.body)
+            return msgspec.Raw(letter.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    return letter.body.decode(errors="backslashreplace")
+
+
+def _no_letter(request_id: str) -> HttpError:
+    return HttpError(404, ErrorCode.INVALID_REQUEST, f"no dead letter has the id {request_id!r}", param="id")

@@ -1,0 +1,204 @@
+"""What a person watches, as server-sent events: lanes, loads, workers, requests, moves; all of it, then changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.types import Send
+
+from pipeline.bus import Message, to_stored
+from pipeline.config import Config
+from pipeline.core.delivery import read_envelope
+from pipeline.core.models import is_internal
+from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen
+from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway.identity import Caller
+from pipeline.gateway.queue import Statistics
+from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
+from pipeline.messages import EngineName, Load, RequestEvent, WorkerStatus
+from pipeline.role import Role
+from pipeline.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, Task, ollama_subject
+
+log = logging.getLogger(__name__)
+
+_ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
+# Changes within this time are sent together, and a reader who is slower than that gets the newest.
+_GATHER_S = 0.2
+_WAITING = b": waiting\n\n"
+_PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
+
+_Said = TypeVar("_Said", Load, WorkerStatus, Seen, Moved)
+
+_event_decoder = msgspec.json.Decoder(RequestEvent)
+
+
+@dataclass(slots=True)
+class Watch:
+    """Hears what the pipeline says of itself, and keeps what is recent. Reads and sends only while somebody looks."""
+
+    me: Role
+    config: Config
+    statistics: Statistics
+    registry: Registry
+    recent: Recent = field(init=False, default_factory=Recent)
+    _lookers: set[asyncio.Event] = field(init=False, default_factory=set)
+
+    async def start(self) -> None:
+        """Listen. Call once."""
+        await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
+        await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
+
+    async def live(self, request: Request) -> Views:
+        """`GET /queue/live`."""
+        return Views(self, request.state.caller, self._lookers, self.registry)
+
+    def on_change(self) -> None:
+        """A peer was heard."""
+        for engine in _ENGINES:
+            load = self.me.peers.load(engine)
+            if load is not None:
+                self.recent.load(load)
+        self._tell()
+
+    async def _on_stored(self, message: Message) -> None:
+        priority = _PRIORITY_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        if priority is None:
+            return
+        stored = to_stored(message)
+        envelope = read_envelope(
+            stored.headers,
+            priority=priority,
+            task=Task.UNTRIAGED,
+            sequence=stored.sequence,
+            stored_at=stored.stored_at,
+            delivered=1,
+        )
+        self.recent.stored(envelope, stored.stored_at)
+        self._tell()
+
+    async def _on_event(self, message: Message) -> None:
+        try:
+            event = _event_decoder.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("%s says what no event says: %s", message.subject, error)
+            return
+        self.recent.event(event, time.time())
+        self._tell()
+
+    def _tell(self) -> None:
+        for changed in self._lookers:
+            changed.set()
+
+    # ---- what is shown
+
+    def sections(self, caller: Caller, since: int, statistics: QueueStatistics | None) -> dict[str, Any]:
+        """Everything that is shown to caller: history after the change `since`, the rest as it is now."""
+        internal = self.config.internal_models
+        peers, recent = self.me.peers, self.recent
+        shown = {
+            "lanes": None if statistics is None else _lanes(statistics),
+            # As the statistics have them: without work a load is said so rarely that it would be taken for none.
+            "loads": {engine: _load(load, internal) for engine, load in statistics.engines.items()}
+            if statistics
+            else {},
+            "workers": [_worker(status, internal) for engine in _ENGINES for status in peers.workers(engine)],
+        }
+        history = {
+            "points": recent.points(since),
+            "requests": [_without(r, internal) for r in recent.requests(since, caller.may_see)],
+            "moves": [_without(m, internal) for m in recent.moves(since, caller.may_see)],
+        }
+        return shown | {name: items for name, items in history.items() if items}
+
+    def about(self, caller: Caller) -> dict[str, Any]:
+        """What does not change while a caller looks."""
+        config, key = self.config, caller.key
+        return {
+            "tenant": caller.tenant,
+            "sees_all": caller.sees_all,
+            "highest": Priority.HIGH if key is None else key.highest,
+            "busy_at": config.busy_at,
+            "saturated_at": config.saturated_at,
+            "window_s": WINDOW_S,
+        }
+
+
+class Views(Live):
+    """The view of one caller. What it has not read when there is more is never kept for it: it gets the newest."""
+
+    endless = True
+
+    def __init__(self, source: Watch, caller: Caller, lookers: set[asyncio.Event], registry: Registry) -> None:
+        super().__init__(registry)
+        self._source = source
+        self._caller = caller
+        self._lookers = lookers
+        self._since = 0
+        self._sent: dict[str, bytes] = {}
+
+    async def write(self, send: Send) -> None:
+        """Send until the client has enough."""
+        changed = asyncio.Event()
+        self._lookers.add(changed)
+        try:
+            news = await self._news()
+            await self.begin(send, SSE_HEADERS)
+            await more(send, _event(b"all", {"about": self._source.about(self._caller), **news}))
+            while True:
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S):
+                        await changed.wait()
+                except TimeoutError:
+                    await more(send, _WAITING)
+                    continue
+                await asyncio.sleep(_GATHER_S)
+                changed.clear()
+                if news := await self._news():
+                    await more(send, _event(b"changes", news))
+        finally:
+            self._lookers.discard(changed)
+
+    async def _news(self) -> dict[str, Any]:
+        """What the caller has not got yet."""
+        statistics = await self._source.statistics.decoded()
+        sections = self._source.sections(self._caller, self._since, statistics)
+        self._since = self._source.recent.change
+        news: dict[str, Any] = {}
+        for name, value in sections.items():
+            encoded = msgspec.json.encode(value)
+            if name in ("points", "requests", "moves") or encoded != self._sent.get(name):
+                self._sent[name] = encoded
+                news[name] = msgspec.Raw(encoded)
+        return news
+
+
+def _event(name: bytes, news: dict[str, Any]) -> bytes:
+    view = msgspec.json.encode({"object": "headrace.view", "at": round(time.time(), 3), **news})
+    return b"event: " + name + b"\ndata: " + view + b"\n\n"
+
+
+def _lanes(statistics: QueueStatistics) -> dict[str, Any]:
+    """The statistics without what the view has of its own, and without what changes though nothing happens."""
+    fields: dict[str, Any] = msgspec.to_builtins(statistics)
+    return {name: value for name, value in fields.items() if name not in ("engines", "uptime_s")}
+
+
+def _load(load: Load, internal: list[str]) -> Load:
+    return replace(_without(load, internal), at=0)
+
+
+def _worker(status: WorkerStatus, internal: list[str]) -> WorkerStatus:
+    models = [name for name in status.models if not is_internal(name, internal)]
+    return replace(_without(status, internal), models=models, at=0)
+
+
+def _without(said: _Said, internal: list[str]) -> _Said:
+    """The same without a reason that names an internal model."""
+    return replace(said, reason="") if is_internal(said.reason, internal) else said
