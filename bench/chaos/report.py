@@ -12,6 +12,7 @@ from bench.chaos.torment import Fault, Tormentor
 
 # Longer than a lease and a look around: worth a name.
 NOTABLE_S = 6.0
+_OF_MLX = ("kill mlx worker", "freeze mlx worker", "kill engine child", "kill broker")
 
 
 class _Slow(NamedTuple):
@@ -45,18 +46,34 @@ def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: S
 
 
 def recovery(tormentor: Tormentor, ledger: Ledger) -> list[str]:
-    """Per kind of fault: how often, until the process served again, until the slowest running answer went on."""
-    lines = [f"{'fault':22} {'times':>5}   {'process serves again, s':^24}   {'slowest running answer goes on, s':^33}"]
-    lines.append(f"{'':28}   {'p50':>7} {'p95':>7} {'max':>7}    {'p50':>9} {'p95':>9} {'max':>9}")
+    """Per kind of fault: how often, until the process served again, until the slowest running answer went on.
+
+    That last time also without the faults in whose wake another one fell: a worker that takes over may die as well.
+    """
+    titles = ("process serves again, s", "slowest answer goes on, s", "nothing else the matter, s")
+    lines = [f"{'fault':22} {'times':>5}" + "".join(f"   {title:^27}" for title in titles)]
+    lines.append(f"{'':28}" + f"   {'p50':>9}{'p95':>9}{'max':>9}" * 3)
     for kind in sorted({fault.kind for fault in tormentor.faults}):
         faults = [fault for fault in tormentor.faults if fault.kind == kind]
         back = [tormentor.back_s[fault] for fault in faults if fault in tormentor.back_s]
-        slowest = [found for fault in faults if (found := _slowest(fault, ledger)) is not None]
-        worst = max(slowest, default=None)
+        slowest = {fault: found for fault in faults if (found := _slowest(fault, ledger)) is not None}
+        alone = [found.seconds for fault, found in slowest.items() if _is_alone(fault, found.seconds, tormentor)]
+        worst = max(slowest.values(), default=None)
         whose = f"  {worst.id} at {worst.clock}" if worst and worst.seconds > NOTABLE_S else ""
-        onward = _quantiles([one.seconds for one in slowest], 9)
-        lines.append(f"{kind:22} {len(faults):>5}   {_quantiles(back, 7)}    {onward}{whose}")
+        columns = (back, [one.seconds for one in slowest.values()], alone)
+        lines.append(f"{kind:22} {len(faults):>5}" + "".join(f"   {_quantiles(one)}" for one in columns) + whose)
     return lines
+
+
+def _is_alone(fault: Fault, seconds: float, tormentor: Tormentor) -> bool:
+    """Whether nothing else that MLX's answers need was away while they recovered from a fault."""
+    return not any(
+        other is not fault
+        and other.kind in _OF_MLX
+        and other.at < fault.at + seconds
+        and other.at + tormentor.lasts_s(other) > fault.at
+        for other in tormentor.faults
+    )
 
 
 def _slowest(fault: Fault, ledger: Ledger) -> _Slow | None:
@@ -66,9 +83,9 @@ def _slowest(fault: Fault, ledger: Ledger) -> _Slow | None:
     return max((_Slow(seconds, name, clock) for seconds, name in times if seconds is not None), default=None)
 
 
-def _quantiles(values: Iterable[float], width: int) -> str:
+def _quantiles(values: Iterable[float]) -> str:
     ordered = sorted(values)
     if not ordered:
-        return " ".join(f"{'-':>{width}}" for _ in range(3))
+        return f"{'-':>9}" * 3
     picked = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.95, 1.0))
-    return " ".join(f"{value:>{width}.2f}" for value in picked)
+    return "".join(f"{value:>9.2f}" for value in picked)

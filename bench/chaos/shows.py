@@ -47,7 +47,8 @@ async def kills(folder: Path, config: Config, *, times: int, rate_per_s: float =
                 if not await until(lambda: bool(_in_mid_answer(scene)), _WAIT_S):
                     return Shown([], ["no answer came into its middle"])
                 await tormentor.do("kill mlx worker")
-                await asyncio.sleep(tormentor.draw.uniform(0.2, 1.5))
+                # Now in the wake of the last one, now after it.
+                await asyncio.sleep(tormentor.draw.uniform(0.2, 3 * config.lease_s))
         finally:
             load.stop()
             await loading

@@ -100,6 +100,12 @@ class Tormentor:
             self._later(self._note_back(fault))
         return fault
 
+    def lasts_s(self, fault: Fault) -> float:
+        """How long what was done kept its victim away, at least a lease: so long its work is in nobody's hands."""
+        lease_s = self.fleet.config.lease_s
+        frozen_s = FREEZE_LEASES * lease_s if fault.kind.startswith("freeze") else 0.0
+        return max(lease_s, frozen_s, self.back_s.get(fault, 0.0))
+
     def _victim(self, what: str) -> str:
         fixed = {"broker": BROKER, "stand-in": STANDIN, "ollama consumer": "ollama"}
         if what in ("mlx worker", "engine child"):

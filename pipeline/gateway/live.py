@@ -19,7 +19,7 @@ from pipeline.core.delivery import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
-from pipeline.gateway.identity import Caller
+from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import Statistics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.messages import EngineName, Load, RequestEvent, WorkerStatus
@@ -122,6 +122,7 @@ class Watch:
         config, key = self.config, caller.key
         return {
             "tenant": caller.tenant,
+            "id_prefix": own_id(caller, ""),
             "sees_all": caller.sees_all,
             "highest": Priority.HIGH if key is None else key.highest,
             "busy_at": config.busy_at,

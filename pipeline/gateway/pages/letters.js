@@ -1,0 +1,101 @@
+// Dead letters: shown, replayed, purged.
+
+import { byId, capital, duration, element, facts, plural, setText } from "./dom.js";
+import { call, errorOf } from "./stream.js";
+
+const path = (id, action = "") => `queue/dead/${encodeURIComponent(id)}${action}`;
+
+export class Letters {
+  constructor() {
+    this.reading = false;
+    this.again = false;
+    this.dialog = byId("letter-dialog");
+    byId("letter-close").addEventListener("click", () => this.dialog.close());
+    byId("purge-no").addEventListener("click", () => byId("purge-dialog").close());
+    byId("purge-yes").addEventListener("click", () => this.purge());
+  }
+
+  /** Read the list, unless that is under way: then once more after it. */
+  async read() {
+    this.again = this.reading;
+    if (this.reading) return;
+    this.reading = true;
+    try {
+      const response = await call("queue/dead");
+      if (response.ok) this.draw(await response.json());
+      else this.say(`The list cannot be read: ${await errorOf(response)}.`);
+    } catch {
+      this.say("The list cannot be read now.");
+    }
+    this.reading = false;
+    if (this.again) this.read();
+  }
+
+  say(text) { setText(byId("dead-sum"), text); }
+
+  draw({ data, total }) {
+    this.say(total ? `${plural(total, "request")} failed for good and can be replayed${total > data.length ? "; the latest" : ""}.`
+      : "None: no request has brought down all its attempts.");
+    const focused = document.activeElement?.closest?.("#dead-list li")?.dataset.id;
+    const action = document.activeElement?.dataset?.action;
+    const list = byId("dead-list");
+    list.replaceChildren(...data.map(letter => this.row(letter)));
+    if (focused !== undefined) {
+      const row = [...list.children].find(item => item.dataset.id === focused);
+      (row?.querySelector(`[data-action="${action}"]`) ?? byId("dead-title")).focus();
+    }
+  }
+
+  row(letter) {
+    const button = (action, work) => {
+      const made = element("button", { type: "button", textContent: capital(action), data: { action } });
+      made.setAttribute("aria-label", `${capital(action)} ${letter.id}`);
+      made.addEventListener("click", () => work.call(this, letter.id));
+      return made;
+    };
+    return element("li", { data: { id: letter.id } },
+      element("span", { className: "what" },
+        element("span", { className: "priority", textContent: capital(letter.priority), data: { priority: letter.priority } }),
+        element("span", { className: "id mono", textContent: letter.id }),
+        element("span", { textContent: `${duration(letter.age_s * 1000)} ago, ${plural(letter.attempts, "attempt")}` })),
+      element("span", { className: "why", textContent: `${letter.code}: ${letter.message}` }),
+      element("span", { className: "actions" },
+        button("show", this.show), button("replay", this.replay), button("purge", this.askToPurge)));
+  }
+
+  async show(id) {
+    const response = await call(path(id));
+    if (!response.ok) return this.say(await errorOf(response));
+    const letter = await response.json();
+    facts(byId("letter-facts"), [
+      ["Id", letter.id], ["Priority", letter.priority], ["Error", `${letter.code}: ${letter.message}`],
+      ["Attempts", String(letter.attempts)], ["Died", new Date(letter.died_at * 1000).toLocaleString("en-GB")],
+      ["Stood on", letter.subject], ["Trace", letter.trace_id],
+    ]);
+    const { request, headers } = letter;
+    setText(byId("letter-request"), typeof request === "string" ? request : JSON.stringify(request, null, 2));
+    setText(byId("letter-headers"), Object.entries(headers).map(([name, value]) => `${name}: ${value}`).join("\n") || "none");
+    this.dialog.showModal();
+  }
+
+  async replay(id) {
+    const response = await call(path(id, "/replay"), { method: "POST" });
+    const failed = !response.ok && await errorOf(response);
+    await this.read();
+    this.say(failed ? `Not replayed: ${failed}.` : `${id} is queued again.`);
+  }
+
+  askToPurge(id) {
+    this.wanted = id;
+    setText(byId("purge-id"), id);
+    byId("purge-dialog").showModal();
+  }
+
+  async purge() {
+    byId("purge-dialog").close();
+    const response = await call(path(this.wanted), { method: "DELETE" });
+    const failed = !response.ok && await errorOf(response);
+    await this.read();
+    this.say(failed ? `Not purged: ${failed}.` : `${this.wanted} is purged.`);
+  }
+}

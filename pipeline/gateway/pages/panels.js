@@ -1,0 +1,135 @@
+// Lanes, engines and spills: what the stream says, as it stands.
+
+import {
+  ENGINES, ENGINE_NAMES, PRIORITIES, byId, bytes, capital, chip, clock, count, duration, element, plural, setText,
+} from "./dom.js";
+
+const LEVEL_TONES = { normal: "good", busy: "warn", saturated: "bad" };
+const STATE_TONES = { ready: "good", loading: "warn", draining: "warn", down: "bad" };
+
+// ---- lanes
+
+const cells = new Map();
+
+function makeLanes() {
+  const table = document.querySelector(".lanes");
+  for (const priority of PRIORITIES) {
+    const cell = {
+      depth: element("b"), queued: element("span", { data: { field: "queued" } }),
+      running: element("td", { data: { field: "running" } }), wait: element("td", { data: { field: "wait" } }),
+      more: element("td", { colSpan: 4 }),
+    };
+    const bar = element("i", { "aria-hidden": "true" }, cell.depth);
+    table.append(element("tbody", { data: { priority, lane: priority } },
+      element("tr", {},
+        element("th", { scope: "row" }, element("span", { className: "priority", textContent: capital(priority) })),
+        element("td", { className: "depth" }, element("div", { className: "depth-bar" }, bar, cell.queued)),
+        cell.running, cell.wait),
+      element("tr", { className: "more" }, cell.more)));
+    cells.set(priority, cell);
+  }
+}
+
+export function drawLanes(lanes, loads) {
+  if (!cells.size) makeLanes();
+  const most = lanes ? Math.max(10, ...PRIORITIES.map(p => lanes[p].queued)) : 1;
+  for (const priority of PRIORITIES) {
+    const cell = cells.get(priority);
+    const lane = lanes?.[priority];
+    setText(cell.queued, lane ? count(lane.queued) : "\u2013");
+    setText(cell.running, lane ? count(lane.running) : "\u2013");
+    setText(cell.wait, duration(loads?.mlx?.predicted_wait_ms[priority]));
+    cell.depth.style.width = lane ? `${100 * lane.queued / most}%` : "0";
+    setText(cell.more, lane ? laneHistory(lane) : "the monitor does not answer");
+  }
+}
+
+function laneHistory(lane) {
+  const said = [`${count(lane.done)} done`];
+  for (const name of ["spilled", "failed", "cancelled", "expired"]) if (lane[name]) said.push(`${count(lane[name])} ${name}`);
+  if (lane.done) {
+    said.push(`waited ${duration(lane.wait_ms.p50)}, 95\u00a0% within ${duration(lane.wait_ms.p95)}`);
+    said.push(`first token after ${duration(lane.ttft_ms.p50)}`);
+  }
+  return said.join(" \u00b7 ");
+}
+
+// ---- engines
+
+export function drawEngines(loads, workers) {
+  byId("engine-list").replaceChildren(...ENGINES.map(
+    engine => engineCard(engine, loads?.[engine], (workers || []).filter(w => w.engine === engine))));
+}
+
+function engineCard(engine, load, workers) {
+  const flags = [
+    workers.some(w => w.standin) && "stand-in, not Ollama",
+    workers.some(w => w.simulated) && "simulated, no model runs",
+    workers.some(w => w.models.some(isDemo)) && "demo model",
+  ].filter(Boolean);
+  const states = [...new Set(workers.map(w => w.state))];
+  const models = [...new Set(workers.flatMap(w => w.models))];
+  const troubles = workers.filter(w => w.reason && w.state !== "ready").map(w => w.reason);
+  return element("article", { className: "engine", data: { engine } },
+    element("div", { className: "engine-head" },
+      element("strong", { textContent: ENGINE_NAMES[engine] }),
+      flags.length > 0 && element("span", { className: "placeholder", textContent: flags.join(" \u00b7 ") }),
+      element("span", { className: "engine-state", data: { field: "state" } },
+        ...(states.length ? states.map(stateMark) : [chip("away", "bad")]), " ",
+        load ? chip(load.level, LEVEL_TONES[load.level]) : chip("not heard", "plain"))),
+    element("p", { className: "engine-why", textContent: [load?.reason, ...troubles].filter(Boolean).join("; ") }),
+    figures(load, workers),
+    models.length > 0 && element("p", { className: "engine-models foot" },
+      `${plural(models.length, "model")}: `, element("code", { textContent: models.join(", ") }),
+      workers.length > 1 && ` \u00b7 ${workers.length} workers`));
+}
+
+/** What is as it should be is said quietly. */
+function stateMark(state) {
+  return state === "ready" ? element("span", { className: "quiet-state", textContent: state }) : chip(state, STATE_TONES[state] || "plain");
+}
+
+export const isDemo = model => model.startsWith("headrace-demo");
+
+function figures(load, workers) {
+  const slots = load?.slots ?? { used: 0, total: 0 };
+  const kv = workers.reduce((sum, w) => sum + w.kv_bytes, 0);
+  const limit = workers.reduce((sum, w) => sum + w.kv_bytes_limit, 0);
+  const perRequest = workers.map(w => w.tokens_per_request).filter(Boolean);
+  const figure = (name, field, value, ...more) => element("div", {},
+    element("dt", { textContent: name }), element("dd", { data: { field } }, value, ...more));
+  const small = text => element("small", { textContent: text });
+  return element("dl", { className: "figures" },
+    figure("Slots", "slots", `${slots.used} `, small(`of ${slots.total}`), pips(slots)),
+    figure("Output", "rate", load ? `${Math.round(load.tokens_per_s)} ` : "\u2013 ", small("tokens/s")),
+    figure("KV memory", "memory", kv ? `${bytes(kv)} ` : "\u2013 ", limit ? small(`of ${bytes(limit)}`) : ""),
+    figure("Per request", "tokens", perRequest.length
+      ? `${Math.round(perRequest.reduce((a, b) => a + b) / perRequest.length)} ` : "\u2013 ", small("tokens")));
+}
+
+function pips(slots) {
+  if (slots.total > 32) return "";
+  return element("span", { className: "pips", "aria-hidden": "true" },
+    ...Array.from({ length: slots.total }, (_, i) => element("i", { className: i < slots.used ? "used" : "" })));
+}
+
+// ---- spills
+
+export function drawMoves(moves, lanes) {
+  const spilled = lanes ? PRIORITIES.reduce((sum, p) => sum + lanes[p].spilled, 0) : 0;
+  setText(byId("moves-sum"), spilled
+    ? `${plural(spilled, "request")} went to Ollama since the monitor started. The latest ${count(moves.length)} by reason:`
+    : "None so far: requests go to Ollama only while MLX is saturated, and only the simple ones.");
+  const reasons = new Map();
+  for (const move of moves) {
+    const reason = move.to === "ollama" ? move.reason || "no reason given" : `back to MLX: ${move.reason}`;
+    reasons.set(reason, (reasons.get(reason) || 0) + 1);
+  }
+  byId("moves-reasons").replaceChildren(...[...reasons].sort((a, b) => b[1] - a[1]).slice(0, 5).map(([reason, number]) =>
+    element("li", {}, element("b", { textContent: count(number) }), element("span", { textContent: reason }))));
+  byId("moves-list").replaceChildren(...moves.slice(0, 30).map(move => element("li", {},
+    element("time", { textContent: clock(move.at), datetime: new Date(move.at * 1000).toISOString() }),
+    element("span", { className: "priority", textContent: capital(move.priority), data: { priority: move.priority } }),
+    element("span", { className: "id mono", textContent: move.id, title: move.id }),
+    element("span", { className: "why", textContent: (move.to === "mlx" ? "back to MLX: " : "") + move.reason }))));
+}

@@ -1,0 +1,105 @@
+// Calls to the gateway with the caller's key, and the stream of changes, which is opened again for as long as it takes.
+
+const KEY = "headrace-key";
+// The gateway says something every ten seconds; a stream that is still for longer is dead.
+const SILENCE_MS = 25000;
+const LONGEST_PAUSE_MS = 8000;
+let key = "";
+try { key = sessionStorage.getItem(KEY) || ""; } catch { /* no storage: asked for again */ }
+
+export const hasKey = () => key !== "";
+
+export function useKey(given) {
+  key = given;
+  try { sessionStorage.setItem(KEY, given); } catch { /* kept until the page is left */ }
+}
+
+/** As fetch, with the key. */
+export function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key) headers.authorization = `Bearer ${key}`;
+  return fetch(path, { ...options, headers, cache: "no-store" });
+}
+
+/** The message in an error's response. */
+export async function errorOf(response) {
+  try {
+    const body = await response.json();
+    return body.error.message || body.error;
+  } catch {
+    return `status ${response.status}`;
+  }
+}
+
+/** The server-sent events of a response, as [event, data]. */
+export async function* events(response, onBytes = () => {}) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    onBytes();
+    const parts = (text + value).split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      let name = "message";
+      const data = [];
+      for (const line of part.split("\n")) {
+        if (line.startsWith("event: ")) name = line.slice(7);
+        else if (line.startsWith("data: ")) data.push(line.slice(6));
+      }
+      if (data.length) yield [name, data.join("\n")];
+    }
+  }
+}
+
+const pause = (ms, woken) => new Promise(resolve => {
+  const timer = setTimeout(resolve, ms);
+  woken.then(() => { clearTimeout(timer); resolve(); });
+});
+
+/**
+ * Follow the stream for ever.
+ * on.event(name, data): one event. on.state("connecting" | "live" | "off", why, retryInSeconds).
+ * on.denied(why): resolves once there is another key to try.
+ */
+export async function follow(path, on) {
+  let failures = 0;
+  for (;;) {
+    let why = "the gateway does not answer";
+    const ending = new AbortController();
+    let watchdog;
+    const alive = () => { clearTimeout(watchdog); watchdog = setTimeout(() => ending.abort(), SILENCE_MS); };
+    try {
+      alive();
+      const response = await call(path, { signal: ending.signal });
+      if (response.status === 401 || response.status === 403) {
+        clearTimeout(watchdog);
+        on.state("off", "not let in");
+        await on.denied(await errorOf(response));
+        continue;
+      }
+      if (response.ok) {
+        for await (const [name, data] of events(response, alive)) {
+          failures = 0;
+          on.event(name, JSON.parse(data));
+          on.state("live");
+        }
+        why = "the gateway ended the connection";
+      } else {
+        why = await errorOf(response);
+      }
+    } catch (error) {
+      if (error instanceof SyntaxError) why = "the gateway said what is no event";
+    }
+    clearTimeout(watchdog);
+    ending.abort();
+    failures += 1;
+    const wait = Math.min(LONGEST_PAUSE_MS, 500 * 2 ** (failures - 1)) * (0.75 + Math.random() / 2);
+    on.state("off", why, wait / 1000);
+    await pause(wait, new Promise(resolve => {
+      addEventListener("online", resolve, { once: true });
+    }));
+    on.state("connecting");
+  }
+}
