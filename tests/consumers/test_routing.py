@@ -150,6 +150,8 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
         ("simple-low", "spilled"),
         ("told", "spilled"),
     ]
+    # When triage began, for whoever draws it.
+    assert all(event.wait_ms is not None and event.wait_ms >= 0 for event in going_on.events)
 
 
 async def test_a_moved_request_keeps_its_body_its_headers_and_its_age(router, going_on, client, bus):

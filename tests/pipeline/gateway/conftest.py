@@ -50,13 +50,15 @@ def serve(config: Config) -> Serve:
             running = group.create_task(gateway.main(changed, life))
             waiting = group.create_task(life.ready.wait())
             await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                limits = httpx.Limits(max_connections=1000)
-                async with httpx.AsyncClient(base_url=life.http, timeout=30, limits=limits) as client:
-                    client.life = life
-                    yield client
-            waiting.cancel()
-            life.stop()
+            try:
+                if not running.done():
+                    limits = httpx.Limits(max_connections=1000)
+                    async with httpx.AsyncClient(base_url=life.http, timeout=30, limits=limits) as client:
+                        client.life = life
+                        yield client
+            finally:
+                waiting.cancel()
+                life.stop()
 
     return serving
 
