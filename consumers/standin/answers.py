@@ -8,23 +8,18 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from consumers.standin.wire import ApiError, CallOut, FunctionOut, Message, Part, api_error
+from consumers.standin.wire import ApiError, api_error
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import ToolCall
+from pipeline.ollama_api import CallOut, FunctionOut, Message, Part, time_text
 from pipeline.worker.engine import Engine, Piece, Work
 
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")
-
-
-def now_text() -> str:
-    """The time, as Ollama writes it."""
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 class Slots:
@@ -154,7 +149,7 @@ class Answer:
             await send_json(send, error.status, body)
 
     def _part(self, text: str, calls: list[ToolCall]) -> Part:
-        part = Part(model=self._model, created_at=now_text(), done=False)
+        part = Part(model=self._model, created_at=time_text(time.time()), done=False)
         if self._chat:
             part.message = Message("assistant", text, _calls_out(calls) or None)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from consumers.standin.answers import Answer, Slots, now_text
-from consumers.standin.wire import (
-    ApiError,
-    Body,
-    ChatBody,
-    GenerateBody,
-    Message,
-    Part,
-    ShowBody,
-    chat_work,
-    decode,
-    generate_work,
-)
+from consumers.standin.answers import Answer, Slots
+from consumers.standin.wire import ApiError, decode, work_of
 from pipeline.core.models import same_model
+from pipeline.ollama_api import FOR_EVER, Body, ChatBody, GenerateBody, Message, Part, ShowBody, time_text
 from pipeline.worker.engine import Engine
 
 VERSION = "0.0.0-headrace-standin"
-_FOR_EVER = "2318-01-01T00:00:00Z"  # what Ollama says of a model that is never unloaded
 
 
 class Server:
@@ -78,7 +66,7 @@ class Server:
 
     async def _ps(self, _: Request) -> Response:
         entry = {key: self._entry[key] for key in ("name", "model", "size", "digest", "details")}
-        return _json({"models": [entry | {"expires_at": _FOR_EVER, "size_vram": 0}]})
+        return _json({"models": [entry | {"expires_at": FOR_EVER, "size_vram": 0}]})
 
     async def _show(self, request: Request) -> Response:
         body = decode(await request.body(), ShowBody)
@@ -92,15 +80,15 @@ class Server:
         self._check_model(body.model)
         if not body.messages:
             message = Message("assistant", "")
-            return self._loaded(Part(model=body.model, created_at=now_text(), message=message, done=True))
-        return self._answer(body, chat_work(body, self._engine.resolve(None)), chat=True)
+            return self._loaded(Part(model=body.model, created_at=time_text(time.time()), message=message, done=True))
+        return self._answer(body, work_of(body, self._engine.resolve(None)), chat=True)
 
     async def _generate(self, request: Request) -> Response | Answer:
         body = decode(await request.body(), GenerateBody)
         self._check_model(body.model, may_be_missing=True)
         if not body.prompt:
-            return self._loaded(Part(model=body.model, created_at=now_text(), response="", done=True))
-        return self._answer(body, generate_work(body, self._engine.resolve(None)), chat=False)
+            return self._loaded(Part(model=body.model, created_at=time_text(time.time()), response="", done=True))
+        return self._answer(body, work_of(body, self._engine.resolve(None)), chat=False)
 
     def _answer(self, body: Body, work: Any, *, chat: bool) -> Answer:
         return Answer(self._slots, work, model=body.model, chat=chat, stream=body.stream is not False)
@@ -128,7 +116,7 @@ def _entry(name: str, behind: str, weights: Path | None, *, simulated: bool) -> 
     return {
         "name": full,
         "model": full,
-        "modified_at": datetime.fromtimestamp(modified, UTC).isoformat().replace("+00:00", "Z"),
+        "modified_at": time_text(modified),
         "size": sum(path.stat().st_size for path in files),
         "digest": hashlib.sha256(listing.encode()).hexdigest(),
         "details": {

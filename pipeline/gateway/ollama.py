@@ -1,85 +1,40 @@
 """Ollama's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
 
-Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`).
+The shapes are in `pipeline.ollama_api`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.shapes import Asked, decode_body
 from pipeline.messages import AssistantMessage, Chunk, Completion, ErrorBody, FunctionCall
+from pipeline.ollama_api import (
+    FOR_EVER,
+    CallOut,
+    ChatBody,
+    FunctionOut,
+    GenerateBody,
+    Message,
+    Part,
+    ShowBody,
+    response_format,
+    time_text,
+)
 from pipeline.requests import ChatRequest, decode_request
 
 NDJSON = "application/x-ndjson"
 # The version of Ollama's API that is spoken here: clients look at it to know what they may ask for.
 API_VERSION = "0.12.0"
 _NS_PER_MS = 1_000_000
-_FOR_EVER = "2318-01-01T00:00:00Z"  # what Ollama says of a model that is never unloaded
 
 # ---- requests -------------------------------------------------------------------------------------------------------
-
-
-class _FunctionIn(Struct):
-    """A function that was called: its arguments are an object here, not a string."""
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-class _CallIn(Struct):
-    function: _FunctionIn
-    id: str = ""
-
-
-class _Turn(Struct):
-    role: str
-    content: str | None = None
-    images: list[Any] | None = None
-    tool_calls: list[_CallIn] | None = None
-    tool_name: str | None = None
-    tool_call_id: str | None = None
-
-
-class _Body(Struct):
-    """What chat and generate have in common. Fields that nobody knows are ignored, as Ollama does."""
-
-    model: str = ""
-    stream: bool | None = None
-    format: Any = None
-    keep_alive: float | str | None = None
-    options: dict[str, Any] | None = None
-    think: bool | str | None = None
-    logprobs: bool | None = None
-
-
-class _ChatBody(_Body):
-    messages: list[_Turn] | None = None
-    tools: list[Any] | None = None
-
-
-class _GenerateBody(_Body):
-    prompt: str | None = None
-    system: str | None = None
-    suffix: str | None = None
-    template: str | None = None
-    context: list[int] | None = None
-    raw: bool | None = None
-    images: list[Any] | None = None
-
-
-class _ShowBody(Struct):
-    """`name` is the old field of `model`."""
-
-    model: str = ""
-    name: str = ""
 
 
 def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
@@ -88,14 +43,10 @@ def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> A
     Raises:
         HeadraceError: as `decode_request`.
     """
-    chat = decode_body(body, _ChatBody)
+    chat = decode_body(body, ChatBody)
     if not chat.messages:
         return Loaded(spelled(chat.model, listed), chat=True, unload=chat.keep_alive in (0, "0", "0s"))
-    _refuse(chat, images=any(turn.images for turn in chat.messages))
-    fields: dict[str, Any] = {"messages": [_message(turn) for turn in chat.messages]}
-    if chat.tools:
-        fields["tools"] = chat.tools
-    return _asked(chat, fields, Chat(chat.model), max_body_bytes, listed)
+    return _asked(chat, Chat(chat.model), max_body_bytes, listed)
 
 
 def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
@@ -104,78 +55,39 @@ def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
     Raises:
         HeadraceError: as `decode_request`.
     """
-    given = decode_body(body, _GenerateBody)
+    given = decode_body(body, GenerateBody)
     if not given.prompt:
         return Loaded(spelled(given.model, listed), chat=False, unload=given.keep_alive in (0, "0", "0s"))
-    _refuse(
-        given,
-        images=bool(given.images),
-        suffix=bool(given.suffix),
-        template=bool(given.template),
-        context=bool(given.context),
-        raw=bool(given.raw),
-    )
-    turns = [_Turn("system", given.system)] if given.system else []
-    turns.append(_Turn("user", given.prompt))
-    fields = {"messages": [_message(turn) for turn in turns]}
-    return _asked(given, fields, Generate(given.model), max_body_bytes, listed)
+    return _asked(given, Generate(given.model), max_body_bytes, listed)
 
 
 def read_show(body: bytes) -> str:
     """The model that `POST /api/show` asks for."""
-    given = decode_body(body, _ShowBody)
+    given = decode_body(body, ShowBody)
     if not (given.model or given.name):
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "model is required", param="model")
     return given.model or given.name
 
 
-def _refuse(body: _Body, **wanted: bool) -> None:
-    """Say no to what would change the answer and cannot be honoured."""
-    thinks = body.think not in (None, False)
-    for name, is_wanted in {**wanted, "thinking": thinks, "logprobs": bool(body.logprobs)}.items():
-        if is_wanted:
-            raise HeadraceError(
-                ErrorCode.UNSUPPORTED_PARAMETER, f"{body.model or 'the model'} does not support {name}", param=name
-            )
-
-
-def _message(turn: _Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role.lower(), "content": turn.content or ""}
-    if turn.tool_calls:
-        message["tool_calls"] = [_call(index, call) for index, call in enumerate(turn.tool_calls)]
-    if turn.tool_name:
-        message["name"] = turn.tool_name
-    if turn.tool_call_id:
-        message["tool_call_id"] = turn.tool_call_id
-    return message
-
-
-def _call(index: int, call: _CallIn) -> dict[str, Any]:
-    arguments = msgspec.json.encode(call.function.arguments).decode()
-    return {"id": call.id or f"call_{index}", "function": {"name": call.function.name, "arguments": arguments}}
-
-
-def _asked(body: _Body, fields: dict[str, Any], shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
-    fields |= _options(body.options or {})
+def _asked(body: ChatBody | GenerateBody, shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
+    for name, feature in body.unsupported().items():
+        raise HeadraceError(
+            ErrorCode.UNSUPPORTED_PARAMETER, f"{body.model or 'the model'} does not support {feature}", param=name
+        )
+    fields = body.fields() | _options(body.options or {})
     fields["stream"] = body.stream is not False
     if body.model:
         fields["model"] = spelled(body.model, listed)
-    if (form := _form(body.format)) is not None:
+    try:
+        form = response_format(body.format)
+    except ValueError as error:
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`format`: {error}", param="format") from None
+    if form is not None:
         fields["response_format"] = form
     # Written and read once more, so that everything is checked in one place.
     written = msgspec.json.encode(fields)
     request: ChatRequest = decode_request(written, max_body_bytes=max_body_bytes)
     return Asked(request, written, shape, stream=request.streams)
-
-
-def _form(wanted: Any) -> dict[str, Any] | None:
-    if wanted in (None, ""):
-        return None
-    if wanted == "json":
-        return {"type": "json_object"}
-    if isinstance(wanted, dict):
-        return {"type": "json_schema", "json_schema": {"schema": wanted}}
-    raise HeadraceError(ErrorCode.INVALID_REQUEST, '`format` must be "json" or a JSON schema', param="format")
 
 
 def _as_given(value: Any) -> Any:
@@ -220,38 +132,9 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-class _FunctionOut(Struct):
-    index: int
-    name: str
-    arguments: Any
+class _Part(Part):
+    """With the pipeline's own account of the request."""
 
-
-class _CallOut(Struct):
-    id: str
-    function: _FunctionOut
-
-
-class _Message(Struct, omit_defaults=True):
-    role: str
-    content: str
-    tool_calls: list[_CallOut] | None = None
-
-
-class _Part(Struct, omit_defaults=True, kw_only=True):
-    """One line of an answer, or all of it; durations in nanoseconds. `message` is a chat's, `response` a text's."""
-
-    model: str
-    created_at: str
-    message: _Message | UnsetType = UNSET
-    response: str | UnsetType = UNSET
-    done: bool
-    done_reason: str = ""
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
     headrace: Any = UNSET
 
 
@@ -311,15 +194,15 @@ class Chat:
         )
         return self._fill(part, message.content or "", calls)
 
-    def _fill(self, part: _Part, text: str, calls: list[_CallOut]) -> _Part:
-        part.message = _Message("assistant", text, calls or None)
+    def _fill(self, part: _Part, text: str, calls: list[CallOut]) -> _Part:
+        part.message = Message("assistant", text, calls or None)
         return part
 
 
 class Generate(Chat):
     """The responses to a prompt; a prompt has no tools to be called."""
 
-    def _fill(self, part: _Part, text: str, _calls: list[_CallOut]) -> _Part:
+    def _fill(self, part: _Part, text: str, _calls: list[CallOut]) -> _Part:
         part.response = text
         return part
 
@@ -336,27 +219,22 @@ class Loaded(NamedTuple):
         part = _Part(model=self.model, created_at=time_text(now), done=True)
         part.done_reason = "unload" if self.unload else "load"
         if self.chat:
-            part.message = _Message("assistant", "")
+            part.message = Message("assistant", "")
         else:
             part.response = ""
         return msgspec.json.encode(part)
 
 
-def _call_out(index: int, call_id: str, function: FunctionCall) -> _CallOut:
+def _call_out(index: int, call_id: str, function: FunctionCall) -> CallOut:
     try:
         arguments = msgspec.json.decode(function.arguments)
     except msgspec.DecodeError:
         arguments = {"arguments": function.arguments}  # what the model wrote is not JSON; better whole than lost
-    return _CallOut(call_id, _FunctionOut(index, function.name, arguments))
+    return CallOut(call_id, FunctionOut(index, function.name, arguments))
 
 
 def _line(part: _Part) -> bytes:
     return msgspec.json.encode(part) + b"\n"
-
-
-def time_text(seconds: float) -> str:
-    """A time in UTC unix seconds, as Ollama writes it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def error_body(error: ErrorBody) -> bytes:
@@ -388,7 +266,7 @@ def tags(names: Iterable[str], *, since: float) -> dict[str, Any]:
 
 def ps(names: Iterable[str]) -> dict[str, Any]:
     """The body of `GET /api/ps`."""
-    return {"models": [_entry(name) | {"expires_at": _FOR_EVER, "size_vram": 0} for name in names]}
+    return {"models": [_entry(name) | {"expires_at": FOR_EVER, "size_vram": 0} for name in names]}
 
 
 def show(name: str, *, since: float) -> dict[str, Any]:
