@@ -103,8 +103,9 @@ class Stream:
     async def _read(self) -> None:
         if await self._client.begin() != 200:
             raise SystemExit("a stream was refused")
-        while await self._client.read():
-            self.words.set()
+        while part := await self._client.read():
+            if b"data:" in part:  # and no comment that says only that somebody is there
+                self.words.set()
 
     def hang_up(self) -> None:
         """Go away without a word."""

@@ -1,7 +1,7 @@
 """The simulated engine: no model, only the time that one would take. Every answer of it says so in its first word.
 
 A step lasts `slots / simulated_tokens_per_s`, whatever the number of sequences in it, as where reading the weights is
-what takes time: the rate is that of a full batch. Prefill adds its own time and goes in chunks, one prompt at a time.
+what takes time: the rate is that of a full batch. Prefill adds its own time and goes in chunks, oldest prompt first.
 What it writes depends on the request, its seed and the position alone, so an answer may go on anywhere.
 """
 
@@ -87,13 +87,15 @@ class SimulatedBackend:
         return sampled
 
     def _prefill(self) -> float:
-        if not self._prefilling:
-            return 0.0
-        key, left = self._prefilling.popleft()
-        tokens = min(left, self._config.prefill_step_tokens)
-        if left > tokens:
-            self._prefilling.appendleft((key, left - tokens))
-        return tokens / self._config.simulated_prefill_tokens_per_s
+        """Take in what one step has room for, of the oldest prompts first. Returns the time that it takes."""
+        room = self._config.prefill_step_tokens
+        while self._prefilling and room:
+            key, left = self._prefilling.popleft()
+            tokens = min(left, room)
+            room -= tokens
+            if left > tokens:
+                self._prefilling.appendleft((key, left - tokens))
+        return (self._config.prefill_step_tokens - room) / self._config.simulated_prefill_tokens_per_s
 
     def _token(self, sequence: Prepared) -> int:
         seed, words = sequence.detail

@@ -58,6 +58,15 @@ def test_one_frame_a_step_has_every_sequence():
     assert [key for key, _ in scene.sent[-1].pieces] == [1, 2, 3]
 
 
+def test_a_step_takes_in_as_many_prompts_as_it_has_room_for():
+    scene = Scene(prefill_step_tokens=2)
+    for key in (1, 2, 3, 4):
+        scene.begin(key)
+    for _ in range(3):
+        scene.loop.turn()
+    assert [[key for key, _ in frame.pieces] for frame in scene.sent] == [[], [1, 2], [1, 2, 3, 4]]
+
+
 def test_a_cancelled_sequence_produces_nothing_more_and_the_others_go_on():
     scene = Scene()
     scene.begin(1)
