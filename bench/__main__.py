@@ -8,6 +8,7 @@ import sys
 
 BENCHMARKS = {
     "gateway": "what going through the gateway and its durable queue costs",
+    "flood": "whether one client that floods the lists slows the others",
     "hangups": "how soon the slots of clients that hang up are free again",
     "triage": "what triage gets right, and what it costs",
     "durability": "what a PubAck costs, by what it promises",
