@@ -1,0 +1,340 @@
+"""The dashboard in a real browser, in front of a real pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+
+from pipeline.bus import Bus
+from pipeline.core.delivery import Envelope
+from pipeline.core.letters import letter_headers
+from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway.identity import make_key
+from pipeline.subjects import DEAD, Priority, Task
+from tests.browser.conftest import missing
+from tests.e2e.conftest import Pipeline, running
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PRIORITIES = ("high", "medium", "low")
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
+FRANCE = "What is the capital of France?"
+STORY = "Tell me a story."
+FAR_MS = 60_000
+# Of the deliveries that died, each a letter of its own.
+SEQUENCES = itertools.count(1)
+# The same numbers under the names that the page and the statistics have for them.
+COUNTS = ("done", "failed", "spilled", "cancelled", "expired")
+
+
+async def ask(web: httpx.AsyncClient, text: str, priority: str, **more: Any) -> str:
+    """Queue a request and go away; returns its id."""
+    body = {"messages": [{"role": "user", "content": text}], **more}
+    headers = {"X-Priority": priority, "Prefer": "respond-async"}
+    answer = await web.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+async def overload(web: httpx.AsyncClient, each: int) -> None:
+    await asyncio.gather(*(ask(web, [FRANCE, STORY][i % 2], p) for i in range(each) for p in PRIORITIES))
+
+
+async def stats(web: httpx.AsyncClient) -> dict[str, Any]:
+    return (await web.get("/queue/stats")).json()
+
+
+async def idle(web: httpx.AsyncClient) -> bool:
+    now = await stats(web)
+    return not any(now[p]["queued"] + now[p]["running"] for p in PRIORITIES)
+
+
+NUMBERS = """() => Object.fromEntries(["high", "medium", "low"].map(lane => {
+  const part = document.querySelector(`[data-lane=${lane}]`);
+  const number = field => Number(part.querySelector(`[data-field=${field}]`).textContent.replace(",", ""));
+  const told = name => Number((part.querySelector(".more").textContent.match(
+    new RegExp(`([0-9,]+) ${name}`)) || [0, "0"])[1].replace(",", ""));
+  return [lane, { queued: number("queued"), running: number("running"),
+    ...Object.fromEntries(["done", "failed", "spilled", "cancelled", "expired"].map(name => [name, told(name)])) }];
+}))"""
+
+
+async def test_under_overload_the_page_says_what_the_statistics_say(page, pipeline: Pipeline, web: httpx.AsyncClient):
+    flood = asyncio.create_task(overload(web, 60))
+    # All that was true within the last seconds: the page is drawn a moment after its numbers were.
+    lately: list[dict[str, Any]] = []
+    looks, most = 0, 0
+    await eventually(lambda: _is_saturated(web), what="saturation", timeout_s=60)
+    while looks < 20 or not flood.done():
+        lately = [*lately[-12:], await stats(web)]
+        await asyncio.sleep(0.1)
+        shown = await page.evaluate(NUMBERS)
+        after = await stats(web)
+        if len(lately) < 12:
+            continue
+        looks += 1
+        for lane in PRIORITIES:
+            for field in ("queued", "running", *COUNTS):
+                said = [each[lane][field] for each in (*lately, after)]
+                assert min(said) <= shown[lane][field] <= max(said), (lane, field)
+        most = max(most, sum(shown[lane]["queued"] for lane in PRIORITIES))
+    assert most > 20
+    await flood
+    assert await page.locator(".engine[data-engine=mlx] .chip", has_text="saturated").count() == 1
+    assert "of 1" in await page.locator(".engine[data-engine=mlx] [data-field=slots]").inner_text()
+    assert "stand-in" in await page.locator(".engine[data-engine=ollama]").inner_text()
+    assert await page.locator("#chart path.line.mlx").get_attribute("d")
+    assert await page.locator("#chart path.area").count() >= 1
+    # And in the end exactly, spills among them.
+    await eventually(lambda: idle(web), what="the end of the overload", timeout_s=100)
+    final = await stats(web)
+    wanted = {lane: {field: final[lane][field] for field in ("queued", "running", *COUNTS)} for lane in PRIORITIES}
+    await eventually(lambda: _shows(page, wanted), what=json.dumps(wanted))
+    assert sum(final[lane]["spilled"] for lane in PRIORITIES) > 0
+    assert "mlx is saturated" in await page.locator("#moves-reasons").inner_text()
+    assert "tinyllama" not in (await page.content()).lower()
+
+
+async def _is_saturated(web: httpx.AsyncClient) -> bool:
+    return (await stats(web))["engines"].get("mlx", {}).get("level") == "saturated"
+
+
+async def _shows(page, wanted: dict[str, Any]) -> bool:
+    return await page.evaluate(NUMBERS) == wanted
+
+
+async def test_a_waterfall_adds_up_to_the_times_of_the_answer(page, web: httpx.AsyncClient):
+    request_id = await ask(web, FRANCE, "high")
+    row = page.locator(f'#requests-list li[data-id="{request_id}"]')
+    await page.locator(f'#requests-list li[data-id="{request_id}"][data-state=done]').wait_for()
+    account = (await web.get(f"/queue/requests/{request_id}")).json()["answer"]["headrace"]
+    await row.locator("summary").click()
+    parts = await row.locator(".bar").get_attribute("aria-label")
+    assert "generating" in parts
+    assert (await row.locator(".bar i").count()) == parts.count(",") + 1
+    took = await row.locator(".took").inner_text()
+    whole = account["total_ms"]
+    assert took == (f"{whole:.0f} ms" if whole < 999.5 else f"{whole / 1000:.2f} s")
+    assert account["reason"] in await row.locator(".request-more").inner_text()
+
+
+async def test_a_prompt_is_answered_in_the_box_and_it_says_where_and_why(page):
+    await page.get_by_label("Prompt", exact=True).fill(FRANCE)
+    await page.get_by_role("radio", name="High").check()
+    await page.get_by_role("button", name="Send").click()
+    await page.locator("#try-account").wait_for()
+    assert await page.locator("#try-answer").inner_text() == "The capital of France is Paris."
+    assert await page.locator("#try-status").inner_text() == "Answered by MLX."
+    account = await page.locator("#try-account").inner_text()
+    assert "headrace-demo" in account
+    assert "high" in account
+    assert "Why there" in account
+    assert await page.get_by_role("button", name="Send").is_enabled()
+
+
+async def test_a_prompt_that_waits_can_be_cancelled(page, web: httpx.AsyncClient):
+    before = (await stats(web))["low"]["cancelled"]
+    await asyncio.gather(*(ask(web, STORY, "high") for _ in range(60)))
+    await page.get_by_label("Prompt", exact=True).fill("Explain step by step why the sky is blue.")
+    await page.get_by_role("radio", name="Low").check()
+    await page.keyboard.press("Tab")
+    await page.get_by_label("Prompt", exact=True).press("Control+Enter")
+    await page.locator("#try-status", has_text="Queued").wait_for()
+    await page.get_by_role("button", name="Cancel", exact=True).click()
+    await page.locator("#try-status", has_text="Cancelled.").wait_for()
+    page.watched.may_fail = ("status of 499",)
+    assert (await stats(web))["low"]["cancelled"] == before + 1
+    await eventually(lambda: idle(web), timeout_s=60)
+
+
+async def test_an_error_is_told_in_the_box(page):
+    page.watched.may_fail = ("status of 4",)
+    await page.evaluate("""() => { const model = document.getElementById("model");
+      model.append(new Option("ghost", "ghost", true, true)); }""")
+    await page.get_by_label("Prompt", exact=True).fill(FRANCE)
+    await page.get_by_role("button", name="Send").click()
+    await page.locator("#try-status[data-tone=bad]", has_text="ghost").wait_for()
+
+
+# ---- dead letters
+
+
+async def bury(url: str, request_id: str, body: bytes, message: str = "it crashed the engine") -> None:
+    """As a worker does with a request that brings down the engine."""
+    error = HeadraceError(ErrorCode.ENGINE_FAILED, message)
+    envelope = Envelope(request_id, Priority.MEDIUM, Task.UNTRIAGED, time.time() - 30, 3)
+    headers = letter_headers(
+        envelope, {}, subject="llm.request.medium", sequence=next(SEQUENCES), error=error, attempts=3, trace_id=""
+    )
+    async with Bus.connect(url, name="test") as bus:
+        await bus.store(f"{DEAD}.medium", body, headers=headers)
+
+
+async def test_a_dead_letter_is_shown_and_replayed_to_its_answer(open_page, pipeline: Pipeline, web: httpx.AsyncClient):
+    await bury(pipeline.url, "died-once", json.dumps({"prompt": FRANCE}).encode())
+    page = await open_page(pipeline.http + "/")
+    row = page.locator('#dead-list li[data-id="died-once"]')
+    await row.wait_for()
+    assert "engine_failed: it crashed the engine" in await row.inner_text()
+    await page.get_by_role("button", name="Show died-once").click()
+    assert FRANCE in await page.locator("#letter-request").inner_text()
+    await page.keyboard.press("Escape")
+    await page.get_by_role("button", name="Replay died-once").click()
+    await page.locator("#dead-sum", has_text="died-once is queued again").wait_for()
+    await row.wait_for(state="detached")
+    await page.locator('#requests-list li[data-id="died-once"][data-state=done]').wait_for()
+    answered = (await web.get("/queue/requests/died-once")).json()
+    assert answered["answer"]["choices"][0]["message"]["content"] == "The capital of France is Paris."
+
+
+async def test_a_dead_letter_is_purged_only_after_a_second_word(open_page, pipeline: Pipeline, web: httpx.AsyncClient):
+    await bury(pipeline.url, "unwanted", b"hello")
+    page = await open_page(pipeline.http + "/")
+    for answer, left in (("Keep it", ["unwanted"]), ("Purge", [])):
+        await page.get_by_role("button", name="Purge unwanted").click()
+        await page.locator("#purge-dialog").get_by_role("button", name=answer).click()
+        await page.locator("#purge-dialog").wait_for(state="hidden")
+        if not left:
+            await page.locator("#dead-sum", has_text="unwanted is purged").wait_for()
+        assert [letter["id"] for letter in (await web.get("/queue/dead")).json()["data"]] == left
+
+
+async def test_what_strangers_wrote_is_text(open_page, pipeline: Pipeline, web: httpx.AsyncClient):
+    hostile = '<img src=x onerror="document.title=1"><script>document.title=1</script>'
+    await bury(pipeline.url, "hostile", hostile.encode(), hostile)
+    page = await open_page(pipeline.http + "/")
+    await page.get_by_role("button", name="Show hostile").click()
+    assert await page.locator("#letter-request").inner_text() == hostile
+    assert hostile in await page.locator('#dead-list li[data-id="hostile"]').inner_text()
+    await page.keyboard.press("Escape")
+    await page.get_by_label("Prompt", exact=True).fill(hostile)
+    await page.get_by_role("button", name="Send").click()
+    await page.locator("#try-account").wait_for()
+    assert await page.locator("img").count() == 0
+    assert await page.title() == "headrace"
+    # The browser itself makes no text into markup here.
+    refused = await page.evaluate("() => { try { document.body.innerHTML = '<b>'; } catch (e) { return e.name; } }")
+    assert refused == "TypeError"
+    page.watched.may_fail = ("TrustedHTML", "Trusted Type")
+    await web.delete("/queue/dead/hostile")
+
+
+# ---- for everybody
+
+
+async def test_everything_is_reached_by_keyboard_in_the_order_of_reading_and_the_focus_is_seen(page):
+    order: list[str] = []
+    for _ in range(14):
+        await page.keyboard.press("Tab")
+        name, outlined = await page.evaluate("""() => {
+          const at = document.activeElement;
+          const seen = at.matches("input[type=radio]") ? at.nextElementSibling : at;
+          return [at.id || at.textContent.trim() || at.value, getComputedStyle(seen).outlineStyle !== "none"];
+        }""")
+        assert outlined, name
+        order.append(name)
+    assert order[:4] == ["Skip to the content", "HTTP interface", "theme", "chart"]
+    wanted = ["chart", "prompt", "medium", "model", "try-send"]
+    assert [name for name in order if name in wanted] == wanted
+    assert order.index("requests-filter") > order.index("try-send")
+    await page.focus("#chart")
+    await page.keyboard.press("ArrowLeft")
+    assert not (await page.locator("#chart-reading").inner_text()).startswith("Now")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
+async def test_at_every_width_it_needs_no_scrolling_sideways_and_can_be_read(
+    open_page, pipeline: Pipeline, web: httpx.AsyncClient, width: int, scheme: str
+):
+    await bury(pipeline.url, "a-long-id-" + "x" * 100, b"hello", "a-long-word-" + "y" * 200)
+    await asyncio.gather(*(ask(web, STORY, priority) for priority in PRIORITIES for _ in range(3)))
+    page = await open_page(pipeline.http + "/", width=width, scheme=scheme)
+    await page.locator("#requests-list li summary").first.wait_for()
+    await page.locator("#dead-list li").first.wait_for()
+    await page.locator("#requests-list li summary").last.click()
+    assert await page.evaluate("document.documentElement.scrollWidth") <= width
+    # WCAG 2.2, 1.4.3: 4.5 to 1.
+    assert await page.evaluate(CONTRAST) == []
+    unnamed = await page.evaluate("""() => [...document.querySelectorAll("button, select, textarea, input")]
+      .filter(e => !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))).map(e => e.id)""")
+    assert unnamed == []
+    await web.delete("/queue/dead/a-long-id-" + "x" * 100)
+
+
+async def test_the_theme_is_chosen_and_remembered(page):
+    async def background() -> str:
+        return await page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light = await background()
+    for name in ("light", "dark"):
+        await page.get_by_role("button", name="Theme").click()
+        assert await page.locator("#theme").inner_text() == f"Theme: {name}"
+    dark = await background()
+    assert dark != light
+    await page.reload()
+    assert await background() == dark
+
+
+async def test_it_says_when_it_is_cut_off_and_comes_back_by_itself(page, pipeline: Pipeline):
+    page.watched.may_fail = ("ERR_", "Failed to load")
+    await asyncio.to_thread(pipeline.kill, "gateway")
+    await page.locator("#connection[data-state=off]", has_text="cut off").wait_for()
+    await page.locator("#connection[data-state=live]").wait_for(timeout=FAR_MS)
+    assert await page.locator("#connection").inner_text() == "live"
+
+
+# ---- with keys
+
+
+SECRET, KEY = make_key("alice")
+OTHER_SECRET, OTHER = make_key("bob")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def locked(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pipeline]:
+    if why := missing():
+        pytest.skip(why)
+    keys = msgspec.json.encode([msgspec.structs.replace(KEY, highest=Priority.MEDIUM), OTHER]).decode()
+    options = ("--engine", "simulated", "--no-ollama-standin", "--ollama-host", "127.0.0.1:9")
+    with running(tmp_path_factory.mktemp("locked"), *options, environ={"HEADRACE_HTTP_KEYS": keys}) as up:
+        yield up
+
+
+async def test_with_keys_it_asks_for_one_and_shows_what_that_may_see(open_page, locked: Pipeline):
+    async with httpx.AsyncClient(base_url=locked.http, timeout=60) as web:
+        web.headers["authorization"] = f"Bearer {OTHER_SECRET}"
+        others = await ask(web, FRANCE, "high")
+    page = await open_page(locked.http + "/")
+    page.watched.may_fail = ("status of 401",)
+    for secret in ("hr-wrong", SECRET):
+        await page.get_by_label("Key", exact=True).fill(secret)
+        await page.get_by_role("button", name="Use this key").click()
+        if secret != SECRET:
+            await page.locator("#key-why", has_text="not known").wait_for()
+    await page.locator("#connection[data-state=live]").wait_for()
+    assert await page.locator("#who").inner_text() == "tenant alice"
+    assert await page.get_by_role("radio", name="High").is_disabled()
+    await page.get_by_label("Prompt", exact=True).fill(FRANCE)
+    await page.get_by_role("button", name="Send").click()
+    await page.locator("#try-status", has_text="simulated: no model was run").wait_for()
+    await page.locator("#requests-list li[data-state=done]").wait_for()
+    listed = await page.locator("#requests-list li").evaluate_all("rows => rows.map(row => row.dataset.id)")
+    assert len(listed) == 1
+    assert others not in listed
+    assert "simulated" in await page.locator(".engine[data-engine=mlx]").inner_text()
+    # The key is this tab's alone, and outlives a reload of it.
+    await page.reload()
+    await page.locator("#connection[data-state=live]").wait_for()
+    assert SECRET not in await page.content()
