@@ -9,13 +9,14 @@ UV      = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-vers
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test report check format bench chaos soak lock clean
+.PHONY: help run demo test browser-test report check format bench chaos soak lock clean
 
 help:
 	@echo 'make run      serve on this machine: broker, engines, gateway (headrace up)'
 	@echo 'make demo     overload a pipeline for thirty seconds and watch it cope'
 	@echo 'make test     the tests'
 	@echo 'make report   the acceptance checks, and a table of what each measured'
+	@echo 'make browser-test   the dashboard in headless Chromium, where there is one'
 	@echo 'make check    style, types and import contracts'
 	@echo 'make format   put the style right where a tool can'
 	@echo 'make bench    the benchmarks'
@@ -35,6 +36,9 @@ test: .venv/dev
 
 report: .venv/dev
 	@$(BIN)/python -m pytest -q tests/acceptance --report $(ARGS)
+
+browser-test: .venv/browser
+	@$(BIN)/python -m pytest -q tests/browser $(ARGS)
 
 chaos: .venv/dev
 	@$(BIN)/python -m bench.chaos $(ARGS)
@@ -63,6 +67,10 @@ lock: .venv/made
 	@echo '# What headrace is developed with, requirements.txt included. Made by `make lock`.' > requirements-dev.txt.new
 	@$(UV) --upgrade --group build --group dev --constraint requirements.txt >> requirements-dev.txt.new
 	@mv requirements-dev.txt.new requirements-dev.txt
+	@echo '# What drives the browser of `make browser-test`. Made by `make lock`.' > requirements-browser.txt.new
+	@$(filter-out pyproject.toml,$(UV)) --upgrade --group browser --constraint requirements-dev.txt \
+	  >> requirements-browser.txt.new
+	@mv requirements-browser.txt.new requirements-browser.txt
 
 clean:
 	@rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -79,6 +87,11 @@ clean:
 .venv/dev: .venv/run requirements-dev.txt
 	@echo 'Installing what its development needs into .venv (once) ...'
 	@$(PIP) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+.venv/browser: .venv/dev requirements-browser.txt
+	@echo 'Installing what drives a browser into .venv (once) ...'
+	@$(PIP) --require-hashes -r requirements-browser.txt
 	@touch $@
 
 .venv/made:
