@@ -109,12 +109,20 @@ def classify(request: ChatRequest, hint: Task | None) -> Verdict:
         request: as decoded.
         hint: the class in its subject or its `Llm-Task`; None and `UNTRIAGED` leave it to triage.
 
+    The caller's word holds; the reason is the request's own where that says the same.
+
     Never raises; the time it takes does not grow with the request beyond some thousand characters.
     """
+    own = _own(request)
     if hint is Task.SIMPLE or hint is Task.COMPLEX:
-        return Verdict(hint, f"caller said {hint}", certain=True, score=-1.0 if hint is Task.SIMPLE else 1.0)
-    fact = _hard_fact(request)
-    if fact:
+        reason = own.reason if own.task is hint else f"caller said {hint}"
+        return Verdict(hint, reason, certain=True, score=-1.0 if hint is Task.SIMPLE else 1.0)
+    return own
+
+
+def _own(request: ChatRequest) -> Verdict:
+    """What the request itself says."""
+    if fact := _hard_fact(request):
         return Verdict(Task.COMPLEX, fact, certain=True, score=_HARD_FACT_SCORE)
     return _read(request)
 

@@ -67,7 +67,8 @@ def test_labelled_prompts_are_many_and_of_many_kinds():
 def test_the_callers_word_always_wins(request_, hint):
     verdict = classify(request_, hint)
     assert verdict.task is hint
-    assert verdict.reason == f"caller said {hint}"
+    own = classify(request_, None)
+    assert verdict.reason == (own.reason if own.task is hint else f"caller said {hint}")
 
 
 @given(REQUESTS, st.sampled_from([None, Task.UNTRIAGED]))
