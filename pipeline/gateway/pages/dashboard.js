@@ -34,7 +34,7 @@ function onEvent(name, data) {
       dirty.add(part);
     }
   }
-  if (points) { chart.add(points, now()); dirty.add("chart"); }
+  if (points) chart.add(points, now());  // drawn as time passes
   if (moves.length) { view.moves = [...moves, ...view.moves].slice(0, MOVES_KEPT); dirty.add("moves"); }
   if (news.length) {
     requests.add(news);

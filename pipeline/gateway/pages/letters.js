@@ -1,9 +1,15 @@
 // Dead letters: shown, replayed, purged.
 
-import { byId, capital, duration, element, facts, plural, setText } from "./dom.js";
+import { byId, capital, clock, element, facts, plural, setText } from "./dom.js";
 import { call, errorOf } from "./stream.js";
 
 const path = (id, action = "") => `queue/dead/${encodeURIComponent(id)}${action}`;
+
+/** The time, and the day where it is another one. */
+function when(at) {
+  const day = new Date(at * 1000).toLocaleDateString("en-GB");
+  return day === new Date().toLocaleDateString("en-GB") ? clock(at) : `${day} ${clock(at)}`;
+}
 
 export class Letters {
   constructor() {
@@ -36,6 +42,9 @@ export class Letters {
   draw({ data, total }) {
     this.say(total ? `${plural(total, "request")} failed for good and can be replayed${total > data.length ? "; the latest" : ""}.`
       : "None: no request has brought down all its attempts.");
+    const link = byId("dead-link");
+    link.hidden = !total;
+    setText(link, plural(total, "dead letter"));
     const focused = document.activeElement?.closest?.("#dead-list li")?.dataset.id;
     const action = document.activeElement?.dataset?.action;
     const list = byId("dead-list");
@@ -57,7 +66,7 @@ export class Letters {
       element("span", { className: "what" },
         element("span", { className: "priority", textContent: capital(letter.priority), data: { priority: letter.priority } }),
         element("span", { className: "id mono", textContent: letter.id }),
-        element("span", { textContent: `${duration(letter.age_s * 1000)} ago, ${plural(letter.attempts, "attempt")}` })),
+        element("span", { textContent: `${when(letter.died_at)}, ${plural(letter.attempts, "attempt")}` })),
       element("span", { className: "why", textContent: `${letter.code}: ${letter.message}` }),
       element("span", { className: "actions" },
         button("show", this.show), button("replay", this.replay), button("purge", this.askToPurge)));

@@ -48,8 +48,8 @@ function laneHistory(lane) {
   const said = [`${count(lane.done)} done`];
   for (const name of ["spilled", "failed", "cancelled", "expired"]) if (lane[name]) said.push(`${count(lane[name])} ${name}`);
   if (lane.done) {
-    said.push(`waited ${duration(lane.wait_ms.p50)}, 95\u00a0% within ${duration(lane.wait_ms.p95)}`);
-    said.push(`first token after ${duration(lane.ttft_ms.p50)}`);
+    said.push(`waited p50\u00a0${duration(lane.wait_ms.p50)}, p95\u00a0${duration(lane.wait_ms.p95)}`);
+    said.push(`first token ${duration(lane.ttft_ms.p50)}`);
   }
   return said.join(" \u00b7 ");
 }
@@ -127,7 +127,7 @@ export function drawMoves(moves, lanes) {
   }
   byId("moves-reasons").replaceChildren(...[...reasons].sort((a, b) => b[1] - a[1]).slice(0, 5).map(([reason, number]) =>
     element("li", {}, element("b", { textContent: count(number) }), element("span", { textContent: reason }))));
-  byId("moves-list").replaceChildren(...moves.slice(0, 30).map(move => element("li", {},
+  byId("moves-list").replaceChildren(...moves.slice(0, 6).map(move => element("li", {},
     element("time", { textContent: clock(move.at), datetime: new Date(move.at * 1000).toISOString() }),
     element("span", { className: "priority", textContent: capital(move.priority), data: { priority: move.priority } }),
     element("span", { className: "id mono", textContent: move.id, title: move.id }),

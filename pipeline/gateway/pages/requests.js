@@ -3,7 +3,7 @@
 import { ENGINE_NAMES, byId, capital, chip, clock, count, duration, element, facts, plural, setText } from "./dom.js";
 
 const KEPT = 150;
-const FEW = 25;
+const FEW = 15;
 const TONES = { running: "good", done: "plain", failed: "bad", expired: "bad", cancelled: "warn" };
 const WAITING = ["queued", "triaged", "spilled"];
 const ENDED = ["done", "failed", "cancelled", "expired"];
