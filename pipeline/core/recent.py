@@ -189,6 +189,14 @@ class Recent:
         while points[0].at < load.at - WINDOW_S:
             points.popleft()
 
+    def forget_unfinished(self) -> None:
+        """Something was missed: what is known of requests that have not ended may be true no more.
+
+        A reader has to begin anew. What goes on is entered again when it is next heard of.
+        """
+        self.change += 1
+        self._requests = OrderedDict((name, request) for name, request in self._requests.items() if request.ended)
+
     def _keep(self, request: Seen) -> None:
         self.change += 1
         self._requests[request.id] = replace(request, change=self.change)

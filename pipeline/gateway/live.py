@@ -48,12 +48,14 @@ class Watch:
     statistics: Statistics
     registry: Registry
     recent: Recent = field(init=False, default_factory=Recent)
+    times_lost: int = field(init=False, default=0)
     _lookers: set[asyncio.Event] = field(init=False, default_factory=set)
 
     async def start(self) -> None:
         """Listen. Call once."""
         await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
+        self.me.bus.on_reconnect(self._on_reconnect)
 
     async def live(self, request: Request) -> Views:
         """`GET /queue/live`."""
@@ -90,6 +92,11 @@ class Watch:
             log.warning("%s says what no event says: %s", message.subject, error)
             return
         self.recent.event(event, time.time())
+        self._tell()
+
+    def _on_reconnect(self) -> None:
+        self.recent.forget_unfinished()
+        self.times_lost += 1
         self._tell()
 
     def _tell(self) -> None:
@@ -141,6 +148,7 @@ class Views(Live):
         self._source = source
         self._caller = caller
         self._lookers = lookers
+        self._times_lost = source.times_lost
         self._since = 0
         self._sent: dict[str, bytes] = {}
 
@@ -149,9 +157,7 @@ class Views(Live):
         changed = asyncio.Event()
         self._lookers.add(changed)
         try:
-            news = await self._news()
-            await self.begin(send, SSE_HEADERS)
-            await more(send, _event(b"all", {"about": self._source.about(self._caller), **news}))
+            await self._all(send)
             while True:
                 try:
                     async with asyncio.timeout(KEEP_ALIVE_S):
@@ -161,10 +167,20 @@ class Views(Live):
                     continue
                 await asyncio.sleep(_GATHER_S)
                 changed.clear()
-                if news := await self._news():
+                if self._times_lost != self._source.times_lost:
+                    await self._all(send)
+                elif news := await self._news():
                     await more(send, _event(b"changes", news))
         finally:
             self._lookers.discard(changed)
+
+    async def _all(self, send: Send) -> None:
+        self._times_lost = self._source.times_lost
+        self._since = 0
+        self._sent.clear()
+        news = await self._news()
+        await self.begin(send, SSE_HEADERS)
+        await more(send, _event(b"all", {"about": self._source.about(self._caller), **news}))
 
     async def _news(self) -> dict[str, Any]:
         """What the caller has not got yet."""

@@ -138,6 +138,18 @@ def test_a_reader_gets_what_is_newer_than_what_it_has():
     assert [r.id for r in recent.requests(0, everybody)] == ["r0", "r2", "r1"]
 
 
+def test_after_something_was_missed_only_what_has_ended_is_sure():
+    recent = Recent()
+    for name in ("waits", "runs", "over"):
+        recent.stored(envelope(name), NOW)
+    recent.event(event("started", "runs", engine="mlx", wait_ms=1.0), NOW)
+    recent.event(event("done", "over", engine="mlx", total_ms=2.0), NOW)
+    recent.forget_unfinished()
+    assert [r.id for r in recent.requests(0, everybody)] == ["over"]
+    recent.event(event("done", "runs", engine="mlx", total_ms=2.0), NOW + 9)
+    assert [r.id for r in recent.requests(0, everybody)] == ["runs", "over"]
+
+
 def test_a_tenant_sees_its_own():
     recent = Recent()
     for tenant in ("alice", "bob", ""):

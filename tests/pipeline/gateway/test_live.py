@@ -26,6 +26,7 @@ from pipeline.role import Role
 from pipeline.subjects import EVENT, LOAD, QUEUE_STATS, WORKER, Move, Priority, moved_id
 from pipeline.telemetry import Tracing
 from tests.pipeline.gateway.conftest import Engine, Serve
+from tests.support import NatsServer
 from tests.waiting import eventually
 
 SECRET, KEY = make_key("alice")
@@ -217,6 +218,18 @@ async def test_nonsense_on_the_broker_does_not_end_the_stream(serve: Serve, engi
         await engine.bus.publish("llm.queued.llm.request.high", b"", headers={"Nats-Subject": "llm.elsewhere"})
         await tell(engine.bus, "r1", "started", engine="mlx", wait_ms=1.0)
         await eventually(lambda: watcher.state("r1") == "running")
+
+
+async def test_after_the_broker_was_away_everything_is_told_anew(serve: Serve, engine: Engine, nats_server: NatsServer):
+    async with serve() as client, watching(client) as watcher:
+        await tell(engine.bus, "r1", "started", engine="mlx", wait_ms=1.0)
+        await tell(engine.bus, "r2", "done", engine="mlx", wait_ms=1.0, total_ms=2.0)
+        await eventually(lambda: watcher.state("r1") and watcher.state("r2"))
+        nats_server.kill()
+        nats_server.start()
+        await eventually(lambda: sum("about" in view for view in watcher.views) == 2)
+        again = next(view for view in reversed(watcher.views) if "about" in view)
+        assert [(request["id"], request["state"]) for request in again["requests"]] == [("r2", "done")]
 
 
 async def test_while_nobody_looks_the_monitor_is_not_asked(serve: Serve, engine: Engine):
