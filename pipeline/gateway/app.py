@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from pipeline.client import Client
@@ -20,7 +20,7 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import document, files, ollama, openai
 from pipeline.gateway.answering import Answering, Desk
 from pipeline.gateway.edge import Edge
-from pipeline.gateway.intake import take_in
+from pipeline.gateway.intake import take_in, urgency
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
@@ -116,11 +116,12 @@ class Gateway:
             limit = self._config.max_body_bytes
             body = await _body(request, limit=limit, within_s=self._config.http_stall_timeout_s)
             asked = read(body, limit, self._listed())
+            state = request.state
             if isinstance(asked, ollama.Loaded):
                 self._check_model(asked.model)
+                urgency(state.caller, state.headers, default=self._config.http_priority)
                 return Response(asked.body(time.time()), media_type="application/json")
             self._check_model(asked.request.wanted_model)
-            state = request.state
             intake = take_in(state.caller, state.headers, asked, default=self._config.http_priority)
             if not intake.respond_async:
                 return Answering(self._desk, asked, intake)
@@ -208,7 +209,7 @@ class Gateway:
         peers = self._me.peers
         checks = {
             "broker": self._me.bus.is_connected,
-            "monitor": peers.load("mlx") is not None or peers.load("ollama") is not None,
+            "monitor": await self._statistics.decoded() is not None,
             "engine": any(worker.state == "ready" for e in ("mlx", "ollama") for worker in peers.workers(e)),
         }
         ready = all(checks.values())
@@ -261,7 +262,10 @@ async def _not_served(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for it
     message = f"{request.method} {request.url.path[:200]} is not served here: see /docs"
     response = error_response(HttpError(error.status_code, ErrorCode.INVALID_REQUEST, message), request.url.path)
-    response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # Each method of a path has a route of its own, and the one that refused knows only its own.
+        there = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        response.headers["allow"] = ", ".join(sorted({method for route in there for method in route.methods}))
     return response
 
 

@@ -1,10 +1,22 @@
-"""The OpenAPI document of the gateway, as data."""
+"""The OpenAPI document of the gateway, as data. Bodies are described by the structs that read and write them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from pipeline import ollama_api
+from pipeline.core.statistics import QueueStatistics
+from pipeline.messages import Cancelled, Completion, Position
+from pipeline.requests import ChatRequest
+
 Schema = dict[str, Any]
+
+_REQUESTS = (ChatRequest, ollama_api.ChatBody, ollama_api.GenerateBody)
+_ANSWERS = (Completion, ollama_api.Part, QueueStatistics, Position, Cancelled)
+_REFS, _SCHEMAS = msgspec.json.schema_components((*_REQUESTS, *_ANSWERS), ref_template="#/components/schemas/{name}")
+_ANSWER = dict(zip(_ANSWERS, _REFS[len(_REQUESTS) :], strict=True))
 
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 _MODEL_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -24,33 +36,18 @@ _ASKING = [
     _header("traceparent", "W3C trace context that the request's spans join."),
 ]
 _TEXT: Schema = {"type": "string"}
-_MESSAGES: Schema = {
-    "type": "array",
-    "minItems": 1,
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {"role": {"enum": ["system", "user", "assistant", "tool"]}, "content": _TEXT},
-    },
-}
-_SAMPLING: Schema = {
-    "model": _TEXT,
-    "stream": {"type": "boolean"},
-    "max_tokens": {"type": "integer", "minimum": 1},
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "seed": {"type": "integer"},
-    "stop": {"oneOf": [_TEXT, {"type": "array", "items": _TEXT}]},
-    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
-}
-_TOOLS: Schema = {"type": "array", "items": {"type": "object"}}
-_OLLAMA: Schema = {
-    "model": _TEXT,
-    "stream": {"type": "boolean", "default": True},
-    "options": {"type": "object"},
-    "format": {},
-    "keep_alive": {},
-}
+# What any engine may honour; the struct has more, to refuse it by name.
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "stream")
+_CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, "tools", "tool_choice", "response_format")
+
+
+def _fields(struct: type, *names: str) -> Schema:
+    """The fields of a request's struct, all of them or those that are named."""
+    properties = _SCHEMAS[struct.__name__]["properties"]
+    return {name: properties[name] for name in names or properties}
+
+
+_USAGE: Schema = {"stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}}
 _ERRORS = {
     "400": "The request cannot be used.",
     "401": "No API key, or one that is not known.",
@@ -71,6 +68,7 @@ def _operation(
     tag: str,
     *,
     answer: str = "application/json",
+    schema: Schema | None = None,
     body: Schema | None = None,
     required: tuple[str, ...] = (),
     parameters: list[Schema] | None = None,
@@ -78,16 +76,18 @@ def _operation(
 ) -> Schema:
     operation: Schema = {"summary": summary, "tags": [tag], "parameters": parameters or []}
     if body is not None:
-        schema = {"type": "object", "properties": body, "required": list(required)}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        wanted = {"type": "object", "properties": body, "required": list(required)}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": wanted}}}
         statuses = (*statuses, "408", "413")
-    responses: Schema = {"200": {"description": "Done.", "content": {answer: {"schema": {}}}}}
+    responses: Schema = {"200": {"description": "Done.", "content": {answer: {"schema": schema or {}}}}}
     responses |= {status: {"$ref": f"#/components/responses/{status}"} for status in sorted(set(statuses))}
     return operation | {"responses": responses}
 
 
-def _ask(summary: str, tag: str, body: Schema, *required: str) -> Schema:
-    operation = _operation(summary, tag, body=body, required=required, parameters=_ASKING, statuses=tuple(_ERRORS))
+def _ask(summary: str, tag: str, body: Schema, *required: str, schema: Schema | None = None) -> Schema:
+    operation = _operation(
+        summary, tag, schema=schema, body=body, required=required, parameters=_ASKING, statuses=tuple(_ERRORS)
+    )
     stream = "text/event-stream" if tag == "OpenAI" else "application/x-ndjson"
     operation["responses"]["200"]["content"][stream] = {"schema": {}}
     operation["responses"]["202"] = {
@@ -104,7 +104,10 @@ def _refusal(summary: str, tag: str) -> Schema:
 
 
 def _paths() -> Schema:
-    chat = {"messages": _MESSAGES, "tools": _TOOLS, "response_format": {"type": "object"}, **_SAMPLING}
+    chat = _fields(ChatRequest, *_CHAT) | _USAGE
+    text = {"prompt": _TEXT | {"minLength": 1}} | _fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+    part = _ANSWER[ollama_api.Part]
+    show = {"model": _TEXT | {"minLength": 1}}
     queue, openai, ollama, itself = "queue", "OpenAI", "Ollama", "gateway"
     sse = "text/event-stream"
     last_id = _header("Last-Event-ID", "Begin behind this event.", pattern="^[0-9]{1,18}$")
@@ -113,22 +116,28 @@ def _paths() -> Schema:
     replay["responses"]["202"] = replay["responses"].pop("200") | {"description": "Queued again."}
     events["responses"]["204"] = {"description": "There is nothing behind that event."}
     return {
-        "/v1/chat/completions": {"post": _ask("Chat", openai, chat, "messages")},
-        "/v1/completions": {"post": _ask("Text completion", openai, {"prompt": _TEXT, **_SAMPLING}, "prompt")},
+        "/v1/chat/completions": {"post": _ask("Chat", openai, chat, "messages", schema=_ANSWER[Completion])},
+        "/v1/completions": {"post": _ask("Text completion", openai, text, "prompt")},
         "/v1/embeddings": {"post": _refusal("Embeddings, which no engine makes", openai)},
         "/v1/models": {"get": _operation("The models that answer", openai)},
         "/v1/models/{id}": {"get": _operation("One model", openai, parameters=[_MODEL_ID])},
-        "/api/chat": {"post": _ask("Chat", ollama, {"messages": _MESSAGES, "tools": _TOOLS, **_OLLAMA})},
-        "/api/generate": {"post": _ask("Answer a prompt", ollama, {"prompt": _TEXT, "system": _TEXT, **_OLLAMA})},
+        "/api/chat": {"post": _ask("Chat", ollama, _fields(ollama_api.ChatBody), schema=part)},
+        "/api/generate": {"post": _ask("Answer a prompt", ollama, _fields(ollama_api.GenerateBody), schema=part)},
         "/api/embed": {"post": _refusal("Embeddings, which no engine makes", ollama)},
         "/api/tags": {"get": _operation("The models that answer", ollama)},
         "/api/ps": {"get": _operation("The models that are loaded", ollama)},
-        "/api/show": {"post": _operation("About one model", ollama, body={"model": _TEXT}, required=("model",))},
+        "/api/show": {"post": _operation("About one model", ollama, body=show, required=("model",))},
         "/api/version": {"get": _operation("The version of Ollama's API that is spoken", ollama)},
-        "/queue/stats": {"get": _operation("Counts and waits per priority, and the load of each engine", queue)},
+        "/queue/stats": {
+            "get": _operation(
+                "Counts and waits per priority, and the load of each engine", queue, schema=_ANSWER[QueueStatistics]
+            )
+        },
         "/queue/requests/{id}": {
-            "get": _operation("Where a request stands, and its answer", queue, parameters=[_ID]),
-            "delete": _operation("Cancel a request", queue, parameters=[_ID]),
+            "get": _operation(
+                "Where a request stands, and its answer", queue, parameters=[_ID], schema=_ANSWER[Position]
+            ),
+            "delete": _operation("Cancel a request", queue, parameters=[_ID], schema=_ANSWER[Cancelled]),
         },
         "/queue/requests/{id}/events": {"get": events},
         "/queue/live": {"get": _operation("What the dashboard shows: all of it, then every change", queue, answer=sse)},
@@ -149,7 +158,8 @@ def _paths() -> Schema:
 def openapi(*, with_keys: bool) -> Schema:
     """The document; with_keys says whether an API key is needed."""
     responses = {status: {"description": text} for status, text in _ERRORS.items()}
-    components: Schema = {"responses": responses}
+    kept = {name: schema for name, schema in _SCHEMAS.items() if name not in {each.__name__ for each in _REQUESTS}}
+    components: Schema = {"responses": responses, "schemas": kept}
     document: Schema = {
         "openapi": "3.1.0",
         "info": {

@@ -49,11 +49,10 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
     Raises:
         HttpError: 400 or 403, for headers that cannot be followed.
     """
-    priority = priority_of(caller, headers.get("x-priority"), default)
+    priority, timeout_s = urgency(caller, headers, default=default)
     # Only what is beyond doubt is said here; the rest is found out where and when it matters.
     verdict = classify(asked.request, None)
     lane = Lane(priority, verdict.task if verdict.certain else Task.UNTRIAGED)
-    timeout_s = _timeout_s(headers)
     chosen, given = request_id(caller, headers)
     published: dict[str, str] = {}
     if timeout_s is not None:
@@ -72,6 +71,11 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         timeout_s,
         "respond-async" in preferences,
     )
+
+
+def urgency(caller: Caller, headers: Mapping[str, str], *, default: Priority) -> tuple[Priority, float | None]:
+    """The priority of a call, and after how many seconds nobody wants its answer; raises HttpError as `take_in`."""
+    return priority_of(caller, headers.get("x-priority"), default), _timeout_s(headers)
 
 
 def _timeout_s(headers: Mapping[str, str]) -> float | None:

@@ -331,16 +331,7 @@ async def test_it_says_how_it_is(web: httpx.AsyncClient):
     assert 'headrace_http_first_byte_seconds_bucket{kind="probes",le="+Inf"}' in metrics
 
 
-async def test_every_documented_path_is_served_and_no_page_calls_another_host(web: httpx.AsyncClient):
-    document = (await web.get("/openapi.json")).json()
-    for path, operations in document["paths"].items():
-        for method in operations:
-            if method == "get" and path != "/load":
-                answer = await web.get(path.replace("{id}", "nobody"))
-                assert str(answer.status_code) in operations[method]["responses"], path
-            elif method == "post":
-                answer = await web.post(path, content=b"[]")
-                assert str(answer.status_code) in operations[method]["responses"], path
+async def test_no_page_calls_another_host(web: httpx.AsyncClient):
     for page in ("/", "/docs"):
         text = (await web.get(page)).text
         assert "default-src 'none'" in (await web.get(page)).headers["content-security-policy"]
