@@ -187,10 +187,20 @@ _puback = msgspec.json.Decoder(_PubAck)
 
 
 class _Client(Client):
-    """The client, which stops reading for good where it cannot read a message's headers.
+    """The client, mended in two places.
 
-    They come as the publisher wrote them, and a request that cuts off whoever is handed it would cut off every worker.
+    It stops reading for good where it cannot read a message's headers. They come as the publisher wrote them, and a
+    request that cuts off whoever is handed it would cut off every worker.
+
+    Its PING overtakes what waits to be written, so that the PONG says nothing of it: a subscription would be taken for
+    withdrawn before the broker has heard of that, and what is still sent to it would be lost until its lease runs out.
     """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if self._transport is not None and self.is_connected and self._pending:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:

@@ -52,6 +52,21 @@ async def test_a_reader_never_sees_a_refused_message(bus, nats_server):
         assert seen == [encode(answer(number)) for number in range(20)]
 
 
+async def test_what_is_flushed_has_reached_the_broker(bus, nats_server):
+    async with Bus.connect(nats_server.url, name="listener") as listener:
+        for number in range(100):
+
+            async def on_message(message):
+                await listener.publish(message.reply, message.data)
+
+            subscription = await listener.subscribe(f"question.{number}", on_message)
+            await listener.nc.flush()
+            assert (await bus.request(f"question.{number}", b"x")).data == b"x"
+            await listener.drain(subscription)
+            with pytest.raises(Unreachable, match="no responders"):
+                await bus.request(f"question.{number}", b"x")
+
+
 async def test_a_publish_waits_for_a_broker_that_is_killed_and_comes_back(bus, nats_server):
     nats_server.kill()
     storing = asyncio.create_task(bus.store("llm.request.high", b"x", headers={MSG_ID: "a"}))
