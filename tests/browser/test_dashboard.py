@@ -32,6 +32,8 @@ CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 FRANCE = "What is the capital of France?"
 STORY = "Tell me a story."
 FAR_MS = 60_000
+# So many looks at the statistics, a tenth of a second apart, are "lately".
+WINDOW = 25
 # Of the deliveries that died, each a letter of its own.
 SEQUENCES = itertools.count(1)
 # The same numbers under the names that the page and the statistics have for them.
@@ -77,11 +79,11 @@ async def test_under_overload_the_page_says_what_the_statistics_say(page, pipeli
     looks, most = 0, 0
     await eventually(lambda: _is_saturated(web), what="saturation", timeout_s=60)
     while looks < 20 or not flood.done():
-        lately = [*lately[-12:], await stats(web)]
+        lately = [*lately[-WINDOW:], await stats(web)]
         await asyncio.sleep(0.1)
         shown = await page.evaluate(NUMBERS)
         after = await stats(web)
-        if len(lately) < 12:
+        if len(lately) < WINDOW:
             continue
         looks += 1
         for lane in PRIORITIES:
@@ -103,6 +105,10 @@ async def test_under_overload_the_page_says_what_the_statistics_say(page, pipeli
     await eventually(lambda: _shows(page, wanted), what=json.dumps(wanted))
     assert sum(final[lane]["spilled"] for lane in PRIORITIES) > 0
     assert "mlx is saturated" in await page.locator("#moves-reasons").inner_text()
+    await page.get_by_label("Show", exact=True).select_option("spilled")
+    parts = await page.locator("#requests-list .bar").first.get_attribute("aria-label")
+    assert "triage" in parts
+    assert "queued for Ollama" in parts
     assert "tinyllama" not in (await page.content()).lower()
 
 
@@ -127,6 +133,42 @@ async def test_a_waterfall_adds_up_to_the_times_of_the_answer(page, web: httpx.A
     whole = account["total_ms"]
     assert took == (f"{whole:.0f} ms" if whole < 999.5 else f"{whole / 1000:.2f} s")
     assert account["reason"] in await row.locator(".request-more").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("request_", "parts"),
+    [
+        ({"state": "queued"}, [["queued", 0, 900]]),
+        ({"state": "running", "started_ms": 5}, [["queued", 0, 5], ["running", 5, 900]]),
+        (
+            {"state": "done", "engine": "mlx", "started_ms": 5, "first_ms": 30, "ended_ms": 80},
+            [["queued", 0, 5], ["first", 5, 30], ["generating", 30, 80]],
+        ),
+        (
+            {"state": "done", "engine": "ollama", "triage_ms": 10, "moved_ms": 12, "started_ms": 40}
+            | {"first_ms": 50, "ended_ms": 90},
+            [["queued", 0, 10], ["triage", 10, 12], ["for-ollama", 12, 40], ["first", 40, 50], ["generating", 50, 90]],
+        ),
+        (
+            {"state": "triaged", "triage_ms": 10, "moved_ms": 12},
+            [["queued", 0, 10], ["triage", 10, 12], ["for-mlx", 12, 900]],
+        ),
+        ({"state": "cancelled", "ended_ms": 70}, [["queued", 0, 70]]),
+        # Clocks of two machines may disagree: no part is negative, and nothing goes beyond the end.
+        (
+            {"state": "done", "engine": "mlx", "started_ms": 90, "first_ms": 40, "ended_ms": 80},
+            [["queued", 0, 80]],
+        ),
+        ({"state": "running", "started_ms": 1200}, [["queued", 0, 1200]]),
+    ],
+)
+async def test_a_waterfalls_parts_follow_on_each_other(page, request_: dict[str, Any], parts: list[list[Any]]):
+    drawn = await page.evaluate(
+        """async request => (await import("/pages/requests.js")).segments(request, 900)
+          .map(([, kind, from, to]) => [kind, from, to])""",
+        request_,
+    )
+    assert drawn == parts
 
 
 async def test_a_prompt_is_answered_in_the_box_and_it_says_where_and_why(page):
