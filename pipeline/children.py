@@ -241,7 +241,8 @@ class Kept:
                 self.restarts += 1
                 self._on_death(self, f"{reason}; again in {delay_s:.1f} s")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), delay_s)
+                    async with asyncio.timeout(delay_s):
+                        await self._stopping.wait()
         finally:
             self.kill()
             self._ended.set()
@@ -254,7 +255,8 @@ class Kept:
         self._stopping.set()
         self._process.drain(drain_s)
         try:
-            await asyncio.wait_for(self._ended.wait(), drain_s + KILL_GRACE_S)
+            async with asyncio.timeout(drain_s + KILL_GRACE_S):
+                await self._ended.wait()
         except TimeoutError:
             _log.warning("%s did not end in time: killed", self.name)
             self.kill()

@@ -179,7 +179,8 @@ class Lifecycle:
         while moved:
             self._deadline_moved.clear()
             try:
-                await asyncio.wait_for(self._deadline_moved.wait(), self.drain_left_s() + OVERRUN_S)
+                async with asyncio.timeout(self.drain_left_s() + OVERRUN_S):
+                    await self._deadline_moved.wait()
             except TimeoutError:
                 moved = False
         if self._abort_code is None:

@@ -126,7 +126,8 @@ async def _mlx() -> Finding:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), _MLX_PROBE_TIMEOUT_S)
+        async with asyncio.timeout(_MLX_PROBE_TIMEOUT_S):
+            out, err = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()
