@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -109,12 +110,11 @@ class Watch:
         """Everything that is shown to caller: history after the change `since`, the rest as it is now."""
         internal = self.config.internal_models
         peers, recent = self.me.peers, self.recent
+        # As the statistics have them: without work a load is said so rarely that it would be taken for none.
+        loads = {} if statistics is None else statistics.engines
         shown = {
             "lanes": None if statistics is None else _lanes(statistics),
-            # As the statistics have them: without work a load is said so rarely that it would be taken for none.
-            "loads": {engine: _load(load, internal) for engine, load in statistics.engines.items()}
-            if statistics
-            else {},
+            "loads": {engine: _load(load, internal) for engine, load in loads.items()},
             "workers": [_worker(status, internal) for engine in _ENGINES for status in peers.workers(engine)],
         }
         history = {
@@ -159,18 +159,17 @@ class Views(Live):
         try:
             await self._all(send)
             while True:
-                try:
+                # Where nothing is heard for long, the monitor or the broker may be what has gone.
+                with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(KEEP_ALIVE_S):
                         await changed.wait()
-                except TimeoutError:
-                    await more(send, _WAITING)
-                    continue
                 await asyncio.sleep(_GATHER_S)
                 changed.clear()
                 if self._times_lost != self._source.times_lost:
                     await self._all(send)
-                elif news := await self._news():
-                    await more(send, _event(b"changes", news))
+                else:
+                    news = await self._news()
+                    await more(send, _event(b"changes", news) if news else _WAITING)
         finally:
             self._lookers.discard(changed)
 

@@ -16,6 +16,8 @@ import pytest
 
 from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.gateway import live
 from pipeline.gateway.identity import Caller, make_key
 from pipeline.gateway.live import Views, Watch
 from pipeline.gateway.queue import Statistics
@@ -230,6 +232,23 @@ async def test_after_the_broker_was_away_everything_is_told_anew(serve: Serve, e
         await eventually(lambda: sum("about" in view for view in watcher.views) == 2)
         again = next(view for view in reversed(watcher.views) if "about" in view)
         assert [(request["id"], request["state"]) for request in again["requests"]] == [("r2", "done")]
+
+
+async def test_without_a_broker_it_says_so_though_nothing_is_heard(
+    serve: Serve, engine: Engine, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+):
+    async def statistics(_: bytes) -> bytes:
+        return msgspec.json.encode(
+            QueueStatistics(LaneStatistics(), LaneStatistics(), LaneStatistics(), {}, {}, 0, 1.0)
+        )
+
+    monkeypatch.setattr(live, "KEEP_ALIVE_S", 0.05)
+    await engine.bus.serve("queue", "a monitor", {QUEUE_STATS: statistics})
+    async with serve() as client, watching(client) as watcher:
+        await eventually(lambda: watcher.shown["lanes"] is not None)
+        nats_server.kill()
+        await eventually(lambda: watcher.shown["lanes"] is None)
+        nats_server.start()
 
 
 async def test_while_nobody_looks_the_monitor_is_not_asked(serve: Serve, engine: Engine):
