@@ -42,6 +42,9 @@ export function drawLanes(lanes, loads) {
     cell.depth.style.width = lane ? `${100 * lane.queued / most}%` : "0";
     setText(cell.more, lane ? laneHistory(lane) : "the monitor does not answer");
   }
+  const errors = Object.entries(lanes?.errors ?? {}).sort((a, b) => b[1] - a[1]);
+  setText(byId("errors"), lanes ? `Errors since the monitor started: ${
+    errors.map(([code, number]) => `${count(number)} ${code}`).join(", ") || "none"}.` : "");
 }
 
 function laneHistory(lane) {
