@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.config import Config, ConfigError
 from pipeline.lifecycle import Lifecycle, Main, StartError, run
-from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker
+from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker, settings_file
 
 # Where the roles are. They are found by name: the pipeline knows its consumers here and nowhere else.
 ROLE_MODULES = {
@@ -101,6 +101,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cancel.set_defaults(command=_cancel)
 
     _add_dead(commands)
+    _add_key(commands)
 
     doctor = commands.add_parser("doctor", help="check what headrace needs, and say what to do about it")
     add_options(doctor)
@@ -129,6 +130,25 @@ def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
             action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of one priority")
         action.set_defaults(command=_dead, action=name)
         add_options(action, keys=CLIENT_KEYS)
+
+
+def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    key = commands.add_parser("key", help="make, list and remove API keys of the HTTP gateway")
+    actions = key.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a key, print it once, and put its hash into the settings file")
+    add.add_argument("name", help="letters and digits; stands in the ids of the key's requests")
+    add.add_argument("--tenant", help="whom its requests are for; by default the name")
+    add.add_argument("--priority", choices=("high", "medium", "low"), help="of requests that name none")
+    add.add_argument("--highest", choices=("high", "medium", "low"), help="the most urgent that it may ask for")
+    add.add_argument("--operator", action="store_true", default=None, help="may see and cancel everybody's requests")
+    for kind in ("answers", "lists", "statistics"):
+        add.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=f"calls for {kind} a second; 0: no limit")
+    show_list = actions.add_parser("list", help="list the keys that are in force")
+    remove = actions.add_parser("remove", help="remove a key from the settings file")
+    remove.add_argument("name", help="the key's name")
+    for action, name in ((add, "add"), (show_list, "list"), (remove, "remove")):
+        action.set_defaults(command=_key, action=name)
+        add_options(action, keys=("http_keys",) if action is show_list else ())
 
 
 def _up(args: argparse.Namespace) -> int:
@@ -208,6 +228,18 @@ def _dead(args: argparse.Namespace) -> int:
     if args.action == "list":
         return dead.show_list(_broker_url(args), chosen, as_json=args.json)
     return {"show": dead.show, "replay": dead.replay, "purge": dead.purge}[args.action](_broker_url(args), chosen)
+
+
+def _key(args: argparse.Namespace) -> int:
+    from pipeline.commands import key
+
+    if args.action == "list":
+        return key.show_list(config_from(args))
+    file = settings_file(args)
+    if args.action == "remove":
+        return key.remove(file, args.name)
+    fields = ("tenant", "priority", "highest", "operator", "answers_per_s", "lists_per_s", "statistics_per_s")
+    return key.add(file, args.name, {field: getattr(args, field) for field in fields})
 
 
 def _doctor(args: argparse.Namespace) -> int:

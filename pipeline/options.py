@@ -117,9 +117,14 @@ def config_from(args: argparse.Namespace, environ: Mapping[str, str] = os.enviro
     return load(environ=environ, file=_file(args.config or file))
 
 
+def settings_file(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The file of settings that is named, if any is."""
+    return _file(args.config or environ.get(ENV_PREFIX + "CONFIG"))
+
+
 def names_a_broker(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether anybody, in whatever way, has said which broker to use."""
-    file = _file(args.config or environ.get(ENV_PREFIX + "CONFIG"))
+    file = settings_file(args, environ)
     in_file = file is not None and "nats_url" in tomllib.loads(file.read_text())
     return bool(args.nats_url) or ENV_PREFIX + "NATS_URL" in environ or in_file
 

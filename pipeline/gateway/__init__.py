@@ -50,5 +50,5 @@ def check_exposure(config: Config) -> None:
     if not config.http_keys and not is_loopback(config.http_host):
         raise ConfigError(
             f"HTTP at {config.http_host} would be open to everybody who reaches this machine: set `http_keys` "
-            "(`python -m pipeline.gateway.identity NAME` makes one), or leave `http_host` at 127.0.0.1"
+            "(`headrace key add NAME` makes one), or leave `http_host` at 127.0.0.1"
         )

@@ -1,7 +1,7 @@
 """Who calls, and what they may: API keys, priorities, the ids of their requests. No I/O.
 
 Keys are kept as `sha256:<salt>:<hex digest of salt and key>`: they are random and long, so one round of a fast hash is
-as good as many of a slow one. `python -m pipeline.gateway.identity NAME` makes one.
+as good as many of a slow one. `headrace key add NAME` makes one.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
-import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
-
-import msgspec
 
 from pipeline.config import HttpKey
 from pipeline.errors import ErrorCode
@@ -158,10 +155,3 @@ def is_local_name(netloc: str) -> bool:
     elif host.count(":") == 1:
         host = host.partition(":")[0]
     return is_loopback(host) or host.endswith(_LOCAL_SUFFIXES)
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m pipeline.gateway.identity NAME")
-    secret, made = make_key(sys.argv[1])
-    print(f"key: {secret}\nentry for `http_keys`: {msgspec.json.encode(made).decode()}")  # noqa: T201 - a terminal

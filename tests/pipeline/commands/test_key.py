@@ -1,0 +1,143 @@
+"""`headrace key`: what it makes is let in, what it removes is not, and the rest of the settings stays as it was."""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.config import load
+from pipeline.gateway.identity import identify
+from pipeline.gateway.statuses import HttpError
+
+SETTINGS = """\
+# Ours.
+slots = 4  # as many as fit
+
+[weights]
+high = 5
+medium = 3
+low = 2
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "headrace.toml"
+
+
+def key(*arguments: object) -> int:
+    return main(["key", *map(str, arguments)])
+
+
+def name_behind(secret: str, file: Path) -> str:
+    """Whom the gateway takes the bearer of a key for."""
+    keys = load(environ={}, file=file).http_keys
+    return identify(keys, {"authorization": f"Bearer {secret.strip()}"}, "1.2.3.4").name
+
+
+def test_a_key_that_is_made_is_let_in_and_stands_in_the_file_as_a_hash_only(file: Path, capsys):
+    assert key("add", "alice", "--config", file) == 0
+    secret = capsys.readouterr().out
+    assert secret.startswith("hr-")
+    assert secret.strip() not in file.read_text()
+    assert name_behind(secret, file) == "alice"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_key_may_what_it_was_made_for(file: Path):
+    more = ("--tenant", "lab", "--priority", "low", "--highest", "medium", "--answers-per-s", "2.5", "--operator")
+    assert key("add", "bob", *more, "--config", file) == 0
+    (entry,) = load(environ={}, file=file).http_keys
+    assert (entry.tenant, entry.priority, entry.highest, entry.operator) == ("lab", "low", "medium", True)
+    assert (entry.answers_per_s, entry.lists_per_s) == (2.5, None)
+
+
+@pytest.mark.parametrize("written", [SETTINGS, SETTINGS.replace("[weights]", 'log_level = "debug"\n\n[weights]'), ""])
+def test_the_rest_of_the_file_stays_as_it_was(file: Path, written: str):
+    file.write_text(written)
+    file.chmod(0o640)
+    for name in ("alice", "bob"):
+        assert key("add", name, "--config", file) == 0
+    assert file.read_text().startswith(written)
+    assert [entry.name for entry in load(environ={}, file=file).http_keys] == ["alice", "bob"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    for name in ("alice", "bob"):
+        assert key("remove", name, "--config", file) == 0
+    assert file.read_text().rstrip() == written.rstrip()
+
+
+def test_keys_that_stand_in_one_line_are_kept(file: Path, capsys):
+    assert key("add", "alice", "--config", file) == 0
+    first = capsys.readouterr().out
+    (entry,) = tomllib.loads(file.read_text())["http_keys"]
+    file.write_text('http_keys = [{{name = "alice", hash = "{hash}"}}]\nslots = 2\n'.format(**entry))
+    assert key("add", "bob", "--config", file) == 0
+    assert name_behind(first, file) == "alice"
+    assert name_behind(capsys.readouterr().out, file) == "bob"
+    assert load(environ={}, file=file).slots == 2
+    assert key("remove", "alice", "--config", file) == 0
+    assert [entry.name for entry in load(environ={}, file=file).http_keys] == ["bob"]
+
+
+def test_a_removed_key_is_not_let_in(file: Path, capsys):
+    for name in ("alice", "bob"):
+        key("add", name, "--config", file)
+    alice, bob = capsys.readouterr().out.split()
+    assert key("remove", "alice", "--config", file) == 0
+    assert name_behind(bob, file) == "bob"
+    with pytest.raises(HttpError):
+        name_behind(alice, file)
+
+
+def test_without_a_file_the_entry_is_printed_to_be_put_into_one(file: Path, capsys, monkeypatch):
+    monkeypatch.delenv("HEADRACE_CONFIG", raising=False)
+    assert key("add", "alice") == 0
+    printed = capsys.readouterr()
+    file.write_text(printed.err.partition("settings file:")[2])
+    assert name_behind(printed.out, file) == "alice"
+    assert key("remove", "alice") == 2
+
+
+def test_the_file_may_be_named_by_the_environment(file: Path, monkeypatch):
+    monkeypatch.setenv("HEADRACE_CONFIG", str(file))
+    assert key("add", "alice") == 0
+    assert [entry.name for entry in load(environ={}, file=file).http_keys] == ["alice"]
+
+
+def test_the_list_shows_every_key_and_no_hash(file: Path, capsys):
+    key("add", "alice", "--config", file)
+    key("add", "bob", "--highest", "low", "--lists-per-s", "0", "--config", file)
+    capsys.readouterr()
+    assert key("list", "--config", file) == 0
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == ["name", "alice", "bob"]
+    assert "sha256" not in listed
+
+
+def test_one_name_is_one_key(file: Path, capsys):
+    assert key("add", "alice", "--config", file) == 0
+    before = file.read_text()
+    assert key("add", "alice", "--config", file) == 1
+    assert key("remove", "bob", "--config", file) == 1
+    assert file.read_text() == before
+    assert "alice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [("a b",), ("x" * 33,), ("alice", "--answers-per-s", "-1"), ("a", "--tenant", "/")]
+)
+def test_a_key_that_cannot_be_is_refused(file: Path, capsys, arguments: tuple[str, ...]):
+    assert key("add", *arguments, "--config", file) == 2
+    assert not file.exists()
+    assert capsys.readouterr().err.startswith("headrace: no such key can be")
+
+
+@pytest.mark.parametrize("written", ["slots = ", "slots = 0", "unknown = 1"])
+def test_a_file_that_is_no_settings_file_is_left_alone(file: Path, written: str):
+    file.write_text(written)
+    assert key("add", "alice", "--config", file) == 2
+    assert file.read_text() == written
