@@ -206,6 +206,7 @@ class Record:
         last: the last message, or None.
         has_gap: whether tokens are missing, or come from more than one model.
         last_sequence: of the newest message, in the stream; 0 where there is none.
+        first_said: of the first message that shows something of the answer; 0 where none does yet.
     """
 
     text: str = ""
@@ -218,6 +219,7 @@ class Record:
     last: Last | None = None
     has_gap: bool = False
     last_sequence: int = 0
+    first_said: int = 0
 
     @classmethod
     def read(cls, messages: Iterable[tuple[int, AnswerMessage]], created: int) -> Record:
@@ -230,6 +232,8 @@ class Record:
             match message:
                 case Chunk():
                     record.add(message)
+                    if record.text or record.tool_calls:
+                        record.first_said = record.first_said or sequence
                 case Status():
                     record.attempt = max(record.attempt, message.attempt)
                     record.tells_spill |= message.state == "spilled"
@@ -289,6 +293,7 @@ class Answer:
     """Writes one request's answer: numbers chunks, keeps the whole text, closes the record.
 
     One writer: the task that serves the request. Times are UTC seconds; `reason` says why this engine serves it.
+    `first_token_at` is when its reader first saw something of the answer, whichever attempt that was of.
     """
 
     envelope: Envelope
@@ -299,7 +304,7 @@ class Answer:
     reason: str
     simulated: bool = False
     record: Record = field(default_factory=Record)
-    first_token_at: float | None = field(init=False, default=None)
+    first_token_at: float | None = None
     _held_tokens: list[int] = field(init=False, default_factory=list)
     _repeated_calls: int = field(init=False)
 

@@ -16,7 +16,7 @@ from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Completion, EngineName, EventKind, RequestEvent, encode
 from pipeline.requests import ChatRequest, decode_request
-from pipeline.subjects import DEAD, EVENT, reply_subject
+from pipeline.subjects import DEAD, EVENT, STREAM_REPLIES, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work
 from pipeline.worker.lease import Lease, LeaseKeeper
@@ -186,6 +186,8 @@ class Serving:
         answer = Answer(
             envelope, desk.engine.name, model, attempt, time.time(), self.reason, desk.engine.simulated, record
         )
+        if record.first_said and (first := await desk.bus.stored(STREAM_REPLIES, record.first_said)) is not None:
+            answer.first_token_at = first.stored_at
         work = Work(
             envelope.id,
             request,
@@ -210,7 +212,7 @@ class Serving:
         self, generation: Generation, answer: Answer, writer: RecordWriter, request: ChatRequest, chat: ChatSpan
     ) -> Completion:
         """Turn pieces into chunks until the last one. While a chunk is being stored, what comes gathers in the next."""
-        began_at = time.time()
+        began_at, waits_for_first = time.time(), True
         while True:
             piece = await generation.next()
             if piece.finish_reason is not None:
@@ -221,10 +223,10 @@ class Serving:
                     await writer.write(answer.status("restarted"))
             # An answer that is broken off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
-            waits_for_first = answer.first_token_at is None
             chunk = answer.chunk(piece, time.time())
-            if waits_for_first and answer.first_token_at is not None:
-                chat.first_chunk(answer.first_token_at - began_at)
+            if waits_for_first and (piece.text or piece.tool_calls):
+                waits_for_first = False
+                chat.first_chunk(time.time() - began_at)
             if request.streams and chunk is not None:
                 await writer.write(chunk)
             if piece.finish_reason is not None and piece.usage is not None:

@@ -111,6 +111,8 @@ async def test_another_worker_goes_on_where_a_dead_one_stopped(start, client):
     assert [chunk.seq for chunk in chunks] == [0, 1, 2]
     assert text_of(chunks) == answer.choices[0].message.content == "The capital of France is Paris"
     assert answer.headrace.attempts == 2
+    # Its reader saw the first token before the second attempt began.
+    assert 0 < answer.headrace.ttft_ms < answer.headrace.queue_ms
     assert sum(isinstance(message, Completion) for message in record) == 1
     await client.none_waits()
     # The inbox's reader sees each chunk at least once.
