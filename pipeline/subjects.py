@@ -103,7 +103,7 @@ RELAYED = "Llm-Relayed"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)
-_MOVED_ID = re.compile(rf"(.*):({'|'.join(Move)}):[0-9]+", re.ASCII | re.DOTALL)
+_MOVED_ID = re.compile(rf"(.*):({'|'.join(Move)}):[0-9]+(?:-[0-9]+)?", re.ASCII | re.DOTALL)
 _REPLY_PREFIXES = ("_INBOX.", "llm.reply.")
 _SUBJECT_MAX_CHARS = 256
 
@@ -148,12 +148,14 @@ def is_reply_to(subject: str, request_id: str) -> bool:
     return name == request_id or not is_generated_id(name)
 
 
-def moved_id(request_id: str, move: Move, sequence: int) -> str:
+def moved_id(request_id: str, move: Move, sequence: int, stored_at: float) -> str:
     """The `Nats-Msg-Id` under which a moved request is stored, so that moving it twice stores it once.
 
-    The sequence is that of the message which moves: another request that has taken the id since moves in its own name.
+    Sequence and time (UTC seconds) are what the broker gave the message which moves. By the first, another request that
+    has taken the id since moves in its own name. The second, to the microsecond, nobody guesses: who could publish
+    under this id beforehand would have the move taken for a repetition, and the request would be gone.
     """
-    return f"{request_id}:{move}:{sequence}"
+    return f"{request_id}:{move}:{sequence}-{round(stored_at * 1e6)}"
 
 
 def split_moved_id(message_id: str) -> tuple[str, Move | None]:

@@ -74,7 +74,7 @@ class DeadLetter:
         """
         lane = LANE_OF_SUBJECT.get(self.subject, Lane(self.priority, Task.UNTRIAGED))
         own = {
-            MSG_ID: moved_id(self.id, Move.REPLAYED, self.sequence),
+            MSG_ID: moved_id(self.id, Move.REPLAYED, self.sequence, self.died_at),
             MOVED_STORED_AT: repr(max(wall_now, self.created + 1.0)),
             MOVED_REASON: REPLAY_REASON,
         }

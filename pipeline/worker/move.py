@@ -49,7 +49,7 @@ async def move(
         Unreachable: the broker is away; the request may be stored already, and comes again.
     """
     headers = carried(delivery.message.headers) | {
-        MSG_ID: moved_id(envelope.id, how, delivery.sequence),
+        MSG_ID: moved_id(envelope.id, how, delivery.sequence, delivery.stored_at),
         MOVED_STORED_AT: repr(envelope.stored_at),
         MOVED_REASON: reason,
         TASK: task,

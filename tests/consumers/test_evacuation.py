@@ -53,7 +53,7 @@ async def subjects(bus, stream):
 
 async def spill(bus, request_id, body=BODY):
     headers = {
-        "Nats-Msg-Id": moved_id(request_id, Move.SPILLED, 1),
+        "Nats-Msg-Id": moved_id(request_id, Move.SPILLED, 1, 0.0),
         "Llm-Stored-At": repr(time.time()),
         "Llm-Task": "simple",
     }

@@ -14,7 +14,7 @@ from pipeline.bus import Bus
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, Status, WorkerStatus, encode
 from pipeline.role import role
-from pipeline.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS
+from pipeline.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
 from pipeline.worker.puller import Puller
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
@@ -103,6 +103,19 @@ async def going_on(world):
 async def stored(bus, stream):
     """(subject, message id, headers) of all that a stream holds."""
     return [(m.headers["Nats-Subject"], m.headers.get(MSG_ID), m) async for m in bus.scan(stream, ">")]
+
+
+async def taken(bus, consumer):
+    """What a puller takes that makes nothing of it."""
+
+    async def surplus(_):
+        raise AssertionError
+
+    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
+    await puller.start()
+    delivery = await puller.take(consumer)
+    await puller.close()
+    return delivery
 
 
 async def places(bus):
@@ -278,8 +291,11 @@ async def test_a_router_that_is_told_to_stop_finishes_the_move_it_has_begun(rout
 
 async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(router, going_on, client, bus):
     """The next one to come stores it under the same id and removes the original."""
-    sequence = await client.ask("r1", SIMPLE)
-    await bus.store("llm.ollama.high", SIMPLE, headers={MSG_ID: f"r1:spilled:{sequence}", "Llm-Stored-At": "1.0"})
+    await client.ask("r1", SIMPLE)
+    delivery = await taken(bus, "high")
+    message_id = moved_id("r1", Move.SPILLED, delivery.sequence, delivery.stored_at)
+    await bus.store("llm.ollama.high", SIMPLE, headers={MSG_ID: message_id, "Llm-Stored-At": "1.0"})
+    await delivery.nak()
     await router()
     await until_places(bus, {"r1:spilled": "llm.ollama.high"})
     assert len(await stored(bus, STREAM_OLLAMA)) == 1
@@ -287,13 +303,7 @@ async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(ro
 
 async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client, bus):
     await client.ask("r1", b'{"prompt":"What is the capital of France?","stream":true}')
-
-    async def surplus(_):
-        raise AssertionError
-
-    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
-    await puller.start()
-    assert (await puller.take("high")).sequence == 1, "its worker dies"
+    assert (await taken(bus, "high")).sequence == 1, "its worker dies"
     started = Status("r1", "started", 1, "mlx", "m", 1, 0.0)
     await bus.store("llm.out.r1", encode(started), expected_last=0)
     await router()
@@ -301,5 +311,4 @@ async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client,
     assert await places(bus) == {"r1": "llm.request.high"}
     await client.ask("r2", b'{"prompt":"What is the capital of France?"}', lane="medium")
     await until_places(bus, {"r1": "llm.request.high", "r2:spilled": "llm.ollama.medium"})
-    assert (await puller.take("high")).sequence == 1, "MLX takes it as it has room"
-    await puller.close()
+    assert (await taken(bus, "high")).sequence == 1, "MLX takes it as it has room"

@@ -176,14 +176,18 @@ def test_what_is_allowed_is_always_a_literal_subject_in_its_place(prefix, rest):
 # ---- moves
 
 
-@given(ids, st.sampled_from(Move), st.integers(1, 2**63))
-def test_a_moved_id_is_split_into_what_it_was_made_of(request_id, move, sequence):
-    assert split_moved_id(moved_id(request_id, move, sequence)) == (request_id, move)
-    assert not is_request_id(moved_id(request_id, move, sequence))
+@given(ids, st.sampled_from(Move), st.integers(1, 2**63), st.floats(0, 1e10))
+def test_a_moved_id_is_split_into_what_it_was_made_of(request_id, move, sequence, stored_at):
+    assert split_moved_id(moved_id(request_id, move, sequence, stored_at)) == (request_id, move)
+    assert not is_request_id(moved_id(request_id, move, sequence, stored_at))
 
 
 def test_whoever_takes_an_id_again_moves_under_a_message_id_of_its_own():
-    assert moved_id("a", Move.SPILLED, 7) != moved_id("a", Move.SPILLED, 8)
+    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 8, 1e9)
+
+
+def test_who_knows_id_and_sequence_does_not_know_the_message_id_of_a_move():
+    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 7, 1e9 + 1e-6)
 
 
 @pytest.mark.parametrize(

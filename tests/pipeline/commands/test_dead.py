@@ -173,7 +173,7 @@ async def test_replaying_without_letters_is_said(dead, bus):
 async def test_a_replay_that_died_between_its_two_steps_stores_one_request(dead, client, bus):
     await _bury(bus, "r1")
     stored = await bus.stored(STREAM_DEAD, 1)
-    subject, headers = read_letter(stored.subject, 1, 0.0, stored.headers, stored.data).replay(time.time())
+    subject, headers = read_letter(stored.subject, 1, stored.stored_at, stored.headers, stored.data).replay(time.time())
     await bus.store(subject, stored.data, headers=headers)
     code, _, _ = await dead("replay", "r1")
     assert code == 0

@@ -159,7 +159,7 @@ async def test_a_spill_comes_with_its_reason_and_what_answers_with_what_it_is(se
         stand_in = status(worker="ollama-1", engine="ollama", models=["headrace-demo-mini"], standin=True)
         await engine.bus.publish(f"{WORKER}.ollama-1", encode(stand_in))
         headers = {
-            "Nats-Msg-Id": moved_id("r1", Move.SPILLED, 1),
+            "Nats-Msg-Id": moved_id("r1", Move.SPILLED, 1, 0.0),
             "Llm-Stored-At": repr(time.time() - 2),
             "Llm-Reason": "mlx is saturated: short",
         }

@@ -180,8 +180,8 @@ async def test_a_worker_that_drains_as_requests_come_leaves_none_behind(start, c
     for _ in range(burst * 3):
         await asyncio.sleep(0)
     await worker.drain(drain_s=0.0)
-    # To the server what was given back is delivered until somebody pulls again. Nothing is in hands that are gone: whoever
-    # pulls gets all of it, long before a lease could run out.
+    # To the server what was given back is delivered until somebody pulls again. Nothing is in hands that are gone:
+    # whoever pulls gets all of it, long before a lease could run out.
     other = await start(ScriptedEngine(slots=9), lease_s=60.0)
     for lane in LANES:
         (await other.engine.generation(lane.consumer)).finish("x")
