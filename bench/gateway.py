@@ -1,13 +1,20 @@
 """What going through the gateway and its durable queue costs, over an engine that takes no time.
 
-    python -m bench.gateway [--seconds S] [--clients N] [--peer URL]
+    python -m bench.gateway [--seconds S] [--clients N] [--litellm PROGRAM] [--peer URL]
 
 The same simulated engine, its rates so high that it takes no time, is called in two ways: directly, by the HTTP
 endpoint of the stand-in, and through `headrace up`: HTTP, a PubAck that promises the disk, the worker, the fenced
 record. The latency is that of one client that has one request at a time; the rate that of N clients. All are measured
 in turns, in slices, so that what else the machine does falls on each, and beside them a core request and its reply
-through the same broker, which says how fast the machine is just now. With `--peer` one more server takes its turns: any
-that speaks OpenAI's dialect at this URL, its model `auto`, such as a LiteLLM proxy.
+through the same broker, which says how fast the machine is just now.
+
+With `--litellm` LiteLLM's proxy takes its turns too, in front of the same stand-in. It needs an environment of its own:
+
+    python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
+    python -m bench.gateway --litellm litellm/bin/litellm
+
+It runs with one worker process, as headrace's gateway does, without telemetry, and reaches no other host. With `--peer`
+it is any server that speaks OpenAI's dialect at this URL, its model `auto`.
 """
 
 from __future__ import annotations
@@ -16,33 +23,31 @@ import argparse
 import asyncio
 import json
 import os
-import signal
+import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bench.running import ALONE, START_TIMEOUT_S, Client, Reply, ended, process, up
 from pipeline.bus import Bus, Message
 from pipeline.lifecycle import loop_factory
 
-ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 90.0
 SLICES = 6
 GOAL_ADDED_MS = 3.5
-OPTIONS = {
+OPTIONS = ALONE | {
     "ENGINE": "simulated",
     "SLOTS": "64",
     "SIMULATED_TOKENS_PER_S": "1e9",
     "SIMULATED_PREFILL_TOKENS_PER_S": "1e9",
     "SIMULATED_ANSWER_TOKENS": "4",
-    "OLLAMA_STANDIN": "false",
-    "OLLAMA_HOST": "127.0.0.1:9",
     "HTTP_ANSWERS_PER_S": "0",
 }
 
@@ -89,82 +94,72 @@ def asked(model: str) -> bytes:
 
 
 @contextmanager
-def process(*command: str, ready: Path) -> Iterator[dict[str, str]]:
-    """A server of ours for the time of the block; yields what its ready file says."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-    environ |= {f"HEADRACE_{key}": value for key, value in OPTIONS.items()}
-    started = subprocess.Popen(
-        [sys.executable, "-m", *command, "--ready-file", str(ready)],
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+def litellm(program: str, standin: str, folder: Path) -> Iterator[str]:
+    """LiteLLM's proxy in front of the stand-in for the time of the block; yields the base URL of its OpenAI dialect."""
+    settings = {"model": "ollama_chat/headrace-demo-mini", "api_base": standin}
+    config = folder / "litellm.yaml"
+    config.write_text(json.dumps({"model_list": [{"model_name": "auto", "litellm_params": settings}]}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # What it would fetch or tell goes to a proxy that there is not.
+    nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
+    quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    # Headrace too asks for no key on loopback.
+    keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    command = [program, "--config", config, "--host", "127.0.0.1", "--port", port, "--telemetry", "False"]
+    log = (folder / "litellm.log").open("wb")
+    with (
+        log,
+        ended(
+            subprocess.Popen(
+                [*map(str, command)],
+                cwd=folder,
+                env=os.environ | nowhere | quiet | keyless,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        ) as started,
+    ):
         give_up_at = time.monotonic() + START_TIMEOUT_S
-        while not ready.exists():
+        while not lives(f"http://127.0.0.1:{port}/health/liveliness"):
             if started.poll() is not None or time.monotonic() > give_up_at:
-                raise SystemExit(f"{command[0]} did not start")
-            time.sleep(0.05)
-        yield json.loads(ready.read_text())
-    finally:
-        started.send_signal(signal.SIGINT)
-        try:
-            started.wait(30)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+                raise SystemExit(f"{program} did not start: {(folder / 'litellm.log').read_text()[-2000:]}")
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
 
 
-class Client:
-    """One connection that is kept; as little else as can be, for what it costs falls on every server alike."""
+def lives(url: str) -> bool:
+    """Whether a server answers at url, which is on this machine."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - HTTP, as it was made above
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
 
-    def __init__(self, server: Server, body: bytes) -> None:
-        self._server = server
-        host = urlsplit(server.url).netloc
-        head = f"POST {server.path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-        self._request = f"{head}authorization: Bearer none\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
-    async def open(self) -> None:
-        """Connect."""
-        at = urlsplit(self._server.url)
-        self._reader, self._writer = await asyncio.open_connection(at.hostname, at.port)
+def client_of(server: Server, body: bytes) -> Client:
+    return Client(server.url, server.path, body, {"authorization": "Bearer none"})
 
-    def close(self) -> None:
-        """Disconnect."""
-        self._writer.close()
 
-    async def ask(self) -> tuple[float, float]:
-        """One request. Returns when the first byte of the body and when the last one was there, in seconds."""
-        asked_at = time.perf_counter()
-        self._writer.write(self._request)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        if not head.startswith(b"http/1.1 200"):
-            raise SystemExit(f"{self._server.name}: {head.decode()}")
-        length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"content-length:")), None)
-        if length is not None:
-            await self._reader.readexactly(length)
-            now = time.perf_counter()
-            return now - asked_at, now - asked_at
-        first_at = 0.0
-        while size := int(await self._reader.readline(), 16):
-            first_at = first_at or time.perf_counter()
-            await self._reader.readexactly(size + 2)
-        await self._reader.readline()
-        return first_at - asked_at, time.perf_counter() - asked_at
+async def ask(client: Client, server: Server) -> Reply:
+    reply = await client.ask()
+    if reply.status != 200:
+        raise SystemExit(f"{server.name}: {reply.head.decode()}")
+    return reply
 
 
 async def latencies(server: Server, seconds: float, *, stream: bool) -> None:
     body = server.body.replace(b'"stream": false', b'"stream": true') if stream else server.body
-    client = Client(server, body)
+    client = client_of(server, body)
     await client.open()
     end_at = time.perf_counter() + seconds
     while time.perf_counter() < end_at:
-        first_s, whole_s = await client.ask()
+        reply = await ask(client, server)
         if stream:
-            server.first_s.append(first_s)
+            server.first_s.append(reply.first_s)
         else:
-            server.latencies_s.append(whole_s)
+            server.latencies_s.append(reply.whole_s)
     client.close()
 
 
@@ -174,10 +169,10 @@ async def rate(server: Server, seconds: float, clients: int) -> None:
 
     async def one() -> None:
         nonlocal count
-        client = Client(server, server.body)
+        client = client_of(server, server.body)
         await client.open()
         while time.perf_counter() < end_at:
-            await client.ask()
+            await ask(client, server)
             count += 1
         client.close()
 
@@ -229,31 +224,33 @@ def report(servers: list[Server], trip_ms: float, clients: int) -> None:
     print(f"that is {added_ms / trip_ms:.1f} round trips of the broker, one being {trip_ms:.2f} ms now")
     print(f"(goal: {GOAL_ADDED_MS} ms: {'met' if added_ms <= GOAL_ADDED_MS else 'missed'})")
     print(f"added to a stream's first byte, p50: {ours.first_p50_ms - direct.first_p50_ms:.2f} ms")
+    for peer in peers:
+        print(f"added by {peer.name}, p50: {peer.p50_ms - direct.p50_ms:.2f} ms")
     for other in (direct, *peers):
-        print(f"rate at {clients} clients: {ours.rate / other.rate:.2f} of {other.name}'s")
+        print(f"rate at {clients} clients: {ours.rate / other.rate:.2f} times {other.name}'s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=12.0, help="for each figure of each server (default: 12)")
     parser.add_argument("--clients", type=int, default=16, help="at once, for the rate (default: 16)")
+    parser.add_argument("--litellm", metavar="PROGRAM", help="measure LiteLLM's proxy as well: where its command is")
     parser.add_argument("--peer", metavar="URL", help="another server that speaks OpenAI's dialect, at this base URL")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        standin = stack.enter_context(
-            process("consumers.standin", "--parallel", OPTIONS["SLOTS"], ready=folder / "standin.json")
-        )
-        up = ("pipeline.cli", "up", "--state-dir", str(folder / "state"))
-        ours = stack.enter_context(process(*up, ready=folder / "up.json"))
+        command = ("consumers.standin", "--parallel", OPTIONS["SLOTS"])
+        standin = stack.enter_context(process(*command, ready=folder / "standin.json", settings=OPTIONS))
+        ours = stack.enter_context(up(folder, OPTIONS))
         servers = [
             Server("direct", standin["url"], "/api/chat", asked("headrace-demo-mini")),
             Server("headrace", ours["http"], "/v1/chat/completions", asked("auto")),
         ]
-        if options.peer:
-            servers.append(
-                Server("peer", options.peer, f"{urlsplit(options.peer).path}/chat/completions", asked("auto"))
-            )
+        peers = {"peer": options.peer} if options.peer else {}
+        if options.litellm:
+            peers["litellm"] = stack.enter_context(litellm(options.litellm, standin["url"], folder))
+        for peer, url in peers.items():
+            servers.append(Server(peer, url, f"{urlsplit(url).path}/chat/completions", asked("auto")))
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             trip_ms = runner.run(measure(servers, ours["nats"], options.seconds, options.clients))
         report(servers, trip_ms, options.clients)
