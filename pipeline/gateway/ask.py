@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from pipeline.bus import Bus, BusError, LaneFull, Message
+from pipeline.client import Client
 from pipeline.core.delivery import error_answer, read_envelope
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import encode
+from pipeline.messages import encode, is_last
 from pipeline.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
 from pipeline.telemetry import Tracing
 
@@ -19,14 +21,21 @@ log = logging.getLogger(__name__)
 _GROUP = "headrace-ask"
 # An asker waits for seconds; what cannot be stored by then is better refused.
 _PATIENCE_S = 2.0
+# Nobody waits longer on an inbox, and the record is kept no longer.
+_FOLLOW_S = 600.0
 
 
 @dataclass(slots=True)
 class Ask:
-    """Puts core requests on the same queue as everything else, with their reply subject in `Reply-To`."""
+    """Puts core requests on the same queue as everything else, with their reply subject in `Reply-To`.
+
+    One that repeats another's id within two minutes is the same request: it is told what the record of that one says.
+    """
 
     bus: Bus
     tracing: Tracing
+    client: Client
+    _followers: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     async def start(self) -> None:
         """Listen. Call once; several gateways share the requests."""
@@ -53,9 +62,25 @@ class Ask:
             return HeadraceError(ErrorCode.INVALID_REQUEST, f"no priority {name[:40]!r}: ask high, medium or low")
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]):
             try:
-                await self.bus.store(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
+                ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull:
                 return HeadraceError(ErrorCode.QUEUE_FULL, f"the lane {subject} is full: try again later")
             except BusError as error:
                 return HeadraceError(ErrorCode.UNAVAILABLE, f"the request could not be stored: {error}")
+        if ack.duplicate:
+            follower = asyncio.get_running_loop().create_task(self._follow(headers[MSG_ID], message.reply))
+            self._followers.add(follower)
+            follower.add_done_callback(self._followers.discard)
         return None
+
+    async def _follow(self, request_id: str, reply: str) -> None:
+        """Pass the record of a request on, up to its last message."""
+        try:
+            async with asyncio.timeout(_FOLLOW_S), await self.client.read(request_id) as record:
+                ended = False
+                while not ended:
+                    entry = await record.next()
+                    await self.bus.publish(reply, entry.data)
+                    ended = is_last(entry.answer)
+        except (BusError, TimeoutError) as error:
+            log.info("%s: who asked again is not told the answer: %s", request_id, error)

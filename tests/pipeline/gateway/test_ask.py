@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from pipeline import topology
+from pipeline.client import Client
 from pipeline.gateway.ask import Ask
-from pipeline.messages import ErrorAnswer, decode_answer
+from pipeline.messages import ErrorAnswer, ErrorBody, decode_answer, encode
 from pipeline.role import role
 from pipeline.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
 from tests.waiting import eventually
@@ -18,7 +19,7 @@ from tests.waiting import eventually
 @pytest.fixture
 async def asking(config, bus):
     async with role("gateway", config) as me:
-        await Ask(me.bus, me.tracing).start()
+        await Ask(me.bus, me.tracing, Client(me.bus, me.tracing)).start()
         await me.bus.nc.flush()
         yield me
 
@@ -68,6 +69,25 @@ async def test_what_the_broker_refuses_is_told_at_once(bus, asking):
     assert answer.error.code == "unavailable"
 
 
+async def test_who_asks_again_under_the_same_id_gets_the_same_answer(bus, asking):
+    headers = {MSG_ID: "mine"}
+    first = await bus.subscribe("_INBOX.first", _ignore)
+    await bus.publish("llm.ask.high", b"x", headers=headers, reply="_INBOX.first")
+    await eventually(lambda: queued(bus))
+    again = [asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10)) for _ in range(2)]
+    cancelled = ErrorAnswer("mine", 1, ErrorBody("cancelled", "over", "cancelled_error", None, retryable=False))
+    await bus.store("llm.out.mine", encode(cancelled), expected_last=0)
+    late = await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10)
+    for answer in (*await asyncio.gather(*again), late):
+        assert decode_answer(answer.data) == cancelled
+    assert len(await queued(bus)) == 1
+    await bus.unsubscribe(first)
+
+
+async def _ignore(_):
+    pass
+
+
 async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
     await bus.publish("llm.ask.high", b"x")
     # Handled in their order, so the first is behind us when the second is answered.
@@ -77,7 +97,7 @@ async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
 
 async def test_two_gateways_queue_each_question_once(bus, config, asking):
     async with role("gateway2", config) as me:
-        await Ask(me.bus, me.tracing).start()
+        await Ask(me.bus, me.tracing, Client(me.bus, me.tracing)).start()
         await me.bus.nc.flush()
         for number in range(20):
             await bus.publish("llm.ask.high", b"x", reply=f"_INBOX.me.{number}")
