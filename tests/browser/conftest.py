@@ -13,7 +13,7 @@ import pytest_asyncio
 from tests.browser.chromium import chromium, find_chromium
 from tests.e2e.conftest import Pipeline, running
 
-TIMEOUT_MS = 20_000
+TIMEOUT_MS = 45_000
 SCOPE = {"scope": "module", "loop_scope": "module"}
 
 
