@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from pipeline.bus import BusError, Message, to_stored
 from pipeline.config import Config
 from pipeline.core.admission import Admission, Waiting
 from pipeline.core.delivery import read_envelope
-from pipeline.core.index import QueueIndex
+from pipeline.core.index import QueueIndex, State
 from pipeline.core.models import Catalogue
 from pipeline.core.saturation import Capacity, SaturationMonitor
 from pipeline.core.scheduler import shares
@@ -84,6 +85,10 @@ _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
     "ollama": {ollama_consumer(priority): priority for priority in Priority},
 }
 _STREAMS: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
+_SUBJECT_OF_CONSUMER = {lane.consumer: lane.subject for lane in LANES} | {
+    ollama_consumer(priority): ollama_subject(priority) for priority in Priority
+}
+_NOTHING: Mapping[str, int] = {}
 _ENGINE_OF: dict[str, EngineName] = {stream: engine for engine, stream in _STREAMS.items()}
 _PLACE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
     ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
@@ -236,18 +241,28 @@ class Monitor:
                 self._missed.set()
 
     async def _read_queue(self) -> None:
-        """Learn what was stored while this monitor did not listen."""
+        """Learn what was stored, and what was begun, while this monitor did not listen."""
         for engine in ENGINES:
+            states = await self.me.bus.consumers(_STREAMS[engine])
+            begun = {_SUBJECT_OF_CONSUMER.get(state.name, ""): state.delivered.stream_seq for state in states}
             async for message in self.me.bus.scan(_STREAMS[engine], ">"):
-                self._note_stored(message)
+                self._note_stored(message, begun)
 
     async def _on_stored(self, message: Message) -> None:
         if (arrival := self._note_stored(message)) is not None:
             self._arrived.append(arrival)
         self._changed.set()
 
-    def _note_stored(self, message: Message) -> Arrival | None:
-        """Enter a request in the index. Returns what admission wants to know of one that has a deadline."""
+    def _note_stored(self, message: Message, begun: Mapping[str, int] = _NOTHING) -> Arrival | None:
+        """Enter a request in the index.
+
+        Args:
+            message: the request's headers, with those of the stream.
+            begun: up to which sequence the requests on a subject have been handed to a worker.
+
+        Returns:
+            What admission wants to know of one that has a deadline.
+        """
         # Not by `Nats-Stream`: it stands first, and is damaged where the publisher's headers had no proper end.
         where = _PLACE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
         if where is None:
@@ -264,7 +279,8 @@ class Monitor:
             delivered=1,
             default_timeout_s=self.config.default_timeout_s,
         )
-        place = self._index.stored(envelope.id, stream, priority, stored.sequence, envelope.deadline)
+        state: State = "running" if stored.sequence <= begun.get(stored.subject, 0) else "queued"
+        place = self._index.stored(envelope.id, stream, priority, stored.sequence, envelope.deadline, state)
         if envelope.deadline is None or envelope.fault is not None:
             return None
         self._withdrawals.expect(envelope.deadline)

@@ -146,12 +146,19 @@ class Ack(NamedTuple):
     duplicate: bool
 
 
+class Delivered(msgspec.Struct):
+    """How far a consumer has come: the sequence of the latest message that it has handed over for the first time."""
+
+    stream_seq: int = 0
+
+
 class ConsumerState(msgspec.Struct):
     """A durable consumer: requests that wait for it, and that are delivered and not acknowledged."""
 
     name: str
     num_pending: int
     num_ack_pending: int
+    delivered: Delivered
 
 
 class StreamState(msgspec.Struct):

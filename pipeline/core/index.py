@@ -46,18 +46,25 @@ class QueueIndex:
         return len(self._entries)
 
     def stored(
-        self, request_id: str, stream: str, priority: Priority, sequence: int, deadline: float | None = None
+        self,
+        request_id: str,
+        stream: str,
+        priority: Priority,
+        sequence: int,
+        deadline: float | None = None,
+        state: State = "queued",
     ) -> int:
         """A request was stored; a move stores it anew. Returns how many of its priority are queued before it.
 
-        What is known to stand there stays as it is: it may run already.
+        What is known to stand there stays as it is: it may run already. Of what is not known, `state` says whether it
+        does.
         """
         known = self._entries.get(request_id)
         if known is not None and (known.stream, known.sequence) == (stream, sequence):
             return self.position(request_id)
         self.remove(request_id)
         place = self.depth(stream, priority)
-        entry = self._entries[request_id] = Entry(stream, priority, sequence, deadline=deadline)
+        entry = self._entries[request_id] = Entry(stream, priority, sequence, state, deadline)
         self._count(entry, 1)
         if deadline is not None:
             self._watch(deadline, request_id, sequence)

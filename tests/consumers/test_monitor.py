@@ -14,6 +14,7 @@ from pipeline.lifecycle import Lifecycle
 from pipeline.messages import Load, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
 from pipeline.role import role
 from pipeline.subjects import STREAM_REQUESTS, STREAM_STATE
+from pipeline.worker.puller import Puller
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 
@@ -211,6 +212,20 @@ async def test_a_position_counts_those_before_it_in_the_same_lane(monitor, bus, 
     assert (await position("r0"))["position"] == 0
     assert (await position("nobody"))["state"] == "unknown"
     assert (await position("* evil >"))["state"] == "unknown"
+
+
+async def test_a_monitor_that_comes_later_knows_what_runs(monitor, bus, client):
+    async def surplus(_):
+        raise AssertionError
+
+    for number in range(3):
+        await client.ask(f"r{number}", lane="medium.simple")
+    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
+    await puller.start()
+    assert await puller.take("medium_simple")
+    await monitor()
+    found = [await ask_service(bus, "llm.queue.position", f"r{number}".encode()) for number in range(3)]
+    assert [(one["state"], one["position"]) for one in found] == [("running", 0), ("queued", 0), ("queued", 1)]
 
 
 async def test_models_are_listed_once_and_internal_ones_never(monitor, bus):
