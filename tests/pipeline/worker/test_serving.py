@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Chunk, Completion, RequestEvent, Status
 from pipeline.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
+from pipeline.worker import serving
 from pipeline.worker.worker import Worker
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.waiting import eventually
@@ -347,7 +348,8 @@ async def test_a_request_whose_workers_die_is_a_dead_letter_in_the_end(start, cl
     await client.none_waits()
 
 
-async def test_an_unavailable_engine_gives_back_without_using_up_an_attempt(start, client):
+async def test_an_unavailable_engine_gives_back_without_using_up_an_attempt(start, client, monkeypatch):
+    monkeypatch.setattr(serving, "RETRY_DELAY_S", 0.01)
     events = await events_of(client.bus)
     engine = (await start(max_attempts=2)).engine
     await client.ask("r1")
