@@ -229,9 +229,10 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     """What one worker says of itself, at every change and every second; `gone` is its last word.
 
     `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
-    `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out.
-    `simulated`: no model is run; `standin`: it is headrace's own stand-in that answers for Ollama. `held` counts the
-    requests in its hands by durable consumer, also those that have left their slot.
+    `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out, and
+    `tool_models` those of them that are known to call tools. `simulated`: no model is run; `standin`: it is headrace's
+    own stand-in that answers for Ollama. `held` counts the requests in its hands by durable consumer, also those that
+    have left their slot.
     """
 
     worker: str
@@ -250,6 +251,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     simulated: bool = False
     standin: bool = False
     held: dict[str, int] = field(default_factory=dict)
+    tool_models: list[str] = field(default_factory=list)
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]

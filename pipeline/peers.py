@@ -50,6 +50,11 @@ class Peers:
         """The names that engine's workers answer to, each once."""
         return list(dict.fromkeys(name for status in self.workers(engine) for name in status.models))
 
+    def tool_models(self) -> set[str]:
+        """The names of the models that some worker's engine is known to call tools with."""
+        engines: tuple[EngineName, ...] = ("mlx", "ollama")
+        return {name for engine in engines for status in self.workers(engine) for name in status.tool_models}
+
     def load(self, engine: EngineName) -> Load | None:
         """The engine's load, or None where the last event is older than three seconds: it says nothing any more."""
         load = self._loads.get(engine)

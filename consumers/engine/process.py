@@ -77,6 +77,7 @@ class EngineProcess:
         self._keys = 0
         self._heard_at = 0.0
         self._stats = Stats()
+        self._calls_tools = False
         self._callbacks: list[Callable[[], None]] = []
         self._announced: object = None
 
@@ -133,6 +134,7 @@ class EngineProcess:
             kv_bytes=stats.kv_bytes,
             kv_bytes_limit=self._config.kv_bytes_limit,
             reason=self._reason,
+            tool_models=self._catalogue.listed() if self._calls_tools else [],
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -215,6 +217,7 @@ class EngineProcess:
         elif isinstance(frame, Loading):
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
+            self._calls_tools = frame.facts.calls_tools
             self._change("ready", "")
         elif isinstance(frame, Reset):
             self._epoch = frame.epoch

@@ -100,6 +100,7 @@ class OllamaEngine:
             tokens_per_request=self._rates.tokens_per_request,
             reason=reason,
             standin=any(model.family in (STANDIN_FAMILY, SIMULATED_FAMILY) for model in self._usable),
+            tool_models=[model.name for model in self._usable if model.calls_tools],
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:

@@ -23,6 +23,7 @@ _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|av
 # Faults of a request that Ollama answers with status 500, as if they were its own.
 _BLAMES_REQUEST = re.compile(r"^(invalid format|invalid JSON schema|option \")|no input provided", re.IGNORECASE)
 _CHAT = "completion"
+_TOOLS = "tools"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 
 
@@ -233,6 +234,11 @@ class Model(Struct):
         if self.capabilities is not None:
             return _CHAT in self.capabilities
         return self.family not in _EMBEDDING_FAMILIES
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the server says that it calls tools."""
+        return _TOOLS in (self.capabilities or ())
 
     @property
     def family(self) -> str:

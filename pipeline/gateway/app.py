@@ -191,7 +191,9 @@ class Gateway:
 
     async def _show(self, request: Request) -> Response:
         body = await _body(request, limit=1 << 16, within_s=self._config.http_stall_timeout_s)
-        return json_response(ollama.show(self._known(ollama.read_show(body)), since=self._since))
+        name = self._known(ollama.read_show(body))
+        calls_tools = any(ollama.same_model(name, known) for known in self._me.peers.tool_models())
+        return json_response(ollama.show(name, since=self._since, calls_tools=calls_tools))
 
     async def _version(self, _: Request) -> Response:
         return json_response({"version": ollama.API_VERSION})

@@ -269,7 +269,7 @@ def ps(names: Iterable[str]) -> dict[str, Any]:
     return {"models": [_entry(name) | {"expires_at": FOR_EVER, "size_vram": 0} for name in names]}
 
 
-def show(name: str, *, since: float) -> dict[str, Any]:
+def show(name: str, *, since: float, calls_tools: bool) -> dict[str, Any]:
     """The body of `POST /api/show`."""
     return {
         "modelfile": "",
@@ -277,9 +277,14 @@ def show(name: str, *, since: float) -> dict[str, Any]:
         "template": "",
         "details": _entry(name)["details"],
         "model_info": {"general.architecture": "headrace", "general.basename": name},
-        "capabilities": ["completion", "tools"],
+        "capabilities": ["completion", "tools"] if calls_tools else ["completion"],
         "modified_at": time_text(since),
     }
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are one model's: Ollama takes the tag `latest` for granted."""
+    return one.removesuffix(":latest") == other.removesuffix(":latest")
 
 
 def spelled(requested: str, listed: Sequence[str]) -> str:

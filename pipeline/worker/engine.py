@@ -66,7 +66,7 @@ class Generation(Protocol):
 class EngineStatus(msgspec.Struct):
     """What an engine says of itself. Rates are measured, 0 until they are known.
 
-    `standin`: what answers is headrace's own stand-in for an Ollama.
+    `standin`: what answers is headrace's own stand-in for an Ollama. `tool_models`: those that are known to call tools.
     """
 
     state: WorkerState
@@ -80,6 +80,7 @@ class EngineStatus(msgspec.Struct):
     kv_bytes_limit: int = 0
     reason: str = ""
     standin: bool = False
+    tool_models: list[str] = msgspec.field(default_factory=list)
 
 
 class Engine(Protocol):

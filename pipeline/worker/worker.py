@@ -331,6 +331,7 @@ class Worker:
             reason=status.reason,
             simulated=self.engine.simulated,
             standin=status.standin,
+            tool_models=status.tool_models,
             held=self._held(),
         )
         try:

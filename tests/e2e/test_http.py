@@ -228,7 +228,14 @@ async def test_ollama_lists_and_shows_models_and_no_internal_one(llama: ollama.A
     for models in ((await llama.list()).models, (await llama.ps()).models):
         assert MODEL in [entry.model for entry in models]
         assert not any("tinyllama" in entry.model for entry in models)
-    assert "completion" in (await llama.show(MODEL)).capabilities
+    for model in (MODEL, f"{MODEL}-mini"):
+        assert (await llama.show(model)).capabilities == ["completion", "tools"]
+
+
+async def test_a_model_that_calls_no_tools_is_not_said_to(simulated: Pipeline):
+    client = ollama.AsyncClient(host=simulated.http)
+    async with client._client:
+        assert (await client.show(MODEL)).capabilities == ["completion"]
 
 
 @pytest.mark.parametrize(

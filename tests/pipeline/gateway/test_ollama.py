@@ -199,4 +199,6 @@ def test_lists_are_what_ollamas_client_reads():
     assert len({entry.digest for entry in tags.models}) == 2
     ps = ProcessResponse.model_validate(ollama.ps(names))
     assert [entry.name for entry in ps.models] == names
-    assert ShowResponse.model_validate(ollama.show("demo", since=1700000000)).capabilities == ["completion", "tools"]
+    for calls_tools, capabilities in ((True, ["completion", "tools"]), (False, ["completion"])):
+        shown = ollama.show("demo", since=1700000000, calls_tools=calls_tools)
+        assert ShowResponse.model_validate(shown).capabilities == capabilities
