@@ -10,7 +10,7 @@ COPY . .
 RUN /opt/headrace/bin/pip install --quiet --no-cache-dir --no-deps --no-build-isolation .
 
 FROM python:3.12-slim
-RUN useradd --create-home --uid 10001 headrace
+RUN useradd --create-home --uid 10001 headrace && install --directory --owner headrace /config
 COPY --from=build /opt/headrace /opt/headrace
 ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1
 USER headrace
