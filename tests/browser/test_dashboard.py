@@ -234,7 +234,7 @@ async def test_a_dead_letter_is_shown_and_replayed_to_its_answer(open_page, pipe
     await page.locator("#letter-request", has_text=FRANCE).wait_for()
     await page.keyboard.press("Escape")
     await page.get_by_role("button", name="Replay died-once").click()
-    await page.locator("#dead-sum", has_text="died-once is queued again").wait_for()
+    await page.locator("#dead-status", has_text="died-once is queued again").wait_for()
     await row.wait_for(state="detached")
     await page.locator('#requests-list li[data-id="died-once"][data-state=done]').wait_for()
     answered = (await web.get("/queue/requests/died-once")).json()
@@ -249,7 +249,7 @@ async def test_a_dead_letter_is_purged_only_after_a_second_word(open_page, pipel
         await page.locator("#purge-dialog").get_by_role("button", name=answer).click()
         await page.locator("#purge-dialog").wait_for(state="hidden")
         if not left:
-            await page.locator("#dead-sum", has_text="unwanted is purged").wait_for()
+            await page.locator("#dead-status", has_text="unwanted is purged").wait_for()
         assert [row["id"] for row in (await web.get("/queue/dead")).json()["data"] if row["id"] == "unwanted"] == left
 
 

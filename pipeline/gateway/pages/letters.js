@@ -28,19 +28,22 @@ export class Letters {
     this.reading = true;
     try {
       const response = await call("queue/dead");
-      if (response.ok) this.draw(await response.json());
-      else this.say(`The list cannot be read: ${await errorOf(response)}.`);
-    } catch {
-      this.say("The list cannot be read now.");
+      if (!response.ok) throw new Error(await errorOf(response));
+      this.draw(await response.json());
+      if (this.unread) this.say("");
+      this.unread = false;
+    } catch (error) {
+      this.unread = true;
+      this.say(`The list cannot be read: ${error.message}.`);
     }
     this.reading = false;
     if (this.again) this.read();
   }
 
-  say(text) { setText(byId("dead-sum"), text); }
+  say(text) { setText(byId("dead-status"), text); }
 
   draw({ data, total }) {
-    this.say(total ? `${plural(total, "request")} failed for good and can be replayed${total > data.length ? "; the latest" : ""}.`
+    setText(byId("dead-sum"), total ? `${plural(total, "request")} failed for good and can be replayed${total > data.length ? "; the latest" : ""}.`
       : "None: no request has brought down all its attempts.");
     const link = byId("dead-link");
     link.hidden = !total;
@@ -51,7 +54,7 @@ export class Letters {
     list.replaceChildren(...data.map(letter => this.row(letter)));
     if (focused !== undefined) {
       const row = [...list.children].find(item => item.dataset.id === focused);
-      (row?.querySelector(`[data-action="${action}"]`) ?? byId("dead-title")).focus();
+      (row?.querySelector(`[data-action="${action}"]`) ?? byId("dead")).focus();
     }
   }
 
