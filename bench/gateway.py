@@ -37,7 +37,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.running import ALONE, START_TIMEOUT_S, Client, Reply, ended, process, up
-from pipeline.bus import Bus, Message
+from pipeline.bus import Bus
+from pipeline.connection import Message
 from pipeline.lifecycle import loop_factory
 
 SLICES = 6

@@ -25,7 +25,8 @@ from pathlib import Path
 import msgspec
 
 from bench.running import ALONE, Client, up
-from pipeline.bus import Bus, Message
+from pipeline.bus import Bus
+from pipeline.connection import Message
 from pipeline.lifecycle import loop_factory
 from pipeline.messages import WorkerStatus
 

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.bus import BusError, Message, to_stored
+from pipeline.bus import to_stored
 from pipeline.config import Config
+from pipeline.connection import BusError, Message
 from pipeline.core.admission import Admission, Waiting
 from pipeline.core.delivery import read_envelope
 from pipeline.core.index import QueueIndex, State

@@ -159,7 +159,7 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.bus import BusError
+    from pipeline.connection import BusError
     from pipeline.reach import broker_answers_within
     from pipeline.topology import TopologyError
 

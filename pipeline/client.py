@@ -11,7 +11,8 @@ from typing import NamedTuple, Self
 
 import msgspec
 
-from pipeline.bus import BATCH, STORE_PATIENCE_S, Ack, Bus, BusError, LaneFull, Message, Subscription, Unreachable
+from pipeline.bus import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFull
+from pipeline.connection import BusError, Message, Subscription, Unreachable
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Answer, Cancelled, Position, decode_answer, is_last
 from pipeline.subjects import (

@@ -15,9 +15,10 @@ import msgspec
 
 from pipeline import instance, topology
 from pipeline.broker import Broker, state_lock
-from pipeline.bus import Bus, BusError
+from pipeline.bus import Bus
 from pipeline.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.config import ENV_PREFIX, Config, to_environment
+from pipeline.connection import BusError
 from pipeline.instance import Instance
 from pipeline.lifecycle import Lifecycle, Report, run
 from pipeline.reach import NATS_PORT, any_broker_answers, ollama_url, ollama_version

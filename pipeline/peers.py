@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from pipeline.bus import Bus, Message
+from pipeline.bus import Bus
+from pipeline.connection import Message
 from pipeline.core.saturation import STALE_S
 from pipeline.messages import EngineName, Load, WorkerStatus
 from pipeline.subjects import LOAD, WORKER

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from pipeline import topology
-from pipeline.bus import Bus, Unreachable
+from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import Unreachable
 from pipeline.peers import Peers
 from pipeline.telemetry import Tracing
 

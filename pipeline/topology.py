@@ -23,8 +23,8 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
-from pipeline.bus import Unreachable
 from pipeline.config import Config
+from pipeline.connection import Unreachable
 from pipeline.subjects import (
     DEAD,
     DUPLICATE_WINDOW_S,

@@ -11,8 +11,8 @@ import logging
 import time
 from dataclasses import dataclass, field
 
-from pipeline.bus import BusError, Delivery
 from pipeline.config import Config
+from pipeline.connection import BusError, Delivery
 from pipeline.core.delivery import read_envelope
 from pipeline.core.saturation import STALE_S, Capacity
 from pipeline.errors import HeadraceError

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from consumers.ollama_engine import OllamaClient
-from pipeline.bus import BusError, Delivery, Message, Subscription
 from pipeline.config import Config
+from pipeline.connection import BusError, Delivery, Message, Subscription
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.models import is_internal, ollama_model_for
 from pipeline.core.saturation import Capacity

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pipeline.bus import Bus, BusError, Unreachable
+from pipeline.bus import Bus
+from pipeline.connection import BusError, Unreachable
 from pipeline.reach import any_broker_answers
 
 

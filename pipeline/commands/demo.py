@@ -15,11 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.bus import Bus, BusError, LaneFull, Message
+from pipeline.bus import Bus, LaneFull
 from pipeline.children import Process, last_line, spawn_tied
 from pipeline.commands.demo_view import View
 from pipeline.commands.ledger import Ledger
 from pipeline.commands.send import Sending
+from pipeline.connection import BusError, Message
 from pipeline.instance import Instance, read
 from pipeline.lifecycle import Report, StartError
 from pipeline.messages import Load, decode_answer

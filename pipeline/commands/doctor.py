@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 
 from pipeline import topology
 from pipeline.broker import BrokerError, find_server
-from pipeline.bus import Bus, BusError
+from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import BusError
 from pipeline.core.models import is_internal
 from pipeline.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
 from pipeline.screen import DEMO_MODEL

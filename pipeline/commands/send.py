@@ -9,9 +9,10 @@ from functools import partial
 
 import msgspec
 
-from pipeline.bus import Bus, BusError, Unreachable
+from pipeline.bus import Bus
 from pipeline.client import Client, Outgoing
 from pipeline.commands import run_client, say, tell
+from pipeline.connection import BusError, Unreachable
 from pipeline.core.triage import classify
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from starlette.types import Send
 
-from pipeline.bus import BusError
 from pipeline.client import Client, Entry, Record, whole
+from pipeline.connection import BusError
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics

@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.bus import Bus, BusError, LaneFull, Message
+from pipeline.bus import Bus, LaneFull
 from pipeline.client import Client
+from pipeline.connection import BusError, Message
 from pipeline.core.delivery import error_answer, read_envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import encode, is_last

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.types import Send
 
-from pipeline.bus import Message, to_stored
+from pipeline.bus import to_stored
 from pipeline.config import Config
+from pipeline.connection import Message
 from pipeline.core.delivery import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from pipeline.bus import Bus, Unreachable
+from pipeline.bus import Bus
 from pipeline.client import Client, Record
+from pipeline.connection import Unreachable
 from pipeline.core.statistics import QueueStatistics
 from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import meant_id

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.bus import Delivery, Unreachable
+from pipeline.connection import Delivery, Unreachable
 
 # Renewals per lease: one may be late or lost.
 _RENEWALS = 3

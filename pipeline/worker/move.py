@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from pipeline.bus import Bus, BusError, Delivery, Fenced, LaneFull
+from pipeline.bus import Bus, Fenced, LaneFull
 from pipeline.config import Config
+from pipeline.connection import BusError, Delivery
 from pipeline.core.delivery import Envelope
 from pipeline.core.models import mlx_model_for
 from pipeline.requests import ChatRequest

@@ -17,7 +17,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.bus import Bus, Delivery, Message, Subscription, Unreachable
+from pipeline.bus import Bus
+from pipeline.connection import Delivery, Message, Subscription, Unreachable
 
 log = logging.getLogger(__name__)
 

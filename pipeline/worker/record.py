@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from pipeline.bus import Bus, Delivery, Fenced
+from pipeline.bus import Bus, Fenced
+from pipeline.connection import Delivery
 from pipeline.core.delivery import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Answer, ErrorAnswer, Last, decode_answer, encode

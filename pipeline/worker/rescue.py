@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.bus import BusError, Delivery
+from pipeline.connection import BusError, Delivery
 from pipeline.core.takeover import AGAIN_S, Takeover
 from pipeline.messages import EngineName, WorkerStatus
 from pipeline.role import Role

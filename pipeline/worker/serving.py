@@ -9,8 +9,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.bus import Bus, Delivery, Unreachable
+from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import Delivery, Unreachable
 from pipeline.core.delivery import Answer, Envelope, Record, decide, error_answer, expired
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from pipeline.bus import Bus, BusError
+from pipeline.bus import Bus
+from pipeline.connection import BusError
 from pipeline.core.delivery import Record, error_answer, expired, read_envelope
 from pipeline.core.index import Entry, QueueIndex
 from pipeline.errors import HeadraceError

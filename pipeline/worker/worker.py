@@ -10,8 +10,8 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.bus import Delivery, Message, Unreachable
 from pipeline.config import Config
+from pipeline.connection import Delivery, Message, Unreachable
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
 from pipeline.errors import ErrorCode, HeadraceError

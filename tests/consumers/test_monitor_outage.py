@@ -6,7 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from consumers.monitor import Monitor
-from pipeline.bus import Bus, Unreachable
+from pipeline.bus import Bus
+from pipeline.connection import Unreachable
 from pipeline.messages import RequestEvent, encode
 from pipeline.subjects import STREAM_REQUESTS, Priority
 from tests.consumers.test_monitor import ask_service, cancel, client, monitor

@@ -7,7 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from pipeline.bus import Bus, BusError, Fenced, LaneFull, Unreachable
+from pipeline.bus import Bus, Fenced, LaneFull
+from pipeline.connection import BusError, Unreachable
 from pipeline.messages import ErrorAnswer, ErrorBody, encode
 from pipeline.subjects import MSG_ID, STREAM_REPLIES, STREAM_REQUESTS
 from tests.waiting import eventually

@@ -9,8 +9,9 @@ import pytest
 from nats.js.api import StorageType, StreamConfig
 
 from pipeline import topology
-from pipeline.bus import Bus, LaneFull, Unreachable
+from pipeline.bus import Bus, LaneFull
 from pipeline.config import Config
+from pipeline.connection import Unreachable
 from pipeline.subjects import LANES, MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
 from tests.waiting import eventually
 

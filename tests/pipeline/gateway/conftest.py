@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from pipeline import gateway
-from pipeline.bus import Bus, Message
+from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import Message
 from pipeline.lifecycle import Lifecycle, State
 from pipeline.messages import Answer, Chunk, encode
 from pipeline.subjects import CANCEL, QUEUED_PREFIX, STORED_SUBJECT, out_subject

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 
-from pipeline.bus import Bus, Unreachable
+from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import Unreachable
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import Usage, decode_answer, is_last

@@ -13,8 +13,9 @@ from typing import Any
 
 from consumers.mlx import ToOllama
 from consumers.ollama import ToMlx
-from pipeline.bus import Bus, Delivery, Stored, to_stored
+from pipeline.bus import Bus, Stored, to_stored
 from pipeline.config import Config
+from pipeline.connection import Delivery
 from pipeline.core.delivery import Envelope, read_envelope
 from pipeline.core.index import Entry
 from pipeline.errors import ErrorCode, HeadraceError

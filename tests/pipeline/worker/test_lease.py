@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.bus import Delivery, Message
+from pipeline.connection import Delivery, Message
 from pipeline.messages import Completion
 from pipeline.subjects import STREAM_REQUESTS
 from pipeline.worker.lease import LeaseKeeper
