@@ -431,7 +431,7 @@ async def test_an_engine_that_is_killed_goes_on_with_its_answers(
     assert "restarted" in [message.get("state") for message in messages]
     assert joined(messages) == text_of(messages[-1]) == undisturbed
     assert [text_of(await collect(web, other)) for other in others] == [undisturbed] * len(others)
-    figure(f"MLX's process killed in mid-answer: the same text, complete {again_s:.1f} s later")
+    figure(f"MLX's process killed in mid-answer: the same text, whole {again_s:.1f} s on")
 
 
 @ERRORS
