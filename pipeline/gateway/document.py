@@ -105,7 +105,7 @@ def _refusal(summary: str, tag: str) -> Schema:
 
 def _paths() -> Schema:
     chat = _fields(ChatRequest, *_CHAT) | _USAGE
-    text = {"prompt": _TEXT | {"minLength": 1}} | _fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+    text = {"prompt": _TEXT} | _fields(ChatRequest, "model", *_SAMPLING) | _USAGE
     part = _ANSWER[ollama_api.Part]
     show = {"model": _TEXT | {"minLength": 1}}
     queue, openai, ollama, itself = "queue", "OpenAI", "Ollama", "gateway"
