@@ -206,6 +206,7 @@ class Record:
         last: the last message, or None.
         has_gap: whether tokens are missing, or come from more than one model.
         last_sequence: of the newest message, in the stream; 0 where there is none.
+        older_up_to: of the newest message before it that an older request left, whose answer was to make way.
         first_said: of the first message that shows something of the answer; 0 where none does yet.
     """
 
@@ -219,16 +220,18 @@ class Record:
     last: Last | None = None
     has_gap: bool = False
     last_sequence: int = 0
+    older_up_to: int = 0
     first_said: int = 0
 
     @classmethod
     def read(cls, messages: Iterable[tuple[int, AnswerMessage]], created: int) -> Record:
         """Gather the accepted messages, (stream sequence, message) in order, without those of an older request."""
-        record = cls()
+        record, older = cls(), 0
         for sequence, message in messages:
             if message.created != created:
+                older = sequence
                 continue
-            record.last_sequence = sequence
+            record.last_sequence, record.older_up_to = sequence, older
             match message:
                 case Chunk():
                     record.add(message)

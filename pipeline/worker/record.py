@@ -44,12 +44,14 @@ class _Tail:
     Attributes:
         last_sequence: of the last message, 0 where there is none.
         last_data: that message, where it is known; it is not appended again.
+        older_up_to: up to which sequence it belongs to an older request under the same id, 0 where nothing does.
     """
 
     bus: Bus
     id: str
     last_sequence: int = 0
     last_data: bytes = b""
+    older_up_to: int = 0
     _unconfirmed: list[bytes] = field(init=False, default_factory=list)
 
     async def append(self, data: bytes) -> None:
@@ -73,6 +75,7 @@ class _Tail:
             raise _Taken(self.last_sequence, b"")
         self.last_data = data
         self._unconfirmed.clear()
+        await self._let_the_older_go()
 
     async def _catch_up(self) -> bytes | None:
         """Learn the last sequence after a refusal. Returns the last message, None where there is none."""
@@ -82,10 +85,14 @@ class _Tail:
         self.last_sequence = sequence
         return data
 
-    async def clear(self, up_to: int) -> None:
-        """Remove what stands there up to a sequence."""
-        await self.bus.purge(STREAM_REPLIES, reply_subject(self.id), up_to=up_to)
-        self.last_sequence = 0
+    async def _let_the_older_go(self) -> None:
+        """What an older request left goes once something stands behind it.
+
+        An empty record would let in whoever was frozen in the moment in which he was about to begin it.
+        """
+        if self.older_up_to:
+            await self.bus.purge(STREAM_REPLIES, reply_subject(self.id), up_to=self.older_up_to)
+            self.older_up_to = 0
 
 
 @dataclass(slots=True)
@@ -178,7 +185,7 @@ class RecordWriter:
             if self._repeats(found[1]):
                 raise Repeated
             # An older request had this id; its answer makes way here as it does in the record.
-            await self._forwarded.clear(found[0])
+            self._forwarded.older_up_to = found[0]
 
     async def _append(self, data: bytes) -> None:
         if not self.holds_lease():
@@ -191,7 +198,7 @@ class RecordWriter:
             if self._repeats(taken.data):
                 raise Repeated from None
             # An older request had this id; its answer makes way.
-            await self._record.clear(taken.sequence)
+            self._record.last_sequence = self._record.older_up_to = taken.sequence
             await self._append(data)
 
     def _is_ours(self, data: bytes) -> bool:

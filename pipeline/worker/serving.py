@@ -125,6 +125,8 @@ class Serving:
             record = Record.read(kept, envelope.created)
             tries = max(1, envelope.delivered - await times_given_back(desk.bus, self.delivery))
             writer.last_sequence = record.last_sequence
+            if record.older_up_to:
+                await desk.bus.purge(STREAM_REPLIES, reply_subject(envelope.id), up_to=record.older_up_to)
             if record.last_sequence:
                 writer.newest = kept[-1][1]
         if record.last is not None:

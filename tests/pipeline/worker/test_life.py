@@ -244,7 +244,8 @@ class Walk:
         check_messages(record)
         if last is not None:
             return "done" if isinstance(last, Completion) else STATE_OF_CODE.get(last.error.code, "failed")
-        if any(hand.holds and hand.serves for hand in self.life.hands):
+        # What was replayed is another life, whoever still has the one before in hand.
+        if any(hand.holds and hand.serves and hand.serving.envelope.created >= created for hand in self.life.hands):
             return "running"
         move = ids[-1][1]
         if copies[-1].subject.startswith("llm.ollama."):
