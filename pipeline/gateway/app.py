@@ -122,7 +122,14 @@ class Gateway:
                 urgency(state.caller, state.headers, default=self._config.http_priority)
                 return Response(asked.body(time.time()), media_type="application/json")
             self._check_model(asked.request.wanted_model)
-            intake = take_in(state.caller, state.headers, asked, default=self._config.http_priority)
+            load = self._me.peers.load("mlx")
+            intake = take_in(
+                state.caller,
+                state.headers,
+                asked,
+                default=self._config.http_priority,
+                saturated=load is not None and load.level == "saturated",
+            )
             if not intake.respond_async:
                 return Answering(self._desk, asked, intake)
             record = await self._desk.submit(intake)

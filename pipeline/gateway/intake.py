@@ -13,6 +13,7 @@ from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
+from pipeline.requests import ChatRequest
 from pipeline.subjects import TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
@@ -37,7 +38,7 @@ class Intake(NamedTuple):
     respond_async: bool
 
 
-def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority) -> Intake:
+def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority, saturated: bool) -> Intake:
     """Make the message of a call.
 
     Args:
@@ -45,14 +46,14 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         headers: of the HTTP request, names in lower case.
         asked: its body, read.
         default: the priority of a call that names none, by a caller without a key.
+        saturated: whether MLX is: only then does the class of a request matter, and what is beyond doubt about it is
+            said here; the rest is found out by the router.
 
     Raises:
         HttpError: 400 or 403, for headers that cannot be followed.
     """
     priority, timeout_s = urgency(caller, headers, default=default)
-    # Only what is beyond doubt is said here; the rest is found out where and when it matters.
-    verdict = classify(asked.request, None)
-    lane = Lane(priority, verdict.task if verdict.certain else Task.UNTRIAGED)
+    lane = Lane(priority, _task(asked.request) if saturated else Task.UNTRIAGED)
     chosen, given = request_id(caller, headers)
     published: dict[str, str] = {}
     if timeout_s is not None:
@@ -87,3 +88,8 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
             raise HttpError(400, ErrorCode.INVALID_REQUEST, f"{name} must be a number of seconds above 0", param=name)
         return seconds
     return None
+
+
+def _task(request: ChatRequest) -> Task:
+    verdict = classify(request, None)
+    return verdict.task if verdict.certain else Task.UNTRIAGED

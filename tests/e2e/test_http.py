@@ -378,7 +378,7 @@ async def test_a_trace_goes_on_into_the_request(web: httpx.AsyncClient, asker: A
             pass
     assert stored["traceparent"] == trace
     assert stored["Llm-Timeout"] == "30"
-    assert stored["Nats-Subject"] == "llm.request.high.simple"
+    assert stored["Nats-Subject"] == "llm.request.high"
 
 
 # ---- clients that go away

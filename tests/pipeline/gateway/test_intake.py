@@ -16,15 +16,22 @@ UNSURE = b'{"messages": [{"role": "user", "content": "Purple monday?"}]}'
 TRACE = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
-def taken_in(headers: dict[str, str], body: bytes = SIMPLE, caller: Caller | None = None) -> Intake:
+def taken_in(
+    headers: dict[str, str], body: bytes = SIMPLE, caller: Caller | None = None, *, saturated: bool = False
+) -> Intake:
     asked = openai.read_chat(body, 1 << 20)
-    return take_in(caller or Caller("127.0.0.1"), headers, asked, default=Priority.MEDIUM)
+    return take_in(caller or Caller("127.0.0.1"), headers, asked, default=Priority.MEDIUM, saturated=saturated)
 
 
-def test_what_is_beyond_doubt_is_said_in_the_subject():
-    assert taken_in({}).outgoing.subject == "llm.request.medium.simple"
-    assert taken_in({"x-priority": "high"}, COMPLEX).outgoing.subject == "llm.request.high.complex"
-    assert taken_in({"x-priority": "low"}, UNSURE).outgoing.subject == "llm.request.low"
+def test_under_saturation_what_is_beyond_doubt_is_said_in_the_subject():
+    assert taken_in({}, saturated=True).outgoing.subject == "llm.request.medium.simple"
+    assert taken_in({"x-priority": "high"}, COMPLEX, saturated=True).outgoing.subject == "llm.request.high.complex"
+    assert taken_in({"x-priority": "low"}, UNSURE, saturated=True).outgoing.subject == "llm.request.low"
+
+
+def test_otherwise_nobody_asks_what_class_a_request_is():
+    for body in (SIMPLE, COMPLEX, UNSURE):
+        assert taken_in({}, body).outgoing.subject == "llm.request.medium"
 
 
 def test_a_call_that_says_nothing_is_published_with_its_id_alone():
