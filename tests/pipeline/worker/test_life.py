@@ -241,7 +241,8 @@ class Walk:
         assert last is not None or copies, "it is nowhere"
         ids = [split_moved_id(message_id(copy)) for copy in copies]
         assert {request_id for request_id, _ in ids} <= {self.id}
-        check_messages(record)
+        for messages in lives_of(record):
+            check_messages(messages)
         if last is not None:
             return "done" if isinstance(last, Completion) else STATE_OF_CODE.get(last.error.code, "failed")
         # What was replayed is another life, whoever still has the one before in hand.
@@ -289,6 +290,14 @@ class Walk:
             await self.life.bus.purge(stream, subject, up_to=1 << 40)
 
 
+def lives_of(messages):
+    """What belongs to one request; a replay begins another one under the same id."""
+    lives = defaultdict(list)
+    for message in messages:
+        lives[message.created].append(message)
+    return lives.values()
+
+
 def check_messages(messages):
     """A record, or what a reader has seen of one, as far as it has come."""
     for number, message in enumerate(messages[:-1]):
@@ -304,10 +313,7 @@ def check_messages(messages):
 def check_readers(seen, forwarded):
     """A live reader sees each record, whole; an inbox sees parts of it, repeated where somebody has died."""
     assert len(set(seen)) == len(seen), "something was said twice"
-    lives = defaultdict(list)
-    for message in map(decode_answer, seen):
-        lives[message.created].append(message)
-    for messages in lives.values():
+    for messages in lives_of(map(decode_answer, seen)):
         check_messages(messages)
         assert is_last(messages[-1])
     assert set(forwarded) <= set(seen)
