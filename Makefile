@@ -38,7 +38,7 @@ report: .venv/dev
 	@$(BIN)/python -m pytest -q tests/acceptance --report $(ARGS)
 
 browser-test: .venv/browser
-	@$(BIN)/python -m pytest -q tests/browser $(ARGS)
+	@$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)
 
 chaos: .venv/dev
 	@$(BIN)/python -m bench.chaos $(ARGS)

@@ -83,14 +83,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     Console(width=REPORT_COLUMNS, highlight=False, markup=False).print(table)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """`headrace up` on its embedded defaults: broker, MLX with the demo model, the stand-in for Ollama."""
     with running(tmp_path_factory.mktemp("acceptance"), *NO_OLLAMA) as started:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pids(pipeline: Pipeline) -> dict[str, int]:
     """The processes of the roles as they were at first."""
     return pids_of(pipeline)
