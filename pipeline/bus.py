@@ -74,11 +74,12 @@ class ConsumerState(msgspec.Struct):
     delivered: Delivered
 
 
-class StreamState(msgspec.Struct):
-    """What a stream holds."""
+class StreamState(msgspec.Struct, frozen=True):
+    """What a stream holds. Of two that are equal, nothing was stored or removed in between."""
 
     messages: int
     first_seq: int
+    last_seq: int
 
 
 class _ConsumerList(msgspec.Struct):

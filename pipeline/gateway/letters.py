@@ -13,20 +13,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline import dead
-from pipeline.bus import Bus
+from pipeline.bus import Bus, StreamState
 from pipeline.core.letters import DeadLetter
 from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import answered, events_url
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import TENANT
+from pipeline.subjects import STREAM_DEAD, TENANT
 
 # Of more letters than these the latest are known here, and the latest of those listed.
 _KNOWN = 10_000
 _LISTED = 200
-# What was read no longer ago than this is not read again: many who look cost no more than one.
-_KEPT_S = 0.5
 
 
 class Entry(NamedTuple):
@@ -43,7 +41,7 @@ class Letters:
 
     bus: Bus
     _entries: deque[Entry] = field(init=False, default_factory=lambda: deque(maxlen=_KNOWN))
-    _read_at: float = field(init=False, default=float("-inf"))
+    _read_of: StreamState | None = field(init=False, default=None)
     _reading: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     async def list_all(self, request: Request) -> Response:
@@ -67,7 +65,6 @@ class Letters:
         """`POST /queue/dead/{id}/replay`: the request is queued again, under its own id."""
         latest = (await self._found(request))[-1]
         replayed = await answered(dead.replay(self.bus, latest.sequence))
-        self._read_at = float("-inf")
         if replayed is None:
             raise _no_letter(latest.row.id)
         if replayed.full:
@@ -80,7 +77,6 @@ class Letters:
         """`DELETE /queue/dead/{id}`: thrown away."""
         found = await self._found(request)
         count = sum([await answered(dead.purge(self.bus, entry.sequence)) for entry in found])
-        self._read_at = float("-inf")
         return json_response({"object": "headrace.purged", "id": found[-1].row.id, "purged": count})
 
     async def _found(self, request: Request) -> list[Entry]:
@@ -94,12 +90,12 @@ class Letters:
         raise _no_letter(given[:128])
 
     async def _visible(self, caller: Caller) -> list[Entry]:
-        """The letters that the caller may see, oldest first."""
+        """The letters that the caller may see, oldest first; read anew only where some have come or gone."""
         async with self._reading:
-            now = asyncio.get_running_loop().time()
-            if now - self._read_at > _KEPT_S:
+            now = await answered(self.bus.stream_state(STREAM_DEAD))
+            if now != self._read_of:
                 await answered(self._read())
-                self._read_at = now
+                self._read_of = now
         return [entry for entry in self._entries if caller.may_see(entry.tenant)]
 
     async def _read(self) -> None:

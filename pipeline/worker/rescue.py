@@ -71,10 +71,10 @@ class Rescue:
                 await asyncio.sleep(AGAIN_S)
 
     async def _until_time_to_look(self) -> None:
-        while self.room() <= 0 or (left_s := self._takeover.next_look() - _now()) > 0:
+        while (left_s := self._takeover.next_look() - _now()) > 0 or self.room() <= 0:
             self._heard.clear()
             try:
-                async with asyncio.timeout(AGAIN_S if self.room() <= 0 else min(left_s, self.leases.lease_s)):
+                async with asyncio.timeout(min(max(left_s, AGAIN_S), self.leases.lease_s)):
                     await self._heard.wait()
             except TimeoutError:
                 pass

@@ -165,9 +165,9 @@ class Worker:
         return status.slots_total - max(len(self._in_slots), status.slots_used) if status.state == "ready" else 0
 
     def _room_beyond(self) -> int:
-        """How many more requests may be begun that somebody else has begun before."""
+        """How many more requests may be begun that others had begun; none while slots are free for them."""
         status, running = self.engine.status(), len(self._in_slots)
-        if status.state != "ready" or status.slots_used > running:
+        if status.state != "ready" or status.slots_used > running or self._free_slots > 0:
             return 0
         return _MOST_FULL * status.slots_total - running
 

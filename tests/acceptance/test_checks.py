@@ -125,8 +125,6 @@ async def test_the_statistics_are_given_while_the_lists_are_refused(web: httpx.A
     lists = sum(await flooding, Counter())
     assert set(lists) == {200, 429}
     assert lists[429] > len(times_ms) > 0
-    assert (await web.get("/api/tags")).status_code == 429
-    await statistics_of(web)
     figure(f"{len(times_ms)} of {len(times_ms)} given while {lists[429]} of {lists.total()} lists got 429")
     figure(f"median {statistics.median(times_ms):.0f} ms, slowest {max(times_ms):.0f} ms")
 
