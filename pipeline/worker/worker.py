@@ -298,10 +298,11 @@ class Worker:
         told: tuple[str, str] | None = None
         while True:
             status = self.engine.status()
+            # First: whoever acts on the report finds that the others know.
+            await self._say_status(status.state)
             if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
                 told = (status.state, status.reason)
                 lifecycle.report(status.state, status.reason, models=status.models, simulated=self.engine.simulated)
-            await self._say_status(status.state)
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await self._changed.wait()

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nats
 import pytest
 from nats.aio.client import Client as Nats
@@ -48,6 +49,11 @@ class Pipeline:
         ready = json.loads(self._ready.read_text())
         self.url = ready["nats"]
         self.http = ready["http"]
+        # Each role is ready by its own word; the gateway says when it has heard of an engine.
+        wait_until(self._is_usable, what="the gateway's engine")
+
+    def _is_usable(self) -> bool:
+        return httpx.get(f"{self.http}/readyz").status_code == 200
 
     @property
     def screen(self) -> str:
