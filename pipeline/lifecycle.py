@@ -188,6 +188,9 @@ class Lifecycle:
             self.abort(1)
 
 
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 def run(
     main: Main, config: Config, name: str, *, log_level: str | None = None, drain_timeout_s: float | None = None
 ) -> int:
@@ -211,9 +214,13 @@ def run(
 async def _live(main: Main, config: Config, name: str, drain_timeout_s: float) -> int:
     lifecycle = Lifecycle(name, drain_timeout_s=drain_timeout_s)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         loop.add_signal_handler(number, lifecycle.on_signal, number)
-    return await lifecycle.serve(main, config)
+    try:
+        return await lifecycle.serve(main, config)
+    finally:
+        # The handlers end with the loop: a signal that came later would kill a process that has ended in order.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
