@@ -111,10 +111,10 @@ async def test_a_spilled_request_is_one_connected_trace(tmp_path):
                 answer = await asker.answer(request_id)
                 assert answer["headrace"]["spilled"]
                 await received.wait_for(lambda c: any(s.name.startswith("publish llm.reply") for s in _of(c, trace_id)))
-        # Everything has been flushed by processes that ended.
+                # One tree, under the publisher's span: each process sends its part in its own time.
+                await received.wait_for(lambda c: _roots(_of(c, trace_id)) == {publisher})
         spans = _of(received, trace_id)
-        ids = {span.span_id for span in spans}
-        assert {span.parent_id for span in spans} - ids == {publisher}, "one tree, under the publisher's span"
+        assert _roots(spans) == {publisher}
         by_name = {span.name: span for span in spans}
         assert {"queue wait", "triage", "publish llm.ollama.low", "process llm.ollama.low"} <= set(by_name)
         triage = by_name["triage"]
@@ -125,6 +125,10 @@ async def test_a_spilled_request_is_one_connected_trace(tmp_path):
         assert chat_span.attributes["gen_ai.provider.name"] == "ollama"
         assert chat_span.attributes["gen_ai.usage.output_tokens"] == answer["usage"]["completion_tokens"]
         assert chat_span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+def _roots(spans: list[Any]) -> set[str]:
+    return {span.parent_id for span in spans} - {span.span_id for span in spans}
 
 
 def _of(received: Any, trace_id: str) -> list[Any]:
