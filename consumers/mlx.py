@@ -5,7 +5,7 @@ from __future__ import annotations
 from consumers.engine.process import EngineProcess
 from pipeline.config import Config
 from pipeline.connection import Delivery
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle

@@ -21,7 +21,7 @@ from pipeline.bus import to_stored
 from pipeline.config import Config
 from pipeline.connection import BusError, Message
 from pipeline.core.admission import Admission, Waiting
-from pipeline.core.delivery import read_envelope
+from pipeline.core.envelope import read_envelope
 from pipeline.core.index import QueueIndex, State
 from pipeline.core.models import Catalogue
 from pipeline.core.saturation import Capacity, SaturationMonitor
@@ -271,15 +271,7 @@ class Monitor:
         (stream, priority), stored = where, to_stored(message)
         self._counted_at.pop(_ENGINE_OF[stream], None)
         lane = LANE_OF_SUBJECT.get(stored.subject)
-        envelope = read_envelope(
-            stored.headers,
-            priority=priority,
-            task=Task.UNTRIAGED,
-            sequence=stored.sequence,
-            stored_at=stored.stored_at,
-            delivered=1,
-            default_timeout_s=self.config.default_timeout_s,
-        )
+        envelope = read_envelope(stored, priority, default_timeout_s=self.config.default_timeout_s)
         state: State = "running" if stored.sequence <= begun.get(stored.subject, 0) else "queued"
         place = self._index.stored(envelope.id, stream, priority, stored.sequence, envelope.deadline, state)
         if envelope.deadline is None or envelope.fault is not None:

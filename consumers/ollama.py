@@ -5,7 +5,7 @@ from __future__ import annotations
 from consumers.ollama_engine import OllamaEngine
 from pipeline.config import Config
 from pipeline.connection import Delivery
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.requests import ChatRequest

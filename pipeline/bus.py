@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import msgspec
 import nats.errors
@@ -43,13 +43,14 @@ class Fenced(BusError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message as it stands in a stream; `stored_at` in UTC seconds."""
+    """A message as it stands in a stream; `stored_at` in UTC seconds. It has been handed to nobody, or nobody asks."""
 
     subject: str
     sequence: int
     stored_at: float
     headers: Headers
     data: bytes
+    delivered: ClassVar[int] = 1
 
 
 class Ack(NamedTuple):

@@ -84,6 +84,11 @@ class Delivery:
     pending: int
     _bus: Connection = field(repr=False)
 
+    @property
+    def headers(self) -> Headers:
+        """Of the request, as it was stored."""
+        return self.message.headers
+
     async def ack(self) -> None:
         """Say that the request is done with; written behind everything published before on this connection."""
         await self._bus.publish(self.message.reply, b"+ACK")

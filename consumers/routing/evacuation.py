@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pipeline.config import Config
 from pipeline.connection import BusError, Delivery
-from pipeline.core.delivery import read_envelope
+from pipeline.core.envelope import read_envelope
 from pipeline.core.saturation import STALE_S, Capacity
 from pipeline.errors import HeadraceError
 from pipeline.requests import decode_request
@@ -64,15 +64,7 @@ class Evacuation:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _take_back(self, delivery: Delivery) -> None:
-        priority = _PRIORITY_OF_CONSUMER[delivery.consumer]
-        envelope = read_envelope(
-            delivery.message.headers,
-            priority=priority,
-            task=Task.SIMPLE,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=delivery.delivered,
-        )
+        envelope = read_envelope(delivery, _PRIORITY_OF_CONSUMER[delivery.consumer], Task.SIMPLE)
         try:
             request = decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
             if await return_to_mlx(self.me, self.config, delivery, envelope, request, why="ollama is away"):

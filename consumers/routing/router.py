@@ -17,7 +17,7 @@ import msgspec
 from consumers.ollama_engine import OllamaClient
 from pipeline.config import Config
 from pipeline.connection import BusError, Delivery, Message, Subscription
-from pipeline.core.delivery import Envelope, read_envelope
+from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.models import is_internal, ollama_model_for
 from pipeline.core.saturation import Capacity
 from pipeline.core.scheduler import Scheduler
@@ -210,15 +210,7 @@ class Router:
             await give_back(self.me.bus, delivery, self._envelope(delivery))
 
     def _envelope(self, delivery: Delivery) -> Envelope:
-        lane = LANE_OF_SUBJECT[delivery.message.subject]
-        return read_envelope(
-            delivery.message.headers,
-            priority=lane.priority,
-            task=lane.task,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=delivery.delivered,
-        )
+        return read_envelope(delivery, *LANE_OF_SUBJECT[delivery.message.subject])
 
     # ---- triage
 

@@ -8,13 +8,12 @@ and is closed by exactly one last message.
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import (
     Account,
@@ -36,157 +35,8 @@ from pipeline.messages import (
     Usage,
 )
 from pipeline.messages import Answer as AnswerMessage
-from pipeline.subjects import (
-    MOVED_REASON,
-    MOVED_STORED_AT,
-    MSG_ID,
-    REPLY_TO,
-    TASK,
-    TENANT,
-    TIMEOUT,
-    Move,
-    Priority,
-    Task,
-    generated_id,
-    is_generated_id,
-    is_reply_to,
-    is_request_id,
-    reply_subject,
-    split_moved_id,
-)
+from pipeline.subjects import Move
 from pipeline.worker.engine import Piece
-
-MAX_TIMEOUT_S = 30 * 24 * 3600.0
-# How far the clocks of two brokers may be apart. A move cannot be older than what it moves, but for that.
-_CLOCK_SKEW_S = 60.0
-_REASON_MAX_CHARS = 300
-# As people write one: no sign, no name such as `inf`, no digits of other scripts, all of which `float` takes.
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What subject, headers and the broker say of a request, its body unread.
-
-    Attributes:
-        id: the request's id, valid also where the headers were not.
-        priority: from the subject.
-        task: from the subject, else `Llm-Task`, else untriaged.
-        stored_at: when the broker first stored the request, UTC seconds.
-        delivered: how often the message in hand was delivered, from 1.
-        move: what the pipeline did to the request before, if it did.
-        move_reason: why.
-        reply_to: where the answer goes besides the record, or None.
-        deadline: UTC seconds after which nobody wants the answer, or None.
-        tenant: whom it is for.
-        fault: what was wrong with the headers, to be answered instead of serving the request.
-    """
-
-    id: str
-    priority: Priority
-    task: Task
-    stored_at: float
-    delivered: int
-    move: Move | None = None
-    move_reason: str = ""
-    reply_to: str | None = None
-    deadline: float | None = None
-    tenant: str = ""
-    fault: HeadraceError | None = None
-
-    @property
-    def created(self) -> int:
-        """Tells this request's record from an older one under the same id: the second in which it was stored."""
-        return int(self.stored_at)
-
-    @property
-    def seed(self) -> int:
-        """A seed for a request that brought none: the same whoever serves it."""
-        digest = hashlib.blake2b(f"{self.id}@{self.created}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big")
-
-
-def read_envelope(
-    headers: Mapping[str, str],
-    *,
-    priority: Priority,
-    task: Task,
-    sequence: int,
-    stored_at: float,
-    delivered: int,
-    default_timeout_s: float | None = None,
-) -> Envelope:
-    """Read the headers of a stored request. Never raises: what is wrong with them stands in `fault`.
-
-    Args:
-        headers: as delivered.
-        priority: of the lane it came from.
-        task: of the lane it came from.
-        sequence: its sequence in the stream.
-        stored_at: when that stream stored it, UTC seconds.
-        delivered: its delivery count.
-        default_timeout_s: for requests that name no timeout.
-    """
-    fault: HeadraceError | None = None
-    request_id, move = generated_id(sequence), None
-    if given := headers.get(MSG_ID):
-        named, move = split_moved_id(given)
-        if is_request_id(named) and (move or not is_generated_id(named)):
-            request_id = named
-        else:
-            move = None
-            fault = _invalid(
-                MSG_ID, "an id has 1 to 128 of A-Z a-z 0-9 _ -, and `LLM-<number>` is the broker's to give"
-            )
-    if move:
-        first_stored_at = _number(headers.get(MOVED_STORED_AT, ""))
-        if first_stored_at and first_stored_at < stored_at + _CLOCK_SKEW_S:
-            stored_at = first_stored_at
-    reply_to = headers.get(REPLY_TO)
-    if reply_to is not None and not is_reply_to(reply_to, request_id):
-        fault = HeadraceError(
-            ErrorCode.REPLY_SUBJECT_DENIED,
-            "Reply-To must be a literal subject under `_INBOX.` or `llm.reply.`; "
-            f"this error was sent to {reply_subject(request_id)}",
-            param=REPLY_TO,
-        )
-        reply_to = None
-    timeout_s = default_timeout_s
-    if (given := headers.get(TIMEOUT)) is not None:
-        timeout_s = _number(given)
-        if timeout_s is None or not 0 < timeout_s <= MAX_TIMEOUT_S:
-            timeout_s = None
-            fault = fault or _invalid(TIMEOUT, f"give a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}")
-    if (task is Task.UNTRIAGED or move) and (given := headers.get(TASK)):
-        try:
-            task = Task(given.strip().lower())
-        except ValueError:
-            fault = fault or _invalid(TASK, "the task is `simple` or `complex`")
-    return Envelope(
-        id=request_id,
-        priority=priority,
-        task=task,
-        stored_at=stored_at,
-        delivered=delivered,
-        move=move,
-        move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
-        reply_to=None if reply_to == reply_subject(request_id) else reply_to,
-        deadline=None if timeout_s is None else stored_at + timeout_s,
-        tenant=headers.get(TENANT, "")[:128],
-        fault=fault,
-    )
-
-
-def _number(text: str) -> float | None:
-    if _NUMBER.fullmatch(text.strip()) is None:
-        return None
-    value = float(text)
-    return value if value < float("inf") else None
-
-
-def _invalid(header: str, message: str) -> HeadraceError:
-    return HeadraceError(ErrorCode.INVALID_REQUEST, f"bad header {header}: {message}", param=header)
-
 
 # ---- the record -----------------------------------------------------------------------------------------------------
 

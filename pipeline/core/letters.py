@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import ErrorBody
 from pipeline.subjects import (

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode
 from pipeline.messages import EngineName, Level, Load, RequestEvent
 from pipeline.subjects import Move, Priority

@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.bus import Bus, LaneFull
+from pipeline.bus import Bus, LaneFull, Stored
 from pipeline.client import Client
 from pipeline.connection import BusError, Message
-from pipeline.core.delivery import error_answer, read_envelope
+from pipeline.core.delivery import error_answer
+from pipeline.core.envelope import read_envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import encode, is_last
 from pipeline.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
@@ -49,9 +50,8 @@ class Ask:
         headers = {MSG_ID: uuid4().hex, **message.headers, REPLY_TO: message.reply}
         error = await self._store(message, headers)
         if error is not None:
-            envelope = read_envelope(
-                headers, priority=Priority.HIGH, task=Task.UNTRIAGED, sequence=0, stored_at=time.time(), delivered=1
-            )
+            unstored = Stored(message.subject, 0, time.time(), headers, message.data)
+            envelope = read_envelope(unstored, Priority.HIGH)
             await self.bus.publish(message.reply, encode(error_answer(envelope, error)))
 
     async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipeline.client import Outgoing
-from pipeline.core.delivery import MAX_TIMEOUT_S
+from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
 from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import Caller, priority_of, request_id

@@ -17,7 +17,7 @@ from starlette.types import Send
 from pipeline.bus import to_stored
 from pipeline.config import Config
 from pipeline.connection import Message
-from pipeline.core.delivery import read_envelope
+from pipeline.core.envelope import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
@@ -26,7 +26,7 @@ from pipeline.gateway.queue import Statistics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.messages import EngineName, Load, RequestEvent, WorkerStatus
 from pipeline.role import Role
-from pipeline.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, Task, ollama_subject
+from pipeline.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, ollama_subject
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +76,7 @@ class Watch:
         if priority is None:
             return
         stored = to_stored(message)
-        envelope = read_envelope(
-            stored.headers,
-            priority=priority,
-            task=Task.UNTRIAGED,
-            sequence=stored.sequence,
-            stored_at=stored.stored_at,
-            delivered=1,
-        )
-        self.recent.stored(envelope, stored.stored_at)
+        self.recent.stored(read_envelope(stored, priority), stored.stored_at)
         self._tell()
 
     async def _on_event(self, message: Message) -> None:

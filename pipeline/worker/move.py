@@ -11,7 +11,7 @@ import logging
 from pipeline.bus import Bus, Fenced, LaneFull
 from pipeline.config import Config
 from pipeline.connection import BusError, Delivery
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.models import mlx_model_for
 from pipeline.requests import ChatRequest
 from pipeline.role import Role

@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.bus import Bus, Fenced
 from pipeline.connection import Delivery
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Answer, ErrorAnswer, Last, decode_answer, encode
 from pipeline.subjects import DUPLICATE_WINDOW_S, REPLY_TO, STREAM_REPLIES, out_subject, reply_subject

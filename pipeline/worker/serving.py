@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from pipeline.bus import Bus
 from pipeline.config import Config
 from pipeline.connection import Delivery, Unreachable
-from pipeline.core.delivery import Answer, Envelope, Record, decide, error_answer, expired
+from pipeline.core.delivery import Answer, Record, decide, error_answer, expired
+from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Completion, EngineName, EventKind, RequestEvent, encode

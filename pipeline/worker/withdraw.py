@@ -16,11 +16,12 @@ from itertools import count
 
 from pipeline.bus import Bus
 from pipeline.connection import BusError
-from pipeline.core.delivery import Record, error_answer, expired, read_envelope
+from pipeline.core.delivery import Record, error_answer, expired
+from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Entry, QueueIndex
 from pipeline.errors import HeadraceError
 from pipeline.messages import RequestEvent, encode
-from pipeline.subjects import EVENT, Task, reply_subject
+from pipeline.subjects import EVENT, reply_subject
 from pipeline.worker.record import LeaseLost, RecordWriter
 from pipeline.worker.serving import event_of
 
@@ -130,14 +131,7 @@ async def withdraw(bus: Bus, entry: Entry, error: HeadraceError, *, untouched: b
     found = await bus.stored(entry.stream, entry.sequence)
     if found is None:
         return False
-    envelope = read_envelope(
-        found.headers,
-        priority=entry.priority,
-        task=Task.UNTRIAGED,
-        sequence=found.sequence,
-        stored_at=found.stored_at,
-        delivered=1,
-    )
+    envelope = read_envelope(found, entry.priority)
     writer = RecordWriter(bus, envelope, lambda: True)
     answer = error_answer(envelope, error)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.connection import Delivery, Message, Unreachable
-from pipeline.core.delivery import Envelope, read_envelope
+from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
@@ -199,15 +199,7 @@ class Worker:
 
     def _envelope(self, delivery: Delivery) -> Envelope:
         lane = self._lane_of[delivery.consumer]
-        return read_envelope(
-            delivery.message.headers,
-            priority=lane.priority,
-            task=lane.task,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=delivery.delivered,
-            default_timeout_s=self.config.default_timeout_s,
-        )
+        return read_envelope(delivery, lane.priority, lane.task, default_timeout_s=self.config.default_timeout_s)
 
     # ---- serving
 

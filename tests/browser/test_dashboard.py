@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from pipeline.bus import Bus
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import make_key

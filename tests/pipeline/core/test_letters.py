@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.letters import REPLAY_REASON, DeadLetter, letter_headers, read_letter
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.subjects import (

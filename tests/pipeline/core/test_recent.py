@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.recent import WINDOW_S, Recent, Seen
 from pipeline.errors import ErrorCode
 from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots

@@ -10,7 +10,7 @@ import pytest
 from pipeline import topology
 from pipeline.bus import Bus
 from pipeline.config import Config
-from pipeline.core.delivery import Envelope
+from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import make_key

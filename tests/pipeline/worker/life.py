@@ -16,7 +16,7 @@ from consumers.ollama import ToMlx
 from pipeline.bus import Bus, Stored, to_stored
 from pipeline.config import Config
 from pipeline.connection import Delivery
-from pipeline.core.delivery import Envelope, read_envelope
+from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Entry
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import PerPriorityCount, Slots, Usage, WorkerStatus
@@ -271,14 +271,7 @@ class Life:
 
     def envelope(self, delivery: Delivery) -> Envelope:
         lane = LANE_OF_CONSUMER.get(delivery.consumer) or Lane(OLLAMA_CONSUMERS[delivery.consumer], Task.SIMPLE)
-        return read_envelope(
-            delivery.message.headers,
-            priority=lane.priority,
-            task=lane.task,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=delivery.delivered,
-        )
+        return read_envelope(delivery, *lane)
 
     async def can_be_had(self, consumer: str) -> bool:
         """Whether the request stands there in nobody's hands."""

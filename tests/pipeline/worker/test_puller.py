@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import topology
 from pipeline.bus import Bus
-from pipeline.core.delivery import read_envelope
-from pipeline.subjects import LANES, MSG_ID, STREAM_REQUESTS, Priority, Task
+from pipeline.core.envelope import read_envelope
+from pipeline.subjects import LANES, MSG_ID, STREAM_REQUESTS, Priority
 from pipeline.worker.move import give_back, times_given_back
 from pipeline.worker.puller import Puller
 from tests.waiting import eventually
@@ -219,14 +219,7 @@ async def test_surplus_given_back_costs_no_attempt(pulling, config):
     await publish(pulling.bus, "a")
     for times in range(4):
         delivery = await pulling.take()
-        envelope = read_envelope(
-            delivery.message.headers,
-            priority=Priority.HIGH,
-            task=Task.UNTRIAGED,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=delivery.delivered,
-        )
+        envelope = read_envelope(delivery, Priority.HIGH)
         assert delivery.delivered - await times_given_back(pulling.bus, delivery) == 1
         await give_back(pulling.bus, delivery, envelope)
         assert await times_given_back(pulling.bus, delivery) == times + 1
@@ -237,14 +230,7 @@ async def test_what_is_stored_again_under_its_id_has_been_given_back_by_nobody(p
         await pulling.bus.store("llm.request.high", b"x", headers={MSG_ID: f"a{move}"})
         delivery = await pulling.take()
         assert await times_given_back(pulling.bus, delivery) == 0
-        envelope = read_envelope(
-            delivery.message.headers,
-            priority=Priority.HIGH,
-            task=Task.UNTRIAGED,
-            sequence=delivery.sequence,
-            stored_at=delivery.stored_at,
-            delivered=1,
-        )
+        envelope = read_envelope(delivery, Priority.HIGH)
         assert envelope.id == "a"
         await give_back(pulling.bus, delivery, envelope)
         again = await eventually(pulling.take, what="the redelivery")
@@ -255,9 +241,7 @@ async def test_what_is_stored_again_under_its_id_has_been_given_back_by_nobody(p
 async def test_what_was_given_back_is_remembered_by_a_broker_that_was_killed(pulling, nats_server):
     await publish(pulling.bus, "a")
     delivery = await pulling.take()
-    envelope = read_envelope(
-        delivery.message.headers, priority=Priority.HIGH, task=Task.UNTRIAGED, sequence=1, stored_at=1.0, delivered=1
-    )
+    envelope = read_envelope(delivery, Priority.HIGH)
     await give_back(pulling.bus, delivery, envelope)
     again = asyncio.Event()
     pulling.bus.on_reconnect(again.set)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.core.delivery import Envelope, error_answer
+from pipeline.core.delivery import error_answer
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Chunk, ChunkChoice, Delta, ErrorAnswer, encode
 from pipeline.subjects import MSG_ID, STREAM_REPLIES, STREAM_REQUESTS, Priority, Task, reply_subject

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pipeline.core.delivery import Envelope, error_answer
+from pipeline.core.delivery import error_answer
+from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Chunk, Completion, is_last
 from pipeline.subjects import STREAM_REQUESTS, Move, Priority, Task
