@@ -6,10 +6,9 @@ from consumers.engine.process import EngineProcess
 from pipeline.config import Config
 from pipeline.connection import Delivery
 from pipeline.core.envelope import Envelope
-from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.requests import ChatRequest
+from pipeline.requests import EmbeddingRequest, Request
 from pipeline.role import Role, role
 from pipeline.subjects import LANES, QUEUED_PREFIX, STREAM_REQUESTS, Move, ollama_subject
 from pipeline.worker.move import move
@@ -25,7 +24,7 @@ class ToOllama:
         self._me = me
         self._config = config
 
-    async def offer(self, delivery: Delivery, envelope: Envelope, request: ChatRequest, error: HeadraceError) -> bool:
+    async def offer(self, delivery: Delivery, envelope: Envelope, request: Request, error: HeadraceError) -> bool:
         """As `Elsewhere.offer`.
 
         Raises:
@@ -33,10 +32,7 @@ class ToOllama:
         """
         if error.code is not ErrorCode.MODEL_NOT_FOUND or envelope.move is Move.RETURNED:
             return False
-        config, peers = self._config, self._me.peers
-        catalogue = Catalogue(peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models)
-        catalogue.engines_for(request.wanted_model)
-        model = catalogue.model_on("ollama", request.wanted_model)
+        model = self._model_for(request)
         if model is None:
             return False
         return await move(
@@ -49,6 +45,13 @@ class ToOllama:
             task=envelope.task,
             reason=f"only ollama has the model {model}",
         )
+
+    def _model_for(self, request: Request) -> str | None:
+        catalogue = self._me.peers.catalogue(self._config)
+        if isinstance(request, EmbeddingRequest):
+            return catalogue.embedder(request.wanted_model)
+        catalogue.engines_for(request.wanted_model)
+        return catalogue.model_on("ollama", request.wanted_model)
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:

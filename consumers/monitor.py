@@ -23,7 +23,6 @@ from pipeline.connection import BusError, Message
 from pipeline.core.admission import Admission, Waiting
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import QueueIndex, State
-from pipeline.core.models import Catalogue
 from pipeline.core.saturation import Capacity, SaturationMonitor
 from pipeline.core.scheduler import shares
 from pipeline.core.statistics import Statistics
@@ -318,11 +317,7 @@ class Monitor:
         )
 
     async def _answer_models(self, _: bytes) -> bytes:
-        config = self.config
-        catalogue = Catalogue(
-            self.me.peers.models("mlx"), self.me.peers.models("ollama"), config.spill_models, config.internal_models
-        )
-        return msgspec.json.encode(ModelList([Model(name) for name in catalogue.listed()]))
+        return msgspec.json.encode(ModelList([Model(name) for name in self.me.peers.catalogue(self.config).listed()]))
 
     async def _answer_position(self, body: bytes) -> bytes:
         request_id = body.decode(errors="replace").strip().strip('"')

@@ -8,7 +8,7 @@ from pipeline.connection import Delivery
 from pipeline.core.envelope import Envelope
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
-from pipeline.requests import ChatRequest
+from pipeline.requests import Request
 from pipeline.role import Role, role
 from pipeline.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
 from pipeline.worker.move import return_to_mlx
@@ -27,7 +27,7 @@ class ToMlx:
         self._me = me
         self._config = config
 
-    async def offer(self, delivery: Delivery, envelope: Envelope, request: ChatRequest, error: HeadraceError) -> bool:
+    async def offer(self, delivery: Delivery, envelope: Envelope, request: Request, error: HeadraceError) -> bool:
         """As `Elsewhere.offer`."""
         if error.code in _FINAL:
             return False

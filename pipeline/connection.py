@@ -203,6 +203,11 @@ class Connection:
         """Whether the connection stands now."""
         return bool(self.nc.is_connected)
 
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the broker takes, bytes."""
+        return self.nc.max_payload
+
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Have callback called each time the connection is back: what was in flight on it is gone."""
         self._reconnected.append(callback)

@@ -1,7 +1,7 @@
 """The messages of the wire contract as msgspec structs: answers, load, state, events. Requests: `pipeline.requests`.
 
-Answers are told apart by their `object`. Source of the shapes: the OpenAI API reference (chat completions) and this
-project's `docs/protocol.md`.
+Answers are told apart by their `object`. Source of the shapes: the OpenAI API reference (chat completions, embeddings)
+and this project's `docs/protocol.md`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,32 @@ class Completion(Struct, tag_field="object", tag="chat.completion"):
     headrace: Account
 
 
+class Embedding(Struct):
+    """The vector of one text: numbers, or, as `base64`, 32-bit floats in little-endian order."""
+
+    embedding: list[float] | str
+    index: int
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(Struct):
+    """Exact token counts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Struct, tag_field="object", tag="list"):
+    """The last message of a request whose texts were embedded, in their order."""
+
+    id: str
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+    headrace: Account
+
+
 class ErrorBody(Struct):
     """An error as OpenAI's clients read it."""
 
@@ -162,8 +188,9 @@ class ErrorAnswer(Struct, tag_field="object", tag="error"):
     error: ErrorBody
 
 
-Answer = Status | Chunk | Completion | ErrorAnswer
-Last = Completion | ErrorAnswer
+Success = Completion | EmbeddingList
+Last = Success | ErrorAnswer
+Answer = Status | Chunk | Last
 
 _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
@@ -175,7 +202,7 @@ def decode_answer(data: bytes) -> Answer:
 
 def is_last(message: Answer) -> bool:
     """Whether nothing comes after message."""
-    return isinstance(message, Completion | ErrorAnswer)
+    return isinstance(message, Last)
 
 
 # ---- load and state -------------------------------------------------------------------------------------------------
@@ -229,8 +256,9 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     """What one worker says of itself, at every change and every second; `gone` is its last word.
 
     `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
-    `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out, and
-    `tool_models` those of them that are known to call tools. `simulated`: no model is run; `standin`: it is headrace's
+    `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out,
+    `tool_models` those of them that are known to call tools, and `embedding_models` those that make embeddings and no
+    answers. `simulated`: no model is run; `standin`: it is headrace's
     own stand-in that answers for Ollama. `held` counts the requests in its hands by durable consumer, also those that
     have left their slot.
     """
@@ -252,6 +280,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     standin: bool = False
     held: dict[str, int] = field(default_factory=dict)
     tool_models: list[str] = field(default_factory=list)
+    embedding_models: list[str] = field(default_factory=list)
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]

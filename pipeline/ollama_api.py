@@ -3,7 +3,8 @@
 Two servers speak it: the gateway, in front of the pipeline, and the stand-in, in front of one engine. The client's
 side, in `consumers.ollama_engine`, is written apart, so that a misreading of the protocol cannot cancel itself out.
 
-Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`).
+Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/api/embed`, `/api/tags`,
+`/api/show`, `/api/ps`).
 """
 
 from __future__ import annotations
@@ -97,6 +98,26 @@ class GenerateBody(Body):
         """The prompt as fields of the pipeline's requests."""
         turns = [Turn("system", self.system)] if self.system else []
         return {"messages": _conversation([*turns, Turn("user", self.prompt)])}
+
+
+class EmbedBody(Struct):
+    """The body of `POST /api/embed`."""
+
+    model: str = ""
+    input: str | list[str] | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+
+
+class EmbeddingBody(Struct):
+    """The body of `POST /api/embeddings`, which `embed` has taken the place of."""
+
+    model: str = ""
+    prompt: str | None = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
 
 
 class ShowBody(Struct):

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pipeline.bus import Bus
+from pipeline.config import Config
 from pipeline.connection import Message
+from pipeline.core.models import Catalogue
 from pipeline.core.saturation import STALE_S
 from pipeline.messages import EngineName, Load, WorkerStatus
 from pipeline.subjects import LOAD, WORKER
@@ -50,6 +52,20 @@ class Peers:
     def models(self, engine: EngineName) -> list[str]:
         """The names that engine's workers answer to, each once."""
         return list(dict.fromkeys(name for status in self.workers(engine) for name in status.models))
+
+    def embedding_models(self) -> list[str]:
+        """The names of the models that make embeddings and no answers, each once."""
+        return list(dict.fromkeys(name for status in self.workers("ollama") for name in status.embedding_models))
+
+    def catalogue(self, config: Config) -> Catalogue:
+        """All the models that there are now."""
+        return Catalogue(
+            self.models("mlx"),
+            self.models("ollama"),
+            config.spill_models,
+            config.internal_models,
+            self.embedding_models(),
+        )
 
     def tool_models(self) -> set[str]:
         """The names of the models that some worker's engine is known to call tools with."""

@@ -1,12 +1,12 @@
-"""The body of a request: OpenAI's chat completion as msgspec structs, decoded strictly.
+"""The body of a request: OpenAI's chat completion, or its embeddings, as msgspec structs, decoded strictly.
 
 What would change the answer and cannot be honoured is refused; a field nobody knows is ignored. Source of the shapes:
-the OpenAI API reference (chat completions) and this project's `docs/protocol.md`.
+the OpenAI API reference (chat completions, embeddings) and this project's `docs/protocol.md`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -17,6 +17,8 @@ from pipeline.messages import ToolCall
 MAX_STOPS = 16
 MAX_TOOLS = 128
 MAX_NESTING = 64
+# As at OpenAI.
+MAX_INPUTS = 2048
 _MAX_ERROR_CHARS = 300
 
 
@@ -101,14 +103,17 @@ _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
+_ModelName = Annotated[str, Meta(max_length=256)]
+
+
 class ChatRequest(Struct, omit_defaults=True):
-    """The body of a request: what OpenAI's chat completion takes, plus `prompt` for short and a few sampling
+    """A request for an answer: what OpenAI's chat completion takes, plus `prompt` for short and a few sampling
     parameters of MLX and Ollama (`top_k`, `min_p`, `repetition_penalty`). Absent and null are the same.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
     prompt: Annotated[str, Meta(min_length=1)] | None = None
-    model: Annotated[str, Meta(max_length=256)] | None = None
+    model: _ModelName | None = None
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -161,7 +166,7 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def wanted_model(self) -> str | None:
         """The model asked for by name, or None where any engine may answer."""
-        return None if self.model in (None, "", "auto") else self.model
+        return _wanted(self.model)
 
     @property
     def chat(self) -> list[ChatMessage]:
@@ -169,6 +174,39 @@ class ChatRequest(Struct, omit_defaults=True):
         if self.messages is not None:
             return self.messages
         return [ChatMessage(role="user", content=self.prompt)]
+
+
+EncodingFormat = Literal["float", "base64"]
+_Input = Annotated[str, Meta(min_length=1)]
+
+
+class EmbeddingRequest(Struct, omit_defaults=True):
+    """A request for embeddings: what OpenAI's takes, and `truncate` as Ollama has it (cut what is too long for the
+    model, which is the default; else refuse it). Texts only: tokens belong to one model's vocabulary.
+    """
+
+    input: _Input | Annotated[list[_Input], Meta(min_length=1, max_length=MAX_INPUTS)]
+    model: _ModelName | None = None
+    dimensions: _Count | None = None
+    encoding_format: EncodingFormat | None = None
+    truncate: bool | None = None
+
+    @property
+    def wanted_model(self) -> str | None:
+        """The model asked for by name, or None where any may embed."""
+        return _wanted(self.model)
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be embedded, in order."""
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+Request = ChatRequest | EmbeddingRequest
+
+
+def _wanted(model: str | None) -> str | None:
+    return None if model in (None, "", "auto") else model
 
 
 # Parameters that would change the answer and cannot be honoured: with these values, beside null, they do not.
@@ -191,33 +229,65 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
 }
 
-_request_decoder = msgspec.json.Decoder(ChatRequest)
+_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_embedding_decoder = msgspec.json.Decoder(EmbeddingRequest)
+_Read = TypeVar("_Read", ChatRequest, EmbeddingRequest)
 
 
-def decode_request(body: bytes, *, max_body_bytes: int) -> ChatRequest:
+def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
     """Read a request's body: JSON when its first character is `{`, plain text (the prompt) otherwise.
+
+    A request with an `input`, and neither `messages` nor a `prompt`, is one for embeddings.
 
     Raises:
         HeadraceError: `request_too_large`, `invalid_request` (with the field in `param`), or
             `unsupported_parameter` for what would change the answer and cannot be honoured by any engine.
     """
+    chat = _read_chat(body, max_body_bytes)
+    # Looked for first: to read a long body once more takes longer than all the rest.
+    if chat.messages is None and chat.prompt is None and b'"input"' in body:
+        return decode_embedding(body, max_body_bytes=max_body_bytes)
+    _check(chat)
+    return chat
+
+
+def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
+    """As `decode_request`, of a body that must be a chat's."""
+    chat = _read_chat(body, max_body_bytes)
+    _check(chat)
+    return chat
+
+
+def decode_embedding(body: bytes, *, max_body_bytes: int) -> EmbeddingRequest:
+    """As `decode_request`, of a body that must be one for embeddings."""
+    _check_size(body, max_body_bytes)
+    return _decode(_embedding_decoder, body)
+
+
+def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
+    _check_size(body, max_body_bytes)
+    if not body.startswith(b"{"):
+        return ChatRequest(prompt=_decode_text(body))
+    return _decode(_chat_decoder, body)
+
+
+def _check_size(body: bytes, max_body_bytes: int) -> None:
     if len(body) > max_body_bytes:
         raise HeadraceError(
             ErrorCode.REQUEST_TOO_LARGE,
             f"the request has {len(body)} bytes; at most {max_body_bytes} are accepted",
         )
-    if not body.startswith(b"{"):
-        return ChatRequest(prompt=_decode_text(body))
+
+
+def _decode(decoder: msgspec.json.Decoder[_Read], body: bytes) -> _Read:
     try:
-        request = _request_decoder.decode(body)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, _short(str(error)), param=_param_at_fault(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "the body is nested too deeply") from None
-    _check(request)
-    return request
 
 
 def _decode_text(body: bytes) -> str:

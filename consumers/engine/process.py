@@ -21,7 +21,7 @@ from pipeline.core.models import Catalogue
 from pipeline.core.probation import Probation
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import EngineName, WorkerState
-from pipeline.worker.engine import EngineStatus, Piece, Work
+from pipeline.worker.engine import Embedder, EngineStatus, Piece, Work
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class EngineProcess:
         name: the engine's name on the wire.
         served_name: the model's name on the wire, where it shall not be its own.
     """
+
+    embedder: Embedder | None = None
 
     def __init__(self, config: Config, *, name: EngineName = "mlx", served_name: str = "") -> None:
         self.name: EngineName = name

@@ -69,6 +69,17 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
+    async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The vectors of texts. Cancelling it hangs up, and the server stops.
+
+        Raises:
+            OllamaError: it failed.
+        """
+        try:
+            return await self._ollama.body("POST", "/api/embed", body)
+        except Exception as error:
+            raise _translated(error) from None
+
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The parts of a streamed answer. Closing the iterator, or cancelling it, hangs up, and the server
         stops.

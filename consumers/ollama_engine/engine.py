@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
+import msgspec
+
 from consumers.ollama_engine.client import OllamaClient, OllamaError
 from consumers.ollama_engine.generation import OllamaGeneration
 from consumers.ollama_engine.rates import Rates
-from consumers.ollama_engine.wire import Model, blames_request, chat_body, says_too_long
+from consumers.ollama_engine.wire import Model, blames_request, chat_body, embed_body, read_embedded, says_too_long
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, Permit
-from pipeline.core.models import is_internal, mlx_model_for, ollama_model_for
+from pipeline.core.models import embedder_for, is_internal, mlx_model_for, ollama_model_for
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import EngineName, WorkerState
-from pipeline.worker.engine import EngineStatus, Work
+from pipeline.requests import EmbeddingRequest
+from pipeline.worker.engine import Embedded, Embedder, EngineStatus, Work
 
 REFRESH_S = 10.0  # between two looks at the models of a healthy server
 RETRY_S = 0.2  # between the first two looks at a server that does not answer; then the breaker says
@@ -42,8 +45,10 @@ class OllamaEngine:
 
     name: EngineName = "ollama"
     simulated: bool = False
+    embedder: Embedder | None
 
     def __init__(self, config: Config, host: str = "") -> None:
+        self.embedder = self
         self._config = config
         self._client = OllamaClient(host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s)
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
@@ -81,13 +86,19 @@ class OllamaEngine:
         internal = self._config.internal_models
         return [model for model in self._models if model.chats and not is_internal(model.name, internal)]
 
+    @property
+    def _embedding_models(self) -> list[str]:
+        internal = self._config.internal_models
+        return [model.name for model in self._models if model.embeds and not is_internal(model.name, internal)]
+
     def status(self) -> EngineStatus:
         """The engine as it is now; down while the server does not answer, refuses to work, or has no usable
         model.
         """
         reason = self._breaker.reason or self._unseen
         models = [model.name for model in self._usable]
-        if not reason and not models:
+        embedding_models = self._embedding_models
+        if not reason and not (models or embedding_models):
             reason = f"the Ollama at {self.url} has no model that may answer: pull one with `ollama pull`"
         state: WorkerState = "down" if reason else "ready"
         return EngineStatus(
@@ -101,6 +112,7 @@ class OllamaEngine:
             reason=reason,
             standin=any(model.family in (STANDIN_FAMILY, SIMULATED_FAMILY) for model in self._usable),
             tool_models=[model.name for model in self._usable if model.calls_tools],
+            embedding_models=embedding_models,
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -109,7 +121,7 @@ class OllamaEngine:
 
     def _changed(self) -> None:
         status = self.status()
-        current = (status.state, status.reason, status.models, status.slots_used)
+        current = (status.state, status.reason, status.models, status.embedding_models, status.slots_used)
         if current != self._told:
             self._told = current
             for callback in self._callbacks:
@@ -124,20 +136,37 @@ class OllamaEngine:
                 server has.
         """
         internal = self._config.internal_models
-        if model is not None and is_internal(model, internal):
+        self._check_internal(model)
+        names = [usable.name for usable in self._usable]
+        found = ollama_model_for(model, self._config.spill_models, names, internal)
+        if found is None:
+            raise self._missing(model, "any model that may answer")
+        return found
+
+    def embedding_model(self, model: str | None) -> str:
+        """As `Embedder.embedding_model`; None: the first by name."""
+        self._check_internal(model)
+        chatting = [usable.name for usable in self._usable]
+        found = embedder_for(model, self._embedding_models, chatting, self._config.internal_models)
+        if found is None:
+            raise self._missing(model, "any model that makes embeddings")
+        return found
+
+    def _check_internal(self, model: str | None) -> None:
+        if model is not None and is_internal(model, self._config.internal_models):
             raise HeadraceError(
                 ErrorCode.MODEL_INTERNAL,
                 f"the model {model[:80]!r} is kept for the pipeline's own work and answers no requests",
                 param="model",
             )
-        names = [usable.name for usable in self._usable]
-        found = ollama_model_for(model, self._config.spill_models, names, internal)
-        if found is not None:
-            return found
+
+    def _missing(self, model: str | None, any_: str) -> HeadraceError:
         if not self._models and self._unseen:
-            raise HeadraceError(ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}")
-        asked = "any model that may answer" if model is None else f"the model {model[:80]!r}"
-        raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model")
+            return HeadraceError(ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}")
+        asked = any_ if model is None else f"the model {model[:80]!r}"
+        return HeadraceError(
+            ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model"
+        )
 
     # ---- work ----------------------------------------------------------------------------------------------
 
@@ -155,25 +184,47 @@ class OllamaEngine:
             )
         body = chat_body(work, default_max_tokens=self._config.default_max_tokens)
         now = asyncio.get_running_loop().time()
-        permit = self._breaker.permit(now) if self._breaker.closed else None
-        if permit is None:
-            raise HeadraceError(
-                ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} is left alone: {self._breaker.reason}"
-            )
+        permit = self._permit(now)
         self._rates.begun(now)
         generation = OllamaGeneration(
             work.id,
             self._client.chat(body),
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
-            failure=lambda error: self._failure(work, permit, error),
+            failure=lambda error: self._failure(permit, error, another_may=self._another_may_answer(work)),
             ended=lambda ended: self._ended(ended, permit),
         )
         self._generations.add(generation)
         self._changed()
         return generation
 
-    def _failure(self, work: Work, permit: Permit, error: OllamaError) -> HeadraceError:
-        """What an error of the server's means: to the breaker, and to the request."""
+    async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
+        """As `Embedder.embed`. What it takes is no part of the rates, which are those of answers."""
+        loop = asyncio.get_running_loop()
+        permit = self._permit(loop.time())
+        try:
+            answer = await self._client.embed(embed_body(request, model))
+            embedded = read_embedded(answer, len(request.texts))
+        except OllamaError as error:
+            raise self._failure(permit, error, another_may=False) from None
+        except msgspec.ValidationError as error:
+            wrong = OllamaError(f"an answer that is not Ollama's: {error}")
+            raise self._failure(permit, wrong, another_may=False) from None
+        except asyncio.CancelledError:
+            self._breaker.abandoned(permit, loop.time())
+            raise
+        self._breaker.succeeded(permit)
+        return embedded
+
+    def _permit(self, now: float) -> Permit:
+        permit = self._breaker.permit(now) if self._breaker.closed else None
+        if permit is None:
+            raise HeadraceError(
+                ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} is left alone: {self._breaker.reason}"
+            )
+        return permit
+
+    def _failure(self, permit: Permit, error: OllamaError, *, another_may: bool) -> HeadraceError:
+        """What an error of the server's means: to the breaker, and to a request that another engine may answer."""
         fault_of_request = blames_request(error.message) or (
             error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
         )
@@ -182,7 +233,7 @@ class OllamaEngine:
         else:
             self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
         self._look_now.set()
-        if not fault_of_request or self._another_may_answer(work):
+        if not fault_of_request or another_may:
             return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama did not answer the request: {error.message}")
         return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
 

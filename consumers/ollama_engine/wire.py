@@ -1,6 +1,6 @@
-"""Between the pipeline's words and those of Ollama's chat API: bodies out, parts in. No I/O.
+"""Between the pipeline's words and those of Ollama's API: bodies out, parts in. No I/O.
 
-Source of the shapes: Ollama's API reference (`POST /api/chat`, `GET /api/tags`).
+Source of the shapes: Ollama's API reference (`POST /api/chat`, `POST /api/embed`, `GET /api/tags`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from msgspec import Struct, field
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import FinishReason, FunctionCall, ToolCall, Usage
-from pipeline.requests import ChatMessage, ChatRequest
-from pipeline.worker.engine import Piece, Work
+from pipeline.requests import ChatMessage, ChatRequest, EmbeddingRequest
+from pipeline.worker.engine import Embedded, Piece, Work
 
 # Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".
 _SEED_MODULUS = 2**31
@@ -24,6 +24,7 @@ _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|av
 _BLAMES_REQUEST = re.compile(r"^(invalid format|invalid JSON schema|option \")|no input provided", re.IGNORECASE)
 _CHAT = "completion"
 _TOOLS = "tools"
+_EMBEDDING = "embedding"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 
 
@@ -54,6 +55,16 @@ def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
         body["tools"] = msgspec.to_builtins(request.tools)
     if (form := _format(request)) is not None:
         body["format"] = form
+    return body
+
+
+def embed_body(request: EmbeddingRequest, model: str) -> dict[str, Any]:
+    """The body of `POST /api/embed` for a request."""
+    body: dict[str, Any] = {"model": model, "input": request.texts}
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
+    if request.truncate is not None:
+        body["truncate"] = request.truncate
     return body
 
 
@@ -180,6 +191,21 @@ class Reader:
         return "tool_calls" if self._calls else "stop"
 
 
+class _Embeddings(Struct):
+    """The answer of `POST /api/embed`."""
+
+    embeddings: list[list[float]]
+    prompt_eval_count: int = 0
+
+
+def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
+    """The vectors in an answer of `POST /api/embed`; raises msgspec.ValidationError for none, or others than asked."""
+    read = msgspec.convert(answer, _Embeddings)
+    if len(read.embeddings) != texts:
+        raise msgspec.ValidationError(f"{len(read.embeddings)} vectors for {texts} texts")
+    return Embedded(read.embeddings, read.prompt_eval_count)
+
+
 def join(first: Piece, then: Piece) -> Piece:
     """Two pieces that follow each other, as one."""
     return Piece(
@@ -229,11 +255,20 @@ class Model(Struct):
         """Whether it answers chats on this machine: no embedding model, and none that Ollama runs in a cloud,
         since a request must not leave the machine because a queue was full.
         """
-        if not self.name or self.remote_host:
-            return False
         if self.capabilities is not None:
-            return _CHAT in self.capabilities
-        return self.family not in _EMBEDDING_FAMILIES
+            return self._is_here and _CHAT in self.capabilities
+        return self._is_here and self.family not in _EMBEDDING_FAMILIES
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is on this machine for embeddings, and nothing else."""
+        if self.capabilities is not None:
+            return self._is_here and _EMBEDDING in self.capabilities and _CHAT not in self.capabilities
+        return self._is_here and self.family in _EMBEDDING_FAMILIES
+
+    @property
+    def _is_here(self) -> bool:
+        return bool(self.name) and not self.remote_host
 
     @property
     def calls_tools(self) -> bool:

@@ -18,14 +18,14 @@ from consumers.ollama_engine import OllamaClient
 from pipeline.config import Config
 from pipeline.connection import BusError, Delivery, Message, Subscription
 from pipeline.core.envelope import Envelope, read_envelope
-from pipeline.core.models import is_internal, ollama_model_for
+from pipeline.core.models import is_internal
 from pipeline.core.saturation import Capacity
 from pipeline.core.scheduler import Scheduler
 from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, classify, saturated, spill
 from pipeline.errors import HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import EventKind, RequestEvent, encode
-from pipeline.requests import ChatRequest, decode_request
+from pipeline.requests import ChatRequest, EmbeddingRequest, Request, decode_request
 from pipeline.role import Role
 from pipeline.subjects import (
     EVENT,
@@ -267,7 +267,8 @@ class Router:
             waiting = Waiting(
                 verdict=verdict,
                 priority=envelope.priority,
-                ollama_may=self._ollama_model(request) is not None,
+                ollama_may=self._ollama_may(request),
+                mlx_may=self._mlx_may(request),
                 moved=envelope.move not in (None, Move.REPLAYED),
             )
             decision = spill(waiting, load, time.time() - load.at if load else 0.0, room)
@@ -283,15 +284,15 @@ class Router:
                 raise LeaseLost
             await self._carry_out(delivery, envelope, verdict, decision, waited_ms)
 
-    def _read(self, delivery: Delivery, envelope: Envelope) -> ChatRequest:
+    def _read(self, delivery: Delivery, envelope: Envelope) -> Request:
         if envelope.fault is not None:
             raise envelope.fault
         return decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
 
-    async def _verdict(self, request: ChatRequest, envelope: Envelope) -> Verdict:
+    async def _verdict(self, request: Request, envelope: Envelope) -> Verdict:
         """What kind of work it is."""
         verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
-        if not verdict.certain and self._classifies:
+        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies:
             return await self._second_opinion(request, verdict)
         return verdict
 
@@ -305,9 +306,18 @@ class Router:
             return verdict
         return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
 
-    def _ollama_model(self, request: ChatRequest) -> str | None:
-        there = self.me.peers.models("ollama")
-        return ollama_model_for(request.wanted_model, self.config.spill_models, there, self.config.internal_models)
+    def _ollama_may(self, request: Request) -> bool:
+        wanted, catalogue = request.wanted_model, self.me.peers.catalogue(self.config)
+        if isinstance(request, EmbeddingRequest):
+            return catalogue.embedder_on_ollama(wanted) is not None
+        return catalogue.model_on("ollama", wanted) is not None
+
+    def _mlx_may(self, request: Request) -> bool:
+        """Whether MLX has the model; while no worker says what it has, it may have any."""
+        if isinstance(request, EmbeddingRequest):
+            return False
+        catalogue = self.me.peers.catalogue(self.config)
+        return not catalogue.mlx or catalogue.model_on("mlx", request.wanted_model) is not None
 
     async def _carry_out(
         self,

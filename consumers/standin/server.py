@@ -1,4 +1,4 @@
-"""The stand-in's endpoints: one model under one name, Ollama's paths, bodies and statuses."""
+"""The stand-in's endpoints: one model that chats and one that embeds, Ollama's paths, bodies and statuses."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from consumers.standin.answers import Answer, Slots
+from consumers.standin.embedding import DIMENSIONS, EMBEDDER, count, embedding
 from consumers.standin.wire import ApiError, decode, work_of
 from pipeline.core.models import same_model
-from pipeline.ollama_api import FOR_EVER, Body, ChatBody, GenerateBody, Message, Part, ShowBody, time_text
+from pipeline.ollama_api import FOR_EVER, Body, ChatBody, EmbedBody, GenerateBody, Message, Part, ShowBody, time_text
 from pipeline.worker.engine import Engine
 
 VERSION = "0.0.0-headrace-standin"
@@ -37,7 +38,9 @@ class Server:
         self._engine = engine
         self._name = name
         self._slots = Slots(engine, parallel)
-        self._entry = _entry(name, behind, weights, simulated=engine.simulated)
+        can = ["completion", "tools"] if _calls_tools(weights) else ["completion"]
+        self._entry = _entry(name, behind, weights, family="simulated" if engine.simulated else "headrace", can=can)
+        self._embedder = _entry(EMBEDDER, "", None, family="headrace", can=["embedding"])
 
     def app(self) -> Starlette:
         """The server as an ASGI application."""
@@ -49,30 +52,34 @@ class Server:
             Route("/api/show", self._show, methods=["POST"]),
             Route("/api/chat", self._chat, methods=["POST"]),
             Route("/api/generate", self._generate, methods=["POST"]),
+            Route("/api/embed", self._embed, methods=["POST"]),
         ]
         return Starlette(routes=routes, exception_handlers={ApiError: _refusal})
 
     async def _about(self, _: Request) -> Response:
         return PlainTextResponse(
             "This is headrace's stand-in for Ollama: it speaks Ollama's protocol in front of one model, "
-            f"{self._name}. Ollama itself is not running here."
+            f"{self._name}, and makes embeddings by {EMBEDDER}. Ollama itself is not running here."
         )
 
     async def _version(self, _: Request) -> Response:
         return _json({"version": VERSION})
 
     async def _tags(self, _: Request) -> Response:
-        return _json({"models": [self._entry]})
+        return _json({"models": [self._entry, self._embedder]})
 
     async def _ps(self, _: Request) -> Response:
-        entry = {key: self._entry[key] for key in ("name", "model", "size", "digest", "details")}
-        return _json({"models": [entry | {"expires_at": FOR_EVER, "size_vram": 0}]})
+        shown = ("name", "model", "size", "digest", "details")
+        entries = [{key: entry[key] for key in shown} for entry in (self._entry, self._embedder)]
+        return _json({"models": [entry | {"expires_at": FOR_EVER, "size_vram": 0} for entry in entries]})
 
     async def _show(self, request: Request) -> Response:
         body = decode(await request.body(), ShowBody)
-        self._check_model(body.model or body.name)
-        shown = {key: self._entry[key] for key in ("details", "capabilities", "modified_at")}
-        about = {"general.architecture": self._entry["details"]["family"], "general.basename": self._name}
+        entry = self._embedder if same_model(body.model or body.name, EMBEDDER) else self._entry
+        if entry is self._entry:
+            self._check_model(body.model or body.name)
+        shown = {key: entry[key] for key in ("details", "capabilities", "modified_at")}
+        about = {"general.architecture": entry["details"]["family"], "general.basename": entry["name"]}
         return _json(shown | {"modelfile": f"# {VERSION}\n", "parameters": "", "template": "", "model_info": about})
 
     async def _chat(self, request: Request) -> Response | Answer:
@@ -90,6 +97,21 @@ class Server:
             return self._loaded(Part(model=body.model, created_at=time_text(time.time()), response="", done=True))
         return self._answer(body, work_of(body, self._engine.resolve(None)), chat=False)
 
+    async def _embed(self, request: Request) -> Response:
+        began_ns = time.monotonic_ns()
+        body = decode(await request.body(), EmbedBody)
+        if same_model(body.model, self._name):
+            raise ApiError(501, "this model does not support embeddings")
+        self._check_model(body.model, EMBEDDER)
+        texts = [body.input] if isinstance(body.input, str) else body.input or []
+        dimensions = body.dimensions or DIMENSIONS
+        if not 0 < dimensions <= DIMENSIONS:
+            raise ApiError(400, f"dimensions must be 1 to {DIMENSIONS}")
+        vectors = [embedding(text, dimensions) for text in texts if text]
+        took_ns = time.monotonic_ns() - began_ns
+        counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": sum(map(count, texts))}
+        return _json({"model": body.model, "embeddings": vectors, **counts})
+
     def _answer(self, body: Body, work: Any, *, chat: bool) -> Answer:
         return Answer(self._slots, work, model=body.model, chat=chat, stream=body.stream is not False)
 
@@ -98,20 +120,19 @@ class Server:
         part.done_reason = "load"
         return _json(part)
 
-    def _check_model(self, model: str, *, may_be_missing: bool = False) -> None:
+    def _check_model(self, model: str, known: str = "", *, may_be_missing: bool = False) -> None:
         # At Ollama only `generate` takes a missing name for one that it does not know.
         if not model and not may_be_missing:
             raise ApiError(400, "model is required")
-        if not same_model(model, self._name):
+        if not same_model(model, known or self._name):
             raise ApiError(404, f"model '{model}' not found")
 
 
-def _entry(name: str, behind: str, weights: Path | None, *, simulated: bool) -> dict[str, Any]:
+def _entry(name: str, behind: str, weights: Path | None, *, family: str, can: list[str]) -> dict[str, Any]:
     """The model as `/api/tags` lists it. The digest is that of the list of its files."""
     files = sorted(path for path in weights.rglob("*") if path.is_file()) if weights else []
     listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in files) or name
     modified = max((path.stat().st_mtime for path in files), default=time.time())
-    family = "simulated" if simulated else "headrace"
     full = name if ":" in name else f"{name}:latest"
     return {
         "name": full,
@@ -127,7 +148,7 @@ def _entry(name: str, behind: str, weights: Path | None, *, simulated: bool) -> 
             "parameter_size": "",
             "quantization_level": "",
         },
-        "capabilities": ["completion", "tools"] if _calls_tools(weights) else ["completion"],
+        "capabilities": can,
     }
 
 

@@ -112,7 +112,7 @@ class Printer:
             if self._printed:
                 say()
             self.code = _fail(answer.error.code, answer.error.message)
-        else:
+        elif isinstance(answer, Completion):
             self._finish(answer)
 
     def _finish(self, answer: Completion) -> None:

@@ -8,6 +8,8 @@ and is closed by exactly one last message.
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -23,6 +25,9 @@ from pipeline.messages import (
     ChunkChoice,
     Completion,
     Delta,
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
     EngineName,
     ErrorAnswer,
     ErrorBody,
@@ -35,8 +40,9 @@ from pipeline.messages import (
     Usage,
 )
 from pipeline.messages import Answer as AnswerMessage
+from pipeline.requests import EncodingFormat
 from pipeline.subjects import Move
-from pipeline.worker.engine import Piece
+from pipeline.worker.engine import Embedded, Piece
 
 # ---- the record -----------------------------------------------------------------------------------------------------
 
@@ -242,19 +248,48 @@ class Answer:
             model=self.model,
             choices=[Choice(message, finish_reason)],
             usage=usage,
-            headrace=Account(
-                engine=self.engine,
-                priority=self.envelope.priority,
-                task=self.envelope.task,
-                attempts=self.attempt,
-                queue_ms=self.queue_ms,
-                ttft_ms=self.ttft_ms,
-                total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
-                spilled=self.envelope.move is Move.SPILLED,
-                reason=self.reason,
-                simulated=True if self.simulated else msgspec.UNSET,
-            ),
+            headrace=self._account(now),
         )
+
+    def embeddings(self, embedded: Embedded, encoding: EncodingFormat | None, *, now: float) -> EmbeddingList:
+        """The last message of a request whose texts were embedded. They come all at once: the first token is the last.
+
+        Args:
+            embedded: what the engine made of the texts.
+            encoding: how the vectors are written, None as numbers.
+            now: UTC seconds.
+        """
+        self.first_token_at = now
+        tokens = embedded.prompt_tokens
+        return EmbeddingList(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            data=[
+                Embedding(_as_base64(vector) if encoding == "base64" else vector, index)
+                for index, vector in enumerate(embedded.vectors)
+            ],
+            usage=EmbeddingUsage(tokens, tokens),
+            headrace=self._account(now),
+        )
+
+    def _account(self, now: float) -> Account:
+        return Account(
+            engine=self.engine,
+            priority=self.envelope.priority,
+            task=self.envelope.task,
+            attempts=self.attempt,
+            queue_ms=self.queue_ms,
+            ttft_ms=self.ttft_ms,
+            total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
+            spilled=self.envelope.move is Move.SPILLED,
+            reason=self.reason,
+            simulated=True if self.simulated else msgspec.UNSET,
+        )
+
+
+def _as_base64(vector: list[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def error_answer(envelope: Envelope, error: HeadraceError) -> ErrorAnswer:

@@ -111,6 +111,23 @@ def ollama_model_for(
     return next((there[name] for name in wanted if name in there), None)
 
 
+def embedder_for(
+    requested: str | None, embedders: Iterable[str], chatting: Iterable[str], internal: Sequence[str]
+) -> str | None:
+    """The model by which Ollama embeds for a request, as Ollama spells it, or None where none may.
+
+    Args:
+        requested: the model that the request names, or None: then the first embedder by name.
+        embedders: the models that Ollama has for nothing else.
+        chatting: those that chat; one of them embeds where it is asked for by name.
+        internal: models that work for nobody.
+
+    There are no equivalents: vectors of two models cannot be compared.
+    """
+    available = embedders if requested is None else [*embedders, *chatting]
+    return ollama_model_for(requested, {}, available, internal)
+
+
 def mlx_model_for(
     requested: str | None, table: Mapping[str, str], served: Sequence[str], internal: Sequence[str]
 ) -> str | None:
@@ -151,12 +168,14 @@ class Catalogue:
         ollama: what Ollama has and can chat with; empty where it does not answer.
         table: configured equivalents, MLX's name to Ollama's.
         internal: models that answer nobody.
+        embedders: what Ollama has for embeddings alone.
     """
 
     mlx: Sequence[str]
     ollama: Sequence[str] = ()
     table: Mapping[str, str] = field(default_factory=dict)
     internal: Sequence[str] = ()
+    embedders: Sequence[str] = ()
 
     def model_on(self, engine: EngineName, requested: str | None) -> str | None:
         """The model by which engine may answer the request, or None."""
@@ -168,27 +187,58 @@ class Catalogue:
         """The engines that may answer the request; at least one.
 
         Raises:
+            HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` for a model that only embeds.
+        """
+        self._check_internal(requested)
+        engines: tuple[EngineName, ...] = ("mlx", "ollama")
+        able = frozenset(engine for engine in engines if self.model_on(engine, requested) is not None)
+        if not able:
+            if requested is not None and self.only_embeds(requested):
+                raise HeadraceError(
+                    ErrorCode.UNSUPPORTED_PARAMETER,
+                    f"the model {requested[:_SHOWN_CHARS]!r} makes embeddings and does not chat",
+                    param="model",
+                )
+            raise self._missing(requested, "may answer")
+        return able
+
+    def embedder(self, requested: str | None) -> str:
+        """The model that embeds for the request, as Ollama spells it.
+
+        Raises:
             HeadraceError: `model_internal` or `model_not_found`.
         """
+        self._check_internal(requested)
+        found = self.embedder_on_ollama(requested)
+        if found is None:
+            raise self._missing(requested, "makes embeddings")
+        return found
+
+    def only_embeds(self, name: str) -> bool:
+        """Whether a model is there that makes embeddings and does not chat."""
+        return embedder_for(name, self.embedders, (), self.internal) is not None
+
+    def embedder_on_ollama(self, requested: str | None) -> str | None:
+        """The model by which Ollama may embed for the request, or None."""
+        return embedder_for(requested, self.embedders, self.ollama, self.internal)
+
+    def _check_internal(self, requested: str | None) -> None:
         if requested is not None and is_internal(requested, self.internal):
             raise HeadraceError(
                 ErrorCode.MODEL_INTERNAL,
                 f"the model {requested[:_SHOWN_CHARS]!r} is kept for the pipeline's own work: name another",
                 param="model",
             )
-        engines: tuple[EngineName, ...] = ("mlx", "ollama")
-        able = frozenset(engine for engine in engines if self.model_on(engine, requested) is not None)
-        if not able:
-            raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, self._missing(requested), param="model")
-        return able
 
-    def _missing(self, requested: str | None) -> str:
-        known = ", ".join(self.listed()) or "none"
+    def _missing(self, requested: str | None, what: str) -> HeadraceError:
         if requested is None:
-            return "no engine has a model that may answer"
-        return f"no engine has the model {requested[:_SHOWN_CHARS]!r}; there are: {known}"
+            message = f"no engine has a model that {what}"
+        else:
+            known = ", ".join(self.listed()) or "none"
+            message = f"no engine has the model {requested[:_SHOWN_CHARS]!r}; there are: {known}"
+        return HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
     def listed(self) -> list[str]:
         """The names shown to clients: MLX's, then Ollama's by name, each once, internal ones left out."""
-        names = dict.fromkeys((*self.mlx, *sorted(self.ollama)))
+        names = dict.fromkeys((*self.mlx, *sorted((*self.ollama, *self.embedders))))
         return [name for name in names if not is_internal(name, self.internal)]

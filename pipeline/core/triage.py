@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline.core import lexical
 from pipeline.messages import Load
-from pipeline.requests import ChatMessage, ChatRequest
+from pipeline.requests import ChatMessage, ChatRequest, EmbeddingRequest, Request
 from pipeline.subjects import Priority, Task
 
 LONG_PROMPT_CHARS = 2000
@@ -102,7 +102,7 @@ _KINDS = {
 }
 
 
-def classify(request: ChatRequest, hint: Task | None) -> Verdict:
+def classify(request: Request, hint: Task | None) -> Verdict:
     """The class of a request, told from the caller's word, then from its form, then from its words.
 
     Args:
@@ -120,8 +120,10 @@ def classify(request: ChatRequest, hint: Task | None) -> Verdict:
     return own
 
 
-def _own(request: ChatRequest) -> Verdict:
+def _own(request: Request) -> Verdict:
     """What the request itself says."""
+    if isinstance(request, EmbeddingRequest):
+        return Verdict(Task.SIMPLE, "embeddings", certain=True, score=-1.0)
     if fact := _hard_fact(request):
         return Verdict(Task.COMPLEX, fact, certain=True, score=_HARD_FACT_SCORE)
     return _read(request)
@@ -238,13 +240,14 @@ class Decision(NamedTuple):
 class Waiting(NamedTuple):
     """The request, as the router holds it.
 
-    `ollama_may` is whether the model it asks for has an answer at Ollama; `moved` whether it was moved
+    `mlx_may` and `ollama_may` are whether the engine has the model it asks for; `moved` whether it was moved
     before.
     """
 
     verdict: Verdict
     priority: Priority
     ollama_may: bool
+    mlx_may: bool = True
     moved: bool = False
 
 
@@ -275,8 +278,8 @@ def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) 
         ollama: the engine that could take it.
 
     It is spilled only if Ollama would have answered before MLX would have begun, by the wait that load
-    predicts for its priority. A complex one goes to the lane that only MLX serves, so that it is looked at
-    once.
+    predicts for its priority, or if MLX could not answer it at all. A complex one goes to the lane that only
+    MLX serves, so that it is looked at once.
     """
     if waiting.moved:
         return Decision(Outcome.LEAVE, "moved before")
@@ -284,10 +287,12 @@ def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) 
         return Decision(Outcome.LEAVE, "mlx is not known to be saturated")
     if not waiting.ollama_may:
         return Decision(Outcome.COMPLEX, "its model is mlx's alone")
-    if waiting.verdict.task is not Task.SIMPLE:
+    if waiting.mlx_may and waiting.verdict.task is not Task.SIMPLE:
         return Decision(Outcome.COMPLEX, waiting.verdict.reason)
     if not ollama.healthy:
         return Decision(Outcome.LEAVE, "ollama is away")
+    if not waiting.mlx_may:
+        return Decision(Outcome.SPILL, "only ollama has its model")
     if ollama.free <= 0:
         return Decision(Outcome.LEAVE, "ollama is full")
     if ollama.answer_ms >= load.predicted_wait_ms.of(waiting.priority):

@@ -15,9 +15,9 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
-from pipeline.gateway.shapes import Asked, as_chunk
+from pipeline.gateway.shapes import Asked, as_chunk, expected
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
-from pipeline.messages import Chunk, Completion, ErrorAnswer, ErrorBody
+from pipeline.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
 from pipeline.peers import Peers
 
 # The pipeline itself answers a request whose time is up; this is for one that nobody has come to yet.
@@ -100,7 +100,7 @@ class Answering(Live):
         answer = (await whole(record)).answer
         if isinstance(answer, ErrorAnswer):
             raise error_of(answer.error)
-        if isinstance(answer, Completion):
+        if isinstance(answer, Success):
             await send_whole(send, 200, self._shape.whole(answer), self._headers())
 
     async def _write_stream(self, record: Record, send: Send) -> None:
@@ -113,15 +113,16 @@ class Answering(Live):
                     if part := self._shape.part(chunk):
                         await self.begin(send, self._stream_headers())
                         await more(send, part)
-                case Completion() as completion:
+                case Completion() | EmbeddingList() as answer:
+                    completion = expected(answer, Completion)
                     await self.begin(send, self._stream_headers())
                     if not streamed:
                         # The same id was first asked for whole: its record holds no chunks.
                         await more(send, self._shape.part(as_chunk(completion)))
                     await finish(send, self._shape.end(completion))
                     return
-                case ErrorAnswer() as answer:
-                    raise error_of(answer.error)
+                case ErrorAnswer() as failed:
+                    raise error_of(failed.error)
                 case _:
                     pass
 

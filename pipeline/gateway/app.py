@@ -28,6 +28,7 @@ from pipeline.gateway.queue import Queue, Statistics, events_url
 from pipeline.gateway.responses import Registry, error_response, json_response
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
+from pipeline.requests import EmbeddingRequest
 from pipeline.role import Role
 
 # How many times the largest body is still read, to be dropped.
@@ -75,13 +76,13 @@ class Gateway:
         routes = [
             Route("/v1/chat/completions", ask(openai.read_chat), methods=["POST"]),
             Route("/v1/completions", ask(openai.read_text), methods=["POST"]),
-            Route("/v1/embeddings", self._no_embeddings, methods=["POST"]),
+            Route("/v1/embeddings", ask(openai.read_embeddings), methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
             Route("/v1/models/{id:path}", self._model, methods=["GET"]),
             Route("/api/chat", ask(ollama.read_chat), methods=["POST"]),
             Route("/api/generate", ask(ollama.read_generate), methods=["POST"]),
-            Route("/api/embed", self._no_embeddings, methods=["POST"]),
-            Route("/api/embeddings", self._no_embeddings, methods=["POST"]),
+            Route("/api/embed", ask(ollama.read_embed), methods=["POST"]),
+            Route("/api/embeddings", ask(ollama.read_embedding), methods=["POST"]),
             Route("/api/tags", self._tags, methods=["GET"]),
             Route("/api/ps", self._ps, methods=["GET"]),
             Route("/api/show", self._show, methods=["POST"]),
@@ -118,10 +119,10 @@ class Gateway:
             asked = read(body, limit, self._listed())
             state = request.state
             if isinstance(asked, ollama.Loaded):
-                self._check_model(asked.model)
+                self._check_model(asked.model, embeds=asked.embeds)
                 urgency(state.caller, state.headers, default=self._config.http_priority)
                 return Response(asked.body(time.time()), media_type="application/json")
-            self._check_model(asked.request.wanted_model)
+            self._check_model(asked.request.wanted_model, embeds=isinstance(asked.request, EmbeddingRequest))
             load = self._me.peers.load("mlx")
             intake = take_in(
                 state.caller,
@@ -138,21 +139,22 @@ class Gateway:
 
         return endpoint
 
-    def _check_model(self, wanted: str | None) -> None:
+    def _check_model(self, wanted: str | None, *, embeds: bool) -> None:
         """Refuse a model that cannot be meant; where an engine may still say what it has, it is for the pipeline.
 
         Raises:
-            HeadraceError: `model_internal` or `model_not_found`.
+            HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` to chat with what only embeds.
         """
+        catalogue = self._catalogue()
         try:
-            self._catalogue().engines_for(wanted or None)
+            if embeds:
+                catalogue.embedder(wanted or None)
+            else:
+                catalogue.engines_for(wanted or None)
         except HeadraceError as error:
-            everybody_is_here = self._catalogue().mlx and self._catalogue().ollama
-            if error.code is ErrorCode.MODEL_INTERNAL or everybody_is_here:
+            everybody_is_here = catalogue.mlx and (catalogue.ollama or catalogue.embedders)
+            if error.code is not ErrorCode.MODEL_NOT_FOUND or everybody_is_here:
                 raise
-
-    async def _no_embeddings(self, _: Request) -> Response:
-        raise HttpError(404, ErrorCode.UNSUPPORTED_PARAMETER, "no engine behind this gateway makes embeddings")
 
     # ---- models
 
@@ -160,10 +162,7 @@ class Gateway:
         """The models there are, looked up at most so often however many ask."""
         now = time.monotonic()
         if self._known_models is None or now - self._known_at > _MODELS_KEPT_S:
-            peers, config = self._me.peers, self._config
-            self._known_models = Catalogue(
-                peers.models("mlx"), peers.models("ollama"), config.spill_models, config.internal_models
-            )
+            self._known_models = self._me.peers.catalogue(self._config)
             self._known_at = now
         return self._known_models
 
@@ -172,8 +171,9 @@ class Gateway:
 
     def _known(self, name: str) -> str:
         """The name as it is listed; raises HeadraceError where it is not."""
-        chosen = ollama.spelled(name, self._listed())
-        self._catalogue().engines_for(chosen)
+        chosen, catalogue = ollama.spelled(name, self._listed()), self._catalogue()
+        if not catalogue.only_embeds(chosen):
+            catalogue.engines_for(chosen)
         return chosen
 
     async def _models(self, _: Request) -> Response:
@@ -192,15 +192,19 @@ class Gateway:
             for engine in ("mlx", "ollama")
             for worker in peers.workers(engine)
             if worker.state == "ready"
-            for name in worker.models
+            for name in (*worker.models, *worker.embedding_models)
         }
         return json_response(ollama.ps(name for name in self._listed() if name in ready))
 
     async def _show(self, request: Request) -> Response:
         body = await _body(request, limit=1 << 16, within_s=self._config.http_stall_timeout_s)
         name = self._known(ollama.read_show(body))
-        calls_tools = any(ollama.same_model(name, known) for known in self._me.peers.tool_models())
-        return json_response(ollama.show(name, since=self._since, calls_tools=calls_tools))
+        if self._catalogue().only_embeds(name):
+            capabilities = ["embedding"]
+        else:
+            calls_tools = any(ollama.same_model(name, known) for known in self._me.peers.tool_models())
+            capabilities = ["completion", "tools"] if calls_tools else ["completion"]
+        return json_response(ollama.show(name, since=self._since, capabilities=capabilities))
 
     async def _version(self, _: Request) -> Response:
         return json_response({"version": ollama.API_VERSION})

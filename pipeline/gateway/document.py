@@ -8,13 +8,20 @@ import msgspec
 
 from pipeline import ollama_api
 from pipeline.core.statistics import QueueStatistics
-from pipeline.messages import Cancelled, Completion, Position
-from pipeline.requests import ChatRequest
+from pipeline.messages import Cancelled, Completion, EmbeddingList, Position
+from pipeline.requests import ChatRequest, EmbeddingRequest
 
 Schema = dict[str, Any]
 
-_REQUESTS = (ChatRequest, ollama_api.ChatBody, ollama_api.GenerateBody)
-_ANSWERS = (Completion, ollama_api.Part, QueueStatistics, Position, Cancelled)
+_REQUESTS = (
+    ChatRequest,
+    EmbeddingRequest,
+    ollama_api.ChatBody,
+    ollama_api.GenerateBody,
+    ollama_api.EmbedBody,
+    ollama_api.EmbeddingBody,
+)
+_ANSWERS = (Completion, EmbeddingList, ollama_api.Part, QueueStatistics, Position, Cancelled)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_REQUESTS, *_ANSWERS), ref_template="#/components/schemas/{name}")
 _ANSWER = dict(zip(_ANSWERS, _REFS[len(_REQUESTS) :], strict=True))
 
@@ -88,18 +95,13 @@ def _ask(summary: str, tag: str, body: Schema, *required: str, schema: Schema | 
     operation = _operation(
         summary, tag, schema=schema, body=body, required=required, parameters=_ASKING, statuses=tuple(_ERRORS)
     )
-    stream = "text/event-stream" if tag == "OpenAI" else "application/x-ndjson"
-    operation["responses"]["200"]["content"][stream] = {"schema": {}}
+    if "stream" in body:
+        stream = "text/event-stream" if tag == "OpenAI" else "application/x-ndjson"
+        operation["responses"]["200"]["content"][stream] = {"schema": {}}
     operation["responses"]["202"] = {
         "description": "Accepted; the answer is read at the given URL.",
         "content": {"application/json": {"schema": {}}},
     }
-    return operation
-
-
-def _refusal(summary: str, tag: str) -> Schema:
-    operation = _operation(summary, tag, body={"model": _TEXT, "input": {}}, statuses=("401", "403", "404", "429"))
-    del operation["responses"]["200"]
     return operation
 
 
@@ -118,12 +120,15 @@ def _paths() -> Schema:
     return {
         "/v1/chat/completions": {"post": _ask("Chat", openai, chat, "messages", schema=_ANSWER[Completion])},
         "/v1/completions": {"post": _ask("Text completion", openai, text, "prompt")},
-        "/v1/embeddings": {"post": _refusal("Embeddings, which no engine makes", openai)},
+        "/v1/embeddings": {
+            "post": _ask("Embeddings", openai, _fields(EmbeddingRequest), "input", schema=_ANSWER[EmbeddingList])
+        },
         "/v1/models": {"get": _operation("The models that answer", openai)},
         "/v1/models/{id}": {"get": _operation("One model", openai, parameters=[_MODEL_ID])},
         "/api/chat": {"post": _ask("Chat", ollama, _fields(ollama_api.ChatBody), schema=part)},
         "/api/generate": {"post": _ask("Answer a prompt", ollama, _fields(ollama_api.GenerateBody), schema=part)},
-        "/api/embed": {"post": _refusal("Embeddings, which no engine makes", ollama)},
+        "/api/embed": {"post": _ask("Embeddings", ollama, _fields(ollama_api.EmbedBody))},
+        "/api/embeddings": {"post": _ask("The embedding of one text", ollama, _fields(ollama_api.EmbeddingBody))},
         "/api/tags": {"get": _operation("The models that answer", ollama)},
         "/api/ps": {"get": _operation("The models that are loaded", ollama)},
         "/api/show": {"post": _operation("About one model", ollama, body=show, required=("model",))},

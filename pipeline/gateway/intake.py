@@ -13,7 +13,7 @@ from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
-from pipeline.requests import ChatRequest
+from pipeline.requests import Request
 from pipeline.subjects import TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
@@ -90,6 +90,6 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _task(request: ChatRequest) -> Task:
+def _task(request: Request) -> Task:
     verdict = classify(request, None)
     return verdict.task if verdict.certain else Task.UNTRIAGED

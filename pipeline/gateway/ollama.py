@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.gateway.shapes import Asked, decode_body
-from pipeline.messages import AssistantMessage, Chunk, Completion, ErrorBody, FunctionCall
+from pipeline.gateway.shapes import Asked, decode_body, expected
+from pipeline.messages import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, FunctionCall, Success
 from pipeline.ollama_api import (
     FOR_EVER,
     CallOut,
     ChatBody,
+    EmbedBody,
+    EmbeddingBody,
     FunctionOut,
     GenerateBody,
     Message,
@@ -27,7 +29,7 @@ from pipeline.ollama_api import (
     response_format,
     time_text,
 )
-from pipeline.requests import ChatRequest, decode_request
+from pipeline.requests import decode_chat, decode_embedding
 
 NDJSON = "application/x-ndjson"
 # The version of Ollama's API that is spoken here: clients look at it to know what they may ask for.
@@ -41,11 +43,11 @@ def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> A
     """The body of `POST /api/chat`; one without messages only asks that the model be there.
 
     Raises:
-        HeadraceError: as `decode_request`.
+        HeadraceError: as `decode_chat`.
     """
     chat = decode_body(body, ChatBody)
     if not chat.messages:
-        return Loaded(spelled(chat.model, listed), chat=True, unload=chat.keep_alive in (0, "0", "0s"))
+        return Loaded(spelled(chat.model, listed), "chat", unload=chat.keep_alive in (0, "0", "0s"))
     return _asked(chat, Chat(chat.model), max_body_bytes, listed)
 
 
@@ -53,12 +55,44 @@ def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
     """The body of `POST /api/generate`; one without a prompt only asks that the model be there.
 
     Raises:
-        HeadraceError: as `decode_request`.
+        HeadraceError: as `decode_chat`.
     """
     given = decode_body(body, GenerateBody)
     if not given.prompt:
-        return Loaded(spelled(given.model, listed), chat=False, unload=given.keep_alive in (0, "0", "0s"))
+        return Loaded(spelled(given.model, listed), "generate", unload=given.keep_alive in (0, "0", "0s"))
     return _asked(given, Generate(given.model), max_body_bytes, listed)
+
+
+def read_embed(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
+    """The body of `POST /api/embed`; one without a text only asks that the model be there.
+
+    Raises:
+        HeadraceError: as `decode_embedding`.
+    """
+    given = decode_body(body, EmbedBody)
+    if not given.input:
+        return Loaded(spelled(given.model, listed), "embed", unload=False)
+    fields = {"input": given.input, "dimensions": given.dimensions, "truncate": given.truncate}
+    return _embedded(given.model, fields, Embed(given.model), max_body_bytes, listed)
+
+
+def read_embedding(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
+    """The body of `POST /api/embeddings`, which came before `embed` and takes one text.
+
+    Raises:
+        HeadraceError: as `decode_embedding`.
+    """
+    given = decode_body(body, EmbeddingBody)
+    if not given.prompt:
+        return Loaded(spelled(given.model, listed), "embedding", unload=False)
+    return _embedded(given.model, {"input": given.prompt}, Embedding(given.model), max_body_bytes, listed)
+
+
+def _embedded(model: str, fields: dict[str, Any], shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
+    if model:
+        fields["model"] = spelled(model, listed)
+    written = msgspec.json.encode(fields)
+    return Asked(decode_embedding(written, max_body_bytes=max_body_bytes), written, shape, stream=False)
 
 
 def read_show(body: bytes) -> str:
@@ -86,7 +120,7 @@ def _asked(body: ChatBody | GenerateBody, shape: Chat, max_body_bytes: int, list
         fields["response_format"] = form
     # Written and read once more, so that everything is checked in one place.
     written = msgspec.json.encode(fields)
-    request: ChatRequest = decode_request(written, max_body_bytes=max_body_bytes)
+    request = decode_chat(written, max_body_bytes=max_body_bytes)
     return Asked(request, written, shape, stream=request.streams)
 
 
@@ -164,8 +198,9 @@ class Chat:
         """The last line: no text, but what it took."""
         return _line(self._closing(completion, AssistantMessage(content="")))
 
-    def whole(self, completion: Completion) -> bytes:
-        """All of it in one."""
+    def whole(self, answer: Success) -> bytes:
+        """All of it in one; raises as `expected`."""
+        completion = expected(answer, Completion)
         return msgspec.json.encode(self._closing(completion, completion.choices[0].message))
 
     def error(self, error: ErrorBody) -> bytes:
@@ -207,18 +242,53 @@ class Generate(Chat):
         return part
 
 
+class Embed(Chat):
+    """The response to a call for embeddings."""
+
+    def whole(self, answer: Success) -> bytes:
+        """As `Chat.whole`."""
+        vectors = expected(answer, EmbeddingList)
+        account = vectors.headrace
+        fields = {
+            "model": self._model or vectors.model,
+            "embeddings": [item.embedding for item in vectors.data],
+            "total_duration": int(account.total_ms * _NS_PER_MS),
+            "load_duration": int(account.queue_ms * _NS_PER_MS),
+            "prompt_eval_count": vectors.usage.prompt_tokens,
+            "headrace": account,
+        }
+        return msgspec.json.encode(fields)
+
+
+class Embedding(Chat):
+    """The response to a call for the embedding of one text."""
+
+    def whole(self, answer: Success) -> bytes:
+        """As `Chat.whole`."""
+        return msgspec.json.encode({"embedding": expected(answer, EmbeddingList).data[0].embedding})
+
+
 class Loaded(NamedTuple):
     """A request that only asks for the model to be loaded, or unloaded: which is not a client's to decide here."""
 
     model: str
-    chat: bool
+    call: Literal["chat", "generate", "embed", "embedding"]
     unload: bool
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model is wanted for embeddings."""
+        return self.call in ("embed", "embedding")
 
     def body(self, now: float) -> bytes:
         """The response, now being UTC unix seconds."""
+        if self.call == "embed":
+            return msgspec.json.encode({"model": self.model, "embeddings": []})
+        if self.call == "embedding":
+            return msgspec.json.encode({"embedding": []})
         part = _Part(model=self.model, created_at=time_text(now), done=True)
         part.done_reason = "unload" if self.unload else "load"
-        if self.chat:
+        if self.call == "chat":
             part.message = Message("assistant", "")
         else:
             part.response = ""
@@ -269,7 +339,7 @@ def ps(names: Iterable[str]) -> dict[str, Any]:
     return {"models": [_entry(name) | {"expires_at": FOR_EVER, "size_vram": 0} for name in names]}
 
 
-def show(name: str, *, since: float, calls_tools: bool) -> dict[str, Any]:
+def show(name: str, *, since: float, capabilities: list[str]) -> dict[str, Any]:
     """The body of `POST /api/show`."""
     return {
         "modelfile": "",
@@ -277,7 +347,7 @@ def show(name: str, *, since: float, calls_tools: bool) -> dict[str, Any]:
         "template": "",
         "details": _entry(name)["details"],
         "model_info": {"general.architecture": "headrace", "general.basename": name},
-        "capabilities": ["completion", "tools"] if calls_tools else ["completion"],
+        "capabilities": capabilities,
         "modified_at": time_text(since),
     }
 

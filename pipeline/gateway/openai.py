@@ -1,7 +1,7 @@
 """OpenAI's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
 
-Source of the shapes: the OpenAI API reference (chat completions, completions, models, errors). The wire contract's
-requests are chat completions already, so a chat's body goes on as it came.
+Source of the shapes: the OpenAI API reference (chat completions, completions, embeddings, models, errors). The wire
+contract's requests are chat completions and embeddings already, so those bodies go on as they came.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.gateway.shapes import Asked, decode_body
-from pipeline.messages import Account, Chunk, Completion, Delta, ErrorBody, FinishReason, Usage
-from pipeline.requests import decode_request
+from pipeline.gateway.shapes import Asked, decode_body, expected
+from pipeline.messages import Account, Chunk, Completion, Delta, EmbeddingList, ErrorBody, FinishReason, Success, Usage
+from pipeline.requests import decode_chat, decode_embedding
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
@@ -46,10 +46,10 @@ def read_chat(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     """The body of `POST /v1/chat/completions`.
 
     Raises:
-        HeadraceError: as `decode_request`.
+        HeadraceError: as `decode_chat`.
     """
     body = _object(body)
-    request = decode_request(body, max_body_bytes=max_body_bytes)
+    request = decode_chat(body, max_body_bytes=max_body_bytes)
     if request.messages is None:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "`messages` is missing", param="messages")
     # Looked for first: to read a long body once more takes longer than all the rest.
@@ -61,7 +61,7 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     """The body of `POST /v1/completions`: its one prompt becomes the user's turn of a chat.
 
     Raises:
-        HeadraceError: as `decode_request`, and for prompts that are several or made of tokens.
+        HeadraceError: as `decode_chat`, and for prompts that are several or made of tokens.
     """
     body = _object(body)
     text = decode_body(body, _TextRequest)
@@ -81,9 +81,20 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     if fields.get("logprobs") == 0:  # here a count
         del fields["logprobs"]
     asked = msgspec.json.encode(fields)
-    request = decode_request(asked, max_body_bytes=max_body_bytes)
+    request = decode_chat(asked, max_body_bytes=max_body_bytes)
     shape = Text(include_usage=_wants_usage(text.stream_options))
     return Asked(request, asked, shape, stream=request.streams)
+
+
+def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
+    """The body of `POST /v1/embeddings`, which goes on as it came.
+
+    Raises:
+        HeadraceError: as `decode_embedding`.
+    """
+    body = _object(body)
+    request = decode_embedding(body, max_body_bytes=max_body_bytes)
+    return Asked(request, body, Embeddings(), stream=False)
 
 
 def _wants_usage(options: StreamOptions | None) -> bool:
@@ -145,9 +156,9 @@ class Chat:
             event(_ChatChunk(last.id, last.created, last.model, [], usage=last.usage, headrace=last.headrace)) + _DONE
         )
 
-    def whole(self, completion: Completion) -> bytes:
-        """The body of a response that is not streamed."""
-        return msgspec.json.encode(completion)
+    def whole(self, answer: Success) -> bytes:
+        """The body of a response that is not streamed; raises as `expected`."""
+        return msgspec.json.encode(expected(answer, Completion))
 
     def error(self, error: ErrorBody) -> bytes:
         """The body of an error's response."""
@@ -197,9 +208,9 @@ class Text(Chat):
         last.choices = []
         return event(last) + _DONE
 
-    def whole(self, completion: Completion) -> bytes:
+    def whole(self, answer: Success) -> bytes:
         """As `Chat.whole`."""
-        return msgspec.json.encode(self._completion(completion))
+        return msgspec.json.encode(self._completion(expected(answer, Completion)))
 
     def _completion(self, completion: Completion) -> _TextCompletion:
         choices = [
@@ -214,6 +225,17 @@ class Text(Chat):
             usage=completion.usage,
             headrace=completion.headrace,
         )
+
+
+# ---- embeddings -----------------------------------------------------------------------------------------------------
+
+
+class Embeddings(Chat):
+    """The response to a call for embeddings, which is never streamed."""
+
+    def whole(self, answer: Success) -> bytes:
+        """As `Chat.whole`."""
+        return msgspec.json.encode(expected(answer, EmbeddingList))
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Chunk, ChunkChoice, Completion, Delta, ErrorBody, ToolCallDelta
-from pipeline.requests import ChatRequest
+from pipeline.messages import Chunk, ChunkChoice, Completion, Delta, EmbeddingList, ErrorBody, Success, ToolCallDelta
+from pipeline.requests import Request
 
 _T = TypeVar("_T")
+_Answer = TypeVar("_Answer", Completion, EmbeddingList)
 _MAX_ERROR_CHARS = 300
 
 
@@ -40,8 +41,8 @@ class Shape(Protocol):
         """What ends a stream."""
         ...
 
-    def whole(self, completion: Completion) -> bytes:
-        """The body of a response that is not streamed."""
+    def whole(self, answer: Success) -> bytes:
+        """The body of a response that is not streamed; raises as `expected`."""
         ...
 
     def error(self, error: ErrorBody) -> bytes:
@@ -56,10 +57,23 @@ class Shape(Protocol):
 class Asked(NamedTuple):
     """A request, read: as the pipeline understands it, as it is published, and how it wants its answer."""
 
-    request: ChatRequest
+    request: Request
     body: bytes
     shape: Shape
     stream: bool
+
+
+def expected(answer: Success, kind: type[_Answer]) -> _Answer:
+    """The answer, which is of that kind.
+
+    Raises:
+        HeadraceError: `invalid_request` for an id under which something else was asked before.
+    """
+    if not isinstance(answer, kind):
+        raise HeadraceError(
+            ErrorCode.INVALID_REQUEST, f"under the id {answer.id} something else was asked and answered: use another"
+        )
+    return answer
 
 
 def as_chunk(completion: Completion) -> Chunk:

@@ -4,6 +4,7 @@
       process llm.request.high               CONSUMER   the worker, or the routing consumer
         queue wait                                      from being stored to being delivered
         chat <model>                         INTERNAL   the engine (CLIENT where it is a server: Ollama)
+        embeddings <model>                   CLIENT     or that, where texts are to be embedded
         triage                               INTERNAL   where it shall go, and why
           publish llm.ollama.high            PRODUCER
             process llm.ollama.high          CONSUMER   ... and so on
@@ -16,6 +17,6 @@ imported and no thread is started. Neither prompts nor answers are recorded.
 
 from __future__ import annotations
 
-from pipeline.telemetry.tracing import ChatSpan, ProcessSpan, Span, Tracing, TriageSpan
+from pipeline.telemetry.tracing import ChatSpan, EmbeddingsSpan, ProcessSpan, Span, Tracing, TriageSpan
 
-__all__ = ["ChatSpan", "ProcessSpan", "Span", "Tracing", "TriageSpan"]
+__all__ = ["ChatSpan", "EmbeddingsSpan", "ProcessSpan", "Span", "Tracing", "TriageSpan"]

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pipeline.errors import HeadraceError
 from pipeline.messages import EngineName, FinishReason, Usage
-from pipeline.requests import ChatRequest
+from pipeline.requests import ChatRequest, EmbeddingRequest
 from pipeline.subjects import Move, Priority, Task, out_subject, reply_subject
 from pipeline.telemetry import names
 
 if TYPE_CHECKING:
-    from pipeline.telemetry.recording import Recorder, Recording
+    from pipeline.telemetry.recording import Kind, Recorder, Recording
 
 _logger = logging.getLogger(__name__)
 
@@ -119,9 +119,23 @@ class Tracing:
             names.GEN_AI_REQUEST_MODEL: model,
             names.GEN_AI_RESPONSE_ID: request_id,
         }
-        return ChatSpan(
-            self._recorder.start(f"chat {model}", "client" if engine == "ollama" else "internal", attributes)
-        )
+        return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes))
+
+    def embeddings(
+        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str
+    ) -> EmbeddingsSpan:
+        """One attempt of an engine to embed the texts of request with its model of that name."""
+        if self._recorder is None:
+            return _EMBEDDINGS
+        attributes: dict[str, Value] = {
+            names.GEN_AI_OPERATION_NAME: "embeddings",
+            names.GEN_AI_PROVIDER_NAME: engine,
+            names.GEN_AI_REQUEST_MODEL: model,
+            names.GEN_AI_RESPONSE_ID: request_id,
+            names.GEN_AI_EMBEDDINGS_DIMENSION_COUNT: request.dimensions,
+            names.GEN_AI_REQUEST_ENCODING_FORMATS: [request.encoding_format] if request.encoding_format else None,
+        }
+        return EmbeddingsSpan(self._recorder.start(f"embeddings {model}", _kind_of(engine), attributes))
 
     def triage(self) -> TriageSpan:
         """Deciding which engine a queued request may use."""
@@ -224,6 +238,17 @@ class ChatSpan(Span):
             )
 
 
+class EmbeddingsSpan(Span):
+    """Some texts embedded."""
+
+    __slots__ = ()
+
+    def finish(self, prompt_tokens: int, *, model: str) -> None:
+        """It is done: what it took, and the model that did it."""
+        if self._recording is not None:
+            self._recording.set({names.GEN_AI_RESPONSE_MODEL: model, names.GEN_AI_USAGE_INPUT_TOKENS: prompt_tokens})
+
+
 class TriageSpan(Span):
     """One decision about a queued request."""
 
@@ -266,7 +291,13 @@ class TriageSpan(Span):
 _SPAN = Span()
 _PROCESS = ProcessSpan()
 _CHAT = ChatSpan()
+_EMBEDDINGS = EmbeddingsSpan()
 _TRIAGE = TriageSpan()
+
+
+def _kind_of(engine: EngineName) -> Kind:
+    """One engine is another server; the other is this process's own."""
+    return "client" if engine == "ollama" else "internal"
 
 
 def _is_wanted(environ: Mapping[str, str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import msgspec
 
 from pipeline.messages import EngineName, FinishReason, ToolCall, Usage, WorkerState
-from pipeline.requests import ChatRequest
+from pipeline.requests import ChatRequest, EmbeddingRequest
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -46,6 +46,13 @@ class Piece(msgspec.Struct):
     usage: Usage | None = None
 
 
+class Embedded(msgspec.Struct):
+    """What an engine has made of texts: one vector each, in order, and the exact count of their tokens."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int
+
+
 class Generation(Protocol):
     """One running request."""
 
@@ -67,6 +74,7 @@ class EngineStatus(msgspec.Struct):
     """What an engine says of itself. Rates are measured, 0 until they are known.
 
     `standin`: what answers is headrace's own stand-in for an Ollama. `tool_models`: those that are known to call tools.
+    `embedding_models`: those that make embeddings and no answers; they are not among `models`.
     """
 
     state: WorkerState
@@ -81,13 +89,38 @@ class EngineStatus(msgspec.Struct):
     reason: str = ""
     standin: bool = False
     tool_models: list[str] = msgspec.field(default_factory=list)
+    embedding_models: list[str] = msgspec.field(default_factory=list)
+
+
+class Embedder(Protocol):
+    """What an engine that can embed has besides."""
+
+    def embedding_model(self, model: str | None) -> str:
+        """The engine's own name of the model that embeds for a request which asks for model (None: any).
+
+        Raises:
+            HeadraceError: `model_not_found`, `model_internal`; `unavailable` where nobody knows.
+        """
+        ...
+
+    async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
+        """Embed texts. Cancelling is safe.
+
+        Raises:
+            HeadraceError: as `Generation.next`.
+        """
+        ...
 
 
 class Engine(Protocol):
-    """Something that answers requests; an asynchronous context manager. Entered, it is ready or loading."""
+    """Something that answers requests; an asynchronous context manager. Entered, it is ready or loading.
+
+    `embedder` is what embeds texts, None where nothing does.
+    """
 
     name: EngineName
     simulated: bool
+    embedder: Embedder | None
 
     async def __aenter__(self) -> Self: ...
 

@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.connection import BusError, Delivery
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import mlx_model_for
-from pipeline.requests import ChatRequest
+from pipeline.requests import EmbeddingRequest, Request
 from pipeline.role import Role
 from pipeline.subjects import (
     MOVED_REASON,
@@ -65,16 +65,18 @@ async def move(
 
 
 async def return_to_mlx(
-    me: Role, config: Config, delivery: Delivery, envelope: Envelope, request: ChatRequest, *, why: str
+    me: Role, config: Config, delivery: Delivery, envelope: Envelope, request: Request, *, why: str
 ) -> bool:
     """Move a request from Ollama's lane to the lane that only MLX serves.
 
     Returns:
-        Whether it was moved: MLX may not have the model it asks for, or the lane be full.
+        Whether it was moved: MLX makes no embeddings, may not have the model it asks for, or the lane be full.
 
     Raises:
         Unreachable: as `move`.
     """
+    if isinstance(request, EmbeddingRequest):
+        return False
     served = me.peers.models("mlx")
     if mlx_model_for(request.wanted_model, config.spill_models, served, config.internal_models) is None:
         return False

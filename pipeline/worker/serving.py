@@ -16,8 +16,8 @@ from pipeline.core.delivery import Answer, Record, decide, error_answer, expired
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Completion, EngineName, EventKind, RequestEvent, encode
-from pipeline.requests import ChatRequest, decode_request
+from pipeline.messages import Completion, EmbeddingList, EngineName, EventKind, RequestEvent, Success, encode
+from pipeline.requests import ChatRequest, EmbeddingRequest, Request, decode_request
 from pipeline.subjects import DEAD, EVENT, STREAM_REPLIES, reply_subject
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
 from pipeline.worker.engine import Engine, Generation, Work
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # A request that failed for no reason of its own comes again after this long, or to somebody else.
 RETRY_DELAY_S = 0.5
 _MOST_DOUBLINGS = 6
+# What the largest message has besides its body.
+_HEADERS_BYTES = 4096
 
 _EVENT_OF_CODE: dict[ErrorCode, EventKind] = {
     ErrorCode.CANCELLED: "cancelled",
@@ -40,7 +42,7 @@ _EVENT_OF_CODE: dict[ErrorCode, EventKind] = {
 class Elsewhere(Protocol):
     """Where a request may go that this engine cannot serve."""
 
-    async def offer(self, delivery: Delivery, envelope: Envelope, request: ChatRequest, error: HeadraceError) -> bool:
+    async def offer(self, delivery: Delivery, envelope: Envelope, request: Request, error: HeadraceError) -> bool:
         """Move the request if another engine can serve it. Returns whether it was moved and acknowledged."""
         ...
 
@@ -147,15 +149,15 @@ class Serving:
                 decision = decide(envelope, tries=tries, max_attempts=desk.config.max_attempts, wall_now=time.time())
                 if early := self._interruption or decision:
                     raise early
-                completion = await self._until_interrupted(self._complete(writer, record, attempt, span))
+                answer = await self._until_interrupted(self._complete(writer, record, attempt, span))
             except HeadraceError as error:
                 span.fail(error)
                 await self._fail(writer, error, attempt, span)
             else:
-                if completion is not None:
-                    await self._succeed(writer, completion)
+                if answer is not None:
+                    await self._succeed(writer, answer)
 
-    async def _until_interrupted(self, work: Coroutine[Any, Any, Completion | None]) -> Completion | None:
+    async def _until_interrupted(self, work: Coroutine[Any, Any, Success | None]) -> Success | None:
         """Do work, unless `interrupt` comes meanwhile."""
         self._task = asyncio.current_task()
         try:
@@ -168,13 +170,13 @@ class Serving:
         finally:
             self._task = None
 
-    async def _complete(
-        self, writer: RecordWriter, record: Record, attempt: int, span: ProcessSpan
-    ) -> Completion | None:
-        """Generate the answer; None where another engine will."""
+    async def _complete(self, writer: RecordWriter, record: Record, attempt: int, span: ProcessSpan) -> Success | None:
+        """Make the answer; None where another engine will."""
         request = decode_request(self.delivery.message.data, max_body_bytes=self.desk.config.max_body_bytes)
         await writer.check_reply_to()
         try:
+            if isinstance(request, EmbeddingRequest):
+                return await self._embed(request, attempt)
             return await self._generate(writer, request, record, attempt)
         except HeadraceError as error:
             if not self._lease.holds():
@@ -187,9 +189,7 @@ class Serving:
     async def _generate(self, writer: RecordWriter, request: ChatRequest, record: Record, attempt: int) -> Completion:
         desk, envelope = self.desk, self.envelope
         model = desk.engine.resolve(request.wanted_model)
-        answer = Answer(
-            envelope, desk.engine.name, model, attempt, time.time(), self.reason, desk.engine.simulated, record
-        )
+        answer = self._answer(model, attempt, record)
         if record.first_said and (first := await desk.bus.stored(STREAM_REPLIES, record.first_said)) is not None:
             answer.first_token_at = first.stored_at
         work = Work(
@@ -211,6 +211,34 @@ class Serving:
                 return await self._follow(generation, answer, writer, request, chat)
             finally:
                 await self._leave_slot(generation)
+
+    def _answer(self, model: str, attempt: int, record: Record) -> Answer:
+        engine = self.desk.engine
+        return Answer(self.envelope, engine.name, model, attempt, time.time(), self.reason, engine.simulated, record)
+
+    async def _embed(self, request: EmbeddingRequest, attempt: int) -> EmbeddingList:
+        desk, embedder = self.desk, self.desk.engine.embedder
+        if embedder is None:
+            raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"{desk.engine.name} makes no embeddings", param="model")
+        model = embedder.embedding_model(request.wanted_model)
+        answer = self._answer(model, attempt, Record())
+        with desk.tracing.embeddings(
+            request, request_id=self.envelope.id, engine=desk.engine.name, model=model
+        ) as span:
+            await self._tell("started", wait_ms=answer.queue_ms)
+            embedded = await embedder.embed(request, model)
+            span.finish(embedded.prompt_tokens, model=model)
+        self.cost_tokens = (embedded.prompt_tokens, 0)
+        message = answer.embeddings(embedded, request.encoding_format, now=time.time())
+        size, most = len(encode(message)), desk.bus.max_payload - _HEADERS_BYTES
+        if size > most:
+            raise HeadraceError(
+                ErrorCode.REQUEST_TOO_LARGE,
+                f"the embeddings of {len(request.texts)} texts have {size} bytes and an answer at most {most}: "
+                "send fewer texts at once, or ask for `base64`",
+                param="input",
+            )
+        return message
 
     async def _follow(
         self, generation: Generation, answer: Answer, writer: RecordWriter, request: ChatRequest, chat: ChatSpan
@@ -244,10 +272,10 @@ class Serving:
         self.in_slot = False
         self.desk.on_slot_left()
 
-    async def _succeed(self, writer: RecordWriter, completion: Completion) -> None:
+    async def _succeed(self, writer: RecordWriter, answer: Success) -> None:
         with self.desk.tracing.publish(reply_subject(self.envelope.id), request_id=self.envelope.id):
-            await writer.close(completion, self.delivery)
-        account = completion.headrace
+            await writer.close(answer, self.delivery)
+        account = answer.headrace
         await self._tell(
             "done", wait_ms=account.queue_ms, ttft_ms=account.ttft_ms, total_ms=account.total_ms, reason=self.reason
         )

@@ -325,6 +325,7 @@ class Worker:
             simulated=self.engine.simulated,
             standin=status.standin,
             tool_models=status.tool_models,
+            embedding_models=status.embedding_models,
             held=self._held(),
         )
         try:

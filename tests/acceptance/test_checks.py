@@ -368,7 +368,7 @@ BAD = {
     "not UTF-8": ("/v1/completions", b'{"prompt": "\xff"}', 400),
     "an unknown model": ("/api/chat", b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', 404),
     "too large": (CHAT, b" " * (1 << 20) + b"{}", 413),
-    "embeddings": ("/v1/embeddings", b"{}", 404),
+    "nothing to embed": ("/v1/embeddings", b"{}", 400),
     "no such path": ("/v1/nothing", b"{}", 404),
 }
 

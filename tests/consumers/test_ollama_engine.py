@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +17,11 @@ from ollama import AsyncClient
 from consumers.ollama_engine import OllamaClient, OllamaEngine
 from consumers.ollama_engine.generation import OllamaGeneration
 from consumers.ollama_engine.rates import Rates
+from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Usage
-from pipeline.requests import ChatRequest
+from pipeline.requests import ChatRequest, EmbeddingRequest
 from pipeline.worker.engine import Engine, Generation, Piece, Work
 from tests.consumers.conftest import MODEL, Launch, StandIn
 from tests.consumers.engine.conformance import Conformance
@@ -382,6 +384,78 @@ async def test_an_answer_that_was_begun_elsewhere_is_not_taken(engine: OllamaEng
         with pytest.raises(HeadraceError) as caught:
             await engine.submit(msgspec.structs.replace(work(engine.resolve(None)), **begun))
         assert caught.value.code is ErrorCode.UNAVAILABLE
+
+
+# ---- embeddings ----------------------------------------------------------------------------------------------------
+
+
+async def test_it_embeds_with_what_its_server_has_for_that(demo: StandIn) -> None:
+    async with OllamaEngine(CONFIG, demo.url) as engine:
+        status = engine.status()
+        assert (status.models, status.embedding_models) == ([f"{MODEL}:latest"], [f"{EMBEDDER}:latest"])
+        assert engine.embedding_model(None) == engine.embedding_model(EMBEDDER) == f"{EMBEDDER}:latest"
+        texts = ["the cat sat on the mat", "a cat on a mat", "quarterly revenue"]
+        embedded = await engine.embed(EmbeddingRequest(texts), EMBEDDER)
+        near, far = (sum(map(operator.mul, embedded.vectors[0], other)) for other in embedded.vectors[1:])
+        assert near > far
+        async with AsyncClient(demo.url, trust_env=False) as client:
+            theirs = await client.embed(EMBEDDER, texts)
+        assert embedded.vectors == [list(vector) for vector in theirs.embeddings]
+        assert embedded.prompt_tokens == theirs.prompt_eval_count
+        (short,) = (await engine.embed(EmbeddingRequest("x", dimensions=8), EMBEDDER)).vectors
+        assert len(short) == 8
+
+
+@pytest.mark.parametrize(
+    ("requested", "found"),
+    [(None, "embeds:latest"), ("nomic-embed-text", "nomic-embed-text:latest"), ("alpha", "alpha:latest")],
+)
+async def test_what_embeds_and_what_chats_are_told_apart(
+    ollama: OllamaServer, requested: str | None, found: str
+) -> None:
+    ollama.models = MANY
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        assert engine.status().embedding_models == ["nomic-embed-text:latest", "embeds:latest"]
+        assert engine.embedding_model(requested) == found
+        for name, code in {"tinyllama": ErrorCode.MODEL_INTERNAL, "gamma": ErrorCode.MODEL_NOT_FOUND}.items():
+            with pytest.raises(HeadraceError) as caught:
+                engine.embedding_model(name)
+            assert caught.value.code is code
+
+
+async def test_a_server_that_only_embeds_is_ready_and_has_no_model_that_chats(ollama: OllamaServer) -> None:
+    ollama.models = [{"name": "embeds:latest", "capabilities": ["embedding"]}]
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        assert (engine.status().state, engine.status().models) == ("ready", [])
+        with pytest.raises(HeadraceError) as caught:
+            engine.resolve(None)
+        assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code"),
+    [
+        ({"embeddings": [[1.0]]}, 200, ErrorCode.UNAVAILABLE),
+        ({"embeddings": [["x"], [1.0]]}, 200, ErrorCode.UNAVAILABLE),
+        ({}, 200, ErrorCode.UNAVAILABLE),
+        (b"nonsense", 200, ErrorCode.UNAVAILABLE),
+        ({"error": "no memory"}, 500, ErrorCode.UNAVAILABLE),
+        ({"error": 'model "x" not found, try pulling it first'}, 404, ErrorCode.MODEL_NOT_FOUND),
+        ({"error": "this model does not support embeddings"}, 400, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"error": "the input length exceeds the context length"}, 400, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
+    ],
+)
+async def test_an_embedding_that_goes_wrong_says_whose_fault_it_was(
+    ollama: OllamaServer, against: OllamaEngine, answer: Any, status: int, code: ErrorCode
+) -> None:
+    async def wrong(connection: Connection) -> None:
+        await connection.answer(answer, status)
+
+    ollama.chat = wrong
+    with pytest.raises(HeadraceError) as caught:
+        await against.embed(EmbeddingRequest(["a", "b"], truncate=False), "good:latest")
+    assert caught.value.code is code
+    assert ollama.bodies == [{"model": "good:latest", "input": ["a", "b"], "truncate": False}]
 
 
 # ---- servers that misbehave ----------------------------------------------------------------------------------------

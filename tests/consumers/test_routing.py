@@ -37,6 +37,8 @@ class World:
         self.wait_ms = 30_000.0
         self.ollama_used = 0
         self.ollama_models = ["small"]
+        self.embedding_models = ["embeds"]
+        self.mlx_models = ["big"]
         self.events = []
 
     async def go_on(self) -> None:
@@ -48,11 +50,16 @@ class World:
         waits = PerPriority(high=self.wait_ms, medium=self.wait_ms, low=self.wait_ms)
         load = Load("mlx", self.level, 2.0, waits, PerPriorityCount(), Slots(4, 4), 100.0, "", at or time.time())
         await self._bus.publish("llm.load.mlx", encode(load))
-        used = Slots(self.ollama_used, 4)
-        status = WorkerStatus(
-            "o1", "ollama", "ready", self.ollama_models, used, PerPriorityCount(), 0.0, 100.0, 50.0, 0, 0, time.time()
-        )
-        await self._bus.publish("llm.worker.o1", encode(status))
+        none, now = PerPriorityCount(), time.time()
+        for status in (
+            WorkerStatus("m1", "mlx", "ready", self.mlx_models, Slots(4, 4), none, 0.0, 100.0, 50.0, 0, 0, now),
+            WorkerStatus(
+                *("o1", "ollama", "ready", self.ollama_models, Slots(self.ollama_used, 4), none),
+                *(0.0, 100.0, 50.0, 0, 0, now),
+                embedding_models=self.embedding_models,
+            ),
+        ):
+            await self._bus.publish(f"llm.worker.{status.worker}", encode(status))
 
     async def on_event(self, message) -> None:
         self.events.append(msgspec.json.decode(message.data, type=RequestEvent))
@@ -204,6 +211,31 @@ async def test_a_request_for_a_model_that_ollama_lacks_stays_with_mlx(router, go
     await client.ask("named", b'{"prompt":"What is the capital of France?","model":"big"}')
     await client.ask("theirs", b'{"prompt":"What is the capital of France?","model":"small"}')
     await until_places(bus, {"named:complex": "llm.request.high.complex", "theirs:spilled": "llm.ollama.high"})
+
+
+async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(router, going_on, client, bus):
+    await router()
+    await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)
+    await client.ask("texts", b'{"input":["a","b"]}', "low")
+    await client.ask("strange", b'{"input":"a","model":"big"}')
+    await until_places(
+        bus,
+        {
+            "theirs:spilled": "llm.ollama.high",
+            "texts:spilled": "llm.ollama.low",
+            # MLX's consumer is the one to say that nobody has it.
+            "strange:complex": "llm.request.high.complex",
+        },
+    )
+    reasons = {event.id: event.reason for event in going_on.events}
+    assert reasons["theirs"] == reasons["texts"] == "only ollama has its model"
+
+
+async def test_while_no_worker_says_what_it_has_mlx_may_have_any_model(router, going_on, client, bus):
+    going_on.mlx_models = []
+    await router()
+    await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)
+    await until_places(bus, {"theirs:complex": "llm.request.high.complex"})
 
 
 SHUT = {

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import operator
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ollama import AsyncClient, ChatResponse, ResponseError
 
+from consumers.standin.embedding import EMBEDDER, embedding
 from consumers.standin.server import Server
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import FunctionCall, ToolCall, Usage
@@ -48,8 +53,8 @@ async def test_it_never_claims_to_be_ollama(http: httpx.AsyncClient) -> None:
     assert (await http.get("/api/version")).json() == {"version": "0.0.0-headrace-standin"}
 
 
-async def test_the_client_lists_and_shows_its_one_model(client: AsyncClient) -> None:
-    (listed,) = (await client.list()).models
+async def test_the_client_lists_and_shows_its_models(client: AsyncClient) -> None:
+    listed, embedder = (await client.list()).models
     assert listed.model == f"{MODEL}:latest"
     assert listed.size is not None
     assert listed.size > 100_000
@@ -57,8 +62,10 @@ async def test_the_client_lists_and_shows_its_one_model(client: AsyncClient) -> 
     assert listed.details.family != "simulated"
     shown = await client.show(MODEL)
     assert "completion" in (shown.capabilities or [])
-    (running,) = (await client.ps()).models
+    running, _ = (await client.ps()).models
     assert running.digest == listed.digest
+    assert embedder.model == f"{EMBEDDER}:latest"
+    assert (await client.show(EMBEDDER)).capabilities == ["embedding"]
 
 
 async def test_a_tag_of_latest_and_another_case_are_the_same_model(client: AsyncClient) -> None:
@@ -69,11 +76,51 @@ async def test_a_tag_of_latest_and_another_case_are_the_same_model(client: Async
 async def test_a_simulated_engine_says_so_in_the_list_and_in_every_answer(launch: Launch) -> None:
     with launch(engine="simulated") as standin:
         async with AsyncClient(standin.url, trust_env=False) as client:
-            (listed,) = (await client.list()).models
+            listed, _ = (await client.list()).models
             assert listed.details is not None
             assert listed.details.family == "simulated"
             answer = await client.chat(MODEL, QUESTION)
             assert (answer.message.content or "").startswith("[simulated]")
+
+
+# ---- embeddings ----------------------------------------------------------------------------------------------------
+
+
+async def test_it_embeds_one_text_or_several_alike(client: AsyncClient) -> None:
+    both = await client.embed(EMBEDDER, ["The cat sat.", "Zebras"])
+    assert [list(vector) for vector in both.embeddings] == [embedding("The cat sat."), embedding("Zebras")]
+    assert both.prompt_eval_count == 4
+    one = await client.embed(EMBEDDER.upper(), "Zebras", dimensions=16)
+    assert [list(vector) for vector in one.embeddings] == [embedding("Zebras", 16)]
+    assert (await client.embed(EMBEDDER, "")).embeddings == []
+
+
+@pytest.mark.parametrize(
+    ("model", "dimensions", "status"), [(MODEL, None, 501), ("nobody", None, 404), (EMBEDDER, 100_000, 400)]
+)
+async def test_what_cannot_be_embedded_is_refused(
+    client: AsyncClient, model: str, dimensions: int | None, status: int
+) -> None:
+    with pytest.raises(ResponseError) as caught:
+        await client.embed(model, "x", dimensions=dimensions)
+    assert caught.value.status_code == status
+
+
+@given(st.text(), st.integers(1, 512))
+def test_a_vector_has_length_1_unless_there_are_no_words(text: str, dimensions: int) -> None:
+    vector = embedding(text, dimensions)
+    assert len(vector) == dimensions
+    assert math.isclose(math.hypot(*vector), 1.0) or not any(vector)
+    assert embedding(text.swapcase().casefold(), dimensions) == embedding(text.casefold(), dimensions)
+
+
+def test_texts_with_the_same_words_are_nearer_than_others() -> None:
+    def likeness(one: str, other: str) -> float:
+        return sum(map(operator.mul, embedding(one), embedding(other)))
+
+    question = "How do I reset my password?"
+    assert likeness(question, "resetting a password") > likeness(question, "The train leaves at noon.")
+    assert likeness(question, question.upper()) == pytest.approx(1.0)
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------
@@ -271,6 +318,7 @@ class Scripted:
 
     name = "mlx"
     simulated = False
+    embedder = None
 
     def __init__(self, pieces: list[Piece], error: HeadraceError | None = None) -> None:
         self._pieces = pieces

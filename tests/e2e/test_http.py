@@ -14,6 +14,7 @@ import ollama
 import openai
 import pytest
 
+from consumers.standin.embedding import EMBEDDER, embedding
 from tests.e2e.conftest import Asker, Pipeline, asking, chat, joined, running, text_of
 from tests.waiting import eventually
 
@@ -167,12 +168,53 @@ async def test_openai_lists_models_and_no_internal_one(gpt: openai.AsyncOpenAI):
             await gpt.models.retrieve(name)
 
 
-async def test_openai_is_told_once_that_there_are_no_embeddings(embedded: Pipeline):
+@pytest.mark.parametrize("priority", PRIORITIES)
+async def test_openai_embeds_at_each_priority_through_to_ollama(gpt: openai.AsyncOpenAI, priority: str):
+    texts = ["one text", "another"]
+    asked = {"model": EMBEDDER, "extra_headers": {"X-Priority": priority}}
+    answer = await gpt.embeddings.create(input=texts, **asked)
+    assert [item.index for item in answer.data] == [0, 1]
+    assert [item.embedding for item in answer.data] == [pytest.approx(embedding(text)) for text in texts]
+    assert answer.usage.total_tokens == 3
+    assert (answer.headrace["engine"], answer.headrace["priority"]) == ("ollama", priority)
+    numbers = await gpt.embeddings.create(input=texts[0], encoding_format="float", **asked)
+    assert numbers.data[0].embedding == embedding(texts[0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"model": "text-embedding-3-small", "input": "x"}, openai.NotFoundError),
+        ({"model": "tinyllama", "input": "x"}, openai.NotFoundError),
+        ({"model": MODEL, "input": "x"}, openai.NotFoundError),
+        ({"model": EMBEDDER, "input": ""}, openai.BadRequestError),
+        ({"model": EMBEDDER, "input": "x", "dimensions": 100_000}, openai.BadRequestError),
+    ],
+    ids=["unknown", "internal", "mlx", "empty", "dimensions"],
+)
+async def test_openai_raises_its_own_exception_for_what_is_not_embedded(
+    embedded: Pipeline, asked: dict[str, Any], error: type[openai.APIStatusError]
+):
     async with openai.AsyncOpenAI(base_url=f"{embedded.http}/v1", api_key="any") as client:
-        with pytest.raises(openai.NotFoundError) as caught:
-            await client.embeddings.create(model=MODEL, input="x")
-    assert caught.value.code == "unsupported_parameter"
+        with pytest.raises(error) as caught:
+            await client.embeddings.create(**asked)
     assert caught.value.request.headers["x-stainless-retry-count"] == "0"
+
+
+async def test_openai_cannot_chat_with_what_only_embeds(gpt: openai.AsyncOpenAI):
+    assert EMBEDDER in [model.id.removesuffix(":latest") async for model in gpt.models.list()]
+    with pytest.raises(openai.BadRequestError, match="does not chat"):
+        await gpt.chat.completions.create(model=EMBEDDER, messages=FRANCE)
+
+
+async def test_embeddings_that_are_not_waited_for_are_read_later(web: httpx.AsyncClient):
+    body = {"model": EMBEDDER, "input": ["kept for later"]}
+    accepted = await web.post("/v1/embeddings", json=body, headers={"Prefer": "respond-async"})
+    assert accepted.status_code == 202
+    events = events_of((await web.get(accepted.json()["events_url"])).text)
+    assert [data["object"] for _, data in events] == ["list"]
+    state = (await web.get(accepted.json()["url"])).json()
+    assert state["answer"]["data"][0]["embedding"] == embedding("kept for later")
 
 
 # ---- Ollama's client
@@ -238,6 +280,17 @@ async def test_a_model_that_calls_no_tools_is_not_said_to(simulated: Pipeline):
         assert (await client.show(MODEL)).capabilities == ["completion"]
 
 
+async def test_ollama_embeds(llama: ollama.AsyncClient):
+    answer = await llama.embed(EMBEDDER, ["one text", "another"])
+    assert answer.model == EMBEDDER
+    assert [list(vector) for vector in answer.embeddings] == [embedding("one text"), embedding("another")]
+    assert answer.prompt_eval_count == 3
+    assert answer.total_duration
+    assert list((await llama.embeddings(EMBEDDER, "one text")).embedding) == embedding("one text")
+    assert (await llama.embed(EMBEDDER, "")).embeddings == []
+    assert (await llama.show(EMBEDDER)).capabilities == ["embedding"]
+
+
 @pytest.mark.parametrize(
     ("call", "status"),
     [
@@ -245,12 +298,14 @@ async def test_a_model_that_calls_no_tools_is_not_said_to(simulated: Pipeline):
         (lambda c: c.generate("nobody", "x"), 404),
         (lambda c: c.show("tinyllama"), 404),
         (lambda c: c.embed(MODEL, "x"), 404),
+        (lambda c: c.embed(EMBEDDER, ["x", ""]), 400),
+        (lambda c: c.chat(EMBEDDER, FRANCE), 400),
         (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
         (lambda c: c.generate(MODEL, "x", options={"temperature": "hot"}), 400),
         (lambda c: c.chat(MODEL, FRANCE, format="json"), 400),
         (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
     ],
-    ids=["internal", "unknown", "shown", "embeddings", "images", "bad-option", "format", "thinking"],
+    ids=["internal", "unknown", "shown", "embeds", "no-text", "chats", "images", "bad-option", "format", "thinking"],
 )
 async def test_ollama_raises_its_own_exception(llama: ollama.AsyncClient, call: Any, status: int):
     with pytest.raises(ollama.ResponseError) as caught:

@@ -35,7 +35,17 @@ from pipeline.messages import (
     encode,
     is_last,
 )
-from pipeline.requests import MAX_NESTING, MAX_STOPS, MAX_TOOLS, ChatRequest, decode_request
+from pipeline.requests import (
+    MAX_INPUTS,
+    MAX_NESTING,
+    MAX_STOPS,
+    MAX_TOOLS,
+    ChatRequest,
+    EmbeddingRequest,
+    decode_chat,
+    decode_embedding,
+    decode_request,
+)
 from pipeline.subjects import Priority, Task
 
 INVALID, UNSUPPORTED = ErrorCode.INVALID_REQUEST, ErrorCode.UNSUPPORTED_PARAMETER
@@ -509,3 +519,56 @@ def test_what_a_worker_says_and_what_happens_to_a_request_come_back_as_they_were
     event = RequestEvent("i", "failed", Priority.LOW, "mlx", 1.0, None, 2.0, ErrorCode.CANCELLED, "x")
     for message in (status, event, RequestEvent("i", "done", Priority.HIGH)):
         assert msgspec.json.decode(encode(message), type=type(message)) == message
+
+
+# ---- requests for embeddings
+
+
+@pytest.mark.parametrize(("given", "texts"), [('"one"', ["one"]), ('["one", "two"]', ["one", "two"])])
+def test_a_body_with_an_input_asks_for_embeddings(given, texts):
+    request = decode(b'{"input": %s, "model": "auto", "user": "me"}' % given.encode())
+    assert isinstance(request, EmbeddingRequest)
+    assert (request.texts, request.wanted_model) == (texts, None)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"input": "x", "prompt": "y"}', b'{"messages": [{"role":"user","content":"\\"input\\""}]}']
+)
+def test_a_body_with_a_prompt_or_messages_asks_for_an_answer(body):
+    assert isinstance(decode(body), ChatRequest)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"input": ""}', "input"),
+        (b'{"input": []}', "input"),
+        (b'{"input": ["x", ""]}', "input"),
+        (b'{"input": [1, 2, 3]}', "input"),
+        (b'{"input": null}', "input"),
+        (b'{"input": "x", "dimensions": 0}', "dimensions"),
+        (b'{"input": "x", "encoding_format": "hex"}', "encoding_format"),
+        (b'{"input": "x", "model": 3}', "model"),
+    ],
+)
+def test_what_cannot_be_embedded_is_named(body, param):
+    with pytest.raises(HeadraceError) as refusal:
+        decode(body)
+    assert (refusal.value.code, refusal.value.param) == (ErrorCode.INVALID_REQUEST, param)
+
+
+def test_there_are_no_more_texts_in_a_request_than_at_openai():
+    texts = ["x"] * MAX_INPUTS
+    assert len(decode_embedding(msgspec.json.encode({"input": texts}), max_body_bytes=MAX_BYTES).texts) == MAX_INPUTS
+    with pytest.raises(HeadraceError, match="input"):
+        decode_embedding(msgspec.json.encode({"input": [*texts, "x"]}), max_body_bytes=MAX_BYTES)
+
+
+def test_either_kind_can_be_insisted_on():
+    with pytest.raises(HeadraceError, match="messages"):
+        decode_chat(b'{"input": "x"}', max_body_bytes=MAX_BYTES)
+    with pytest.raises(HeadraceError, match="input"):
+        decode_embedding(b'{"prompt": "x"}', max_body_bytes=MAX_BYTES)
+    with pytest.raises(HeadraceError) as refusal:
+        decode_embedding(b'{"input": "xxxxxxxx"}', max_body_bytes=10)
+    assert refusal.value.code is ErrorCode.REQUEST_TOO_LARGE

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Usage
-from pipeline.requests import ChatRequest, ResponseFormat
+from pipeline.requests import ChatRequest, EmbeddingRequest, ResponseFormat
 from pipeline.subjects import Move, Priority, Task
 from pipeline.telemetry import ProcessSpan, Tracing, names
 from tests.otlp import Collector, collector
@@ -272,6 +272,25 @@ async def test_a_generation_is_described_by_the_genai_conventions(traces: Collec
     }
     assert traces.one("chat other").attributes["gen_ai.output.type"] == "json"
     assert "Why is the sky blue?" not in repr(traces.spans)
+
+
+async def test_embeddings_are_described_by_the_genai_conventions(traces: Collector, role: NewTracing) -> None:
+    request = EmbeddingRequest(["a secret"], dimensions=256, encoding_format="base64")
+    with role("headrace-ollama").embeddings(request, request_id="r-1", engine="ollama", model="e") as span:
+        span.finish(2, model="e")
+    await traces.wait_for(lambda seen: len(seen.spans) == 1)
+    assert traces.one("embeddings e").kind == "CLIENT"
+    assert traces.one("embeddings e").attributes == {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "ollama",
+        "gen_ai.request.model": "e",
+        "gen_ai.response.id": "r-1",
+        "gen_ai.response.model": "e",
+        "gen_ai.embeddings.dimension.count": 256,
+        "gen_ai.request.encoding_formats": ["base64"],
+        "gen_ai.usage.input_tokens": 2,
+    }
+    assert "secret" not in repr(traces.spans)
 
 
 async def test_a_failure_is_recorded_with_its_code(traces: Collector, role: NewTracing) -> None:

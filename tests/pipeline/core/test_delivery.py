@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import struct
+
 import msgspec
 import pytest
 from hypothesis import settings
@@ -29,7 +32,7 @@ from pipeline.messages import (
     is_last,
 )
 from pipeline.subjects import Move, Priority, Task
-from pipeline.worker.engine import Piece
+from pipeline.worker.engine import Embedded, Piece
 
 STORED_AT = 1_700_000_000.25
 USAGE = Usage(3, 4, 7)
@@ -276,6 +279,24 @@ def test_the_last_message_accounts_for_how_the_request_was_served():
         "reason": "its turn",
     }
     assert (found.usage, found.choices[0].finish_reason) == (USAGE, "length")
+
+
+def test_vectors_come_as_numbers_or_as_the_floats_that_openais_clients_read():
+    embedded = Embedded([[0.5, -1.25], [0.0, 3.0]], prompt_tokens=7)
+    numbers = answer(record=None).embeddings(embedded, None, now=STORED_AT + 2)
+    assert [(item.index, item.embedding) for item in numbers.data] == [(0, [0.5, -1.25]), (1, [0.0, 3.0])]
+    assert (numbers.usage.prompt_tokens, numbers.usage.total_tokens) == (7, 7)
+    coded = answer(record=None).embeddings(embedded, "base64", now=STORED_AT + 2)
+    assert [list(struct.unpack("<2f", base64.b64decode(item.embedding))) for item in coded.data] == embedded.vectors
+    assert decode_answer(encode(coded)) == coded
+    assert is_last(decode_answer(encode(numbers)))
+
+
+def test_embeddings_are_accounted_for_like_any_answer():
+    account = answer(reason="only ollama has the model m").embeddings(Embedded([[1.0]], 1), None, now=STORED_AT + 2)
+    account = account.headrace
+    assert (account.queue_ms, account.ttft_ms, account.total_ms) == (1000.0, 2000.0, 2000.0)
+    assert account.reason == "only ollama has the model m"
 
 
 def test_a_simulated_answer_says_so():

@@ -215,6 +215,48 @@ def test_lists_show_each_model_once_and_no_internal_one():
     assert catalogue(mlx=["b", "a"], ollama=["z", "a", "tinyllama"]).listed() == ["b", "a", "z"]
 
 
+def test_a_request_that_names_no_embedder_gets_the_first_by_name_and_no_chatting_model():
+    assert catalogue(embedders=["nomic-embed-text", "all-minilm"]).embedder(None) == "all-minilm"
+    with pytest.raises(HeadraceError, match="no engine has a model that makes embeddings"):
+        catalogue().embedder(None)
+
+
+def test_a_model_that_chats_embeds_where_it_is_named_as_at_ollama():
+    assert catalogue(embedders=["all-minilm:latest"]).embedder("small:1b") == "small:1b"
+    assert catalogue(embedders=["all-minilm:latest"]).embedder("ALL-minilm") == "all-minilm:latest"
+
+
+@pytest.mark.parametrize(
+    ("requested", "code"),
+    [
+        ("tinyllama", ErrorCode.MODEL_INTERNAL),
+        ("text-embedding-3-small", ErrorCode.MODEL_NOT_FOUND),
+        # MLX makes none, and an equivalent's vectors would be of another space.
+        ("org/Big-4bit", ErrorCode.MODEL_NOT_FOUND),
+    ],
+)
+def test_no_other_model_embeds_in_the_place_of_the_one_that_is_named(requested, code):
+    with pytest.raises(HeadraceError) as refusal:
+        catalogue(embedders=["all-minilm"]).embedder(requested)
+    assert (refusal.value.code, refusal.value.param) == (code, "model")
+
+
+def test_an_embedder_is_listed_and_does_not_chat():
+    names = catalogue(embedders=["all-minilm:latest", "tinyllama:embed"])
+    assert names.listed() == ["org/Big-4bit", "all-minilm:latest", "big:8b", "small:1b"]
+    with pytest.raises(HeadraceError, match="does not chat") as refusal:
+        names.engines_for("all-minilm")
+    assert refusal.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert names.engines_for(None) == {"mlx", "ollama"}
+
+
+@given(st.lists(NAMES), st.lists(NAMES), st.none() | NAMES)
+def test_no_internal_model_embeds(embedders, chatting, requested):
+    names = catalogue(embedders=[*embedders, "tinyllama"], ollama=[*chatting, "x/tinyllama"])
+    chosen = names.embedder_on_ollama(requested)
+    assert chosen is None or not is_internal(chosen, INTERNAL)
+
+
 @given(st.lists(NAMES), st.lists(NAMES), st.none() | NAMES)
 def test_no_engine_is_given_an_internal_model(mlx, ollama, requested):
     names = catalogue(mlx=[*mlx, "x/tinyllama"], ollama=[*ollama, "tinyllama:1b"], table={"a": "tinyllama:1b"})

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from pipeline.core.triage import LOAD_SAYS_FOR_S, Outcome, Room, Verdict, Waiting, classify, spill
 from pipeline.messages import Load, PerPriority, PerPriorityCount, Slots
-from pipeline.requests import ChatMessage, ChatRequest, ContentPart, FunctionSpec, ResponseFormat, Tool
+from pipeline.requests import (
+    ChatMessage,
+    ChatRequest,
+    ContentPart,
+    EmbeddingRequest,
+    FunctionSpec,
+    ResponseFormat,
+    Tool,
+)
 from pipeline.subjects import Priority, Task
 
 LABELLED = [
@@ -168,6 +176,11 @@ def test_very_many_parts_are_not_visited():
     assert classify(ChatRequest(messages=[ChatMessage(role="user", content=parts)]), None).reason == "long prompt"
 
 
+def test_texts_to_embed_are_simple_whatever_they_say():
+    verdict = classify(EmbeddingRequest(["Prove that there are infinitely many primes.", "x"]), None)
+    assert (verdict.task, verdict.reason, verdict.certain) == (Task.SIMPLE, "embeddings", True)
+
+
 # ---- spill ----------------------------------------------------------------------------------------------------------
 
 SIMPLE = Verdict(Task.SIMPLE, "short factual question", certain=True, score=-0.4)
@@ -180,8 +193,8 @@ def load(level="saturated", **wait_ms):
     return Load("mlx", level, 1.2, waits, PerPriorityCount(), Slots(8, 8), 400.0, "slots", 0.0)
 
 
-def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, moved=False):
-    return Waiting(verdict, priority, ollama_may, moved)
+def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_may=True, moved=False):
+    return Waiting(verdict, priority, ollama_may, mlx_may, moved)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +212,11 @@ def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, moved=
         (waiting(COMPLEX, moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
         (waiting(moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
         (waiting(ollama_may=False), load(), 0.1, ROOM, Outcome.COMPLEX, "its model is mlx's alone"),
+        (waiting(ollama_may=False, mlx_may=False), load(), 0.1, ROOM, Outcome.COMPLEX, None),
+        (waiting(COMPLEX, mlx_may=False), load(), 0.1, ROOM, Outcome.SPILL, "only ollama has its model"),
+        (waiting(mlx_may=False), load(medium=1), 0.1, Room(True, 0, 1.0), Outcome.SPILL, "only ollama has its model"),
+        (waiting(COMPLEX, mlx_may=False), load(), 0.1, Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
+        (waiting(mlx_may=False, moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
         (waiting(), load(), 0.1, Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
         (waiting(), load(), 0.1, Room(True, 0, 1.0), Outcome.LEAVE, "ollama is full"),
         (waiting(), load(medium=800), 0.1, ROOM, Outcome.LEAVE, "mlx would answer sooner"),
@@ -213,7 +231,7 @@ def test_spill(request_, load_, age_s, room, outcome, reason):
 
 
 @given(
-    st.builds(Waiting, st.sampled_from([SIMPLE, COMPLEX]), st.sampled_from(Priority), st.booleans(), st.booleans()),
+    st.builds(Waiting, st.sampled_from([SIMPLE, COMPLEX]), st.sampled_from(Priority), *[st.booleans()] * 3),
     st.sampled_from(["normal", "busy", "saturated"]),
     st.floats(0, 10),
     st.builds(Room, st.booleans(), st.integers(-1, 3), st.floats(0, 20_000)),
@@ -221,12 +239,13 @@ def test_spill(request_, load_, age_s, room, outcome, reason):
 def test_nothing_is_spilled_but_what_is_simple_allowed_and_sooner_answered(request_, level, age_s, room):
     decision = spill(request_, load(level), age_s, room)
     if decision.outcome is Outcome.SPILL:
-        assert request_.verdict.task is Task.SIMPLE
         assert request_.ollama_may
         assert not request_.moved
         assert level == "saturated"
         assert age_s <= LOAD_SAYS_FOR_S
         assert room.healthy
+    if decision.outcome is Outcome.SPILL and request_.mlx_may:
+        assert request_.verdict.task is Task.SIMPLE
         assert room.free > 0
         assert room.answer_ms < load().predicted_wait_ms.of(request_.priority)
     assert decision.reason

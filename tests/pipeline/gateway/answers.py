@@ -10,6 +10,9 @@ from pipeline.messages import (
     ChunkChoice,
     Completion,
     Delta,
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
     FunctionCall,
     ToolCall,
     ToolCallDelta,
@@ -59,3 +62,13 @@ CUT_OFF = _completion(AssistantMessage("Hello there"), "length")
 TOOL_CHUNK = _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", CALL)]), "tool_calls")
 LAST_CHUNK = _chunk(1, Delta(), "stop")
 TOOL_COMPLETION = _completion(AssistantMessage(None, tool_calls=[ToolCall(CALL, "call_1")]), "tool_calls")
+
+
+EMBEDDINGS = EmbeddingList(
+    id="req-1",
+    created=1700000000,
+    model="nomic-embed-text:latest",
+    data=[Embedding([0.5, -0.25], 0), Embedding([1.0, 0.0], 1)],
+    usage=EmbeddingUsage(4, 4),
+    headrace=ACCOUNT,
+)

@@ -6,13 +6,21 @@ import json
 from typing import Any
 
 import pytest
-from ollama import ChatResponse, GenerateResponse, ListResponse, ProcessResponse, ShowResponse
+from ollama import ChatResponse, EmbedResponse, GenerateResponse, ListResponse, ProcessResponse, ShowResponse
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import ollama
 from pipeline.gateway.shapes import Asked
 from pipeline.messages import ErrorBody
-from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, CUT_OFF, LAST_CHUNK, TOOL_CHUNK, TOOL_COMPLETION
+from tests.pipeline.gateway.answers import (
+    CHUNKS,
+    COMPLETION,
+    CUT_OFF,
+    EMBEDDINGS,
+    LAST_CHUNK,
+    TOOL_CHUNK,
+    TOOL_COMPLETION,
+)
 
 LIMIT = 1 << 20
 AT = "2023-11-14T22:13:20Z"  # the answers' `created`
@@ -199,6 +207,49 @@ def test_lists_are_what_ollamas_client_reads():
     assert len({entry.digest for entry in tags.models}) == 2
     ps = ProcessResponse.model_validate(ollama.ps(names))
     assert [entry.name for entry in ps.models] == names
-    for calls_tools, capabilities in ((True, ["completion", "tools"]), (False, ["completion"])):
-        shown = ollama.show("demo", since=1700000000, calls_tools=calls_tools)
-        assert ShowResponse.model_validate(shown).capabilities == capabilities
+    shown = ollama.show("demo", since=1700000000, capabilities=["completion", "tools"])
+    assert ShowResponse.model_validate(shown).capabilities == ["completion", "tools"]
+
+
+# ---- embeddings
+
+
+def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
+    body = {"model": "e:latest", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
+    asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["e"])
+    assert json.loads(asked.body) == {"model": "e", "input": ["a", "b"], "truncate": False, "dimensions": 2}
+    assert not asked.stream
+    data = asked.shape.whole(EMBEDDINGS)
+    assert without_account(data) == {
+        "model": "e:latest",
+        "embeddings": [[0.5, -0.25], [1.0, 0.0]],
+        "total_duration": 30_000_000,
+        "load_duration": 2_000_000,
+        "prompt_eval_count": 4,
+    }
+    read = EmbedResponse.model_validate_json(data)
+    assert read.embeddings == [[0.5, -0.25], [1.0, 0.0]]
+
+
+def test_the_older_call_embeds_one_text():
+    asked = ollama.read_embedding(b'{"model": "e", "prompt": "a"}', LIMIT)
+    assert json.loads(asked.body) == {"model": "e", "input": "a"}
+    assert json.loads(asked.shape.whole(EMBEDDINGS)) == {"embedding": [0.5, -0.25]}
+
+
+def test_no_text_to_embed_only_asks_for_the_model():
+    none = b'{"model": "e", "input": [], "prompt": ""}'
+    for read_, empty in (
+        (ollama.read_embed, {"model": "e", "embeddings": []}),
+        (ollama.read_embedding, {"embedding": []}),
+    ):
+        loaded = read_(none, LIMIT)
+        assert (loaded.model, loaded.embeds) == ("e", True)
+        assert json.loads(loaded.body(0)) == empty
+
+
+def test_what_cannot_be_embedded_is_refused():
+    for body in (b'{"input": [""]}', b'{"input": 7}', b'{"input": "x", "dimensions": -1}', b"[]"):
+        with pytest.raises(HeadraceError) as refusal:
+            ollama.read_embed(body, LIMIT)
+        assert refusal.value.code is ErrorCode.INVALID_REQUEST

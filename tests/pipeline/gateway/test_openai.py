@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 from openai.types import Completion as TextCompletion
+from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import openai
 from pipeline.messages import ErrorBody
-from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, TOOL_CHUNK, TOOL_COMPLETION
+from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, EMBEDDINGS, TOOL_CHUNK, TOOL_COMPLETION
 
 LIMIT = 1 << 20
 
@@ -162,3 +163,39 @@ def test_models_are_listed_as_openai_lists_them():
         "object": "list",
         "data": [{"id": "a", "object": "model", "created": 0, "owned_by": "headrace"}],
     }
+
+
+# ---- embeddings
+
+
+def test_texts_to_embed_go_on_as_they_came():
+    given = json.dumps({"model": "e", "input": ["a", "b"], "encoding_format": "base64", "user": "me"}).encode()
+    asked = openai.read_embeddings(given, LIMIT)
+    assert (asked.body, asked.stream, asked.request.texts) == (given, False, ["a", "b"])
+
+
+def test_embeddings_have_openais_shape():
+    data = openai.Embeddings().whole(EMBEDDINGS)
+    read = CreateEmbeddingResponse.model_validate_json(data, strict=True)
+    assert [item.embedding for item in read.data] == [[0.5, -0.25], [1.0, 0.0]]
+    assert json.loads(data) == {
+        "id": "req-1",
+        "object": "list",
+        "created": 1700000000,
+        "model": "nomic-embed-text:latest",
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [0.5, -0.25]},
+            {"object": "embedding", "index": 1, "embedding": [1.0, 0.0]},
+        ],
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+        "headrace": json.loads(msgspec.json.encode(EMBEDDINGS.headrace)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"), [(openai.Embeddings(), COMPLETION), (openai.Chat(), EMBEDDINGS), (openai.Text(), EMBEDDINGS)]
+)
+def test_the_answer_to_something_else_that_was_asked_under_the_same_id_is_not_given(shape, answer):
+    with pytest.raises(HeadraceError, match="req-1") as refusal:
+        shape.whole(answer)
+    assert refusal.value.code is ErrorCode.INVALID_REQUEST

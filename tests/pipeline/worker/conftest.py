@@ -16,9 +16,10 @@ from pipeline.connection import Unreachable
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.lifecycle import Lifecycle
 from pipeline.messages import Usage, decode_answer, is_last
+from pipeline.requests import EmbeddingRequest
 from pipeline.role import role
 from pipeline.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
-from pipeline.worker.engine import EngineStatus, Generation, Piece, Work
+from pipeline.worker.engine import Embedded, EngineStatus, Generation, Piece, Work
 from pipeline.worker.worker import Source, Worker
 from tests.waiting import eventually
 
@@ -66,6 +67,7 @@ class ScriptedEngine:
     simulated: bool = False
     state: str = "ready"
     refusal: HeadraceError | None = None
+    embedder: ScriptedEmbedder | None = None
     submitted: list[ScriptedGeneration] = field(default_factory=list)
     running: list[ScriptedGeneration] = field(default_factory=list)
     most_running: int = 0
@@ -107,6 +109,26 @@ class ScriptedEngine:
             return [run for run in self.submitted if run.work.id == request_id][number - 1 :]
 
         return (await eventually(found, what=f"{request_id} runs"))[0]
+
+
+@dataclass
+class ScriptedEmbedder:
+    """Implements `pipeline.worker.engine.Embedder`: vectors of so many numbers, once the test lets it."""
+
+    dimensions: int = 2
+    refusal: HeadraceError | None = None
+    asked: list[EmbeddingRequest] = field(default_factory=list)
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def embedding_model(self, model: str | None) -> str:
+        return model or "scripted-embed"
+
+    async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
+        self.asked.append(request)
+        await self.goes_on.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        return Embedded([[float(len(text))] * self.dimensions for text in request.texts], len(request.texts))
 
 
 class Nowhere:

@@ -140,6 +140,7 @@ class Engine:
     """Runs one request."""
 
     simulated = False
+    embedder = None
 
     def __init__(self, name: str) -> None:
         self.name = name

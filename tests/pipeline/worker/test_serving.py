@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Chunk, Completion, RequestEvent, Status
+from pipeline.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
 from pipeline.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker import serving
 from pipeline.worker.worker import Worker
-from tests.pipeline.worker.conftest import ScriptedEngine
+from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine
 from tests.waiting import eventually
 
 
@@ -437,3 +437,80 @@ async def test_an_error_does_not_reach_the_readers_of_another_request(start, cli
     await client.answer("late")
     await client.none_waits(but=1)
     assert seen == []
+
+
+# ---- embeddings
+
+TEXTS = b'{"input":["a","bcd"]}'
+
+
+async def test_texts_are_embedded_in_order_in_one_last_message(start, client):
+    events = await events_of(client.bus)
+    embedder = ScriptedEmbedder()
+    await start(ScriptedEngine(embedder=embedder))
+    await client.ask("r1", TEXTS)
+    await eventually(lambda: embedder.asked and [event.kind for event in events] == ["started"])
+    embedder.goes_on.set()
+    answer = await client.answer("r1")
+    assert isinstance(answer, EmbeddingList)
+    assert [(item.index, item.embedding) for item in answer.data] == [(0, [1.0, 1.0]), (1, [3.0, 3.0])]
+    assert (answer.model, answer.usage.total_tokens) == ("scripted-embed", 2)
+    assert (answer.headrace.engine, answer.headrace.attempts) == ("mlx", 1)
+    await client.none_waits()
+    assert await client.record("r1") == [answer]
+    await eventually(lambda: [event.kind for event in events] == ["started", "done"])
+
+
+async def test_an_engine_that_cannot_embed_says_so_and_counts_as_having_begun_nothing(start, client):
+    events = await events_of(client.bus)
+    await start()
+    await client.ask("r1", TEXTS)
+    assert await client.code("r1") is ErrorCode.MODEL_NOT_FOUND
+    await eventually(lambda: [event.kind for event in events] == ["failed"])
+
+
+async def test_vectors_that_no_message_can_hold_are_refused_with_what_to_do(start, client):
+    embedder = ScriptedEmbedder(dimensions=client.bus.max_payload // 4)
+    embedder.goes_on.set()
+    await start(ScriptedEngine(embedder=embedder))
+    await client.ask("r1", b'{"input":"a"}')
+    error = (await client.answer("r1")).error
+    assert (error.code, error.param) == (ErrorCode.REQUEST_TOO_LARGE, "input")
+    assert "fewer texts" in error.message
+    await client.none_waits()
+
+
+async def test_embedding_is_broken_off_by_a_cancel_and_its_slot_is_free(start, client):
+    embedder = ScriptedEmbedder()
+    await start(ScriptedEngine(slots=1, embedder=embedder))
+    await client.ask("r1", TEXTS)
+    await eventually(lambda: embedder.asked)
+    await client.bus.publish("llm.cancel.r1", b"")
+    assert await client.code("r1") is ErrorCode.CANCELLED
+    embedder.goes_on.set()
+    await client.ask("r2", TEXTS)
+    assert isinstance(await client.answer("r2"), EmbeddingList)
+
+
+async def test_texts_that_a_dead_worker_had_in_hand_are_embedded_by_another(start, client):
+    dying = ScriptedEmbedder()
+    first = await start(ScriptedEngine(embedder=dying))
+    await client.ask("r1", TEXTS)
+    await eventually(lambda: dying.asked)
+    await first.kill()
+    living = ScriptedEmbedder()
+    living.goes_on.set()
+    await start(ScriptedEngine(embedder=living))
+    answer = await client.answer("r1")
+    assert (answer.headrace.attempts, len(answer.data)) == (2, 2)
+    assert await client.record("r1") == [answer]
+
+
+async def test_an_embedding_that_fails_for_no_reason_of_its_own_comes_again(start, client):
+    embedder = ScriptedEmbedder(refusal=HeadraceError(ErrorCode.UNAVAILABLE, "away"))
+    embedder.goes_on.set()
+    await start(ScriptedEngine(embedder=embedder))
+    await client.ask("r1", TEXTS)
+    await eventually(lambda: len(embedder.asked) >= 2)
+    embedder.refusal = None
+    assert isinstance(await client.answer("r1"), EmbeddingList)
