@@ -4,27 +4,32 @@
 
 `headrace up` as it is by default, with three API keys. One client calls `/api/tags` N times a second from a process of
 its own, far above its limit. A second one asks for `/queue/stats` ten times a second, a third one has one chat after
-another answered. Slices with the flood and slices without it alternate, so that what else the machine does falls on
-both; S is the time under flood.
+another answered. Three kinds of slices alternate, so that what else the machine does falls on all of them: in peace,
+under flood, and with the same flood at a bare socket elsewhere on this machine, which is what the flooding program
+itself takes from the cores that all share. S is the time of each kind.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from bench.running import ALONE, Client, Reply, up
+from bench.running import ALONE, ROOT, Client, Reply, ended, up
 from pipeline.gateway.identity import make_key
 from pipeline.lifecycle import loop_factory
 
@@ -36,9 +41,17 @@ QUESTION = json.dumps({"messages": [{"role": "user", "content": "What is 2 + 3?"
 NAMES = ("flood", "stats", "chat")
 
 
+class Slice(StrEnum):
+    """What else goes on while the two clients call."""
+
+    PEACE = "in peace"
+    ELSEWHERE = "flood elsewhere"
+    FLOOD = "under flood"
+
+
 @dataclass
 class Found:
-    """What was measured: response times in ms by (call, with flood), and what the flood was answered.
+    """What was measured: response times in ms by call and kind of slice, and what the flood was answered.
 
     Attributes:
         refused: how many of all other calls were not answered with status 200.
@@ -46,16 +59,16 @@ class Found:
         without_retry_after: how many of its 429 did not say when to come back.
     """
 
-    times_ms: dict[tuple[str, bool], list[float]] = field(default_factory=dict)
+    times_ms: dict[tuple[str, Slice], list[float]] = field(default_factory=dict)
     refused: int = 0
     flood: Counter[str] = field(default_factory=Counter)
     without_retry_after: int = 0
     flooded_s: float = 0.0
 
-    def add(self, name: str, reply: Reply, *, flooded: bool) -> None:
+    def add(self, name: str, reply: Reply, kind: Slice) -> None:
         """One call that is not of the flood."""
         self.refused += reply.status != 200
-        self.times_ms.setdefault((name, flooded), []).append(reply.whole_s * 1e3)
+        self.times_ms.setdefault((name, kind), []).append(reply.whole_s * 1e3)
 
 
 def keys() -> tuple[dict[str, str], str]:
@@ -106,68 +119,113 @@ async def _connected(
     client.close()
 
 
-async def slice_of(found: Found, url: str, secrets: dict[str, str], seconds: float, rate: float) -> None:
-    """One slice, flooded where there is a rate."""
-    flooding: Awaitable[tuple[bytes, bytes]] | None = None
-    if rate:
-        options = ["--flood", url, "--rate", str(rate), "--seconds", str(seconds)]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.flood", *options, stdout=-1, stdin=-1, cwd=Path(__file__).parent.parent
-        )
-        flooding = asyncio.ensure_future(process.communicate(secrets["flood"].encode()))
+_REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"
+
+
+async def refuse_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One connection to the bare socket."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(_REFUSAL)
+    writer.close()
+
+
+async def sink() -> None:
+    """The process that is flooded elsewhere: prints where it is, and serves until it is interrupted."""
+    server = await asyncio.start_server(refuse_all, "127.0.0.1", 0)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
+
+
+@contextmanager
+def elsewhere() -> Iterator[str]:
+    """The URL of a bare socket for the time of the block."""
+    command = [sys.executable, "-m", "bench.flood", "--sink"]
+    with ended(subprocess.Popen(command, stdout=-1, stderr=subprocess.DEVNULL, cwd=ROOT)) as process:
+        assert process.stdout is not None
+        with process.stdout as said:
+            yield said.readline().decode().strip()
+
+
+@asynccontextmanager
+async def flooded(url: str, key: str, rate: float, seconds: float, found: Found) -> AsyncIterator[None]:
+    """A flood for the time of the block, and what it was answered."""
+    options = ["--flood", url, "--rate", str(rate), "--seconds", str(seconds)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.flood", *options, stdout=-1, stdin=-1, cwd=ROOT
+    )
+    flooding = asyncio.ensure_future(process.communicate(key.encode()))
+    yield
+    said = json.loads((await flooding)[0])
+    found.flood.update(said["answers"])
+    found.without_retry_after += said["without_retry_after"]
+    found.flooded_s += seconds
+
+
+async def calls(found: Found, url: str, secrets: dict[str, str], seconds: float, kind: Slice) -> None:
+    """The two clients, for so long."""
     until = time.perf_counter() + seconds
 
     def note(name: str) -> Callable[[Reply], None]:
-        return lambda reply: found.add(name, reply, flooded=bool(rate))
+        return lambda reply: found.add(name, reply, kind)
 
     await asyncio.gather(
         _connected(url, STATS, None, secrets["stats"], until, STATISTICS_EVERY_S, note(STATS)),
         _connected(url, CHAT, QUESTION, secrets["chat"], until, 0.0, note(CHAT)),
     )
-    if flooding is not None:
-        said = json.loads((await flooding)[0])
-        found.flood.update(said["answers"])
-        found.without_retry_after += said["without_retry_after"]
-        found.flooded_s += seconds
 
 
 async def measure(url: str, secrets: dict[str, str], *, seconds: float, rate: float, slices: int) -> Found:
     """Slices in turns."""
-    found = Found()
-    await slice_of(Found(), url, secrets, 1.0, 0.0)  # what is cold counts for nobody
-    for _ in range(slices):
-        await slice_of(found, url, secrets, seconds / slices, 0.0)
-        await slice_of(found, url, secrets, seconds / slices, rate)
+    found, each_s, key = Found(), seconds / slices, secrets["flood"]
+    await calls(Found(), url, secrets, 1.0, Slice.PEACE)  # what is cold counts for nobody
+    with elsewhere() as other:
+        for _ in range(slices):
+            await calls(found, url, secrets, each_s, Slice.PEACE)
+            async with flooded(other, key, rate, each_s, Found()):
+                await calls(found, url, secrets, each_s, Slice.ELSEWHERE)
+            async with flooded(url, key, rate, each_s, found):
+                await calls(found, url, secrets, each_s, Slice.FLOOD)
     return found
 
 
 def report(found: Found) -> None:
-    print(f"{'':24} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'slowest':>8} {'calls':>8}")
-    for (name, flooded), times in sorted(found.times_ms.items()):
-        cut = statistics.quantiles(times, n=100)
-        label = f"{name.rpartition('/')[2]} {'under flood' if flooded else 'in peace'}"
-        print(f"{label:24} {cut[49]:8.1f} {cut[94]:8.1f} {cut[98]:8.1f} {max(times):8.1f} {len(times):8}")
+    print(f"{'':28} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'slowest':>8} {'calls':>8}")
+    for name in (STATS, CHAT):
+        for kind in Slice:
+            times = found.times_ms[name, kind]
+            cut = statistics.quantiles(times, n=100)
+            label = f"{name.rpartition('/')[2]}, {kind}"
+            print(f"{label:28} {cut[49]:8.1f} {cut[94]:8.1f} {cut[98]:8.1f} {max(times):8.1f} {len(times):8}")
     calls = found.flood.total()
     refused = found.flood["429"]
     rate = calls / found.flooded_s
     print(f"\nflood: {calls} calls in {found.flooded_s:.0f} s, {rate:.0f} a second, by status {dict(found.flood)}")
     print(f"{refused - found.without_retry_after} of {refused} refusals say when to come back")
     print(f"{found.refused} of all other calls were not answered")
-    p99_ms = statistics.quantiles(found.times_ms[STATS, True], n=100)[98]
+    p99_ms = statistics.quantiles(found.times_ms[STATS, Slice.FLOOD], n=100)[98]
     verdict = "met" if p99_ms <= GOAL_P99_MS else "missed"
     print(f"statistics under flood: p99 {p99_ms:.1f} ms (goal: {GOAL_P99_MS:.0f} ms: {verdict})")
-    peace, flooded = (statistics.median(found.times_ms[CHAT, flooded]) for flooded in (False, True))
-    print(f"chat under flood: {flooded / peace:.2f} times its median in peace")
+    peace, other, flood_ = (statistics.median(found.times_ms[CHAT, kind]) for kind in Slice)
+    print(f"chat under flood: {flood_ / other:.2f} times its median with the flood elsewhere", end=", ")
+    print(f"{flood_ / peace:.2f} times that in peace")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="under flood (default: 30)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of slice (default: 30)")
     parser.add_argument("--rate", type=float, default=400.0, help="calls a second of the flood (default: 400)")
     parser.add_argument("--slices", type=int, default=5, help="of each kind (default: 5)")
-    parser.add_argument("--flood", metavar="URL", help=argparse.SUPPRESS)  # be the flood; the key is read from stdin
+    # Be the flood, whose key is read from standard input; be what is flooded elsewhere.
+    parser.add_argument("--flood", metavar="URL", help=argparse.SUPPRESS)
+    parser.add_argument("--sink", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        if options.sink:
+            with contextlib.suppress(KeyboardInterrupt):
+                runner.run(sink())
+            return
         if options.flood:
             runner.run(flood(options.flood, sys.stdin.read(), options.rate, options.seconds))
             return

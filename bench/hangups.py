@@ -188,8 +188,8 @@ def main() -> None:
     print(f"\n{options.hang_ups} of {options.streams} hang up: ms until")
     for stage, times in zip(STAGES, zip(*found, strict=True), strict=True):
         print(f"{stage:17} median {statistics.median(times):6.0f}   each " + " ".join(f"{t:6.0f}" for t in times))
-    slots_ms = statistics.median(round_[1] for round_ in found)
-    print(f"(goal: slots free within {GOAL_MS:.0f} ms: {'met' if slots_ms <= GOAL_MS else 'missed'})")
+    slowest_ms = max(round_[1] for round_ in found)
+    print(f"(goal: slots free within {GOAL_MS:.0f} ms in every round: {'met' if slowest_ms <= GOAL_MS else 'missed'})")
 
 
 if __name__ == "__main__":

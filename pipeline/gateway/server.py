@@ -23,8 +23,61 @@ HTTP_PORT = 8411
 MAX_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 30.0
 _BACKLOG = 2048
+_GATHERED_BYTES = 32 << 10
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class Gathering(asyncio.Transport):
+    """A transport by which what is written in one turn of the event loop leaves in one piece.
+
+    uvicorn writes a response's head and its body apart, which would be two packets, and a client that wakes twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send with the rest of this turn; at once where that has become much."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held += data
+        if len(self._held) > _GATHERED_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Send what is held, and end."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End at once."""
+        self._held.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it ends, or has ended."""
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        """As `asyncio.ReadTransport.pause_reading`."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """As `asyncio.ReadTransport.resume_reading`."""
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As `asyncio.BaseTransport.get_extra_info`."""
+        return self._transport.get_extra_info(name, default)
+
+    def _flush(self) -> None:
+        if self._held and not self._transport.is_closing():
+            self._transport.write(bytes(self._held))
+        self._held.clear()
 
 
 class Connection(HttpToolsProtocol):
@@ -45,7 +98,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A head is expected."""
-        super().connection_made(transport)
+        super().connection_made(Gathering(transport, self.loop))
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

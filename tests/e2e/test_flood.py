@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from bench.flood import CHAT, STATS, keys, measure
+from bench.flood import CHAT, STATS, Slice, keys, measure
 from tests.e2e.conftest import running
 
 
@@ -20,6 +20,6 @@ async def test_a_flood_of_one_client_is_refused_and_the_others_are_served_as_bef
     assert found.without_retry_after == 0
     assert found.refused == 0
     for call in (STATS, CHAT):
-        peace, flooded = (found.times_ms[call, flooded] for flooded in (False, True))
+        peace, flooded = (found.times_ms[call, kind] for kind in (Slice.PEACE, Slice.FLOOD))
         assert len(flooded) > len(peace) / 3
         assert statistics.median(flooded) < 5 * statistics.median(peace)
