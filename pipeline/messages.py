@@ -290,7 +290,7 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     """What just happened to one request; published for statistics and for whoever wants to watch.
 
     Times are counted from when the request was first stored. `wait_ms` is until an engine began, or, of `spilled` and
-    `triaged`, until the router was handed it.
+    `triaged`, until the router was handed it. `tenant` is whom the request is for.
     """
 
     id: str
@@ -302,6 +302,7 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     total_ms: float | None = None
     code: ErrorCode | None = None
     reason: str = ""
+    tenant: str = ""
 
 
 # ---- asking the pipeline --------------------------------------------------------------------------------------------

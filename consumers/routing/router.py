@@ -344,7 +344,14 @@ class Router:
             await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
             return
         kind: EventKind = "spilled" if spills else "triaged"
-        event = RequestEvent(envelope.id, kind, envelope.priority, wait_ms=round(waited_ms, 3), reason=decision.reason)
+        event = RequestEvent(
+            envelope.id,
+            kind,
+            envelope.priority,
+            wait_ms=round(waited_ms, 3),
+            reason=decision.reason,
+            tenant=envelope.tenant,
+        )
         await self.me.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
 
     # ---- listening

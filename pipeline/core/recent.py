@@ -144,8 +144,7 @@ class Recent:
         known = self._requests.get(event.id)
         if known is None or (known.ended and event.kind == "started"):
             at = wall_now - (event.total_ms or event.wait_ms or 0.0) / 1000
-            tenant = known.tenant if known else ""
-            known = Seen(event.id, event.priority, "queued", 0, at, tenant)
+            known = Seen(event.id, event.priority, "queued", 0, at, event.tenant)
         if known.ended:
             return
         reason = event.reason or known.reason

@@ -318,12 +318,19 @@ class Serving:
         wait_ms: float | None = None,
         ttft_ms: float | None = None,
         total_ms: float | None = None,
-        code: ErrorCode | None = None,
         reason: str = "",
     ) -> None:
         envelope = self.envelope
         event = RequestEvent(
-            envelope.id, kind, envelope.priority, self.desk.engine.name, wait_ms, ttft_ms, total_ms, code, reason
+            id=envelope.id,
+            kind=kind,
+            priority=envelope.priority,
+            engine=self.desk.engine.name,
+            wait_ms=wait_ms,
+            ttft_ms=ttft_ms,
+            total_ms=total_ms,
+            reason=reason,
+            tenant=envelope.tenant,
         )
         await self.desk.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
 
@@ -334,10 +341,11 @@ async def refuse(
     """End a request with an error: tell its reader, acknowledge it, and have it counted."""
     envelope = writer.envelope
     await writer.close(error_answer(envelope, error), delivery)
-    event = RequestEvent(envelope.id, event_of(error), envelope.priority, engine, code=error.code)
+    event = ended_event(envelope, error, engine=engine)
     await bus.publish(f"{EVENT}.{envelope.priority}.{event.kind}", encode(event))
 
 
-def event_of(error: HeadraceError) -> EventKind:
-    """How a request that ended with error is counted."""
-    return _EVENT_OF_CODE.get(error.code, "failed")
+def ended_event(envelope: Envelope, error: HeadraceError, *, engine: EngineName | None = None) -> RequestEvent:
+    """What is told of a request that ended with error."""
+    kind = _EVENT_OF_CODE.get(error.code, "failed")
+    return RequestEvent(envelope.id, kind, envelope.priority, engine, code=error.code, tenant=envelope.tenant)

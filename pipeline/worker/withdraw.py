@@ -20,10 +20,10 @@ from pipeline.core.delivery import Record, error_answer, expired
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Entry, QueueIndex
 from pipeline.errors import HeadraceError
-from pipeline.messages import RequestEvent, encode
+from pipeline.messages import encode
 from pipeline.subjects import EVENT, reply_subject
 from pipeline.worker.record import LeaseLost, RecordWriter
-from pipeline.worker.serving import event_of
+from pipeline.worker.serving import ended_event
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,6 @@ async def withdraw(bus: Bus, entry: Entry, error: HeadraceError, *, untouched: b
     except LeaseLost:
         return False
     await bus.delete(entry.stream, entry.sequence)
-    event = RequestEvent(envelope.id, event_of(error), entry.priority, code=error.code)
+    event = ended_event(envelope, error)
     await bus.publish(f"{EVENT}.{entry.priority}.{event.kind}", encode(event))
     return True

@@ -177,7 +177,8 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
 async def test_a_moved_request_keeps_its_body_its_headers_and_its_age(router, going_on, client, bus):
     before = time.time()
     # What its publisher told the broker was for that one publish.
-    await client.ask("r1", SIMPLE, Reply_To="_INBOX.me.1", Nats_Expected_Stream="LLM", Llm_Timeout="30")
+    headers = {"Reply_To": "_INBOX.me.1", "Nats_Expected_Stream": "LLM", "Llm_Timeout": "30", "Llm_Tenant": "alice"}
+    await client.ask("r1", SIMPLE, **headers)
     await router()
     await until_places(bus, {"r1:spilled": "llm.ollama.high"})
     ((_, _, moved),) = await stored(bus, STREAM_OLLAMA)
@@ -186,6 +187,7 @@ async def test_a_moved_request_keeps_its_body_its_headers_and_its_age(router, go
     assert before - 1 <= float(moved.headers["Llm-Stored-At"]) <= time.time()
     assert "saturated" in moved.headers["Llm-Reason"]
     assert moved.headers["Llm-Task"] == "simple"
+    await eventually(lambda: [(event.kind, event.tenant) for event in going_on.events] == [("spilled", "alice")])
 
 
 async def test_a_request_without_an_id_keeps_the_one_in_its_puback(router, going_on, bus):

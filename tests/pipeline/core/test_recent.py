@@ -105,8 +105,10 @@ def test_an_error_ends_a_request_with_its_code():
 
 def test_a_request_that_was_never_announced_is_known_from_its_end():
     recent = Recent()
-    recent.event(event("done", engine="mlx", wait_ms=100.0, ttft_ms=200.0, total_ms=500.0), NOW)
+    done = event("done", engine="mlx", wait_ms=100.0, ttft_ms=200.0, total_ms=500.0, tenant="alice")
+    recent.event(done, NOW)
     assert (only(recent).state, only(recent).at, only(recent).ended_ms) == ("done", NOW - 0.5, 500.0)
+    assert only(recent).tenant == "alice"
 
 
 def test_an_id_that_is_used_again_is_another_request():

@@ -74,10 +74,10 @@ async def test_a_request_that_streams_gets_its_start_its_chunks_and_the_whole(st
 async def test_what_happened_is_told_to_whoever_watches(start, client):
     events = await events_of(client.bus)
     engine = (await start()).engine
-    await client.ask("r1")
+    await client.ask("r1", Llm_Tenant="alice")
     (await engine.generation("r1")).finish("x")
     await eventually(lambda: [event.kind for event in events] == ["started", "done"])
-    assert {event.id for event in events} == {"r1"}
+    assert {(event.id, event.tenant) for event in events} == {("r1", "alice")}
 
 
 async def test_a_reply_to_gets_the_same_messages(start, client):
