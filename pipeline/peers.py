@@ -19,6 +19,10 @@ from pipeline.subjects import LOAD, WORKER
 
 log = logging.getLogger(__name__)
 
+# A worker that is started again, or dies and comes back, has its models all the while: what asks for one of them waits,
+# and is not told that nobody has it.
+REMEMBERED_S = 30.0
+
 _status_decoder = msgspec.json.Decoder(WorkerStatus)
 _load_decoder = msgspec.json.Decoder(Load)
 
@@ -46,16 +50,20 @@ class Peers:
     def workers(self, engine: EngineName) -> list[WorkerStatus]:
         """What the workers of engine said within the last three seconds."""
         oldest = time.time() - STALE_S
+        return [status for status in self._remembered(engine) if status.state != "gone" and status.at >= oldest]
+
+    def _remembered(self, engine: EngineName) -> list[WorkerStatus]:
+        oldest = time.time() - REMEMBERED_S
         self._statuses = {name: status for name, status in self._statuses.items() if status.at >= oldest}
         return [status for status in self._statuses.values() if status.engine == engine]
 
     def models(self, engine: EngineName) -> list[str]:
-        """The names that engine's workers answer to, each once."""
-        return list(dict.fromkeys(name for status in self.workers(engine) for name in status.models))
+        """The names that engine's workers answer to, each once; those included that were there half a minute ago."""
+        return list(dict.fromkeys(name for status in self._remembered(engine) for name in status.models))
 
     def embedding_models(self) -> list[str]:
-        """The names of the models that make embeddings and no answers, each once."""
-        return list(dict.fromkeys(name for status in self.workers("ollama") for name in status.embedding_models))
+        """The names of the models that make embeddings and no answers, as `models`."""
+        return list(dict.fromkeys(name for status in self._remembered("ollama") for name in status.embedding_models))
 
     def catalogue(self, config: Config) -> Catalogue:
         """All the models that there are now."""
@@ -70,7 +78,7 @@ class Peers:
     def tool_models(self) -> set[str]:
         """The names of the models that some worker's engine is known to call tools with."""
         engines: tuple[EngineName, ...] = ("mlx", "ollama")
-        return {name for engine in engines for status in self.workers(engine) for name in status.tool_models}
+        return {name for engine in engines for status in self._remembered(engine) for name in status.tool_models}
 
     def load(self, engine: EngineName) -> Load | None:
         """The engine's load, or None where the last event is older than three seconds: it says nothing any more."""
@@ -83,10 +91,7 @@ class Peers:
         except msgspec.DecodeError as error:
             log.warning("%s says what no worker says: %s", message.subject, error)
             return
-        if status.state == "gone":
-            self._statuses.pop(status.worker, None)
-        else:
-            self._statuses[status.worker] = status
+        self._statuses[status.worker] = status
         self.on_status(status)
         self.on_change()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-LAST = ("chat.completion", "error")
+LAST = ("chat.completion", "list", "error")
 CHUNK = "chat.completion.chunk"
 
 
@@ -28,9 +28,9 @@ class Entry:
     """One accepted request.
 
     Attributes:
-        kind: plain, cancelled, deadline, poison or duplicate.
+        kind: plain, inbox, cancelled, deadline, duplicate, nameless, embedding or poison.
         may_end: the error codes it may end with; a completion is always allowed.
-        expected: the undisturbed text of a seeded request on MLX, or None.
+        expected: the undisturbed text of a seeded request on MLX, or the vectors of one for embeddings, or None.
         record: what `LLM_REPLIES` holds on its subject.
         live: what a plain subscriber of that subject saw.
         inbox: what its own inbox saw, or None where it has none.
@@ -41,7 +41,7 @@ class Entry:
     streams: bool
     accepted_at: float
     may_end: frozenset[str] = frozenset()
-    expected: str | None = None
+    expected: str | list[list[float]] | None = None
     inbox: list[bytes] | None = None
     record: list[Kept] = field(default_factory=list)
     live: list[bytes] = field(default_factory=list)
@@ -96,9 +96,15 @@ class Entry:
         if last["object"] == "error":
             code = last["error"]["code"]
             return [] if code in self.may_end else [f"ended with {code}"]
-        if self.expected is None or not self.is_all_by_mlx:
+        if not self.is_comparable:
             return []
-        return [] if _text(last) == self.expected else ["differs from the undisturbed text"]
+        found = [item["embedding"] for item in last["data"]] if last["object"] == "list" else _text(last)
+        return [] if found == self.expected else ["differs from the undisturbed answer"]
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it is known what the answer must be: another engine's text may be another."""
+        return self.expected is not None and (self.kind == "embedding" or self.is_all_by_mlx)
 
     def _reader_faults(self) -> list[str]:
         kept = {message.data for message in self.record}
@@ -134,7 +140,7 @@ class Summary(NamedTuple):
     attempts: Counter[int]
     repeated_at_inbox: int
     missed_at_inbox: int
-    seeded_compared: int
+    known_compared: int
     examples: Mapping[str, Sequence[str]]
 
     @property
@@ -170,9 +176,9 @@ class Ledger:
                 faults[fault] += 1
                 examples.setdefault(fault, []).append(entry.id)
             for last in entry.lasts[:1]:
-                answered = last["object"] == "chat.completion"
+                answered = last["object"] != "error"
                 ended["answered" if answered else last["error"]["code"]] += 1
-                compared += answered and entry.expected is not None and entry.is_all_by_mlx
+                compared += answered and entry.is_comparable
         entries = self.entries.values()
         return Summary(
             accepted=len(entries),
@@ -181,7 +187,7 @@ class Ledger:
             attempts=Counter(entry.attempts for entry in entries),
             repeated_at_inbox=sum(entry.repeated_at_inbox for entry in entries),
             missed_at_inbox=sum(entry.missed_at_inbox for entry in entries),
-            seeded_compared=compared,
+            known_compared=compared,
             examples={fault: ids[:5] for fault, ids in examples.items()},
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.chaos.client import Client, Refused
 from bench.chaos.ledger import Entry
+from consumers.standin.embedding import EMBEDDER, embedding
 
 PRIORITIES = ("high", "medium", "low")
 PROMPTS = (
@@ -95,8 +96,8 @@ class Load:
     async def _one(self) -> None:
         draw = self.draw
         kind = draw.choices(
-            ("plain", "inbox", "cancelled", "deadline", "duplicate", "nameless", "ask", "poison"),
-            (50, 15, 8, 6, 8, 5, 3, 100 * self.poison_share),
+            ("plain", "inbox", "cancelled", "deadline", "duplicate", "nameless", "embedding", "ask", "poison"),
+            (50, 15, 8, 6, 8, 5, 5, 3, 100 * self.poison_share),
         )[0]
         priority = draw.choice(PRIORITIES)
         if kind == "ask":
@@ -110,6 +111,10 @@ class Load:
         if kind == "poison":
             prompt += draw.choice(_POISONS)
         body = self._body(prompt, entry, seeded=seeded)
+        if kind == "embedding":
+            texts = draw.sample(PROMPTS, 2)
+            entry.streams, entry.expected = False, [embedding(text) for text in texts]
+            body = json.dumps({"model": EMBEDDER, "input": texts}).encode()
         subject = f"llm.request.{priority}" + draw.choice(("", "", ".complex"))
         try:
             await self._publish(kind, entry, subject, body)

@@ -30,7 +30,7 @@ def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: S
         f"ended                     {ended}",
         f"lost                      {summary.lost}",
         f"doubled                   {sum(n for kind, n in summary.faults.items() if 'doubled' in kind)}",
-        f"seeded texts compared     {summary.seeded_compared}",
+        f"known answers compared    {summary.known_compared}",
         f"wrong in any way          {faults}",
         f"re-executed               {summary.reexecuted} (attempts: {dict(sorted(summary.attempts.items()))})",
         f"inboxes: last repeated    {summary.repeated_at_inbox}",

@@ -31,10 +31,15 @@ def error(code):
     return {"object": "error", "error": {"code": code, "message": code}}
 
 
-def entry(*messages, **more):
+def vectors(*rows, engine="ollama"):
+    data = [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)]
+    return {"object": "list", "data": data, "headrace": {"engine": engine, "attempts": 1}}
+
+
+def entry(*messages, kind="plain", **more):
     encoded = [json.dumps(message).encode() for message in messages]
     record = [Kept(number, float(number), data) for number, data in enumerate(encoded, 1)]
-    return Entry("r1", "plain", **({"streams": True, "accepted_at": 0.0, "record": record, "live": encoded} | more))
+    return Entry("r1", kind, **({"streams": True, "accepted_at": 0.0, "record": record, "live": encoded} | more))
 
 
 GOOD = (status(), chunk(0, "a"), chunk(1, "b"), whole("ab"))
@@ -64,11 +69,21 @@ def test_what_is_wrong_with_a_record_is_found(messages, fault):
 
 
 def test_a_seeded_answer_is_held_against_the_undisturbed_text_on_mlx_alone():
-    assert entry(*GOOD, expected="ac").faults() == ["differs from the undisturbed text"]
+    assert entry(*GOOD, expected="ac").faults() == ["differs from the undisturbed answer"]
     elsewhere = (*GOOD[:-1], whole("ab", engine="ollama"))
     assert entry(*elsewhere, expected="ac").faults() == []
     begun_elsewhere = ({**status(), "engine": "ollama"}, *GOOD[1:])
     assert entry(*begun_elsewhere, expected="ac").faults() == []
+
+
+def test_vectors_are_held_against_those_of_the_texts_whoever_made_them():
+    asked = {"kind": "embedding", "streams": False, "expected": [[1.0], [2.0]]}
+    good = entry(vectors([1.0], [2.0]), **asked)
+    assert good.faults() == []
+    assert Ledger({"r1": good}).summary().known_compared == 1
+    assert entry(vectors([2.0], [1.0]), **asked).faults() == ["differs from the undisturbed answer"]
+    assert entry(error("model_not_found"), **asked).faults() == ["ended with model_not_found"]
+    assert "doubled" in entry(*[vectors([1.0], [2.0])] * 2, **asked).faults()
 
 
 def test_readers_are_held_against_the_record():

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pipeline.messages import Load, PerPriority, PerPriorityCount, Slots, WorkerStatus, encode
-from pipeline.peers import Peers
+from pipeline.peers import REMEMBERED_S, Peers
 from tests.waiting import eventually
 
 
@@ -56,6 +56,19 @@ async def test_workers_are_known_by_engine_until_they_are_gone(bus, peers):
     await say(bus, "w1", state="gone")
     await eventually(lambda: len(changes) == 4)
     assert [status.worker for status in peers.workers("mlx")] == ["w2"]
+
+
+async def test_a_model_is_known_for_as_long_as_its_worker_takes_to_come_back(bus, peers):
+    await say(bus, "crashed", models=("a",), age_s=REMEMBERED_S - 5)
+    await say(bus, "long-gone", models=("b",), age_s=REMEMBERED_S + 5)
+    await say(bus, "stopped", models=("c",), state="gone")
+    await say(bus, "other", engine="ollama", models=("d",))
+    await eventually(lambda: peers.workers("ollama"))
+    assert peers.workers("mlx") == []
+    assert peers.models("mlx") == ["a", "c"]
+    await say(bus, "stopped", models=("e",))
+    await eventually(lambda: peers.workers("mlx"))
+    assert peers.models("mlx") == ["a", "e"]
 
 
 async def test_old_words_say_nothing(bus, peers):
