@@ -155,14 +155,22 @@ class EmbeddingUsage(Struct):
 
 
 class EmbeddingList(Struct, tag_field="object", tag="list"):
-    """The last message of a request whose texts were embedded, in their order."""
+    """The last message of a request whose texts were embedded.
+
+    `data` is the JSON of a list of `Embedding`, in the order of the texts. `embeddings` alone reads it: there may be a
+    million numbers in it, and who only passes it on must not stop for them.
+    """
 
     id: str
     created: int
     model: str
-    data: list[Embedding]
+    data: msgspec.Raw
     usage: EmbeddingUsage
     headrace: Account
+
+    def embeddings(self) -> list[Embedding]:
+        """What is in `data`; raises msgspec.DecodeError."""
+        return _embeddings_decoder.decode(self.data)
 
 
 class ErrorBody(Struct):
@@ -192,6 +200,7 @@ Success = Completion | EmbeddingList
 Last = Success | ErrorAnswer
 Answer = Status | Chunk | Last
 
+_embeddings_decoder = msgspec.json.Decoder(list[Embedding])
 _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 

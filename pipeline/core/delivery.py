@@ -261,14 +261,15 @@ class Answer:
         """
         self.first_token_at = now
         tokens = embedded.prompt_tokens
+        data = [
+            Embedding(_as_base64(vector) if encoding == "base64" else vector, index)
+            for index, vector in enumerate(embedded.vectors)
+        ]
         return EmbeddingList(
             id=self.envelope.id,
             created=self.envelope.created,
             model=self.model,
-            data=[
-                Embedding(_as_base64(vector) if encoding == "base64" else vector, index)
-                for index, vector in enumerate(embedded.vectors)
-            ],
+            data=msgspec.Raw(msgspec.json.encode(data)),
             usage=EmbeddingUsage(tokens, tokens),
             headrace=self._account(now),
         )

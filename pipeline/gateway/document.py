@@ -8,7 +8,7 @@ import msgspec
 
 from pipeline import ollama_api
 from pipeline.core.statistics import QueueStatistics
-from pipeline.messages import Cancelled, Completion, EmbeddingList, Position
+from pipeline.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
 from pipeline.requests import ChatRequest, EmbeddingRequest
 
 Schema = dict[str, Any]
@@ -21,9 +21,11 @@ _REQUESTS = (
     ollama_api.EmbedBody,
     ollama_api.EmbeddingBody,
 )
-_ANSWERS = (Completion, EmbeddingList, ollama_api.Part, QueueStatistics, Position, Cancelled)
+_ANSWERS = (Completion, EmbeddingList, Embedding, ollama_api.Part, QueueStatistics, Position, Cancelled)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_REQUESTS, *_ANSWERS), ref_template="#/components/schemas/{name}")
 _ANSWER = dict(zip(_ANSWERS, _REFS[len(_REQUESTS) :], strict=True))
+# Passed on unread, so that the struct does not say what it is.
+_SCHEMAS["EmbeddingList"]["properties"]["data"] = {"type": "array", "items": _ANSWER[Embedding]}
 
 _ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 _MODEL_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

@@ -251,7 +251,7 @@ class Embed(Chat):
         account = vectors.headrace
         fields = {
             "model": self._model or vectors.model,
-            "embeddings": [item.embedding for item in vectors.data],
+            "embeddings": [item.embedding for item in vectors.embeddings()],
             "total_duration": int(account.total_ms * _NS_PER_MS),
             "load_duration": int(account.queue_ms * _NS_PER_MS),
             "prompt_eval_count": vectors.usage.prompt_tokens,
@@ -265,7 +265,7 @@ class Embedding(Chat):
 
     def whole(self, answer: Success) -> bytes:
         """As `Chat.whole`."""
-        return msgspec.json.encode({"embedding": expected(answer, EmbeddingList).data[0].embedding})
+        return msgspec.json.encode({"embedding": expected(answer, EmbeddingList).embeddings()[0].embedding})
 
 
 class Loaded(NamedTuple):

@@ -284,10 +284,11 @@ def test_the_last_message_accounts_for_how_the_request_was_served():
 def test_vectors_come_as_numbers_or_as_the_floats_that_openais_clients_read():
     embedded = Embedded([[0.5, -1.25], [0.0, 3.0]], prompt_tokens=7)
     numbers = answer(record=None).embeddings(embedded, None, now=STORED_AT + 2)
-    assert [(item.index, item.embedding) for item in numbers.data] == [(0, [0.5, -1.25]), (1, [0.0, 3.0])]
+    assert [(item.index, item.embedding) for item in numbers.embeddings()] == [(0, [0.5, -1.25]), (1, [0.0, 3.0])]
     assert (numbers.usage.prompt_tokens, numbers.usage.total_tokens) == (7, 7)
     coded = answer(record=None).embeddings(embedded, "base64", now=STORED_AT + 2)
-    assert [list(struct.unpack("<2f", base64.b64decode(item.embedding))) for item in coded.data] == embedded.vectors
+    packed = [base64.b64decode(item.embedding) for item in coded.embeddings()]
+    assert [list(struct.unpack("<2f", floats)) for floats in packed] == embedded.vectors
     assert decode_answer(encode(coded)) == coded
     assert is_last(decode_answer(encode(numbers)))
 

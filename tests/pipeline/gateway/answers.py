@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from pipeline.messages import (
     Account,
     AssistantMessage,
@@ -68,7 +70,7 @@ EMBEDDINGS = EmbeddingList(
     id="req-1",
     created=1700000000,
     model="nomic-embed-text:latest",
-    data=[Embedding([0.5, -0.25], 0), Embedding([1.0, 0.0], 1)],
+    data=msgspec.Raw(msgspec.json.encode([Embedding([0.5, -0.25], 0), Embedding([1.0, 0.0], 1)])),
     usage=EmbeddingUsage(4, 4),
     headrace=ACCOUNT,
 )

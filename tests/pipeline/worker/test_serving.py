@@ -453,7 +453,7 @@ async def test_texts_are_embedded_in_order_in_one_last_message(start, client):
     embedder.goes_on.set()
     answer = await client.answer("r1")
     assert isinstance(answer, EmbeddingList)
-    assert [(item.index, item.embedding) for item in answer.data] == [(0, [1.0, 1.0]), (1, [3.0, 3.0])]
+    assert [(item.index, item.embedding) for item in answer.embeddings()] == [(0, [1.0, 1.0]), (1, [3.0, 3.0])]
     assert (answer.model, answer.usage.total_tokens) == ("scripted-embed", 2)
     assert (answer.headrace.engine, answer.headrace.attempts) == ("mlx", 1)
     await client.none_waits()
@@ -502,7 +502,7 @@ async def test_texts_that_a_dead_worker_had_in_hand_are_embedded_by_another(star
     living.goes_on.set()
     await start(ScriptedEngine(embedder=living))
     answer = await client.answer("r1")
-    assert (answer.headrace.attempts, len(answer.data)) == (2, 2)
+    assert (answer.headrace.attempts, len(answer.embeddings())) == (2, 2)
     assert await client.record("r1") == [answer]
 
 
