@@ -232,6 +232,7 @@ class OllamaEngine:
             self._breaker.succeeded(permit)
         else:
             self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
+            self._changed()  # the next look may find it well before anybody was told that it is left alone
         self._look_now.set()
         if not fault_of_request or another_may:
             return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama did not answer the request: {error.message}")

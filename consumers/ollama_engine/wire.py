@@ -20,8 +20,10 @@ from pipeline.worker.engine import Embedded, Piece, Work
 # Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".
 _SEED_MODULUS = 2**31
 _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|available context", re.IGNORECASE)
-# Faults of a request that Ollama answers with status 500, as if they were its own.
-_BLAMES_REQUEST = re.compile(r"^(invalid format|invalid JSON schema|option \")|no input provided", re.IGNORECASE)
+# Faults of a request that Ollama answers with status 500 or 501, as if they were its own.
+_BLAMES_REQUEST = re.compile(
+    r"^(invalid format|invalid JSON schema|option \")|no input provided|does not support", re.IGNORECASE
+)
 _CHAT = "completion"
 _TOOLS = "tools"
 _EMBEDDING = "embedding"

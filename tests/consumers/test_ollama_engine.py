@@ -442,6 +442,7 @@ async def test_a_server_that_only_embeds_is_ready_and_has_no_model_that_chats(ol
         ({"error": "no memory"}, 500, ErrorCode.UNAVAILABLE),
         ({"error": 'model "x" not found, try pulling it first'}, 404, ErrorCode.MODEL_NOT_FOUND),
         ({"error": "this model does not support embeddings"}, 400, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"error": "this model does not support embeddings"}, 501, ErrorCode.UNSUPPORTED_PARAMETER),
         ({"error": "the input length exceeds the context length"}, 400, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
     ],
 )
@@ -456,6 +457,30 @@ async def test_an_embedding_that_goes_wrong_says_whose_fault_it_was(
         await against.embed(EmbeddingRequest(["a", "b"], truncate=False), "good:latest")
     assert caught.value.code is code
     assert ollama.bodies == [{"model": "good:latest", "input": ["a", "b"], "truncate": False}]
+
+
+async def test_whoever_watches_is_told_when_embeddings_have_a_server_left_alone_and_when_it_is_well_again(
+    ollama: OllamaServer, against: OllamaEngine
+) -> None:
+    async def down(connection: Connection) -> None:
+        await connection.answer({"error": "no memory"}, 500)
+
+    ollama.chat = down
+    told: list[str] = []
+    well = asyncio.Event()
+
+    def note() -> None:
+        told.append(against.status().state)
+        if told[-1] == "ready":
+            well.set()
+
+    against.on_change(note)
+    for _ in range(2):
+        with pytest.raises(HeadraceError):
+            await against.embed(EmbeddingRequest("a"), "good:latest")
+    assert told == ["down"]
+    async with asyncio.timeout(20):
+        await well.wait()
 
 
 # ---- servers that misbehave ----------------------------------------------------------------------------------------
