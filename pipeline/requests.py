@@ -6,6 +6,7 @@ the OpenAI API reference (chat completions, embeddings) and this project's `docs
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -20,6 +21,8 @@ MAX_NESTING = 64
 # As at OpenAI.
 MAX_INPUTS = 2048
 _MAX_ERROR_CHARS = 300
+# What msgspec says of an `input` of tokens, or of lists of them, which some of OpenAI's clients make of texts.
+_TOKENS = re.compile(r"Expected `str`, got `(int|array)` - at `\$\.input\[")
 
 
 class ContentPart(Struct):
@@ -261,7 +264,12 @@ def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
 def decode_embedding(body: bytes, *, max_body_bytes: int) -> EmbeddingRequest:
     """As `decode_request`, of a body that must be one for embeddings."""
     _check_size(body, max_body_bytes)
-    return _decode(_embedding_decoder, body)
+    try:
+        return _decode(_embedding_decoder, body)
+    except HeadraceError as error:
+        if _TOKENS.match(error.message):
+            raise _unsupported("input", "`input` must be text: tokens belong to one model's vocabulary") from None
+        raise
 
 
 def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
@@ -321,7 +329,7 @@ def _check(request: ChatRequest) -> None:
         )
     for name, neutral in _NEUTRAL.items():
         if (value := getattr(request, name)) is not None and value not in neutral:
-            allowed = f": only {' or '.join(f'`{value}`' for value in neutral)}" if neutral else ""
+            allowed = f": only {' or '.join(f'`{_as_json(value)}`' for value in neutral)}" if neutral else ""
             raise _unsupported(name, f"`{name}` is not supported{allowed}")
     for tool in request.tools or ():
         _check_nesting(tool.function.parameters, "tools")
@@ -342,6 +350,10 @@ def _check_nesting(value: Any, param: str) -> None:
         if not level:
             return
     raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`{param}` is nested too deeply", param=param)
+
+
+def _as_json(value: Any) -> str:
+    return value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
 
 
 def _unsupported(param: str, message: str) -> HeadraceError:

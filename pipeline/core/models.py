@@ -199,7 +199,7 @@ class Catalogue:
                     f"the model {requested[:_SHOWN_CHARS]!r} makes embeddings and does not chat",
                     param="model",
                 )
-            raise self._missing(requested, "may answer")
+            raise self._missing(requested, embeds=False)
         return able
 
     def embedder(self, requested: str | None) -> str:
@@ -211,7 +211,7 @@ class Catalogue:
         self._check_internal(requested)
         found = self.embedder_on_ollama(requested)
         if found is None:
-            raise self._missing(requested, "makes embeddings")
+            raise self._missing(requested, embeds=True)
         return found
 
     def only_embeds(self, name: str) -> bool:
@@ -230,12 +230,14 @@ class Catalogue:
                 param="model",
             )
 
-    def _missing(self, requested: str | None, what: str) -> HeadraceError:
+    def _missing(self, requested: str | None, *, embeds: bool) -> HeadraceError:
         if requested is None:
-            message = f"no engine has a model that {what}"
+            message = f"no engine has a model that {'makes embeddings' if embeds else 'may answer'}"
         else:
-            known = ", ".join(self.listed()) or "none"
-            message = f"no engine has the model {requested[:_SHOWN_CHARS]!r}; there are: {known}"
+            known = ", ".join(name for name in self.listed() if (name in self.embedders) is embeds) or "none"
+            served = self.model_on("mlx", requested) is not None
+            message = f"no engine has the model {requested[:_SHOWN_CHARS]!r}{' for embeddings' if served else ''}"
+            message += f"; there are: {known}"
         return HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
     def listed(self) -> list[str]:

@@ -93,7 +93,7 @@ def priority_of(caller: Caller, wanted: str | None, default: Priority) -> Priori
         HttpError: 400 for a priority that there is not, 403 for one above what the key may.
     """
     if wanted is None:
-        return caller.key.priority if caller.key else default
+        return min(caller.key.priority, caller.key.highest, key=_ORDER.__getitem__) if caller.key else default
     try:
         priority = Priority(wanted.strip().lower())
     except ValueError:

@@ -129,12 +129,22 @@ def _as_given(value: Any) -> Any:
 
 
 def _limit(value: Any) -> Any:
-    """No limit is Ollama's -1, and its -2 (until the context is full)."""
-    return None if isinstance(value, int | float) and value < 0 else value
+    """No limit is Ollama's 0, its -1, and its -2 (until the context is full)."""
+    return None if isinstance(value, int | float) and value <= 0 else _whole(value)
+
+
+def _whole(value: Any) -> Any:
+    """Clients in whose language all numbers are of one kind write 5.0, which Ollama takes for 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _seed(value: Any) -> Any:
-    return None if value == -1 else value
+    return None if value == -1 else _whole(value)
+
+
+def _top_k(value: Any) -> Any:
+    """All tokens are Ollama's 0, and whatever is below."""
+    return 0 if isinstance(value, int | float) and value < 0 else _whole(value)
 
 
 def _stops(value: Any) -> Any:
@@ -150,7 +160,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "stop": ("stop", _stops),
     "temperature": ("temperature", _as_given),
     "top_p": ("top_p", _as_given),
-    "top_k": ("top_k", _as_given),
+    "top_k": ("top_k", _top_k),
     "min_p": ("min_p", _as_given),
     "repeat_penalty": ("repetition_penalty", _as_given),
     "presence_penalty": ("presence_penalty", _as_given),

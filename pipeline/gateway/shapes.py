@@ -91,6 +91,8 @@ def decode_body(body: bytes, kind: type[_T]) -> _T:
     Raises:
         HeadraceError: `invalid_request`.
     """
+    if not body.strip():
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the request has no body: a JSON object is expected")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:

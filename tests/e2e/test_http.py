@@ -298,7 +298,7 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         (lambda c: c.generate("nobody", "x"), 404),
         (lambda c: c.show("tinyllama"), 404),
         (lambda c: c.embed(MODEL, "x"), 404),
-        (lambda c: c.embed(SECOND, "x"), 400),
+        (lambda c: c.embed(f"{MODEL}-mini", "x"), 400),
         (lambda c: c.embed(EMBEDDER, ["x", ""]), 400),
         (lambda c: c.chat(EMBEDDER, FRANCE), 400),
         (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
@@ -306,7 +306,19 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         (lambda c: c.chat(MODEL, FRANCE, format="json"), 400),
         (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
     ],
-    ids=["internal", "unknown", "shown", "embeds", "chats-only", "no-text", "chats", "images", "bad-option", "format", "thinking"],
+    ids=[
+        "internal",
+        "unknown",
+        "shown",
+        "embeds",
+        "chats-only",
+        "no-text",
+        "chats",
+        "images",
+        "bad-option",
+        "format",
+        "thinking",
+    ],
 )
 async def test_ollama_raises_its_own_exception(llama: ollama.AsyncClient, call: Any, status: int):
     with pytest.raises(ollama.ResponseError) as caught:

@@ -544,7 +544,6 @@ def test_a_body_with_a_prompt_or_messages_asks_for_an_answer(body):
         (b'{"input": ""}', "input"),
         (b'{"input": []}', "input"),
         (b'{"input": ["x", ""]}', "input"),
-        (b'{"input": [1, 2, 3]}', "input"),
         (b'{"input": null}', "input"),
         (b'{"input": "x", "dimensions": 0}', "dimensions"),
         (b'{"input": "x", "encoding_format": "hex"}', "encoding_format"),
@@ -555,6 +554,23 @@ def test_what_cannot_be_embedded_is_named(body, param):
     with pytest.raises(HeadraceError) as refusal:
         decode(body)
     assert (refusal.value.code, refusal.value.param) == (ErrorCode.INVALID_REQUEST, param)
+
+
+@pytest.mark.parametrize("body", [b'{"input": [1, 2, 3]}', b'{"input": [[1, 2], [3]]}'])
+def test_tokens_are_refused_for_what_they_are(body):
+    with pytest.raises(HeadraceError, match="must be text") as refusal:
+        decode(body)
+    assert (refusal.value.code, refusal.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "input")
+
+
+@pytest.mark.parametrize(
+    ("fields", "allowed"),
+    [('"parallel_tool_calls": false', "`true`"), ('"suffix": "x"', '`""`'), ('"modalities": []', '`["text"]`')],
+)
+def test_a_refusal_names_what_is_accepted_as_json_has_it(fields, allowed):
+    with pytest.raises(HeadraceError) as refusal:
+        decode(f'{{"prompt": "x", {fields}}}'.encode())
+    assert refusal.value.message.endswith(f"only {allowed}")
 
 
 def test_there_are_no_more_texts_in_a_request_than_at_openai():

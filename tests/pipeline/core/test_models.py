@@ -241,6 +241,14 @@ def test_no_other_model_embeds_in_the_place_of_the_one_that_is_named(requested, 
     assert (refusal.value.code, refusal.value.param) == (code, "model")
 
 
+def test_a_refusal_names_those_that_do_what_is_asked():
+    names = catalogue(embedders=["all-minilm:latest", "tinyllama:embed"])
+    with pytest.raises(HeadraceError, match=r"'org/Big-4bit' for embeddings; there are: all-minilm:latest$"):
+        names.embedder("org/Big-4bit")
+    with pytest.raises(HeadraceError, match=r"the model 'gpt-9'; there are: org/Big-4bit, big:8b, small:1b$"):
+        names.engines_for("gpt-9")
+
+
 def test_an_embedder_is_listed_and_does_not_chat():
     names = catalogue(embedders=["all-minilm:latest", "tinyllama:embed"])
     assert names.listed() == ["org/Big-4bit", "all-minilm:latest", "big:8b", "small:1b"]

@@ -67,6 +67,11 @@ def test_a_key_may_ask_for_no_more_than_its_highest_priority():
     assert caught.value.status == 403
 
 
+def test_a_key_that_may_ask_for_low_alone_has_its_unmarked_calls_there_too():
+    caller = Caller("a", key=msgspec.structs.replace(ENTRY, highest=Priority.LOW))
+    assert priority_of(caller, None, Priority.MEDIUM) is Priority.LOW
+
+
 def test_no_caller_reaches_another_ones_requests():
     alice, bob = Caller("alice", key=ENTRY), Caller("bob", key=OTHER)
     assert own_id(alice, "job-1") == own_id(alice, own_id(alice, "job-1")) == "alice-job-1"

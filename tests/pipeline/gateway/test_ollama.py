@@ -98,6 +98,18 @@ def test_no_limit_and_no_seed_are_not_passed_on():
     assert body == {"messages": [{"role": "user", "content": "x"}], "stop": [], "stream": True}
 
 
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({"num_predict": 5.0, "seed": 7.0, "top_k": 3.0}, {"max_tokens": 5, "seed": 7, "top_k": 3}),
+        ({"num_predict": 0, "top_k": -1}, {"top_k": 0}),
+    ],
+)
+def test_options_are_read_as_ollama_reads_them(options: dict[str, Any], fields: dict[str, Any]):
+    body = json.loads(read({"prompt": "x", "options": options}, chat=False).body)
+    assert body == {"messages": [{"role": "user", "content": "x"}], "stream": True, **fields}
+
+
 def test_the_tag_that_ollama_adds_is_taken_off_where_no_such_model_is_listed():
     listed = ("demo", "mini:latest")
     named = {"demo:latest": "demo", "demo": "demo", "mini:latest": "mini:latest", "other:latest": "other:latest"}
