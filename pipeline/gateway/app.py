@@ -19,7 +19,7 @@ from pipeline.core.models import Catalogue
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import document, files, ollama, openai
 from pipeline.gateway.answering import Answering, Desk
-from pipeline.gateway.edge import Edge
+from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.intake import take_in, urgency
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
@@ -104,7 +104,8 @@ class Gateway:
             *files.routes(),
         ]
         handlers = {HeadraceError: _refused, HTTPException: _not_served, ClientDisconnect: _gone, Exception: _failed}
-        return Edge(Starlette(routes=routes, exception_handlers=handlers), self._config, self._metrics)
+        edge = Edge(Starlette(routes=routes, exception_handlers=handlers), self._config, self._metrics)
+        return Pages(edge, self._config)
 
     async def drain(self, within_s: float) -> None:
         """Let answers come to their end; those that have not tell their readers where to read on. Requests go on."""

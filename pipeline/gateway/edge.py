@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.config import Config
 from pipeline.core.limits import Limits, Rate, Verdict
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.files import PARTS
-from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback
+from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback, is_page_of_this_machine
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
@@ -38,6 +39,13 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 _OPEN = _PROBES | {"/", "/docs", "/openapi.json"}
 
 
+# Of a response's headers, what a script in a page may read besides those that it always may.
+_READABLE_HEADERS = (
+    *("location", "preference-applied", "retry-after", "x-request-id", "x-should-retry"),
+    *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
+)
+
+
 def kind_of(path: str) -> Kind:
     """The kind of a call; what is not known counts as a list."""
     if _ANSWERS.fullmatch(path):
@@ -45,6 +53,23 @@ def kind_of(path: str) -> Kind:
     if path in _PROBES:
         return Kind.PROBES
     return Kind.STATISTICS if _STATISTICS.fullmatch(path) else Kind.LISTS
+
+
+class Pages(CORSMiddleware):
+    """Lets scripts of web pages call what is behind it, and read the answers.
+
+    Where keys are in use every page may: no browser sends a key by itself. Without, only pages of this machine.
+    """
+
+    def __init__(self, app: ASGIApp, config: Config) -> None:
+        super().__init__(
+            app, allow_methods=("GET", "POST", "DELETE"), allow_headers=("*",), expose_headers=_READABLE_HEADERS
+        )
+        self._every = bool(config.http_keys)
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page may call."""
+        return self._every or is_page_of_this_machine(origin)
 
 
 class Edge:

@@ -149,9 +149,18 @@ def is_local_name(netloc: str) -> bool:
     An open gateway answers to no other name: a page from elsewhere could otherwise have its own name resolve to
     loopback, and a visitor's browser talk to the models in its name.
     """
+    host = _host_of(netloc)
+    return is_loopback(host) or host.endswith(_LOCAL_SUFFIXES)
+
+
+def is_page_of_this_machine(origin: str) -> bool:
+    """Whether an `Origin` is certain to be served by this machine: `.local` and `.internal` may be a neighbour."""
+    host = _host_of(origin.partition("://")[2])
+    return is_loopback(host) or host.endswith(".localhost")
+
+
+def _host_of(netloc: str) -> str:
     host = netloc.rpartition("@")[2].lower()
     if host.startswith("["):
-        host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
-    return is_loopback(host) or host.endswith(_LOCAL_SUFFIXES)
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0] if host.count(":") == 1 else host

@@ -85,6 +85,38 @@ async def test_a_key_brings_its_tenant_its_priority_and_its_ids(serve: Serve, en
         assert other.json()["id"] == "bob-job"
 
 
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-priority"}
+
+
+async def test_without_keys_the_pages_of_this_machine_may_call_it_and_no_others(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for origin in ("http://localhost:3000", "http://127.0.0.1", "http://[::1]:5173", "https://app.localhost"):
+            asked = await client.options(ASK, headers={"Origin": origin, **PREFLIGHT})
+            assert asked.status_code == 200
+            assert asked.headers["access-control-allow-origin"] == origin
+            assert asked.headers["access-control-allow-headers"] == "authorization,x-priority"
+            listed = await client.get("/v1/models", headers={"Origin": origin})
+            assert listed.headers["access-control-allow-origin"] == origin
+            assert "x-request-id" in listed.headers["access-control-expose-headers"]
+        for origin in ("https://page.example", "null", "http://neighbour.local", "http://localhost.page.example"):
+            for answer in (
+                await client.options(ASK, headers={"Origin": origin, **PREFLIGHT}),
+                await client.get("/v1/models", headers={"Origin": origin}),
+            ):
+                assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_page_from_anywhere_may_call_with_a_key(serve: Serve, engine: Engine):
+    async with serve(http_keys=[KEY]) as client:
+        page = {"Origin": "https://page.example"}
+        asked = await client.options(ASK, headers={**page, **PREFLIGHT})
+        assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, "https://page.example")
+        for headers, status in ((page, 401), ({**page, **bearer(SECRET)}, 200)):
+            answer = await client.get("/v1/models", headers=headers)
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, page["Origin"])
+            assert "access-control-allow-credentials" not in answer.headers
+
+
 # ---- limits
 
 
