@@ -20,7 +20,7 @@ from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import document, files, ollama, openai
 from pipeline.gateway.answering import Answering, Desk
 from pipeline.gateway.edge import Edge, Pages
-from pipeline.gateway.intake import take_in, urgency
+from pipeline.gateway.intake import Repeats, take_in, urgency
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
@@ -54,6 +54,7 @@ class Gateway:
         self._known_models: Catalogue | None = None
         self._known_at = 0.0
         self._registry = Registry()
+        self._repeats = Repeats()
         client = Client(me.bus, me.tracing)
         self._desk = Desk(client, me.peers, self._metrics, self._registry)
         self._statistics = Statistics(me.bus)
@@ -132,6 +133,7 @@ class Gateway:
                 default=self._config.http_priority,
                 saturated=load is not None and load.level == "saturated",
             )
+            self._repeats.check(intake, asked.request, time.monotonic())
             if not intake.respond_async:
                 return Answering(self._desk, asked, intake)
             record = await self._desk.submit(intake)
@@ -244,8 +246,11 @@ async def _body(request: Request, *, limit: int, within_s: float) -> bytes:
     """A request's body.
 
     Raises:
-        HttpError: 413 where it is too large, 408 where it does not come in time.
+        HttpError: 413 where it is too large, 408 where it does not come in time, 415 where it is compressed.
     """
+    if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        message = f"a body with the content-encoding {coding[:40]!r} is not read here: send it as it is"
+        raise HttpError(415, ErrorCode.INVALID_REQUEST, message, param="Content-Encoding")
     length = request.headers.get("content-length", "")
     body, size = bytearray(), 0
     # A client that is still sending would see its connection break and not the answer, so what is too large is read

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import NamedTuple
+
+import msgspec
 
 from pipeline.client import Outgoing
 from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
-from pipeline.errors import ErrorCode
+from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
-from pipeline.requests import Request
-from pipeline.subjects import TENANT, TIMEOUT, Lane, Priority, Task
+from pipeline.requests import ChatRequest, Request
+from pipeline.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
 # https://www.w3.org/TR/trace-context/: anything else starts a trace of its own.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _MAX_TRACESTATE_CHARS = 512
+# As many ids are remembered at most, with some 200 bytes for each.
+_MOST_REPEATS = 20_000
 
 
 class Intake(NamedTuple):
@@ -72,6 +77,44 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         timeout_s,
         "respond-async" in preferences,
     )
+
+
+class Repeats:
+    """What was asked under the ids that callers gave lately: an id that comes again must mean the same request.
+
+    Otherwise who sends one id with two questions would be given the first one's answer to both. The broker remembers
+    ids for as long, and not what they stood for.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[float, bytes]] = {}  # by id, the oldest first: when, and a digest
+
+    def check(self, intake: Intake, request: Request, now: float) -> None:
+        """Remember what is asked under an id that the caller gave; whether it is streamed makes no difference.
+
+        Args:
+            intake: the call.
+            request: what it asks for.
+            now: on a clock that never goes back.
+
+        Raises:
+            HeadraceError: `invalid_request` where something else was asked under the id.
+        """
+        if not intake.outgoing.given_id:
+            return
+        while self._asked:
+            oldest, (at, _) = next(iter(self._asked.items()))
+            if now - at < DUPLICATE_WINDOW_S and len(self._asked) < _MOST_REPEATS:
+                break
+            del self._asked[oldest]
+        if isinstance(request, ChatRequest):
+            request = msgspec.structs.replace(request, stream=None)
+        digest = blake2b(msgspec.json.encode(request), digest_size=16).digest()
+        if self._asked.setdefault(intake.outgoing.id, (now, digest))[1] != digest:
+            raise HeadraceError(
+                ErrorCode.INVALID_REQUEST,
+                f"under the id {intake.outgoing.id} something else was asked within two minutes: use another",
+            )
 
 
 def urgency(caller: Caller, headers: Mapping[str, str], *, default: Priority) -> tuple[Priority, float | None]:

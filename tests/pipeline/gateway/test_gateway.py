@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from typing import Any
 
@@ -117,6 +118,18 @@ async def test_a_page_from_anywhere_may_call_with_a_key(serve: Serve, engine: En
             assert "access-control-allow-credentials" not in answer.headers
 
 
+async def test_an_id_that_comes_again_with_something_else_is_refused(serve: Serve, engine: Engine):
+    async with serve() as client:
+        headers = {"X-Request-Id": "trace-1", "Prefer": "respond-async"}
+        other = {"messages": [{"role": "user", "content": "goodbye"}]}
+        assert (await client.post(ASK, json=CHAT, headers=headers)).status_code == 202
+        for path in (ASK, "/api/chat"):
+            refused = await client.post(path, json=other, headers=headers)
+            assert refused.status_code == 400
+            assert "something else was asked" in refused.text
+        assert (await client.post("/api/chat", json=CHAT, headers=headers)).status_code == 202
+
+
 # ---- limits
 
 
@@ -172,6 +185,14 @@ async def test_a_body_that_is_too_large_is_refused_however_it_comes(serve: Serve
         assert (await client.post("/api/chat", content=parts())).json()["code"] == "request_too_large"
         endless = await client.post(ASK, content=b"z" * 20_000)
         assert endless.status_code == 413
+
+
+async def test_a_compressed_body_is_refused_for_what_it_is(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for path in (ASK, "/api/chat", "/api/show"):
+            answer = await client.post(path, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+            assert answer.status_code == 415
+            assert "gzip" in answer.text
 
 
 # ---- clients that do not get on

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.errors import HeadraceError
 from pipeline.gateway import openai
 from pipeline.gateway.identity import Caller, make_key
-from pipeline.gateway.intake import Intake, take_in
+from pipeline.gateway.intake import Intake, Repeats, take_in
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import Priority
+from pipeline.requests import ChatRequest, EmbeddingRequest
+from pipeline.subjects import DUPLICATE_WINDOW_S, Priority
 
 SIMPLE = b'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 COMPLEX = b'{"messages": [{"role": "user", "content": "Explain step by step, and write a function that proves it."}]}'
@@ -71,3 +73,20 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(given: str):
 @pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async", "respond-async,handling=lenient"])
 def test_a_caller_may_prefer_not_to_wait(prefer: str):
     assert taken_in({"prefer": prefer}).respond_async
+
+
+def test_an_id_means_one_request_for_as_long_as_the_broker_remembers_it():
+    repeats, job = Repeats(), taken_in({"idempotency-key": "job"})
+    repeats.check(job, ChatRequest(prompt="x"), 10.0)
+    repeats.check(job, ChatRequest(prompt="x", stream=True), 11.0)
+    repeats.check(taken_in({"idempotency-key": "other"}), ChatRequest(prompt="y"), 12.0)
+    for other in (ChatRequest(prompt="y"), ChatRequest(prompt="x", seed=1), EmbeddingRequest(input="x")):
+        with pytest.raises(HeadraceError, match="job something else"):
+            repeats.check(job, other, 13.0)
+    repeats.check(job, ChatRequest(prompt="y"), 10.0 + DUPLICATE_WINDOW_S)
+
+
+def test_of_ids_that_nobody_gave_nothing_is_remembered():
+    repeats, generated = Repeats(), taken_in({})
+    for prompt in ("x", "y"):
+        repeats.check(generated, ChatRequest(prompt=prompt), 1.0)
