@@ -40,7 +40,7 @@ _ASKING = [
     _header(
         "X-Request-Timeout", "Seconds after which nobody wants the answer.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"
     ),
-    _header("Idempotency-Key", "The request's id; the same one twice within two minutes is one request."),
+    _header("Idempotency-Key", "The request's id; the same one twice within two minutes is one request, with one body."),
     _header("Prefer", "`respond-async`: answer 202 at once, and keep the answer to be read."),
     _header("traceparent", "W3C trace context that the request's spans join."),
 ]
@@ -64,6 +64,7 @@ _ERRORS = {
     "404": "No such model or request.",
     "408": "The request did not come in time.",
     "413": "The request is too large.",
+    "415": "The body is compressed.",
     "429": "Too many calls of this kind; Retry-After says when one more fits.",
     "499": "The request was cancelled.",
     "502": "The engines have failed at this request.",
