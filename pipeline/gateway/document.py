@@ -40,7 +40,7 @@ _ASKING = [
     _header(
         "X-Request-Timeout", "Seconds after which nobody wants the answer.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"
     ),
-    _header("Idempotency-Key", "The request's id; the same one twice within two minutes is one request, with one body."),
+    _header("Idempotency-Key", "The request's id; twice within two minutes it is one request, with one body."),
     _header("Prefer", "`respond-async`: answer 202 at once, and keep the answer to be read."),
     _header("traceparent", "W3C trace context that the request's spans join."),
 ]
