@@ -87,13 +87,15 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
 
 
 def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/embeddings`, which goes on as it came.
+    """The body of `POST /v1/embeddings`, which goes on as it came, but for what would make a chat of it.
 
     Raises:
         HeadraceError: as `decode_embedding`.
     """
     body = _object(body)
     request = decode_embedding(body, max_body_bytes=max_body_bytes)
+    if b'"messages"' in body or b'"prompt"' in body:
+        body = msgspec.json.encode(request)
     return Asked(request, body, Embeddings(), stream=False)
 
 

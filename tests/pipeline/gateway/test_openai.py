@@ -14,6 +14,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import openai
 from pipeline.messages import ErrorBody
+from pipeline.requests import EmbeddingRequest, decode_request
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, EMBEDDINGS, TOOL_CHUNK, TOOL_COMPLETION
 
 LIMIT = 1 << 20
@@ -172,6 +173,12 @@ def test_texts_to_embed_go_on_as_they_came():
     given = json.dumps({"model": "e", "input": ["a", "b"], "encoding_format": "base64", "user": "me"}).encode()
     asked = openai.read_embeddings(given, LIMIT)
     assert (asked.body, asked.stream, asked.request.texts) == (given, False, ["a", "b"])
+
+
+@pytest.mark.parametrize("more", [{"prompt": "x"}, {"messages": [{"role": "user", "content": "x"}]}])
+def test_what_is_asked_where_embeddings_are_is_no_chat_whatever_else_it_holds(more: dict[str, Any]):
+    asked = openai.read_embeddings(json.dumps({"input": ["a"], "dimensions": 3, **more}).encode(), LIMIT)
+    assert decode_request(asked.body, max_body_bytes=LIMIT) == EmbeddingRequest(["a"], dimensions=3)
 
 
 def test_embeddings_have_openais_shape():
