@@ -159,7 +159,7 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.connection import BusError
+    from pipeline.connection import BusError, without_password
     from pipeline.reach import broker_answers_within
     from pipeline.topology import TopologyError
 
@@ -167,7 +167,8 @@ def _run(args: argparse.Namespace) -> int:
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:
         if not await broker_answers_within(config.nats_url, BROKER_PATIENCE_S):
-            raise StartError(f"no NATS server with JetStream answers at {config.nats_url}: give --nats-url")
+            where = without_password(config.nats_url)
+            raise StartError(f"no NATS server with JetStream answers at {where}: give --nats-url")
         try:
             await role(config, lifecycle)
         except (BusError, TopologyError) as error:

@@ -146,13 +146,17 @@ class Connection:
             name: shown by the server's monitoring.
 
         Raises:
-            Unreachable: no server answers within seconds.
+            Unreachable: no server answers within seconds, or takes this user.
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
+        connecting, refusals = True, list[Exception]()
 
         async def on_error(error: Exception) -> None:
-            log.warning("broker: %s", what(error))
+            if not connecting:
+                log.warning("broker: %s", what(error))
+            elif not isinstance(error, OSError | TimeoutError):
+                refusals.append(error)
 
         async def on_reconnect() -> None:
             log.info("broker: connected again")
@@ -183,7 +187,11 @@ class Connection:
                 )
         except (OSError, nats.errors.Error, TimeoutError) as error:
             await bus._close()
-            raise Unreachable(f"no NATS server answers at {_without_password(url)}: {what(error)}") from error
+            where = without_password(url)
+            if refusals:
+                raise Unreachable(f"the NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
+            raise Unreachable(f"no NATS server answers at {where}: {what(error)}") from error
+        connecting = False
         try:
             yield bus
         finally:
@@ -318,5 +326,6 @@ def _inbox_prefix(url: str) -> str:
     return f"_INBOX.{user}" if user else "_INBOX"
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """A broker's URL, or several, as they may be shown and logged."""
     return ",".join(part.rpartition("@")[2] for part in url.split(","))

@@ -18,7 +18,7 @@ from pipeline.broker import Broker, state_lock
 from pipeline.bus import Bus
 from pipeline.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.config import ENV_PREFIX, Config, to_environment
-from pipeline.connection import BusError
+from pipeline.connection import BusError, without_password
 from pipeline.instance import Instance
 from pipeline.lifecycle import Lifecycle, Report, run
 from pipeline.reach import NATS_PORT, any_broker_answers, ollama_url, ollama_version
@@ -154,7 +154,7 @@ class Local:
 
     async def _prepare(self, url: str) -> None:
         if not await any_broker_answers(url):
-            raise LaunchError(f"no NATS server with JetStream answers at {url}")
+            raise LaunchError(f"no NATS server with JetStream answers at {without_password(url)}")
         try:
             async with Bus.connect(url, name="headrace up") as bus:
                 await topology.apply(bus.js, self._config)

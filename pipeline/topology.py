@@ -182,6 +182,18 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     return changes
 
 
+async def present(js: JetStreamContext) -> set[str]:
+    """The names of the streams that are there.
+
+    Raises:
+        Unreachable: the broker does not say, which is also its way of telling a user that may not ask.
+    """
+    try:
+        return {info.config.name or "" for info in await js.streams_info()}
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"not listed by the broker: {str(error) or type(error).__name__}") from error
+
+
 async def _apply_stream(js: JetStreamContext, wanted: StreamConfig) -> str | None:
     name = wanted.name or ""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from pipeline.bus import Bus
-from pipeline.connection import BusError, Unreachable
+from pipeline.connection import BusError, Unreachable, without_password
 from pipeline.reach import any_broker_answers
 
 
@@ -38,6 +38,6 @@ def run_client(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, *, nam
 
 async def _connected(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, name: str) -> int:
     if not await any_broker_answers(url):
-        raise Unreachable(f"no NATS server with JetStream answers at {url}")
+        raise Unreachable(f"no NATS server with JetStream answers at {without_password(url)}")
     async with Bus.connect(url, name=name) as bus:
         return await work(bus)

@@ -16,7 +16,7 @@ from pipeline import topology
 from pipeline.broker import BrokerError, find_server
 from pipeline.bus import Bus
 from pipeline.config import Config
-from pipeline.connection import BusError
+from pipeline.connection import BusError, Unreachable, without_password
 from pipeline.core.models import is_internal
 from pipeline.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
 from pipeline.screen import DEMO_MODEL
@@ -100,11 +100,15 @@ def _server() -> Finding:
 
 async def _broker(config: Config, url: str) -> list[Finding]:
     if not await any_broker_answers(url):
-        return [Finding("warn", "broker", f"nothing with JetStream answers at {url}", "start one with `headrace up`")]
-    found = [Finding("ok", "broker", url)]
+        nobody = f"nothing with JetStream answers at {without_password(url)}"
+        return [Finding("warn", "broker", nobody, "start one with `headrace up`")]
+    found = [Finding("ok", "broker", without_password(url))]
     try:
         async with Bus.connect(url, name="headrace doctor") as bus:
-            present = {info.config.name for info in await bus.js.streams_info()}
+            try:
+                present = await topology.present(bus.js)
+            except Unreachable as error:
+                return [*found, Finding("warn", "streams", str(error), "ask as a user that may list them")]
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]

@@ -222,6 +222,35 @@ def test_the_doctor_says_what_to_do_about_what_is_missing(tmp_path):
         assert text in done.stdout
 
 
+@pytest.fixture
+def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server with users, whose client has the password `three`."""
+    for user, password in (("PIPELINE", "one"), ("ENGINE", "two"), ("CLIENT", "three")):
+        monkeypatch.setenv(f"NATS_{user}_PASSWORD", password)
+    conf = tmp_path / "accounts.conf"
+    conf.write_text((ROOT / "nats" / conf.name).read_text().replace("store_dir: $NATS_STORE_DIR", ""))
+    server = NatsServer(tmp_path, conf=str(conf))
+    server.start()
+    yield f"127.0.0.1:{server.port}"
+    server.stop()
+
+
+def test_the_doctor_looks_as_far_as_a_user_may_and_shows_no_password(guarded):
+    done = headrace("doctor", "--engine", "simulated", "--nats-url", f"nats://client:three@{guarded}")
+    assert done.returncode == 0, done.stderr
+    assert guarded in done.stdout
+    assert "as a user that may" in done.stdout
+    assert "three" not in done.stdout
+
+
+def test_a_wrong_password_is_told_from_a_server_that_is_not_there(guarded):
+    done = headrace("send", "--nats-url", f"nats://client:four@{guarded}", "hello")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "refuses the connection" in line
+    assert "four" not in line
+
+
 async def fill(url: str) -> None:
     async with Bus.connect(url, name="test") as bus:
         await topology.apply(bus.js, Config(lane_max_messages=1))
