@@ -38,7 +38,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
                 server.should_exit = True
                 await gateway.drain(lifecycle.drain_left_s())
             finally:
-                server.force_exit = True
+                server.should_exit = server.force_exit = True
                 await serving
 
 

@@ -93,8 +93,12 @@ class Live:
         self._why: End | None = None
         self.begun = False
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; of its head alone, which Starlette has every GET answer, there is nothing to wait for."""
+        if scope["method"] == "HEAD":
+            await self.begin(send, SSE_HEADERS)
+            await finish(send)
+            return
         self._task = task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in a task
         watcher = asyncio.get_running_loop().create_task(self._watch(receive))

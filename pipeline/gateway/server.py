@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pipeline.config import Config
 from pipeline.lifecycle import StartError
@@ -84,7 +84,8 @@ class Connection(HttpToolsProtocol):
     """A connection that is not held open, nor filled, by a client that does not get on.
 
     Its request's head must come within the stall timeout and be no larger than `MAX_HEAD_BYTES`; a response that it
-    does not read for so long ends the connection. How long the body may take is for whoever reads it.
+    does not read for so long ends the connection. How long the body may take is for whoever reads it; of one that
+    nobody reads, what is left and the next head must come within the stall timeout.
     """
 
     stall_timeout_s = 20.0
@@ -95,6 +96,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = True
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._served: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A head is expected."""
@@ -102,8 +104,12 @@ class Connection(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more."""
+        """Nothing is expected any more; whoever answers is told."""
         self._disarm()
+        # uvicorn tells the last request that has come, which is not the one being answered where they are pipelined.
+        if self._served is not None and not self._served.response_complete:
+            self._served.disconnected = True
+            self._served.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -113,6 +119,10 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(_TOO_LARGE)
+        elif self._late is None and self.cycle is not None and self.cycle.response_complete:
+            # The end of a body that nobody reads, or empty lines. The keep-alive timeout, which ends with any data, is
+            # over; nothing else would end this connection.
+            self._expect_head()
 
     def on_message_begin(self) -> None:
         """The next head begins."""
@@ -140,6 +150,10 @@ class Connection(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)

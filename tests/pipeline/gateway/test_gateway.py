@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from pipeline import gateway
+from pipeline.bus import Bus
 from pipeline.config import Config, ConfigError
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import responses, server
@@ -56,6 +57,16 @@ async def test_a_port_that_is_taken_is_named(config: Config, serve: Serve):
     async with serve() as client:
         with pytest.raises(StartError, match=str(port_of(client))):
             await gateway.main(msgspec.structs.replace(config, http_port=port_of(client)), Life())
+
+
+async def test_one_that_is_cancelled_ends(config: Config, bus: Bus):
+    life = Life()
+    running = asyncio.create_task(gateway.main(config, life))
+    await life.ready.wait()
+    running.cancel()
+    done, _ = await asyncio.wait({running}, timeout=10)
+    assert done
+    assert running.cancelled()
 
 
 async def test_with_a_key_it_may_be_bound_to_every_address(serve: Serve, engine: Engine):
@@ -152,6 +163,13 @@ async def test_a_flood_of_lists_blocks_neither_statistics_nor_answers(serve: Ser
         assert (await asked).headers["x-ratelimit-limit-requests"] == "1000"
 
 
+async def test_no_spelling_of_a_path_is_counted_as_another_kind(serve: Serve, engine: Engine):
+    async with serve(http_lists_per_s=0.1) as client:
+        assert (await client.get("/v1/models")).headers["x-ratelimit-limit-requests"] == "1"
+        for path in ("/queue/dead", "/queue/dead%0A", "/queue/%64ead"):
+            assert (await client.get(path)).headers["x-ratelimit-limit-requests"] != "1", path
+
+
 async def test_a_key_may_have_limits_of_its_own(serve: Serve, engine: Engine):
     generous, frugal = (msgspec.structs.replace(KEY, lists_per_s=0.0), msgspec.structs.replace(OTHER, lists_per_s=0.1))
     async with serve(http_keys=[generous, frugal], http_lists_per_s=1) as client:
@@ -223,6 +241,49 @@ async def test_who_does_not_get_on_is_told_and_cut_off(serve: Serve, engine: Eng
             await reader.read()
         writer.close()
         assert (await client.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "then",
+    [b"\r\n", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{"],
+    ids=["empty-lines", "half-a-body"],
+)
+async def test_who_was_answered_and_does_not_get_on_is_cut_off(serve: Serve, engine: Engine, then: bytes):
+    async with serve(http_stall_timeout_s=0.2) as client, asyncio.timeout(10):
+        reader, writer = await raw(client, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await reader.readuntil(b'{"status":"ok"}')
+        writer.write(then)
+        if b"GET" in then:
+            await reader.readuntil(b'{"status":"ok"}')
+            writer.write(b"{")
+        await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("path", ["/load", "/queue/live"])
+async def test_who_goes_away_with_a_second_request_behind_the_first_leaves_nothing(
+    serve: Serve, engine: Engine, path: str
+):
+    async with serve() as client, asyncio.timeout(10):
+        one = f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+        reader, writer = await raw(client, one + one)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+        async def nothing_is_open() -> bool:
+            return "headrace_http_open 0" in (await client.get("/metrics")).text
+
+        await eventually(nothing_is_open)
+
+
+@pytest.mark.parametrize("path", ["/load", "/queue/live"])
+async def test_the_head_of_what_has_no_end_is_the_whole_response(serve: Serve, engine: Engine, path: str):
+    async with serve() as client, asyncio.timeout(10):
+        head = f"HEAD {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        then = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        reader, writer = await raw(client, (head + then).encode())
+        await reader.readuntil(b'{"status":"ok"}')
+        writer.close()
 
 
 async def test_a_reader_that_stands_still_is_cut_off_and_its_record_stays(
