@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.subjects import Priority, Task
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 EngineName = Literal["mlx", "ollama"]
 StatusState = Literal["started", "restarted", "spilled"]
@@ -214,7 +214,7 @@ def is_last(message: Answer) -> bool:
     return isinstance(message, Last)
 
 
-# ---- load and state -------------------------------------------------------------------------------------------------
+# ---- load and state --------------------------------------------------------------------------------------------------
 
 Level = Literal["normal", "busy", "saturated"]
 WorkerState = Literal["loading", "ready", "draining", "down", "gone"]
@@ -314,7 +314,7 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     tenant: str = ""
 
 
-# ---- asking the pipeline --------------------------------------------------------------------------------------------
+# ---- asking the pipeline ---------------------------------------------------------------------------------------------
 
 
 class Position(Struct):

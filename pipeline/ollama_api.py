@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 FOR_EVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
 
-# ---- requests -------------------------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------------------------------
 
 
 class FunctionIn(Struct):
@@ -162,7 +162,7 @@ def _call_in(index: int, call: CallIn) -> dict[str, Any]:
     return {"id": call.id or f"call_{index}", "function": {"name": call.function.name, "arguments": arguments}}
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 
 class FunctionOut(Struct):

@@ -121,7 +121,7 @@ class MlxBackend:
             prefill_step_size=self._config.prefill_step_tokens,
         )
 
-    # ---- on the reading thread --------------------------------------------------------------------------------------
+    # ---- on the reading thread ---------------------------------------------------------------------------------------
 
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`."""
@@ -177,7 +177,7 @@ class MlxBackend:
             lambda text: parser(text, tools),
         )
 
-    # ---- on the main thread -----------------------------------------------------------------------------------------
+    # ---- on the main thread ------------------------------------------------------------------------------------------
 
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
@@ -220,7 +220,7 @@ class MlxBackend:
         del self._batch, self._model
         self._mx.clear_streams()
 
-    # ---- sampling ---------------------------------------------------------------------------------------------------
+    # ---- sampling ----------------------------------------------------------------------------------------------------
 
     def _sampler(self, request: ChatRequest, seed: int, position: int) -> Callable[[Any], Any]:
         """Log-probabilities of one sequence to its next token, drawn with a key of seed and position."""

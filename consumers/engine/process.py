@@ -83,7 +83,7 @@ class EngineProcess:
         self._callbacks: list[Callable[[], None]] = []
         self._announced: object = None
 
-    # ---- the engine's interface -------------------------------------------------------------------------------------
+    # ---- the engine's interface --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         self._change("loading", "starting")
@@ -148,7 +148,7 @@ class EngineProcess:
         """The child's process id, or None where there is none now."""
         return self._child.pid if self._child else None
 
-    # ---- the child's lives ------------------------------------------------------------------------------------------
+    # ---- the child's lives -------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
@@ -227,7 +227,7 @@ class EngineProcess:
         self._dispatch()
         self._announce()
 
-    # ---- requests ---------------------------------------------------------------------------------------------------
+    # ---- requests ----------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         """Give the child what may run now."""
@@ -308,7 +308,7 @@ class EngineProcess:
         for run in list(self._runs.values()):
             self._fail(run, HeadraceError(ErrorCode.UNAVAILABLE, reason))
 
-    # ---- status -----------------------------------------------------------------------------------------------------
+    # ---- status ------------------------------------------------------------------------------------------------------
 
     def _change(self, state: WorkerState, reason: str) -> None:
         self._state, self._reason = state, reason

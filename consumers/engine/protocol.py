@@ -17,7 +17,7 @@ from pipeline.worker.engine import Piece, Work
 LENGTH_BYTES: Final = 4
 
 
-# ---- parent to child ------------------------------------------------------------------------------------------------
+# ---- parent to child -------------------------------------------------------------------------------------------------
 
 
 class Submit(Struct, tag="submit", array_like=True):
@@ -45,7 +45,7 @@ class Shutdown(Struct, tag="shutdown", array_like=True):
 ToChild = Submit | Cancel | Shutdown
 
 
-# ---- child to parent ------------------------------------------------------------------------------------------------
+# ---- child to parent -------------------------------------------------------------------------------------------------
 
 
 class Loading(Struct, tag="loading", array_like=True):

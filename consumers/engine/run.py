@@ -35,7 +35,7 @@ class Run:
         self._over = False
         self._changed = asyncio.Event()
 
-    # ---- the reader's side ------------------------------------------------------------------------------------------
+    # ---- the reader's side -------------------------------------------------------------------------------------------
 
     async def next(self) -> Piece:
         """As `Generation.next`. After the last piece or an error there is nothing to wait for: it raises
@@ -58,7 +58,7 @@ class Run:
         self._changed.set()
         self._on_close(self)
 
-    # ---- the engine's side ------------------------------------------------------------------------------------------
+    # ---- the engine's side -------------------------------------------------------------------------------------------
 
     @property
     def tokens(self) -> int:

@@ -81,8 +81,7 @@ class OllamaClient:
             raise _translated(error) from None
 
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The parts of a streamed answer. Closing the iterator, or cancelling it, hangs up, and the server
-        stops.
+        """The parts of a streamed answer. Closing the iterator, or cancelling it, hangs up, and the server stops.
 
         Raises:
             OllamaError: at any part; nothing follows it.
@@ -116,8 +115,8 @@ class OllamaClient:
 
 
 class _Ollama(AsyncClient):
-    """The official client, driven below its typed methods: those copy messages and tools into models of their
-    own and lose what they don't know (the nested properties of a tool's schema, the ids of tool calls).
+    """The official client, driven below its typed methods: those copy messages and tools into models of their own and
+    lose what they don't know (the nested properties of a tool's schema, the ids of tool calls).
     """
 
     @property

@@ -31,12 +31,12 @@ _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
 
 
 class OllamaEngine:
-    """An Ollama server as an engine. Entered, it has looked at the server once; a server that is away is
-    `down` until a probe finds it.
+    """An Ollama server as an engine. Entered, it has looked at the server once; a server that is away is `down` until a
+    probe finds it.
 
-    Ollama reports text without token ids, so an answer that was begun elsewhere cannot be gone on with
-    exactly: such work is refused as `unavailable`, and belongs to the engine that began it. For the same
-    reason an answer that breaks off here is `unavailable`, and its next engine begins with the text alone.
+    Ollama reports text without token ids, so an answer that was begun elsewhere cannot be gone on with exactly: such
+    work is refused as `unavailable`, and belongs to the engine that began it. For the same reason an answer that breaks
+    off here is `unavailable`, and its next engine begins with the text alone.
 
     Args:
         config: the settings; `ollama_*`, `spill_models`, `internal_models` and `default_max_tokens` are read.
@@ -74,7 +74,7 @@ class OllamaEngine:
             await generation.close()
         await self._client.close()
 
-    # ---- what it is ----------------------------------------------------------------------------------------
+    # ---- what it is --------------------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
@@ -92,9 +92,7 @@ class OllamaEngine:
         return [model.name for model in self._models if model.embeds and not is_internal(model.name, internal)]
 
     def status(self) -> EngineStatus:
-        """The engine as it is now; down while the server does not answer, refuses to work, or has no usable
-        model.
-        """
+        """The engine as it is now; down while the server does not answer, refuses to work, or has no usable model."""
         reason = self._breaker.reason or self._unseen
         models = [model.name for model in self._usable]
         embedding_models = self._embedding_models
@@ -128,12 +126,11 @@ class OllamaEngine:
                 callback()
 
     def resolve(self, model: str | None) -> str:
-        """Ollama's name of the model asked for, or of its equivalent; None: the first equivalent there is,
-        else the first model by name.
+        """Ollama's name of the model asked for, or of its equivalent; None: the first equivalent there is, else the
+        first model by name.
 
         Raises:
-            HeadraceError: `model_internal`, `model_not_found`; `unavailable` while nobody knows what the
-                server has.
+            HeadraceError: `model_internal`, `model_not_found`; `unavailable` while nobody knows what the server has.
         """
         internal = self._config.internal_models
         self._check_internal(model)
@@ -168,14 +165,14 @@ class OllamaEngine:
             ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model"
         )
 
-    # ---- work ----------------------------------------------------------------------------------------------
+    # ---- work --------------------------------------------------------------------------------------------------------
 
     async def submit(self, work: Work) -> OllamaGeneration:
         """Begin work.
 
         Raises:
-            HeadraceError: `unavailable` while the server is left alone, and for work that was begun
-                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
+            HeadraceError: `unavailable` while the server is left alone, and for work that was begun elsewhere;
+                `invalid_request` for a conversation that Ollama's API cannot carry.
         """
         if work.resume_text or work.resume_tokens:
             raise HeadraceError(
@@ -254,12 +251,10 @@ class OllamaEngine:
         self._generations.discard(generation)
         self._changed()
 
-    # ---- health --------------------------------------------------------------------------------------------
+    # ---- health ------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Look at the server from time to time: after a failure at once, and as the breaker says while it is
-        open.
-        """
+        """Look at the server from time to time: after a failure at once, and as the breaker says while it is open."""
         while True:
             try:
                 async with asyncio.timeout(self._pause_s()):

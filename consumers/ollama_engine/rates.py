@@ -9,8 +9,8 @@ _NEW_SHARE = 0.2  # what the latest request adds to the mean length of an answer
 class Rates:
     """Tokens per second while at least one request is in flight, and tokens per request.
 
-    Below full load the rate understates what the server can do, which errs towards sending it less. One
-    writer: the engine, with `now` from the event loop's clock.
+    Below full load the rate understates what the server can do, which errs towards sending it less. One writer: the
+    engine, with `now` from the event loop's clock.
     """
 
     def __init__(self) -> None:

@@ -30,18 +30,17 @@ _EMBEDDING = "embedding"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 
 
-# ---- requests ----------------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------------------------------
 
 
 def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
     """The body of `POST /api/chat` for work.
 
-    Nothing is cut silently: a prompt that does not fit is to be refused (`truncate`, `shift`), and thinking
-    is off, because it would use up the answer's tokens and nobody is shown it.
+    Nothing is cut silently: a prompt that does not fit is to be refused (`truncate`, `shift`), and thinking is off,
+    because it would use up the answer's tokens and nobody is shown it.
 
     Raises:
-        HeadraceError: `invalid_request` for a tool call in the conversation whose arguments are no JSON
-            object.
+        HeadraceError: `invalid_request` for a tool call in the conversation whose arguments are no JSON object.
     """
     request = work.request
     body: dict[str, Any] = {
@@ -71,9 +70,7 @@ def embed_body(request: EmbeddingRequest, model: str) -> dict[str, Any]:
 
 
 def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """The conversation. A tool's result names its tool at Ollama, and its call's id at OpenAI: hence the
-    memory.
-    """
+    """The conversation. A tool's result names its tool at Ollama, and its call's id at OpenAI: hence the memory."""
     names: dict[str, str] = {}
     messages = []
     for turn in chat:
@@ -130,7 +127,7 @@ def _format(request: ChatRequest) -> str | dict[str, Any] | None:
     return "json"
 
 
-# ---- answers -----------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 
 class _Function(Struct):
@@ -237,7 +234,7 @@ def error_text(body: str) -> str:
     return (text if isinstance(text, str) and text else body)[:300]
 
 
-# ---- models ------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
 class _Details(Struct):
@@ -254,8 +251,8 @@ class Model(Struct):
 
     @property
     def chats(self) -> bool:
-        """Whether it answers chats on this machine: no embedding model, and none that Ollama runs in a cloud,
-        since a request must not leave the machine because a queue was full.
+        """Whether it answers chats on this machine: no embedding model, and none that Ollama runs in a cloud, since a
+        request must not leave the machine because a queue was full.
         """
         if self.capabilities is not None:
             return self._is_here and _CHAT in self.capabilities

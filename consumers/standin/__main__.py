@@ -117,8 +117,8 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT drain. uvicorn's own way raises them again afterwards, and so would end the process
-        before the engine has ended.
+        """SIGTERM and SIGINT drain. uvicorn's own way raises them again afterwards, and so would end the process before
+        the engine has ended.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

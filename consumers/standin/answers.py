@@ -1,6 +1,4 @@
-"""One answer of the stand-in, from the engine's pieces to lines of JSON; a client that hangs up takes it
-back.
-"""
+"""One answer of the stand-in, from the engine's pieces to lines of JSON; a client that hangs up takes it back."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ _NDJSON = (b"content-type", b"application/x-ndjson")
 
 
 class Slots:
-    """Who is served: so many at a time, the others wait in order of arrival, as with Ollama's parallel
-    setting.
-    """
+    """Who is served: so many at a time, the others wait in order of arrival, as with Ollama's parallel setting."""
 
     def __init__(self, engine: Engine, parallel: int) -> None:
         self.engine = engine
@@ -40,27 +36,25 @@ class Slots:
         async with self._free:
             clock.begun = time.monotonic_ns()
             try:
-                async with aclosing(self._pieces(work)) as pieces:
+                async with aclosing(self._pieces(work, clock)) as pieces:
                     async for piece in pieces:
-                        clock.first = clock.first or time.monotonic_ns()
                         yield piece
             except HeadraceError as error:
-                # The engine refuses a limit that the context has no room for; at Ollama such an answer ends
-                # with it.
+                # The engine refuses a limit that the context has no room for; at Ollama such an answer ends with it.
                 if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or clock.first:
                     raise
                 unlimited = msgspec.structs.replace(work.request, max_tokens=None)
                 retry = msgspec.structs.replace(work, request=unlimited)
-                async with aclosing(self._pieces(retry)) as pieces:
+                async with aclosing(self._pieces(retry, clock)) as pieces:
                     async for piece in pieces:
-                        clock.first = clock.first or time.monotonic_ns()
                         yield piece
 
-    async def _pieces(self, work: Work) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, work: Work, clock: Clock) -> AsyncGenerator[Piece, None]:
         generation = await self.engine.submit(work)
         try:
             while True:
                 piece = await generation.next()
+                clock.first = clock.first or time.monotonic_ns()
                 yield piece
                 if piece.finish_reason is not None:
                     return

@@ -96,9 +96,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[Any], Any], str]] = {
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
-    """The options as the request's fields. Others are ignored, as Ollama does; a wrong type is its status
-    500.
-    """
+    """The options as the request's fields. Others are ignored, as Ollama does; a wrong type is its status 500."""
     read: dict[str, Any] = {}
     for name, value in given.items():
         if name not in _OPTIONS or value is None:

@@ -44,7 +44,7 @@ from pipeline.requests import EncodingFormat
 from pipeline.subjects import Move
 from pipeline.worker.engine import Embedded, Piece
 
-# ---- the record -----------------------------------------------------------------------------------------------------
+# ---- the record ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ def expired() -> HeadraceError:
     return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "the request's Llm-Timeout has passed")
 
 
-# ---- the answer -----------------------------------------------------------------------------------------------------
+# ---- the answer ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """Which models there are, which of them answer users, and which engine may answer a request that names one.
 
-Names come in two dialects. Ollama's are `[registry/][namespace/]name[:tag]`, where a missing tag is `latest`
-and the registry and `library/` may be left out. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, and
-stand for themselves.
+Names come in two dialects. Ollama's are `[registry/][namespace/]name[:tag]`, where a missing tag is `latest` and the
+registry and `library/` may be left out. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, and stand for
+themselves.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SHOWN_CHARS = 80
 def is_internal(name: str, internal: Sequence[str]) -> bool:
     """Whether name is a model that the pipeline keeps for its own work.
 
-    A listed name without a tag (or with `latest`) takes the whole family: every name in which it stands as a
-    word of its own, or as neighbouring words written apart (`tiny-llama`), whatever registry, owner, size,
-    quantization or tag surrounds it. That takes `my-tinyllama-finetune` too, since the weights behind such a
-    name may be the listed ones, but not `tinyllama2`, which is another word. A listed name with a tag takes
-    that tag, its finer ones (`1.1b` takes `1.1b-chat`), and the bare name, which may stand for any tag.
+    A listed name without a tag (or with `latest`) takes the whole family: every name in which it stands as a word of
+    its own, or as neighbouring words written apart (`tiny-llama`), whatever registry, owner, size, quantization or tag
+    surrounds it. That takes `my-tinyllama-finetune` too, since the weights behind such a name may be the listed ones,
+    but not `tinyllama2`, which is another word. A listed name with a tag takes that tag, its finer ones (`1.1b` takes
+    `1.1b-chat`), and the bare name, which may stand for any tag.
     """
     return any(_is_of(name, listed) for listed in internal)
 
@@ -96,9 +96,8 @@ def ollama_model_for(
         available: the models that Ollama has and that can chat.
         internal: models that answer nobody.
 
-    A request that names a model gets it or its equivalent. One that names none gets the first equivalent of
-    the table that is there, else the first available model by name: a choice that Ollama's order does not
-    change.
+    A request that names a model gets it or its equivalent. One that names none gets the first equivalent of the table
+    that is there, else the first available model by name: a choice that Ollama's order does not change.
     """
     if requested is not None and is_internal(requested, internal):
         return None

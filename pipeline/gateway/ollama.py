@@ -36,7 +36,7 @@ NDJSON = "application/x-ndjson"
 API_VERSION = "0.12.0"
 _NS_PER_MS = 1_000_000
 
-# ---- requests -------------------------------------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------------------------------
 
 
 def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
@@ -173,7 +173,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return {target: value for target, value in read.items() if value is not None}
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 
 class _Part(Part):
@@ -322,7 +322,7 @@ def error_body(error: ErrorBody) -> bytes:
     return msgspec.json.encode({"error": error.message, "code": error.code})
 
 
-# ---- lists ----------------------------------------------------------------------------------------------------------
+# ---- lists -----------------------------------------------------------------------------------------------------------
 
 
 def _entry(name: str) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(_TOO_LARGE)
-        elif self._late is None and self.cycle is not None and self.cycle.response_complete:
+        elif self._late is None and self._served is not None and self._served.response_complete:
             # The end of a body that nobody reads, or empty lines. The keep-alive timeout, which ends with any data, is
             # over; nothing else would end this connection.
             self._expect_head()

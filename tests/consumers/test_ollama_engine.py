@@ -99,7 +99,7 @@ async def against(ollama: OllamaServer) -> AsyncIterator[OllamaEngine]:
         yield engine
 
 
-# ---- a server that behaves -----------------------------------------------------------------------------------------
+# ---- a server that behaves -------------------------------------------------------------------------------------------
 
 
 async def test_pieces_join_to_the_answer_that_the_official_client_gets_whole(engine: OllamaEngine) -> None:
@@ -186,7 +186,7 @@ async def test_leaving_the_engine_hangs_up_on_what_runs(slow: StandIn) -> None:
         assert (await (await another.submit(work(MODEL, max_tokens=2))).next()).text
 
 
-# ---- a server that goes, and comes back ----------------------------------------------------------------------------
+# ---- a server that goes, and comes back ------------------------------------------------------------------------------
 
 
 async def test_a_server_killed_in_mid_stream_is_unavailable_until_a_probe_finds_it_again(launch: Launch) -> None:
@@ -220,7 +220,7 @@ async def test_a_server_that_is_not_there_is_down_and_says_where(unused_tcp_port
         assert caught.value.code is ErrorCode.UNAVAILABLE
 
 
-# ---- which models --------------------------------------------------------------------------------------------------
+# ---- which models ----------------------------------------------------------------------------------------------------
 
 MANY = [
     {"name": "tinyllama:latest"},
@@ -277,7 +277,7 @@ async def test_a_model_that_was_removed_is_noticed_at_the_next_request(
     assert (await failure_of(against, model="good")).code is ErrorCode.MODEL_NOT_FOUND
 
 
-# ---- what goes over the wire ---------------------------------------------------------------------------------------
+# ---- what goes over the wire -----------------------------------------------------------------------------------------
 
 
 async def test_everything_a_request_says_reaches_the_server(ollama: OllamaServer, against: OllamaEngine) -> None:
@@ -386,7 +386,7 @@ async def test_an_answer_that_was_begun_elsewhere_is_not_taken(engine: OllamaEng
         assert caught.value.code is ErrorCode.UNAVAILABLE
 
 
-# ---- embeddings ----------------------------------------------------------------------------------------------------
+# ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
 async def test_it_embeds_with_what_its_server_has_for_that(demo: StandIn) -> None:
@@ -483,7 +483,7 @@ async def test_whoever_watches_is_told_when_embeddings_have_a_server_left_alone_
         await well.wait()
 
 
-# ---- servers that misbehave ----------------------------------------------------------------------------------------
+# ---- servers that misbehave ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -579,7 +579,7 @@ async def test_a_server_that_falls_silent_is_given_up(ollama: OllamaServer) -> N
     assert (error.code, "in time" in error.message) == (ErrorCode.UNAVAILABLE, True)
 
 
-# ---- the pipeline's own questions ----------------------------------------------------------------------------------
+# ---- the pipeline's own questions ------------------------------------------------------------------------------------
 
 
 async def test_an_internal_model_answers_the_pipeline_in_a_few_words(ollama: OllamaServer) -> None:
@@ -615,7 +615,7 @@ async def test_a_pipeline_that_gets_no_word_in_time_goes_on_without(ollama: Olla
     await closed.close()
 
 
-# ---- addresses -----------------------------------------------------------------------------------------------------
+# ---- addresses -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -649,7 +649,7 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
         assert engine.status().state == "ready"
 
 
-# ---- rates ---------------------------------------------------------------------------------------------------------
+# ---- rates -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_rate_is_that_of_all_requests_together_while_any_is_in_flight() -> None:

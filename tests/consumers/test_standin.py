@@ -43,7 +43,7 @@ async def streamed(client: AsyncClient, **wanted: Any) -> list[ChatResponse]:
     return [part async for part in await client.chat(MODEL, wanted.pop("messages", QUESTION), stream=True, **wanted)]
 
 
-# ---- what it is ----------------------------------------------------------------------------------------------------
+# ---- what it is ------------------------------------------------------------------------------------------------------
 
 
 async def test_it_never_claims_to_be_ollama(http: httpx.AsyncClient) -> None:
@@ -83,7 +83,7 @@ async def test_a_simulated_engine_says_so_in_the_list_and_in_every_answer(launch
             assert (answer.message.content or "").startswith("[simulated]")
 
 
-# ---- embeddings ----------------------------------------------------------------------------------------------------
+# ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
 async def test_it_embeds_one_text_or_several_alike(client: AsyncClient) -> None:
@@ -123,7 +123,7 @@ def test_texts_with_the_same_words_are_nearer_than_others() -> None:
     assert likeness(question, question.upper()) == pytest.approx(1.0)
 
 
-# ---- answers -------------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------------------
 
 
 async def test_parts_join_to_the_answer_that_comes_whole(client: AsyncClient) -> None:
@@ -194,7 +194,7 @@ async def test_the_demo_model_calls_a_tool_it_is_given(client: AsyncClient) -> N
     assert list(call.function.arguments) == ["city"]
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ async def test_the_client_raises_its_own_error_for_an_unknown_model(client: Asyn
         await client.show("nope")
 
 
-# ---- many at once, and clients that leave --------------------------------------------------------------------------
+# ---- many at once, and clients that leave ----------------------------------------------------------------------------
 
 
 async def test_more_requests_than_slots_are_all_answered_alike(client: AsyncClient) -> None:
@@ -310,7 +310,7 @@ async def test_sigterm_ends_it_in_the_middle_of_an_answer(slow: StandIn) -> None
                 pass
 
 
-# ---- what only some models do, from an engine that follows a script ------------------------------------------------
+# ---- what only some models do, from an engine that follows a script --------------------------------------------------
 
 
 class Scripted:

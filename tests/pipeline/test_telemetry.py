@@ -84,7 +84,7 @@ def a_request() -> ChatRequest:
     return ChatRequest(prompt="Why is the sky blue?", stream=True, max_tokens=64, temperature=0.5, seed=7, stop=["\n"])
 
 
-# ---- one trace ---------------------------------------------------------------------------------------------
+# ---- one trace -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_request_is_one_tree_from_publish_to_reply(traces: Collector, role: NewTracing) -> None:
@@ -197,7 +197,7 @@ async def test_requests_served_at_once_in_tasks_keep_their_traces_apart(traces: 
     assert all(traces.tree(each) == [["process llm.request.high", ["chat demo"]]] for each in trace_ids)
 
 
-# ---- what the spans say ------------------------------------------------------------------------------------
+# ---- what the spans say ----------------------------------------------------------------------------------------------
 
 
 async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: NewTracing) -> None:
@@ -355,7 +355,7 @@ async def test_the_resource_tells_the_roles_apart(
     assert (resource["service.name"], resource["deployment.environment.name"]) == ("ours", "lab")
 
 
-# ---- context from elsewhere --------------------------------------------------------------------------------
+# ---- context from elsewhere ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["traceparent", "Traceparent", "TRACEPARENT"])
@@ -443,7 +443,7 @@ async def test_a_publisher_that_does_not_sample_is_respected(traces: Collector, 
     assert headers["traceparent"].endswith("-00")
 
 
-# ---- on, off, and a collector that is not there ------------------------------------------------------------
+# ---- on, off, and a collector that is not there ----------------------------------------------------------------------
 
 
 async def test_spans_come_compressed_where_the_environment_says_so(
@@ -598,7 +598,7 @@ def _run(program: str, environ: dict[str, str], *, timeout_s: float = 60) -> lis
     return done.stdout.splitlines()
 
 
-# ---- names -------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 _CONVENTIONS = "opentelemetry.semconv._incubating.attributes"
 

@@ -137,7 +137,7 @@ def test_shutdown_ends_the_loop_whatever_runs():
     assert scene.sent == []
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
+# ---- checks ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_default_limit_is_cut_to_what_fits_and_a_wanted_one_is_not():
@@ -197,7 +197,7 @@ def test_keys_are_64_bits_of_seed_and_position(seed, position):
     assert key_bits(seed, position) != key_bits(seed + 1, position)
 
 
-# ---- frames ---------------------------------------------------------------------------------------------------------
+# ---- frames ----------------------------------------------------------------------------------------------------------
 
 
 def test_frames_survive_the_pipe():

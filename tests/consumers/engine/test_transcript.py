@@ -148,7 +148,7 @@ def test_a_character_cut_off_by_the_limit_is_replaced():
     assert text_of(fed(transcript(max_tokens=3), list("a€".encode()))) == "a\ufffd"
 
 
-# ---- tool calls -----------------------------------------------------------------------------------------------------
+# ---- tool calls ------------------------------------------------------------------------------------------------------
 
 SYNTAX = ToolSyntax("<t>", "</t>", json.loads)
 CALL = '<t>{"name": "f", "arguments": {"x": 1}}</t>'

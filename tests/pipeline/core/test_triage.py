@@ -50,7 +50,7 @@ def request_of(row):
     return msgspec.convert({key: row[key] for key in ("prompt", "messages") if key in row}, ChatRequest)
 
 
-# ---- the class of a request -----------------------------------------------------------------------------------------
+# ---- the class of a request ------------------------------------------------------------------------------------------
 
 
 def test_no_labelled_complex_prompt_passes_for_simple():
@@ -181,7 +181,7 @@ def test_texts_to_embed_are_simple_whatever_they_say():
     assert (verdict.task, verdict.reason, verdict.certain) == (Task.SIMPLE, "embeddings", True)
 
 
-# ---- spill ----------------------------------------------------------------------------------------------------------
+# ---- spill -----------------------------------------------------------------------------------------------------------
 
 SIMPLE = Verdict(Task.SIMPLE, "short factual question", certain=True, score=-0.4)
 COMPLEX = Verdict(Task.COMPLEX, "asks for code", certain=True, score=1.4)
