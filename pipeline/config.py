@@ -43,7 +43,8 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
         answers_per_s, lists_per_s, statistics_per_s: its own limits instead of the configured ones; 0 for none.
     """
 
-    name: Annotated[str, Meta(pattern="^[A-Za-z0-9]{1,32}$")]
+    # Not `LLM`, which begins the ids that the broker gives: the key would reach every request that brought none.
+    name: Annotated[str, Meta(pattern="^(?!LLM$)[A-Za-z0-9]{1,32}$")]
     hash: Annotated[str, Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$")]
     tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{0,64}$")] = ""
     priority: Priority = Priority.MEDIUM

@@ -19,7 +19,7 @@ _WORDS = re.compile(r"\w+")
 
 
 def embedding(text: str, dimensions: int = DIMENSIONS) -> list[float]:
-    """The vector of a text, of length 1; of length 0 for a text without words."""
+    """The vector of a text, of length 1; of length 0 for a text without words, or whose words cancel out."""
     vector = [0.0] * dimensions
     for feature in _features(text):
         hashed = int.from_bytes(blake2b(feature.encode(), digest_size=8).digest(), "big")

@@ -51,6 +51,7 @@ _UNLIMITED = Verdict(allowed=True)
 class _Bucket:
     tokens: float
     at: float
+    full_at: float
 
 
 @dataclass(slots=True)
@@ -77,26 +78,27 @@ class Limits:
         key = (client, kind)
         bucket = self._buckets.get(key)
         if bucket is None:
-            self._make_room(rate, now)
-            bucket = self._buckets[key] = _Bucket(rate.burst, now)
+            self._make_room(now)
+            bucket = self._buckets[key] = _Bucket(rate.burst, now, now)
         bucket.tokens = min(rate.burst, bucket.tokens + max(0.0, now - bucket.at) * rate.per_s)
         bucket.at = max(now, bucket.at)
         allowed = bucket.tokens >= 1.0
         if allowed:
             bucket.tokens -= 1.0
+        reset_s = (rate.burst - bucket.tokens) / rate.per_s
+        bucket.full_at = bucket.at + reset_s
         return Verdict(
             allowed,
             limit=math.floor(rate.burst),
             remaining=math.floor(bucket.tokens),
-            reset_s=(rate.burst - bucket.tokens) / rate.per_s,
+            reset_s=reset_s,
             retry_after_s=0.0 if allowed else (1.0 - bucket.tokens) / rate.per_s,
         )
 
-    def _make_room(self, rate: Rate, now: float) -> None:
-        """Forget who has rested long enough; where nobody has, the one that called first."""
+    def _make_room(self, now: float) -> None:
+        """Forget whose bucket is full again; where none is, the one that called first."""
         if len(self._buckets) < self.max_buckets:
             return
-        rested_s = rate.burst / rate.per_s
-        self._buckets = {key: bucket for key, bucket in self._buckets.items() if now - bucket.at < rested_s}
+        self._buckets = {key: bucket for key, bucket in self._buckets.items() if bucket.full_at > now}
         while len(self._buckets) >= self.max_buckets:
             del self._buckets[next(iter(self._buckets))]

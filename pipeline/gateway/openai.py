@@ -1,7 +1,7 @@
 """OpenAI's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
 
 Source of the shapes: the OpenAI API reference (chat completions, completions, embeddings, models, errors). The wire
-contract's requests are chat completions and embeddings already, so those bodies go on as they came.
+contract's requests are chat completions already, so those bodies go on as they came.
 """
 
 from __future__ import annotations
@@ -87,16 +87,13 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
 
 
 def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/embeddings`, which goes on as it came, but for what would make a chat of it.
+    """The body of `POST /v1/embeddings`: written anew, for a body with `messages` besides would be read as a chat's.
 
     Raises:
         HeadraceError: as `decode_embedding`.
     """
-    body = _object(body)
-    request = decode_embedding(body, max_body_bytes=max_body_bytes)
-    if b'"messages"' in body or b'"prompt"' in body:
-        body = msgspec.json.encode(request)
-    return Asked(request, body, Embeddings(), stream=False)
+    request = decode_embedding(_object(body), max_body_bytes=max_body_bytes)
+    return Asked(request, msgspec.json.encode(request), Embeddings(), stream=False)
 
 
 def _wants_usage(options: StreamOptions | None) -> bool:

@@ -81,6 +81,16 @@ def test_any_number_of_clients_takes_bounded_memory_and_who_is_limited_stays_so(
     assert taken(limits, 10, now=10.0, client="flood") <= 4
 
 
+def test_who_still_has_to_wait_is_not_forgotten_for_one_with_a_faster_rate():
+    limits = Limits(max_buckets=2)
+    slow = Rate(per_s=0.1, burst=1.0)
+    assert taken(limits, 1, now=0.0, client="slow", rate=slow) == 1
+    assert taken(limits, 1, now=0.0, client="rested") == 1
+    assert taken(limits, 1, now=5.0, client="new") == 1
+    assert len(limits) == 2
+    assert taken(limits, 1, now=6.0, client="slow", rate=slow) == 0
+
+
 @given(
     st.floats(0.1, 100),
     st.floats(1, 50),

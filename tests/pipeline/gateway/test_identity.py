@@ -115,7 +115,8 @@ def test_this_machines_own_names_are_told_from_others(name: str, expected: bool)
 def test_keys_come_from_the_environment_and_bad_ones_are_refused():
     entry = msgspec.json.encode([ENTRY]).decode()
     assert load(environ={"HEADRACE_HTTP_KEYS": entry}).http_keys == [ENTRY]
-    for bad in ('[{"name": "a"}]', '[{"name": "a-b", "hash": "x"}]', f'[{{"name": "a", "hash": "{SECRET}"}}]'):
+    broker = entry.replace("alice", "LLM")  # the ids that the broker gives begin with it
+    for bad in ('[{"name": "a"}]', '[{"name": "a-b", "hash": "x"}]', f'[{{"name": "a", "hash": "{SECRET}"}}]', broker):
         with pytest.raises(ConfigError):
             load(environ={"HEADRACE_HTTP_KEYS": bad})
 
