@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pipeline.config import Config
+from pipeline.errors import ErrorCode
+from pipeline.gateway.responses import error_response
+from pipeline.gateway.statuses import HttpError
 from pipeline.lifecycle import StartError
 
 log = logging.getLogger(__name__)
@@ -153,7 +157,8 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
-        super()._start_asgi_task(cycle, app)
+        served: Any = _too_many if app is service_unavailable else app
+        super()._start_asgi_task(cycle, served)
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)
@@ -168,6 +173,13 @@ class Connection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._late = self._stalled = None
+
+
+async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
+    error = HttpError(503, ErrorCode.UNAVAILABLE, "this gateway has as many connections as it takes: try again later")
+    response = error_response(error, scope["path"])
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
 
 
 class HttpServer(uvicorn.Server):

@@ -53,9 +53,15 @@ export async function* events(response, onBytes = () => {}) {
   }
 }
 
-const pause = (ms, woken) => new Promise(resolve => {
-  const timer = setTimeout(resolve, ms);
-  woken.then(() => { clearTimeout(timer); resolve(); });
+/** Wait so long, or until the browser is online again. */
+const pause = ms => new Promise(resolve => {
+  const over = () => {
+    clearTimeout(timer);
+    removeEventListener("online", over);
+    resolve();
+  };
+  const timer = setTimeout(over, ms);
+  addEventListener("online", over);
 });
 
 /**
@@ -97,9 +103,7 @@ export async function follow(path, on) {
     failures += 1;
     const wait = Math.min(LONGEST_PAUSE_MS, 500 * 2 ** (failures - 1)) * (0.75 + Math.random() / 2);
     on.state("off", why, wait / 1000);
-    await pause(wait, new Promise(resolve => {
-      addEventListener("online", resolve, { once: true });
-    }));
+    await pause(wait);
     on.state("connecting");
   }
 }

@@ -213,6 +213,17 @@ async def test_a_compressed_body_is_refused_for_what_it_is(serve: Serve, engine:
             assert "gzip" in answer.text
 
 
+async def test_one_connection_too_many_is_told_when_to_come_back(serve: Serve, engine: Engine):
+    async with serve(http_connections=1) as client:
+        _, writer = await raw(client, b"")
+        for path in ("/v1/models", "/api/tags"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "unavailable" in json.dumps(answer.json())
+        writer.close()
+
+
 # ---- clients that do not get on
 
 
