@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -295,6 +296,8 @@ async def test_everything_is_reached_by_keyboard_in_the_order_of_reading_and_the
     await page.focus("#chart")
     await page.keyboard.press("ArrowLeft")
     assert not (await page.locator("#chart-reading").inner_text()).startswith("Now")
+    # What a screen reader says of the chart is what is read off it.
+    assert await page.get_by_role("group", name=re.compile(r"^Saturation \d\d:\d\d:\d\d: MLX ")).count() == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -382,3 +385,17 @@ async def test_with_keys_it_asks_for_one_and_shows_what_that_may_see(open_page, 
     await page.reload()
     await page.locator("#connection[data-state=live]").wait_for()
     assert SECRET not in await page.content()
+
+
+async def test_the_page_of_the_interface_says_what_every_field_may_be(open_page, pipeline: Pipeline):
+    page = await open_page(pipeline.http + "/docs")
+    await page.get_by_text("/v1/chat/completions").first.click()
+    for field, type_ in {
+        "messages": "list of ChatMessage",
+        "model": "string",
+        "stop": "string or list of string",
+        "response_format": "ResponseFormat",
+        "X-Priority": "header, high, medium, low",
+    }.items():
+        row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=field, exact=True)).first
+        assert (await row.get_by_role("cell").nth(1).inner_text()).startswith(type_)

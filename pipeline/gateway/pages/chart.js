@@ -1,6 +1,6 @@
 // The last minutes: how loaded each engine is, and how many requests wait.
 
-import { ENGINES, ENGINE_NAMES, PRIORITIES, byId, capital, clock, element, setText, svg } from "./dom.js";
+import { ENGINES, ENGINE_NAMES, PRIORITIES, byId, clock, element, setText, svg } from "./dom.js";
 
 const HEIGHT = 270;
 const TOP = 8;
@@ -178,7 +178,5 @@ export class Chart {
     const waiting = PRIORITIES.map(p => `${depth[p]} ${p}`).join(", ");
     const when = this.cursor === null ? "Now" : clock(time);
     setText(this.reading, `${when}: ${said.join("; ")}. Waiting: ${waiting}.`);
-    if (this.cursor !== null) this.box.setAttribute("aria-label", capital(this.reading.textContent));
-    else this.box.removeAttribute("aria-label");
   }
 }

@@ -8,7 +8,7 @@ function element(name, text, className) {
 function table(title, rows) {
   const box = document.createDocumentFragment();
   if (!rows.length) return box;
-  box.append(element("h4", title));
+  box.append(element("h3", title));
   const made = element("table");
   for (const [name, text] of rows) {
     const row = element("tr");
@@ -18,8 +18,13 @@ function table(title, rows) {
   box.append(made);
   return box;
 }
+/** What a value may be. Null is left out: it says no more than a field that is not there. */
 function typeOf(schema) {
-  return schema.enum ? schema.enum.join(", ") : schema.type || (schema.oneOf || []).map(typeOf).join(" or ") || "any";
+  if (schema.enum) return schema.enum.join(", ");
+  if (schema.$ref) return schema.$ref.split("/").pop();
+  if (schema.type === "array") return "list of " + typeOf(schema.items || {});
+  const choices = (schema.anyOf || []).map(typeOf).filter(type => type !== "null");
+  return schema.type || choices.join(" or ") || "any";
 }
 function show(path, method, operation, description) {
   const details = element("details");
