@@ -142,7 +142,7 @@ async def sink() -> None:
 def elsewhere() -> Iterator[str]:
     """The URL of a bare socket for the time of the block."""
     command = [sys.executable, "-m", "bench.flood", "--sink"]
-    with ended(subprocess.Popen(command, stdout=-1, stderr=subprocess.DEVNULL, cwd=ROOT)) as process:
+    with ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)) as process:
         assert process.stdout is not None
         with process.stdout as said:
             yield said.readline().decode().strip()
@@ -153,11 +153,14 @@ async def flooded(url: str, key: str, rate: float, seconds: float, found: Found)
     """A flood for the time of the block, and what it was answered."""
     options = ["--flood", url, "--rate", str(rate), "--seconds", str(seconds)]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.flood", *options, stdout=-1, stdin=-1, cwd=ROOT
+        sys.executable, "-m", "bench.flood", *options, stdout=subprocess.PIPE, stdin=subprocess.PIPE, cwd=ROOT
     )
     flooding = asyncio.ensure_future(process.communicate(key.encode()))
-    yield
-    said = json.loads((await flooding)[0])
+    try:
+        yield
+    finally:
+        printed, _ = await flooding
+    said = json.loads(printed)
     found.flood.update(said["answers"])
     found.without_retry_after += said["without_retry_after"]
     found.flooded_s += seconds

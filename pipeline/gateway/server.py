@@ -165,7 +165,8 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, answer: bytes) -> None:
         if not self.transport.is_closing():
-            self.transport.write(answer)
+            if self._served is None or self._served.response_complete:
+                self.transport.write(answer)  # else it would stand in the middle of another request's response
             self.transport.close()
 
     def _disarm(self) -> None:

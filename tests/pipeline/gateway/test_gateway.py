@@ -271,6 +271,15 @@ async def test_who_was_answered_and_does_not_get_on_is_cut_off(serve: Serve, eng
         writer.close()
 
 
+async def test_a_refusal_is_not_written_into_a_response(serve: Serve, engine: Engine):
+    async with serve(http_stall_timeout_s=0.2) as client, asyncio.timeout(10):
+        reader, writer = await raw(client, b"GET /load HTTP/1.1\r\nhost: localhost\r\n\r\nGET / HT")
+        said = await reader.read()
+        assert said.startswith(b"HTTP/1.1 200")
+        assert b"408" not in said
+        writer.close()
+
+
 @pytest.mark.parametrize("path", ["/load", "/queue/live"])
 async def test_who_goes_away_with_a_second_request_behind_the_first_leaves_nothing(
     serve: Serve, engine: Engine, path: str
