@@ -186,7 +186,13 @@ def _demo(args: argparse.Namespace) -> int:
 def _send(args: argparse.Namespace) -> int:
     from pipeline.commands.send import Sending, send
 
-    text = sys.stdin.read() if args.text == "-" else args.text
+    try:
+        text = sys.stdin.read() if args.text == "-" else args.text
+        text.encode()
+    except UnicodeError:
+        raise ConfigError("the prompt is not UTF-8") from None
+    if not text.strip():
+        raise ConfigError("the prompt is empty")
     sending = Sending(
         text=text,
         priority=args.priority,

@@ -16,7 +16,7 @@ from pipeline.connection import BusError, Unreachable
 from pipeline.core.triage import classify
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status
-from pipeline.requests import ChatRequest
+from pipeline.requests import decode_chat
 from pipeline.subjects import TIMEOUT, Lane, Priority, Task
 from pipeline.telemetry import Tracing
 
@@ -47,8 +47,13 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
 
     def subject(self) -> str:
-        """The lane: with a class where the sender is certain of it, so that nobody has to find out."""
-        request = msgspec.json.decode(self.body(), type=ChatRequest)
+        """The lane: with a class where the sender is certain of it, so that nobody has to find out.
+
+        Raises:
+            HeadraceError: as `decode_chat`.
+        """
+        body = self.body()
+        request = decode_chat(body, max_body_bytes=len(body))
         verdict = classify(request, Task(self.task) if self.task else None)
         return Lane(Priority(self.priority), verdict.task if verdict.certain else Task.UNTRIAGED).subject
 
@@ -64,9 +69,9 @@ def send(sending: Sending, url: str) -> int:
 
 
 async def _send(sending: Sending, bus: Bus) -> int:
-    request = sending.request(secrets.token_hex(10))
     client = Client(bus, Tracing())
     try:
+        request = sending.request(secrets.token_hex(10))
         record = await client.submit(request, patience_s=_STORE_PATIENCE_S)
     except HeadraceError as error:
         if error.code is ErrorCode.UNAVAILABLE:

@@ -204,6 +204,27 @@ def test_cancelling_what_nobody_knows_says_unknown(state):
     assert (done.returncode, done.stdout) == (1, "no-such-request: unknown\n")
 
 
+@pytest.mark.parametrize("prompt", [b"", b" \n", b"\xff\xfe"])
+def test_a_prompt_that_is_none_is_refused_before_anything_is_sent(prompt):
+    done = subprocess.run(
+        [*HEADRACE, "send", "-"],
+        check=False,
+        input=prompt,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        env=environment() | {"PYTHONUTF8": "1"},
+    )
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"headrace: the prompt is ")
+
+
+def test_a_limit_that_cannot_be_is_refused_in_one_line(nats_server: NatsServer):
+    done = headrace("send", "--max-tokens", "0", "--nats-url", nats_server.url, "x")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("headrace: invalid_request: ")
+
+
 def test_an_impossible_id_is_refused_before_anything_is_sent():
     assert headrace("cancel", "a.b>").returncode == 2
 
