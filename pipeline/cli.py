@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from pipeline import __version__
 from pipeline.config import Config, ConfigError
 from pipeline.lifecycle import Lifecycle, Main, StartError, run
 from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker, settings_file
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace", description="A priority pipeline over NATS JetStream in front of local LLM engines."
     )
+    parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_servers(commands)
     _add_clients(commands)
@@ -152,10 +154,13 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _up(args: argparse.Namespace) -> int:
+    from pipeline.gateway import check_exposure
     from pipeline.local import up
 
+    config = config_from(args)
+    check_exposure(config)
     ready_file = Path(args.ready_file).absolute() if args.ready_file else None
-    return up(config_from(args), own_broker=not names_a_broker(args), ready_file=ready_file)
+    return up(config, own_broker=not names_a_broker(args), ready_file=ready_file)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -208,8 +208,8 @@ class Record:
 
     async def open(self) -> None:
         """Listen. What is published on the same connection after this cannot be answered unheard."""
-        self._open_records.add(self)
         self._subscription = await self._bus.subscribe(self._subject, self._on_message)
+        self._open_records.add(self)
 
     async def close(self) -> None:
         """Stop listening; twice is harmless."""

@@ -48,6 +48,8 @@ class OllamaGeneration:
         self._over = False
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(), name=f"ollama-{request_id}")
+        # Of the task, and not its last line: one that is cancelled before its first step has none.
+        self._task.add_done_callback(self._end)
 
     @property
     def pending_tokens(self) -> float:
@@ -72,10 +74,9 @@ class OllamaGeneration:
 
     async def close(self) -> None:
         """Hang up, which makes the server stop. Twice is harmless."""
-        if not self._task.done():
+        if not self._over:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._end()  # a task that is cancelled before its first step never comes to its own end
 
     async def _read(self) -> None:
         try:
@@ -91,13 +92,11 @@ class OllamaGeneration:
             self._error = self._failure(OllamaError(f"an answer that is not Ollama's: {error}"))
         finally:
             await self._parts.aclose()
-            self._end()
 
-    def _end(self) -> None:
-        if not self._over:
-            self._over = True
-            self._news.set()
-            self._ended(self)
+    def _end(self, _: asyncio.Task[None]) -> None:
+        self._over = True
+        self._news.set()
+        self._ended(self)
 
     def _take(self, piece: Piece) -> None:
         self.tokens += 1

@@ -14,7 +14,7 @@ from starlette.types import Send
 
 from pipeline.bus import Bus
 from pipeline.client import Client, Record
-from pipeline.connection import Unreachable
+from pipeline.connection import BusError, Unreachable
 from pipeline.core.statistics import QueueStatistics
 from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import meant_id
@@ -210,7 +210,7 @@ def _unknown(request_id: str) -> HttpError:
     return HttpError(404, ErrorCode.INVALID_REQUEST, f"no request {request_id!r} is known here", param="id")
 
 
-def _away(error: Unreachable) -> HttpError:
+def _away(error: BusError) -> HttpError:
     return HttpError(503, ErrorCode.UNAVAILABLE, f"the pipeline does not answer: {error}", retry_after_s=1)
 
 
@@ -218,5 +218,5 @@ async def answered(answer: Awaitable[_T]) -> _T:
     """The answer; raises HttpError 503 where nobody gives it."""
     try:
         return await answer
-    except Unreachable as error:
+    except BusError as error:
         raise _away(error) from error

@@ -242,6 +242,19 @@ async def test_a_dead_letter_is_shown_and_replayed_to_its_answer(open_page, pipe
     assert answered["answer"]["choices"][0]["message"]["content"] == "The capital of France is Paris."
 
 
+async def test_a_letter_that_cannot_be_reached_says_so(open_page, pipeline: Pipeline, web: httpx.AsyncClient):
+    await bury(pipeline.url, "cut-off", b"hello")
+    page = await open_page(pipeline.http + "/")
+    page.watched.may_fail = ("ERR_FAILED",)
+    await page.locator('#dead-list li[data-id="cut-off"]').wait_for()
+    await page.route("**/queue/dead/**", lambda route: route.abort())
+    await page.get_by_role("button", name="Show cut-off").click()
+    await page.locator("#dead-status", has_text="Not shown: the gateway does not answer.").wait_for()
+    await page.get_by_role("button", name="Replay cut-off").click()
+    await page.locator("#dead-status", has_text="Not replayed: the gateway does not answer.").wait_for()
+    await web.delete("/queue/dead/cut-off")
+
+
 async def test_a_dead_letter_is_purged_only_after_a_second_word(open_page, pipeline: Pipeline, web: httpx.AsyncClient):
     await bury(pipeline.url, "unwanted", b"hello")
     page = await open_page(pipeline.http + "/")

@@ -26,6 +26,7 @@ from pipeline.worker.engine import Engine, Generation, Piece, Work
 from tests.consumers.conftest import MODEL, Launch, StandIn
 from tests.consumers.engine.conformance import Conformance
 from tests.consumers.ollama_server import Connection, OllamaServer, ollama_server
+from tests.waiting import eventually
 
 QUESTION = "What is the capital of France?"
 CONFIG = Config(default_max_tokens=24)
@@ -177,6 +178,14 @@ async def test_giving_up_on_next_loses_nothing(engine: OllamaEngine) -> None:
             break
     await generation.close()
     assert text == whole
+
+
+async def test_a_close_that_is_broken_off_at_once_frees_the_slot_all_the_same(against: OllamaEngine) -> None:
+    generation = await against.submit(work("good"))
+    closing = generation.close()
+    closing.send(None)  # it has cancelled the generation's task, which has not made its first step
+    closing.close()
+    await eventually(lambda: against.status().slots_used == 0)
 
 
 async def test_leaving_the_engine_hangs_up_on_what_runs(slow: StandIn) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import topology
+from pipeline import __version__, topology
 from pipeline.bus import Bus
 from pipeline.cli import build_parser
 from pipeline.commands.send import Printer, Sending
@@ -107,6 +107,19 @@ def test_a_bad_setting_is_one_clear_line_and_code_2(command):
     (line,) = done.stderr.splitlines()
     assert line.startswith("headrace: ")
     assert "slots" in line
+
+
+def test_it_says_which_version_it_is():
+    done = headrace("--version")
+    assert (done.returncode, done.stdout) == (0, f"headrace {__version__}\n")
+
+
+def test_what_everybody_could_call_does_not_start_and_says_what_to_do(tmp_path):
+    done = headrace("up", "--http-host", "0.0.0.0", "--state-dir", str(tmp_path / "state"))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "http_keys" in line
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_role_without_a_broker_says_so_and_ends():

@@ -1,7 +1,7 @@
 // The dashboard: takes the stream of changes apart and has each panel draw its own.
 
 import { byId, clock, setText } from "./dom.js";
-import { call, errorOf, follow, hasKey, useKey } from "./stream.js";
+import { ask, errorOf, follow, hasKey, useKey } from "./stream.js";
 import { Chart } from "./chart.js";
 import { drawEngines, drawLanes, drawMoves } from "./panels.js";
 import { Letters } from "./letters.js";
@@ -133,7 +133,7 @@ byId("change-key").addEventListener("click", async () => {
 // ---- cancelling, and the frame
 
 async function cancelRequest(id) {
-  const response = await call(`queue/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
+  const response = await ask(`queue/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
   const notice = byId("notice");
   notice.hidden = response.ok;
   if (!response.ok) setText(notice, `Not cancelled: ${await errorOf(response)}`);

@@ -1,7 +1,7 @@
 // Dead letters: shown, replayed, purged.
 
 import { byId, capital, clock, element, facts, plural, setText } from "./dom.js";
-import { call, errorOf } from "./stream.js";
+import { ask, errorOf } from "./stream.js";
 
 const path = (id, action = "") => `queue/dead/${encodeURIComponent(id)}${action}`;
 
@@ -27,7 +27,7 @@ export class Letters {
     if (this.reading) return;
     this.reading = true;
     try {
-      const response = await call("queue/dead");
+      const response = await ask("queue/dead");
       if (!response.ok) throw new Error(await errorOf(response));
       this.draw(await response.json());
       if (this.unread) this.say("");
@@ -76,8 +76,8 @@ export class Letters {
   }
 
   async show(id) {
-    const response = await call(path(id));
-    if (!response.ok) return this.say(await errorOf(response));
+    const response = await ask(path(id));
+    if (!response.ok) return this.say(`Not shown: ${await errorOf(response)}.`);
     const letter = await response.json();
     facts(byId("letter-facts"), [
       ["Id", letter.id], ["Priority", letter.priority], ["Error", `${letter.code}: ${letter.message}`],
@@ -91,7 +91,7 @@ export class Letters {
   }
 
   async replay(id) {
-    const response = await call(path(id, "/replay"), { method: "POST" });
+    const response = await ask(path(id, "/replay"), { method: "POST" });
     const failed = !response.ok && await errorOf(response);
     await this.read();
     this.say(failed ? `Not replayed: ${failed}.` : `${id} is queued again.`);
@@ -105,7 +105,7 @@ export class Letters {
 
   async purge() {
     byId("purge-dialog").close();
-    const response = await call(path(this.wanted), { method: "DELETE" });
+    const response = await ask(path(this.wanted), { method: "DELETE" });
     const failed = !response.ok && await errorOf(response);
     await this.read();
     this.say(failed ? `Not purged: ${failed}.` : `${this.wanted} is purged.`);

@@ -21,6 +21,15 @@ export function call(path, options = {}) {
   return fetch(path, { ...options, headers, cache: "no-store" });
 }
 
+/** As call, for one answer: where nobody answers, a response that says so. */
+export async function ask(path, options = {}) {
+  try {
+    return await call(path, options);
+  } catch {
+    return new Response(JSON.stringify({ error: { message: "the gateway does not answer" } }), { status: 503 });
+  }
+}
+
 /** The message in an error's response. */
 export async function errorOf(response) {
   try {
