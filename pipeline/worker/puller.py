@@ -164,7 +164,8 @@ class Puller:
         self.withdraw()
         await self.bus.drain(self._subscription)
         while self._loose_ends:
-            await asyncio.gather(*self._loose_ends, return_exceptions=True)
+            # Not `gather`: of what is done it does not wait for a turn of the event loop, and none would ever be forgotten.
+            await asyncio.wait(self._loose_ends)
 
     async def _stand(self, standing: _Standing, consumers: Sequence[str]) -> None:
         if standing.subscription is None:
