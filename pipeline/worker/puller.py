@@ -164,7 +164,7 @@ class Puller:
         self.withdraw()
         await self.bus.drain(self._subscription)
         while self._loose_ends:
-            # Not `gather`: of what is done it does not wait for a turn of the event loop, and none would ever be forgotten.
+            # Not `gather`: since Python 3.12 it gives the event loop no turn for what is done, which then stays here.
             await asyncio.wait(self._loose_ends)
 
     async def _stand(self, standing: _Standing, consumers: Sequence[str]) -> None:
