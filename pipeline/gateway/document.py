@@ -115,7 +115,7 @@ def _paths() -> Schema:
     show = {"model": _TEXT | {"minLength": 1}}
     queue, openai, ollama, itself = "queue", "OpenAI", "Ollama", "gateway"
     sse = "text/event-stream"
-    last_id = _header("Last-Event-ID", "Begin behind this event.", pattern="^[0-9]{1,18}$")
+    last_id = _header("Last-Event-ID", "Begin behind this event.", pattern="^[0-9]{0,18}$")
     events = _operation("The messages of a request, as they come", queue, answer=sse, parameters=[_ID, last_id])
     replay = _operation("Queue the request of a dead letter again", queue, parameters=[_ID])
     replay["responses"]["202"] = replay["responses"].pop("200") | {"description": "Queued again."}
