@@ -198,13 +198,16 @@ class Connection:
             await bus._close()
 
     async def _close(self) -> None:
+        if self.nc.is_connected:
+            try:
+                await self.nc.flush(1)
+            except (OSError, nats.errors.Error, TimeoutError):
+                log.debug("broker: closed without a farewell")
         try:
-            async with asyncio.timeout(2.0):
-                if self.nc.is_connected:
-                    await self.nc.flush(1)
+            async with asyncio.timeout(1.0):
                 await self.nc.close()
         except (OSError, nats.errors.Error, TimeoutError):
-            log.debug("broker: closed without a farewell")
+            log.debug("broker: not closed in order")
 
     @property
     def is_connected(self) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import pytest
 
 from pipeline import connection
 from pipeline.bus import Bus
 from pipeline.connection import Unreachable
+from tests.support import NatsServer
 
 
 async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(monkeypatch):
@@ -19,3 +22,15 @@ async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(
             pass
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_a_connection_to_a_server_that_stands_still_ends_and_leaves_nothing_running(nats_server: NatsServer):
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(20), Bus.connect(nats_server.url, name="test") as bus:
+        await bus.request("$JS.API.INFO")
+        os.kill(nats_server.pid, signal.SIGSTOP)
+        await bus.publish("somewhere", b"x" * 1_000_000)
+    os.kill(nats_server.pid, signal.SIGCONT)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    assert bus.nc.is_closed
