@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from consumers.engine.process import EngineProcess
 from pipeline.config import Config
 from pipeline.connection import Delivery
@@ -17,22 +19,39 @@ from pipeline.worker.worker import Source, Worker
 SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
 
 
-class ToOllama:
-    """Passes on what names a model that only Ollama has."""
+# For so long after its start a worker does not say that nobody has a model, unless a ready Ollama has been heard of.
+PATIENCE_S = 10.0
 
-    def __init__(self, me: Role, config: Config) -> None:
+
+class ToOllama:
+    """Passes on what names a model that only Ollama has.
+
+    Args:
+        me: the role's connection.
+        config: the settings.
+        patience_s: how long Ollama has to be heard of.
+    """
+
+    def __init__(self, me: Role, config: Config, patience_s: float = PATIENCE_S) -> None:
         self._me = me
         self._config = config
+        self._patient_until = time.monotonic() + patience_s
 
     async def offer(self, delivery: Delivery, envelope: Envelope, request: Request, error: HeadraceError) -> bool:
         """As `Elsewhere.offer`.
 
         Raises:
-            HeadraceError: `model_not_found` with all that there is, where no engine has the model.
+            HeadraceError: `model_not_found` with all that there is, where no engine has the model; `unavailable` while
+                Ollama may still say that it has it.
         """
         if error.code is not ErrorCode.MODEL_NOT_FOUND or envelope.move is Move.RETURNED:
             return False
-        model = self._model_for(request)
+        try:
+            model = self._model_for(request)
+        except HeadraceError as refusal:
+            if refusal.code is ErrorCode.MODEL_NOT_FOUND and self._may_still_be_told:
+                raise HeadraceError(ErrorCode.UNAVAILABLE, "ollama has not said yet which models it has") from None
+            raise
         if model is None:
             return False
         return await move(
@@ -45,6 +64,11 @@ class ToOllama:
             task=envelope.task,
             reason=f"only ollama has the model {model}",
         )
+
+    @property
+    def _may_still_be_told(self) -> bool:
+        is_told = any(status.state == "ready" for status in self._me.peers.workers("ollama"))
+        return not is_told and time.monotonic() < self._patient_until
 
     def _model_for(self, request: Request) -> str | None:
         catalogue = self._me.peers.catalogue(self._config)

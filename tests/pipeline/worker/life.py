@@ -265,7 +265,7 @@ class Life:
 
     def _serve(self, hand: Hand) -> None:
         me = self.me(hand.process)
-        elsewhere = ToOllama(me, self.config) if hand.kind == "mlx" else ToMlx(me, self.config)
+        elsewhere = ToOllama(me, self.config, patience_s=0.0) if hand.kind == "mlx" else ToMlx(me, self.config)
         desk = Desk(me.bus, hand.engine, self.config, me.tracing, LeaseKeeper(_FOR_EVER_S), elsewhere, lambda: None)
         hand.serving = Serving(desk, hand.delivery, self.envelope(hand.delivery), "its turn")
         hand.begin(hand.serving.run())
