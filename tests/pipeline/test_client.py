@@ -155,3 +155,10 @@ async def test_the_last_message_of_a_record_is_found_or_there_is_none(bus: Bus, 
     assert last is not None
     assert (last.sequence, last.answer) == (sequence, COMPLETION)
     assert (await bus.last_message("LLM_REPLIES", reply_subject("a"))) == (sequence, last.data)
+
+
+async def test_a_record_that_could_not_be_opened_is_kept_by_nobody(bus: Bus, client: Client):
+    await bus.nc.close()
+    with pytest.raises(Exception, match="closed"):
+        await client.read("a")
+    assert not client._records

@@ -10,10 +10,13 @@ import pytest
 from pipeline import topology
 from pipeline.bus import Bus
 from pipeline.config import Config
+from pipeline.connection import BusError, Unreachable
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import make_key
+from pipeline.gateway.queue import answered
+from pipeline.gateway.statuses import HttpError
 from pipeline.subjects import DEAD, STREAM_DEAD, TENANT, Priority, Task
 from tests.pipeline.gateway.conftest import Engine, Serve
 
@@ -143,3 +146,13 @@ async def test_a_tenant_reaches_its_own_letters_and_no_others(serve: Serve, bury
         assert (await client.delete("/queue/dead/alice-job", headers=bearer(SECRET))).status_code == 200
         assert (await client.post("/queue/dead/bob-work/replay", headers=bearer(BOSS_SECRET))).status_code == 202
         assert await ids(client, bearer(BOSS_SECRET)) == ["nobodys"]
+
+
+@pytest.mark.parametrize("error", [BusError("refused"), Unreachable("away")])
+async def test_whatever_the_broker_cannot_do_is_a_503_that_says_when_to_come_back(error: BusError):
+    async def asked() -> None:
+        raise error
+
+    with pytest.raises(HttpError) as caught:
+        await answered(asked())
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, ErrorCode.UNAVAILABLE, 1)
