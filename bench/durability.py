@@ -23,11 +23,11 @@ from itertools import count
 from pathlib import Path
 
 from bench.servers import cluster, single
-from pipeline import topology
-from pipeline.bus import Bus
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.lifecycle import loop_factory
-from pipeline.subjects import MSG_ID, STREAM_REQUESTS
+from pipeline.process.lifecycle import loop_factory
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 
 SUBJECT = "llm.request.medium.complex"
 BODY = b'{"messages":[{"role":"user","content":"' + b"Why is the sky blue? " * 12 + b'"}],"max_tokens":200}'

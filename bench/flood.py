@@ -31,7 +31,7 @@ import msgspec
 
 from bench.running import ALONE, ROOT, Client, Reply, ended, up
 from pipeline.gateway.identity import make_key
-from pipeline.lifecycle import loop_factory
+from pipeline.process.lifecycle import loop_factory
 
 CONNECTIONS = 8
 STATISTICS_EVERY_S = 0.1

@@ -37,9 +37,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.running import ALONE, START_TIMEOUT_S, Client, Reply, ended, process, up
-from pipeline.bus import Bus
-from pipeline.connection import Message
-from pipeline.lifecycle import loop_factory
+from pipeline.broker.connection import Message
+from pipeline.broker.jetstream import Bus
+from pipeline.process.lifecycle import loop_factory
 
 SLICES = 6
 GOAL_ADDED_MS = 3.5

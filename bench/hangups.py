@@ -25,10 +25,10 @@ from pathlib import Path
 import msgspec
 
 from bench.running import ALONE, Client, up
-from pipeline.bus import Bus
-from pipeline.connection import Message
-from pipeline.lifecycle import loop_factory
-from pipeline.messages import WorkerStatus
+from pipeline.broker.connection import Message
+from pipeline.broker.jetstream import Bus
+from pipeline.process.lifecycle import loop_factory
+from pipeline.wire.messages import WorkerStatus
 
 PATIENCE_S = 60.0
 GOAL_MS = 200.0

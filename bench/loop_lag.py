@@ -21,13 +21,13 @@ from pathlib import Path
 import msgspec
 
 from bench.servers import single
-from consumers.engine.process import EngineProcess
+from consumers.engines.local.process import EngineProcess
 from consumers.mlx import SOURCE, ToOllama
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.lifecycle import Lifecycle, loop_factory
-from pipeline.role import role
-from pipeline.subjects import MSG_ID, STREAM_REQUESTS
+from pipeline.process.lifecycle import Lifecycle, loop_factory
+from pipeline.process.role import role
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from pipeline.worker.worker import Worker
 
 TIMER_S = 0.01

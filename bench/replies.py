@@ -19,11 +19,11 @@ from pathlib import Path
 from nats.js.api import RePublish, StorageType, SubjectTransform
 
 from bench.servers import single
-from pipeline import topology
-from pipeline.bus import Bus
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.lifecycle import loop_factory
-from pipeline.subjects import STREAM_REPLIES
+from pipeline.process.lifecycle import loop_factory
+from pipeline.wire.subjects import STREAM_REPLIES
 
 TOKENS_PER_S = 30.0
 STREAMS_AT_ONCE = (1, 8, 32)

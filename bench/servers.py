@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from pipeline.broker import find_conf, find_server
-from pipeline.children import last_line, spawn_tied
-from pipeline.reach import broker_answers_within
+from pipeline.up.children import last_line, spawn_tied
+from pipeline.up.reach import broker_answers_within
+from pipeline.up.server import find_conf, find_server
 
 _START_TIMEOUT_S = 30.0
 

@@ -23,8 +23,8 @@ from typing import Any
 import msgspec
 
 from pipeline.core.triage import classify
-from pipeline.requests import ChatRequest
-from pipeline.subjects import Task
+from pipeline.wire.requests import ChatRequest
+from pipeline.wire.subjects import Task
 
 PROMPTS = Path(__file__).parent.parent / "tests" / "data" / "triage_prompts.jsonl"
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 
-from consumers.engine.process import EngineProcess
+from consumers.engines.local.process import EngineProcess
+from pipeline.broker.connection import Delivery
 from pipeline.config import Config
-from pipeline.connection import Delivery
 from pipeline.core.envelope import Envelope
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.lifecycle import Lifecycle
-from pipeline.requests import EmbeddingRequest, Request
-from pipeline.role import Role, role
-from pipeline.subjects import LANES, QUEUED_PREFIX, STREAM_REQUESTS, Move, ollama_subject
-from pipeline.worker.move import move
+from pipeline.delivery.move import move
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import Role, role
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import EmbeddingRequest, Request
+from pipeline.wire.subjects import LANES, QUEUED_PREFIX, STREAM_REQUESTS, Move, ollama_subject
 from pipeline.worker.worker import Source, Worker
 
 SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
@@ -79,7 +79,7 @@ class ToOllama:
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
+    """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
     async with role("mlx", config) as me, EngineProcess(config) as engine:
         elsewhere = ToOllama(me, config)
         await Worker(me, engine, config, SOURCE, elsewhere).run(lifecycle)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from consumers.ollama_engine import OllamaEngine
+from consumers.engines.ollama import OllamaEngine
+from pipeline.broker.connection import Delivery
 from pipeline.config import Config
-from pipeline.connection import Delivery
 from pipeline.core.envelope import Envelope
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.lifecycle import Lifecycle
-from pipeline.requests import Request
-from pipeline.role import Role, role
-from pipeline.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
-from pipeline.worker.move import return_to_mlx
+from pipeline.delivery.move import return_to_mlx
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import Role, role
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import Request
+from pipeline.wire.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
 from pipeline.worker.worker import Source, Worker
 
 SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
@@ -35,6 +35,6 @@ class ToMlx:
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop; raises as `pipeline.role.role`."""
+    """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
     async with role("ollama", config) as me, OllamaEngine(config) as engine:
         await Worker(me, engine, config, SOURCE, ToMlx(me, config)).run(lifecycle)

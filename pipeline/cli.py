@@ -13,15 +13,15 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline import __version__
+from pipeline.commands.options import CLIENT_KEYS, add_options, config_from, names_a_broker, settings_file
 from pipeline.config import Config, ConfigError
-from pipeline.lifecycle import Lifecycle, Main, StartError, run
-from pipeline.options import CLIENT_KEYS, add_options, config_from, names_a_broker, settings_file
+from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
 
 # Where the roles are. They are found by name: the pipeline knows its consumers here and nowhere else.
 ROLE_MODULES = {
     "mlx": "consumers.mlx",
     "ollama": "consumers.ollama",
-    "router": "consumers.routing",
+    "router": "consumers.router",
     "monitor": "consumers.monitor",
     "gateway": "pipeline.gateway",
 }
@@ -155,7 +155,7 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _up(args: argparse.Namespace) -> int:
     from pipeline.gateway import check_exposure
-    from pipeline.local import up
+    from pipeline.up.local import up
 
     config = config_from(args)
     check_exposure(config)
@@ -164,9 +164,9 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.connection import BusError, without_password
-    from pipeline.reach import broker_answers_within
-    from pipeline.topology import TopologyError
+    from pipeline.broker.connection import BusError, without_password
+    from pipeline.broker.topology import TopologyError
+    from pipeline.up.reach import broker_answers_within
 
     role: Main = import_module(ROLE_MODULES[args.role]).main
 
@@ -224,9 +224,9 @@ def _cancel(args: argparse.Namespace) -> int:
 
 
 def _dead(args: argparse.Namespace) -> int:
+    from pipeline.broker.letters import Chosen
     from pipeline.commands import dead
-    from pipeline.dead import Chosen
-    from pipeline.subjects import Priority
+    from pipeline.wire.subjects import Priority
 
     try:
         older_than_s = dead.age_s(getattr(args, "older_than", None) or "0s")
@@ -262,7 +262,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _broker_url(args: argparse.Namespace) -> str:
     """The broker that was named, or the one of the instance that runs here, or NATS's own address."""
-    from pipeline.instance import find
+    from pipeline.up.instance import find
 
     config = config_from(args)
     running = None if names_a_broker(args) else find(config)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from pipeline.subjects import Priority
+from pipeline.wire.subjects import Priority
 
 ENV_PREFIX = "HEADRACE_"
 

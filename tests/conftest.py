@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import topology
-from pipeline.bus import Bus
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, Config
 from tests.support import ROOT, NatsServer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.broker import find_conf, find_server
+from pipeline.up.server import find_conf, find_server
 
 ROOT = Path(__file__).resolve().parents[1]
 START_TIMEOUT_S = 20.0

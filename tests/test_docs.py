@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from pipeline.config import ENV_PREFIX, KEYS, Config
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.requests import ChatRequest
-from pipeline.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
+from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

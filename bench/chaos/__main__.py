@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from bench.chaos.shows import SHOWS
 from bench.chaos.story import Plan, run
-from pipeline.lifecycle import loop_factory
+from pipeline.process.lifecycle import loop_factory
 
 
 def main() -> int:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.broker import find_conf, find_server
-from pipeline.children import Process, spawn, spawn_tied
 from pipeline.config import ENV_PREFIX, Config, to_environment
-from pipeline.lifecycle import Report
-from pipeline.reach import jetstream_answers, ollama_version
+from pipeline.process.lifecycle import Report
+from pipeline.up.children import Process, spawn, spawn_tied
+from pipeline.up.reach import jetstream_answers, ollama_version
+from pipeline.up.server import find_conf, find_server
 
 START_TIMEOUT_S = 60.0
 _RESTART_PAUSE_S = 0.1

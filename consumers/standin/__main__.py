@@ -17,10 +17,10 @@ import msgspec
 import uvicorn
 
 from consumers.demo_model import MODEL_NAME
-from consumers.engine.process import EngineProcess, located
+from consumers.engines.local.process import EngineProcess, located
 from consumers.standin.server import Server
 from pipeline.config import Config, ConfigError, load
-from pipeline.worker.engine import Engine
+from pipeline.engine import Engine
 
 DRAIN_S = 2
 

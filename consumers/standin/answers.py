@@ -11,10 +11,10 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from consumers.standin.wire import ApiError, api_error
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ToolCall
-from pipeline.ollama_api import CallOut, FunctionOut, Message, Part, time_text
-from pipeline.worker.engine import Engine, Piece, Work
+from pipeline.engine import Engine, Piece, Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ToolCall
+from pipeline.wire.ollama import CallOut, FunctionOut, Message, Part, time_text
 
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")

@@ -17,8 +17,8 @@ from consumers.standin.answers import Answer, Slots
 from consumers.standin.embedding import DIMENSIONS, EMBEDDER, count, embedding
 from consumers.standin.wire import ApiError, decode, work_of
 from pipeline.core.models import same_model
-from pipeline.ollama_api import FOR_EVER, Body, ChatBody, EmbedBody, GenerateBody, Message, Part, ShowBody, time_text
-from pipeline.worker.engine import Engine
+from pipeline.engine import Engine
+from pipeline.wire.ollama import FOR_EVER, Body, ChatBody, EmbedBody, GenerateBody, Message, Part, ShowBody, time_text
 
 VERSION = "0.0.0-headrace-standin"
 

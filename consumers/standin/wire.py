@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.ollama_api import ChatBody, GenerateBody, response_format
-from pipeline.requests import ChatRequest
-from pipeline.worker.engine import Work
+from pipeline.engine import Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.ollama import ChatBody, GenerateBody, response_format
+from pipeline.wire.requests import ChatRequest
 
 _T = TypeVar("_T")
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pipeline.bus import Bus
-from pipeline.connection import BusError, Unreachable, without_password
-from pipeline.reach import any_broker_answers
+from pipeline.broker.connection import BusError, Unreachable, without_password
+from pipeline.broker.jetstream import Bus
+from pipeline.up.reach import any_broker_answers
 
 
 def say(text: str = "", *, end: str = "\n") -> None:

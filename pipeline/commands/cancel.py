@@ -6,9 +6,9 @@ from functools import partial
 
 import msgspec
 
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
-from pipeline.subjects import CANCEL, is_request_id
+from pipeline.wire.subjects import CANCEL, is_request_id
 
 
 def cancel(request_id: str, url: str) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
+from pipeline.broker.letters import Chosen, Row, as_row, letters
+from pipeline.broker.letters import purge as purge_one
+from pipeline.broker.letters import replay as replay_one
 from pipeline.commands import run_client, say, tell
 from pipeline.core.letters import DeadLetter
-from pipeline.dead import Chosen, Row, as_row, letters
-from pipeline.dead import purge as purge_one
-from pipeline.dead import replay as replay_one
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.bus import Bus, LaneFull
-from pipeline.children import Process, last_line, spawn_tied
+from pipeline.broker.connection import BusError, Message
+from pipeline.broker.jetstream import Bus, LaneFull
 from pipeline.commands.demo_view import View
 from pipeline.commands.ledger import Ledger
 from pipeline.commands.send import Sending
-from pipeline.connection import BusError, Message
-from pipeline.instance import Instance, read
-from pipeline.lifecycle import Report, StartError
-from pipeline.messages import Load, decode_answer
-from pipeline.subjects import LOAD, MSG_ID, Priority
+from pipeline.process.lifecycle import Report, StartError
+from pipeline.up.children import Process, last_line, spawn_tied
+from pipeline.up.instance import Instance, read
+from pipeline.wire.messages import Load, decode_answer
+from pipeline.wire.subjects import LOAD, MSG_ID, Priority
 
 # Small enough a batch, and soon enough called full, that one machine can be overloaded by one sender.
 _SETTINGS = ("--slots", "2", "--target-wait-s", "0.5", "--drain-timeout-s", "5", "--nats-port", "0")

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.commands.ledger import Ledger, Row
-from pipeline.messages import Load
-from pipeline.subjects import Priority
+from pipeline.wire.messages import Load
+from pipeline.wire.subjects import Priority
 
 _PLAIN_EVERY_S = 2.0
 _BAR_CHARS = 30

@@ -12,14 +12,14 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pipeline import topology
-from pipeline.broker import BrokerError, find_server
-from pipeline.bus import Bus
+from pipeline.broker import topology
+from pipeline.broker.connection import BusError, Unreachable, without_password
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.connection import BusError, Unreachable, without_password
 from pipeline.core.models import is_internal
-from pipeline.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
-from pipeline.screen import DEMO_MODEL
+from pipeline.up.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
+from pipeline.up.screen import DEMO_MODEL
+from pipeline.up.server import BrokerError, find_server
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
 # In a process of its own: what is wrong with a GPU or with an installation may end the one that looks.

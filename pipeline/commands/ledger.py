@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.core.statistics import Quantiles, quantiles
-from pipeline.messages import Answer, Chunk, Completion, ErrorAnswer
-from pipeline.subjects import Priority
+from pipeline.wire.messages import Answer, Chunk, Completion, ErrorAnswer
+from pipeline.wire.subjects import Priority
 
 
 @dataclass(slots=True)

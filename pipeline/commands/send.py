@@ -9,16 +9,16 @@ from functools import partial
 
 import msgspec
 
-from pipeline.bus import Bus
-from pipeline.client import Client, Outgoing
+from pipeline.broker.asker import Client, Outgoing
+from pipeline.broker.connection import BusError, Unreachable
+from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
-from pipeline.connection import BusError, Unreachable
 from pipeline.core.triage import classify
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status
-from pipeline.requests import decode_chat
-from pipeline.subjects import TIMEOUT, Lane, Priority, Task
 from pipeline.telemetry import Tracing
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status
+from pipeline.wire.requests import decode_chat
+from pipeline.wire.subjects import TIMEOUT, Lane, Priority, Task
 
 # A broker that is there takes a request within milliseconds; a person waits no longer than this for the first sign.
 _STORE_PATIENCE_S = 3.0

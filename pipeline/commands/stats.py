@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say
 from pipeline.core.statistics import LaneStatistics, QueueStatistics
-from pipeline.subjects import QUEUE_STATS, Priority
+from pipeline.wire.subjects import QUEUE_STATS, Priority
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

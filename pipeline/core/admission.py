@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipeline.core.saturation import Capacity, predicted_waits_s
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import EngineName
-from pipeline.subjects import TIMEOUT, Priority
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import EngineName
+from pipeline.wire.subjects import TIMEOUT, Priority
 
 # The predicted wait had a median error of 16 %, and what stands before a request may be shorter than the average.
 SAFETY = 1.5

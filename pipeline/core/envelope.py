@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.subjects import (
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import (
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.messages import RequestEvent
-from pipeline.subjects import Priority
+from pipeline.wire.messages import RequestEvent
+from pipeline.wire.subjects import Priority
 
 State = Literal["queued", "running"]
 

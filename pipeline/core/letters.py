@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from pipeline.core.envelope import Envelope
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ErrorBody
-from pipeline.subjects import (
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorBody
+from pipeline.wire.subjects import (
     DEAD,
     DEAD_ATTEMPTS,
     DEAD_ERROR,

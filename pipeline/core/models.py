@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import EngineName
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import EngineName
 
 _DEFAULT_TAG = "latest"
 _DEFAULT_PREFIXES = ("registry.ollama.ai/", "library/")

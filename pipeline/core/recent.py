@@ -11,9 +11,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pipeline.core.envelope import Envelope
-from pipeline.errors import ErrorCode
-from pipeline.messages import EngineName, Level, Load, RequestEvent
-from pipeline.subjects import Move, Priority
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import EngineName, Level, Load, RequestEvent
+from pipeline.wire.subjects import Move, Priority
 
 State = Literal["queued", "triaged", "spilled", "running", "done", "failed", "cancelled", "expired"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.messages import EngineName, Level, Load, PerPriority, PerPriorityCount, Slots, WorkerStatus
-from pipeline.subjects import Priority
+from pipeline.wire.messages import EngineName, Level, Load, PerPriority, PerPriorityCount, Slots, WorkerStatus
+from pipeline.wire.subjects import Priority
 
 LEVELS: tuple[Level, ...] = ("normal", "busy", "saturated")
 # A level is left below this part of the threshold that entered it, after this long.

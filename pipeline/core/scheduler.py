@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.subjects import LANES, Lane, Priority, Task
+from pipeline.wire.subjects import LANES, Lane, Priority, Task
 
 EVEN = {Task.UNTRIAGED: 1.0, Task.SIMPLE: 1.0, Task.COMPLEX: 1.0}
 PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}

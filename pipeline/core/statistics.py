@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
-from pipeline.messages import EngineName, Load, RequestEvent
-from pipeline.subjects import Priority
+from pipeline.wire.messages import EngineName, Load, RequestEvent
+from pipeline.wire.subjects import Priority
 
 # Quantiles are of this many of the latest requests of a priority.
 WINDOW = 2000

@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pipeline.core import lexical
-from pipeline.messages import Load
-from pipeline.requests import ChatMessage, ChatRequest, EmbeddingRequest, Request
-from pipeline.subjects import Priority, Task
+from pipeline.wire.messages import Load
+from pipeline.wire.requests import ChatMessage, ChatRequest, EmbeddingRequest, Request
+from pipeline.wire.subjects import Priority, Task
 
 LONG_PROMPT_CHARS = 2000
 LONG_SYSTEM_CHARS = 1500

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.client import Client
+from pipeline.broker.asker import Client
 from pipeline.config import Config, ConfigError
 from pipeline.gateway.app import Gateway
 from pipeline.gateway.ask import Ask
 from pipeline.gateway.identity import is_loopback
 from pipeline.gateway.server import HttpServer, bind, url_of
-from pipeline.lifecycle import Lifecycle
-from pipeline.role import role
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import role
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
@@ -20,7 +20,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     Raises:
         ConfigError: HTTP would be open to other machines without a key.
         StartError: the port is taken.
-        Unreachable, TopologyError: as `pipeline.role.role`.
+        Unreachable, TopologyError: as `pipeline.process.role.role`.
     """
     check_exposure(config)
     with bind(config) as listening:

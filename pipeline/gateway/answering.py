@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 from starlette.types import Send
 
-from pipeline.client import Client, Entry, Record, whole
-from pipeline.connection import BusError
-from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.broker.asker import Client, Entry, Record, whole
+from pipeline.broker.connection import BusError
+from pipeline.broker.peers import Peers
+from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
-from pipeline.gateway.shapes import Asked, as_chunk, expected
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
-from pipeline.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
-from pipeline.peers import Peers
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
 
 # The pipeline itself answers a request whose time is up; this is for one that nobody has come to yet.
 _DEADLINE_GRACE_S = 1.0

@@ -13,12 +13,13 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from pipeline.client import Client
+from pipeline.broker.asker import Client
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.gateway import document, files, ollama, openai
+from pipeline.gateway import document, files
 from pipeline.gateway.answering import Answering, Desk
+from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.intake import Repeats, take_in, urgency
 from pipeline.gateway.letters import Letters
@@ -26,10 +27,10 @@ from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import Queue, Statistics, events_url
 from pipeline.gateway.responses import Registry, error_response, json_response
-from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
-from pipeline.requests import EmbeddingRequest
-from pipeline.role import Role
+from pipeline.process.role import Role
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import EmbeddingRequest
 
 # How many times the largest body is still read, to be dropped.
 _DROPPED_BODIES = 16

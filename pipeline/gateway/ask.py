@@ -8,15 +8,15 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.bus import Bus, LaneFull, Stored
-from pipeline.client import Client
-from pipeline.connection import BusError, Message
-from pipeline.core.delivery import error_answer
+from pipeline.broker.asker import Client
+from pipeline.broker.connection import BusError, Message
+from pipeline.broker.jetstream import Bus, LaneFull, Stored
+from pipeline.core.answer import error_answer
 from pipeline.core.envelope import read_envelope
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import encode, is_last
-from pipeline.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
 from pipeline.telemetry import Tracing
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import encode, is_last
+from pipeline.wire.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
 
 log = logging.getLogger(__name__)
 

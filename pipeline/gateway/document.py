@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from pipeline import ollama_api
 from pipeline.core.statistics import QueueStatistics
-from pipeline.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
-from pipeline.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire import ollama as ollama_api
+from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
 Schema = dict[str, Any]
 

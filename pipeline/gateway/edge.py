@@ -12,12 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.config import Config
 from pipeline.core.limits import Limits, Rate, Verdict
-from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.files import PARTS
 from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback, is_page_of_this_machine
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
+from pipeline.wire.errors import ErrorCode, HeadraceError
 
 # So many seconds' worth of calls fit at once.
 _BURST_S = 10.0

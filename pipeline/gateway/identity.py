@@ -15,9 +15,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.config import HttpKey
-from pipeline.errors import ErrorCode
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import Priority, is_generated_id, is_request_id
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
 
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")

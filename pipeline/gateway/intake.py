@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.client import Outgoing
+from pipeline.broker.asker import Outgoing
 from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
-from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, priority_of, request_id
-from pipeline.gateway.shapes import Asked
 from pipeline.gateway.statuses import HttpError
-from pipeline.requests import ChatRequest, Request
-from pipeline.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest, Request
+from pipeline.wire.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
 # https://www.w3.org/TR/trace-context/: anything else starts a trace of its own.

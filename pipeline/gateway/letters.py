@@ -12,15 +12,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pipeline import dead
-from pipeline.bus import Bus, StreamState
+from pipeline.broker import letters as dead
+from pipeline.broker.jetstream import Bus, StreamState
 from pipeline.core.letters import DeadLetter
-from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import answered, events_url
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import STREAM_DEAD, TENANT
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.subjects import STREAM_DEAD, TENANT
 
 # Of more letters than these the latest are known here, and the latest of those listed.
 _KNOWN = 10_000

@@ -14,9 +14,9 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.types import Send
 
-from pipeline.bus import to_stored
+from pipeline.broker.connection import Message
+from pipeline.broker.jetstream import to_stored
 from pipeline.config import Config
-from pipeline.connection import Message
 from pipeline.core.envelope import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen
@@ -24,9 +24,9 @@ from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import Statistics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
-from pipeline.messages import EngineName, Load, RequestEvent, WorkerStatus
-from pipeline.role import Role
-from pipeline.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, ollama_subject
+from pipeline.process.role import Role
+from pipeline.wire.messages import EngineName, Load, RequestEvent, WorkerStatus
+from pipeline.wire.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, ollama_subject
 
 log = logging.getLogger(__name__)
 

@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from pipeline.bus import Bus
-from pipeline.client import Client, Record
-from pipeline.connection import BusError, Unreachable
+from pipeline.broker.asker import Client, Record
+from pipeline.broker.connection import BusError, Unreachable
+from pipeline.broker.jetstream import Bus
+from pipeline.broker.peers import Peers
 from pipeline.core.statistics import QueueStatistics
-from pipeline.errors import ErrorCode
 from pipeline.gateway.identity import meant_id
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
-from pipeline.messages import EngineName, encode, is_last
-from pipeline.peers import Peers
-from pipeline.subjects import QUEUE_STATS, is_request_id
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import EngineName, encode, is_last
+from pipeline.wire.subjects import QUEUE_STATS, is_request_id
 
 _T = TypeVar("_T")
 

@@ -10,10 +10,10 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pipeline.errors import HeadraceError
-from pipeline.gateway import ollama, openai
+from pipeline.gateway.dialects import ollama, openai
 from pipeline.gateway.statuses import headers_of, status_of
-from pipeline.messages import ErrorBody
+from pipeline.wire.errors import HeadraceError
+from pipeline.wire.messages import ErrorBody
 
 JSON = "application/json"
 SSE_HEADERS = {"content-type": openai.SSE, "cache-control": "no-store", "x-accel-buffering": "no"}

@@ -15,10 +15,10 @@ from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pipeline.config import Config
-from pipeline.errors import ErrorCode
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
-from pipeline.lifecycle import StartError
+from pipeline.process.lifecycle import StartError
+from pipeline.wire.errors import ErrorCode
 
 log = logging.getLogger(__name__)
 

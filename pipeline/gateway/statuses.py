@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import ErrorBody
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorBody
 
 # 499 is what proxies log for a client that has closed its request: nobody else ends one by a cancellation.
 STATUS_OF: dict[ErrorCode, int] = {

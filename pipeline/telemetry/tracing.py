@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from pipeline.errors import HeadraceError
-from pipeline.messages import EngineName, FinishReason, Usage
-from pipeline.requests import ChatRequest, EmbeddingRequest
-from pipeline.subjects import Move, Priority, Task, out_subject, reply_subject
 from pipeline.telemetry import names
+from pipeline.wire.errors import HeadraceError
+from pipeline.wire.messages import EngineName, FinishReason, Usage
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.subjects import Move, Priority, Task, out_subject, reply_subject
 
 if TYPE_CHECKING:
     from pipeline.telemetry.recording import Kind, Recorder, Recording

@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.connection import BusError, Delivery
+from pipeline.broker.connection import BusError, Delivery
 from pipeline.core.takeover import AGAIN_S, Takeover
-from pipeline.messages import EngineName, WorkerStatus
-from pipeline.role import Role
-from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.puller import Puller
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.puller import Puller
+from pipeline.process.role import Role
+from pipeline.wire.messages import EngineName, WorkerStatus
 
 log = logging.getLogger(__name__)
 

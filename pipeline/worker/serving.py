@@ -9,21 +9,21 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.bus import Bus
+from pipeline.broker.connection import Delivery, Unreachable
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.connection import Delivery, Unreachable
-from pipeline.core.delivery import Answer, Record, decide, error_answer, expired
+from pipeline.core.answer import Answer, Record, decide, error_answer, expired
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Completion, EmbeddingList, EngineName, EventKind, RequestEvent, Success, encode
-from pipeline.requests import ChatRequest, EmbeddingRequest, Request, decode_request
-from pipeline.subjects import DEAD, EVENT, STREAM_REPLIES, reply_subject
+from pipeline.delivery.lease import Lease, LeaseKeeper
+from pipeline.delivery.move import give_back, times_given_back
+from pipeline.delivery.record import LeaseLost, RecordWriter, Repeated
+from pipeline.engine import Engine, Generation, Work
 from pipeline.telemetry import ChatSpan, ProcessSpan, Tracing
-from pipeline.worker.engine import Engine, Generation, Work
-from pipeline.worker.lease import Lease, LeaseKeeper
-from pipeline.worker.move import give_back, times_given_back
-from pipeline.worker.record import LeaseLost, RecordWriter, Repeated
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Completion, EmbeddingList, EngineName, EventKind, RequestEvent, Success, encode
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.subjects import DEAD, EVENT, STREAM_REPLIES, reply_subject
 
 log = logging.getLogger(__name__)
 

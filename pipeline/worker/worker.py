@@ -10,19 +10,19 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.config import Config
-from pipeline.connection import Delivery, Message, Unreachable
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.lifecycle import Lifecycle
-from pipeline.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.role import Role
-from pipeline.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
-from pipeline.worker.engine import Engine
-from pipeline.worker.lease import LeaseKeeper
-from pipeline.worker.move import count_as_given_back, give_back
-from pipeline.worker.puller import Puller
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.move import count_as_given_back, give_back
+from pipeline.delivery.puller import Puller
+from pipeline.engine import Engine
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import Role
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
+from pipeline.wire.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
 

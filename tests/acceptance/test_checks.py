@@ -414,7 +414,7 @@ async def test_an_engine_that_is_killed_goes_on_with_its_answers(
 ):
     asked = {"text": "Tell me a story.", "priority": "high", "model": MODEL, "seed": 7}
     undisturbed = text_of(await ask(web, **asked))
-    child = child_of(pipeline.pid("pipeline.cli run mlx"), "consumers.engine.child")
+    child = child_of(pipeline.pid("pipeline.cli run mlx"), "consumers.engines.local.child")
     others = await asyncio.gather(*(hand_over(web, **asked) for _ in range(7)))
     url = await hand_over(web, **asked, stream=True)
     lines, killed_at = [], 0.0

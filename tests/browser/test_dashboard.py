@@ -16,12 +16,12 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
-from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import make_key
-from pipeline.subjects import DEAD, Priority, Task
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import DEAD, Priority, Task
 from tests.browser.conftest import missing
 from tests.e2e.conftest import Pipeline, running
 from tests.waiting import eventually

@@ -11,11 +11,11 @@ import pytest
 
 from consumers import mlx, monitor
 from pipeline import cli
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.lifecycle import Lifecycle
-from pipeline.messages import Completion
-from pipeline.subjects import STREAM_DEAD
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.wire.messages import Completion
+from pipeline.wire.subjects import STREAM_DEAD
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 

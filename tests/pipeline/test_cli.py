@@ -14,13 +14,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline import __version__, topology
-from pipeline.bus import Bus
+from pipeline import __version__
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
 from pipeline.cli import build_parser
 from pipeline.commands.send import Printer, Sending
 from pipeline.config import KEYS, Config
-from pipeline.errors import ErrorCode
-from pipeline.messages import (
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import (
     Account,
     AssistantMessage,
     Choice,
@@ -32,7 +33,7 @@ from pipeline.messages import (
     ErrorBody,
     Usage,
 )
-from pipeline.subjects import MSG_ID, Priority, Task
+from pipeline.wire.subjects import MSG_ID, Priority, Task
 from tests.support import ROOT, NatsServer, wait_until
 
 TIMEOUT_S = 60.0
@@ -383,7 +384,7 @@ def test_the_demonstration_answers_everything_and_ends():
 
 
 def test_what_is_sent_is_a_request_of_the_contract():
-    from pipeline.requests import decode_request
+    from pipeline.wire.requests import decode_request
 
     body = Sending(text="x", model="m", max_tokens=3, stream=False).body()
     request = decode_request(body, max_body_bytes=1000)

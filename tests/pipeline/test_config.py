@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.options import HELP, add_options, config_from, names_a_broker
 from pipeline.config import KEYS, Config, ConfigError, load, to_environment
-from pipeline.options import HELP, add_options, config_from, names_a_broker
-from pipeline.subjects import Priority
+from pipeline.wire.subjects import Priority
 
 
 def parse(*argv: str) -> argparse.Namespace:

@@ -9,11 +9,12 @@ import time
 import msgspec
 import pytest
 
-from pipeline import cli, topology
+from pipeline import cli
+from pipeline.broker import topology
 from pipeline.commands.dead import age_s
 from pipeline.core.letters import read_letter
-from pipeline.errors import ErrorCode
-from pipeline.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from tests.pipeline.worker.conftest import client, start
 from tests.waiting import eventually
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.admission import SAFETY, SETTLED_AFTER_S, Admission, Waiting
 from pipeline.core.saturation import Capacity
-from pipeline.subjects import Priority
+from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
 SHARES = {HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1}

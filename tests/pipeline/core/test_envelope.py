@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.delivery import error_answer
+from pipeline.core.answer import error_answer
 from pipeline.core.envelope import MAX_TIMEOUT_S, Envelope, read_envelope
-from pipeline.errors import ErrorCode
-from pipeline.messages import encode
-from pipeline.subjects import Move, Priority, Task, is_reply_to, is_request_id
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import encode
+from pipeline.wire.subjects import Move, Priority, Task, is_reply_to, is_request_id
 
 STORED_AT = 1_700_000_000.25
 

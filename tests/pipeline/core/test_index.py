@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pipeline.core.index import RUNNING_GRACE_S, Entry, QueueIndex
-from pipeline.messages import RequestEvent
-from pipeline.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
+from pipeline.wire.messages import RequestEvent
+from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
 
 HIGH, MEDIUM, LOW = Priority
 

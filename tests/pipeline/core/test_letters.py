@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import REPLAY_REASON, DeadLetter, letter_headers, read_letter
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.subjects import (
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import (
     DEAD_ATTEMPTS,
     DEAD_ERROR,
     MOVED_REASON,

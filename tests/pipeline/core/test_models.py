@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.models import Catalogue, is_internal, mlx_model_for, ollama_model_for, same_model
-from pipeline.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError
 
 INTERNAL = ["tinyllama"]
 NAMES = st.text(st.sampled_from("aZ19:/-_. é"), max_size=24)

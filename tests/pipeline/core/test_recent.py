@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 
 from pipeline.core.envelope import Envelope
 from pipeline.core.recent import WINDOW_S, Recent, Seen
-from pipeline.errors import ErrorCode
-from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots
-from pipeline.subjects import Move, Priority, Task
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots
+from pipeline.wire.subjects import Move, Priority, Task
 
 NOW = 1_000_000.0
 

@@ -20,8 +20,8 @@ from pipeline.core.saturation import (
     SaturationMonitor,
     predicted_waits_s,
 )
-from pipeline.messages import Load, PerPriorityCount, Slots, WorkerStatus, encode
-from pipeline.subjects import Priority
+from pipeline.wire.messages import Load, PerPriorityCount, Slots, WorkerStatus, encode
+from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
 SHARES = {HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1}

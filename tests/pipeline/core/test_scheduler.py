@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pipeline.core.scheduler import OVERDUE_EVERY, RECHECK_S, Scheduler, shares
-from pipeline.subjects import LANES, Lane, Priority, Task
+from pipeline.wire.subjects import LANES, Lane, Priority, Task
 
 HIGH, MEDIUM, LOW = Priority
 WEIGHTS = {HIGH: 6.0, MEDIUM: 3.0, LOW: 1.0}

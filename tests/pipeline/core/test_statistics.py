@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.statistics import WINDOW, Quantiles, Statistics, quantiles
-from pipeline.errors import ErrorCode
-from pipeline.messages import RequestEvent
-from pipeline.subjects import Priority
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import RequestEvent
+from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
 

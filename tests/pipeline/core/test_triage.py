@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.triage import LOAD_SAYS_FOR_S, Outcome, Room, Verdict, Waiting, classify, spill
-from pipeline.messages import Load, PerPriority, PerPriorityCount, Slots
-from pipeline.requests import (
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
+from pipeline.wire.requests import (
     ChatMessage,
     ChatRequest,
     ContentPart,
@@ -22,7 +22,7 @@ from pipeline.requests import (
     ResponseFormat,
     Tool,
 )
-from pipeline.subjects import Priority, Task
+from pipeline.wire.subjects import Priority, Task
 
 LABELLED = [
     json.loads(line) for line in (Path(__file__).parents[2] / "data" / "triage_prompts.jsonl").read_text().splitlines()

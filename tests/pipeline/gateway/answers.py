@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.messages import (
+from pipeline.wire.messages import (
     Account,
     AssistantMessage,
     Choice,
@@ -20,7 +20,7 @@ from pipeline.messages import (
     ToolCallDelta,
     Usage,
 )
-from pipeline.subjects import Priority, Task
+from pipeline.wire.subjects import Priority, Task
 
 ACCOUNT = Account(
     engine="mlx",

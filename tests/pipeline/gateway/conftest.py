@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from pipeline import gateway
-from pipeline.bus import Bus
+from pipeline.broker.connection import Message
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.connection import Message
-from pipeline.lifecycle import Lifecycle, State
-from pipeline.messages import Answer, Chunk, encode
-from pipeline.subjects import CANCEL, QUEUED_PREFIX, STORED_SUBJECT, out_subject
+from pipeline.process.lifecycle import Lifecycle, State
+from pipeline.wire.messages import Answer, Chunk, encode
+from pipeline.wire.subjects import CANCEL, QUEUED_PREFIX, STORED_SUBJECT, out_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 
 

@@ -7,12 +7,12 @@ import asyncio
 import msgspec
 import pytest
 
-from pipeline import topology
-from pipeline.client import Client
+from pipeline.broker import topology
+from pipeline.broker.asker import Client
 from pipeline.gateway.ask import Ask
-from pipeline.messages import ErrorAnswer, ErrorBody, decode_answer, encode
-from pipeline.role import role
-from pipeline.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
+from pipeline.process.role import role
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, decode_answer, encode
+from pipeline.wire.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
 from tests.waiting import eventually
 
 

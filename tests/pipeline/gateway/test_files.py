@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import gateway
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.gateway.identity import make_key
 from tests.pipeline.gateway.conftest import Serve
 

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from pipeline import gateway
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config, ConfigError
-from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway import responses, server
 from pipeline.gateway.identity import make_key
-from pipeline.lifecycle import StartError
-from pipeline.messages import ErrorAnswer, ErrorBody
-from pipeline.subjects import Priority
+from pipeline.process.lifecycle import StartError
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorAnswer, ErrorBody
+from pipeline.wire.subjects import Priority
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Life, Serve
 from tests.waiting import eventually
@@ -179,7 +179,7 @@ async def test_a_key_may_have_limits_of_its_own(serve: Serve, engine: Engine):
 
 
 async def test_a_full_lane_says_when_to_come_back(serve: Serve, engine: Engine, config: Config):
-    from pipeline import topology
+    from pipeline.broker import topology
 
     await topology.apply(engine.bus.js, msgspec.structs.replace(config, lane_max_messages=1))
     async with serve(lane_max_messages=1) as client:

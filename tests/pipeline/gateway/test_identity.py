@@ -18,7 +18,7 @@ from pipeline.gateway.identity import (
     request_id,
 )
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import Priority, is_request_id
+from pipeline.wire.subjects import Priority, is_request_id
 
 SECRET, ENTRY = make_key("alice")
 OTHER_SECRET, OTHER = make_key("bob")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.errors import HeadraceError
-from pipeline.gateway import openai
+from pipeline.gateway.dialects import openai
 from pipeline.gateway.identity import Caller, make_key
 from pipeline.gateway.intake import Intake, Repeats, take_in
 from pipeline.gateway.statuses import HttpError
-from pipeline.requests import ChatRequest, EmbeddingRequest
-from pipeline.subjects import DUPLICATE_WINDOW_S, Priority
+from pipeline.wire.errors import HeadraceError
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.subjects import DUPLICATE_WINDOW_S, Priority
 
 SIMPLE = b'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
 COMPLEX = b'{"messages": [{"role": "user", "content": "Explain step by step, and write a function that proves it."}]}'

@@ -7,17 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline import topology
-from pipeline.bus import Bus
+from pipeline.broker import topology
+from pipeline.broker.connection import BusError, Unreachable
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.connection import BusError, Unreachable
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
-from pipeline.errors import ErrorCode, HeadraceError
 from pipeline.gateway.identity import make_key
 from pipeline.gateway.queue import answered
 from pipeline.gateway.statuses import HttpError
-from pipeline.subjects import DEAD, STREAM_DEAD, TENANT, Priority, Task
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import DEAD, STREAM_DEAD, TENANT, Priority, Task
 from tests.pipeline.gateway.conftest import Engine, Serve
 
 SECRET, KEY = make_key("alice")

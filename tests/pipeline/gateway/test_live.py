@@ -14,7 +14,8 @@ import httpx
 import msgspec
 import pytest
 
-from pipeline.bus import Bus
+from pipeline.broker.jetstream import Bus
+from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.core.statistics import LaneStatistics, QueueStatistics
 from pipeline.gateway import live
@@ -22,11 +23,10 @@ from pipeline.gateway.identity import Caller, make_key
 from pipeline.gateway.live import Views, Watch
 from pipeline.gateway.queue import Statistics
 from pipeline.gateway.responses import Registry
-from pipeline.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
-from pipeline.peers import Peers
-from pipeline.role import Role
-from pipeline.subjects import EVENT, LOAD, QUEUE_STATS, WORKER, Move, Priority, moved_id
+from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
+from pipeline.wire.subjects import EVENT, LOAD, QUEUE_STATS, WORKER, Move, Priority, moved_id
 from tests.pipeline.gateway.conftest import Engine, Serve
 from tests.support import NatsServer
 from tests.waiting import eventually

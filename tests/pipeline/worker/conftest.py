@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import pytest
 
-from pipeline.bus import Bus
+from pipeline.broker.connection import Unreachable
+from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.connection import Unreachable
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.lifecycle import Lifecycle
-from pipeline.messages import Usage, decode_answer, is_last
-from pipeline.requests import EmbeddingRequest
-from pipeline.role import role
-from pipeline.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
-from pipeline.worker.engine import Embedded, EngineStatus, Generation, Piece, Work
+from pipeline.engine import Embedded, EngineStatus, Generation, Piece, Work
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import role
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Usage, decode_answer, is_last
+from pipeline.wire.requests import EmbeddingRequest
+from pipeline.wire.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
 from pipeline.worker.worker import Source, Worker
 from tests.waiting import eventually
 
@@ -60,7 +60,7 @@ class ScriptedGeneration:
 
 @dataclass
 class ScriptedEngine:
-    """Implements `pipeline.worker.engine.Engine`; the test decides when which piece comes."""
+    """Implements `pipeline.engine.Engine`; the test decides when which piece comes."""
 
     slots: int = 2
     name: str = "mlx"
@@ -113,7 +113,7 @@ class ScriptedEngine:
 
 @dataclass
 class ScriptedEmbedder:
-    """Implements `pipeline.worker.engine.Embedder`: vectors of so many numbers, once the test lets it."""
+    """Implements `pipeline.engine.Embedder`: vectors of so many numbers, once the test lets it."""
 
     dimensions: int = 2
     refusal: HeadraceError | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.messages import Completion
-from pipeline.subjects import STREAM_REQUESTS
+from pipeline.wire.messages import Completion
+from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.waiting import eventually
 

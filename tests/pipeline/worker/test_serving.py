@@ -7,9 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
-from pipeline.errors import ErrorCode, HeadraceError
-from pipeline.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
-from pipeline.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
+from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker import serving
 from pipeline.worker.worker import Worker
 from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine

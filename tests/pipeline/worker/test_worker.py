@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from pipeline.messages import Completion, WorkerStatus
-from pipeline.subjects import LANES, STREAM_REQUESTS
+from pipeline.wire.messages import Completion, WorkerStatus
+from pipeline.wire.subjects import LANES, STREAM_REQUESTS
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.waiting import eventually
 

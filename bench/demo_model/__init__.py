@@ -1,0 +1,1 @@
+"""How the demo model is made and measured; its weights are in `consumers.demo_model`."""

@@ -1,0 +1,1 @@
+"""The engines behind `pipeline.engine`: one in a child process, and Ollama."""

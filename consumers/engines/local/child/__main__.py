@@ -1,0 +1,165 @@
+"""The engine's own process (`python -m consumers.engines.local.child`): model, batch and caches, fed over a pipe.
+
+Commands come in on standard input and frames go out on standard output; both are moved to descriptors of their own
+first, so that nothing a library prints gets between the frames. Settings come in the environment, from the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from io import FileIO
+from typing import Final
+
+from consumers.engines.local.child.backend import Backend, LoadError, Note
+from consumers.engines.local.child.faults import fault_in
+from consumers.engines.local.child.loop import Begin, Command, EngineLoop
+from consumers.engines.local.protocol import (
+    LENGTH_BYTES,
+    Cancel,
+    Failed,
+    FromChild,
+    Loading,
+    Ready,
+    Rejected,
+    Shutdown,
+    Submit,
+    decode_to_child,
+    encode,
+)
+from pipeline.config import Config, load
+from pipeline.wire.errors import ErrorCode, HeadraceError
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG: Final = 1
+_GRACE_S: Final = 5.0
+"""How long a step may go on once the parent is gone."""
+
+
+class Pipe:
+    """The two ends that lead to the parent. Writing is thread-safe."""
+
+    def __init__(self) -> None:
+        # os.dup's descriptors are not inherited, so nothing else can ever hold the pipe open.
+        self._inbound = os.fdopen(os.dup(0), "rb")
+        self._outbound = FileIO(os.dup(1), "wb")
+        self._writing = threading.Lock()
+        os.dup2(2, 1)
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nowhere, 0)
+        os.close(nowhere)
+
+    def send(self, frame: FromChild) -> None:
+        """Write a frame; a parent that is gone is noticed by the reader."""
+        data = memoryview(encode(frame))
+        with self._writing, contextlib.suppress(BrokenPipeError):
+            while data:
+                data = data[self._outbound.write(data) or 0 :]
+
+    def receive(self) -> bytes | None:
+        """The next frame's body, or None once the parent is gone."""
+        length = self._inbound.read(LENGTH_BYTES)
+        if len(length) < LENGTH_BYTES:
+            return None
+        size = int.from_bytes(length, "big")
+        body = self._inbound.read(size)
+        return body if len(body) == size else None
+
+
+class Reader(threading.Thread):
+    """Reads, checks and tokenises requests beside the loop, so that a long prompt stalls nobody's decoding."""
+
+    def __init__(self, pipe: Pipe, backend: Backend, commands: queue.SimpleQueue[Command], *, faults: bool) -> None:
+        super().__init__(name="reader", daemon=True)
+        self._pipe = pipe
+        self._backend = backend
+        self._commands = commands
+        self._faults = faults
+
+    def run(self) -> None:
+        """Until the pipe ends or the parent says so; then the process has a bounded time to end."""
+        try:
+            while (body := self._pipe.receive()) is not None:
+                frame = decode_to_child(body)
+                if isinstance(frame, Shutdown):
+                    break
+                if isinstance(frame, Cancel):
+                    self._commands.put(frame)
+                else:
+                    self._prepare(frame)
+        finally:
+            last_resort = threading.Timer(_GRACE_S, os._exit, [1])
+            last_resort.daemon = True
+            last_resort.start()
+            self._commands.put(Shutdown())
+
+    def _prepare(self, frame: Submit) -> None:
+        try:
+            sequence = self._backend.prepare(frame.key, frame.work)
+            fault = fault_in(frame.work.request) if self._faults else None
+        except HeadraceError as error:
+            self._pipe.send(Rejected.of(frame.key, error))
+        except Exception as error:
+            log.exception("a request could not be prepared")
+            failure = HeadraceError(
+                ErrorCode.ENGINE_FAILED, f"the request cannot be prepared: {type(error).__name__}: {error}"
+            )
+            self._pipe.send(Rejected.of(frame.key, failure))
+        else:
+            self._commands.put(Begin(frame.epoch, sequence, fault))
+
+
+def open_backend(config: Config, model_path: str, note: Note) -> Backend:
+    """The backend that the settings ask for, loaded.
+
+    Raises:
+        LoadError: it cannot be.
+    """
+    if config.engine == "simulated":
+        from consumers.engines.local.child.simulated import SimulatedBackend
+
+        return SimulatedBackend(config, note)
+    from consumers.engines.local.child.mlx import MlxBackend
+
+    return MlxBackend(config, model_path, note)
+
+
+def _die_with_parent() -> None:
+    """Let Linux kill this process when its parent dies, even in the middle of a step that never ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Run until the parent says so or is gone. The one argument is where the model is."""
+    pipe = Pipe()
+    faulthandler.enable()
+    _die_with_parent()
+    # Both reach whole groups of processes, from a terminal or a service manager: the parent decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    config = load()
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    try:
+        backend = open_backend(config, sys.argv[1], lambda note: pipe.send(Loading(note)))
+    except LoadError as error:
+        log.debug("loading failed", exc_info=True)
+        pipe.send(Failed(str(error)))
+        sys.exit(1)
+    Reader(pipe, backend, commands, faults=config.engine_faults).start()
+    pipe.send(Ready(backend.facts))
+    EngineLoop(backend, commands, pipe.send, config).run()
+    backend.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""MLX as a backend: the only module that imports mlx and mlx_lm. Lives in the child process alone.
+
+Sampling parameters that a request leaves open come from the model's `generation_config.json` (`do_sample: false` is
+greedy), else from OpenAI's defaults (temperature 1, no truncation).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from consumers.engines.local.child.backend import LoadError, Note, Prepared
+from consumers.engines.local.child.checks import (
+    answer_limit,
+    offers_tools,
+    refuse_unsupported,
+    room_tokens,
+    template_messages,
+)
+from consumers.engines.local.child.seeds import key_bits
+from consumers.engines.local.child.transcript import ToolSyntax, Transcript
+from consumers.engines.local.protocol import Facts
+from pipeline.config import Config
+from pipeline.engine import Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
+
+_GREEDY_BELOW: Final = 1e-4
+"""Temperatures below this are greedy: dividing by them overflows, and nothing else is ever sampled anyway."""
+
+_REPETITION_WINDOW_TOKENS: Final = 20
+"""How far back `repetition_penalty` looks, as mlx_lm has it."""
+
+
+class SamplingDefaults(msgspec.Struct):
+    """The part of `generation_config.json` that decides sampling."""
+
+    do_sample: bool = True
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class MlxBackend:
+    """A model, its tokenizer, and the batch it decodes.
+
+    Raises:
+        LoadError: MLX is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, config: Config, model_path: str, note: Note) -> None:
+        self._config = config
+        note("importing MLX")
+        try:
+            import mlx.core as mx
+            import mlx_lm
+        except ImportError as error:
+            raise LoadError(f"MLX is not installed here ({error}): pip install mlx-lm") from None
+        self._mx = mx
+        if mx.default_device() == mx.cpu:
+            # Compiling there calls a C++ compiler, which may be absent and takes seconds in the middle of a request.
+            mx.disable_compile()
+        note(f"loading {Path(model_path).name}")
+        if Path(model_path).is_absolute() and not Path(model_path).is_dir():
+            raise LoadError(f"there is no model in {model_path}: give a folder or a Hugging Face repository")
+        try:
+            # Quiet progress bars: this process's standard error is a log.
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, return_config=True)
+            self._defaults = _sampling_defaults(model_path)
+        except Exception as error:
+            raise LoadError(f"the model {model_path} cannot be loaded: {type(error).__name__}: {error}") from error
+        # Its own copy for `prepare`: a tokenizer must not be used from two threads at once.
+        self._preparing = copy.deepcopy(self._tokenizer)
+        note("warming up")
+        self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
+        self._silent_tokens = _special_tokens(self._tokenizer)
+        self._tool_tokens = _tool_tokens(self._tokenizer)
+        self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
+        self._room_tokens = room_tokens(
+            self.facts.context_tokens,
+            kv_bytes_per_token=self.facts.kv_bytes_per_token,
+            kv_bytes_limit=config.kv_bytes_limit,
+        )
+        self._new_batch()
+
+    def _warm_up(self, context_tokens: int) -> Facts:
+        """One token through the model compiles its kernels, and shows what cannot be read off every configuration."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache = make_prompt_cache(self._model)
+        logits = self._model(self._mx.array([[0]]), cache=cache)
+        self._mx.eval(logits)
+        allocated_tokens = 256
+        return Facts(
+            context_tokens=context_tokens,
+            vocabulary=int(logits.shape[-1]),
+            calls_tools=bool(self._tokenizer.has_tool_calling),
+            kv_bytes_per_token=sum(layer.nbytes for layer in cache) // allocated_tokens,
+        )
+
+    def _new_batch(self) -> None:
+        from mlx_lm.generate import BatchGenerator
+
+        self._uids: dict[int, int] = {}
+        self._keys: dict[int, int] = {}
+        # One prompt at a time, in bounded parts: a long one must not stall those that decode.
+        self._batch = BatchGenerator(
+            self._model,
+            # The slots are the worker's to fill; what was begun elsewhere it goes on with beyond them.
+            completion_batch_size=2 * self._config.slots,
+            prefill_batch_size=1,
+            prefill_step_size=self._config.prefill_step_tokens,
+        )
+
+    # ---- on the reading thread ---------------------------------------------------------------------------------------
+
+    def prepare(self, key: int, work: Work) -> Prepared:
+        """As `Backend.prepare`."""
+        request = work.request
+        refuse_unsupported(request, calls_tools=self.facts.calls_tools)
+        prompt = self._tokenise(request)
+        limit = answer_limit(
+            request.token_limit,
+            prompt_tokens=len(prompt),
+            room_tokens=self._room_tokens,
+            default=self._config.default_max_tokens,
+        )
+        resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
+        if any(not 0 <= token < self.facts.vocabulary for token in resumed):
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, "the answer to go on with has tokens of another model")
+        with_tools = offers_tools(request)
+        transcript = Transcript(
+            work.id,
+            len(prompt),
+            limit,
+            _Detokenizer(self._tokenizer.detokenizer),
+            end_tokens=self._end_tokens,
+            silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
+            stops=request.stops,
+            tools=self._tool_syntax(request) if with_tools else None,
+            resume_chars=len(work.resume_text),
+        )
+        return Prepared(key, prompt + resumed, len(resumed), transcript, work)
+
+    def _tokenise(self, request: ChatRequest) -> list[int]:
+        messages = template_messages(request.chat)
+        tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
+        if not self._preparing.has_chat_template:
+            return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
+        try:
+            text = self._preparing.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program of the model's author, with its own demands
+            raise HeadraceError(
+                ErrorCode.INVALID_REQUEST,
+                f"the model's chat template does not take this conversation: {error}",
+                param="messages",
+            ) from None
+        return list(self._preparing.encode(text, add_special_tokens=False))
+
+    def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
+        tools = msgspec.to_builtins(request.tools)
+        parser = self._tokenizer.tool_parser
+        return ToolSyntax(
+            self._tokenizer.tool_call_start,
+            self._tokenizer.tool_call_end or "",
+            lambda text: parser(text, tools),
+        )
+
+    # ---- on the main thread ------------------------------------------------------------------------------------------
+
+    def insert(self, sequence: Prepared) -> None:
+        """As `Backend.insert`."""
+        work: Work = sequence.detail
+        (uid,) = self._batch.insert(
+            [sequence.prompt],
+            # The transcript ends answers, this never does: one place to decide it.
+            max_tokens=[self.facts.context_tokens + 1],
+            samplers=[self._sampler(work.request, work.seed, sequence.position)],
+            logits_processors=[self._penalties(work.request, len(sequence.prompt) - sequence.position)],
+        )
+        self._uids[sequence.key] = uid
+        self._keys[uid] = sequence.key
+
+    def remove(self, key: int) -> None:
+        """As `Backend.remove`."""
+        uid = self._uids.pop(key, None)
+        if uid is not None:
+            del self._keys[uid]
+            self._batch.remove([uid])
+
+    def step(self) -> list[tuple[int, int]]:
+        """As `Backend.step`."""
+        _, responses = self._batch.next()
+        return [(self._keys[response.uid], int(response.token)) for response in responses]
+
+    def reset(self) -> None:
+        """As `Backend.reset`."""
+        self._batch.close()
+        self._new_batch()
+        self._mx.clear_cache()
+
+    def kv_bytes(self) -> int:
+        """As `Backend.kv_bytes`."""
+        return int(self._batch.prompt_cache_nbytes)
+
+    def close(self) -> None:
+        """Without this order processes abort now and then at their end."""
+        self._batch.close()
+        del self._batch, self._model
+        self._mx.clear_streams()
+
+    # ---- sampling ----------------------------------------------------------------------------------------------------
+
+    def _sampler(self, request: ChatRequest, seed: int, position: int) -> Callable[[Any], Any]:
+        """Log-probabilities of one sequence to its next token, drawn with a key of seed and position."""
+        from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
+
+        defaults = self._defaults
+        temperature = _first(request.temperature, defaults.temperature if defaults.do_sample else 0.0, 1.0)
+        if temperature < _GREEDY_BELOW:
+            return greedy_sampler  # the same object for all, so that greedy sequences are sampled in one call
+        top_p = _first(request.top_p, defaults.top_p, 1.0)
+        min_p = _first(request.min_p, defaults.min_p, 0.0)
+        top_k = _first(request.top_k, defaults.top_k, 0)
+        mx, vocabulary = self._mx, self.facts.vocabulary
+        at = position
+
+        def sample(logprobs: Any) -> Any:
+            nonlocal at
+            key = mx.random.key(key_bits(seed, at))
+            at += 1
+            if top_p < 1:
+                logprobs = apply_top_p(logprobs, top_p)
+            if min_p > 0:
+                logprobs = apply_min_p(logprobs, min_p)
+            if 0 < top_k < vocabulary:  # more than there are is all of them
+                logprobs = apply_top_k(logprobs, top_k)
+            return mx.random.categorical(logprobs * (1 / temperature), key=key)
+
+        return sample
+
+    def _penalties(self, request: ChatRequest, prompt_tokens: int) -> list[Callable[[Any, Any], Any]]:
+        """`repetition_penalty` looks at the latest tokens, the prompt's too; the other two, as OpenAI has them, at the
+        whole answer and only at that.
+        """
+        from mlx_lm.sample_utils import make_logits_processors
+
+        repetition = _first(request.repetition_penalty, self._defaults.repetition_penalty, 1.0)
+        processors = []
+        if repetition != 1:
+            processors += make_logits_processors(
+                repetition_penalty=repetition, repetition_context_size=_REPETITION_WINDOW_TOKENS
+            )
+        of_answer = make_logits_processors(
+            presence_penalty=request.presence_penalty,
+            presence_context_size=self.facts.context_tokens,
+            frequency_penalty=request.frequency_penalty,
+            frequency_context_size=self.facts.context_tokens,
+        )
+        return processors + [_on_answer(processor, prompt_tokens) for processor in of_answer]
+
+
+def _on_answer(processor: Callable[[Any, Any], Any], prompt_tokens: int) -> Callable[[Any, Any], Any]:
+    return lambda tokens, logits: processor(tokens[prompt_tokens:], logits)
+
+
+class _Detokenizer:
+    """mlx_lm's streaming detokenizer in the shape that a transcript wants."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def push(self, token: int) -> str:
+        """As `Detokenizer.push`."""
+        self._inner.add_token(token)
+        return str(self._inner.last_segment)
+
+    def flush(self) -> str:
+        """As `Detokenizer.flush`."""
+        self._inner.finalize()
+        return str(self._inner.last_segment)
+
+
+_T = TypeVar("_T")
+
+
+def _first(*values: _T | None) -> _T:
+    return next(value for value in values if value is not None)
+
+
+def _context_tokens(model_config: dict[str, Any], tokenizer: Any) -> int:
+    """The context length: the model's, or the tokenizer's where that is shorter."""
+    inner = model_config.get("text_config") or model_config
+    stated = [inner.get("max_position_embeddings"), model_config.get("max_position_embeddings")]
+    stated.append(getattr(tokenizer, "model_max_length", None))
+    # Tokenizers without a limit state an astronomical one.
+    sane = [int(length) for length in stated if isinstance(length, int | float) and 0 < length < 1e9]
+    return min(sane, default=4096)
+
+
+def _special_tokens(tokenizer: Any) -> frozenset[int]:
+    """Tokens that stand for structure, not text, whether the tokenizer gives them a role or only calls them special."""
+    added = tokenizer.added_tokens_decoder
+    return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
+
+
+def _tool_tokens(tokenizer: Any) -> frozenset[int]:
+    """Tokens of the markers around a tool call: some models have them as special tokens, which have no text else."""
+    markers = [tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens]
+    return frozenset(token for tokens in markers for token in tokens or ())
+
+
+def _sampling_defaults(model_path: str) -> SamplingDefaults:
+    from mlx_lm.utils import hf_repo_to_path
+
+    folder = Path(model_path) if Path(model_path).exists() else hf_repo_to_path(model_path)
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return SamplingDefaults()
+    stated = {name: value for name, value in json.loads(file.read_text()).items() if value is not None}
+    return msgspec.convert(stated, SamplingDefaults, strict=False)

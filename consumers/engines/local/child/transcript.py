@@ -1,0 +1,258 @@
+"""From sampled tokens to what a reader sees: text, stop strings, tool calls, the finish reason, exact counts.
+
+Feed tokens one at a time; the text that comes out does not depend on how they are grouped. It passes three stages, each
+of which holds back what it cannot judge yet: characters whose bytes are incomplete, text that may become a stop string,
+text that may become the marker of a tool call.
+
+Going on with another engine's answer replays its tokens through the same stages and gives only what comes after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from pipeline.engine import Piece
+from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
+
+
+class Detokenizer(Protocol):
+    """Text of a growing list of tokens, never half a character."""
+
+    def push(self, token: int) -> str:
+        """The text that token completes, possibly none."""
+        ...
+
+    def flush(self) -> str:
+        """The text still held back, once no token follows."""
+        ...
+
+
+class StopMatcher:
+    """Cuts text at the stop string that is complete first; of two complete at the same character, at the longer.
+
+    Text that may be the beginning of a stop string is held back until it is known, so a stop never leaks, however it is
+    spread over chunks.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = sorted(set(stops), key=len, reverse=True)
+        self._held = ""
+        self.matched = False
+
+    def push(self, chunk: str) -> str:
+        """The text now known to stand before any stop."""
+        if self.matched or not self._stops:
+            return "" if self.matched else chunk
+        text = self._held + chunk
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.matched = True
+            self._held = ""
+            return text[: min(found)[1]]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back: it did not become a stop."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, marker: str) -> int:
+    """Length of the longest end of text that is a proper beginning of marker."""
+    longest = min(len(text), len(marker) - 1)
+    return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
+
+
+@dataclass(frozen=True)
+class ToolSyntax:
+    """How a model writes a tool call: markers around it (`end` empty: up to the end) and the parser of what is between.
+
+    `parse` returns one call or several, each with `name` and `arguments`; it may raise anything on malformed text.
+    """
+
+    start: str
+    end: str
+    parse: Callable[[str], Any]
+
+
+class ToolSplitter:
+    """Takes whole tool calls out of text; a malformed one stays text, markers and all."""
+
+    def __init__(self, syntax: ToolSyntax) -> None:
+        self._syntax = syntax
+        self._held = ""
+        self._inside = False
+        self._after_call = False
+
+    def push(self, chunk: str) -> tuple[str, list[FunctionCall]]:
+        """The plain text and the calls that are complete now."""
+        self._held += chunk
+        text, calls = "", list[FunctionCall]()
+        while True:
+            marker = self._syntax.end if self._inside else self._syntax.start
+            at = self._held.find(marker) if marker else -1
+            if at < 0:
+                break
+            before, self._held = self._held[:at], self._held[at + len(marker) :]
+            if self._inside:
+                plain, found = self._close(before, marker)
+                text += plain
+                calls += found
+            else:
+                text += self._plain(before)
+            self._inside = not self._inside
+        if not self._inside:
+            keep = _overlap(self._held, self._syntax.start)
+            ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            text += self._plain(ready)
+        return text, calls
+
+    def flush(self) -> tuple[str, list[FunctionCall]]:
+        """What is left at the end: a call whose end the model left out, or text."""
+        held, self._held = self._held, ""
+        if not self._inside:
+            return self._plain(held), []
+        self._inside = False
+        return self._close(held, "")
+
+    def _close(self, body: str, end: str) -> tuple[str, list[FunctionCall]]:
+        calls = self._parse(body)
+        if calls is None:
+            return self._plain(self._syntax.start + body + end), []
+        self._after_call = True
+        return "", calls
+
+    def _plain(self, text: str) -> str:
+        """Text as it is, but for the white space that only separates calls."""
+        if self._after_call:
+            text = text.lstrip()
+            self._after_call = not text
+        return text
+
+    def _parse(self, body: str) -> list[FunctionCall] | None:
+        try:
+            parsed = self._syntax.parse(body)
+            found = parsed if isinstance(parsed, list) else [parsed]
+            return [_function_call(call) for call in found] or None
+        except Exception:  # parsers of foreign formats, each with its own way to fail
+            return None
+
+
+def _function_call(call: Any) -> FunctionCall:
+    name, arguments = call["name"], call.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = msgspec.json.decode(arguments)
+    if not (isinstance(name, str) and name and isinstance(arguments, dict)):
+        raise ValueError("not a function call")
+    return FunctionCall(name, msgspec.json.encode(arguments).decode())
+
+
+@dataclass
+class Transcript:
+    """One answer as it grows.
+
+    Args:
+        request_id: makes the ids of tool calls, the same ones whoever goes on with the answer.
+        prompt_tokens: the prompt's length as the model saw it.
+        max_tokens: the most tokens the answer may have, those replayed included.
+        detokenizer: fresh, for this answer alone.
+        end_tokens: tokens that end a turn. They count as completion tokens, since they are sampled, and have no text.
+        silent_tokens: other tokens that have no text.
+        stops: strings that end the answer; they match the raw text, inside a tool call too.
+        tools: how calls are written, where tools were offered.
+        resume_chars: how many characters the reader already has.
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    detokenizer: Detokenizer
+    end_tokens: Collection[int] = ()
+    silent_tokens: Collection[int] = ()
+    stops: Sequence[str] = ()
+    tools: ToolSyntax | None = None
+    resume_chars: int = 0
+    finish_reason: FinishReason | None = field(default=None, init=False)
+    tokens: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._stop = StopMatcher(self.stops)
+        self._splitter = ToolSplitter(self.tools) if self.tools else None
+        self._calls = 0
+        self._skip = self.resume_chars
+
+    def replay(self, tokens: Sequence[int]) -> Piece:
+        """Take over the tokens of earlier attempts: the piece has the text beyond `resume_chars` and no tokens.
+
+        Calls are left out: a whole call travels with the token that completes it, so the reader has it. The answer may
+        turn out to be complete already; the piece then says so.
+        """
+        text, finish_reason, usage = "", None, None
+        for token in tokens:
+            piece = self.feed(token)
+            text += piece.text
+            finish_reason, usage = piece.finish_reason, piece.usage
+            if finish_reason is not None:
+                break
+        return Piece(text=text, finish_reason=finish_reason, usage=usage)
+
+    def feed(self, token: int) -> Piece:
+        """What one sampled token adds. Once `finish_reason` is set, nothing more may be fed."""
+        self.tokens += 1
+        ended = token in self.end_tokens
+        silent = ended or token in self.silent_tokens
+        raw = self._stop.push("" if silent else self.detokenizer.push(token))
+        text, calls = self._split(raw)
+        if ended or self._stop.matched or self.tokens >= self.max_tokens:
+            rest, more = self._finish()
+            text, calls = text + rest, calls + more
+            # A model that stopped in order to call ends its turn; one that was cut off did not get to it.
+            stopped: FinishReason = "tool_calls" if self._calls else "stop"
+            self.finish_reason = stopped if ended or self._stop.matched else "length"
+        return Piece(
+            text=self._beyond_resumed(text),
+            token_ids=[token],
+            tool_calls=calls,
+            finish_reason=self.finish_reason,
+            usage=self._usage() if self.finish_reason else None,
+        )
+
+    def _finish(self) -> tuple[str, list[ToolCall]]:
+        raw = ""
+        if not self._stop.matched:
+            raw = self._stop.push(self.detokenizer.flush())
+            raw += self._stop.flush()
+        text, calls = self._split(raw)
+        if self._splitter is None:
+            return text, calls
+        rest, more = self._splitter.flush()
+        return text + rest, calls + self._numbered(more)
+
+    def _split(self, raw: str) -> tuple[str, list[ToolCall]]:
+        if self._splitter is None:
+            return raw, []
+        text, found = self._splitter.push(raw)
+        return text, self._numbered(found)
+
+    def _numbered(self, found: Sequence[FunctionCall]) -> list[ToolCall]:
+        calls = []
+        for function in found:
+            digest = hashlib.blake2b(f"{self.request_id}/{self._calls}".encode(), digest_size=12).hexdigest()
+            calls.append(ToolCall(function, id=f"call_{digest}"))
+            self._calls += 1
+        return calls
+
+    def _beyond_resumed(self, text: str) -> str:
+        skipped = min(self._skip, len(text))
+        self._skip -= skipped
+        return text[skipped:]
+
+    def _usage(self) -> Usage:
+        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)

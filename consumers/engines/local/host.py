@@ -1,0 +1,132 @@
+"""One life of the child process, seen from the parent: start, frames in and out, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from consumers.engines.local.protocol import (
+    LENGTH_BYTES,
+    FromChild,
+    Shutdown,
+    ToChild,
+    decode_from_child,
+    encode,
+)
+from pipeline.config import Config, to_environment
+
+log = logging.getLogger(__name__)
+
+_IMPORT_ROOT: Final = Path(__file__).resolve().parents[3]
+_QUIET: Final = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+class Child:
+    """A running child. Use `start`; `end` must be awaited whatever happened. `last_line` is its log's."""
+
+    def __init__(self, process: Process, name: str) -> None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise ValueError("a child needs its three pipes")
+        self._process = process
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        self._name = name
+        self.last_line = ""
+        self._listening = asyncio.create_task(self._listen(), name=f"{name} child's log")
+
+    @classmethod
+    async def start(cls, config: Config, model_path: str, name: str) -> Self:
+        """Start a child with the same settings and the same Python path as this process."""
+        search = [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | _QUIET | to_environment(config)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+        # -P: the current folder is the user's, and must not be searched for modules.
+        command = [sys.executable, "-P", "-m", "consumers.engines.local.child", model_path]
+        return cls(
+            await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment),
+            name,
+        )
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def send(self, frame: ToChild) -> None:
+        """Queue a frame; a child that is gone is noticed by `receive`."""
+        if not self._stdin.is_closing():
+            self._stdin.write(encode(frame))
+
+    async def receive(self) -> FromChild | None:
+        """The next frame, or None once the child is gone. Cancelling may lose a frame: only `end` may follow."""
+        try:
+            length = await self._stdout.readexactly(LENGTH_BYTES)
+            return decode_from_child(await self._stdout.readexactly(int.from_bytes(length, "big")))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        except msgspec.DecodeError:
+            log.exception("the engine's process wrote a frame that cannot be read")
+            self.kill()
+            return None
+
+    def kill(self) -> None:
+        """Kill it now; `receive` then returns None."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def end(self, grace_s: float) -> str:
+        """Ask it to end, kill it after grace_s, and reap it. Returns how it ended, in words."""
+        if grace_s <= 0:
+            self.kill()
+        self.send(Shutdown())
+        self._stdin.close()
+        try:
+            async with asyncio.timeout(grace_s if grace_s > 0 else None):
+                # A child whose frames nobody reads would never come to its end.
+                while await self._stdout.read(1 << 16):
+                    pass
+                await self._process.wait()
+        except TimeoutError:
+            self.kill()
+        finally:
+            code = await self._process.wait()
+            await self._listening
+            with contextlib.suppress(ConnectionError):
+                await self._stdin.wait_closed()
+        return self._manner(code)
+
+    def _manner(self, code: int) -> str:
+        if code >= 0:
+            return f"exit status {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+
+    async def _listen(self) -> None:
+        """Pass its log on, line by line, whatever its lines are."""
+        rest = b""
+        while chunk := await self._stderr.read(1 << 14):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._say(line)
+            rest = rest[-(1 << 14) :]
+        self._say(rest)
+
+    def _say(self, line: bytes) -> None:
+        if text := line.decode(errors="replace").strip():
+            self.last_line = text
+            log.info("%s[%d] %s", self._name, self.pid, text)

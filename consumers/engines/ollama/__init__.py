@@ -1,0 +1,6 @@
+"""Ollama as an engine: its client, the translation of its protocol, and the engine that a worker drives."""
+
+from consumers.engines.ollama.client import OllamaClient
+from consumers.engines.ollama.engine import OllamaEngine
+
+__all__ = ["OllamaClient", "OllamaEngine"]

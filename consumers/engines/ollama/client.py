@@ -1,0 +1,145 @@
+"""Calls to an Ollama server: the one home of the `ollama` client, whose exceptions end here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
+
+import httpx
+from ollama import AsyncClient, ResponseError
+
+from consumers.engines.ollama.wire import Model, error_text, read_models
+
+CONNECT_TIMEOUT_S = 5.0
+_ANSWER_TOKENS = 8
+# A proxy of the environment is for the world outside; httpx would send calls to this machine there as well.
+_DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {
+    "all://127.0.0.1": None,
+    "all://localhost": None,
+    "all://[::1]": None,
+    "all://0.0.0.0": None,
+}
+
+
+class OllamaError(Exception):
+    """A call that failed.
+
+    Args:
+        message: what the server said, or what became of the connection.
+        status: the HTTP status, or None where the connection or the answer broke.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class OllamaClient:
+    """One server, over any number of connections.
+
+    Args:
+        host: as `OLLAMA_HOST`: `host`, `host:port`, `:port` or a URL; empty for `OLLAMA_HOST` or the default.
+        idle_timeout_s: how long an answer may stand still, its first part included.
+    """
+
+    def __init__(self, host: str, *, idle_timeout_s: float) -> None:
+        self._ollama = _Ollama(
+            host,
+            timeout=httpx.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None),
+            mounts=_DIRECT,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._ollama.url
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._ollama.close()  # type: ignore[no-untyped-call]
+
+    async def models(self) -> list[Model]:
+        """What the server has; raises OllamaError."""
+        try:
+            return read_models(await self._ollama.body("GET", "/api/tags"))
+        except Exception as error:
+            raise _translated(error) from None
+
+    async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The vectors of texts. Cancelling it hangs up, and the server stops.
+
+        Raises:
+            OllamaError: it failed.
+        """
+        try:
+            return await self._ollama.body("POST", "/api/embed", body)
+        except Exception as error:
+            raise _translated(error) from None
+
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The parts of a streamed answer. Closing the iterator, or cancelling it, hangs up, and the server stops.
+
+        Raises:
+            OllamaError: at any part; nothing follows it.
+        """
+        try:
+            async with aclosing(self._ollama.parts("POST", "/api/chat", body)) as parts:
+                async for part in parts:
+                    yield part
+        except Exception as error:
+            raise _translated(error) from None
+
+    async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
+        """A few words from a model, for the pipeline's own work, or None where it is missing, slow or broken.
+
+        Never raises. The model's caller answers for its being one that may be asked.
+        """
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "stream": False,
+            "think": False,
+            "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
+        }
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._ollama.body("POST", "/api/chat", body)
+            text = answer["message"]["content"]
+        except Exception:
+            return None
+        return text.strip() or None if isinstance(text, str) else None
+
+
+class _Ollama(AsyncClient):
+    """The official client, driven below its typed methods: those copy messages and tools into models of their own and
+    lose what they don't know (the nested properties of a tool's schema, the ids of tool calls).
+    """
+
+    @property
+    def url(self) -> str:
+        return str(self._client.base_url).rstrip("/")
+
+    async def body(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return await self._request(dict, method, path, stream=False, json=body)
+
+    async def parts(self, method: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        answer = await self._request(dict, method, path, stream=True, json=body)
+        async with aclosing(cast("AsyncGenerator[dict[str, Any], None]", answer)) as parts:
+            async for part in parts:
+                yield part
+
+
+def _translated(error: Exception) -> OllamaError:
+    if isinstance(error, ResponseError):
+        # An error inside a stream has no status; the client says -1.
+        status = error.status_code if error.status_code > 0 else None
+        return OllamaError(error_text(str(error.error)) or f"status {error.status_code}", status)
+    if isinstance(error, httpx.TimeoutException):
+        return OllamaError("no answer in time")
+    if isinstance(error, httpx.TransportError | OSError):
+        return OllamaError(f"the connection failed: {str(error) or type(error).__name__}")
+    return OllamaError(f"an answer that is not Ollama's: {type(error).__name__}: {str(error)[:200]}")

@@ -1,0 +1,301 @@
+"""Ollama behind the worker's seam: which models, how many at once, and when to leave the server alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+import msgspec
+
+from consumers.engines.ollama.client import OllamaClient, OllamaError
+from consumers.engines.ollama.generation import OllamaGeneration
+from consumers.engines.ollama.rates import Rates
+from consumers.engines.ollama.wire import Model, blames_request, chat_body, embed_body, read_embedded, says_too_long
+from pipeline.config import Config
+from pipeline.core.breaker import Breaker, Permit
+from pipeline.core.models import embedder_for, is_internal, mlx_model_for, ollama_model_for
+from pipeline.engine import Embedded, Embedder, EngineStatus, Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import EngineName, WorkerState
+from pipeline.wire.requests import EmbeddingRequest
+
+REFRESH_S = 10.0  # between two looks at the models of a healthy server
+RETRY_S = 0.2  # between the first two looks at a server that does not answer; then the breaker says
+LOOK_TIMEOUT_S = 3.0
+SIMULATED_FAMILY = "simulated"
+STANDIN_FAMILY = "headrace"
+_FAILURES_TO_TRIP = 2
+# Statuses that speak of the server or its gate, and not of what the request asks for.
+_NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
+
+
+class OllamaEngine:
+    """An Ollama server as an engine. Entered, it has looked at the server once; a server that is away is `down` until a
+    probe finds it.
+
+    Ollama reports text without token ids, so an answer that was begun elsewhere cannot be gone on with exactly: such
+    work is refused as `unavailable`, and belongs to the engine that began it. For the same reason an answer that breaks
+    off here is `unavailable`, and its next engine begins with the text alone.
+
+    Args:
+        config: the settings; `ollama_*`, `spill_models`, `internal_models` and `default_max_tokens` are read.
+        host: the server, as `OLLAMA_HOST`; empty for `config.ollama_host`.
+    """
+
+    name: EngineName = "ollama"
+    simulated: bool = False
+    embedder: Embedder | None
+
+    def __init__(self, config: Config, host: str = "") -> None:
+        self.embedder = self
+        self._config = config
+        self._client = OllamaClient(host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s)
+        self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
+        self._rates = Rates()
+        self._models: list[Model] = []
+        self._unseen = "nobody has looked yet"
+        self._generations: set[OllamaGeneration] = set()
+        self._callbacks: list[Callable[[], None]] = []
+        self._told: object = None
+        self._look_now = asyncio.Event()
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._look()
+        self._watcher = asyncio.create_task(self._watch(), name="ollama-watcher")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait([self._watcher])
+        for generation in list(self._generations):
+            await generation.close()
+        await self._client.close()
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Where the server is."""
+        return self._client.url
+
+    @property
+    def _usable(self) -> list[Model]:
+        internal = self._config.internal_models
+        return [model for model in self._models if model.chats and not is_internal(model.name, internal)]
+
+    @property
+    def _embedding_models(self) -> list[str]:
+        internal = self._config.internal_models
+        return [model.name for model in self._models if model.embeds and not is_internal(model.name, internal)]
+
+    def status(self) -> EngineStatus:
+        """The engine as it is now; down while the server does not answer, refuses to work, or has no usable model."""
+        reason = self._breaker.reason or self._unseen
+        models = [model.name for model in self._usable]
+        embedding_models = self._embedding_models
+        if not reason and not (models or embedding_models):
+            reason = f"the Ollama at {self.url} has no model that may answer: pull one with `ollama pull`"
+        state: WorkerState = "down" if reason else "ready"
+        return EngineStatus(
+            state=state,
+            models=models,
+            slots_used=self._rates.in_flight,
+            slots_total=self._config.ollama_slots,
+            pending_tokens=sum(generation.pending_tokens for generation in self._generations),
+            tokens_per_s=self._rates.tokens_per_s,
+            tokens_per_request=self._rates.tokens_per_request,
+            reason=reason,
+            standin=any(model.family in (STANDIN_FAMILY, SIMULATED_FAMILY) for model in self._usable),
+            tool_models=[model.name for model in self._usable if model.calls_tools],
+            embedding_models=embedding_models,
+        )
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """As `Engine.on_change`; rates and pending tokens, which move all the time, do not count."""
+        self._callbacks.append(callback)
+
+    def _changed(self) -> None:
+        status = self.status()
+        current = (status.state, status.reason, status.models, status.embedding_models, status.slots_used)
+        if current != self._told:
+            self._told = current
+            for callback in self._callbacks:
+                callback()
+
+    def resolve(self, model: str | None) -> str:
+        """Ollama's name of the model asked for, or of its equivalent; None: the first equivalent there is, else the
+        first model by name.
+
+        Raises:
+            HeadraceError: `model_internal`, `model_not_found`; `unavailable` while nobody knows what the server has.
+        """
+        internal = self._config.internal_models
+        self._check_internal(model)
+        names = [usable.name for usable in self._usable]
+        found = ollama_model_for(model, self._config.spill_models, names, internal)
+        if found is None:
+            raise self._missing(model, "any model that may answer")
+        return found
+
+    def embedding_model(self, model: str | None) -> str:
+        """As `Embedder.embedding_model`; None: the first by name."""
+        self._check_internal(model)
+        chatting = [usable.name for usable in self._usable]
+        found = embedder_for(model, self._embedding_models, chatting, self._config.internal_models)
+        if found is None:
+            raise self._missing(model, "any model that makes embeddings")
+        return found
+
+    def _check_internal(self, model: str | None) -> None:
+        if model is not None and is_internal(model, self._config.internal_models):
+            raise HeadraceError(
+                ErrorCode.MODEL_INTERNAL,
+                f"the model {model[:80]!r} is kept for the pipeline's own work and answers no requests",
+                param="model",
+            )
+
+    def _missing(self, model: str | None, any_: str) -> HeadraceError:
+        if not self._models and self._unseen:
+            return HeadraceError(ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}")
+        asked = any_ if model is None else f"the model {model[:80]!r}"
+        return HeadraceError(
+            ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model"
+        )
+
+    # ---- work --------------------------------------------------------------------------------------------------------
+
+    async def submit(self, work: Work) -> OllamaGeneration:
+        """Begin work.
+
+        Raises:
+            HeadraceError: `unavailable` while the server is left alone, and for work that was begun elsewhere;
+                `invalid_request` for a conversation that Ollama's API cannot carry.
+        """
+        if work.resume_text or work.resume_tokens:
+            raise HeadraceError(
+                ErrorCode.UNAVAILABLE,
+                "Ollama cannot go on exactly with an answer that was begun: it gives no tokens",
+            )
+        body = chat_body(work, default_max_tokens=self._config.default_max_tokens)
+        now = asyncio.get_running_loop().time()
+        permit = self._permit(now)
+        self._rates.begun(now)
+        generation = OllamaGeneration(
+            work.id,
+            self._client.chat(body),
+            expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
+            failure=lambda error: self._failure(permit, error, another_may=self._another_may_answer(work)),
+            ended=lambda ended: self._ended(ended, permit),
+        )
+        self._generations.add(generation)
+        self._changed()
+        return generation
+
+    async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
+        """As `Embedder.embed`. What it takes is no part of the rates, which are those of answers."""
+        loop = asyncio.get_running_loop()
+        permit = self._permit(loop.time())
+        try:
+            answer = await self._client.embed(embed_body(request, model))
+            embedded = read_embedded(answer, len(request.texts))
+        except OllamaError as error:
+            raise self._failure(permit, error, another_may=False) from None
+        except msgspec.ValidationError as error:
+            wrong = OllamaError(f"an answer that is not Ollama's: {error}")
+            raise self._failure(permit, wrong, another_may=False) from None
+        except asyncio.CancelledError:
+            self._breaker.abandoned(permit, loop.time())
+            raise
+        self._breaker.succeeded(permit)
+        return embedded
+
+    def _permit(self, now: float) -> Permit:
+        permit = self._breaker.permit(now) if self._breaker.closed else None
+        if permit is None:
+            raise HeadraceError(
+                ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} is left alone: {self._breaker.reason}"
+            )
+        return permit
+
+    def _failure(self, permit: Permit, error: OllamaError, *, another_may: bool) -> HeadraceError:
+        """What an error of the server's means: to the breaker, and to a request that another engine may answer."""
+        fault_of_request = blames_request(error.message) or (
+            error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
+        )
+        if fault_of_request:
+            self._breaker.succeeded(permit)
+        else:
+            self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
+            self._changed()  # the next look may find it well before anybody was told that it is left alone
+        self._look_now.set()
+        if not fault_of_request or another_may:
+            return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama did not answer the request: {error.message}")
+        return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
+
+    def _another_may_answer(self, work: Work) -> bool:
+        """Whether MLX may have the request, so that what only Ollama cannot do is no reason to refuse it."""
+        wanted = work.request.wanted_model
+        table = self._config.spill_models
+        return wanted is None or mlx_model_for(wanted, table, list(table), self._config.internal_models) is not None
+
+    def _ended(self, generation: OllamaGeneration, permit: Permit) -> None:
+        now = asyncio.get_running_loop().time()
+        if generation.whole:
+            self._breaker.succeeded(permit)
+        else:
+            self._breaker.abandoned(permit, now)
+        self._rates.ended(now, tokens=generation.tokens, whole=generation.whole)
+        self._generations.discard(generation)
+        self._changed()
+
+    # ---- health ------------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Look at the server from time to time: after a failure at once, and as the breaker says while it is open."""
+        while True:
+            try:
+                async with asyncio.timeout(self._pause_s()):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+            self._look_now.clear()
+            await self._look()
+
+    def _pause_s(self) -> float:
+        now = asyncio.get_running_loop().time()
+        due = self._breaker.next_wake(now)
+        if due is not None:
+            return max(0.0, due - now)
+        return RETRY_S if self._unseen else REFRESH_S
+
+    async def _look(self) -> None:
+        """One look at the models, if the breaker allows it; an open one is closed by it, or held longer."""
+        loop = asyncio.get_running_loop()
+        probing = not self._breaker.closed
+        permit = self._breaker.permit(loop.time())
+        if permit is None:
+            return
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                self._models = await self._client.models()
+        except (OllamaError, TimeoutError) as error:
+            self._unseen = str(error) or "no answer in time"
+            self._breaker.failed(permit, loop.time(), f"{self.url}: {self._unseen}")
+        else:
+            self._unseen = ""
+            # The stand-in names the family of what it serves, also where no model runs behind it.
+            self.simulated = any(model.family == SIMULATED_FAMILY for model in self._usable)
+            if probing:  # a list is no proof that answers work, so it clears no failures of those
+                self._breaker.succeeded(permit)
+        self._changed()
+
+
+def _code(error: OllamaError) -> ErrorCode:
+    if says_too_long(error.message):
+        return ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    if error.status == 404:
+        return ErrorCode.MODEL_NOT_FOUND
+    return ErrorCode.UNSUPPORTED_PARAMETER if "does not support" in error.message else ErrorCode.INVALID_REQUEST

@@ -1,0 +1,109 @@
+"""One answer from Ollama on its way: read by a task of its own, taken piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import msgspec
+
+from consumers.engines.ollama.client import OllamaError
+from consumers.engines.ollama.wire import Reader, join
+from pipeline.engine import Piece
+from pipeline.wire.errors import HeadraceError
+
+
+class OllamaGeneration:
+    """A running request.
+
+    Its task alone reads the stream, so that a caller who gives up on `next` interrupts no read.
+
+    Args:
+        request_id: the request's id.
+        parts: the streamed answer; it is closed when this ends.
+        expected_tokens: how long the answer will probably be.
+        failure: what an error means to the request.
+        ended: called once, when the stream has ended in any way.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        parts: AsyncGenerator[dict[str, Any], None],
+        *,
+        expected_tokens: float,
+        failure: Callable[[OllamaError], HeadraceError],
+        ended: Callable[[OllamaGeneration], None],
+    ) -> None:
+        self.tokens = 0
+        self.whole = False
+        self._reader = Reader(request_id)
+        self._parts = parts
+        self._expected_tokens = expected_tokens
+        self._failure = failure
+        self._ended = ended
+        self._piece: Piece | None = None
+        self._error: HeadraceError | None = None
+        self._over = False
+        self._news = asyncio.Event()
+        self._task = asyncio.create_task(self._read(), name=f"ollama-{request_id}")
+        # Of the task, and not its last line: one that is cancelled before its first step has none.
+        self._task.add_done_callback(self._end)
+
+    @property
+    def pending_tokens(self) -> float:
+        """The output still expected; a part counts as a token until the server has counted them."""
+        return max(self._expected_tokens - self.tokens, 1.0)
+
+    async def next(self) -> Piece:
+        """Wait until there is something, and take all of it. Cancelling is safe: nothing is lost.
+
+        Raises:
+            HeadraceError: what the server's failure means, once what came before it has been taken.
+        """
+        await self._news.wait()
+        if self._piece is not None:
+            piece, self._piece = self._piece, None
+            if not self._over:
+                self._news.clear()
+            return piece
+        if self._error is not None:
+            raise self._error
+        raise RuntimeError("the generation has ended: nothing comes after its last piece")
+
+    async def close(self) -> None:
+        """Hang up, which makes the server stop. Twice is harmless."""
+        if not self._over:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _read(self) -> None:
+        try:
+            async for part in self._parts:
+                self._take(self._reader.read(part))
+                if self.whole:
+                    break
+            else:
+                self._error = self._failure(OllamaError("the answer broke off"))
+        except OllamaError as error:
+            self._error = self._failure(error)
+        except msgspec.ValidationError as error:
+            self._error = self._failure(OllamaError(f"an answer that is not Ollama's: {error}"))
+        finally:
+            await self._parts.aclose()
+
+    def _end(self, _: asyncio.Task[None]) -> None:
+        self._over = True
+        self._news.set()
+        self._ended(self)
+
+    def _take(self, piece: Piece) -> None:
+        self.tokens += 1
+        if piece.usage is not None:
+            self.tokens = piece.usage.completion_tokens
+            self.whole = True
+        elif not piece.text and not piece.tool_calls:
+            return
+        self._piece = piece if self._piece is None else join(self._piece, piece)
+        self._news.set()

@@ -1,0 +1,1 @@
+"""The NATS client's adapters, and what processes learn and ask through them."""

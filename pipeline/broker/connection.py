@@ -1,0 +1,334 @@
+"""The NATS client's adapter for core messages: connection, publish, request, subscribe, services.
+
+Only this module, `pipeline.broker.jetstream` and `pipeline.broker.topology` import the client; its exceptions end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import urlsplit
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as _Subscription
+from nats.js import JetStreamContext
+from nats.micro import add_service
+from nats.micro.request import Request
+
+log = logging.getLogger(__name__)
+
+# What `subscribe` gives and `drain` takes, for the annotations of our callers.
+Subscription = _Subscription
+
+REQUEST_TIMEOUT_S = 2.0
+_RECONNECT_WAIT_S = 0.1
+# The client itself would go on for ever where nobody answers at the first try.
+_CONNECT_PATIENCE_S = 5.0
+_ACK_PREFIX = "$JS.ACK."
+_SERVICE_VERSION = "1.0.0"  # of the wire contract
+
+Headers = Mapping[str, str]
+Handler = Callable[["Message"], Awaitable[None]]
+Service = Callable[[bytes], Awaitable[bytes]]
+
+
+class BusError(Exception):
+    """The broker could not do what was asked."""
+
+
+class Unreachable(BusError):
+    """No answer from the broker in time; what was asked may or may not have happened."""
+
+
+@dataclass(slots=True)
+class Message:
+    """A message as it came, with no client type in it."""
+
+    subject: str
+    data: bytes
+    headers: Headers
+    reply: str
+
+    @property
+    def is_delivery(self) -> bool:
+        """Whether a work queue handed this over; a request, too, may have no data and bring a header `Status`."""
+        return self.reply.startswith(_ACK_PREFIX)
+
+    @property
+    def status(self) -> str | None:
+        """The status code of a message that carries no data (404, 408, 409, 503), else None."""
+        return self.headers.get("Status") if not self.data else None
+
+    @property
+    def description(self) -> str:
+        """What the server says about the status."""
+        return self.headers.get("Description", "")
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A request handed over by a work queue; it comes again unless it is acknowledged or kept in progress."""
+
+    message: Message
+    consumer: str
+    sequence: int
+    delivered: int
+    stored_at: float
+    pending: int
+    _bus: Connection = field(repr=False)
+
+    @property
+    def headers(self) -> Headers:
+        """Of the request, as it was stored."""
+        return self.message.headers
+
+    async def ack(self) -> None:
+        """Say that the request is done with; written behind everything published before on this connection."""
+        await self._bus.publish(self.message.reply, b"+ACK")
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Give the request back; it comes again at once, or after delay_s."""
+        body = b"-NAK" if not delay_s else b'-NAK {"delay": %d}' % int(delay_s * 1e9)
+        await self._bus.publish(self.message.reply, body)
+
+    async def in_progress(self) -> None:
+        """Renew the lease."""
+        await self._bus.publish(self.message.reply, b"+WPI")
+
+
+class _Client(Client):
+    """The client, mended in two places.
+
+    It stops reading for good where it cannot read a message's headers. They come as the publisher wrote them, and a
+    request that cuts off whoever is handed it would cut off every worker.
+
+    Its PING overtakes what waits to be written, so that the PONG says nothing of it: a subscription would be taken for
+    withdrawn before the broker has heard of that, and what is still sent to it would be lost until its lease runs out.
+    """
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        if self._transport is not None and self.is_connected and self._pending:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError) as error:
+            log.info("a message came with headers that cannot be read: %s", error)
+            return None
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection to the broker. Reconnects for ever by itself."""
+
+    nc: Client
+    js: JetStreamContext
+    _reconnected: list[Callable[[], None]] = field(default_factory=list)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, *, name: str) -> AsyncIterator[Self]:
+        """A connection for the time of the block.
+
+        Args:
+            url: of one server, or several separated by commas. Where a user stands in it, the connection's inboxes are
+                under `_INBOX.<user>`, which is what that user may read.
+            name: shown by the server's monitoring.
+
+        Raises:
+            Unreachable: no server answers within seconds, or takes this user.
+        """
+        nc = _Client()
+        bus = cls(nc, nc.jetstream(timeout=5.0))
+        connecting, refusals = True, list[Exception]()
+
+        async def on_error(error: Exception) -> None:
+            if not connecting:
+                log.warning("broker: %s", what(error))
+            elif not isinstance(error, OSError | TimeoutError):
+                refusals.append(error)
+
+        async def on_reconnect() -> None:
+            log.info("broker: connected again")
+            for callback in bus._reconnected:
+                callback()
+
+        async def on_disconnect() -> None:
+            if not nc.is_closed and not nc.is_draining:
+                log.warning("broker: connection lost, trying to reconnect")
+
+        try:
+            async with asyncio.timeout(_CONNECT_PATIENCE_S):
+                await nc.connect(
+                    url.split(","),
+                    name=name,
+                    inbox_prefix=_inbox_prefix(url),
+                    error_cb=on_error,
+                    reconnected_cb=on_reconnect,
+                    disconnected_cb=on_disconnect,
+                    max_reconnect_attempts=-1,
+                    # Declared int, used as seconds of any kind.
+                    reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
+                    connect_timeout=2,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    pending_size=32 << 20,
+                    allow_reconnect=True,
+                )
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            await bus._close()
+            where = without_password(url)
+            if refusals:
+                raise Unreachable(f"the NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
+            raise Unreachable(f"no NATS server answers at {where}: {what(error)}") from error
+        connecting = False
+        try:
+            yield bus
+        finally:
+            await bus._close()
+
+    async def _close(self) -> None:
+        if self.nc.is_connected:
+            try:
+                await self.nc.flush(1)
+            except (OSError, nats.errors.Error, TimeoutError):
+                log.debug("broker: closed without a farewell")
+        try:
+            async with asyncio.timeout(1.0):
+                await self.nc.close()
+        except (OSError, nats.errors.Error, TimeoutError):
+            log.debug("broker: not closed in order")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the connection stands now."""
+        return bool(self.nc.is_connected)
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the broker takes, bytes."""
+        return self.nc.max_payload
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Have callback called each time the connection is back: what was in flight on it is gone."""
+        self._reconnected.append(callback)
+
+    async def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Headers | None = None) -> None:
+        """Send a core message; whoever listens gets it, nobody says so.
+
+        Raises:
+            Unreachable: the connection is closed, or has buffered too much while it was away.
+        """
+        try:
+            await self.nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
+        except nats.errors.Error as error:
+            raise Unreachable(f"cannot publish to {subject}: {error}") from error
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> Message:
+        """Send a request and wait for one answer.
+
+        Raises:
+            Unreachable: nobody listens, or no answer came in time.
+        """
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
+        try:
+            answer = await self.nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unreachable(f"no answer from {subject}: {what(error)}") from error
+        if task is not None and task.cancelling() > cancelled_before:
+            # Before Python 3.12 the client's `wait_for` loses a cancellation that comes together with the answer.
+            raise asyncio.CancelledError
+        return to_message(answer)
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Have handler called for each message, one after another; what it raises is logged."""
+
+        async def on_message(message: Msg) -> None:
+            await handler(to_message(message))
+
+        return await self.nc.subscribe(subject, queue=queue, cb=on_message)
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Remove interest at once; without a connection there is none."""
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+
+    async def drain(self, subscription: Subscription) -> None:
+        """Remove interest, and handle what the broker had sent before it knew."""
+        try:
+            await subscription.drain()  # type: ignore[no-untyped-call]
+        except (nats.errors.Error, TimeoutError) as error:
+            log.debug("broker: subscription not drained: %s", error)
+
+    def new_inbox(self) -> str:
+        """A subject nobody else uses."""
+        return self.nc.new_inbox()
+
+    def delivery(self, message: Message) -> Delivery:
+        """The delivery in a message of a pull consumer."""
+        tokens = message.reply.split(".")
+        # `$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>`, or with domain and account first.
+        consumer, delivered, sequence, _, time_ns, pending = tokens[3:9] if len(tokens) == 9 else tokens[5:11]
+        return Delivery(message, consumer, int(sequence), int(delivered), int(time_ns) / 1e9, int(pending), self)
+
+    async def serve(self, name: str, description: str, endpoints: Mapping[str, Service]) -> None:
+        """Answer requests on the given subjects as a NATS service, seen by `nats micro ls`.
+
+        Args:
+            name: the service's name.
+            description: for people.
+            endpoints: what gives the body of the answer, by subject.
+        """
+        service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
+
+        def answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
+            async def answer(request: Request) -> None:
+                try:
+                    body = await endpoint(request.data)
+                except BusError as error:
+                    await request.respond_error("503", str(error))
+                except Exception as error:
+                    log.exception("%s: no answer", request.subject)
+                    await request.respond_error("500", type(error).__name__)
+                else:
+                    await request.respond(body)
+
+            return answer
+
+        for subject, endpoint in endpoints.items():
+            await service.add_endpoint(
+                name=subject.replace(".", "_"), subject=subject, handler=answering(endpoint), queue_group=name
+            )
+
+
+def to_message(message: Msg) -> Message:
+    """The client's message as ours."""
+    return Message(message.subject, message.data, message.headers or {}, message.reply)
+
+
+def what(error: Exception) -> str:
+    """Some of the client's errors have no text."""
+    return str(error) or type(error).__name__
+
+
+def _inbox_prefix(url: str) -> str:
+    user = urlsplit(url.split(",", maxsplit=1)[0]).username
+    return f"_INBOX.{user}" if user else "_INBOX"
+
+
+def without_password(url: str) -> str:
+    """A broker's URL, or several, as they may be shown and logged."""
+    return ",".join(part.rpartition("@")[2] for part in url.split(","))

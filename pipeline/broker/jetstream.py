@@ -1,0 +1,310 @@
+"""JetStream on a connection: stored publishes with a fence, what stands in streams, the answers' record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, NamedTuple
+
+import msgspec
+import nats.errors
+
+from pipeline.broker.connection import (
+    REQUEST_TIMEOUT_S,
+    BusError,
+    Connection,
+    Headers,
+    Message,
+    Unreachable,
+    to_message,
+    what,
+)
+from pipeline.wire.messages import Answer, decode_answer
+from pipeline.wire.subjects import (
+    EXPECTED_LAST_SUBJECT_SEQUENCE,
+    STORED_SEQUENCE,
+    STORED_SUBJECT,
+    STORED_TIME,
+    STREAM_REPLIES,
+)
+
+# A publish that must be stored is tried again for this long with the same message id: a cluster without a leader is
+# back within seconds.
+STORE_PATIENCE_S = 12.0
+_FULL = 10077
+_WRONG_LAST_SEQUENCE = 10071
+_UNAVAILABLE = 503
+BATCH = 500
+# Five hundred long requests at once would overrun the client's buffers.
+_SCAN_BYTES = 8 << 20
+_END_OF_BATCH = ("204", "404")
+
+
+class LaneFull(BusError):
+    """The lane's bound refuses another request."""
+
+
+class Fenced(BusError):
+    """Somebody else has written to the subject since: the expected last sequence is not the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as it stands in a stream; `stored_at` in UTC seconds. It has been handed to nobody, or nobody asks."""
+
+    subject: str
+    sequence: int
+    stored_at: float
+    headers: Headers
+    data: bytes
+    delivered: ClassVar[int] = 1
+
+
+class Ack(NamedTuple):
+    """What a stream says of a stored publish; `duplicate` where the message id was there already, at that sequence."""
+
+    sequence: int
+    duplicate: bool
+
+
+class Delivered(msgspec.Struct):
+    """How far a consumer has come: the sequence of the latest message that it has handed over for the first time."""
+
+    stream_seq: int = 0
+
+
+class ConsumerState(msgspec.Struct):
+    """A durable consumer: requests that wait for it, and that are delivered and not acknowledged."""
+
+    name: str
+    num_pending: int
+    num_ack_pending: int
+    delivered: Delivered
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """What a stream holds. Of two that are equal, nothing was stored or removed in between."""
+
+    messages: int
+    first_seq: int
+    last_seq: int
+
+
+class _ConsumerList(msgspec.Struct):
+    consumers: list[ConsumerState] = msgspec.field(default_factory=list)
+
+
+class _StreamInfo(msgspec.Struct):
+    state: StreamState
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _PubAck(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    error: _ApiError | None = None
+
+
+_consumer_list = msgspec.json.Decoder(_ConsumerList)
+_stream_info = msgspec.json.Decoder(_StreamInfo)
+_puback = msgspec.json.Decoder(_PubAck)
+
+
+class Bus(Connection):
+    """A connection to the broker with what JetStream adds: stored publishes, and reading what is stored."""
+
+    async def store(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Headers | None = None,
+        expected_last: int | None = None,
+        patience_s: float = STORE_PATIENCE_S,
+    ) -> int:
+        """As `put`; returns the sequence alone."""
+        return (
+            await self.put(subject, data, headers=headers, expected_last=expected_last, patience_s=patience_s)
+        ).sequence
+
+    async def put(
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        headers: Headers | None = None,
+        expected_last: int | None = None,
+        patience_s: float = STORE_PATIENCE_S,
+    ) -> Ack:
+        """Publish to a stream and wait until it is stored; tries again while the broker is away.
+
+        Safe to repeat only because the headers carry a message id, or expected_last is given.
+
+        Args:
+            subject: of the stream.
+            data: the body.
+            headers: `Nats-Msg-Id` among them where the subject is not fenced.
+            expected_last: the sequence of the last message on the subject (0: none), else the publish is refused.
+            patience_s: for how long to try.
+
+        Returns:
+            Where it stands in the stream.
+
+        Raises:
+            Fenced: expected_last is not the last.
+            LaneFull: the lane's bound.
+            Unreachable: the broker did not answer within patience_s, or no stream takes the subject.
+            BusError: any other refusal.
+        """
+        sent = dict(headers or {})
+        if expected_last is not None:
+            sent[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected_last)
+        deadline = asyncio.get_running_loop().time() + patience_s
+        pause_s = 0.05
+        while True:
+            try:
+                ack = await self._store_once(subject, data, sent)
+            except Unreachable:
+                if asyncio.get_running_loop().time() + pause_s > deadline:
+                    raise
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 1.0)
+                continue
+            if ack.error is None:
+                return Ack(ack.seq, ack.duplicate)
+            if ack.error.err_code == _WRONG_LAST_SEQUENCE:
+                raise Fenced(subject)
+            if ack.error.err_code == _FULL:
+                raise LaneFull(f"{subject} is full")
+            raise BusError(f"{subject} was not stored: {ack.error.description}")
+
+    async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> _PubAck:
+        answer = await self.request(subject, data, headers=headers)
+        if answer.status is not None:
+            raise Unreachable(f"no stream takes {subject} (status {answer.status})")
+        ack = _puback.decode(answer.data)
+        if ack.error is not None and ack.error.code == _UNAVAILABLE and ack.error.err_code != _FULL:
+            # A leader is being elected, say.
+            raise Unreachable(f"{subject}: {ack.error.description}")
+        return ack
+
+    # ---- what stands in streams
+
+    async def consumers(self, stream: str) -> list[ConsumerState]:
+        """The durable consumers of a stream, in one request.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        answer = await self.request(f"$JS.API.CONSUMER.LIST.{stream}", b"{}")
+        return _consumer_list.decode(answer.data).consumers
+
+    async def stream_state(self, stream: str) -> StreamState:
+        """How much a stream holds.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
+        return _stream_info.decode(answer.data).state
+
+    async def stored(self, stream: str, sequence: int) -> Stored | None:
+        """One message of a stream, or None where it is not there any more.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        answer = await self.request(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"seq": sequence}))
+        if STORED_SEQUENCE not in answer.headers:
+            return None
+        return to_stored(answer)
+
+    async def delete(self, stream: str, sequence: int) -> bool:
+        """Remove one message from a stream. Returns whether it was there."""
+        body = msgspec.json.encode({"seq": sequence, "no_erase": True})
+        answer = await self.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", body)
+        return _puback.decode(answer.data).error is None
+
+    async def scan(self, stream: str, subject: str) -> AsyncIterator[Message]:
+        """All messages of a stream on a subject, which may hold wildcards, oldest first.
+
+        Each has `Nats-Stream`, `Nats-Subject` and `Nats-Sequence` among its headers.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        start = 1
+        while batch := await self.batch(stream, subject, start, max_bytes=_SCAN_BYTES):
+            for message in batch:
+                yield message
+            start = int(batch[-1].headers[STORED_SEQUENCE]) + 1
+
+    async def batch(self, stream: str, subject: str, start: int, *, max_bytes: int = 0) -> list[Message]:
+        """Up to `BATCH` messages on subject from sequence start, in one request (NATS ADR-31, batched direct get).
+
+        With max_bytes fewer of long ones, but at least one where there is any.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        inbox = self.nc.new_inbox()
+        found: list[Message] = []
+        subscription = await self.nc.subscribe(inbox)
+        try:
+            body = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": BATCH, "max_bytes": max_bytes})
+            await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
+            while True:
+                message = to_message(await subscription.next_msg(REQUEST_TIMEOUT_S))
+                if STORED_SEQUENCE in message.headers:
+                    found.append(message)
+                elif message.status in _END_OF_BATCH:
+                    return found
+                else:
+                    raise Unreachable(f"{stream} does not answer: status {message.status}")
+        except (nats.errors.Error, TimeoutError) as error:
+            raise Unreachable(f"{stream} does not answer: {what(error)}") from error
+        finally:
+            await subscription.unsubscribe()
+
+    # ---- the answers' record
+
+    async def read_answers(self, subject: str) -> list[tuple[int, Answer]]:
+        """All that `LLM_REPLIES` holds on a literal subject, as (sequence, message), oldest first.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        return [
+            (int(message.headers[STORED_SEQUENCE]), decode_answer(message.data))
+            async for message in self.scan(STREAM_REPLIES, subject)
+        ]
+
+    async def last_message(self, stream: str, subject: str) -> tuple[int, bytes] | None:
+        """The last message of a stream on a subject as (sequence, body), or None.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        answer = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        if STORED_SEQUENCE not in answer.headers:
+            return None
+        return int(answer.headers[STORED_SEQUENCE]), answer.data
+
+    async def purge(self, stream: str, subject: str, *, up_to: int) -> None:
+        """Remove what a stream holds on a subject, up to a sequence."""
+        body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
+        await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
+
+
+def to_stored(message: Message) -> Stored:
+    """What the broker's own headers say of a message that was read from a stream."""
+    headers = message.headers
+    stored_at = datetime.fromisoformat(headers[STORED_TIME]).timestamp()
+    return Stored(headers[STORED_SUBJECT], int(headers[STORED_SEQUENCE]), stored_at, headers, message.data)

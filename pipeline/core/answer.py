@@ -1,0 +1,298 @@
+"""What becomes of one delivery of a request: the decisions that make an answer complete, single and continuous.
+
+A request's answer is a record on its reply subject that only the holder of the present attempt can extend. Whoever is
+handed the request reads the record first (`Record`): where the last message stands there, the request only wants
+acknowledging; else it is refused (`decide`), or the answer goes on from there (`Answer`), with its chunks numbered on,
+and is closed by exactly one last message.
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.core.envelope import Envelope
+from pipeline.engine import Embedded, Piece
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import (
+    Account,
+    AssistantMessage,
+    Choice,
+    Chunk,
+    ChunkChoice,
+    Completion,
+    Delta,
+    Embedding,
+    EmbeddingList,
+    EmbeddingUsage,
+    EngineName,
+    ErrorAnswer,
+    ErrorBody,
+    FinishReason,
+    Last,
+    Status,
+    StatusState,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from pipeline.wire.messages import Answer as AnswerMessage
+from pipeline.wire.requests import EncodingFormat
+from pipeline.wire.subjects import Move
+
+# ---- the record ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Record:
+    """What the reply subject already holds of a request's answer.
+
+    Attributes:
+        text: of all chunks.
+        token_ids: behind the text, where they are known.
+        tool_calls: of all chunks.
+        next_seq: the number of the next chunk.
+        attempt: the latest one that wrote.
+        model: which produced the tokens, empty until there are chunks.
+        tells_spill: whether a status says that the request was spilled.
+        last: the last message, or None.
+        has_gap: whether tokens are missing, or come from more than one model.
+        last_sequence: of the newest message, in the stream; 0 where there is none.
+        older_up_to: of the newest message before it that an older request left, whose answer was to make way.
+        first_said: of the first message that shows something of the answer; 0 where none does yet.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    next_seq: int = 0
+    attempt: int = 0
+    model: str = ""
+    tells_spill: bool = False
+    last: Last | None = None
+    has_gap: bool = False
+    last_sequence: int = 0
+    older_up_to: int = 0
+    first_said: int = 0
+
+    @classmethod
+    def read(cls, messages: Iterable[tuple[int, AnswerMessage]], created: int) -> Record:
+        """Gather the accepted messages, (stream sequence, message) in order, without those of an older request."""
+        record, older = cls(), 0
+        for sequence, message in messages:
+            if message.created != created:
+                older = sequence
+                continue
+            record.last_sequence, record.older_up_to = sequence, older
+            match message:
+                case Chunk():
+                    record.add(message)
+                    if record.text or record.tool_calls:
+                        record.first_said = record.first_said or sequence
+                case Status():
+                    record.attempt = max(record.attempt, message.attempt)
+                    record.tells_spill |= message.state == "spilled"
+                case _:
+                    record.last = message
+        return record
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in one accepted chunk."""
+        choice = chunk.choices[0]
+        self.text += choice.delta.content or ""
+        self.token_ids += choice.token_ids
+        self.tool_calls += [ToolCall(call.function, call.id) for call in choice.delta.tool_calls or ()]
+        self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
+        self.has_gap |= self.model not in ("", chunk.model)
+        self.model = chunk.model
+        self.next_seq = chunk.seq + 1
+        self.attempt = max(self.attempt, chunk.attempt)
+
+    @property
+    def resumable_tokens(self) -> list[int]:
+        """The tokens behind the whole text, or none where some are not known."""
+        return [] if self.has_gap else self.token_ids
+
+
+def decide(envelope: Envelope, *, tries: int, max_attempts: int, wall_now: float) -> HeadraceError | None:
+    """Whether a request whose record is open may run: None, or the error that ends it.
+
+    Args:
+        envelope: the request's.
+        tries: deliveries that counted, this one included; those given back do not.
+        max_attempts: how many it has.
+        wall_now: UTC seconds.
+    """
+    if envelope.fault is not None:
+        return envelope.fault
+    if envelope.deadline is not None and wall_now >= envelope.deadline:
+        return expired()
+    if tries > max_attempts:
+        return HeadraceError(
+            ErrorCode.ENGINE_FAILED,
+            f"request {envelope.id} brought down {max_attempts} attempts and is among the dead letters",
+        )
+    return None
+
+
+def expired() -> HeadraceError:
+    """The error of a request nobody waits for any more."""
+    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "the request's Llm-Timeout has passed")
+
+
+# ---- the answer ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Answer:
+    """Writes one request's answer: numbers chunks, keeps the whole text, closes the record.
+
+    One writer: the task that serves the request. Times are UTC seconds; `reason` says why this engine serves it.
+    `first_token_at` is when its reader first saw something of the answer, whichever attempt that was of.
+    """
+
+    envelope: Envelope
+    engine: EngineName
+    model: str
+    attempt: int
+    started_at: float
+    reason: str
+    simulated: bool = False
+    record: Record = field(default_factory=Record)
+    first_token_at: float | None = None
+    _held_tokens: list[int] = field(init=False, default_factory=list)
+    _repeated_calls: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # An engine that cannot go on from the tokens begins anew, and makes the calls that the reader has once more.
+        self._repeated_calls = 0 if self.record.resumable_tokens else len(self.record.tool_calls)
+
+    @property
+    def queue_ms(self) -> float:
+        """How long the request waited at the broker before this attempt."""
+        return max(0.0, round((self.started_at - self.envelope.stored_at) * 1000, 3))
+
+    @property
+    def ttft_ms(self) -> float:
+        """From storing to the first token, 0 where there was none."""
+        if self.first_token_at is None:
+            return 0.0
+        return max(0.0, round((self.first_token_at - self.envelope.stored_at) * 1000, 3))
+
+    def openings(self) -> list[Status]:
+        """The messages that say that an attempt begins: a request that was spilled says so first, once."""
+        begins = self.status("restarted" if self.attempt > 1 else "started")
+        says_spill = self.envelope.move is Move.SPILLED and not self.record.tells_spill
+        return [self.status("spilled"), begins] if says_spill else [begins]
+
+    def status(self, state: StatusState) -> Status:
+        """A message about the request's way."""
+        return Status(
+            id=self.envelope.id,
+            state=state,
+            created=self.envelope.created,
+            engine=self.engine,
+            model=self.model,
+            attempt=self.attempt,
+            queue_ms=self.queue_ms,
+            reason=self.reason,
+        )
+
+    def chunk(self, piece: Piece, now: float) -> Chunk | None:
+        """The next chunk, already counted as part of the answer; None where there is nothing to show yet.
+
+        Tokens without text (half a character, a stop string that may still fail) wait for the chunk that shows it, so
+        that what the record holds is always text and the tokens behind all of it.
+        """
+        self._held_tokens += piece.token_ids
+        new_calls = piece.tool_calls[self._repeated_calls :]
+        self._repeated_calls = max(0, self._repeated_calls - len(piece.tool_calls))
+        if not (piece.text or new_calls or piece.finish_reason):
+            return None
+        if self.first_token_at is None and (piece.text or new_calls):
+            self.first_token_at = now
+        calls = [
+            ToolCallDelta(len(self.record.tool_calls) + index, call.id, call.function)
+            for index, call in enumerate(new_calls)
+        ]
+        delta = Delta(
+            role="assistant" if self.record.next_seq == 0 else None,
+            content=piece.text or None,
+            tool_calls=calls or None,
+        )
+        chunk = Chunk(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            choices=[ChunkChoice(delta, finish_reason=piece.finish_reason, token_ids=self._held_tokens)],
+            seq=self.record.next_seq,
+            attempt=self.attempt,
+        )
+        self._held_tokens = []
+        self.record.add(chunk)
+        return chunk
+
+    def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float) -> Completion:
+        """The last message of a request that was answered."""
+        record = self.record
+        message = AssistantMessage(
+            content=None if record.tool_calls and not record.text else record.text, tool_calls=record.tool_calls or None
+        )
+        return Completion(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            choices=[Choice(message, finish_reason)],
+            usage=usage,
+            headrace=self._account(now),
+        )
+
+    def embeddings(self, embedded: Embedded, encoding: EncodingFormat | None, *, now: float) -> EmbeddingList:
+        """The last message of a request whose texts were embedded. They come all at once: the first token is the last.
+
+        Args:
+            embedded: what the engine made of the texts.
+            encoding: how the vectors are written, None as numbers.
+            now: UTC seconds.
+        """
+        self.first_token_at = now
+        tokens = embedded.prompt_tokens
+        data = [
+            Embedding(_as_base64(vector) if encoding == "base64" else vector, index)
+            for index, vector in enumerate(embedded.vectors)
+        ]
+        return EmbeddingList(
+            id=self.envelope.id,
+            created=self.envelope.created,
+            model=self.model,
+            data=msgspec.Raw(msgspec.json.encode(data)),
+            usage=EmbeddingUsage(tokens, tokens),
+            headrace=self._account(now),
+        )
+
+    def _account(self, now: float) -> Account:
+        return Account(
+            engine=self.engine,
+            priority=self.envelope.priority,
+            task=self.envelope.task,
+            attempts=self.attempt,
+            queue_ms=self.queue_ms,
+            ttft_ms=self.ttft_ms,
+            total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
+            spilled=self.envelope.move is Move.SPILLED,
+            reason=self.reason,
+            simulated=True if self.simulated else msgspec.UNSET,
+        )
+
+
+def _as_base64(vector: list[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def error_answer(envelope: Envelope, error: HeadraceError) -> ErrorAnswer:
+    """The last message of a request that was not answered."""
+    return ErrorAnswer(id=envelope.id, created=envelope.created, error=ErrorBody.of(error))

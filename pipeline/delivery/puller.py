@@ -1,0 +1,241 @@
+"""Late-bound pulling from the durable consumers of a stream: one request at a time, no polling, no hoarding.
+
+`take` asks one consumer and does not wait. `wait` stands on several consumers at once until the first request comes.
+Whoever has room for more lets the other pulls stand, so that the next request finds them there; else they are
+withdrawn. A request that nobody waits for, because it raced with another or with the withdrawal, is surplus: its worker
+keeps it if it has room, and gives it back if not. Which consumer to ask first is not decided here
+(`pipeline.core.scheduler`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pipeline.broker.connection import Delivery, Message, Subscription, Unreachable
+from pipeline.broker.jetstream import Bus
+
+log = logging.getLogger(__name__)
+
+_ANSWER_TIMEOUT_S = 2.0
+_NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
+_EMPTY = "404"
+_EXPIRED = "408"
+
+
+class _Round:
+    """One wait for the first answer to pulls under an inbox."""
+
+    def __init__(self, inbox: str) -> None:
+        self.inbox = inbox
+        self.first: asyncio.Future[Delivery | None] = asyncio.get_running_loop().create_future()
+        self._taken = False
+
+    def settle(self, delivery: Delivery | None) -> bool:
+        """End the round with delivery, unless it has ended."""
+        if self.first.done():
+            return False
+        self.first.set_result(delivery)
+        return True
+
+    def take(self) -> Delivery | None:
+        """What the round ended with, once; it ends here if it has not."""
+        if not self.first.done():
+            self.first.cancel()
+        if self._taken or self.first.cancelled():
+            return None
+        self._taken = True
+        return self.first.result()
+
+
+@dataclass(slots=True, eq=False)
+class _Standing:
+    """Pulls that stand under an inbox of their own: removing the interest in it withdraws them all.
+
+    Attributes:
+        on: the consumers that have one.
+        round: who waits for what comes.
+    """
+
+    inbox: str
+    subscription: Subscription | None = None
+    on: set[str] = field(default_factory=set)
+    round: _Round | None = None
+
+
+@dataclass(slots=True)
+class Puller:
+    """Pulls from the durable consumers of one stream. One user at a time: the worker's pull loop.
+
+    Args:
+        bus: the connection.
+        stream: which stream.
+        on_surplus: called with a request that came when none was asked for any more.
+        stands_s: how long a pull stands at the broker before it is asked again. To a process that is stopped in the
+            middle of everything requests are handed for so long.
+
+    Attributes:
+        refused: whether the broker refused the latest pull, or could not be asked.
+    """
+
+    bus: Bus
+    stream: str
+    on_surplus: Callable[[Delivery], Coroutine[Any, Any, None]]
+    stands_s: float
+    refused: bool = field(init=False, default=False)
+    _until_it_expires: bytes = field(init=False)
+    _inbox: str = field(init=False)
+    _rounds: int = field(init=False, default=0)
+    _round: _Round | None = field(init=False, default=None)
+    _standing: _Standing | None = field(init=False, default=None)
+    _subscription: Subscription = field(init=False)
+    _loose_ends: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._until_it_expires = msgspec.json.encode({"batch": 1, "expires": int(self.stands_s * 1e9)})
+
+    async def start(self) -> None:
+        """Listen for answers. Call once, before the first pull."""
+        self._inbox = self.bus.new_inbox()
+        self._subscription = await self.bus.subscribe(f"{self._inbox}.*", self._on_taken)
+        self.bus.on_reconnect(self._on_reconnect)
+
+    async def take(self, consumer: str) -> Delivery | None:
+        """One request of consumer; None where it is empty, or where the broker does not answer.
+
+        Cancelling is safe: a request that still comes is surplus.
+        """
+        self._rounds += 1
+        pull = self._round = _Round(f"{self._inbox}.{self._rounds}")
+        try:
+            await self._ask(consumer, _NO_WAIT, pull.inbox, pull)
+            await asyncio.wait({pull.first}, timeout=_ANSWER_TIMEOUT_S)
+            return pull.take()
+        finally:
+            self._round = None
+            self._end(pull)
+
+    async def wait(
+        self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
+    ) -> Delivery | None:
+        """The first request to come to any of the consumers; None when a pull expired or `unless` ended without one.
+
+        Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
+
+        Args:
+            consumers: to stand on.
+            unless: ends the wait when it ends.
+            keep: whether the other pulls are to stand on when a request has come or one of them has expired, until the
+                next `wait` or `withdraw`.
+        """
+        stop = asyncio.ensure_future(unless)
+        standing = self._standing = self._standing or _Standing(self.bus.new_inbox())
+        pull = standing.round = _Round(standing.inbox)
+        kept = self.refused = False
+        try:
+            await self._stand(standing, consumers)
+            await self._until_over(pull, stop)
+            kept = pull.first.done() and not self.refused and keep()
+            return pull.take()
+        finally:
+            stop.cancel()
+            standing.round = None
+            if not kept:
+                self.withdraw()
+            self._end(pull)
+
+    def stands_on(self, consumer: str) -> bool:
+        """Whether a pull stands on consumer: what comes there comes by itself."""
+        return self._standing is not None and consumer in self._standing.on
+
+    def withdraw(self) -> None:
+        """Let no pull stand any more; what was under way is surplus."""
+        standing, self._standing = self._standing, None
+        if standing is not None and standing.subscription is not None:
+            self._later(self.bus.drain(standing.subscription))
+
+    async def close(self) -> None:
+        """Wait until everything is withdrawn at the broker, and what still came has been handed on as surplus."""
+        self.withdraw()
+        await self.bus.drain(self._subscription)
+        while self._loose_ends:
+            # Not `gather`: since Python 3.12 it gives the event loop no turn for what is done, which then stays here.
+            await asyncio.wait(self._loose_ends)
+
+    async def _stand(self, standing: _Standing, consumers: Sequence[str]) -> None:
+        if standing.subscription is None:
+
+            async def on_message(message: Message) -> None:
+                await self._on_stood(standing, message)
+
+            standing.subscription = await self.bus.subscribe(f"{standing.inbox}.*", on_message)
+        for consumer in consumers:
+            if consumer not in standing.on:
+                standing.on.add(consumer)
+                await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}", standing.round)
+
+    async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
+        """Ends as well when not even the pulls' expiry is heard of, for then nobody serves them."""
+        ends: set[asyncio.Future[Any]] = {pull.first, stop}
+        timeout_s = self.stands_s + _ANSWER_TIMEOUT_S
+        done, _ = await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            log.warning("pulls from %s went unheard; asking again", self.stream)
+
+    async def _ask(self, consumer: str, body: bytes, inbox: str, pull: _Round | None) -> None:
+        try:
+            await self.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}", body, reply=inbox)
+        except Unreachable:
+            self.refused = True
+            if pull is not None:
+                pull.settle(None)
+
+    def _end(self, pull: _Round) -> None:
+        """No answer of this round is waited for any more; one that came while it was being cancelled is surplus."""
+        if delivery := pull.take():
+            self._later(self.on_surplus(delivery))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work without waiting for it: a withdrawn subscription is listened to until the broker has confirmed it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._loose_ends.add(task)
+        task.add_done_callback(self._loose_ends.discard)
+
+    async def _on_taken(self, message: Message) -> None:
+        pull = self._round
+        if message.is_delivery:
+            await self._hand_over(self.bus.delivery(message), pull)
+        elif pull is not None and message.subject == pull.inbox:  # a status may come late
+            self._heard_of_none(message, pull)
+
+    async def _on_stood(self, standing: _Standing, message: Message) -> None:
+        if message.is_delivery:
+            delivery = self.bus.delivery(message)
+            standing.on.discard(delivery.consumer)
+            await self._hand_over(delivery, standing.round)
+        elif standing is self._standing:
+            standing.on.discard(message.subject.removeprefix(f"{standing.inbox}."))
+            self._heard_of_none(message, standing.round)
+
+    async def _hand_over(self, delivery: Delivery, pull: _Round | None) -> None:
+        if pull is None or not pull.settle(delivery):
+            await self.on_surplus(delivery)
+
+    def _heard_of_none(self, message: Message, pull: _Round | None) -> None:
+        if message.status not in (_EMPTY, _EXPIRED):
+            self.refused = True
+            log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+        if pull is not None:
+            pull.settle(None)
+
+    def _on_reconnect(self) -> None:
+        if self._standing is not None:
+            self._standing.on.clear()
+        for pull in (self._round, self._standing.round if self._standing else None):
+            if pull is not None:
+                pull.settle(None)

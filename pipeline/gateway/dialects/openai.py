@@ -1,0 +1,271 @@
+"""OpenAI's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
+
+Source of the shapes: the OpenAI API reference (chat completions, completions, embeddings, models, errors). The wire
+contract's requests are chat completions already, so those bodies go on as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import (
+    Account,
+    Chunk,
+    Completion,
+    Delta,
+    EmbeddingList,
+    ErrorBody,
+    FinishReason,
+    Success,
+    Usage,
+)
+from pipeline.wire.requests import decode_chat, decode_embedding
+
+SSE = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+KEEP_ALIVE = b": waiting\n\n"
+_DONE = b"data: [DONE]\n\n"
+
+
+class StreamOptions(Struct):
+    """What a stream says besides its text."""
+
+    include_usage: bool | None = None
+
+
+class _Extras(Struct):
+    """What is the gateway's business in a request; the rest is the pipeline's."""
+
+    stream_options: StreamOptions | None = None
+
+
+class _TextRequest(Struct):
+    """The body of a text completion, as far as it differs from a chat's."""
+
+    prompt: str | list[Any]
+    stream_options: StreamOptions | None = None
+
+
+def read_chat(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
+    """The body of `POST /v1/chat/completions`.
+
+    Raises:
+        HeadraceError: as `decode_chat`.
+    """
+    body = _object(body)
+    request = decode_chat(body, max_body_bytes=max_body_bytes)
+    if request.messages is None:
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "`messages` is missing", param="messages")
+    # Looked for first: to read a long body once more takes longer than all the rest.
+    options = decode_body(body, _Extras).stream_options if b"stream_options" in body else None
+    return Asked(request, body, Chat(include_usage=_wants_usage(options)), stream=request.streams)
+
+
+def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
+    """The body of `POST /v1/completions`: its one prompt becomes the user's turn of a chat.
+
+    Raises:
+        HeadraceError: as `decode_chat`, and for prompts that are several or made of tokens.
+    """
+    body = _object(body)
+    text = decode_body(body, _TextRequest)
+    prompt = text.prompt
+    if isinstance(prompt, list):
+        if len(prompt) != 1 or not isinstance(prompt[0], str):
+            raise HeadraceError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                "`prompt` must be one string: not several, and no tokens",
+                param="prompt",
+            )
+        prompt = prompt[0]
+    fields = msgspec.json.decode(body)
+    fields["messages"] = [{"role": "user", "content": prompt}]
+    del fields["prompt"]
+    fields.pop("stream_options", None)
+    if fields.get("logprobs") == 0:  # here a count
+        del fields["logprobs"]
+    asked = msgspec.json.encode(fields)
+    request = decode_chat(asked, max_body_bytes=max_body_bytes)
+    shape = Text(include_usage=_wants_usage(text.stream_options))
+    return Asked(request, asked, shape, stream=request.streams)
+
+
+def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
+    """The body of `POST /v1/embeddings`: written anew, for a body with `messages` besides would be read as a chat's.
+
+    Raises:
+        HeadraceError: as `decode_embedding`.
+    """
+    request = decode_embedding(_object(body), max_body_bytes=max_body_bytes)
+    return Asked(request, msgspec.json.encode(request), Embeddings(), stream=False)
+
+
+def _wants_usage(options: StreamOptions | None) -> bool:
+    return bool(options and options.include_usage)
+
+
+def _object(body: bytes) -> bytes:
+    body = body.strip()
+    if not body.startswith(b"{"):
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the body must be a JSON object")
+    return body
+
+
+# ---- chat completions ------------------------------------------------------------------------------------------------
+
+
+class _ChunkChoice(Struct):
+    delta: Delta
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class _ChatChunk(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[_ChunkChoice]
+    object: str = "chat.completion.chunk"
+    usage: Usage | UnsetType | None = UNSET
+    headrace: Account | UnsetType = UNSET
+
+
+class Chat:
+    """The responses to a chat completion.
+
+    Args:
+        include_usage: whether a stream ends with the usage, and every chunk before it says `null`.
+    """
+
+    stream_type = SSE
+    keep_alive = KEEP_ALIVE
+
+    def __init__(self, *, include_usage: bool = False) -> None:
+        self._include_usage = include_usage
+
+    def part(self, chunk: Chunk) -> bytes:
+        """One server-sent event."""
+        choices = [_ChunkChoice(choice.delta, choice.index, choice.finish_reason) for choice in chunk.choices]
+        usage = None if self._include_usage else UNSET
+        return event(_ChatChunk(chunk.id, chunk.created, chunk.model, choices, usage=usage))
+
+    def end(self, completion: Completion) -> bytes:
+        """What closes a stream: the usage where it was asked for, with the account of how it was served."""
+        if not self._include_usage:
+            return _DONE
+        last = completion
+        return (
+            event(_ChatChunk(last.id, last.created, last.model, [], usage=last.usage, headrace=last.headrace)) + _DONE
+        )
+
+    def whole(self, answer: Success) -> bytes:
+        """The body of a response that is not streamed; raises as `expected`."""
+        return msgspec.json.encode(expected(answer, Completion))
+
+    def error(self, error: ErrorBody) -> bytes:
+        """The body of an error's response."""
+        return error_body(error)
+
+    def error_part(self, error: ErrorBody) -> bytes:
+        """An error in a stream that has begun; OpenAI's clients raise it."""
+        return b"data: " + error_body(error) + b"\n\n"
+
+
+# ---- text completions ------------------------------------------------------------------------------------------------
+
+
+class _TextChoice(Struct):
+    text: str
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class _TextCompletion(Struct):
+    id: str
+    created: int
+    model: str
+    choices: list[_TextChoice]
+    object: str = "text_completion"
+    usage: Usage | UnsetType | None = UNSET
+    headrace: Account | UnsetType = UNSET
+
+
+class Text(Chat):
+    """The responses to a text completion."""
+
+    def part(self, chunk: Chunk) -> bytes:
+        """As `Chat.part`."""
+        choices = [
+            _TextChoice(choice.delta.content or "", finish_reason=choice.finish_reason) for choice in chunk.choices
+        ]
+        usage = None if self._include_usage else UNSET
+        return event(_TextCompletion(chunk.id, chunk.created, chunk.model, choices, usage=usage))
+
+    def end(self, completion: Completion) -> bytes:
+        """As `Chat.end`."""
+        if not self._include_usage:
+            return _DONE
+        last = self._completion(completion)
+        last.choices = []
+        return event(last) + _DONE
+
+    def whole(self, answer: Success) -> bytes:
+        """As `Chat.whole`."""
+        return msgspec.json.encode(self._completion(expected(answer, Completion)))
+
+    def _completion(self, completion: Completion) -> _TextCompletion:
+        choices = [
+            _TextChoice(choice.message.content or "", finish_reason=choice.finish_reason)
+            for choice in completion.choices
+        ]
+        return _TextCompletion(
+            completion.id,
+            completion.created,
+            completion.model,
+            choices,
+            usage=completion.usage,
+            headrace=completion.headrace,
+        )
+
+
+# ---- embeddings ------------------------------------------------------------------------------------------------------
+
+
+class Embeddings(Chat):
+    """The response to a call for embeddings, which is never streamed."""
+
+    def whole(self, answer: Success) -> bytes:
+        """As `Chat.whole`."""
+        return msgspec.json.encode(expected(answer, EmbeddingList))
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def event(message: Struct) -> bytes:
+    """A message as one server-sent event."""
+    return b"data: " + msgspec.json.encode(message) + b"\n\n"
+
+
+def error_body(error: ErrorBody) -> bytes:
+    """OpenAI's error envelope."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": fields})
+
+
+def models(names: Iterable[str]) -> dict[str, Any]:
+    """The body of `GET /v1/models`."""
+    return {"object": "list", "data": [model(name) for name in names]}
+
+
+def model(name: str) -> dict[str, Any]:
+    """The body of `GET /v1/models/{id}`. When a model was made is not known here: 0."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "headrace"}

@@ -1,0 +1,271 @@
+"""`headrace up`: the broker and every role on this machine, as child processes kept alive and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.broker import topology
+from pipeline.broker.connection import BusError, without_password
+from pipeline.broker.jetstream import Bus
+from pipeline.config import ENV_PREFIX, Config, to_environment
+from pipeline.process.lifecycle import Lifecycle, Report, run
+from pipeline.up import instance
+from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
+from pipeline.up.instance import Instance
+from pipeline.up.reach import NATS_PORT, any_broker_answers, ollama_url, ollama_version
+from pipeline.up.screen import Screen
+from pipeline.up.server import Broker, state_lock
+
+BROKER = "broker"
+OLLAMA = "ollama"
+STANDIN = "stand-in"
+GATEWAY = "gateway"
+# Stopped one group after the other: first who lets requests in, last who is needed by all the others.
+STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
+# Who lets requests in and who moves them may use this part of the drain time, the engines the rest of it.
+_EDGE_SHARE = 0.5
+# The server has written each request before it said so: its own end is quick.
+_BROKER_STOP_S = 2.0
+# What `up` takes beyond the drain time: to kill who did not keep it, and to end the broker.
+OVERHEAD_S = 4.0
+
+STANDIN_COMMAND = (sys.executable, "-m", "consumers.standin")
+# Loading the demo model on a machine that is busy with everything else.
+_STANDIN_START_S = 60.0
+
+
+class Role(msgspec.Struct, frozen=True):
+    """A process that `up` keeps alive: what it is called, and how it is started."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+ROLES = tuple(
+    Role(name, (sys.executable, "-m", "pipeline.cli", "run", name))
+    for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
+)
+
+
+class Local:
+    """Everything of one `headrace up`.
+
+    Args:
+        config: the settings; `nats_url` counts only where `own_broker` is false.
+        own_broker: whether to start the embedded broker.
+        screen: what the person sees.
+        roles: the processes to run beside the broker.
+        ready_file: written once everything serves, removed at the end.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        own_broker: bool,
+        screen: Screen,
+        roles: Sequence[Role] = ROLES,
+        ready_file: Path | None = None,
+    ) -> None:
+        self._config = config
+        self._own_broker = own_broker
+        self._screen = screen
+        self._roles = roles
+        self._ready_file = ready_file
+        self._dir = instance.state_dir(config)
+        self._kept: dict[str, Kept] = {}
+        self._unready = {role.name for role in roles}
+        self._all_ready = asyncio.Event()
+        self._standin_ready = asyncio.Event()
+        self._http: str | None = None
+
+    async def serve(self, lifecycle: Lifecycle) -> None:
+        """Start everything, serve until `lifecycle.stopping`, stop everything. Cancelling kills everything.
+
+        Raises:
+            LaunchError: the state folder is in use, a port is taken, the broker cannot be prepared.
+        """
+        with state_lock(self._dir) as lock:
+            (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
+            broker = Broker(
+                self._dir,
+                lock=lock,
+                log=self._log(BROKER),
+                port=self._config.nats_port,
+                # NATS's own port, where tools look first, is for the instance that people mean when they name none.
+                preferred_port=0 if self._config.state_dir else NATS_PORT,
+            )
+            started = await self._launch_broker(broker) if self._own_broker else None
+            if started is None:
+                await self._prepare(self._config.nats_url)
+            else:
+                self._config = msgspec.structs.replace(self._config, nats_url=broker.url)
+            self._screen.broker(self._config.nats_url, own=self._own_broker)
+            async with asyncio.TaskGroup() as group:
+                try:
+                    if started is not None:
+                        launch = partial(self._launch_broker, broker)
+                        self._keep(group, Kept(BROKER, launch, self._on_report, self._on_death, first=started))
+                    await self._run(lifecycle, group)
+                finally:
+                    for kept in self._kept.values():
+                        kept.kill()
+
+    async def _run(self, lifecycle: Lifecycle, group: asyncio.TaskGroup) -> None:
+        await self._find_ollama(group)
+        for role in self._roles:
+            self._keep(group, Kept(role.name, partial(self._launch, role), self._on_report, self._on_death))
+        if not self._roles:
+            self._all_ready.set()
+        await _first(self._all_ready.wait(), lifecycle.stopping.wait())
+        if not lifecycle.stopping.is_set():
+            here = Instance(self._config.nats_url, self._http, os.getpid())
+            files = [self._dir / instance.RUN_FILE, *([self._ready_file] if self._ready_file else [])]
+            with instance.announced(here, *files):
+                self._screen.serving(here, self._dir)
+                await lifecycle.stopping.wait()
+        self._screen.stopping()
+        await self._stop(self._config.drain_timeout_s)
+        self._screen.stopped()
+
+    def _keep(self, group: asyncio.TaskGroup, kept: Kept) -> None:
+        self._kept[kept.name] = kept
+        group.create_task(kept.run(), name=kept.name)
+
+    async def _launch_broker(self, broker: Broker) -> Process:
+        """The server, with what headrace needs on it: streams held in memory are gone when it had died."""
+        server = await broker.start()
+        try:
+            await self._prepare(broker.url)
+        except BaseException:
+            server.kill()
+            raise
+        if BROKER in self._kept:
+            self._on_report(self._kept[BROKER], Report("ready", broker.url))
+        return server
+
+    async def _prepare(self, url: str) -> None:
+        if not await any_broker_answers(url):
+            raise LaunchError(f"no NATS server with JetStream answers at {without_password(url)}")
+        try:
+            async with Bus.connect(url, name="headrace up") as bus:
+                await topology.apply(bus.js, self._config)
+        except (BusError, topology.TopologyError) as error:
+            raise LaunchError(str(error)) from None
+
+    async def _find_ollama(self, group: asyncio.TaskGroup) -> None:
+        """Settle which Ollama is used: the one that answers, or else the stand-in, or none."""
+        url = ollama_url(self._config.ollama_host)
+        version = await ollama_version(url)
+        if version is None and self._config.ollama_standin:
+            port = _free_port()
+            url = f"http://127.0.0.1:{port}"
+            self._unready.add(STANDIN)
+            launch = partial(self._launch_standin, port, url)
+            self._keep(group, Kept(STANDIN, launch, self._on_report, self._on_death))
+        elif version is None:
+            # Its consumer waits for an Ollama to come; nobody else has to.
+            self._unready.discard(OLLAMA)
+        self._config = msgspec.structs.replace(self._config, ollama_host=url)
+        self._screen.ollama(url, version=version, standin=STANDIN in self._kept)
+
+    async def _launch(self, role: Role) -> Process:
+        if role.name == OLLAMA and STANDIN in self._kept:
+            await self._standin_ready.wait()
+        return await spawn(role.command, self._environ(), self._log(role.name))
+
+    async def _launch_standin(self, port: int, url: str) -> Process:
+        command = (*STANDIN_COMMAND, "--port", str(port))
+        process = await spawn_tied(command, self._environ(), self._log(STANDIN))
+        try:
+            async with asyncio.timeout(_STANDIN_START_S):
+                while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - who else knows
+                    await asyncio.sleep(0.1)
+        except BaseException as error:
+            process.kill()
+            if isinstance(error, TimeoutError):
+                raise LaunchError(f"the stand-in does not answer at {url}") from None
+            raise
+        if process.returncode is None:
+            self._on_report(self._kept[STANDIN], Report("ready", f"{url}, the demo model"))
+        return process
+
+    def _environ(self) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        return inherited | to_environment(self._config)
+
+    def _log(self, name: str) -> Path:
+        return self._dir / "logs" / f"{name}.log"
+
+    def _on_report(self, kept: Kept, report: Report) -> None:
+        if kept.stopping:
+            return
+        # Without a model that may answer, Ollama's consumer waits for one to be pulled; nobody else has to.
+        if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
+            self._unready.discard(kept.name)
+            self._note_http(report)
+            if kept.name == STANDIN:
+                self._standin_ready.set()
+            if not self._unready:
+                self._all_ready.set()
+        self._screen.report(kept.name, report)
+
+    def _on_death(self, kept: Kept, how: str) -> None:
+        said = last_line(self._log(kept.name))
+        self._screen.death(kept.name, f"{how} (its last words: {said})" if said else how)
+
+    def _note_http(self, report: Report) -> None:
+        """Where HTTP is served; a gateway that is started again has to come back there."""
+        if url := report.facts.get("http"):
+            self._http = str(url)
+            port = int(self._http.rsplit(":", 1)[1].rstrip("/"))
+            self._config = msgspec.structs.replace(self._config, http_port=port)
+
+    async def _stop(self, drain_s: float) -> None:
+        """Stop group after group within drain_s, and then the broker."""
+        now = asyncio.get_running_loop().time
+        begun_at = now()
+        others = tuple(name for name in self._kept if not any(name in names for names in STOP_ORDER))
+        for names in (others, *STOP_ORDER):
+            share = _EDGE_SHARE if names in ((GATEWAY,), ("router",)) else 1.0
+            left_s = max(0.0, begun_at + drain_s * share - now())
+            if names == (BROKER,):
+                left_s = _BROKER_STOP_S
+            group = [self._kept[name] for name in names if name in self._kept]
+            await asyncio.gather(*(kept.stop(drain_s=left_s) for kept in group))
+
+
+def up(config: Config, *, own_broker: bool, roles: Sequence[Role] = ROLES, ready_file: Path | None = None) -> int:
+    """Be the process of `headrace up`; returns its exit code, as `lifecycle.run` does."""
+
+    async def main(config: Config, lifecycle: Lifecycle) -> None:
+        local = Local(config, own_broker=own_broker, screen=Screen(config), roles=roles, ready_file=ready_file)
+        await local.serve(lifecycle)
+
+    return run(main, config, "up", log_level="warning", drain_timeout_s=config.drain_timeout_s + OVERHEAD_S)
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of several is over."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _free_port() -> int:
+    """A loopback port that is free now. Whoever gets it keeps it across restarts, so it is chosen here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

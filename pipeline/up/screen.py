@@ -1,0 +1,160 @@
+"""What a person sees of `headrace up`: progress while it starts, what runs where and what to try, then what happens.
+
+On a terminal the progress is one live line; elsewhere every line is plain and stays.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from pipeline.config import Config
+from pipeline.process.lifecycle import Report
+from pipeline.up.instance import Instance
+from pipeline.up.reach import NATS_PORT
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+DEMO_MODEL = "headrace-demo"
+_PROGRESS_EVERY_S = 2.0
+
+
+class Screen:
+    """The terminal of one `headrace up`. One writer: its `Local`."""
+
+    def __init__(self, config: Config, *, out: TextIO | None = None) -> None:
+        from rich.console import Console  # noqa: PLC0415 - `run ROLE` has no screen
+
+        self._config = config
+        self._console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._status: Status | None = None
+        self._loading = ""
+        self._places: dict[str, str] = {}
+        self._states: dict[str, Report] = {}
+        self._shown_at = 0.0
+        self._began_at = time.monotonic()
+        self._died: set[str] = set()
+
+    def broker(self, url: str, *, own: bool) -> None:
+        """The broker answers at url."""
+        self._places["broker"] = f"{url}  ({'embedded nats-server' if own else 'NATS elsewhere'})"
+        self._line("broker", self._places["broker"])
+
+    def ollama(self, url: str, *, version: str | None, standin: bool) -> None:
+        """Which Ollama is used."""
+        if standin:
+            place = f"{url}  (a stand-in: it speaks Ollama's protocol and runs the demo model; no Ollama was found)"
+        elif version is None:
+            place = f"{url}  (no Ollama answers there now: nothing is spilled until one does)"
+        else:
+            place = f"{url}  (Ollama {version})"
+        self._places["ollama"] = place
+
+    def report(self, name: str, report: Report) -> None:
+        """A process has said something of itself."""
+        before = self._states.get(name)
+        self._states[name] = report
+        if name == self._loading and report.state != "loading":
+            self._end_progress()
+        if report.state == "ready" and (before is None or before.state != "ready"):
+            self._line(name, f"ready{' again' if name in self._died else ''}  {report.detail}".rstrip())
+        elif report.state == "loading":
+            self._progress(name, report)
+        elif report.state == "down" and report.detail:
+            self._line(name, report.detail, style="yellow")
+
+    def death(self, name: str, how: str) -> None:
+        """A process has died, and is started again."""
+        self._states.pop(name, None)
+        self._died.add(name)
+        self._line(name, how, style="yellow")
+
+    def serving(self, here: Instance, state_dir: Path) -> None:
+        """Everything serves."""
+        self._end_progress()
+        self._console.print(f"\n[bold]headrace serves[/] after {time.monotonic() - self._began_at:.1f} s\n")
+        for name, text in self._overview(here, state_dir):
+            self._line(name, text)
+        self._console.print("\nTo try, in another terminal:\n")
+        for command in self._commands(here, state_dir):
+            self._console.print(f"  [cyan]{_escape(command)}[/]")
+        self._console.print("\nCtrl-C finishes what is running and stops; a second Ctrl-C stops at once.")
+
+    def stopping(self) -> None:
+        """Draining begins."""
+        self._end_progress()
+        self._console.print(
+            f"\nfinishing what is running, for at most {self._config.drain_timeout_s:g} s "
+            "(what is queued stays in the state folder)"
+        )
+
+    def stopped(self) -> None:
+        """All is over."""
+        self._console.print("stopped")
+
+    def _overview(self, here: Instance, state_dir: Path) -> list[tuple[str, str]]:
+        return [
+            ("broker", self._places["broker"]),
+            ("mlx", self._engine()),
+            ("ollama", self._places.get("ollama", "none")),
+            ("http", here.http or "none"),
+            ("state", f"{state_dir}  (logs in logs/)"),
+        ]
+
+    def _engine(self) -> str:
+        said = self._states.get("mlx", Report("down")).detail
+        if self._config.engine == "simulated":
+            return "simulated: no model runs, the answers are made up"
+        text = said if self._config.model in said else f"{self._config.model}  {said}".rstrip()
+        if self._config.model == DEMO_MODEL:
+            text += "  (the demo model, which knows little; --model NAME_OR_PATH for a real one)"
+        return text
+
+    def _commands(self, here: Instance, state_dir: Path) -> list[str]:
+        question = "'What is the capital of France?'"
+        where = f" --state-dir {state_dir}" if self._config.state_dir else ""
+        server = "" if here.nats == f"nats://127.0.0.1:{NATS_PORT}" else f" -s {here.nats}"
+        headrace = command_name()
+        return [
+            f"{headrace} send{where} {question}",
+            f"{headrace} stats{where} --watch",
+            f"nats{server} req llm.ask.high {question}",
+        ]
+
+    def _progress(self, name: str, report: Report) -> None:
+        text = f"{name}: loading  {report.detail}".rstrip()
+        if self._console.is_terminal:
+            self._loading = name
+            if self._status is None:
+                self._status = self._console.status(_escape(text))
+                self._status.start()
+            self._status.update(_escape(text))
+        elif time.monotonic() - self._shown_at >= _PROGRESS_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._line(name, f"loading  {report.detail}".rstrip())
+
+    def _end_progress(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _line(self, name: str, text: str, *, style: str = "") -> None:
+        self._console.print(f"  [bold]{name:<9}[/] {_escape(text)}", style=style or None)
+
+
+def command_name() -> str:
+    """How the person started headrace, so that the commands we show can be copied."""
+    if shutil.which("headrace"):
+        return "headrace"
+    started = Path(sys.argv[0])
+    return f"{Path(sys.executable).name} -m pipeline.cli" if started.suffix == ".py" else str(started)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    return escape(text)

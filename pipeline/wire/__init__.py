@@ -1,0 +1,1 @@
+"""The words that processes exchange: subjects, requests, answers, errors, and Ollama's bodies. No I/O."""

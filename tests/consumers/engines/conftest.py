@@ -1,0 +1,28 @@
+"""What tests of engines in a child process share."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import pytest
+
+from consumers.engines.local.process import EngineProcess
+from pipeline.config import Config
+from tests.consumers.engines.conformance import until_ready
+
+Starter = Callable[..., AbstractAsyncContextManager[EngineProcess]]
+
+
+@asynccontextmanager
+async def started(kind: str, **options) -> AsyncIterator[EngineProcess]:
+    settings = {"engine": kind, "slots": 8, "engine_faults": True, "step_timeout_s": 30.0}
+    if kind == "simulated":
+        settings |= {"simulated_tokens_per_s": 4000.0, "simulated_answer_tokens": 60}
+    async with EngineProcess(Config(**settings | options)) as engine:
+        await until_ready(engine)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def start() -> Starter:
+    """Starts an engine, `mlx` or `simulated`, and waits until it is ready."""
+    return started

@@ -1,0 +1,215 @@
+"""The engine's loop and what it checks, turn by turn, without a process around it."""
+
+import queue
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.engines.local import protocol
+from consumers.engines.local.child.checks import answer_limit, batch_kv_bytes, room_tokens, template_messages
+from consumers.engines.local.child.loop import Begin, EngineLoop
+from consumers.engines.local.child.seeds import key_bits
+from consumers.engines.local.child.simulated import SimulatedBackend
+from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
+from pipeline.config import Config
+from pipeline.engine import Piece, Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatMessage, ChatRequest
+
+FAST = {"engine": "simulated", "simulated_tokens_per_s": 1e6, "simulated_prefill_tokens_per_s": 1e9}
+
+
+class Scene:
+    """A loop over the simulated engine, its turns taken by hand."""
+
+    def __init__(self, *, kv_bytes_per_token: int = 0, **options) -> None:
+        config = Config(**FAST | options)
+        self.backend = SimulatedBackend(config, lambda _: None)
+        self.backend.facts.kv_bytes_per_token = kv_bytes_per_token
+        self.commands = queue.SimpleQueue()
+        self.sent = []
+        self.loop = EngineLoop(self.backend, self.commands, self.sent.append, config)
+
+    def begin(self, key: int, *, epoch: int = 0, max_tokens: int = 8) -> None:
+        request = ChatRequest(prompt="x", max_tokens=max_tokens)
+        work = Work(id=f"r{key}", request=request, model="", seed=key)
+        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None))
+
+    def run(self) -> None:
+        """All commands so far, then to the end of everything they began."""
+        for _ in range(10_000):
+            if self.commands.empty() and not self.loop._running and not self.loop._waiting:
+                return
+            self.loop.turn()
+        raise AssertionError("the loop does not come to an end")
+
+    def pieces(self) -> list[tuple[int, Piece]]:
+        return [entry for frame in self.sent if isinstance(frame, Step) for entry in frame.pieces]
+
+
+def test_one_frame_a_step_has_every_sequence():
+    scene = Scene()
+    for key in (1, 2, 3):
+        scene.begin(key)
+    for _ in range(6):
+        scene.loop.turn()
+    assert [key for key, _ in scene.sent[-1].pieces] == [1, 2, 3]
+
+
+def test_a_step_takes_in_as_many_prompts_as_it_has_room_for():
+    scene = Scene(prefill_step_tokens=2)
+    for key in (1, 2, 3, 4):
+        scene.begin(key)
+    for _ in range(3):
+        scene.loop.turn()
+    assert [[key for key, _ in frame.pieces] for frame in scene.sent] == [[], [1, 2], [1, 2, 3, 4]]
+
+
+def test_a_cancelled_sequence_produces_nothing_more_and_the_others_go_on():
+    scene = Scene()
+    scene.begin(1)
+    scene.begin(2)
+    scene.loop.turn()
+    scene.loop.turn()
+    scene.loop.turn()
+    scene.sent.clear()
+    scene.commands.put(Cancel(1))
+    scene.commands.put(Cancel(99))
+    scene.run()
+    assert {key for key, _ in scene.pieces()} == {2}
+
+
+def test_sequences_wait_in_order_for_memory_that_all_may_need():
+    scene = Scene(kv_bytes_per_token=1, kv_bytes_limit=512)
+    for key in (1, 2, 3):
+        scene.begin(key)
+    scene.loop.turn()
+    assert list(scene.loop._running) == [1, 2]
+    scene.run()
+    assert {key for key, _ in scene.pieces()} == {1, 2, 3}
+
+
+def test_a_step_that_raises_empties_the_batch_and_says_so():
+    scene = Scene()
+    scene.begin(1)
+    scene.loop.turn()
+    scene.backend.step = lambda: 1 / 0
+    scene.loop.turn()
+    del scene.backend.step
+    assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero")
+    scene.begin(2, epoch=0)
+    scene.begin(3, epoch=1)
+    scene.sent.clear()
+    scene.run()
+    assert {key for key, _ in scene.pieces()} == {3}
+
+
+def test_an_answer_that_cannot_be_decoded_ends_alone():
+    scene = Scene()
+    scene.begin(1)
+    scene.begin(2)
+    scene.loop.turn()
+    scene.loop._running[1].sequence.transcript.detokenizer = None
+    scene.run()
+    (rejected,) = [frame for frame in scene.sent if isinstance(frame, Rejected)]
+    assert (rejected.key, rejected.code) == (1, ErrorCode.ENGINE_FAILED)
+    assert scene.pieces()[-1][1].finish_reason == "length"
+
+
+def test_expected_tokens_are_those_of_an_average_answer():
+    scene = Scene(simulated_answer_tokens=10)
+    scene.begin(1, max_tokens=100)
+    scene.run()
+    scene.begin(2, max_tokens=100)
+    scene.begin(3, max_tokens=4)
+    scene.loop.turn()
+    assert scene.sent[-1].stats.tokens_per_request == 10
+    assert scene.sent[-1].stats.pending_tokens == 14
+
+
+def test_shutdown_ends_the_loop_whatever_runs():
+    scene = Scene()
+    scene.begin(1)
+    scene.commands.put(Shutdown())
+    scene.loop.run()
+    assert scene.sent == []
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_default_limit_is_cut_to_what_fits_and_a_wanted_one_is_not():
+    sizes = {"prompt_tokens": 90, "room_tokens": 100, "default": 50}
+    assert answer_limit(None, **sizes) == 10
+    assert answer_limit(10, **sizes) == 10
+    with pytest.raises(HeadraceError) as caught:
+        answer_limit(11, **sizes)
+    assert caught.value.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+@given(st.integers(1, 300), st.none() | st.integers(1, 300), st.integers(1, 300))
+def test_an_answer_never_leaves_its_room(prompt_tokens, wanted, default):
+    try:
+        limit = answer_limit(wanted, prompt_tokens=prompt_tokens, room_tokens=200, default=default)
+    except HeadraceError:
+        assert prompt_tokens + (wanted or 1) > 200
+    else:
+        assert 1 <= limit <= 200 - prompt_tokens
+
+
+def test_a_batch_is_padded_to_its_longest_in_steps_of_256():
+    assert batch_kv_bytes([], 10) == 0
+    assert batch_kv_bytes([1, 257, 3], 10) == 3 * 512 * 10
+
+
+def test_room_is_the_context_or_what_the_memory_holds():
+    assert room_tokens(4096, kv_bytes_per_token=4, kv_bytes_limit=0) == 4096
+    assert room_tokens(4096, kv_bytes_per_token=0, kv_bytes_limit=1) == 4096
+    assert room_tokens(4096, kv_bytes_per_token=4, kv_bytes_limit=4 * 300) == 256
+    assert room_tokens(100, kv_bytes_per_token=4, kv_bytes_limit=4 * 300) == 100
+
+
+@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 100_000))
+def test_a_sequence_within_its_room_fits_alone(context_tokens, per_token, limit):
+    room = room_tokens(context_tokens, kv_bytes_per_token=per_token, kv_bytes_limit=limit)
+    assert room == 0 or batch_kv_bytes([room], per_token) <= limit
+
+
+def test_templates_see_plain_text_and_arguments_as_objects():
+    call = {"id": "c1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    conversation = [
+        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "7", "tool_call_id": "c1"},
+    ]
+    system, assistant, tool = template_messages(msgspec.convert(conversation, list[ChatMessage]))
+    assert system == {"role": "system", "content": "ab"}
+    assert assistant["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    assert tool["tool_call_id"] == "c1"
+
+
+@given(st.integers(-(2**63), 2**64), st.integers(0, 2**31))
+def test_keys_are_64_bits_of_seed_and_position(seed, position):
+    assert 0 <= key_bits(seed, position) < 2**64
+    assert key_bits(seed, position) != key_bits(seed, position + 1)
+    assert key_bits(seed, position) != key_bits(seed + 1, position)
+
+
+# ---- frames ----------------------------------------------------------------------------------------------------------
+
+
+def test_frames_survive_the_pipe():
+    request = msgspec.convert({"prompt": "я", "tools": [{"function": {"name": "f"}}]}, ChatRequest)
+    work = Work(id="r1", request=request, model="m", seed=2**63 - 1, resume_tokens=[1, 2], resume_text="abc")
+    for frame in (protocol.Submit(1, 0, work), Cancel(2), Shutdown()):
+        assert protocol.decode_to_child(protocol.encode(frame)[protocol.LENGTH_BYTES :]) == frame
+    facts = protocol.Facts(4096, 640, calls_tools=True, kv_bytes_per_token=1024)
+    error = HeadraceError(ErrorCode.INVALID_REQUEST, "no", param="stop")
+    pieces = [(7, Piece(text="я", token_ids=[5], finish_reason="stop"))]
+    for frame in (protocol.Ready(facts), Rejected.of(1, error), Step(pieces), Reset(1, "e"), protocol.Failed("x")):
+        data = protocol.encode(frame)
+        assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
+        assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame
+    assert Rejected.of(1, error).error().param == "stop"

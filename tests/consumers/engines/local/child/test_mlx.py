@@ -1,0 +1,173 @@
+"""MLX itself in the child process, with the model that is shipped."""
+
+import asyncio
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from consumers.engines.local.process import located
+from pipeline.engine import Engine
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.requests import ChatRequest, Tool
+from tests.consumers.engines.conformance import ExactConformance, ask, refusal, until, work
+
+pytest.importorskip("mlx_lm", reason="MLX is not installed")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+WEATHER = msgspec.convert(
+    {"function": {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}},
+    Tool,
+)
+
+_GREEDY_ALONE = """
+import sys
+import mlx.core as mx
+from mlx_lm import generate, load
+model, tokenizer = load(sys.argv[1])
+for question in sys.argv[2:]:
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    print(repr(generate(model, tokenizer, prompt, max_tokens=24)))
+mx.clear_streams()
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(start):
+    # Short prefills, so that even a short prompt takes several steps.
+    async with start("mlx", prefill_step_tokens=64) as process:
+        as_seen_by_workers: Engine = process
+        yield as_seen_by_workers
+
+
+class TestMlxEngine(ExactConformance):
+    async def test_a_batch_streams_what_mlx_lm_generates_alone(self, engine):
+        model = located("headrace-demo")
+        command = [sys.executable, "-c", _GREEDY_ALONE, model, *self.prompts]
+        alone = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=60)
+        requests = [ChatRequest(prompt=prompt, max_tokens=24, temperature=0) for prompt in self.prompts]
+        together = await asyncio.gather(*(ask(engine, request) for request in requests))
+        assert [repr(answer.text) for answer in together] == alone.stdout.splitlines()
+
+    async def test_another_seed_gives_another_answer(self, engine):
+        request = ChatRequest(prompt="x", max_tokens=24, temperature=2)
+        assert (await ask(engine, request, seed=1)).token_ids != (await ask(engine, request, seed=2)).token_ids
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {"top_k": 1, "temperature": 1.0},
+            {"top_p": 1e-9, "temperature": 1.0},
+            {"min_p": 1.0, "temperature": 1.0},
+            {"temperature": 1e-30},
+        ],
+    )
+    async def test_sampling_at_its_narrowest_is_greedy(self, engine, sampling):
+        greedy = await ask(engine, ChatRequest(prompt="What is 3 + 4?", max_tokens=8, temperature=0))
+        narrow = await ask(engine, ChatRequest(prompt="What is 3 + 4?", max_tokens=8, **sampling))
+        assert narrow.token_ids == greedy.token_ids
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {"top_k": 1_000_000},
+            {"temperature": 2.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0},
+            {"repetition_penalty": 1e-3},
+            {"repetition_penalty": 10.0, "presence_penalty": -2.0, "frequency_penalty": 2.0},
+        ],
+    )
+    async def test_parameters_at_their_limits_are_survived(self, engine, sampling):
+        answer = await ask(engine, ChatRequest(prompt="What is 3 + 4?", max_tokens=8, **sampling))
+        assert answer.finish_reason is not None
+        assert answer.restarted == 0
+
+    async def test_a_frequency_penalty_ends_repetition(self, engine):
+        request = ChatRequest(prompt="Count from 1 to 40.", max_tokens=40, temperature=0)
+        plain = await ask(engine, request)
+        fined = await ask(engine, msgspec.structs.replace(request, frequency_penalty=2.0, presence_penalty=2.0))
+        most = [max(map(answer.token_ids.count, answer.token_ids)) for answer in (plain, fined)]
+        assert most[1] < most[0]
+
+    async def test_penalties_go_on_where_an_answer_does(self, engine):
+        request = ChatRequest(
+            prompt="Count from 1 to 40.", max_tokens=30, temperature=0, frequency_penalty=1.0, repetition_penalty=1.2
+        )
+        whole = await ask(engine, request)
+        rest = await ask(engine, request, resume_tokens=whole.token_ids[:11])
+        assert rest.text == whole.text
+        assert rest.token_ids == whole.token_ids[11:]
+
+    async def test_text_stands_for_the_tokens_that_nobody_knows(self, engine):
+        request = ChatRequest(prompt="Count from 1 to 40.", max_tokens=60, temperature=0)
+        whole = await ask(engine, request)
+        # At a number's end, where any tokenizer of such text has a token's end as well.
+        cut = whole.text.index(" ", len(whole.text) // 3)
+        rest = await ask(engine, request, resume_text=whole.text[:cut])
+        assert rest.text == whole.text[cut:]
+
+    async def test_tokens_of_another_model_are_refused(self, engine):
+        error = await refusal(engine, "x", resume_tokens=[10**7])
+        assert error.code is ErrorCode.INVALID_REQUEST
+
+    async def test_arguments_that_are_no_json_object_are_refused(self, engine):
+        call = {"function": {"name": "f", "arguments": "[1"}}
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+        error = await refusal(engine, msgspec.convert({"messages": messages}, ChatRequest))
+        assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, "messages")
+
+    async def test_structure_never_shows_in_the_text(self, engine):
+        for seed in range(4):
+            request = ChatRequest(prompt="x", max_tokens=60, temperature=2, seed=seed)
+            assert "<|" not in (await ask(engine, request, seed=seed)).text
+
+    async def test_a_long_prompt_does_not_stall_those_that_decode(self, engine):
+        decoding = await engine.submit(work(ChatRequest(prompt="Count from 1 to 40.", max_tokens=90, temperature=1)))
+        await decoding.next()
+        long = await engine.submit(work(ChatRequest(prompt="Repeat: " + "apple " * 200, max_tokens=1)))
+        first_of_long = asyncio.ensure_future(long.next())
+        pieces, ended = 0, False
+        while not (first_of_long.done() or ended):
+            ended = (await decoding.next()).finish_reason is not None
+            pieces += 1
+        # Its prompt takes several steps, and each gives the other one a token.
+        assert pieces >= 3
+        assert (await first_of_long).finish_reason == "length"
+        await decoding.close()
+
+    async def test_a_tool_call_comes_whole_and_not_as_text(self, engine):
+        request = ChatRequest(prompt="What is the weather in Paris?", tools=[WEATHER], temperature=0)
+        answer = await ask(engine, request)
+        (call,) = answer.tool_calls
+        assert call.function.name == "get_weather"
+        assert set(msgspec.json.decode(call.function.arguments)) == {"city"}
+        assert (answer.text.strip(), answer.finish_reason) == ("", "tool_calls")
+
+    async def test_a_model_told_of_no_tools_calls_none(self, engine):
+        request = ChatRequest(
+            prompt="What is the weather in Paris?", tools=[WEATHER], tool_choice="none", temperature=0
+        )
+        answer = await ask(engine, request)
+        assert answer.tool_calls == []
+        assert answer.finish_reason == "stop"
+
+    async def test_the_result_of_a_tool_is_part_of_the_conversation(self, engine):
+        call = {"id": "c1", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+        question = {"role": "user", "content": "What is the weather in Paris?"}
+        result = {"role": "tool", "tool_call_id": "c1", "content": "sunny"}
+        messages = [question, {"role": "assistant", "tool_calls": [call]}, result]
+        request = msgspec.convert({"messages": messages, "max_tokens": 8}, ChatRequest)
+        alone = await ask(engine, ChatRequest(prompt="What is the weather in Paris?", max_tokens=8))
+        answer = await ask(engine, request)
+        assert answer.usage.prompt_tokens > alone.usage.prompt_tokens
+
+    async def test_memory_of_the_cache_is_told_and_given_back(self, engine):
+        held = []
+        engine.on_change(lambda: held.append(engine.status().kv_bytes))
+        generation = await engine.submit(work(self.unending))
+        await generation.next()
+        assert engine.status().kv_bytes > 0
+        await generation.close()
+        await until(engine, lambda: engine.status().slots_used == 0)
+        assert engine.status().kv_bytes == 0

@@ -1,0 +1,31 @@
+"""The simulated engine in its child process."""
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from pipeline.engine import Engine
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.requests import ChatRequest
+from tests.consumers.engines.conformance import ExactConformance, ask, refusal
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(start):
+    async with start("simulated") as process:
+        as_seen_by_workers: Engine = process
+        yield as_seen_by_workers
+
+
+class TestSimulatedEngine(ExactConformance):
+    async def test_every_answer_says_in_its_first_word_that_it_is_simulated(self, engine):
+        assert engine.simulated
+        assert (await ask(engine, "What is the capital of France?")).text.startswith("[simulated] No model has read")
+        assert (await ask(engine, ChatRequest(prompt="x", max_tokens=1))).text == "[simulated]"
+
+    async def test_it_has_no_place_for_tools(self, engine):
+        request = msgspec.convert({"prompt": "x", "tools": [{"function": {"name": "f"}}]}, ChatRequest)
+        error = await refusal(engine, request)
+        assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tools")

@@ -1,0 +1,236 @@
+"""Whatever ends the child, or one request in it: the others go on as if nothing had happened."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from consumers.engines.local.process import EngineProcess
+from pipeline.config import Config
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
+from tests.consumers.engines.conformance import Answer, ask, read, until, until_ready, work
+
+ENGINES = ["mlx", "simulated"]
+
+_ORPHAN_MAKER = """
+import asyncio
+from consumers.engines.local.process import EngineProcess
+from pipeline.config import Config
+from pipeline.wire.requests import ChatRequest
+from pipeline.engine import Work
+
+async def main():
+    config = Config(engine="simulated", simulated_tokens_per_s=1.0, slots=1)
+    async with EngineProcess(config) as engine:
+        request = ChatRequest(prompt="x", max_tokens=1000)
+        generation = await engine.submit(Work(id="r", request=request, model="", seed=1))
+        await generation.next()
+        print(engine.child_pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(params=ENGINES)
+def kind(request):
+    if request.param == "mlx":
+        pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    return request.param
+
+
+def counting(up_to: int, *, fault: str = "", temperature: float = 0.8) -> ChatRequest:
+    return ChatRequest(prompt=f"Count from 1 to {up_to}. {fault}", max_tokens=30, temperature=temperature)
+
+
+async def neighbours(engine, poison: str) -> tuple[list[Answer], HeadraceError]:
+    """Three answers beside a request that asks for a fault, and what that one ends with."""
+    generations = [await engine.submit(work(counting(20 + i), seed=i)) for i in range(2)]
+    poisoned = await engine.submit(work(counting(30, fault=poison), seed=9))
+    generations.append(await engine.submit(work(counting(22), seed=2)))
+    *answers, error = await asyncio.gather(*map(read, generations), read(poisoned), return_exceptions=True)
+    assert isinstance(error, HeadraceError)
+    return answers, error
+
+
+@pytest.mark.parametrize("fault", ["segfault@5", "abort", "raise@3"])
+async def test_a_request_that_brings_the_engine_down_ends_alone(start, kind, fault):
+    async with start(kind) as engine:
+        undisturbed = [await ask(engine, counting(20 + i), seed=i) for i in range(3)]
+        answers, error = await neighbours(engine, f"[[fault:{fault}]]")
+        assert error.code is ErrorCode.ENGINE_FAILED
+        assert [answer.text for answer in answers] == [answer.text for answer in undisturbed]
+        assert [answer.token_ids for answer in answers] == [answer.token_ids for answer in undisturbed]
+        assert [answer.usage for answer in answers] == [answer.usage for answer in undisturbed]
+        assert all(answer.restarted <= 1 for answer in answers)
+        assert engine.status().slots_used == 0
+
+
+async def test_an_exception_costs_no_reload(start):
+    async with start("simulated") as engine:
+        before = engine.child_pid
+        await neighbours(engine, "[[fault:raise]]")
+        assert engine.child_pid == before
+
+
+async def test_a_step_that_never_ends_is_ended(start):
+    async with start("simulated", step_timeout_s=0.5) as engine:
+        answers, error = await neighbours(engine, "[[fault:hang@2]]")
+        assert error.code is ErrorCode.ENGINE_FAILED
+        assert all(answer.finish_reason and answer.restarted <= 1 for answer in answers)
+
+
+async def test_two_poisons_at_once_end_both_and_nobody_else(start):
+    async with start("simulated") as engine:
+        requests = [
+            counting(9),
+            counting(9, fault="[[fault:abort]]"),
+            counting(9),
+            counting(9, fault="[[fault:raise]]"),
+        ]
+        answers = await asyncio.gather(*(ask(engine, request) for request in requests), return_exceptions=True)
+        assert [isinstance(answer, HeadraceError) for answer in answers] == [False, True, False, True]
+        assert all(answer.restarted <= 2 for answer in answers[::2])
+
+
+async def test_a_child_killed_from_outside_ends_no_request(start, kind):
+    async with start(kind) as engine:
+        undisturbed = [await ask(engine, counting(20 + i), seed=i) for i in range(3)]
+        generations = [await engine.submit(work(counting(20 + i), seed=i)) for i in range(3)]
+        begun = [await generation.next() for generation in generations]
+        os.kill(engine.child_pid, signal.SIGKILL)
+        answers = await asyncio.gather(*map(read, generations))
+        assert [piece.text + answer.text for piece, answer in zip(begun, answers, strict=True)] == [
+            answer.text for answer in undisturbed
+        ]
+        assert all(answer.restarted == 1 for answer in answers)
+
+
+async def test_a_request_alone_survives_a_child_killed_from_outside(start):
+    async with start("simulated") as engine:
+        generation = await engine.submit(work(counting(20)))
+        await generation.next()
+        os.kill(engine.child_pid, signal.SIGKILL)
+        assert (await read(generation)).restarted == 1
+
+
+async def killing_the_child_in_company(engine, generation, restarts: list[int]) -> None:
+    """Read, and kill the child whenever two requests run: trials are over then, so nobody is to blame."""
+    while (piece := await generation.next()).finish_reason is None:
+        restarts.append(piece.restarted)
+        if piece.token_ids and engine.status().slots_used == 2:
+            os.kill(engine.child_pid, signal.SIGKILL)
+
+
+async def test_a_request_in_one_crash_after_the_other_is_given_to_another_engine(start):
+    async with start("simulated", simulated_tokens_per_s=100.0) as engine:
+        generation = await engine.submit(work(counting(20)))
+        company = await engine.submit(work(counting(20)))
+        restarts: list[int] = []
+        with pytest.raises(HeadraceError) as caught:
+            await killing_the_child_in_company(engine, generation, restarts)
+        assert caught.value.code is ErrorCode.UNAVAILABLE
+        assert sum(restarts) == 4
+        await company.close()
+
+
+async def test_an_idle_child_that_dies_is_replaced(start):
+    async with start("simulated") as engine:
+        before = engine.child_pid
+        os.kill(before, signal.SIGKILL)
+        await until(engine, lambda: engine.status().state == "loading")
+        await until_ready(engine)
+        assert engine.child_pid != before
+        assert (await ask(engine, counting(3))).finish_reason
+
+
+async def test_no_slot_is_offered_until_the_culprit_is_known(start):
+    async with start("simulated", slots=4) as engine:
+        offered = []
+        engine.on_change(lambda: offered.append(engine.status().slots_used < 4))
+        poisoned = await engine.submit(work(counting(9, fault="[[fault:segfault]]")))
+        crashed = asyncio.ensure_future(poisoned.next())
+        piece = await crashed
+        assert piece.restarted == 1
+        offered.clear()
+        late = await engine.submit(work(counting(9)))
+        with pytest.raises(HeadraceError):
+            await read(poisoned)
+        assert not any(offered[:-1])
+        assert (await read(late)).restarted == 0
+
+
+async def test_a_suspect_that_is_closed_holds_nobody_up(start):
+    async with start("simulated") as engine:
+        first = await engine.submit(work(counting(9)))
+        second = await engine.submit(work(counting(9)))
+        await first.next()
+        os.kill(engine.child_pid, signal.SIGKILL)
+        while not (await second.next()).restarted:
+            pass
+        await second.close()
+        assert (await read(first)).restarted == 1
+
+
+async def test_a_model_that_is_not_there_is_reported_and_requests_are_passed_on(tmp_path):
+    pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    async with EngineProcess(Config(engine="mlx", model=str(tmp_path / "nowhere"))) as engine:
+        waiting = await engine.submit(work("x"))
+        with pytest.raises(HeadraceError) as caught:
+            await read(waiting)
+        assert caught.value.code is ErrorCode.UNAVAILABLE
+        await until(engine, lambda: engine.status().state == "down")
+        assert "nowhere" in engine.status().reason
+        with pytest.raises(HeadraceError) as refused:
+            await engine.submit(work("x"))
+        assert refused.value.code is ErrorCode.UNAVAILABLE
+
+
+async def test_loading_is_reported(start):
+    notes = []
+    async with EngineProcess(Config(engine="simulated", simulated_load_s=0.1)) as engine:
+        engine.on_change(lambda: notes.append((engine.status().state, engine.status().reason)))
+        await until_ready(engine)
+    assert ("loading", "simulating a model that loads") in notes
+
+
+async def test_an_engine_that_is_stopped_hands_its_requests_back():
+    config = Config(engine="simulated", simulated_tokens_per_s=10.0)
+    async with EngineProcess(config) as engine:
+        await until_ready(engine)
+        running = await engine.submit(work("x"))
+        await running.next()
+        child = engine.child_pid
+    with pytest.raises(HeadraceError) as caught:
+        await read(running)
+    assert caught.value.code is ErrorCode.UNAVAILABLE
+    assert not is_alive(child)
+
+
+async def test_an_engine_stopped_while_it_loads_ends_at_once():
+    async with EngineProcess(Config(engine="simulated", simulated_load_s=3600.0)) as engine:
+        await until(engine, lambda: engine.status().reason.startswith("simulating"))
+        child = engine.child_pid
+    assert not is_alive(child)
+
+
+async def test_a_child_ends_with_its_parent():
+    parent = await asyncio.create_subprocess_exec(sys.executable, "-c", _ORPHAN_MAKER, stdout=asyncio.subprocess.PIPE)
+    assert parent.stdout is not None
+    async with asyncio.timeout(60):
+        child = int(await parent.stdout.readline())
+        assert is_alive(child)
+        parent.kill()
+        await parent.wait()
+        while is_alive(child):  # noqa: ASYNC110 - no event tells of the end of another's child
+            await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that ended and is not reaped yet does not."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return state.strip()[:1] not in ("", "Z")

@@ -1,0 +1,311 @@
+"""What is known of the queue is true, said at once, and a cancelled request reaches no engine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import msgspec
+import pytest
+
+from consumers.monitor.monitor import Monitor
+from pipeline.delivery.puller import Puller
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import role
+from pipeline.wire.messages import Load, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
+from pipeline.wire.subjects import STREAM_REQUESTS, STREAM_STATE
+from tests.pipeline.worker.conftest import Client
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def client(bus):
+    return Client(bus)
+
+
+@pytest.fixture
+async def monitor(config, bus):
+    """Starts a monitor; a second call starts another one."""
+    tasks = []
+
+    async def run(ready):
+        lifecycle = Lifecycle("monitor", drain_timeout_s=5)
+        lifecycle.report = lambda state, *_, **__: ready.set() if state == "ready" else None
+        async with role("monitor", config) as me:
+            await Monitor(me, config).run(lifecycle)
+
+    async def start():
+        ready = asyncio.Event()
+        tasks.append(asyncio.create_task(run(ready)))
+        await asyncio.wait({tasks[-1], asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        assert not tasks[-1].done()
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+class Loads:
+    """The load events of one engine as a subscriber hears them."""
+
+    def __init__(self) -> None:
+        self.heard = []
+
+    async def on_load(self, message):
+        self.heard.append((time.monotonic(), msgspec.json.decode(message.data, type=Load)))
+
+    @property
+    def last(self):
+        return self.heard[-1][1]
+
+    async def until(self, level):
+        await eventually(lambda: self.heard and self.last.level == level, what=level)
+        return self.heard[-1]
+
+
+@pytest.fixture
+async def loads(bus):
+    loads = Loads()
+    await bus.subscribe("llm.load.mlx", loads.on_load)
+    return loads
+
+
+def status(used=0, total=4, *, state="ready", worker="w1", models=("m",), engine="mlx", pending=0.0):
+    return WorkerStatus(
+        worker=worker,
+        engine=engine,
+        state=state,
+        models=list(models),
+        slots=Slots(used, total),
+        running=PerPriorityCount(high=used),
+        pending_tokens=pending,
+        tokens_per_s=100.0,
+        tokens_per_request=50.0,
+        kv_bytes=0,
+        kv_bytes_limit=0,
+        at=time.time(),
+    )
+
+
+async def say(bus, message):
+    await bus.publish(f"llm.worker.{message.worker}", encode(message))
+
+
+async def ask_service(bus, subject, body=b""):
+    return msgspec.json.decode((await bus.request(subject, body)).data)
+
+
+async def test_load_goes_up_and_down_through_its_levels_at_once(monitor, bus, loads):
+    await say(bus, status())
+    await monitor()
+    await say(bus, status())
+    await loads.until("normal")
+    caused_at = time.monotonic()
+    await say(bus, status(4, pending=400.0))
+    said_at, load = await loads.until("saturated")
+    assert said_at - caused_at < 0.1
+    assert (load.slots.used, load.slots.total) == (4, 4)
+    assert load.saturation >= 1.0
+    levels = [load.level for _, load in loads.heard]
+    assert levels[levels.index("saturated") - 1] == "busy"
+
+    async def idle_again():
+        await say(bus, status())
+        return loads.last.level == "normal"
+
+    await eventually(idle_again)
+    assert "busy" in [load.level for _, load in loads.heard[levels.index("saturated") :]]
+
+
+async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(monitor, bus, client, loads):
+    """An overload begins with all slots in use and nothing waiting: by that alone nothing would be spilled yet."""
+    await say(bus, status())
+    await monitor()
+    await say(bus, status())
+    await loads.until("normal")
+    await say(bus, status(4, pending=400.0))
+    await loads.until("saturated")
+    told = len(loads.heard)
+    for number in range(8):
+        await client.ask(f"r{number}", lane="low")
+    await eventually(lambda: loads.last.predicted_wait_ms.low > 0)
+    await eventually(lambda: len(loads.heard) > told + 10, what="ten more")
+    first, last = (load for _, load in (loads.heard[told], loads.heard[told + 10]))
+    assert {load.level for _, load in loads.heard[told:]} == {"saturated"}
+    assert last.at - first.at < 5.0, "more often than once a second"
+
+
+async def test_requests_that_are_stored_count_at_once(monitor, bus, loads, client):
+    await monitor()
+    await say(bus, status(4))
+    await loads.until("saturated")
+    caused_at = time.monotonic()
+    for number in range(3):
+        await client.ask(f"r{number}", lane="low.simple")
+    await say(bus, status(4))
+    await eventually(lambda: loads.last.queued.low == 3)
+    assert loads.heard[-1][0] - caused_at < 2.0
+    assert loads.last.predicted_wait_ms.low > loads.last.predicted_wait_ms.high
+
+
+async def test_the_last_load_is_kept_for_whoever_comes_late(monitor, bus, loads):
+    await monitor()
+    await say(bus, status(2))
+    await eventually(lambda: loads.heard and loads.last.slots.used == 2)
+    _, kept = await eventually(lambda: bus.last_message(STREAM_STATE, "llm.load.mlx"))
+    assert msgspec.json.decode(kept, type=Load).engine == "mlx"
+
+
+async def test_an_engine_without_a_worker_is_saturated_and_says_why(monitor, bus, loads):
+    await monitor()
+    _, load = await loads.until("saturated")
+    assert "no worker" in load.reason
+
+
+async def test_the_statistics_count_what_happened(monitor, bus, client):
+    await monitor()
+    await client.ask("r1")
+    for event in (
+        RequestEvent("r0", "started", "high", "mlx", wait_ms=12.0),
+        RequestEvent("r0", "done", "high", "mlx", wait_ms=12.0, ttft_ms=34.0, total_ms=50.0),
+        RequestEvent("x", "failed", "low", "mlx", code="invalid_request"),
+        RequestEvent("x", "spilled", "medium"),
+        RequestEvent("x", "expired", "medium", code="deadline_exceeded"),
+    ):
+        await bus.publish(f"llm.event.{event.priority}.{event.kind}", encode(event))
+    await say(bus, status(3))
+
+    async def counted():
+        statistics = await ask_service(bus, "llm.queue.stats")
+        high, medium, low = (statistics[p] for p in ("high", "medium", "low"))
+        if (high["queued"], high["running"], high["done"]) != (1, 3, 1):
+            return None
+        assert (low["failed"], medium["spilled"], medium["expired"]) == (1, 1, 1)
+        assert (high["wait_ms"]["p50"], high["ttft_ms"]["p99"]) == (12.0, 34.0)
+        return statistics
+
+    statistics = await eventually(counted)
+    assert set(statistics["engines"]) == {"mlx", "ollama"}
+    assert statistics["engines"]["mlx"]["object"] == "headrace.load"
+    assert statistics["dead"] == 0
+    assert statistics["uptime_s"] >= 0
+
+
+async def test_a_position_counts_those_before_it_in_the_same_lane(monitor, bus, client):
+    await monitor()
+    for number in range(3):
+        await client.ask(f"r{number}", lane="medium")
+    await client.ask("other", lane="high")
+    await say(bus, status(4))
+
+    async def position(request_id):
+        return await ask_service(bus, "llm.queue.position", request_id.encode())
+
+    async def third():
+        found = await position("r2")
+        return found if (found["position"], found["state"]) == (2, "queued") and found["eta_ms"] > 0 else None
+
+    assert await eventually(third)
+    assert (await position("r0"))["position"] == 0
+    assert (await position("nobody"))["state"] == "unknown"
+    assert (await position("* evil >"))["state"] == "unknown"
+
+
+async def test_a_monitor_that_comes_later_knows_what_runs(monitor, bus, client):
+    async def surplus(_):
+        raise AssertionError
+
+    for number in range(3):
+        await client.ask(f"r{number}", lane="medium.simple")
+    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
+    await puller.start()
+    assert await puller.take("medium_simple")
+    await monitor()
+    found = [await ask_service(bus, "llm.queue.position", f"r{number}".encode()) for number in range(3)]
+    assert [(one["state"], one["position"]) for one in found] == [("running", 0), ("queued", 0), ("queued", 1)]
+
+
+async def test_models_are_listed_once_and_internal_ones_never(monitor, bus):
+    await monitor()
+    await say(bus, status(models=("m", "tinyllama")))
+    await say(bus, status(worker="w2", models=("qwen", "tinyllama:1.1b", "m"), engine="ollama"))
+
+    async def listed():
+        return [model["id"] for model in (await ask_service(bus, "llm.models"))["data"]] == ["m", "qwen"]
+
+    await eventually(listed)
+
+
+async def cancel(bus, request_id):
+    return (await ask_service(bus, f"llm.cancel.{request_id}"))["state"]
+
+
+@pytest.mark.parametrize("first", ["the request", "the monitor"])
+async def test_a_queued_request_that_is_cancelled_is_gone_and_its_reader_knows(monitor, bus, client, first):
+    if first == "the monitor":
+        await monitor()
+    seen = await client.listen("_INBOX.me.1")
+    await client.ask("r1", Reply_To="_INBOX.me.1")
+    await client.ask("r2")
+    if first == "the request":
+        await monitor()
+    assert await eventually(lambda: cancel(bus, "r1")) == "cancelled"
+    answer = await client.answer("r1")
+    assert answer.error.code == "cancelled"
+    assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
+    await eventually(lambda: seen)
+    assert seen == [answer]
+
+    async def counted():
+        return (await ask_service(bus, "llm.queue.stats"))["high"]["cancelled"] == 1
+
+    await eventually(counted)
+    assert await cancel(bus, "r1") == "finished"
+    assert await cancel(bus, "nobody") == "unknown"
+    assert len(await client.record("r1")) == 1
+
+
+async def test_a_request_nobody_knows_to_be_done_is_finished_when_it_is(monitor, bus, client):
+    """Events may be lost: the record has the last word."""
+    await monitor()
+    await client.ask("r1")
+    await eventually(lambda: _queued(bus, "r1"))
+    body = b'{"object":"error","id":"r1","created":1,"error":{"code":"cancelled","message":"","type":"","param":null,"retryable":false}}'  # noqa: E501
+    await bus.store("llm.out.r1", body, expected_last=0)
+    await bus.delete(STREAM_REQUESTS, 1)
+    assert await cancel(bus, "r1") == "finished"
+
+
+async def _queued(bus, request_id):
+    return (await ask_service(bus, "llm.queue.position", request_id.encode()))["state"] == "queued"
+
+
+async def test_requests_with_headers_nobody_can_read_stop_no_monitor(monitor, bus, nats_server, client):
+    headers = b"NATS/1.0"
+    with socket.create_connection(("127.0.0.1", nats_server.port), timeout=5) as raw:
+        raw.sendall(b'CONNECT {"headers":true,"verbose":false}\r\n')
+        raw.sendall(b"HPUB llm.request.high %d %d\r\n" % (len(headers), len(headers) + 1) + headers + b"x\r\nPING\r\n")
+        while not raw.recv(4096).endswith(b"PONG\r\n"):
+            pass
+
+    async def stored():
+        return (await bus.stream_state(STREAM_REQUESTS)).messages == 1
+
+    await eventually(stored)
+    await client.ask("r2")
+    await monitor()
+    assert await eventually(lambda: _queued(bus, "r2"))
+    assert await cancel(bus, "LLM-1") == "cancelled"
+
+
+async def test_what_no_monitor_understands_stops_none(monitor, bus, client):
+    await monitor()
+    await bus.publish("llm.event.high.done", b"nonsense")
+    await bus.publish("llm.worker.evil", b"nonsense")
+    await bus.publish("llm.load.mlx", b"nonsense")
+    await bus.publish("llm.queued.high", b"", headers={"Nats-Subject": "llm.request.high", "Nats-Sequence": "x"})
+    await client.ask("r1")
+    assert await eventually(lambda: _queued(bus, "r1"))

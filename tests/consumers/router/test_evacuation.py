@@ -1,0 +1,97 @@
+"""What waits in Ollama's lanes goes back to MLX while nobody works there, and only then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from consumers.router.evacuation import Evacuation
+from pipeline.process.role import role
+from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
+from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from tests.waiting import eventually
+
+BODY = b'{"prompt": "What is the capital of France?"}'
+
+
+def status(engine: str, state: str, *models: str) -> bytes:
+    running = PerPriorityCount()
+    slots = Slots(0, 4)
+    return encode(WorkerStatus(f"{engine}-1", engine, state, list(models), slots, running, 0, 0, 0, 0, 0, time.time()))
+
+
+@pytest.fixture
+async def say(bus):
+    """Says again and again what MLX and Ollama are; the test changes it."""
+    told = {"mlx": ("ready", "big"), "ollama": ("ready", "small")}
+
+    async def go_on():
+        while True:
+            for engine, words in told.items():
+                await bus.publish(f"llm.worker.{engine}-1", status(engine, *words))
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(go_on())
+    yield told
+    task.cancel()
+
+
+@pytest.fixture
+async def evacuation(config):
+    async with role("router", config) as me:
+        task = asyncio.create_task(Evacuation(me, config).run())
+        yield me
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def subjects(bus, stream):
+    return [message.headers["Nats-Subject"] async for message in bus.scan(stream, ">")]
+
+
+async def spill(bus, request_id, body=BODY):
+    headers = {
+        "Nats-Msg-Id": moved_id(request_id, Move.SPILLED, 1, 0.0),
+        "Llm-Stored-At": repr(time.time()),
+        "Llm-Task": "simple",
+    }
+    await bus.store("llm.ollama.high", body, headers=headers)
+
+
+async def test_requests_go_back_when_ollama_goes_down_and_what_only_ollama_has_stays(bus, say, evacuation):
+    say["ollama"] = ("down",)
+    await spill(bus, "auto")
+    await spill(bus, "theirs", b'{"prompt": "x", "model": "small"}')
+
+    async def back():
+        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
+
+    await eventually(back)
+    [moved] = [message async for message in bus.scan(STREAM_REQUESTS, ">")]
+    assert moved.headers["Nats-Msg-Id"].startswith("auto:returned")
+    assert moved.headers["Llm-Reason"] == "back from ollama: ollama is away"
+    assert await subjects(bus, STREAM_OLLAMA) == ["llm.ollama.high"]
+
+
+async def test_a_consumer_that_is_not_there_at_all_counts_as_away(bus, say, evacuation):
+    del say["ollama"]
+    await spill(bus, "auto")
+
+    async def gone():
+        return await subjects(bus, STREAM_OLLAMA) == []
+
+    await eventually(gone)
+    assert await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
+
+
+async def test_nothing_is_taken_back_while_ollama_works(bus, say, evacuation):
+    await spill(bus, "auto")
+
+    async def heard():
+        return evacuation.peers.models("ollama") == ["small"]
+
+    await eventually(heard)
+    [consumer] = [c for c in await bus.consumers(STREAM_OLLAMA) if c.name == "ollama_high"]
+    assert (consumer.num_pending, consumer.num_ack_pending) == (1, 0)

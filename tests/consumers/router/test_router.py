@@ -1,0 +1,357 @@
+"""Under saturation the simple requests go to Ollama, the others to MLX's own lane, each once and with its id."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from consumers.engines.ollama import OllamaClient
+from consumers.router import Router
+from pipeline.broker.jetstream import Bus
+from pipeline.delivery.puller import Puller
+from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.role import role
+from pipeline.wire.messages import (
+    Load,
+    PerPriority,
+    PerPriorityCount,
+    RequestEvent,
+    Slots,
+    Status,
+    WorkerStatus,
+    encode,
+)
+from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from tests.pipeline.worker.conftest import Client
+from tests.waiting import eventually
+
+SIMPLE = b"What is the capital of France?"
+COMPLEX = b"Prove that there are infinitely many primes, and explain each step in detail."
+
+
+@pytest.fixture
+async def client(bus):
+    return Client(bus)
+
+
+class World:
+    """MLX and Ollama as the router hears of them: said again and again, as the real ones do."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.level = "saturated"
+        self.wait_ms = 30_000.0
+        self.ollama_used = 0
+        self.ollama_models = ["small"]
+        self.embedding_models = ["embeds"]
+        self.mlx_models = ["big"]
+        self.events = []
+
+    async def go_on(self) -> None:
+        while True:
+            await self.say()
+            await asyncio.sleep(0.1)
+
+    async def say(self, *, at: float | None = None) -> None:
+        waits = PerPriority(high=self.wait_ms, medium=self.wait_ms, low=self.wait_ms)
+        load = Load("mlx", self.level, 2.0, waits, PerPriorityCount(), Slots(4, 4), 100.0, "", at or time.time())
+        await self._bus.publish("llm.load.mlx", encode(load))
+        none, now = PerPriorityCount(), time.time()
+        for status in (
+            WorkerStatus("m1", "mlx", "ready", self.mlx_models, Slots(4, 4), none, 0.0, 100.0, 50.0, 0, 0, now),
+            WorkerStatus(
+                *("o1", "ollama", "ready", self.ollama_models, Slots(self.ollama_used, 4), none),
+                *(0.0, 100.0, 50.0, 0, 0, now),
+                embedding_models=self.embedding_models,
+            ),
+        ):
+            await self._bus.publish(f"llm.worker.{status.worker}", encode(status))
+
+    async def on_event(self, message) -> None:
+        self.events.append(msgspec.json.decode(message.data, type=RequestEvent))
+
+
+@pytest.fixture
+async def world(bus):
+    world = World(bus)
+    await bus.subscribe("llm.event.>", world.on_event)
+    await bus.nc.flush()
+    return world
+
+
+@pytest.fixture
+async def router(config):
+    """Starts a router; gives its lifecycle and its task."""
+    tasks = []
+
+    async def run(lifecycle, settings):
+        client = OllamaClient("127.0.0.1:1", idle_timeout_s=1)
+        async with role("router", settings) as me:
+            await Router(me, settings, client).run(lifecycle)
+        await client.close()
+
+    async def start(**changes):
+        ready = asyncio.Event()
+        lifecycle = Lifecycle("router", drain_timeout_s=5)
+        lifecycle.report = lambda state, *_, **__: ready.set() if state == "ready" else None
+        settings = msgspec.structs.replace(config, lease_s=2.0, **changes)
+        tasks.append(asyncio.create_task(run(lifecycle, settings)))
+        await ready.wait()
+        return lifecycle, tasks[-1]
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+@pytest.fixture
+async def going_on(world):
+    task = asyncio.create_task(world.go_on())
+    yield world
+    task.cancel()
+
+
+async def stored(bus, stream):
+    """(subject, message id, headers) of all that a stream holds."""
+    return [(m.headers["Nats-Subject"], m.headers.get(MSG_ID), m) async for m in bus.scan(stream, ">")]
+
+
+async def taken(bus, consumer):
+    """What a puller takes that makes nothing of it."""
+
+    async def surplus(_):
+        raise AssertionError
+
+    puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
+    await puller.start()
+    delivery = await puller.take(consumer)
+    await puller.close()
+    return delivery
+
+
+async def places(bus):
+    """Where each request is, by `<id>` or `<id>:<move>`; a request in two places is a failure."""
+    found = {}
+    for stream in (STREAM_REQUESTS, STREAM_OLLAMA):
+        for subject, key, _ in await stored(bus, stream):
+            name = ":".join((key or "without an id").split(":")[:2])
+            assert name not in found
+            found[name] = subject
+    return found
+
+
+async def until_places(bus, wanted):
+    async def there():
+        return await places(bus) == wanted
+
+    try:
+        await eventually(there)
+    except AssertionError:
+        assert await places(bus) == wanted
+
+
+async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, going_on, client, bus):
+    await router()
+    for lane in ("high", "low"):
+        await client.ask(f"simple-{lane}", SIMPLE, lane)
+        await client.ask(f"complex-{lane}", COMPLEX, lane)
+    await client.ask("told", COMPLEX, "medium.simple")
+    await until_places(
+        bus,
+        {
+            "simple-high:spilled": "llm.ollama.high",
+            "simple-low:spilled": "llm.ollama.low",
+            "complex-high:complex": "llm.request.high.complex",
+            "complex-low:complex": "llm.request.low.complex",
+            "told:spilled": "llm.ollama.medium",
+        },
+    )
+    kinds = sorted((event.id, event.kind) for event in going_on.events)
+    assert kinds == [
+        ("complex-high", "triaged"),
+        ("complex-low", "triaged"),
+        ("simple-high", "spilled"),
+        ("simple-low", "spilled"),
+        ("told", "spilled"),
+    ]
+    # When triage began, for whoever draws it.
+    assert all(event.wait_ms is not None and event.wait_ms >= 0 for event in going_on.events)
+
+
+async def test_a_moved_request_keeps_its_body_its_headers_and_its_age(router, going_on, client, bus):
+    before = time.time()
+    # What its publisher told the broker was for that one publish.
+    headers = {"Reply_To": "_INBOX.me.1", "Nats_Expected_Stream": "LLM", "Llm_Timeout": "30", "Llm_Tenant": "alice"}
+    await client.ask("r1", SIMPLE, **headers)
+    await router()
+    await until_places(bus, {"r1:spilled": "llm.ollama.high"})
+    ((_, _, moved),) = await stored(bus, STREAM_OLLAMA)
+    assert moved.data == SIMPLE
+    assert (moved.headers["Reply-To"], moved.headers["Llm-Timeout"]) == ("_INBOX.me.1", "30")
+    assert before - 1 <= float(moved.headers["Llm-Stored-At"]) <= time.time()
+    assert "saturated" in moved.headers["Llm-Reason"]
+    assert moved.headers["Llm-Task"] == "simple"
+    await eventually(lambda: [(event.kind, event.tenant) for event in going_on.events] == [("spilled", "alice")])
+
+
+async def test_a_request_without_an_id_keeps_the_one_in_its_puback(router, going_on, bus):
+    sequence = await bus.store("llm.request.high", SIMPLE)
+    await router()
+    await until_places(bus, {f"LLM-{sequence}:spilled": "llm.ollama.high"})
+
+
+async def test_what_cannot_be_read_is_refused_and_stops_no_router(router, going_on, client, bus):
+    await router()
+    await client.ask("bad", b'{"prompt":')
+    await client.ask("evil", SIMPLE, Reply_To="llm.request.high")
+    await client.ask("deep", b'{"prompt":"x","tools":' + b"[" * 100_000)
+    await client.ask("good", SIMPLE)
+    await until_places(bus, {"good:spilled": "llm.ollama.high"})
+    assert await client.code("bad") == "invalid_request"
+    assert await client.code("evil") == "reply_subject_denied"
+    assert await client.code("deep") == "invalid_request"
+
+
+async def test_a_request_for_a_model_that_ollama_lacks_stays_with_mlx(router, going_on, client, bus):
+    await router()
+    await client.ask("named", b'{"prompt":"What is the capital of France?","model":"big"}')
+    await client.ask("theirs", b'{"prompt":"What is the capital of France?","model":"small"}')
+    await until_places(bus, {"named:complex": "llm.request.high.complex", "theirs:spilled": "llm.ollama.high"})
+
+
+async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(router, going_on, client, bus):
+    await router()
+    await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)
+    await client.ask("texts", b'{"input":["a","b"]}', "low")
+    await client.ask("strange", b'{"input":"a","model":"big"}')
+    await until_places(
+        bus,
+        {
+            "theirs:spilled": "llm.ollama.high",
+            "texts:spilled": "llm.ollama.low",
+            # MLX's consumer is the one to say that nobody has it.
+            "strange:complex": "llm.request.high.complex",
+        },
+    )
+    reasons = {event.id: event.reason for event in going_on.events}
+    assert reasons["theirs"] == reasons["texts"] == "only ollama has its model"
+
+
+async def test_while_no_worker_says_what_it_has_mlx_may_have_any_model(router, going_on, client, bus):
+    going_on.mlx_models = []
+    await router()
+    await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)
+    await until_places(bus, {"theirs:complex": "llm.request.high.complex"})
+
+
+SHUT = {
+    "MLX is not saturated": {"level": "busy"},
+    "Ollama has no room": {"ollama_used": 8},
+    "MLX would answer sooner": {"wait_ms": 1.0},
+}
+
+
+@pytest.mark.parametrize("why", SHUT)
+async def test_the_gate_is_shut_and_opens_when_the_reason_is_gone(router, going_on, client, bus, why):
+    open_gate = dict(vars(going_on))
+    for name, value in SHUT[why].items():
+        setattr(going_on, name, value)
+    await going_on.say()
+    await router()
+    await client.ask("r1", SIMPLE)
+    await _hears_for_a_while(bus)
+    assert await places(bus) == {"r1": "llm.request.high"}
+    assert (await bus.js.consumer_info(STREAM_REQUESTS, "high")).num_waiting == 0
+    for name in SHUT[why]:
+        setattr(going_on, name, open_gate[name])
+    await until_places(bus, {"r1:spilled": "llm.ollama.high"})
+
+
+async def _hears_for_a_while(bus):
+    """Until a router has heard several load events."""
+    heard = []
+
+    async def on_load(message):
+        heard.append(message)
+
+    await bus.subscribe("llm.load.mlx", on_load)
+    await eventually(lambda: len(heard) >= 4)
+
+
+async def test_nothing_is_moved_on_an_old_load_event_or_none(router, world, client, bus):
+    await router()
+    await client.ask("r1", SIMPLE)
+    for _ in range(5):
+        await world.say(at=time.time() - 10)
+    await bus.nc.flush()
+    assert await places(bus) == {"r1": "llm.request.high"}
+    going_on = asyncio.create_task(world.go_on())
+    await until_places(bus, {"r1:spilled": "llm.ollama.high"})
+    going_on.cancel()
+
+
+async def test_no_more_is_spilled_than_ollama_has_room_for(router, going_on, client, bus):
+    await router(ollama_queue=2)
+    for number in range(12):
+        await client.ask(f"r{number}", SIMPLE)
+
+    async def spilled():
+        return len(await stored(bus, STREAM_OLLAMA))
+
+    async def full():
+        return await spilled() == 6
+
+    await eventually(full)
+    await _hears_for_a_while(bus)
+    assert await spilled() == 6
+    assert len(await stored(bus, STREAM_REQUESTS)) == 6
+
+
+async def test_a_router_that_is_told_to_stop_finishes_the_move_it_has_begun(router, going_on, client, bus, monkeypatch):
+    lifecycle, task = await router()
+    store, storing = Bus.store, asyncio.Event()
+
+    async def slowly(self, subject, *arguments, **options):
+        sequence = await store(self, subject, *arguments, **options)
+        if subject.startswith("llm.ollama."):
+            storing.set()
+            await lifecycle.stopping.wait()
+            await asyncio.sleep(0)
+        return sequence
+
+    monkeypatch.setattr(Bus, "store", slowly)
+    await client.ask("r1", SIMPLE)
+    await storing.wait()
+    lifecycle.stop(drain_s=5)
+    await asyncio.wait_for(task, 5)
+    await until_places(bus, {"r1:spilled": "llm.ollama.high"})
+
+
+async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(router, going_on, client, bus):
+    """The next one to come stores it under the same id and removes the original."""
+    await client.ask("r1", SIMPLE)
+    delivery = await taken(bus, "high")
+    message_id = moved_id("r1", Move.SPILLED, delivery.sequence, delivery.stored_at)
+    await bus.store("llm.ollama.high", SIMPLE, headers={MSG_ID: message_id, "Llm-Stored-At": "1.0"})
+    await delivery.nak()
+    await router()
+    await until_places(bus, {"r1:spilled": "llm.ollama.high"})
+    assert len(await stored(bus, STREAM_OLLAMA)) == 1
+
+
+async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client, bus):
+    await client.ask("r1", b'{"prompt":"What is the capital of France?","stream":true}')
+    assert (await taken(bus, "high")).sequence == 1, "its worker dies"
+    started = Status("r1", "started", 1, "mlx", "m", 1, 0.0)
+    await bus.store("llm.out.r1", encode(started), expected_last=0)
+    await router()
+    await eventually(lambda: bus.last_message("LLM_STATE", "llm.returned.high-1"), what="given back")
+    assert await places(bus) == {"r1": "llm.request.high"}
+    await client.ask("r2", b'{"prompt":"What is the capital of France?"}', lane="medium")
+    await until_places(bus, {"r1": "llm.request.high", "r2:spilled": "llm.ollama.medium"})
+    assert (await taken(bus, "high")).sequence == 1, "MLX takes it as it has room"

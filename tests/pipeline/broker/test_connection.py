@@ -1,0 +1,36 @@
+"""A connection comes about within seconds or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from pipeline.broker.connection import Unreachable
+from pipeline.broker.jetstream import Bus
+from pipeline.broker import connection
+from tests.support import NatsServer
+
+
+async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(monkeypatch):
+    monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 0.3)
+    before = asyncio.all_tasks()
+    with pytest.raises(Unreachable, match=r"no NATS server answers at 127\.0\.0\.1:9"):
+        async with asyncio.timeout(10), Bus.connect("nats://user:secret@127.0.0.1:9", name="test"):
+            pass
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_connection_to_a_server_that_stands_still_ends_and_leaves_nothing_running(nats_server: NatsServer):
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(20), Bus.connect(nats_server.url, name="test") as bus:
+        await bus.request("$JS.API.INFO")
+        os.kill(nats_server.pid, signal.SIGSTOP)
+        await bus.publish("somewhere", b"x" * 1_000_000)
+    os.kill(nats_server.pid, signal.SIGCONT)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    assert bus.nc.is_closed

@@ -1,0 +1,120 @@
+"""A broker is brought to what is configured, once, and what cannot be changed is said."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+from nats.js.api import StorageType, StreamConfig
+
+from pipeline.broker import topology
+from pipeline.broker.connection import Unreachable
+from pipeline.broker.jetstream import Bus, LaneFull
+from pipeline.config import Config
+from pipeline.wire.subjects import LANES, MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def bare(nats_server):
+    """A connection to a broker that has nothing yet."""
+    async with Bus.connect(nats_server.url, name="test") as bus:
+        yield bus
+
+
+def changed(config: Config, **settings) -> Config:
+    return msgspec.structs.replace(config, **settings)
+
+
+async def test_everything_is_created_once_and_the_second_start_changes_nothing(bare, config):
+    made = await topology.apply(bare.js, config)
+    assert {change.action for change in made} == {"created"}
+    assert len(made) == len({change.what for change in made}) == 5 + len(LANES) + 3
+    assert await topology.apply(bare.js, config) == []
+    assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {lane.consumer for lane in LANES}
+
+
+async def test_everything_is_there_after_the_broker_was_killed(bare, config, nats_server):
+    await topology.apply(bare.js, config)
+    back = asyncio.Event()
+    bare.on_reconnect(back.set)
+    nats_server.kill()
+    nats_server.start()
+    await back.wait()
+    assert await topology.apply(bare.js, config) == []
+
+
+async def test_another_bound_and_another_lease_are_migrated_without_losing_a_request(bare, config):
+    await topology.apply(bare.js, config)
+    await bare.store("llm.request.high", b"x", headers={MSG_ID: "r1"})
+    changes = await topology.apply(bare.js, changed(config, lane_max_messages=7, lease_s=9.0))
+    by_name = {change.what: change.action for change in changes}
+    assert "max_msgs_per_subject" in by_name[f"stream {STREAM_REQUESTS}"]
+    assert "ack_wait" in by_name[f"consumer {STREAM_REQUESTS}/high_simple"]
+    info = await bare.js.stream_info(STREAM_REQUESTS)
+    assert (info.config.max_msgs_per_subject, info.state.messages) == (7, 1)
+    assert (await bare.js.consumer_info(STREAM_REQUESTS, "low")).config.ack_wait == 9.0
+    assert await topology.apply(bare.js, changed(config, lane_max_messages=7, lease_s=9.0)) == []
+
+
+async def test_what_the_server_refuses_to_change_is_said_with_what_to_do(bare, config):
+    await bare.js.add_stream(StreamConfig(name=STREAM_STATE, subjects=["llm.load.*"], storage=StorageType.MEMORY))
+    with pytest.raises(topology.TopologyError, match=STREAM_STATE) as refused:
+        await topology.apply(bare.js, config)
+    assert "storage" in str(refused.value)
+    assert "nats stream rm" in str(refused.value)
+
+
+async def test_a_stream_of_somebody_else_on_our_subjects_is_said(bare, config):
+    await bare.js.add_stream(StreamConfig(name="THEIRS", subjects=["llm.>"]))
+    with pytest.raises(topology.TopologyError, match=STREAM_REQUESTS):
+        await topology.apply(bare.js, config)
+
+
+async def test_a_broker_that_does_not_answer_is_unreachable(bare, config, nats_server):
+    nats_server.stop()
+    with pytest.raises(Unreachable):
+        await topology.apply(bare.js, config)
+
+
+@pytest.mark.parametrize("subject", ["llm.request.low.simple", "llm.request.high"])
+async def test_a_full_lane_refuses_and_the_others_go_on(bare, config, subject):
+    await topology.apply(bare.js, changed(config, lane_max_messages=3))
+    for number in range(3):
+        await bare.store(subject, b"x", headers={MSG_ID: f"r{number}"})
+    with pytest.raises(LaneFull):
+        await bare.store(subject, b"x", headers={MSG_ID: "r3"})
+    await bare.store("llm.request.medium", b"x", headers={MSG_ID: "r3"})
+
+
+async def test_a_publisher_of_any_kind_reads_10077_from_a_full_lane(bare, config):
+    await topology.apply(bare.js, changed(config, lane_max_messages=1))
+    for number in range(2):
+        answer = await bare.request("llm.request.high", b"x", headers={MSG_ID: f"r{number}"})
+    assert msgspec.json.decode(answer.data)["error"]["err_code"] == 10077
+
+
+async def test_only_the_subjects_of_lanes_are_taken(bare, config):
+    await topology.apply(bare.js, config)
+    for subject in ("llm.request.urgent", "llm.request.high.hard", "llm.ollama.urgent", "llm.request.high.simple.x"):
+        with pytest.raises(Unreachable):
+            await bare.store(subject, b"x", patience_s=0)
+
+
+async def test_every_stored_request_is_announced_without_its_body(bare, config):
+    await topology.apply(bare.js, config)
+    heard = []
+
+    async def on_announcement(message):
+        heard.append(message)
+
+    await bare.subscribe("llm.queued.>", on_announcement)
+    await bare.nc.flush()
+    await bare.store("llm.request.low.complex", b"secret", headers={MSG_ID: "r1"})
+    await bare.store("llm.ollama.low", b"secret", headers={MSG_ID: "r2"})
+    await eventually(lambda: len(heard) == 2)
+    assert [message.headers[MSG_ID] for message in heard] == ["r1", "r2"]
+    assert [message.headers["Nats-Subject"] for message in heard] == ["llm.request.low.complex", "llm.ollama.low"]
+    assert [message.data for message in heard] == [b"", b""]
+    assert (await bare.stream_state(STREAM_OLLAMA)).messages == 1

@@ -1,0 +1,267 @@
+"""Ollama's dialect against recorded shapes: what its server answers, field by field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from ollama import ChatResponse, EmbedResponse, GenerateResponse, ListResponse, ProcessResponse, ShowResponse
+
+from pipeline.gateway.dialects import ollama
+from pipeline.gateway.dialects.shapes import Asked
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorBody
+from tests.pipeline.gateway.answers import (
+    CHUNKS,
+    COMPLETION,
+    CUT_OFF,
+    EMBEDDINGS,
+    LAST_CHUNK,
+    TOOL_CHUNK,
+    TOOL_COMPLETION,
+)
+
+LIMIT = 1 << 20
+AT = "2023-11-14T22:13:20Z"  # the answers' `created`
+TIMINGS = {
+    "total_duration": 30_000_000,
+    "load_duration": 2_000_000,
+    "prompt_eval_count": 3,
+    "prompt_eval_duration": 8_000_000,
+    "eval_count": 2,
+    "eval_duration": 20_000_000,
+}
+
+
+def read(body: dict[str, Any], *, chat: bool = True, listed: tuple[str, ...] = ()) -> Asked:
+    reader = ollama.read_chat if chat else ollama.read_generate
+    asked = reader(json.dumps(body).encode(), LIMIT, listed)
+    assert isinstance(asked, Asked)
+    return asked
+
+
+def without_account(line: bytes) -> dict[str, Any]:
+    fields = json.loads(line)
+    assert fields.pop("headrace")["engine"] == "mlx"
+    return fields
+
+
+def test_a_chat_with_everything_in_it_becomes_a_request():
+    asked = read(
+        {
+            "model": "demo",
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": "weather?"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "get", "arguments": {"city": "Paris"}}}]},
+                {"role": "tool", "tool_name": "get", "content": "rain"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}],
+            "options": {"temperature": 0.5, "num_predict": 9, "seed": 7, "stop": ["\n", ""], "top_k": 5, "num_ctx": 99},
+            "format": {"type": "object"},
+            "keep_alive": "5m",
+        }
+    )
+    assert json.loads(asked.body) == {
+        "model": "demo",
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "weather?"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "call_0", "function": {"name": "get", "arguments": '{"city":"Paris"}'}}],
+            },
+            {"role": "tool", "content": "rain", "name": "get"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}],
+        "temperature": 0.5,
+        "max_tokens": 9,
+        "seed": 7,
+        "stop": ["\n"],
+        "top_k": 5,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+        "stream": True,
+    }
+
+
+def test_it_streams_unless_told_otherwise():
+    message = [{"role": "user", "content": "x"}]
+    assert read({"messages": message}).stream
+    assert not read({"messages": message, "stream": False}).stream
+
+
+def test_no_limit_and_no_seed_are_not_passed_on():
+    options = {"num_predict": -1, "seed": -1, "stop": [], "temperature": None}
+    body = json.loads(read({"prompt": "x", "options": options}, chat=False).body)
+    assert body == {"messages": [{"role": "user", "content": "x"}], "stop": [], "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "fields"),
+    [
+        ({"num_predict": 5.0, "seed": 7.0, "top_k": 3.0}, {"max_tokens": 5, "seed": 7, "top_k": 3}),
+        ({"num_predict": 0, "top_k": -1}, {"top_k": 0}),
+    ],
+)
+def test_options_are_read_as_ollama_reads_them(options: dict[str, Any], fields: dict[str, Any]):
+    body = json.loads(read({"prompt": "x", "options": options}, chat=False).body)
+    assert body == {"messages": [{"role": "user", "content": "x"}], "stream": True, **fields}
+
+
+def test_the_tag_that_ollama_adds_is_taken_off_where_no_such_model_is_listed():
+    listed = ("demo", "mini:latest")
+    named = {"demo:latest": "demo", "demo": "demo", "mini:latest": "mini:latest", "other:latest": "other:latest"}
+    for given, expected in named.items():
+        asked = read({"model": given, "prompt": "x"}, chat=False, listed=listed)
+        assert json.loads(asked.body)["model"] == expected
+        assert json.loads(asked.shape.whole(COMPLETION))["model"] == given
+
+
+def test_a_chat_streams_in_ollamas_shape():
+    shape = read({"model": "demo", "messages": [{"role": "user", "content": "x"}]}).shape
+    first, second = [json.loads(shape.part(chunk)) for chunk in CHUNKS]
+    assert first == {
+        "model": "demo",
+        "created_at": AT,
+        "message": {"role": "assistant", "content": "Hello"},
+        "done": False,
+    }
+    assert second["message"]["content"] == " there"
+    assert shape.part(LAST_CHUNK) == b""
+    last = shape.end(COMPLETION)
+    assert last.endswith(b"}\n")
+    assert without_account(last) == {
+        "model": "demo",
+        "created_at": AT,
+        "message": {"role": "assistant", "content": ""},
+        "done": True,
+        "done_reason": "stop",
+        **TIMINGS,
+    }
+    ChatResponse.model_validate_json(last)
+
+
+def test_a_generated_text_has_ollamas_shape():
+    shape = read({"model": "demo", "prompt": "x", "system": "be brief"}, chat=False).shape
+    assert json.loads(shape.part(CHUNKS[0])) == {"model": "demo", "created_at": AT, "response": "Hello", "done": False}
+    whole = shape.whole(CUT_OFF)
+    assert without_account(whole) == {
+        "model": "demo",
+        "created_at": AT,
+        "response": "Hello there",
+        "done": True,
+        "done_reason": "length",
+        **TIMINGS,
+    }
+    assert GenerateResponse.model_validate_json(whole).eval_count == 2
+
+
+def test_tool_calls_have_their_arguments_as_an_object():
+    shape = ollama.Chat("demo")
+    for line in (shape.part(TOOL_CHUNK), shape.whole(TOOL_COMPLETION)):
+        [call] = json.loads(line)["message"]["tool_calls"]
+        assert call["function"] == {"index": 0, "name": "get_weather", "arguments": {"city": "Paris"}}
+    assert ChatResponse.model_validate_json(shape.whole(TOOL_COMPLETION)).message.tool_calls[0].function.arguments == {
+        "city": "Paris"
+    }
+
+
+@pytest.mark.parametrize(("keep_alive", "reason"), [(None, "load"), ("5m", "load"), (0, "unload"), ("0s", "unload")])
+def test_a_request_for_nothing_asks_for_the_model(keep_alive: Any, reason: str):
+    body = json.dumps({"model": "demo", "keep_alive": keep_alive}).encode()
+    chat, text = ollama.read_chat(body, LIMIT), ollama.read_generate(body, LIMIT)
+    assert isinstance(chat, ollama.Loaded)
+    assert isinstance(text, ollama.Loaded)
+    expected = {"model": "demo", "created_at": AT, "done": True, "done_reason": reason}
+    assert json.loads(chat.body(1700000000)) == {**expected, "message": {"role": "assistant", "content": ""}}
+    assert json.loads(text.body(1700000000)) == {**expected, "response": ""}
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"images": ["aGk="]}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"suffix": "x"}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"raw": True}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"context": [1]}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"template": "x"}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"think": "high"}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"logprobs": True}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"format": "xml"}, ErrorCode.INVALID_REQUEST),
+        ({"options": {"temperature": "hot"}}, ErrorCode.INVALID_REQUEST),
+        ({"options": []}, ErrorCode.INVALID_REQUEST),
+        ({"prompt": 7}, ErrorCode.INVALID_REQUEST),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value),
+)
+def test_what_cannot_be_honoured_is_refused(fields: dict[str, Any], code: ErrorCode):
+    with pytest.raises(HeadraceError) as caught:
+        read({"model": "demo", "prompt": "x", **fields}, chat=False)
+    assert caught.value.code is code
+
+
+def test_what_changes_nothing_is_accepted():
+    read({"prompt": "x", "images": [], "suffix": "", "raw": False, "think": False, "format": "", "new": 1}, chat=False)
+
+
+def test_an_error_has_ollamas_envelope():
+    error = ErrorBody.of(HeadraceError(ErrorCode.MODEL_NOT_FOUND, "no such model"))
+    assert json.loads(ollama.Chat().error(error)) == {"error": "no such model", "code": "model_not_found"}
+    assert ollama.Chat().error_part(error).endswith(b"}\n")
+
+
+def test_lists_are_what_ollamas_client_reads():
+    names = ["demo", "mini:latest"]
+    tags = ListResponse.model_validate(ollama.tags(names, since=1700000000))
+    assert [entry.model for entry in tags.models] == names
+    assert len({entry.digest for entry in tags.models}) == 2
+    ps = ProcessResponse.model_validate(ollama.ps(names))
+    assert [entry.name for entry in ps.models] == names
+    shown = ollama.show("demo", since=1700000000, capabilities=["completion", "tools"])
+    assert ShowResponse.model_validate(shown).capabilities == ["completion", "tools"]
+
+
+# ---- embeddings
+
+
+def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
+    body = {"model": "e:latest", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
+    asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["e"])
+    assert json.loads(asked.body) == {"model": "e", "input": ["a", "b"], "truncate": False, "dimensions": 2}
+    assert not asked.stream
+    data = asked.shape.whole(EMBEDDINGS)
+    assert without_account(data) == {
+        "model": "e:latest",
+        "embeddings": [[0.5, -0.25], [1.0, 0.0]],
+        "total_duration": 30_000_000,
+        "load_duration": 2_000_000,
+        "prompt_eval_count": 4,
+    }
+    read = EmbedResponse.model_validate_json(data)
+    assert read.embeddings == [[0.5, -0.25], [1.0, 0.0]]
+
+
+def test_the_older_call_embeds_one_text():
+    asked = ollama.read_embedding(b'{"model": "e", "prompt": "a"}', LIMIT)
+    assert json.loads(asked.body) == {"model": "e", "input": "a"}
+    assert json.loads(asked.shape.whole(EMBEDDINGS)) == {"embedding": [0.5, -0.25]}
+
+
+def test_no_text_to_embed_only_asks_for_the_model():
+    none = b'{"model": "e", "input": [], "prompt": ""}'
+    for read_, empty in (
+        (ollama.read_embed, {"model": "e", "embeddings": []}),
+        (ollama.read_embedding, {"embedding": []}),
+    ):
+        loaded = read_(none, LIMIT)
+        assert (loaded.model, loaded.embeds) == ("e", True)
+        assert json.loads(loaded.body(0)) == empty
+
+
+def test_what_cannot_be_embedded_is_refused():
+    for body in (b'{"input": [""]}', b'{"input": 7}', b'{"input": "x", "dimensions": -1}', b"[]"):
+        with pytest.raises(HeadraceError) as refusal:
+            ollama.read_embed(body, LIMIT)
+        assert refusal.value.code is ErrorCode.INVALID_REQUEST

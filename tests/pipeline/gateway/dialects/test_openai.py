@@ -1,0 +1,209 @@
+"""OpenAI's dialect against recorded shapes: what its API answers, field by field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from openai.types import Completion as TextCompletion
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from pipeline.gateway.dialects import openai
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorBody
+from pipeline.wire.requests import decode_request
+from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, EMBEDDINGS, TOOL_CHUNK, TOOL_COMPLETION
+
+LIMIT = 1 << 20
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hello"}], **fields}).encode()
+
+
+def events(data: bytes) -> list[Any]:
+    lines = [block.removeprefix("data: ") for block in data.decode().split("\n\n") if block]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def test_a_chat_goes_on_as_it_came():
+    given = body(user="me", metadata={"a": "b"})
+    asked = openai.read_chat(given, LIMIT)
+    assert asked.body == given
+    assert not asked.stream
+    assert openai.read_chat(b" \n" + given, LIMIT).body == given
+
+
+def test_a_completion_has_openais_shape():
+    data = openai.Chat().whole(COMPLETION)
+    read = ChatCompletion.model_validate_json(data, strict=True)
+    assert read.choices[0].message.content == "Hello there"
+    assert json.loads(data) == {
+        "id": "req-1",
+        "object": "chat.completion",
+        "created": 1700000000,
+        "model": "headrace-demo",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello there", "tool_calls": None},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "headrace": json.loads(msgspec.json.encode(COMPLETION.headrace)),
+    }
+
+
+def test_a_stream_has_openais_shape_and_nothing_of_the_records():
+    shape = openai.read_chat(body(stream=True), LIMIT).shape
+    data = b"".join(shape.part(chunk) for chunk in CHUNKS) + shape.end(COMPLETION)
+    *parts, done = events(data)
+    assert done == "[DONE]"
+    assert parts == [
+        {
+            "id": "req-1",
+            "object": "chat.completion.chunk",
+            "created": 1700000000,
+            "model": "headrace-demo",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}],
+        }
+        for delta, finish in [({"role": "assistant", "content": "Hello"}, None), ({"content": " there"}, "stop")]
+    ]
+    for part in parts:
+        ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
+
+
+def test_a_stream_that_includes_usage_says_null_until_it_does():
+    shape = openai.read_chat(body(stream=True, stream_options={"include_usage": True}), LIMIT).shape
+    *parts, last, done = events(b"".join(shape.part(chunk) for chunk in CHUNKS) + shape.end(COMPLETION))
+    assert done == "[DONE]"
+    assert [part["usage"] for part in parts] == [None, None]
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["headrace"]["engine"] == "mlx"
+
+
+def test_tool_calls_come_in_openais_shape():
+    read = ChatCompletion.model_validate_json(openai.Chat().whole(TOOL_COMPLETION), strict=True)
+    assert read.choices[0].finish_reason == "tool_calls"
+    assert read.choices[0].message.tool_calls[0].function.name == "get_weather"
+    [part] = events(openai.Chat().part(TOOL_CHUNK))
+    chunk = ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
+    assert chunk.choices[0].delta.tool_calls[0].function.arguments == '{"city":"Paris"}'
+
+
+def test_a_text_completion_is_a_chat_of_one_turn():
+    given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 0, "echo": False})
+    asked = openai.read_text(given.encode(), LIMIT)
+    assert json.loads(asked.body) == {
+        "model": "auto",
+        "messages": [{"role": "user", "content": "Say hello"}],
+        "max_tokens": 5,
+        "echo": False,
+    }
+    read = TextCompletion.model_validate_json(asked.shape.whole(COMPLETION), strict=True)
+    assert (read.object, read.choices[0].text, read.usage.total_tokens) == ("text_completion", "Hello there", 5)
+    parts = events(b"".join(asked.shape.part(chunk) for chunk in CHUNKS) + asked.shape.end(COMPLETION))
+    assert [part["choices"][0]["text"] for part in parts[:-1]] == ["Hello", " there"]
+
+
+def test_a_text_stream_that_includes_usage_ends_with_it():
+    given = json.dumps({"prompt": "x", "stream": True, "stream_options": {"include_usage": True}})
+    shape = openai.read_text(given.encode(), LIMIT).shape
+    last, done = events(shape.end(COMPLETION))
+    assert (last["choices"], last["usage"]["total_tokens"], done) == ([], 5, "[DONE]")
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "param"),
+    [
+        (b"", ErrorCode.INVALID_REQUEST, None),
+        (b"plain text", ErrorCode.INVALID_REQUEST, None),
+        (b"[]", ErrorCode.INVALID_REQUEST, None),
+        (b"{", ErrorCode.INVALID_REQUEST, None),
+        (b'{"prompt": "x"}', ErrorCode.INVALID_REQUEST, "messages"),
+        (body(n=2), ErrorCode.UNSUPPORTED_PARAMETER, "n"),
+        (body(temperature=9), ErrorCode.INVALID_REQUEST, "temperature"),
+        (body(stream_options={"include_usage": "yes"}), ErrorCode.INVALID_REQUEST, None),
+    ],
+    ids=["empty", "text", "list", "broken", "no-messages", "several", "hot", "bad-option"],
+)
+def test_what_is_no_chat_is_refused(data: bytes, code: ErrorCode, param: str | None):
+    with pytest.raises(HeadraceError) as caught:
+        openai.read_chat(data, LIMIT)
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2]], []], ids=["several", "tokens", "lists", "none"])
+def test_prompts_that_are_not_one_text_are_refused(prompt: Any):
+    with pytest.raises(HeadraceError) as caught:
+        openai.read_text(json.dumps({"prompt": prompt}).encode(), LIMIT)
+    assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+
+
+def test_an_error_has_openais_envelope():
+    error = ErrorBody.of(HeadraceError(ErrorCode.MODEL_NOT_FOUND, "no such model", param="model"))
+    expected = {
+        "error": {
+            "message": "no such model",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+    assert json.loads(openai.Chat().error(error)) == expected
+    assert events(openai.Chat().error_part(error)) == [expected]
+
+
+def test_models_are_listed_as_openai_lists_them():
+    assert openai.models(["a"]) == {
+        "object": "list",
+        "data": [{"id": "a", "object": "model", "created": 0, "owned_by": "headrace"}],
+    }
+
+
+# ---- embeddings
+
+
+@pytest.mark.parametrize("more", [{}, {"user": "me"}, {"prompt": "p"}, {"messages": []}])
+def test_texts_to_embed_go_on_and_nothing_besides_makes_them_a_chat(more: dict[str, Any]):
+    fields = {"model": "e", "input": ["a", "b"], "encoding_format": "base64", "dimensions": 8}
+    asked = openai.read_embeddings(json.dumps(fields | more).encode(), LIMIT)
+    assert decode_request(asked.body, max_body_bytes=LIMIT) == asked.request
+    assert not asked.stream
+
+
+def test_however_the_input_is_spelled_it_is_read_by_the_worker():
+    asked = openai.read_embeddings(rb'{"\u0069nput": "a"}', LIMIT)
+    assert decode_request(asked.body, max_body_bytes=LIMIT) == asked.request
+
+
+def test_embeddings_have_openais_shape():
+    data = openai.Embeddings().whole(EMBEDDINGS)
+    read = CreateEmbeddingResponse.model_validate_json(data, strict=True)
+    assert [item.embedding for item in read.data] == [[0.5, -0.25], [1.0, 0.0]]
+    assert json.loads(data) == {
+        "id": "req-1",
+        "object": "list",
+        "created": 1700000000,
+        "model": "nomic-embed-text:latest",
+        "data": [
+            {"object": "embedding", "index": 0, "embedding": [0.5, -0.25]},
+            {"object": "embedding", "index": 1, "embedding": [1.0, 0.0]},
+        ],
+        "usage": {"prompt_tokens": 4, "total_tokens": 4},
+        "headrace": json.loads(msgspec.json.encode(EMBEDDINGS.headrace)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("shape", "answer"), [(openai.Embeddings(), COMPLETION), (openai.Chat(), EMBEDDINGS), (openai.Text(), EMBEDDINGS)]
+)
+def test_the_answer_to_something_else_that_was_asked_under_the_same_id_is_not_given(shape, answer):
+    with pytest.raises(HeadraceError, match="req-1") as refusal:
+        shape.whole(answer)
+    assert refusal.value.code is ErrorCode.INVALID_REQUEST

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.process.lifecycle import Report
+from pipeline.up.children import Backoff, Kept, LaunchError, Process, last_line, open_log, spawn
+
+TIMEOUT_S = 20.0
+ROLE = """
+import os, sys
+from pipeline.config import load
+from pipeline.process.lifecycle import run, without_private
+
+async def main(config, lifecycle):
+    lifecycle.report("ready", pid=os.getpid())
+    {body}
+
+sys.exit(run(main, load(environ=without_private(os.environ)), "role"))
+"""
+DRAINS = "await lifecycle.stopping.wait()"
+STUCK = "import time; time.sleep(3600)"
+DIES = "os._exit(7)"
+
+
+class Watched:
+    """A kept process and all that it reported."""
+
+    def __init__(self, launch: Callable[[], object]) -> None:
+        self.reports: asyncio.Queue[Report] = asyncio.Queue()
+        self.deaths: asyncio.Queue[str] = asyncio.Queue()
+        self.kept = Kept(
+            "role",
+            launch,
+            lambda _, report: self.reports.put_nowait(report),
+            lambda _, how: self.deaths.put_nowait(how),
+        )
+        self.task = asyncio.create_task(self.kept.run())
+
+    async def until(self, state: str) -> Report:
+        async with asyncio.timeout(TIMEOUT_S):
+            while (report := await self.reports.get()).state != state:
+                pass
+        return report
+
+    async def death(self) -> str:
+        return await asyncio.wait_for(self.deaths.get(), TIMEOUT_S)
+
+    async def ended(self) -> None:
+        await asyncio.wait_for(self.task, TIMEOUT_S)
+
+
+@pytest.fixture
+async def keep(tmp_path: Path) -> AsyncIterator[Callable[[str], Watched]]:
+    watched: list[Watched] = []
+
+    def start(body: str) -> Watched:
+        async def launch() -> Process:
+            return await spawn([sys.executable, "-c", ROLE.format(body=body)], os.environ, tmp_path / "role.log")
+
+        watched.append(Watched(launch))
+        return watched[-1]
+
+    yield start
+    for each in watched:
+        each.kept.kill()
+        await each.ended()
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+async def test_a_killed_process_is_started_again(keep):
+    role = keep(DRAINS)
+    first = await role.until("ready")
+    os.kill(first.facts["pid"], signal.SIGKILL)
+    assert "killed by SIGKILL" in await role.death()
+    second = await role.until("ready")
+    assert second.facts["pid"] != first.facts["pid"]
+    assert role.kept.restarts == 1
+
+
+async def test_a_process_that_keeps_dying_is_started_again_and_again(keep):
+    role = keep(DIES)
+    for _ in range(3):
+        assert "ended with code 7" in await role.death()
+
+
+async def test_draining_ends_it_and_it_stays_ended(keep):
+    role = keep(DRAINS)
+    await role.until("ready")
+    await role.kept.stop(drain_s=TIMEOUT_S)
+    await role.ended()
+    assert role.kept.restarts == 0
+    assert role.kept.pid is None
+
+
+async def test_one_that_does_not_drain_is_killed(keep):
+    role = keep(STUCK)
+    pid = (await role.until("ready")).facts["pid"]
+    await role.kept.stop(drain_s=0.1)
+    await role.ended()
+    assert not lives(pid)
+
+
+async def test_stopping_twice_and_before_the_start_is_harmless(keep):
+    role = keep(DRAINS)
+    await role.kept.stop(drain_s=1)
+    await role.kept.stop(drain_s=1)
+    await role.ended()
+
+
+async def test_stopping_while_it_is_launched_ends_the_launch():
+    launching = asyncio.Event()
+
+    async def launch() -> Process:
+        launching.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    role = Watched(launch)
+    await launching.wait()
+    await role.kept.stop(drain_s=TIMEOUT_S)
+    await role.ended()
+    assert role.deaths.empty()
+
+
+async def test_cancelling_kills_it(keep):
+    role = keep(DRAINS)
+    pid = (await role.until("ready")).facts["pid"]
+    role.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await role.ended()
+    await until(lambda: not lives(pid))
+    role.task = asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_what_it_has_started_ends_with_it(keep, tmp_path):
+    pid_file = tmp_path / "pid"
+    role = keep(
+        "import subprocess; "
+        f"open({str(pid_file)!r}, 'w').write(str(subprocess.Popen(['sleep', '3600']).pid)); "
+        "lifecycle.report('ready'); os.abort()"
+    )
+    await role.death()
+    role.kept.kill()
+    pid = int(pid_file.read_text())
+    await until(lambda: not lives(pid) or _is_zombie(pid))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 - nobody tells when a process that is not ours to wait for has ended
+            await asyncio.sleep(0.01)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Killed, and waiting for an init that may not care in a container."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return False
+
+
+async def test_a_program_that_cannot_be_started_counts_as_a_death(tmp_path):
+    async def launch() -> Process:
+        return await spawn(["/nowhere/program"], os.environ, tmp_path / "log")
+
+    role = Watched(launch)
+    assert "/nowhere/program" in await role.death()
+    await role.kept.stop(drain_s=1)
+    await role.ended()
+
+
+async def test_a_log_in_no_folder_of_ours_is_an_error_of_the_launch(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError):
+        await spawn([sys.executable, "-V"], os.environ, tmp_path / "file" / "log")
+
+
+def test_the_wait_doubles_up_to_its_cap_and_is_short_again_after_a_long_life():
+    backoff = Backoff(first_s=1, cap_s=5, stable_s=30)
+    assert [backoff.died(lived_s=0) for _ in range(4)] == [1, 2, 4, 5]
+    assert backoff.died(lived_s=30) == 1
+    assert backoff.died(lived_s=29) == 2
+
+
+def test_a_log_that_has_grown_too_large_is_put_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.up.children.LOG_MAX_BYTES", 3)
+    log = tmp_path / "x.log"
+    for text in (b"1234", b"5"):
+        with open_log(log) as file:
+            file.write(text)
+    assert (log.read_bytes(), (tmp_path / "x.old.log").read_bytes()) == (b"5", b"1234")
+
+
+def test_the_last_line_of_a_log_is_found_or_empty(tmp_path):
+    (tmp_path / "log").write_text("a\nb\n\n")
+    assert last_line(tmp_path / "log") == "b"
+    assert last_line(tmp_path / "none") == ""

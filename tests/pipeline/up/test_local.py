@@ -1,0 +1,320 @@
+"""`headrace up` as a process, with its real broker and with trivial roles in the place of the engines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
+from pipeline.config import Config
+from pipeline.up.reach import jetstream_answers
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+from tests.support import NatsServer, wait_until
+
+TIMEOUT_S = 30.0
+
+ROLE = """
+import asyncio, os, sys
+from pathlib import Path
+from pipeline.config import load
+from pipeline.process.lifecycle import run, without_private
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+
+async def main(config, lifecycle):
+    (folder / name).write_text(str(os.getpid()))
+    lifecycle.report("loading", "50 %")
+    facts = {"http": f"http://127.0.0.1:{config.http_port or 8123}"} if name == "gateway" else {}
+    lifecycle.report("ready", config.nats_url, **facts)
+    await lifecycle.stopping.wait()
+    with (folder / "order").open("a") as order:
+        print(name, file=order)
+    if name == "stuck":
+        await asyncio.Event().wait()
+
+sys.exit(run(main, load(environ=without_private(os.environ)), name))
+"""
+
+UP = """
+import sys
+from pathlib import Path
+from pipeline.config import load
+from pipeline.up.local import Role, up
+
+folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
+roles = [Role(name, (sys.executable, str(folder / "role.py"), name, str(folder))) for name in names]
+config = load()
+sys.exit(up(config, own_broker=sys.argv[3] == "own", roles=roles, ready_file=folder / "ready.json"))
+"""
+
+NAMES = "gateway,monitor,router,mlx,ollama"
+
+
+class Up:
+    """One `headrace up` and the folder it works in."""
+
+    def __init__(self, folder: Path, *, names: str, broker: str, settings: dict[str, object]) -> None:
+        self.folder = folder
+        self.ready_file = folder / "ready.json"
+        self.state = folder / "state"
+        (folder / "role.py").write_text(ROLE)
+        settings = {"state_dir": self.state, "ollama_standin": "false", "drain_timeout_s": 10, **settings}
+        environ = {f"HEADRACE_{key.upper()}": str(value) for key, value in settings.items()}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", UP, str(folder), names, broker],
+            env={**os.environ, "OLLAMA_HOST": "127.0.0.1:9", **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def ready(self) -> dict[str, Any]:
+        wait_until(lambda: self.ready_file.exists() or self.process.poll() is not None, what="up", timeout_s=TIMEOUT_S)
+        assert self.process.poll() is None, self.output()
+        return json.loads(self.ready_file.read_text())
+
+    def pid(self, name: str) -> int:
+        """The process of a role; it may come after the ready file where nobody has to wait for it."""
+        file = self.folder / name
+        wait_until(lambda: file.exists() and file.read_text() != "", what=name)
+        return int(file.read_text())
+
+    def broker_pid(self) -> int:
+        (ports,) = (self.state / "nats").glob("*.ports")
+        return int(ports.stem.rpartition("_")[2])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(TIMEOUT_S)
+
+    def output(self) -> str:
+        return self.process.communicate(timeout=TIMEOUT_S)[0]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate(timeout=TIMEOUT_S)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def start(names: str = NAMES, *, broker: str = "own", **settings: object) -> Up:
+        started.append(Up(tmp_path, names=names, broker=broker, settings=settings))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return not Path("/proc/self").exists()
+
+
+def test_the_ready_file_is_there_while_everything_serves_and_then_gone(up):
+    running = up()
+    ready = running.ready()
+    assert ready == {"nats": ready["nats"], "http": "http://127.0.0.1:8123", "pid": running.process.pid}
+    assert asyncio.run(jetstream_answers(ready["nats"]))
+    assert json.loads((running.state / "run.json").read_text()) == ready
+    pids = [running.pid(name) for name in NAMES.split(",")] + [running.broker_pid()]
+    assert running.stop() == 0
+    assert not running.ready_file.exists()
+    assert not (running.state / "run.json").exists()
+    assert not any(map(lives, pids))
+
+
+def test_interrupting_drains_too(up):
+    running = up()
+    running.ready()
+    assert running.stop(signal.SIGINT) == 0
+
+
+def test_who_lets_requests_in_stops_first_and_the_monitor_last(up):
+    running = up()
+    running.ready()
+    running.pid("ollama")
+    assert running.stop() == 0
+    order = (running.folder / "order").read_text().split()
+    assert order[:2] == ["gateway", "router"]
+    assert set(order[2:4]) == {"mlx", "ollama"}
+    assert order[4:] == ["monitor"]
+
+
+def test_the_first_screen_says_what_runs_where_and_what_to_try(up):
+    running = up(nats_port=0)
+    ready = running.ready()
+    running.stop()
+    said = running.output()
+    for text in (ready["nats"], "embedded nats-server", "headrace-demo", "no Ollama answers", str(running.state)):
+        assert text in said
+    for command in ("send", "stats", "llm.ask.high"):
+        assert command in said
+    assert "\x1b" not in said
+
+
+def test_a_killed_role_comes_back_and_the_others_do_not_notice(up):
+    running = up()
+    running.ready()
+    mlx, router = running.pid("mlx"), running.pid("router")
+    os.kill(mlx, signal.SIGKILL)
+    wait_until(lambda: running.pid("mlx") != mlx and lives(running.pid("mlx")), what="mlx again")
+    assert lives(router)
+    assert running.pid("router") == router
+    assert running.stop() == 0
+    assert "killed by SIGKILL" in running.output()
+
+
+def test_a_gateway_that_comes_back_gets_the_port_it_had(up):
+    running = up()
+    running.ready()
+    gateway = running.pid("gateway")
+    (running.folder / "gateway").unlink()
+    os.kill(gateway, signal.SIGKILL)
+    wait_until((running.folder / "gateway").exists, what="gateway again")
+    environ = Path(f"/proc/{running.pid('gateway')}/environ")
+    if environ.exists():
+        wait_until(lambda: b"HEADRACE_HTTP_PORT=8123" in environ.read_bytes(), what="its port")
+    assert running.stop() == 0
+
+
+async def store(url: str, *ids: str) -> None:
+    async with Bus.connect(url, name="test") as bus:
+        for each in ids:
+            await bus.store("llm.request.high", b"hello", headers={MSG_ID: each})
+
+
+async def stored(url: str) -> int:
+    async with Bus.connect(url, name="test") as bus:
+        return (await bus.js.stream_info(STREAM_REQUESTS)).state.messages
+
+
+async def streams_are_there(url: str) -> bool:
+    async with Bus.connect(url, name="test") as bus:
+        return await topology.apply(bus.js, Config()) == []
+
+
+def test_a_killed_broker_comes_back_where_it_was_with_its_queue_and_all_streams(up):
+    running = up()
+    url = running.ready()["nats"]
+    asyncio.run(store(url, "a", "b", "c"))
+    broker = running.broker_pid()
+    os.kill(broker, signal.SIGKILL)
+    wait_until(lambda: not lives(broker), what="the end of the broker")
+    wait_until(lambda: asyncio.run(_answers_whole(url)), what="the broker again", timeout_s=TIMEOUT_S)
+    assert asyncio.run(stored(url)) == 3
+    assert running.stop() == 0
+    said = running.output()
+    assert said.index("killed by SIGKILL") < said.index(f"ready again  {url}")
+
+
+async def _answers_whole(url: str) -> bool:
+    """Whether the broker is back and `up` has put its streams there: looked at, not made."""
+    if not await jetstream_answers(url):
+        return False
+    async with Bus.connect(url, name="test") as bus:
+        names = {info.config.name for info in await bus.js.streams_info()}
+    return {stream.name for stream in topology.streams(Config())} <= names
+
+
+def test_what_was_queued_is_there_after_a_restart_on_the_same_port(up):
+    first = up()
+    url = first.ready()["nats"]
+    asyncio.run(store(url, "a", "b"))
+    assert first.stop() == 0
+    second = up()
+    assert second.ready()["nats"] == url
+    assert asyncio.run(stored(url)) == 2
+    assert second.stop() == 0
+
+
+def test_a_second_one_on_the_same_state_folder_is_refused(up):
+    first = up()
+    ready = first.ready()
+    second = up()
+    assert second.process.wait(TIMEOUT_S) == 1
+    assert f"process {first.process.pid}" in second.output()
+    assert json.loads(first.ready_file.read_text()) == ready
+    assert asyncio.run(jetstream_answers(ready["nats"]))
+    assert first.stop() == 0
+
+
+def test_one_can_follow_at_once_on_one_that_was_killed(up):
+    first = up()
+    first.ready()
+    roles = [first.pid(name) for name in NAMES.split(",")]
+    broker = first.broker_pid()
+    first.process.kill()
+    first.process.wait()
+    first.ready_file.unlink()
+    second = up()
+    second.ready()
+    wait_until(lambda: not any(map(lives, [*roles, broker])), what="the end of the orphans", timeout_s=TIMEOUT_S)
+    assert second.stop() == 0
+
+
+def test_a_taken_port_is_refused_with_a_clear_message(up, nats_server: NatsServer):
+    running = up(nats_port=nats_server.port)
+    assert running.process.wait(TIMEOUT_S) == 1
+    assert f"port {nats_server.port} is taken" in running.output()
+
+
+def test_a_broker_elsewhere_is_used_and_left_alone(up, nats_server: NatsServer):
+    running = up(broker="elsewhere", nats_url=nats_server.url)
+    assert running.ready()["nats"] == nats_server.url
+    assert not (running.state / "nats").exists()
+    assert running.stop() == 0
+    assert asyncio.run(jetstream_answers(nats_server.url))
+
+
+def test_a_broker_elsewhere_that_does_not_answer_is_told(up):
+    running = up(broker="elsewhere", nats_url="nats://127.0.0.1:9")
+    assert running.process.wait(TIMEOUT_S) == 1
+    assert "no NATS server with JetStream answers at nats://127.0.0.1:9" in running.output()
+
+
+def test_a_role_that_does_not_drain_is_killed_within_the_deadline(up):
+    running = up("stuck", drain_timeout_s=1)
+    running.ready()
+    began_at = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - began_at < TIMEOUT_S
+    assert not lives(running.pid("stuck"))
+
+
+def test_a_second_signal_kills_everything_at_once(up):
+    running = up("stuck", drain_timeout_s=3600)
+    running.ready()
+    pids = [running.pid("stuck"), running.broker_pid()]
+    running.process.send_signal(signal.SIGTERM)
+    wait_until((running.folder / "order").exists, what="draining")
+    assert running.stop() == 128 + signal.SIGTERM
+    wait_until(lambda: not any(map(lives, pids)), what="their end")
+    assert not running.ready_file.exists()
+
+
+def test_stopping_while_it_starts_exits_0(up):
+    running = up()
+    wait_until((running.state / "nats" / "port").exists, what="the broker")
+    assert running.stop() == 0
+    assert not running.ready_file.exists()

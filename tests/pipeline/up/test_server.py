@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.broker import topology
+from pipeline.broker.jetstream import Bus
+from pipeline.config import Config
+from pipeline.up.children import Process
+from pipeline.up.instance import process_lives
+from pipeline.up.reach import jetstream_answers
+from pipeline.up.server import Broker, BrokerError, find_conf, find_server, state_lock
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+
+Start = Callable[..., "asyncio.Future[tuple[Broker, Process]]"]
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts a broker on the test's state folder."""
+    processes: list[Process] = []
+    with state_lock(tmp_path) as lock:
+
+        async def start(**options: int) -> tuple[Broker, Process]:
+            broker = Broker(tmp_path, lock=lock, log=tmp_path / "log", **options)
+            processes.append(await broker.start())
+            return broker, processes[-1]
+
+        yield start
+        for process in processes:
+            process.kill()
+            await ended(process)
+
+
+async def ended(process: Process) -> int:
+    return await asyncio.wait_for(process.wait(lambda report: None), 10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_the_server_and_its_settings_are_found():
+    assert os.access(find_server(), os.X_OK)
+    assert "jetstream" in find_conf().read_text()
+
+
+async def test_a_started_broker_answers_on_loopback(start):
+    broker, process = await start()
+    assert broker.url == f"nats://127.0.0.1:{broker.port}"
+    assert await jetstream_answers(broker.url)
+    process.drain(1)
+    assert await ended(process) == 0
+    assert not await jetstream_answers(broker.url)
+
+
+async def test_a_killed_broker_comes_back_on_its_port_with_what_it_had_stored(start):
+    broker, process = await start()
+    config = Config(nats_url=broker.url)
+    async with Bus.connect(broker.url, name="test") as bus:
+        await topology.apply(bus.js, config)
+        for number in range(20):
+            await bus.store("llm.request.high", b"hello", headers={MSG_ID: f"r{number}"})
+        os.kill(process.pid, signal.SIGKILL)
+        assert await ended(process) == -signal.SIGKILL
+        port = broker.port
+        await broker.start()
+        assert broker.port == port
+    async with Bus.connect(broker.url, name="test") as bus:
+        await topology.apply(bus.js, config)
+        assert (await bus.js.stream_info(STREAM_REQUESTS)).state.messages == 20
+
+
+async def test_the_port_is_the_one_of_the_last_run(start):
+    first, process = await start()
+    process.drain(1)
+    await ended(process)
+    second, _ = await start()
+    assert second.port == first.port
+
+
+async def test_a_port_that_was_taken_since_is_replaced(start):
+    first, process = await start()
+    process.drain(1)
+    await ended(process)
+    with socket.create_server(("127.0.0.1", first.port)):
+        second, _ = await start()
+        assert second.port != first.port
+
+
+async def test_the_preferred_port_is_used_where_it_is_free(start):
+    port = free_port()
+    broker, _ = await start(preferred_port=port)
+    assert broker.port == port
+
+
+async def test_a_port_that_was_asked_for_and_is_taken_is_refused_with_a_clear_message(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BrokerError, match=f"port {port} is taken"):
+            await start(port=port)
+
+
+async def test_a_server_that_cannot_start_says_why(start, tmp_path):
+    (tmp_path / "nats").mkdir()
+    (tmp_path / "nats" / "jetstream").write_text("in the way")
+    with pytest.raises(BrokerError, match="ended with code 1"):
+        await start()
+
+
+def test_a_state_folder_in_use_is_refused_with_the_pid_of_its_user(tmp_path):
+    refused = pytest.raises(BrokerError, match=rf"process {os.getpid()}.*--state-dir")
+    with state_lock(tmp_path), refused, state_lock(tmp_path):
+        pass
+
+
+def test_a_state_folder_is_free_again_after_its_user(tmp_path):
+    for _ in range(2):
+        with state_lock(tmp_path / "new"):
+            pass
+
+
+def test_a_state_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BrokerError, match="cannot be used"), state_lock(tmp_path / "file"):
+        pass
+
+
+OWNER = """
+import asyncio, sys
+from pathlib import Path
+from pipeline.up.server import Broker, state_lock
+
+async def main(folder):
+    with state_lock(folder) as lock:
+        process = await Broker(folder, lock=lock, log=folder / "log").start()
+        print(process.pid, flush=True)
+        await asyncio.sleep(3600)
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+def test_the_server_ends_when_its_owner_is_killed_and_only_then_is_the_folder_free(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with owner:
+        assert owner.stdout is not None
+        server = int(owner.stdout.readline())
+        owner.kill()
+    with state_lock(tmp_path):
+        # Whoever nobody has collected yet still has its id, so its log is asked.
+        assert not process_lives(server) or "Server Exiting" in (tmp_path / "log").read_text()

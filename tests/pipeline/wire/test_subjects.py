@@ -1,0 +1,204 @@
+"""Names on the broker, and what may stand in them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.wire.subjects import (
+    LANE_OF_SUBJECT,
+    LANES,
+    Lane,
+    Move,
+    Priority,
+    Task,
+    generated_id,
+    is_reply_to,
+    is_request_id,
+    moved_id,
+    ollama_consumer,
+    ollama_subject,
+    out_subject,
+    reply_subject,
+    split_moved_id,
+)
+
+ids = st.text("abcXYZ019_-", min_size=1, max_size=128)
+anything = st.text(st.characters(), max_size=300)
+
+NO_IDS = [
+    "",
+    "a b",
+    "a.b",
+    "*",
+    ">",
+    "a.>",
+    "a\n",
+    "\na",
+    "a\x00",
+    "a\r\nNats-Msg-Id: b",
+    "٣",
+    "é",
+    "a/b",
+    "a:b",
+    "a:spilled",
+    "$JS",
+    "x" * 129,
+    "\ud800",
+]
+
+
+def test_nine_lanes_have_nine_subjects_and_nine_consumers():
+    assert len(LANES) == len({lane.subject for lane in LANES}) == len({lane.consumer for lane in LANES}) == 9
+    assert {LANE_OF_SUBJECT[lane.subject] for lane in LANES} == set(LANES)
+
+
+def test_lanes_are_named_as_the_contract_says():
+    assert Lane(Priority.HIGH, Task.UNTRIAGED).subject == "llm.request.high"
+    assert Lane(Priority.LOW, Task.COMPLEX).subject == "llm.request.low.complex"
+    assert Lane(Priority.MEDIUM, Task.SIMPLE).consumer == "medium_simple"
+    assert [ollama_subject(p) for p in Priority] == ["llm.ollama.high", "llm.ollama.medium", "llm.ollama.low"]
+    assert (out_subject("x"), reply_subject("x"), generated_id(7)) == ("llm.out.x", "llm.reply.x", "LLM-7")
+
+
+def test_consumers_are_names_that_the_broker_takes():
+    names = [lane.consumer for lane in LANES] + [ollama_consumer(p) for p in Priority]
+    assert len(set(names)) == 12
+    assert all(is_request_id(name) for name in names)
+
+
+@given(ids)
+@example("x" * 128)
+@example("-")
+def test_letters_digits_underscore_and_hyphen_make_an_id(text):
+    assert is_request_id(text)
+
+
+@pytest.mark.parametrize("text", NO_IDS, ids=ascii)
+def test_nothing_else_is_an_id(text):
+    assert not is_request_id(text)
+
+
+@given(anything)
+def test_an_id_is_always_one_plain_token(text):
+    if is_request_id(text):
+        assert text.isascii()
+        assert not set(text) & set(" .*>:\t\r\n\0")
+
+
+# ---- Reply-To
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "_INBOX.abc",
+        "_INBOX.user.abc.1",
+        "_INBOX.LLM-7",
+        "_INBOX." + "x" * 249,
+        "llm.reply.mine",
+        "llm.reply.other",
+        "llm.reply.LLM-7x",
+        "llm.reply.x.LLM-7",
+    ],
+)
+def test_a_literal_subject_under_an_inbox_or_the_replies_is_allowed(subject):
+    assert is_reply_to(subject, "mine")
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "",
+        "_INBOX",
+        "_INBOX.",
+        "_INBOX.a.",
+        "_INBOX..a",
+        "_INBOX.*",
+        "_INBOX.>",
+        "_INBOX.a.*",
+        "_INBOX.a.>",
+        "_INBOX.a*b",
+        "_INBOX.a b",
+        " _INBOX.a",
+        "_INBOX.a ",
+        "_INBOX.a\n",
+        "_INBOX.a\r\nPUB llm.request.high 0",
+        "_INBOX.\x00",
+        "_INBOX.\x1b[2J",
+        "_INBOX.\x7f",
+        "_INBOX.\x85",
+        "_INBOX.\u00a0",
+        "_INBOX.\u2028",
+        "_INBOX.\u200b",
+        "_INBOX.\u202e",
+        "_INBOX.\ud800",
+        "_inbox.a",
+        "_INBOXES.a",
+        "_INBOX." + "x" * 250,
+        "llm.reply",
+        "llm.reply.",
+        "llm.reply.*",
+        "llm.reply.>",
+        "llm.reply.LLM-7",
+        "llm.replying.a",
+        "llm.request.high",
+        "llm.out.mine",
+        "llm.cancel.mine",
+        "$JS.API.STREAM.DELETE.LLM",
+        "$SYS.REQ.SERVER.PING",
+        ">",
+        "*",
+    ],
+    ids=ascii,
+)
+def test_no_other_subject_is_allowed(subject):
+    assert not is_reply_to(subject, "mine")
+
+
+def test_an_id_that_the_broker_handed_out_may_be_written_to_by_its_owner_alone():
+    assert is_reply_to("llm.reply.LLM-7", "LLM-7")
+    assert not is_reply_to("llm.reply.LLM-7", "LLM-8")
+
+
+@given(st.sampled_from(["_INBOX.", "llm.reply.", ""]), anything)
+def test_what_is_allowed_is_always_a_literal_subject_in_its_place(prefix, rest):
+    subject = prefix + rest
+    if is_reply_to(subject, "mine"):
+        assert subject.startswith(("_INBOX.", "llm.reply."))
+        assert all(subject.split("."))
+        assert subject.isprintable()
+        assert not set(subject) & set(" *>")
+        subject.encode()
+
+
+# ---- moves
+
+
+@given(ids, st.sampled_from(Move), st.integers(1, 2**63), st.floats(0, 1e10))
+def test_a_moved_id_is_split_into_what_it_was_made_of(request_id, move, sequence, stored_at):
+    assert split_moved_id(moved_id(request_id, move, sequence, stored_at)) == (request_id, move)
+    assert not is_request_id(moved_id(request_id, move, sequence, stored_at))
+
+
+def test_whoever_takes_an_id_again_moves_under_a_message_id_of_its_own():
+    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 8, 1e9)
+
+
+def test_who_knows_id_and_sequence_does_not_know_the_message_id_of_a_move():
+    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 7, 1e9 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "a", "a:", ":a", "a:spilled", "a:spill:1", "a:SPILLED:1", "a:spilled:", "a:spilled:1 ", "a:spilled:x"],
+)
+def test_an_id_without_a_move_is_left_as_it_is(text):
+    assert split_moved_id(text) == (text, None)
+
+
+@given(anything)
+def test_splitting_never_fails_and_loses_nothing(text):
+    request_id, move = split_moved_id(text)
+    assert text.startswith(request_id if move is None else f"{request_id}:{move}:")
