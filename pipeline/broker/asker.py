@@ -47,7 +47,7 @@ class Outgoing(NamedTuple):
     given_id: bool = False
 
 
-class Entry(NamedTuple):
+class RecordEntry(NamedTuple):
     """One message of a record: its sequence in the stream, as it stands there, and read."""
 
     sequence: int
@@ -55,7 +55,7 @@ class Entry(NamedTuple):
     answer: Answer
 
 
-class Client:
+class Asker:
     """Asks the pipeline over one connection. One per connection is enough; its methods may run side by side.
 
     Args:
@@ -66,11 +66,11 @@ class Client:
     def __init__(self, bus: Bus, tracing: Tracing) -> None:
         self._bus = bus
         self._tracing = tracing
-        self._records: set[Record] = set()
+        self._records: set[RecordReader] = set()
         self._abandoned: set[asyncio.Task[None]] = set()
         bus.on_reconnect(self._on_reconnect)
 
-    async def submit(self, request: Outgoing, *, patience_s: float = STORE_PATIENCE_S) -> Record:
+    async def submit(self, request: Outgoing, *, patience_s: float = STORE_PATIENCE_S) -> RecordReader:
         """Put a request on the queue; it is durable when this returns.
 
         Cancelled before the broker has said so, it takes the request back as soon as it is there.
@@ -82,7 +82,7 @@ class Client:
             HeadraceError: `queue_full`, or `unavailable` when the broker did not take it within patience_s.
         """
         before = await self._last_sequence(request.id) if request.given_id else 0
-        record = Record(self._bus, request.id, after=before, open_records=self._records)
+        record = RecordReader(self._bus, request.id, after=before, open_records=self._records)
         await record.open()
         try:
             ack = await self._put(request, patience_s)
@@ -130,21 +130,21 @@ class Client:
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"the record cannot be read: {error}") from error
         return found[0] if found else 0
 
-    async def read(self, request_id: str, *, after: int = 0) -> Record:
+    async def read(self, request_id: str, *, after: int = 0) -> RecordReader:
         """The record of a request that somebody published, from behind a sequence on; the caller closes it."""
-        record = Record(self._bus, request_id, after=after, open_records=self._records)
+        record = RecordReader(self._bus, request_id, after=after, open_records=self._records)
         await record.open()
         record.look()
         return record
 
-    async def last(self, request_id: str) -> Entry | None:
+    async def last(self, request_id: str) -> RecordEntry | None:
         """The last message of a request's record so far, or None where there is none.
 
         Raises:
             Unreachable: the broker does not answer.
         """
         found = await self._bus.last_message(STREAM_REPLIES, reply_subject(request_id))
-        return None if found is None else Entry(*found, decode_answer(found[1]))
+        return None if found is None else RecordEntry(*found, decode_answer(found[1]))
 
     async def cancel(self, request_id: str) -> None:
         """Have a request cancelled; nobody says whether it could be.
@@ -177,21 +177,21 @@ class Client:
             record.look()
 
 
-class Record:
+class RecordReader:
     """The messages of one request's record, each once and in order, as they come.
 
     Live messages are used where they follow on what was read last. Where one is missing (a lost connection, a reader
     that is too slow for them to be kept here), the stream has it. One reader at a time.
     """
 
-    def __init__(self, bus: Bus, request_id: str, *, after: int, open_records: set[Record]) -> None:
+    def __init__(self, bus: Bus, request_id: str, *, after: int, open_records: set[RecordReader]) -> None:
         self.id = request_id
         self._open_records = open_records
         self._bus = bus
         self._subject = reply_subject(request_id)
         self._last_sequence = after
         self._live: deque[Message] = deque()
-        self._fetched: deque[Entry] = deque()
+        self._fetched: deque[RecordEntry] = deque()
         self._look = False
         self._missed = False
         self._arrived = asyncio.Event()
@@ -228,7 +228,7 @@ class Record:
         self._last_sequence = 0
         self.look()
 
-    async def next(self) -> Entry:
+    async def next(self) -> RecordEntry:
         """The next message. Cancelling is safe: what was not returned comes again."""
         while True:
             if self._fetched:
@@ -241,18 +241,20 @@ class Record:
             else:
                 await self._wait()
 
-    def _taken(self, entry: Entry) -> Entry:
+    def _taken(self, entry: RecordEntry) -> RecordEntry:
         self._last_sequence = entry.sequence
         return entry
 
-    def _from_live(self, message: Message) -> Entry | None:
+    def _from_live(self, message: Message) -> RecordEntry | None:
         """The live message, if it is the next one."""
         sequence = int(message.headers.get(STORED_SEQUENCE, 0))
         if sequence > self._last_sequence and int(message.headers.get(_SEQUENCE_BEFORE, 0)) > self._last_sequence:
             self._look = self._missed = True
             return None
         self._live.popleft()
-        return Entry(sequence, message.data, decode_answer(message.data)) if sequence > self._last_sequence else None
+        return (
+            RecordEntry(sequence, message.data, decode_answer(message.data)) if sequence > self._last_sequence else None
+        )
 
     async def _fetch(self) -> None:
         self._look = False
@@ -266,7 +268,7 @@ class Record:
             await asyncio.sleep(_PAUSE_AWAY_S)
             return
         self._look |= len(batch) >= BATCH
-        self._fetched.extend(Entry(int(m.headers[STORED_SEQUENCE]), m.data, decode_answer(m.data)) for m in batch)
+        self._fetched.extend(RecordEntry(int(m.headers[STORED_SEQUENCE]), m.data, decode_answer(m.data)) for m in batch)
         if self._missed and not batch:
             # A replica that answers may be a moment behind the one that told us.
             self._look = True
@@ -289,7 +291,7 @@ class Record:
         self._arrived.set()
 
 
-async def whole(record: Record) -> Entry:
+async def whole(record: RecordReader) -> RecordEntry:
     """The last message of a record."""
     while not is_last((entry := await record.next()).answer):
         pass

@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from pipeline.broker.asker import Client, Outgoing
+from pipeline.broker.asker import Asker, Outgoing
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
@@ -69,7 +69,7 @@ def send(sending: Sending, url: str) -> int:
 
 
 async def _send(sending: Sending, bus: Bus) -> int:
-    client = Client(bus, Tracing())
+    client = Asker(bus, Tracing())
     try:
         request = sending.request(secrets.token_hex(10))
         record = await client.submit(request, patience_s=_STORE_PATIENCE_S)

@@ -17,13 +17,13 @@ from itertools import count
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.core.answer import Record, error_answer, expired
+from pipeline.core.ending import ended_event
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Entry, QueueIndex
 from pipeline.delivery.record import LeaseLost, RecordWriter
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import EVENT, reply_subject
-from pipeline.worker.serving import ended_event
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.broker.asker import Client
+from pipeline.broker.asker import Asker
 from pipeline.config import Config, ConfigError
 from pipeline.gateway.app import Gateway
 from pipeline.gateway.ask import Ask
@@ -27,7 +27,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         async with role("gateway", config) as me:
             gateway = Gateway(me, config)
             await gateway.start()
-            await Ask(me.bus, me.tracing, Client(me.bus, me.tracing)).start()
+            await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing)).start()
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve(sockets=[listening]))
             try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Send
 
-from pipeline.broker.asker import Client, Entry, Record, whole
+from pipeline.broker.asker import Asker, RecordEntry, RecordReader, whole
 from pipeline.broker.connection import BusError
 from pipeline.broker.peers import Peers
 from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
@@ -28,13 +28,13 @@ _DEADLINE_GRACE_S = 1.0
 class Desk:
     """What all answers of one gateway share. `readers` counts the responses that follow a request."""
 
-    client: Client
+    client: Asker
     peers: Peers
     metrics: Metrics
     registry: Registry = field(default_factory=Registry)
     readers: Counter[str] = field(default_factory=Counter)
 
-    async def submit(self, intake: Intake) -> Record:
+    async def submit(self, intake: Intake) -> RecordReader:
         """As `Client.submit`; a full lane says when to come back: after the wait that is predicted for it."""
         try:
             return await self.client.submit(intake.outgoing)
@@ -96,14 +96,14 @@ class Answering(Live):
         message = f"the gateway stops; request {self._id} goes on: read on at /queue/requests/{self._id}/events"
         await self._fail(send, HeadraceError(ErrorCode.UNAVAILABLE, message))
 
-    async def _write_whole(self, record: Record, send: Send) -> None:
+    async def _write_whole(self, record: RecordReader, send: Send) -> None:
         answer = (await whole(record)).answer
         if isinstance(answer, ErrorAnswer):
             raise error_of(answer.error)
         if isinstance(answer, Success):
             await send_whole(send, 200, self._shape.whole(answer), self._headers())
 
-    async def _write_stream(self, record: Record, send: Send) -> None:
+    async def _write_stream(self, record: RecordReader, send: Send) -> None:
         streamed = False
         while True:
             entry = await self._next(record, send)
@@ -126,7 +126,7 @@ class Answering(Live):
                 case _:
                     pass
 
-    async def _next(self, record: Record, send: Send) -> Entry:
+    async def _next(self, record: RecordReader, send: Send) -> RecordEntry:
         """The record's next message; while there is none, signs of life where the dialect has one."""
         while self._shape.keep_alive:
             try:

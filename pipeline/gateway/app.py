@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
-from pipeline.broker.asker import Client
+from pipeline.broker.asker import Asker
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.gateway import document, files
@@ -56,7 +56,7 @@ class Gateway:
         self._known_at = 0.0
         self._registry = Registry()
         self._repeats = Repeats()
-        client = Client(me.bus, me.tracing)
+        client = Asker(me.bus, me.tracing)
         self._desk = Desk(client, me.peers, self._metrics, self._registry)
         self._statistics = Statistics(me.bus)
         self._queue = Queue(client, me.peers, self._statistics, self._registry)

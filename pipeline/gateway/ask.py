@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from pipeline.broker.asker import Client
+from pipeline.broker.asker import Asker
 from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.core.answer import error_answer
@@ -36,7 +36,7 @@ class Ask:
 
     bus: Bus
     tracing: Tracing
-    client: Client
+    client: Asker
     _followers: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     async def start(self) -> None:

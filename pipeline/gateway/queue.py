@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from pipeline.broker.asker import Client, Record
+from pipeline.broker.asker import Asker, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
@@ -72,7 +72,7 @@ class Statistics:
 class Queue:
     """The endpoints under `/queue`, and `/load`."""
 
-    client: Client
+    client: Asker
     peers: Peers
     statistics: Statistics
     registry: Registry
@@ -133,7 +133,7 @@ class Events(Live):
 
     endless = True
 
-    def __init__(self, client: Client, request_id: str, after: int, registry: Registry) -> None:
+    def __init__(self, client: Asker, request_id: str, after: int, registry: Registry) -> None:
         super().__init__(registry)
         self._client = client
         self._id = request_id
@@ -147,7 +147,7 @@ class Events(Live):
                 pass
         await finish(send)
 
-    async def _one(self, record: Record, send: Send) -> bool:
+    async def _one(self, record: RecordReader, send: Send) -> bool:
         """Send one event, or a sign of life. Returns whether it was the last one."""
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):

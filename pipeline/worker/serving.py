@@ -13,6 +13,7 @@ from pipeline.broker.connection import Delivery, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.core.answer import Answer, Record, decide, error_answer, expired
+from pipeline.core.ending import ended_event
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.delivery.lease import Lease, LeaseKeeper
@@ -32,11 +33,6 @@ RETRY_DELAY_S = 0.5
 _MOST_DOUBLINGS = 6
 # What the largest message has besides its body.
 _HEADERS_BYTES = 4096
-
-_EVENT_OF_CODE: dict[ErrorCode, EventKind] = {
-    ErrorCode.CANCELLED: "cancelled",
-    ErrorCode.DEADLINE_EXCEEDED: "expired",
-}
 
 
 class Elsewhere(Protocol):
@@ -343,9 +339,3 @@ async def refuse(
     await writer.close(error_answer(envelope, error), delivery)
     event = ended_event(envelope, error, engine=engine)
     await bus.publish(f"{EVENT}.{envelope.priority}.{event.kind}", encode(event))
-
-
-def ended_event(envelope: Envelope, error: HeadraceError, *, engine: EngineName | None = None) -> RequestEvent:
-    """What is told of a request that ended with error."""
-    kind = _EVENT_OF_CODE.get(error.code, "failed")
-    return RequestEvent(envelope.id, kind, envelope.priority, engine, code=error.code, tenant=envelope.tenant)

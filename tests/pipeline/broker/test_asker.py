@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from pipeline.broker import topology
-from pipeline.broker.asker import Client, Outgoing, Record, whole
+from pipeline.broker.asker import Asker, Outgoing, RecordReader, whole
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.telemetry import Tracing
@@ -34,7 +34,7 @@ async def write(bus: Bus, request_id: str, *answers: msgspec.Struct) -> int:
     return await bus.store(out_subject(request_id), last)
 
 
-async def read_all(record: Record) -> list[msgspec.Struct]:
+async def read_all(record: RecordReader) -> list[msgspec.Struct]:
     found = []
     async with asyncio.timeout(20):
         while not found or not isinstance(found[-1], type(COMPLETION)):
@@ -43,11 +43,11 @@ async def read_all(record: Record) -> list[msgspec.Struct]:
 
 
 @pytest.fixture
-def client(bus: Bus) -> Client:
-    return Client(bus, Tracing())
+def client(bus: Bus) -> Asker:
+    return Asker(bus, Tracing())
 
 
-async def test_what_was_submitted_is_stored_and_its_answer_followed(bus: Bus, client: Client):
+async def test_what_was_submitted_is_stored_and_its_answer_followed(bus: Bus, client: Asker):
     async with await client.submit(Outgoing("a", SUBJECT, BODY, {"Llm-Tenant": "me"})) as record:
         stored = await bus.stored(STREAM_REQUESTS, 1)
         assert stored is not None
@@ -57,7 +57,7 @@ async def test_what_was_submitted_is_stored_and_its_answer_followed(bus: Bus, cl
         assert await read_all(record) == [*CHUNKS, COMPLETION]
 
 
-async def test_the_same_id_again_reads_the_same_answer_from_its_start(bus: Bus, client: Client):
+async def test_the_same_id_again_reads_the_same_answer_from_its_start(bus: Bus, client: Asker):
     first = await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True))
     await write(bus, "a", *CHUNKS, COMPLETION)
     async with first, await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True)) as second:
@@ -65,7 +65,7 @@ async def test_the_same_id_again_reads_the_same_answer_from_its_start(bus: Bus, 
     assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
 
 
-async def test_an_older_answer_under_the_same_id_is_not_taken_for_the_new_one(bus: Bus, client: Client):
+async def test_an_older_answer_under_the_same_id_is_not_taken_for_the_new_one(bus: Bus, client: Asker):
     await write(bus, "a", msgspec.structs.replace(COMPLETION, created=1))
     async with await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True)) as record:
         await write(bus, "a", COMPLETION)
@@ -73,7 +73,7 @@ async def test_an_older_answer_under_the_same_id_is_not_taken_for_the_new_one(bu
 
 
 @pytest.mark.parametrize("count", [10, 300, 1200])
-async def test_a_reader_who_comes_at_any_time_reads_everything_once(bus: Bus, client: Client, count: int):
+async def test_a_reader_who_comes_at_any_time_reads_everything_once(bus: Bus, client: Asker, count: int):
     early = await client.read("a")
     await write(bus, "a", *chunks(count))
     middle = await client.read("a")
@@ -84,14 +84,14 @@ async def test_a_reader_who_comes_at_any_time_reads_everything_once(bus: Bus, cl
             assert await read_all(record) == [*chunks(count), COMPLETION]
 
 
-async def test_a_reader_goes_on_from_where_it_left_off(bus: Bus, client: Client):
+async def test_a_reader_goes_on_from_where_it_left_off(bus: Bus, client: Asker):
     sequence = await write(bus, "a", *chunks(5))
     await write(bus, "a", COMPLETION)
     async with await client.read("a", after=sequence) as record:
         assert await read_all(record) == [COMPLETION]
 
 
-async def test_what_a_reader_does_not_take_is_not_kept_for_it(bus: Bus, client: Client):
+async def test_what_a_reader_does_not_take_is_not_kept_for_it(bus: Bus, client: Asker):
     async with await client.read("a") as record:
         await write(bus, "a", *chunks(1000), COMPLETION)
         await bus.request("$JS.API.INFO")  # behind all of it
@@ -103,7 +103,7 @@ async def test_what_is_said_while_the_connection_is_away_is_read_when_it_is_back
     nats_server: NatsServer, bus: Bus, config: Config
 ):
     reading = Bus.connect(config.nats_url, name="reader")
-    async with reading as other, await Client(other, Tracing()).read("a") as record:
+    async with reading as other, await Asker(other, Tracing()).read("a") as record:
         await write(bus, "a", *chunks(3))
         assert [(await record.next()).answer for _ in range(3)] == chunks(3)
         # Only the reader's connection breaks; what comes next is published without it.
@@ -112,7 +112,7 @@ async def test_what_is_said_while_the_connection_is_away_is_read_when_it_is_back
         assert await read_all(record) == [*chunks(6)[3:], COMPLETION]
 
 
-async def test_a_full_lane_is_told(bus: Bus, client: Client, config: Config):
+async def test_a_full_lane_is_told(bus: Bus, client: Asker, config: Config):
     await topology.apply(bus.js, msgspec.structs.replace(config, lane_max_messages=1))
     await (await client.submit(Outgoing("a", SUBJECT, BODY, {}))).close()
     with pytest.raises(HeadraceError) as caught:
@@ -121,14 +121,14 @@ async def test_a_full_lane_is_told(bus: Bus, client: Client, config: Config):
     assert not client._records
 
 
-async def test_a_broker_that_is_away_is_told(nats_server: NatsServer, client: Client):
+async def test_a_broker_that_is_away_is_told(nats_server: NatsServer, client: Asker):
     nats_server.kill()
     with pytest.raises(HeadraceError) as caught:
         await client.submit(Outgoing("a", SUBJECT, BODY, {}), patience_s=0.2)
     assert caught.value.code is ErrorCode.UNAVAILABLE
 
 
-async def test_a_request_that_nobody_waits_for_any_more_is_taken_back_once_it_is_stored(bus: Bus, client: Client):
+async def test_a_request_that_nobody_waits_for_any_more_is_taken_back_once_it_is_stored(bus: Bus, client: Asker):
     cancelled: asyncio.Queue[str] = asyncio.Queue()
 
     async def on_cancel(message: object) -> None:
@@ -148,7 +148,7 @@ async def test_a_request_that_nobody_waits_for_any_more_is_taken_back_once_it_is
     assert not client._records
 
 
-async def test_the_last_message_of_a_record_is_found_or_there_is_none(bus: Bus, client: Client):
+async def test_the_last_message_of_a_record_is_found_or_there_is_none(bus: Bus, client: Asker):
     assert await client.last("a") is None
     sequence = await write(bus, "a", *CHUNKS, COMPLETION)
     last = await client.last("a")
@@ -157,7 +157,7 @@ async def test_the_last_message_of_a_record_is_found_or_there_is_none(bus: Bus, 
     assert (await bus.last_message("LLM_REPLIES", reply_subject("a"))) == (sequence, last.data)
 
 
-async def test_a_record_that_could_not_be_opened_is_kept_by_nobody(bus: Bus, client: Client):
+async def test_a_record_that_could_not_be_opened_is_kept_by_nobody(bus: Bus, client: Asker):
     await bus.nc.close()
     with pytest.raises(Exception, match="closed"):
         await client.read("a")

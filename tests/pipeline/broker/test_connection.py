@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
+from pipeline.broker import connection
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
-from pipeline.broker import connection
 from tests.support import NatsServer
 
 

@@ -1,0 +1,65 @@
+"""What every shell does with asyncio: run tasks beside its own work, and wait for an event or a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """Tasks that run beside their owner and that no one awaits one by one.
+
+    What a task raises is logged, so that no exception is lost. The owner ends what is left with `join` or `cancel`.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, None], *, what: str) -> asyncio.Task[None]:
+        """Run work. `what` names it in the log if it fails."""
+        task = asyncio.get_running_loop().create_task(work, name=what)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    async def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until no task is left, those included that start meanwhile. Returns whether that was within timeout_s.
+
+        Cancelling is safe: the tasks go on.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout_s is None else loop.time() + timeout_s
+        while self._tasks:
+            left_s = None if deadline is None else deadline - loop.time()
+            if left_s is not None and left_s <= 0:
+                return False
+            # Not `gather`: since Python 3.12 it gives the event loop no turn for what is done, which then stays here.
+            await asyncio.wait(self._tasks, timeout=left_s)
+        return True
+
+    def cancel(self) -> None:
+        """Cancel what is left, without waiting for it."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", task.get_name(), exc_info=error)
+
+
+async def wait_set(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait until event is set. Returns whether it was, within timeout_s seconds (None: no limit)."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
