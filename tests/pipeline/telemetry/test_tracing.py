@@ -318,7 +318,7 @@ async def test_an_unforeseen_exception_is_recorded_with_its_traceback(traces: Co
     await traces.wait_for(lambda seen: seen.spans)
     (received,) = traces.spans
     assert (received.status, received.attributes["error.type"]) == ("ERROR", "ValueError")
-    assert "test_telemetry.py" in received.events[0].attributes["exception.stacktrace"]
+    assert "test_tracing.py" in received.events[0].attributes["exception.stacktrace"]
 
 
 async def test_a_cancelled_task_is_interrupted_and_not_failed(traces: Collector, role: NewTracing) -> None:
