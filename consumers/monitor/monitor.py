@@ -204,7 +204,7 @@ class Monitor:
         while changed:
             now = time.monotonic()
             load, changed = self._saturation[engine].observe(
-                capacity, self._queued[engine], now=now, wall_now=time.time()
+                capacity, self._queued[engine], now=now, wall_now=self.me.bus.clock.wall()
             )
             self._loads[engine] = load
             if changed:
@@ -348,7 +348,7 @@ class Monitor:
 
     def _admit(self) -> None:
         """Refuse what arrived since the last look and would begin only after its deadline."""
-        now, wall_now = time.monotonic(), time.time()
+        now, wall_now = time.monotonic(), self.me.bus.clock.wall()
         refused: Counter[tuple[str, Priority]] = Counter()
         arrived, self._arrived = self._arrived, []
         for arrival in arrived:

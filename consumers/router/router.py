@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 
 import msgspec
@@ -111,7 +110,7 @@ class Router:
     def _open_for(self) -> set[Priority]:
         """The priorities whose requests Ollama would answer before MLX begins them; none while the gate is shut."""
         load = self.me.peers.load("mlx")
-        if load is None or not saturated(load, time.time() - load.at):
+        if load is None or not saturated(load):
             return set()
         room = self._room()
         if not room.healthy or room.free <= 0:
@@ -121,7 +120,7 @@ class Router:
     def _room(self) -> Room:
         capacity = Capacity.of(self.me.peers.workers("ollama"))
         load = self.me.peers.load("ollama")
-        oldest = time.time() - UNDERWAY_S
+        oldest = self.me.bus.clock.now() - UNDERWAY_S
         self._underway = {request: since for request, since in self._underway.items() if since > oldest}
         queued = load.queued.high + load.queued.medium + load.queued.low if load is not None else 0
         waiting = max(queued, len(self._underway))
@@ -181,7 +180,7 @@ class Router:
     async def _next_delivery(self, priorities: set[Priority]) -> Delivery | None:
         loop = asyncio.get_running_loop()
         lanes = self._lanes_of(priorities)
-        for lane in self._scheduler.order(loop.time(), wall_now=time.time()):
+        for lane in self._scheduler.order(loop.time(), wall_now=self.me.bus.clock.wall()):
             if lane not in lanes:
                 continue
             announced = self._scheduler.announced(lane)
@@ -227,7 +226,7 @@ class Router:
             stored_at=envelope.stored_at,
             pending=delivery.pending,
             now=now,
-            wall_now=time.time(),
+            wall_now=self.me.bus.clock.wall(),
             sequence=delivery.sequence,
         )
         lease = self._leases.hold(delivery, lambda: None)
@@ -240,14 +239,14 @@ class Router:
                 task=envelope.task,
                 attempt=envelope.delivered,
             ) as span:
-                span.queue_wait(envelope.stored_at, time.time())
+                span.queue_wait(envelope.stored_at, self.me.bus.clock.wall())
                 await self._triage(delivery, envelope, lease)
         finally:
             self._leases.release(lease)
             self._scheduler.finish(envelope.id, 1.0)
 
     async def _triage(self, delivery: Delivery, envelope: Envelope, lease: Lease) -> None:
-        waited_ms = max(0.0, (time.time() - envelope.stored_at) * 1000)
+        waited_ms = max(0.0, (self.me.bus.clock.wall() - envelope.stored_at) * 1000)
         if envelope.delivered > 1 and await self.me.bus.last_message(STREAM_REPLIES, reply_subject(envelope.id)):
             # Its reader has a part of the answer, which MLX alone can go on with; in another lane it would wait again.
             lane = LANE_OF_SUBJECT[delivery.message.subject]
@@ -261,9 +260,9 @@ class Router:
             writer = RecordWriter(self.me.bus, envelope, lease.holds)
             await refuse(self.me.bus, writer, delivery, error)
             return
-        load, room = self.me.peers.load("mlx"), self._room()
         with self.me.tracing.triage() as span:
             verdict = await self._verdict(request, envelope)
+            load, room = self.me.peers.load("mlx"), self._room()
             waiting = Waiting(
                 verdict=verdict,
                 priority=envelope.priority,
@@ -271,7 +270,7 @@ class Router:
                 mlx_may=self._mlx_may(request),
                 moved=envelope.move not in (None, Move.REPLAYED),
             )
-            decision = spill(waiting, load, time.time() - load.at if load else 0.0, room)
+            decision = spill(waiting, load, room)
             span.decision(
                 verdict.task,
                 decision.reason,
@@ -335,7 +334,7 @@ class Router:
         to = ollama_subject(priority) if spills else Lane(priority, Task.COMPLEX).subject
         how = Move.SPILLED if spills else Move.COMPLEX
         if spills:
-            self._underway[envelope.id] = time.time()
+            self._underway[envelope.id] = self.me.bus.clock.now()
         moved = await move(
             self.me.bus, self.me.tracing, delivery, envelope, to=to, how=how, task=verdict.task, reason=decision.reason
         )

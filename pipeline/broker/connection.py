@@ -22,6 +22,8 @@ from nats.js import JetStreamContext
 from nats.micro import add_service
 from nats.micro.request import Request
 
+from pipeline.broker.clock import Clock
+
 log = logging.getLogger(__name__)
 
 # What `subscribe` gives and `drain` takes, for the annotations of our callers.
@@ -129,10 +131,15 @@ class _Client(Client):
 
 @dataclass(slots=True)
 class Connection:
-    """One connection to the broker. Reconnects for ever by itself."""
+    """One connection to the broker. Reconnects by itself, without a limit.
+
+    Attributes:
+        clock: the broker's time; see `pipeline.broker.jetstream.Bus.keep_clock`.
+    """
 
     nc: Client
     js: JetStreamContext
+    clock: Clock = field(default_factory=Clock)
     _reconnected: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod

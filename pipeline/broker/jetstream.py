@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 import nats.errors
 
+from pipeline.aio import wait_set
 from pipeline.broker.connection import (
     REQUEST_TIMEOUT_S,
     BusError,
@@ -28,6 +29,7 @@ from pipeline.wire.subjects import (
     STORED_SUBJECT,
     STORED_TIME,
     STREAM_REPLIES,
+    STREAM_REQUESTS,
 )
 
 # A publish that must be stored is tried again for this long with the same message id: a cluster without a leader is
@@ -40,6 +42,8 @@ BATCH = 500
 # Five hundred long requests at once would overrun the client's buffers.
 _SCAN_BYTES = 8 << 20
 _END_OF_BATCH = ("204", "404")
+# Drift over this time is a millisecond; a machine that was suspended finds the broker's time again within it.
+_SAMPLE_EVERY_S = 10.0
 
 
 class LaneFull(BusError):
@@ -100,6 +104,10 @@ class _StreamInfo(msgspec.Struct):
     state: StreamState
 
 
+class _Stamped(msgspec.Struct):
+    ts: datetime | None = None
+
+
 class _ApiError(msgspec.Struct):
     code: int = 0
     err_code: int = 0
@@ -114,6 +122,7 @@ class _PubAck(msgspec.Struct):
 
 _consumer_list = msgspec.json.Decoder(_ConsumerList)
 _stream_info = msgspec.json.Decoder(_StreamInfo)
+_stamped = msgspec.json.Decoder(_Stamped)
 _puback = msgspec.json.Decoder(_PubAck)
 
 
@@ -194,6 +203,33 @@ class Bus(Connection):
             # A leader is being elected, say.
             raise Unreachable(f"{subject}: {ack.error.description}")
         return ack
+
+    # ---- the broker's clock
+
+    async def sample_clock(self) -> bool:
+        """Ask the broker for its time, once. Returns whether it was learned; not before the streams exist.
+
+        The server that stores requests answers, so its clock is the one that their times of storing come from.
+        """
+        sent_at = self.clock.now()
+        try:
+            answer = await self.request(f"$JS.API.STREAM.INFO.{STREAM_REQUESTS}")
+        except Unreachable:
+            return False
+        stamped_at = None if answer.status is not None else _stamped.decode(answer.data).ts
+        if stamped_at is not None:
+            self.clock.stamped(sent_at, stamped_at.timestamp())
+        return stamped_at is not None
+
+    async def keep_clock(self) -> None:
+        """Sample the broker's clock every ten seconds and after each reconnect, until cancelled; warn of an offset."""
+        reconnected = asyncio.Event()
+        self.on_reconnect(reconnected.set)
+        while True:
+            if await self.sample_clock():
+                self.clock.report()
+            await wait_set(reconnected, _SAMPLE_EVERY_S)
+            reconnected.clear()
 
     # ---- what stands in streams
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -24,8 +23,9 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
         """Where they stand."""
         return f"{DEAD}.{self.priority or '*'}"
 
-    def __contains__(self, letter: DeadLetter) -> bool:
-        return self.id in (None, letter.id) and time.time() - letter.died_at >= self.older_than_s
+    def includes(self, letter: DeadLetter, wall_now: float) -> bool:
+        """Whether letter is chosen at wall_now (the broker's UTC seconds)."""
+        return self.id in (None, letter.id) and wall_now - letter.died_at >= self.older_than_s
 
 
 class Row(msgspec.Struct):
@@ -73,7 +73,7 @@ async def letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
     """
     async for message in bus.scan(STREAM_DEAD, chosen.subject):
         found = _letter(to_stored(message))
-        if found in chosen:
+        if chosen.includes(found, bus.clock.wall()):
             yield found
 
 
@@ -99,7 +99,7 @@ async def replay(bus: Bus, sequence: int) -> Replayed | None:
     found = await letter(bus, sequence)
     if found is None:
         return None
-    subject, headers = found.replay(time.time())
+    subject, headers = found.replay(bus.clock.wall())
     try:
         await bus.store(subject, found.body, headers=headers)
     except LaneFull:

@@ -54,11 +54,15 @@ def purge(url: str, chosen: Chosen) -> int:
 
 
 def _run(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str) -> int:
-    return run_client(work, url, name="headrace dead")
+    async def on_the_brokers_clock(bus: Bus) -> int:
+        await bus.sample_clock()  # a letter's age is the broker's time minus its time of storing
+        return await work(bus)
+
+    return run_client(on_the_brokers_clock, url, name="headrace dead")
 
 
 async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
-    now = time.time()
+    now = bus.clock.wall()
     rows = [as_row(letter, now) async for letter in letters(bus, chosen)]
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(rows)).decode())

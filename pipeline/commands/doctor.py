@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.broker import topology
+from pipeline.broker.clock import described
 from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.core.clock import NOTABLE_S
 from pipeline.core.models import is_internal
 from pipeline.up.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
 from pipeline.up.screen import DEMO_MODEL
@@ -109,6 +111,7 @@ async def _broker(config: Config, url: str) -> list[Finding]:
                 present = await topology.present(bus.js)
             except Unreachable as error:
                 return [*found, Finding("warn", "streams", str(error), "ask as a user that may list them")]
+            found += await _clock(bus)
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
@@ -119,6 +122,17 @@ async def _broker(config: Config, url: str) -> list[Finding]:
     else:
         found.append(Finding("ok", "streams", "all are there"))
     return found
+
+
+async def _clock(bus: Bus) -> list[Finding]:
+    """How far this machine's clock is from the broker's; nothing if the broker did not tell its time."""
+    if not await bus.sample_clock():
+        return []
+    offset_s = bus.clock.offset_s
+    if abs(offset_s) <= NOTABLE_S:
+        return [Finding("ok", "clock", described(offset_s))]
+    advice = "set this machine's clock (NTP); headrace itself uses the broker's"
+    return [Finding("warn", "clock", described(offset_s), advice)]
 
 
 async def _mlx() -> Finding:

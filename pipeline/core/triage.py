@@ -259,22 +259,17 @@ class Room(NamedTuple):
     answer_ms: float
 
 
-LOAD_SAYS_FOR_S = 3.0
+def saturated(load: Load) -> bool:
+    """Whether a load event says that the engine has more work than it can do."""
+    return load.level == "saturated"
 
 
-def saturated(load: Load, load_age_s: float) -> bool:
-    """Whether a load event is fresh enough to be believed and says that the engine has more than it can do."""
-    # An age below 0 is another machine's clock running ahead, not a reason to disbelieve.
-    return abs(load_age_s) <= LOAD_SAYS_FOR_S and load.level == "saturated"
-
-
-def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) -> Decision:
+def spill(waiting: Waiting, load: Load | None, ollama: Room) -> Decision:
     """What becomes of one request that waits for MLX, untriaged or simple.
 
     Args:
         waiting: the request.
-        load: MLX's last load event, None where there was none.
-        load_age_s: how long ago it was made.
+        load: MLX's last load event, None if no fresh one was heard.
         ollama: the engine that could take it.
 
     It is spilled only if Ollama would have answered before MLX would have begun, by the wait that load
@@ -283,7 +278,7 @@ def spill(waiting: Waiting, load: Load | None, load_age_s: float, ollama: Room) 
     """
     if waiting.moved:
         return Decision(Outcome.LEAVE, "moved before")
-    if load is None or not saturated(load, load_age_s):
+    if load is None or not saturated(load):
         return Decision(Outcome.LEAVE, "mlx is not known to be saturated")
     if not waiting.ollama_may:
         return Decision(Outcome.COMPLEX, "its model is mlx's alone")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,13 +81,13 @@ class Withdrawals:
     async def _expire(self) -> None:
         """One timer, for the earliest deadline of all."""
         while True:
-            for request_id, entry in self.index.expired(time.time()):
+            for request_id, entry in self.index.expired(self.bus.clock.wall()):
                 self.soon(partial(self._end, request_id, entry, expired()))
             due = self.index.next_deadline()
-            latest = time.time() + _LOOK_AGAIN_S
+            latest = self.bus.clock.wall() + _LOOK_AGAIN_S
             self._wake_at = latest if due is None else min(due, latest)
             try:
-                async with asyncio.timeout(max(0.0, self._wake_at - time.time())):
+                async with asyncio.timeout(max(0.0, self._wake_at - self.bus.clock.wall())):
                     await self._sooner.wait()
             except TimeoutError:
                 pass
@@ -108,7 +107,7 @@ class Withdrawals:
         except BusError as reason:
             log.warning("%s: not ended yet: %s", request_id, reason)
             if self.index.find(request_id) is None:
-                deadline = max(entry.deadline or 0.0, time.time() + _RETRY_AFTER_S)
+                deadline = max(entry.deadline or 0.0, self.bus.clock.wall() + _RETRY_AFTER_S)
                 self.index.stored(request_id, entry.stream, entry.priority, entry.sequence, deadline)
                 self.expect(deadline)
 

@@ -50,7 +50,7 @@ class Gateway:
     def __init__(self, me: Role, config: Config) -> None:
         self._me = me
         self._config = config
-        self._since = time.time()
+        self._since = me.bus.clock.wall()
         self._metrics = Metrics()
         self._known_models: Catalogue | None = None
         self._known_at = 0.0
@@ -124,7 +124,7 @@ class Gateway:
             if isinstance(asked, ollama.Loaded):
                 self._check_model(asked.model, embeds=asked.embeds)
                 urgency(state.caller, state.headers, default=self._config.http_priority)
-                return Response(asked.body(time.time()), media_type="application/json")
+                return Response(asked.body(self._me.bus.clock.wall()), media_type="application/json")
             self._check_model(asked.request.wanted_model, embeds=isinstance(asked.request, EmbeddingRequest))
             load = self._me.peers.load("mlx")
             intake = take_in(

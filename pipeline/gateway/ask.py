@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -50,7 +49,7 @@ class Ask:
         headers = {MSG_ID: uuid4().hex, **message.headers, REPLY_TO: message.reply}
         error = await self._store(message, headers)
         if error is not None:
-            unstored = Stored(message.subject, 0, time.time(), headers, message.data)
+            unstored = Stored(message.subject, 0, self.bus.clock.wall(), headers, message.data)
             envelope = read_envelope(unstored, Priority.HIGH)
             await self.bus.publish(message.reply, encode(error_answer(envelope, error)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -47,7 +46,7 @@ class Letters:
     async def list_all(self, request: Request) -> Response:
         """`GET /queue/dead`: the latest, newest first."""
         mine = await self._visible(request.state.caller)
-        now = time.time()
+        now = self.bus.clock.wall()
         rows = [msgspec.structs.replace(e.row, age_s=round(max(0.0, now - e.row.died_at), 1)) for e in mine]
         return json_response({"object": "list", "data": rows[: -_LISTED - 1 : -1], "total": len(rows)})
 
@@ -57,7 +56,7 @@ class Letters:
         letter = await answered(dead.letter(self.bus, latest.sequence))
         if letter is None:
             raise _no_letter(latest.row.id)
-        fields = msgspec.to_builtins(dead.as_row(letter, time.time()))
+        fields = msgspec.to_builtins(dead.as_row(letter, self.bus.clock.wall()))
         whole = {"headers": dict(letter.headers), "request": _request(letter)}
         return json_response({"object": "headrace.dead", **fields, **whole})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -85,7 +84,7 @@ class Watch:
         except msgspec.DecodeError as error:
             log.warning("%s says what no event says: %s", message.subject, error)
             return
-        self.recent.event(event, time.time())
+        self.recent.event(event, self.me.bus.clock.wall())
         self._tell()
 
     def _on_reconnect(self) -> None:
@@ -162,7 +161,7 @@ class Views(Live):
                     await self._all(send)
                 else:
                     news = await self._news()
-                    await more(send, _event(b"changes", news) if news else _WAITING)
+                    await more(send, self._event(b"changes", news) if news else _WAITING)
         finally:
             self._lookers.discard(changed)
 
@@ -172,7 +171,7 @@ class Views(Live):
         self._sent.clear()
         news = await self._news()
         await self.begin(send, SSE_HEADERS)
-        await more(send, _event(b"all", {"about": self._source.about(self._caller), **news}))
+        await more(send, self._event(b"all", {"about": self._source.about(self._caller), **news}))
 
     async def _news(self) -> dict[str, Any]:
         """What the caller has not got yet."""
@@ -187,10 +186,10 @@ class Views(Live):
                 news[name] = msgspec.Raw(encoded)
         return news
 
-
-def _event(name: bytes, news: dict[str, Any]) -> bytes:
-    view = msgspec.json.encode({"object": "headrace.view", "at": round(time.time(), 3), **news})
-    return b"event: " + name + b"\ndata: " + view + b"\n\n"
+    def _event(self, name: bytes, news: dict[str, Any]) -> bytes:
+        at = round(self._source.me.bus.clock.wall(), 3)
+        view = msgspec.json.encode({"object": "headrace.view", "at": at, **news})
+        return b"event: " + name + b"\ndata: " + view + b"\n\n"
 
 
 def _lanes(statistics: QueueStatistics) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What every role's process holds: its name on the broker, the connection, the streams, its peers, its spans."""
+"""What each role's process has: a name on the broker, the connection and its clock, the streams, peers, spans."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from pipeline.aio import Background
 from pipeline.broker import topology
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
@@ -24,7 +25,7 @@ _APPLY_PAUSE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """One role's connection to everything else."""
+    """One role's connection to everything else. Its clock is `bus.clock`."""
 
     name: str
     bus: Bus
@@ -36,46 +37,45 @@ class Role:
 async def role(kind: str, config: Config) -> AsyncIterator[Role]:
     """Connect one role for the time of the block.
 
-    A broker that has come back may have lost what it held in memory: the streams are brought to what is configured
-    after each reconnect as well.
+    The streams are brought to the configured state at the start and after each reconnect: a broker that restarted may
+    have lost what it held in memory. The broker's clock is known when the block begins.
 
     Args:
         kind: the role, as in `headrace run KIND`.
         config: the settings.
 
     Raises:
-        Unreachable: no broker at the first try.
-        TopologyError: the broker's streams cannot be brought to what is configured.
+        Unreachable: the broker did not answer at the first try.
+        TopologyError: the broker's streams cannot be brought to the configured state.
     """
     name = f"{kind}-{socket.gethostname()}-{os.getpid()}".replace(".", "-")
     tracing = Tracing.from_environment(service=f"headrace-{kind}", instance=name)
-    applying: set[asyncio.Task[None]] = set()
+    background = Background()
     try:
         async with Bus.connect(config.nats_url, name=name) as bus:
             await topology.apply(bus.js, config)
-
-            async def apply_again() -> None:
-                while True:
-                    try:
-                        await topology.apply(bus.js, config)
-                        return
-                    except Unreachable as error:
-                        log.info("the broker is not ready yet: %s", error)
-                    except topology.TopologyError as error:
-                        log.warning("the broker's streams were not brought back: %s", error)
-                        return
-                    await asyncio.sleep(_APPLY_PAUSE_S)
-
-            def on_reconnect() -> None:
-                task = asyncio.get_running_loop().create_task(apply_again())
-                applying.add(task)
-                task.add_done_callback(applying.discard)
-
-            bus.on_reconnect(on_reconnect)
+            await bus.sample_clock()
+            background.start(bus.keep_clock(), what="sampling the broker's clock")
+            bus.on_reconnect(lambda: _apply_again(bus, config, background))
             peers = Peers(bus)
             await peers.start()
             yield Role(name, bus, peers, tracing)
     finally:
-        for task in applying:
-            task.cancel()
+        background.cancel()
         await asyncio.to_thread(tracing.shutdown)
+
+
+def _apply_again(bus: Bus, config: Config, background: Background) -> None:
+    async def apply() -> None:
+        while True:
+            try:
+                await topology.apply(bus.js, config)
+                return
+            except Unreachable as error:
+                log.info("The broker is not ready yet: %s", error)
+            except topology.TopologyError as error:
+                log.warning("The broker's streams were not restored: %s", error)
+                return
+            await asyncio.sleep(_APPLY_PAUSE_S)
+
+    background.start(apply(), what="restoring the broker's streams")

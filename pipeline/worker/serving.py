@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -113,7 +112,7 @@ class Serving:
     def _arm_deadline(self) -> asyncio.TimerHandle | None:
         if self.envelope.deadline is None:
             return None
-        left_s = self.envelope.deadline - time.time()
+        left_s = self.envelope.deadline - self.desk.bus.clock.wall()
         return asyncio.get_running_loop().call_later(left_s, self.interrupt, expired()) if left_s > 0 else None
 
     async def _run(self, writer: RecordWriter) -> None:
@@ -140,9 +139,10 @@ class Serving:
             task=envelope.task,
             attempt=attempt,
         ) as span:
-            span.queue_wait(envelope.stored_at, time.time())
+            wall_now = desk.bus.clock.wall()
+            span.queue_wait(envelope.stored_at, wall_now)
             try:
-                decision = decide(envelope, tries=tries, max_attempts=desk.config.max_attempts, wall_now=time.time())
+                decision = decide(envelope, tries=tries, max_attempts=desk.config.max_attempts, wall_now=wall_now)
                 if early := self._interruption or decision:
                     raise early
                 answer = await self._until_interrupted(self._complete(writer, record, attempt, span))
@@ -209,8 +209,8 @@ class Serving:
                 await self._leave_slot(generation)
 
     def _answer(self, model: str, attempt: int, record: Record) -> Answer:
-        engine = self.desk.engine
-        return Answer(self.envelope, engine.name, model, attempt, time.time(), self.reason, engine.simulated, record)
+        engine, wall_now = self.desk.engine, self.desk.bus.clock.wall()
+        return Answer(self.envelope, engine.name, model, attempt, wall_now, self.reason, engine.simulated, record)
 
     async def _embed(self, request: EmbeddingRequest, attempt: int) -> EmbeddingList:
         desk, embedder = self.desk, self.desk.engine.embedder
@@ -225,7 +225,7 @@ class Serving:
             embedded = await embedder.embed(request, model)
             span.finish(embedded.prompt_tokens, model=model)
         self.cost_tokens = (embedded.prompt_tokens, 0)
-        message = answer.embeddings(embedded, request.encoding_format, now=time.time())
+        message = answer.embeddings(embedded, request.encoding_format, now=desk.bus.clock.wall())
         size, most = len(encode(message)), desk.bus.max_payload - _HEADERS_BYTES
         if size > most:
             raise HeadraceError(
@@ -240,7 +240,8 @@ class Serving:
         self, generation: Generation, answer: Answer, writer: RecordWriter, request: ChatRequest, chat: ChatSpan
     ) -> Completion:
         """Turn pieces into chunks until the last one. While a chunk is being stored, what comes gathers in the next."""
-        began_at, waits_for_first = time.time(), True
+        clock, waits_for_first = self.desk.bus.clock, True
+        began_at = clock.now()
         while True:
             piece = await generation.next()
             if piece.finish_reason is not None:
@@ -251,16 +252,16 @@ class Serving:
                     await writer.write(answer.status("restarted"))
             # An answer that is broken off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
-            chunk = answer.chunk(piece, time.time())
+            chunk = answer.chunk(piece, clock.wall())
             if waits_for_first and (piece.text or piece.tool_calls):
                 waits_for_first = False
-                chat.first_chunk(time.time() - began_at)
+                chat.first_chunk(clock.now() - began_at)
             if request.streams and chunk is not None:
                 await writer.write(chunk)
             if piece.finish_reason is not None and piece.usage is not None:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
-                return answer.completion(piece.finish_reason, piece.usage, now=time.time())
+                return answer.completion(piece.finish_reason, piece.usage, now=clock.wall())
 
     async def _leave_slot(self, generation: Generation) -> None:
         """Let the next request begin while the end of this one, whole or broken off, is still being written."""

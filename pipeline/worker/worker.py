@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -142,7 +141,7 @@ class Worker:
     async def _next_delivery(self) -> Delivery | None:
         """The next request by the scheduler's order; stands on all lanes when none is known to hold one."""
         now = asyncio.get_running_loop().time()
-        for lane in self._scheduler.order(now, wall_now=time.time(), saturated=self._saturated):
+        for lane in self._scheduler.order(now, wall_now=self.me.bus.clock.wall(), saturated=self._saturated):
             consumer, announced = self.source.consumers[lane], self._scheduler.announced(lane)
             if self._puller.stands_on(consumer):
                 continue
@@ -217,7 +216,7 @@ class Worker:
             stored_at=envelope.stored_at,
             pending=delivery.pending,
             now=asyncio.get_running_loop().time(),
-            wall_now=time.time(),
+            wall_now=self.me.bus.clock.wall(),
             saturated=self._saturated,
             sequence=delivery.sequence,
         )
@@ -320,7 +319,7 @@ class Worker:
             tokens_per_request=status.tokens_per_request,
             kv_bytes=status.kv_bytes,
             kv_bytes_limit=status.kv_bytes_limit,
-            at=time.time(),
+            at=self.me.bus.clock.wall(),
             reason=status.reason,
             simulated=self.engine.simulated,
             standin=status.standin,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.triage import LOAD_SAYS_FOR_S, Outcome, Room, Verdict, Waiting, classify, spill
+from pipeline.core.triage import Outcome, Room, Verdict, Waiting, classify, spill
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
 from pipeline.wire.requests import (
     ChatMessage,
@@ -198,34 +198,30 @@ def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_ma
 
 
 @pytest.mark.parametrize(
-    ("request_", "load_", "age_s", "room", "outcome", "reason"),
+    ("request_", "load_", "room", "outcome", "reason"),
     [
-        (waiting(), load(), 0.1, ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
-        (waiting(), load(), LOAD_SAYS_FOR_S, ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
-        (waiting(), load(), 3.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
-        (waiting(), load(), -0.1, ROOM, Outcome.SPILL, None),
-        (waiting(), load(), -3.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
-        (waiting(), None, 0.0, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
-        (waiting(), load("busy"), 0.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
-        (waiting(COMPLEX), load("normal"), 0.1, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
-        (waiting(COMPLEX), load(), 0.1, ROOM, Outcome.COMPLEX, "asks for code"),
-        (waiting(COMPLEX, moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
-        (waiting(moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
-        (waiting(ollama_may=False), load(), 0.1, ROOM, Outcome.COMPLEX, "its model is mlx's alone"),
-        (waiting(ollama_may=False, mlx_may=False), load(), 0.1, ROOM, Outcome.COMPLEX, None),
-        (waiting(COMPLEX, mlx_may=False), load(), 0.1, ROOM, Outcome.SPILL, "only ollama has its model"),
-        (waiting(mlx_may=False), load(medium=1), 0.1, Room(True, 0, 1.0), Outcome.SPILL, "only ollama has its model"),
-        (waiting(COMPLEX, mlx_may=False), load(), 0.1, Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
-        (waiting(mlx_may=False, moved=True), load(), 0.1, ROOM, Outcome.LEAVE, "moved before"),
-        (waiting(), load(), 0.1, Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
-        (waiting(), load(), 0.1, Room(True, 0, 1.0), Outcome.LEAVE, "ollama is full"),
-        (waiting(), load(medium=800), 0.1, ROOM, Outcome.LEAVE, "mlx would answer sooner"),
-        (waiting(priority=Priority.LOW), load(medium=1), 0.1, ROOM, Outcome.SPILL, None),
-        (waiting(priority=Priority.HIGH), load(high=1), 0.1, ROOM, Outcome.LEAVE, "mlx would answer sooner"),
+        (waiting(), load(), ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
+        (waiting(), None, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(), load("busy"), ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(COMPLEX), load("normal"), ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
+        (waiting(COMPLEX), load(), ROOM, Outcome.COMPLEX, "asks for code"),
+        (waiting(COMPLEX, moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
+        (waiting(moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
+        (waiting(ollama_may=False), load(), ROOM, Outcome.COMPLEX, "its model is mlx's alone"),
+        (waiting(ollama_may=False, mlx_may=False), load(), ROOM, Outcome.COMPLEX, None),
+        (waiting(COMPLEX, mlx_may=False), load(), ROOM, Outcome.SPILL, "only ollama has its model"),
+        (waiting(mlx_may=False), load(medium=1), Room(True, 0, 1.0), Outcome.SPILL, "only ollama has its model"),
+        (waiting(COMPLEX, mlx_may=False), load(), Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
+        (waiting(mlx_may=False, moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
+        (waiting(), load(), Room(False, 2, 1.0), Outcome.LEAVE, "ollama is away"),
+        (waiting(), load(), Room(True, 0, 1.0), Outcome.LEAVE, "ollama is full"),
+        (waiting(), load(medium=800), ROOM, Outcome.LEAVE, "mlx would answer sooner"),
+        (waiting(priority=Priority.LOW), load(medium=1), ROOM, Outcome.SPILL, None),
+        (waiting(priority=Priority.HIGH), load(high=1), ROOM, Outcome.LEAVE, "mlx would answer sooner"),
     ],
 )
-def test_spill(request_, load_, age_s, room, outcome, reason):
-    decision = spill(request_, load_, age_s, room)
+def test_spill(request_, load_, room, outcome, reason):
+    decision = spill(request_, load_, room)
     assert decision.outcome is outcome
     assert reason is None or decision.reason == reason
 
@@ -233,16 +229,14 @@ def test_spill(request_, load_, age_s, room, outcome, reason):
 @given(
     st.builds(Waiting, st.sampled_from([SIMPLE, COMPLEX]), st.sampled_from(Priority), *[st.booleans()] * 3),
     st.sampled_from(["normal", "busy", "saturated"]),
-    st.floats(0, 10),
     st.builds(Room, st.booleans(), st.integers(-1, 3), st.floats(0, 20_000)),
 )
-def test_nothing_is_spilled_but_what_is_simple_allowed_and_sooner_answered(request_, level, age_s, room):
-    decision = spill(request_, load(level), age_s, room)
+def test_nothing_is_spilled_but_what_is_simple_allowed_and_sooner_answered(request_, level, room):
+    decision = spill(request_, load(level), room)
     if decision.outcome is Outcome.SPILL:
         assert request_.ollama_may
         assert not request_.moved
         assert level == "saturated"
-        assert age_s <= LOAD_SAYS_FOR_S
         assert room.healthy
     if decision.outcome is Outcome.SPILL and request_.mlx_may:
         assert request_.verdict.task is Task.SIMPLE

@@ -226,10 +226,11 @@ class Life:
         self.has_struck = False
         self._peers = Peers(bus)
         for number, (engine, models) in enumerate(MODELS.items()):
-            self._peers._statuses[engine] = WorkerStatus(
+            status = WorkerStatus(
                 f"{engine}-{number}", engine, "ready", models, Slots(0, 1), PerPriorityCount(0, 0, 0),
-                0.0, 0.0, 0.0, 0, 0, at=time.time() + _FOR_EVER_S,
+                0.0, 0.0, 0.0, 0, 0, at=0.0,
             )  # fmt: skip
+            self._peers._roster.heard(status, bus.clock.now() + _FOR_EVER_S)
 
     def me(self, process: Process) -> Role:
         return Role("test", process, self._peers, Tracing())
