@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+Value = str | bool | int | float | list[str] | None
+"""What a span's attribute can hold; None leaves the attribute out."""
+
 ERROR_TYPE: Final = "error.type"
 
 MESSAGING_SYSTEM: Final = "messaging.system"

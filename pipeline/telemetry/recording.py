@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pipeline.telemetry import names
-from pipeline.telemetry.tracing import Value
+from pipeline.telemetry.names import Value
 
 Kind = Literal["producer", "consumer", "internal", "client"]
 

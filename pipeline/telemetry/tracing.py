@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from pipeline.telemetry import names
+from pipeline.telemetry.names import Value
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import EngineName, FinishReason, Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from pipeline.telemetry.recording import Kind, Recorder, Recording
 
 _logger = logging.getLogger(__name__)
-
-Value = str | bool | int | float | list[str] | None
 
 _INBOX: Final = "_INBOX."
 _PER_REQUEST: Final = (out_subject(""), reply_subject(""), _INBOX)
