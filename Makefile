@@ -9,7 +9,7 @@ UV      = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-vers
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test browser-test report check format bench chaos soak lock clean
+.PHONY: help run demo test browser-test report check format house bench upgrade chaos soak lock clean
 
 help:
 	@echo 'make run      serve on this machine: broker, engines, gateway (headrace up)'
@@ -19,7 +19,9 @@ help:
 	@echo 'make browser-test   the dashboard in headless Chromium, where there is one'
 	@echo 'make check    style, types and import contracts'
 	@echo 'make format   put the style right where a tool can'
+	@echo 'make house    the import graph in figures (--rev REV to compare)'
 	@echo 'make bench    the benchmarks'
+	@echo 'make upgrade  an older version stores and serves, this one takes over its state (--from REV)'
 	@echo 'make chaos    kill every part under load for ten minutes, and count (--engine mlx, --seconds N, --show NAME)'
 	@echo 'make soak     the same for an hour, or as long as one likes'
 	@echo 'make lock     choose and hash the requirements anew'
@@ -45,6 +47,12 @@ chaos: .venv/dev
 
 soak: .venv/dev
 	@$(BIN)/python -m bench.chaos --seconds 3600 $(ARGS)
+
+house: .venv/dev
+	@$(BIN)/python -m bench.house $(ARGS)
+
+upgrade: .venv/dev
+	@$(BIN)/python -m bench.upgrade $(ARGS)
 
 bench: .venv/dev
 	@$(BIN)/python -m bench $(ARGS)
