@@ -13,20 +13,17 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.util
-import subprocess
 import sys
-import tarfile
-import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grimp
 
-ROOT = Path(__file__).resolve().parent.parent
+from bench.revision import ROOT, revision
+
 PACKAGES = ("pipeline", "consumers")
 LONG_FUNCTION, LONG_MODULE = 40, 400  # lines
 
@@ -106,24 +103,6 @@ def measure(root: Path = ROOT) -> House:
         long_modules=sorted(name for name, source in trees.items() if source.lines > LONG_MODULE),
         long_functions=sorted(f"{name}.{function}" for name, source in trees.items() for function in source.long),
     )
-
-
-@contextmanager
-def revision(rev: str) -> Iterator[Path]:
-    """The tree of a commit, in a temporary folder.
-
-    Raises:
-        SystemExit: Git does not know the commit.
-    """
-    with tempfile.TemporaryDirectory(prefix="headrace-house-") as folder:
-        archive = Path(folder) / "tree.tar"
-        command = ["git", "archive", "--format=tar", f"--output={archive}", rev]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"git archive {rev}: {done.stderr.strip()}")
-        with tarfile.open(archive) as tar:
-            tar.extractall(Path(folder) / "tree", filter="data")
-        yield Path(folder) / "tree"
 
 
 def _graph(root: Path) -> grimp.ImportGraph:
