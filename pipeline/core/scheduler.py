@@ -64,14 +64,15 @@ class _Account:
     Attributes:
         share: of the service, 0 to 1.
         virtual_time: how far the service that it was charged has brought it.
-        joined_at: the virtual time at which it came back: `_IDLE` until it does, `_IN_TURN` once it has been served.
+        joined_at: the virtual time at which it joined, `_IN_TURN` once it has been served, and `_IDLE` if all its lanes
+            were found empty. A priority that has not been asked yet has joined: its lanes may hold requests.
         mean_cost: of its latest requests, in weighted tokens; None where none has ended yet.
         head_stored_at: about when its oldest waiting request was stored (UTC).
     """
 
     share: float
     virtual_time: float = 0.0
-    joined_at: float = _IDLE
+    joined_at: float = 0.0
     mean_cost: float | None = None
     head_stored_at: float | None = None
 
@@ -108,10 +109,12 @@ class Scheduler:
         lifted = self._lifted(wall_now)
         task_weights = PREFER_COMPLEX if saturated else EVEN
 
-        def rank(lane: Lane) -> tuple[bool, float, float, float]:
+        def rank(lane: Lane) -> tuple[bool, float, bool, float, float]:
             share = self._accounts[lane.priority].share
             credit = self._credit[lane] + task_weights[lane.task]
-            return lane.priority is not lifted, self._start_tag(lane.priority), -share, -credit
+            # A lane whose turn it is to be asked again goes first: behind a lane that always has work, it would not be.
+            known = lane not in self._empty_since
+            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, -credit
 
         return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
 
@@ -194,8 +197,12 @@ class Scheduler:
             account.joined_at = self._present()
 
     def forget(self) -> None:
-        """Know nothing about emptiness any more, as after a reconnect."""
+        """Know nothing about emptiness any more, as after a reconnect: every priority may have work and joins."""
         self._empty_since.clear()
+        present = self._present()
+        for account in self._accounts.values():
+            if account.joined_at == _IDLE:
+                account.joined_at = present
 
     def _may_hold_work(self, lane: Lane, now: float) -> bool:
         since = self._empty_since.get(lane)

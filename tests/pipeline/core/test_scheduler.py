@@ -596,6 +596,51 @@ TestWorker = Worker.TestCase
 TestWorker.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 
+def put_unannounced(engine, lane, count, cost=50):
+    """Requests in a lane that the scheduler has not heard of."""
+    engine.lanes[lane].extend((engine.wall_now, cost) for _ in range(count))
+
+
+def test_shares_hold_from_the_first_start_if_every_lane_was_filled_before_the_worker_came():
+    engine = Engine(Scheduler(WEIGHTS))
+    for priority in Priority:
+        put_unannounced(engine, BARE[priority], 200)
+    engine.run(until=lambda e: len(e.log) >= 100)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+def test_shares_hold_after_a_reconnect_if_lanes_were_filled_meanwhile():
+    engine = Engine(Scheduler(WEIGHTS))
+    for _ in range(400):
+        engine.put(BARE[HIGH], 50)
+    engine.run(until=lambda e: len(e.log) >= 100)  # the other lanes are found empty
+    for priority in (MEDIUM, LOW):
+        put_unannounced(engine, BARE[priority], 200)
+    engine.scheduler.forget()
+    engine.log.clear()
+    engine.run(until=lambda e: len(e.log) >= 100)
+    assert_near(parts(Counter(lane.priority for lane in engine.log)), WEIGHTS_SHARE)
+
+
+@pytest.mark.parametrize("lane", [BARE[LOW], Lane(LOW, Task.SIMPLE), Lane(HIGH, Task.COMPLEX)])
+def test_a_request_that_comes_back_unannounced_is_found_while_high_is_endless(lane):
+    engine = Engine(Scheduler(WEIGHTS))
+
+    def feed(e):
+        while len(e.lanes[BARE[HIGH]]) < 20:
+            e.put(BARE[HIGH], 50)
+
+    def until(e):
+        feed(e)
+        return lane in e.log or e.now > 20
+
+    feed(engine)
+    engine.run(until=lambda e: feed(e) or e.now > 1)  # the other lanes are found empty
+    put_unannounced(engine, lane, 1)
+    engine.run(until=until)
+    assert lane in engine.log
+
+
 def test_what_is_announced_before_an_older_answer_is_heard_keeps_its_lane_in_turn():
     scheduler = Scheduler(WEIGHTS)
     lane = Lane(Priority.MEDIUM, Task.UNTRIAGED)
