@@ -1,4 +1,4 @@
-"""What every test may ask for: a real nats-server on a free loopback port, headrace's streams on it, a connection."""
+"""Fixtures for every test: a real nats-server on a free loopback port, headrace's streams on it, and a connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import ROOT, NatsServer
 
 
 def pytest_configure() -> None:
-    """A suite that is run in the background inherits an ignored SIGINT, and so would each process that it starts."""
+    """Restore SIGINT: a suite in the background inherits it as ignored, and its children would too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
-    # Child processes must find this checkout, whatever is installed.
+    # Child processes import this checkout, even if another one is installed.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
@@ -41,7 +41,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
 
 @pytest.fixture(scope="session")
 def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """One server for all tests that leave nothing behind and kill nothing."""
+    """One server for the tests that leave no state on it and do not kill it."""
     server = NatsServer(tmp_path_factory.mktemp("nats-shared"))
     server.start()
     yield server
@@ -50,13 +50,13 @@ def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nat
 
 @pytest.fixture
 def config(nats_server: NatsServer, tmp_path: Path) -> Config:
-    """The default settings, against the test's own server."""
+    """The default settings, with the URL of the test's own server."""
     return Config(nats_url=nats_server.url, state_dir=str(tmp_path / "state"))
 
 
 @pytest.fixture
 async def bus(config: Config) -> AsyncIterator[Bus]:
-    """A connection to the test's own server, which has headrace's streams."""
+    """A connection to the test's own server, on which headrace's streams exist."""
     async with Bus.connect(config.nats_url, name="test") as connected:
         await topology.apply(connected.js, config)
         yield connected

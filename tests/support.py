@@ -1,4 +1,4 @@
-"""What tests share and is no fixture: a nats-server one can kill and start again, and waiting for conditions."""
+"""Test tools that are not fixtures: a nats-server that tests kill and restart, and waiting for conditions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import msgspec
 from pipeline.up.server import find_conf, find_server
 
 ROOT = Path(__file__).resolve().parents[1]
-START_TIMEOUT_S = 20.0
+# Long enough for a machine under load: it ends a test that hangs and measures nothing.
+START_TIMEOUT_S = 60.0
 
 
 class NatsServer:
-    """A nats-server with the embedded broker's settings and a store of its own. It can be killed and started again."""
+    """A nats-server with the embedded broker's settings and its own store. Tests can kill it and start it again."""
 
     def __init__(self, store: Path, *, conf: str = "embedded.conf") -> None:
         self._store = store
@@ -35,18 +36,18 @@ class NatsServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it, the second time on the same port and store, and wait until it accepts connections."""
+        """Start the server and wait until it accepts connections. A second start uses the same port and store."""
         options = ["-c", find_conf(self._conf), "--port", self.port, "--store_dir", self._store]
         command = map(str, [find_server(), *options, "--ports_file_dir", self._store])
         with (self._store / "log").open("ab") as log:
             self._process = subprocess.Popen(list(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         ports = self._store / f"nats-server_{self._process.pid}.ports"
-        # It is complete once it is JSON.
+        # The server writes the file in steps; its last byte is the closing brace.
         wait_until(lambda: ports.exists() and ports.read_bytes().endswith(b"}"), what="nats-server")
         self.port = int(msgspec.json.decode(ports.read_bytes())["nats"][0].rsplit(":", 1)[1])
 
     def kill(self) -> None:
-        """As a power failure would."""
+        """Kill the server, as a power failure does."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -55,12 +56,12 @@ class NatsServer:
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(10)
+            self._process.wait(START_TIMEOUT_S)
             self._process = None
 
 
 def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = START_TIMEOUT_S) -> None:
-    """Wait for condition, looking often; it is a failure where it does not come true in time."""
+    """Wait until condition is true; the test fails if that takes longer than timeout_s."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, f"{what}: not within {timeout_s} s"

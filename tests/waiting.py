@@ -1,4 +1,4 @@
-"""Waiting for what a test expects, without sleeping through it: conditions are looked at often, and not for ever."""
+"""Waiting for a condition. A timeout here ends a test that hangs; no test asserts how long something takes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
-async def eventually(fact: Callable[[], Any], *, what: str = "", timeout_s: float = TIMEOUT_S) -> Any:
-    """The first true value of fact, which may be a plain function or a coroutine function."""
+async def eventually(
+    fact: Callable[[], Any], *, what: str = "", timeout_s: float = TIMEOUT_S, every_s: float = 0.005
+) -> Any:
+    """The first true value of fact, which may be a plain function or a coroutine function.
+
+    Raises:
+        AssertionError: fact has not become true within `timeout_s`.
+    """
     try:
         async with asyncio.timeout(timeout_s):
             while True:
@@ -19,6 +25,6 @@ async def eventually(fact: Callable[[], Any], *, what: str = "", timeout_s: floa
                     value = await value
                 if value:
                     return value
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(every_s)
     except TimeoutError:
         raise AssertionError(f"not within {timeout_s} s: {what or fact}") from None

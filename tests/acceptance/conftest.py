@@ -1,7 +1,7 @@
-"""Eight checks of a pipeline as its user sees it, over HTTP; with `--report` they end in a table of their figures.
+"""Eight checks of a pipeline as its user sees it, over HTTP; `--report` ends them with a table of their figures.
 
-A test says with `@pytest.mark.check("...")` which check it is part of, and writes down what it measured with the
-fixture `figure`. Several tests may make up one check; it has passed where all of them have.
+A test names its check with `@pytest.mark.check("...")` and reports what it measured with the fixture `figure`. A check
+can have several tests; it has passed if all of them have.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.e2e.conftest import Pipeline, running
 from tests.support import ROOT, wait_until
 
 REPORT_COLUMNS = 118
-# No Ollama is there, so that the stand-in is started wherever the suite runs.
+# No Ollama answers there, so `up` starts the stand-in on every machine.
 NO_OLLAMA = ("--ollama-host", "127.0.0.1:9")
 ROLES = ("mlx", "ollama", "router", "monitor", "gateway")
 
 
 @dataclass
 class Check:
-    """What is known of one check so far."""
+    """The result of one check so far."""
 
     passed: bool = True
     figures: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Writes down what was measured, for the report."""
+    """Adds a line of measured figures to the report."""
     check = check_of(request.node)
     assert check is not None, "only a check has figures"
     return check.figures.append
@@ -102,7 +102,7 @@ def pids_of(pipeline: Pipeline) -> dict[str, int]:
 
 @contextmanager
 def standin(folder: Path, model: str) -> Iterator[str]:
-    """A stand-in that has one model, under this name; yields its URL."""
+    """A stand-in with one model of this name; yields its URL."""
     ready = folder / "standin.json"
     command = [sys.executable, "-m", "consumers.standin", "--model-name", model, "--ready-file", str(ready)]
     environ = {**os.environ, "HEADRACE_ENGINE": "simulated"}

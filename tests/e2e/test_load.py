@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from pipeline.broker.jetstream import Bus
 from tests.e2e.conftest import Asker, Pipeline, asking, chat, joined, running
 from tests.otlp import collector
+from tests.support import NatsServer
+from tests.waiting import eventually
 
 SHARES = {"high": 0.6, "medium": 0.3, "low": 0.1}
 SIMPLE = ("What is the capital of France?", "Hello!", "What is 2 + 3?", "Какая столица Италии?")
@@ -30,30 +34,33 @@ def levels(asker: Asker) -> list[str]:
     return [level for level, before in zip(heard, [None, *heard], strict=False) if level != before]
 
 
-async def test_300_requests_are_answered_once_each_in_the_shares_of_the_weights(tmp_path):
-    # One engine and no other: a request leaves its lane only to be answered.
-    with running(tmp_path, "--no-ollama-standin", "--ollama-host", "127.0.0.1:9") as pipeline:
-        async with asking(pipeline.url) as asker:
-            bodies = {
-                f"{priority}-{number}": chat("Count from 1 to 60.", max_tokens=30, temperature=0)
-                for number in range(100)
-                for priority in SHARES
-            }
-            await publish_all(asker, bodies)
-            backlogged_from = len(asker.started)
+async def test_300_requests_are_answered_once_each_in_the_shares_of_the_weights(
+    nats_server: NatsServer, bus: Bus, tmp_path: Path
+):
+    bodies = {
+        f"{priority}-{number}": chat("Count from 1 to 60.", max_tokens=30, temperature=0)
+        for number in range(100)
+        for priority in SHARES
+    }
+    async with asking(nats_server.url) as asker:
+        # All of them wait before there is an engine, so that the order does not depend on how fast they are published.
+        await publish_all(asker, bodies)
+        # One engine and no other: a request leaves its lane only to be answered.
+        alone = ("--no-ollama-standin", "--ollama-host", "127.0.0.1:9")
+        with running(tmp_path, "--nats-url", nats_server.url, *alone):
             answers = dict(zip(bodies, await asker.answers(list(bodies)), strict=True))
-            assert all(answer["object"] == "chat.completion" for answer in answers.values())
-            assert all(asker.lasts(request_id) == 1 for request_id in bodies)
+    assert all(answer["object"] == "chat.completion" for answer in answers.values())
+    assert all(asker.lasts(request_id) == 1 for request_id in bodies)
 
-            backlogged_until = max(index for index, i in enumerate(asker.started) if i.startswith("high"))
-            window = asker.started[backlogged_from:backlogged_until]
-            assert len(window) > 100
-            service: Counter[str] = Counter()
-            for request_id in window:
-                usage = answers[request_id]["usage"]
-                service[request_id.split("-")[0]] += usage["completion_tokens"] + 0.1 * usage["prompt_tokens"]
-            got = {priority: service[priority] / service.total() for priority in SHARES}
-            assert all(abs(got[priority] - SHARES[priority]) <= 0.02 for priority in SHARES), got
+    # As long as every lane has requests: the heaviest one is empty first.
+    window = asker.started[: max(index for index, i in enumerate(asker.started) if i.startswith("high"))]
+    assert len(window) > 100
+    service: Counter[str] = Counter()
+    for request_id in window:
+        usage = answers[request_id]["usage"]
+        service[request_id.split("-")[0]] += usage["completion_tokens"] + 0.1 * usage["prompt_tokens"]
+    got = {priority: service[priority] / service.total() for priority in SHARES}
+    assert all(abs(got[priority] - SHARES[priority]) <= 0.02 for priority in SHARES), got
 
 
 async def test_overload_spills_what_is_simple_and_nothing_is_lost(embedded: Pipeline, asker: Asker):
@@ -75,10 +82,11 @@ async def test_overload_spills_what_is_simple_and_nothing_is_lost(embedded: Pipe
         kind: [a for i, a in answers.items() if i.endswith(kind)] for kind in ("simple", "complex", "named", "mini")
     }
     spilled = [a for a in by_kind["simple"] if a["headrace"]["engine"] == "ollama"]
-    assert len(spilled) >= 10
+    # How many is a matter of the two engines' speed; `make demo` shows it.
+    assert spilled
     assert all(a["headrace"]["spilled"] and "saturated" in a["headrace"]["reason"] for a in spilled)
     assert {a["headrace"]["engine"] for a in by_kind["complex"]} == {"mlx"}
-    # Whoever names a model is answered by that one and no other.
+    # A request that names a model is answered by that model and no other.
     assert {(a["headrace"]["engine"], a["model"]) for a in by_kind["named"]} == {("mlx", "headrace-demo")}
     assert {a["headrace"]["engine"] for a in by_kind["mini"]} == {"ollama"}
     assert {a["model"].removesuffix(":latest") for a in by_kind["mini"]} == {"headrace-demo-mini"}
@@ -89,9 +97,14 @@ async def test_overload_spills_what_is_simple_and_nothing_is_lost(embedded: Pipe
     await asker.until(lambda: levels(asker)[-1] == "normal")
     seen = levels(asker)
     assert seen[seen.index("saturated") - 1] == "busy"
-    statistics = await asker.request("llm.queue.stats")
-    assert sum(statistics[priority]["spilled"] for priority in SHARES) >= len(spilled)
-    assert all(statistics[priority]["queued"] == 0 for priority in SHARES)
+
+    async def counted() -> bool:
+        statistics = await asker.request("llm.queue.stats")
+        return sum(statistics[p]["spilled"] for p in SHARES) >= len(spilled) and not any(
+            statistics[p]["queued"] for p in SHARES
+        )
+
+    await eventually(counted, what="the statistics count every spilled request, and none is queued")
 
 
 async def test_a_spilled_request_is_one_connected_trace(tmp_path):
