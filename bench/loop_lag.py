@@ -23,6 +23,7 @@ import msgspec
 from bench.servers import single
 from consumers.engines.local.process import EngineProcess
 from consumers.mlx import SOURCE, ToOllama
+from consumers.models.names import located, served_name_of
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle, loop_factory
@@ -80,7 +81,11 @@ async def measure(slots: int, seconds: float, folder: Path) -> None:
     async with single(folder) as url:
         config = Config(nats_url=url, state_dir=str(folder / "state"), slots=slots)
         idle = await sample(IDLE_S, None)
-        async with role("mlx", config) as me, EngineProcess(config) as engine:
+        model_path, served_name = located(config.model), served_name_of(config.model)
+        async with (
+            role("mlx", config) as me,
+            EngineProcess(config, model_path=model_path, served_name=served_name) as engine,
+        ):
             worker = Worker(me, engine, config, SOURCE, ToOllama(me, config))
             lifecycle = Lifecycle("mlx", drain_timeout_s=5)
             await queue(me.bus, int(slots * seconds * 2))

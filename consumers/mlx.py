@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from consumers.engines.local.process import EngineProcess
+from consumers.models.names import located, served_name_of
 from pipeline.broker.connection import Delivery
 from pipeline.config import Config
 from pipeline.core.envelope import Envelope
@@ -80,6 +81,10 @@ class ToOllama:
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
-    async with role("mlx", config) as me, EngineProcess(config) as engine:
+    model_path, served_name = located(config.model), served_name_of(config.model)
+    async with (
+        role("mlx", config) as me,
+        EngineProcess(config, model_path=model_path, served_name=served_name) as engine,
+    ):
         elsewhere = ToOllama(me, config)
         await Worker(me, engine, config, SOURCE, elsewhere).run(lifecycle)

@@ -17,7 +17,8 @@ import msgspec
 import uvicorn
 
 from consumers.demo_model import MODEL_NAME
-from consumers.engines.local.process import EngineProcess, located
+from consumers.engines.local.process import EngineProcess
+from consumers.models.names import located
 from consumers.standin.server import Server
 from pipeline.config import Config, ConfigError, load
 from pipeline.engine import Engine
@@ -58,7 +59,7 @@ async def _serve(options: argparse.Namespace, config: Config) -> int:
     # It stands in with the demo model, whatever the first engine runs.
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
     config = msgspec.structs.replace(config, model=MODEL_NAME, slots=parallel, default_max_tokens=2**31 - 1)
-    async with EngineProcess(config, served_name=options.model_name) as engine:
+    async with EngineProcess(config, model_path=located(config.model), served_name=options.model_name) as engine:
         if not await _is_ready(engine):
             log.critical("the model cannot be used: %s", engine.status().reason)
             return 2

@@ -1,4 +1,4 @@
-"""One request as the parent sees it: what the reader has not taken yet, and what is needed to go on elsewhere."""
+"""One request in the parent: the part of the answer that its reader has not taken, and what a restart needs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ _NOTHING = Piece()
 
 
 class Run:
-    """A `Generation`. Its writer is the engine process, its reader whoever asked; both live in one event loop.
+    """A `Generation`. Its writer is `InFlight`, its reader the worker; both run in one event loop.
 
-    `key` is its number here for good, `wire` the one by which the child knows it while it is there,
-    `crashes` how often the engine went down with it.
+    Pieces that wait for the reader are merged into one, so a slow reader costs no more memory than the answer itself.
 
-    What waits for the reader is merged into one piece, so a slow reader costs no more than its answer's own size.
+    Attributes:
+        key: identifies the request here for its whole life.
+        number: identifies it in the child's frames; None while the child does not have it.
+        crashes: how many times the engine crashed while the request ran in it.
     """
 
     def __init__(self, key: int, work: Work, on_close: Callable[[Run], None]) -> None:
         self.key = key
-        self.wire: int | None = None
+        self.number: int | None = None
         self.crashes = 0
         self._work = work
         self._on_close = on_close
@@ -38,12 +40,14 @@ class Run:
     # ---- the reader's side -------------------------------------------------------------------------------------------
 
     async def next(self) -> Piece:
-        """As `Generation.next`. After the last piece or an error there is nothing to wait for: it raises
-        RuntimeError.
+        """As `Generation.next`.
+
+        Raises:
+            RuntimeError: the last piece or the error was taken already, or the request was closed.
         """
         while self._waiting == _NOTHING and self._error is None:
             if self._over:
-                raise RuntimeError("the answer is over: its last piece or error was taken, or it was closed")
+                raise RuntimeError("next() was called after the end of the answer")
             self._changed.clear()
             await self._changed.wait()
         if self._waiting == _NOTHING and self._error is not None:
@@ -62,15 +66,15 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the answer has, those resumed included."""
+        """The number of tokens in the answer, resumed ones included."""
         return len(self._tokens)
 
     def work(self) -> Work:
-        """The request as it goes on from here."""
+        """The request with the answer so far, for the child to go on from there."""
         return msgspec.structs.replace(self._work, resume_tokens=list(self._tokens), resume_text=self._text)
 
     def take(self, piece: Piece) -> None:
-        """The child produced piece."""
+        """Add a piece that the child produced."""
         self._tokens += piece.token_ids
         self._text += piece.text
         waiting = self._waiting
@@ -82,13 +86,13 @@ class Run:
         self._changed.set()
 
     def restarted(self) -> None:
-        """The engine has to begin this request again."""
+        """The engine crashed, and runs this request again."""
         self.crashes += 1
         self._waiting.restarted += 1
         self._changed.set()
 
     def fail(self, error: HeadraceError) -> None:
-        """The request ends with error, once the reader has what was produced before."""
+        """End the request with error, after the reader has taken what was produced before it."""
         self._error = error
         self._over = True
         self._changed.set()

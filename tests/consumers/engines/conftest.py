@@ -8,6 +8,7 @@ import pytest
 from consumers.engines.local.process import EngineProcess
 from pipeline.config import Config
 from tests.consumers.engines.conformance import until_ready
+from tests.consumers.engines.processes import engine_of
 
 Starter = Callable[..., AbstractAsyncContextManager[EngineProcess]]
 
@@ -17,7 +18,7 @@ async def started(kind: str, **options) -> AsyncIterator[EngineProcess]:
     settings = {"engine": kind, "slots": 8, "engine_faults": True, "step_timeout_s": 30.0}
     if kind == "simulated":
         settings |= {"simulated_tokens_per_s": 4000.0, "simulated_answer_tokens": 60}
-    async with EngineProcess(Config(**settings | options)) as engine:
+    async with engine_of(Config(**settings | options)) as engine:
         await until_ready(engine)
         yield engine
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from consumers.engines.local.process import located
+from consumers.models.names import located
 from pipeline.engine import Engine
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.requests import ChatRequest, Tool

@@ -1,0 +1,169 @@
+"""The requests of one engine, without a process: what goes to the child, and what a crash does to each of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from consumers.engines.local.inflight import MOST_CRASHES, InFlight
+from consumers.engines.local.protocol import Cancel, Submit, encode
+from pipeline.engine import Piece
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest, Tool
+from tests.consumers.engines.conformance import read, work
+
+
+class Scene:
+    """Requests, and a child that only notes the frames it is sent."""
+
+    def __init__(self, *, requests: int = 0, ready: bool = True) -> None:
+        self.sent = []
+        self.closed = 0
+        self.flight = InFlight(self._on_close)
+        self.runs = [self.flight.submit(work(f"prompt {i}", request_id=f"r{i}")) for i in range(requests)]
+        if ready:
+            self.flight.connect(self.sent.append)
+        self.flight.dispatch()
+
+    def _on_close(self):
+        self.closed += 1
+        self.flight.dispatch()
+
+    def begun(self) -> list[str]:
+        """The ids of the requests that went to the child since the last call."""
+        ids = [frame.work.id for frame in self.sent if isinstance(frame, Submit)]
+        self.sent.clear()
+        return ids
+
+    def produce(self, run, *tokens: int, finish_reason=None) -> None:
+        self.flight.produced(
+            run.number, Piece(text="x" * len(tokens), token_ids=[*tokens], finish_reason=finish_reason)
+        )
+        self.flight.dispatch()
+
+    def crash(self, cause="SIGSEGV") -> None:
+        """The child dies and another one takes its place."""
+        self.flight.disconnect()
+        self.flight.crashed(cause)
+        self.flight.connect(self.sent.append)
+        self.flight.dispatch()
+
+
+async def error_of(run) -> HeadraceError:
+    with pytest.raises(HeadraceError) as caught:
+        await read(run)
+    return caught.value
+
+
+def test_requests_wait_for_a_child():
+    scene = Scene(requests=2, ready=False)
+    assert (scene.begun(), scene.flight.busy, len(scene.flight)) == ([], False, 2)
+    scene.flight.connect(scene.sent.append)
+    scene.flight.dispatch()
+    assert (scene.begun(), scene.flight.busy) == (["r0", "r1"], True)
+
+
+async def test_after_a_crash_suspects_run_alone_from_their_tokens_the_last_one_first():
+    scene = Scene(requests=2)
+    first, second = scene.runs
+    scene.produce(first, 1, 2)
+    scene.begun()
+    scene.crash()
+    assert scene.flight.on_probation
+    assert scene.begun() == ["r1"]
+    scene.produce(second, 7)
+    (cancel, submit) = scene.sent
+    assert isinstance(cancel, Cancel), "the cleared request waits for the end of the trials"
+    assert (submit.work.id, submit.work.resume_tokens, submit.work.resume_text) == ("r0", [1, 2], "xx")
+    scene.sent.clear()
+    scene.produce(first, 3)
+    assert scene.begun() == ["r1"]
+    assert not scene.flight.on_probation
+    assert (await second.next()).restarted == 1
+
+
+async def test_a_request_that_crashes_the_engine_alone_ends_and_the_error_names_the_cause():
+    scene = Scene(requests=2)
+    scene.crash()
+    scene.crash("SIGABRT")
+    innocent, guilty = scene.runs
+    error = await error_of(guilty)
+    assert error.code is ErrorCode.ENGINE_FAILED
+    assert error.message.startswith("This request crashed the engine twice (SIGABRT).")
+    scene.produce(innocent, 1)
+    assert (await innocent.next()).restarted == 1
+
+
+async def test_a_request_in_too_many_crashes_goes_to_another_engine():
+    scene = Scene(requests=2)
+    for _ in range(MOST_CRASHES + 1):
+        scene.crash()
+        for run in scene.runs[::-1]:
+            scene.produce(run, 1)
+    for run in scene.runs:
+        error = await error_of(run)
+        assert error.code is ErrorCode.UNAVAILABLE
+        assert "crashed 5 times" in error.message
+    assert len(scene.flight) == 0
+
+
+def test_a_new_child_begins_at_the_first_epoch():
+    scene = Scene(requests=1)
+    scene.flight.reset(3, "RuntimeError")
+    scene.flight.dispatch()
+    assert [frame.epoch for frame in scene.sent] == [0, 3]
+    scene.sent.clear()
+    scene.crash()
+    scene.flight.submit(work("x"))
+    scene.flight.dispatch()
+    assert [frame.epoch for frame in scene.sent] == [0]
+
+
+async def test_a_frame_about_an_earlier_try_is_ignored():
+    scene = Scene(requests=1)
+    (run,) = scene.runs
+    before = run.number
+    scene.crash()
+    scene.flight.produced(before, Piece(text="late", token_ids=[9]))
+    scene.flight.rejected(before, HeadraceError(ErrorCode.INVALID_REQUEST, "late"))
+    scene.produce(run, 1, finish_reason="stop")
+    assert (await run.next()).text == "x"
+
+
+async def test_a_closed_request_leaves_the_child_and_its_owner_is_told_once():
+    scene = Scene(requests=1)
+    (run,) = scene.runs
+    number = run.number
+    await run.close()
+    await run.close()
+    assert scene.sent[-1] == Cancel(number)
+    assert (scene.closed, len(scene.flight), scene.flight.busy) == (1, 0, False)
+
+
+async def test_a_suspect_that_is_closed_ends_its_trial():
+    scene = Scene(requests=2)
+    scene.crash()
+    scene.begun()
+    await scene.runs[1].close()
+    assert scene.begun() == ["r0"]
+
+
+async def test_giving_up_ends_all_requests():
+    scene = Scene(requests=2)
+    scene.flight.give_up("The engine was stopped.")
+    assert [(await error_of(run)).message for run in scene.runs] == ["The engine was stopped."] * 2
+
+
+async def test_a_request_that_no_frame_can_carry_ends_alone():
+    scene = Scene(ready=False)
+    beyond_64_bits = Tool({"name": "f", "parameters": {"maximum": 10**30}})
+    unsendable = scene.flight.submit(work(ChatRequest(prompt="x", tools=[beyond_64_bits])))
+    other = scene.flight.submit(work("x"))
+
+    def send(frame):
+        encode(frame)
+        scene.sent.append(frame)
+
+    scene.flight.connect(send)
+    scene.flight.dispatch()
+    assert (await error_of(unsendable)).code is ErrorCode.INVALID_REQUEST
+    assert [frame.key for frame in scene.sent] == [other.number]
