@@ -1,6 +1,6 @@
-"""What a worker needs of an engine: the seam between delivery (ours to get right once) and generation.
+"""The interface between a worker, which delivers requests, and an engine, which generates answers.
 
-Three things stand behind it: MLX, the simulated engine, and Ollama. One conformance suite runs on all of them.
+MLX, the simulated engine and Ollama implement it. One conformance suite runs on all three.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
 
 class Work(msgspec.Struct, frozen=True):
-    """One request as an engine gets it.
+    """One request for an engine.
 
-    `seed` decides every sampled token together with the token's position, so that whoever goes on with the answer
-    draws what the first engine would have drawn. `resume_text` is what the reader already has of the answer, and
-    `resume_tokens` are the tokens of earlier attempts, which may reach further than that text; generation goes on after
-    them. Where nobody knows the tokens (another engine wrote the text), they are empty, and the text stands for them.
+    Attributes:
+        seed: together with a token's position, it determines the token that is sampled there. An engine that resumes an
+            answer therefore samples the same tokens as the engine that began it.
+        resume_text: the part of the answer that the reader already has.
+        resume_tokens: the tokens of earlier attempts. They may go beyond `resume_text`. Generation continues after
+            them. If another engine wrote the text, its tokens are unknown: the list is empty, and generation continues
+            after the text.
     """
 
     id: str
@@ -32,10 +35,10 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct):
-    """What an engine has produced since it was last asked: text, the tokens behind it, whole tool calls.
+    """What an engine produced since the last piece: text, its tokens, and complete tool calls.
 
-    `restarted` counts how often the engine had to begin this request again since the last piece; the text still goes on
-    where it was. `finish_reason` and `usage` stand in the last piece, and only there.
+    `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
+    it was. Only the last piece has `finish_reason` and `usage`.
     """
 
     text: str = ""
@@ -47,7 +50,7 @@ class Piece(msgspec.Struct):
 
 
 class Embedded(msgspec.Struct):
-    """What an engine has made of texts: one vector each, in order, and the exact count of their tokens."""
+    """The vectors of texts, in the order of the texts, and the exact number of their tokens."""
 
     vectors: list[list[float]]
     prompt_tokens: int
@@ -57,24 +60,26 @@ class Generation(Protocol):
     """One running request."""
 
     async def next(self) -> Piece:
-        """Wait until there is something, and take all of it at once. Cancelling is safe: nothing is lost.
+        """Wait until the engine has produced something, and take all of it. Cancelling is safe; nothing is lost.
 
         Raises:
-            HeadraceError: what the engine refuses (`context_length_exceeded`, ...), `engine_failed` where this request
-                brings the engine down, `unavailable` where the engine is gone and another one should have the request.
+            HeadraceError: the engine refuses the request (`context_length_exceeded`, ...), the request crashes the
+                engine (`engine_failed`), or the engine is gone and another one should get the request (`unavailable`).
         """
         ...
 
     async def close(self) -> None:
-        """Take the request out of the engine, finished or not, and free what it holds. Twice is harmless."""
+        """Remove the request from the engine, finished or not, and free its memory. Idempotent."""
         ...
 
 
 class EngineStatus(msgspec.Struct):
-    """What an engine says of itself. Rates are measured, 0 until they are known.
+    """The state of an engine. Rates are measured; 0 means not known yet.
 
-    `standin`: what answers is headrace's own stand-in for an Ollama. `tool_models`: those that are known to call tools.
-    `embedding_models`: those that make embeddings and no answers; they are not among `models`.
+    Attributes:
+        standin: headrace's own stand-in answers in place of Ollama.
+        tool_models: the models that are known to call tools.
+        embedding_models: the models that make embeddings only. They are not in `models`.
     """
 
     state: WorkerState
@@ -93,18 +98,18 @@ class EngineStatus(msgspec.Struct):
 
 
 class Embedder(Protocol):
-    """What an engine that can embed has besides."""
+    """The part of an engine that makes embeddings."""
 
     def embedding_model(self, model: str | None) -> str:
-        """The engine's own name of the model that embeds for a request which asks for model (None: any).
+        """The engine's own name of the model for an embeddings request that names model (None: any model).
 
         Raises:
-            HeadraceError: `model_not_found`, `model_internal`; `unavailable` where nobody knows.
+            HeadraceError: `model_not_found` or `model_internal`; `unavailable` if the models are not known.
         """
         ...
 
     async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
-        """Embed texts. Cancelling is safe.
+        """Embed the texts of request. Cancelling is safe.
 
         Raises:
             HeadraceError: as `Generation.next`.
@@ -113,9 +118,9 @@ class Embedder(Protocol):
 
 
 class Engine(Protocol):
-    """Something that answers requests; an asynchronous context manager. Entered, it is ready or loading.
+    """Answers requests. An asynchronous context manager; once entered, the engine is ready or loading.
 
-    `embedder` is what embeds texts, None where nothing does.
+    `embedder` makes embeddings. It is None if the engine makes none.
     """
 
     name: EngineName
@@ -127,25 +132,25 @@ class Engine(Protocol):
     async def __aexit__(self, *exc: object) -> None: ...
 
     def resolve(self, model: str | None) -> str:
-        """The engine's own name of the model that a request asks for (None: any).
+        """The engine's own name of the model that a request names (None: any model).
 
         Raises:
-            HeadraceError: `model_not_found`, `model_internal`.
+            HeadraceError: `model_not_found` or `model_internal`.
         """
         ...
 
     async def submit(self, work: Work) -> Generation:
-        """Begin work. The caller sees to it that a slot is free.
+        """Begin work. The caller makes sure that a slot is free.
 
         Raises:
-            HeadraceError: as `Generation.next`; what can be refused at once may be refused here or there.
+            HeadraceError: as `Generation.next`. A refusal is raised here or there.
         """
         ...
 
     def status(self) -> EngineStatus:
-        """The engine as it is now."""
+        """The present state of the engine."""
         ...
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Have callback called, in the event loop, whenever `status` has changed."""
+        """Call callback in the event loop after each change of `status`."""
         ...

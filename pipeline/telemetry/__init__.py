@@ -1,18 +1,18 @@
-"""Tracing of requests: one connected trace for each, through every process that has a hand in it.
+"""Tracing of requests. Each request has one connected trace through all processes that handle it.
 
-    publish llm.request.high                 PRODUCER   who asks (or a foreign publisher's own span)
+    publish llm.request.high                 PRODUCER   the client (or a foreign publisher's own span)
       process llm.request.high               CONSUMER   the worker, or the routing consumer
-        queue wait                                      from being stored to being delivered
+        queue wait                                      from storing to delivery
         chat <model>                         INTERNAL   the engine (CLIENT where it is a server: Ollama)
-        embeddings <model>                   CLIENT     or that, where texts are to be embedded
-        triage                               INTERNAL   where it shall go, and why
+        embeddings <model>                   CLIENT     instead of chat, for an embeddings request
+        triage                               INTERNAL   which engine may have it, and why
           publish llm.ollama.high            PRODUCER
             process llm.ollama.high          CONSUMER   ... and so on
         publish llm.reply                    PRODUCER   the last message
 
-The context travels in the headers `traceparent` and `tracestate` (W3C Trace Context). Spans are sent over
-OTLP (HTTP, protobuf) when an endpoint is set in the environment; without one nothing is recorded, nothing is
-imported and no thread is started. Neither prompts nor answers are recorded.
+The headers `traceparent` and `tracestate` carry the context (W3C Trace Context). Spans are sent over OTLP (HTTP,
+protobuf) if the environment sets an endpoint. Without an endpoint, nothing is recorded, the SDK is not imported and no
+thread starts. Prompts and answers are never recorded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every attribute name that stands in a span, in one place, for the conventions behind them still change.
+"""The attribute names of spans. They are in one module because the conventions behind them still change.
 
-`messaging.*` and `error.type` are OpenTelemetry's semantic conventions; `gen_ai.*` are those of its
-generative AI repository (`gen_ai.client.inference`, in development). What neither has is under `headrace.`.
+`messaging.*` and `error.type` are OpenTelemetry semantic conventions. `gen_ai.*` are conventions of its generative AI
+repository (`gen_ai.client.inference`, in development). Attributes that neither has are under `headrace.`.
 """
 
 from __future__ import annotations

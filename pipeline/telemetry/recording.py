@@ -1,7 +1,7 @@
-"""The one home of the OpenTelemetry SDK: spans into the batch processor, from there over OTLP to a collector.
+"""Recording of spans with the OpenTelemetry SDK, which sends them to a collector over OTLP. No other module imports it.
 
-A collector that is slow, away or broken costs spans and a line in the log, never a request: spans wait in a
-bounded queue (`OTEL_BSP_MAX_QUEUE_SIZE`) for a thread of their own; when it is full the oldest are dropped.
+A collector that is slow, unreachable or broken costs spans and a line in the log, never a request. Spans wait in a
+bounded queue (`OTEL_BSP_MAX_QUEUE_SIZE`) for a thread that sends them. When the queue is full, the oldest are dropped.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Makes one process's spans and sends them; how, is set by OpenTelemetry's own environment variables."""
+    """Makes the spans of one process and sends them. OpenTelemetry's own environment variables configure it."""
 
     def __init__(self, service: str, instance: str) -> None:
-        _mind_the_logs()
+        _quiet_the_sdk()
         resource = Resource.create(_identity(service, instance)).merge(OTELResourceDetector().detect())
         self._exporter = _Exporter()
-        # Not at interpreter exit: the SDK would wait there for half a minute for a collector that is away.
+        # Without shutdown_on_exit=False the SDK waits at interpreter exit, up to 30 s, for an unreachable collector.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("headrace")
@@ -56,7 +56,7 @@ class Recorder:
     ) -> Recording:
         """Begin a span.
 
-        Its parent is the current span, if there is one and `adopt`; else the one that headers carry, if any.
+        With `adopt`, its parent is the current span. Without one, it is the span in headers, if any.
         """
         parent = otel_context.get_current() if adopt else Context()
         if headers and not trace.get_current_span(parent).get_span_context().is_valid:
@@ -65,15 +65,15 @@ class Recorder:
         return Recording(self._tracer, span)
 
     def shutdown(self, timeout_s: float) -> None:
-        """Send what is left, for at most timeout_s; what has not been sent by then is lost."""
+        """Send the queued spans for at most timeout_s seconds. Spans not sent by then are lost."""
         flush = threading.Thread(target=self._provider.shutdown, name="telemetry shutdown", daemon=True)
         flush.start()
         flush.join(timeout_s)
-        self._exporter.shutdown()  # ends the pause between two tries
+        self._exporter.shutdown()  # interrupts the pause between two tries
 
 
 class Recording:
-    """One span on its way."""
+    """One span that is being recorded."""
 
     __slots__ = ("_span", "_token", "_tracer")
 
@@ -84,40 +84,40 @@ class Recording:
 
     @property
     def trace_id(self) -> str:
-        """32 hexadecimal digits."""
+        """The trace id: 32 hexadecimal digits."""
         return trace.format_trace_id(self._span.get_span_context().trace_id)
 
     def enter(self) -> None:
-        """Become the parent of what begins from here on, in this task and the ones it starts."""
+        """Make this span the parent of spans that begin later in this task and in the tasks that it starts."""
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
 
     def exit(self) -> None:
-        """End."""
+        """End the span."""
         if self._token is not None:
             otel_context.detach(self._token)
         self._span.end()
 
     def inject(self, headers: dict[str, str]) -> None:
-        """Write the span's context into headers, in the place of any other, whatever the case of its name."""
+        """Write the span's context into headers. It replaces any other context there, in any letter case."""
         for name in [name for name in headers if name.lower() in _propagator.fields]:
             del headers[name]
         _propagator.inject(headers, trace.set_span_in_context(self._span))
 
     def set(self, attributes: Mapping[str, Value]) -> None:
-        """Add attributes; those that are None say nothing."""
+        """Add attributes, except those that are None."""
         self._span.set_attributes(_known(attributes))
 
     def event(self, name: str, attributes: Mapping[str, Value]) -> None:
-        """Add an event, now."""
+        """Add an event at the present time."""
         self._span.add_event(name, _known(attributes))
 
     def child(self, name: str, start_s: float, end_s: float) -> None:
-        """Add a span for what is already over; times in unix seconds."""
+        """Add a child span for something that has already ended. Times are in unix seconds."""
         parent = trace.set_span_in_context(self._span)
         self._tracer.start_span(name, parent, start_time=_ns(start_s)).end(_ns(end_s))
 
     def fail(self, error_type: str, message: str, *, unforeseen: Exception | None = None) -> None:
-        """Set the status to ERROR; an exception that nobody foresaw is recorded with its traceback."""
+        """Set the status to ERROR. An unforeseen exception is recorded with its traceback."""
         self._span.set_attribute(names.ERROR_TYPE, error_type)
         self._span.set_status(Status(StatusCode.ERROR, message))
         if unforeseen is not None:
@@ -125,7 +125,9 @@ class Recording:
 
 
 class _Exporter(OTLPSpanExporter):
-    """Notices when the collector is back, and may be shut down twice."""
+    """An exporter that logs the first delivery after failed ones, and whose shutdown is idempotent."""
+
+    _ended = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export(spans)
@@ -134,12 +136,13 @@ class _Exporter(OTLPSpanExporter):
         return result
 
     def shutdown(self) -> None:
-        if not self._shutdown:
+        if not self._ended:
+            self._ended = True
             super().shutdown()  # type: ignore[no-untyped-call]
 
 
 class _Complaint(logging.Filter):
-    """Lets one record through, where the SDK writes several a second, and no other until settled."""
+    """Passes one log record of several that the SDK writes each second, and no other until `settle` is called."""
 
     def __init__(self, message: str) -> None:
         super().__init__()
@@ -154,33 +157,33 @@ class _Complaint(logging.Filter):
         return True
 
     def settle(self) -> None:
-        """Delivery works (again)."""
+        """Delivery works. The next failure is logged again."""
         if self._made:
             self._made = False
-            _logger.warning("traces are being delivered again")
+            _logger.warning("Traces are delivered again.")
 
 
-_undelivered = _Complaint("traces are not being delivered, requests go on without them: %s")
-_overflowing = _Complaint("spans come faster than they can be delivered, some are lost: %s")
+_undelivered = _Complaint("Traces are not delivered; requests go on without them (%s).")
+_overflowing = _Complaint("Spans are lost, because they arrive faster than they are delivered (%s).")
 
 
-def _mind_the_logs() -> None:
+def _quiet_the_sdk() -> None:
     logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").addFilter(_undelivered)
     logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_overflowing)
-    # These write down what a publisher puts into its `tracestate`, whatever it is, at every message.
+    # These loggers write the `tracestate` that a publisher sent, unchecked, for every message.
     for name in ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _identity(service: str, instance: str) -> dict[str, str]:
     identity = {"service.name": service, "service.instance.id": instance}
-    with suppress(metadata.PackageNotFoundError):  # run from a checkout that is not installed
+    with suppress(metadata.PackageNotFoundError):  # a checkout that is not installed
         identity["service.version"] = metadata.version("headrace")
     return identity
 
 
 def _extract(headers: Mapping[str, str]) -> Context:
-    """The context in headers, whose names NATS leaves in the publisher's own case; empty where unusable."""
+    """The context in headers, or an empty one if it is unusable. NATS keeps the letter case of header names."""
     carried = {name.lower(): value for name, value in headers.items() if name.lower() in _propagator.fields}
     return _propagator.extract(carried, Context())
 

@@ -1,6 +1,6 @@
-"""The spans of a request: what each is called, what it says, and whose child it is.
+"""The spans of a request: their names, attributes and parents.
 
-Without a recorder every span is a shared object that does nothing; with one, `recording` puts it on its way.
+Without a recorder, every span is a shared object that does nothing. With one, `recording` records and sends it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PER_REQUEST: Final = (out_subject(""), reply_subject(""), _INBOX)
 
 
 class Tracing:
-    """Where one process gets its spans. Nothing here ever raises, and nothing waits but `shutdown`.
+    """Makes the spans of one process. No method raises, and none waits except `shutdown`.
 
-    It is a context manager that shuts down at the end, and belongs around the event loop.
+    As a context manager it shuts down at the end. Use it around the event loop, not inside.
 
-    Each method that returns a span is meant for a `with` statement, in one task: spans opened inside it, also
-    in tasks started there, are its children. An exception that leaves the block is the span's error.
+    Use each span in a `with` statement in one task. Spans opened inside the block, and in tasks started there, are its
+    children. An exception that leaves the block marks the span as failed.
     """
 
     def __init__(self, recorder: Recorder | None = None) -> None:
@@ -47,30 +47,31 @@ class Tracing:
 
     @classmethod
     def from_environment(cls, *, service: str, instance: str) -> Tracing:
-        """Tracing as OpenTelemetry's variables ask for it.
+        """Tracing as OpenTelemetry's environment variables configure it.
 
-        On when `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, unless
+        It is on if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set, unless
         `OTEL_SDK_DISABLED=true` or `OTEL_TRACES_EXPORTER=none`.
 
         Args:
-            service: `service.name`, unless `OTEL_SERVICE_NAME` gives another.
-            instance: `service.instance.id`, which tells processes of one service apart.
+            service: `service.name`, unless `OTEL_SERVICE_NAME` sets another.
+            instance: `service.instance.id`, which distinguishes the processes of one service.
         """
         if not _is_wanted(os.environ):
             return cls()
         try:
-            # Not at the top: nothing is paid where tracing is off.
+            # Imported here so that the SDK costs nothing where tracing is off.
             from pipeline.telemetry.recording import Recorder
 
             return cls(Recorder(service, instance))
         except Exception as error:
-            _logger.error("tracing stays off, requests go on without it: %s", error)  # noqa: TRY400 - no place in our code
+            # The traceback would show the SDK's code alone.
+            _logger.error("Tracing is off; requests go on without it (%s).", error)  # noqa: TRY400
             return cls()
 
     def publish(self, subject: str, headers: dict[str, str] | None = None, *, request_id: str | None = None) -> Span:
-        """Sending a message. Its context is written into headers, over one that stands there.
+        """The span of sending a message. Its context is written into headers, and replaces any context there.
 
-        Its parent is the span one is in; outside of any, the one that headers carry; else a trace begins.
+        Its parent is the current span. Without a current span it is the one in headers. Without either, a trace begins.
         """
         if self._recorder is None:
             return _SPAN
@@ -94,9 +95,9 @@ class Tracing:
         task: Task,
         attempt: int,
     ) -> ProcessSpan:
-        """Handling one delivery. Its parent is the publisher's span, from headers; without it a trace begins.
+        """The span of handling one delivery. Its parent is the span in headers. Without one, a trace begins.
 
-        A redelivery is another such span in the same trace, told apart by `attempt`, which counts from 1.
+        A redelivery is another such span in the same trace. `attempt` counts them from 1.
         """
         if self._recorder is None:
             return _PROCESS
@@ -110,7 +111,7 @@ class Tracing:
         return ProcessSpan(self._recorder.start(name, "consumer", attributes, headers=headers, adopt=False))
 
     def chat(self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str) -> ChatSpan:
-        """One attempt of an engine to answer request with its model of that name."""
+        """The span of one attempt of an engine to answer request with model."""
         if self._recorder is None:
             return _CHAT
         attributes = _generation(request) | {
@@ -123,7 +124,7 @@ class Tracing:
     def embeddings(
         self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str
     ) -> EmbeddingsSpan:
-        """One attempt of an engine to embed the texts of request with its model of that name."""
+        """The span of one attempt of an engine to embed the texts of request with model."""
         if self._recorder is None:
             return _EMBEDDINGS
         attributes: dict[str, Value] = {
@@ -137,22 +138,22 @@ class Tracing:
         return EmbeddingsSpan(self._recorder.start(f"embeddings {model}", _kind_of(engine), attributes))
 
     def triage(self) -> TriageSpan:
-        """Deciding which engine a queued request may use."""
+        """The span of deciding which engine a queued request may use."""
         if self._recorder is None:
             return _TRIAGE
         return TriageSpan(self._recorder.start("triage", "internal", {}))
 
     def shutdown(self, timeout_s: float = 2.0) -> None:
-        """Send what is left, for at most timeout_s. Twice is harmless.
+        """Send the queued spans for at most timeout_s seconds. Calling it again is safe.
 
-        It blocks: call it when the event loop is done, or from another thread.
+        It blocks. Call it after the event loop has ended, or from another thread.
         """
         if self._recorder is not None:
             self._recorder.shutdown(timeout_s)
 
 
 class Span:
-    """One step of a request's way."""
+    """One step in the life of a request."""
 
     __slots__ = ("_recording",)
 
@@ -171,22 +172,22 @@ class Span:
             return
         if isinstance(error, Exception):
             self.fail(error)
-        elif error is not None:  # a cancelled task has done nothing wrong
+        elif error is not None:  # a cancelled task has not failed
             self.event("interrupted")
         self._recording.exit()
 
     @property
     def trace_id(self) -> str | None:
-        """The trace's id, 32 hexadecimal digits, or None where nothing is recorded."""
+        """The trace id, 32 hexadecimal digits, or None if tracing is off."""
         return None if self._recording is None else self._recording.trace_id
 
     def event(self, name: str, /, **attributes: Value) -> None:
-        """Note that something happened just now; an attribute `reason` becomes `headrace.reason`."""
+        """Record an event at the present time. An attribute `reason` becomes `headrace.reason`."""
         if self._recording is not None:
             self._recording.event(name, {names.HEADRACE + key: value for key, value in attributes.items()})
 
     def fail(self, error: Exception) -> None:
-        """Mark the step as failed; `error.type` is the error's code, or the class of an unforeseen one."""
+        """Mark the step as failed. `error.type` is the code of a `HeadraceError`, or the class of another exception."""
         if self._recording is None:
             return
         if isinstance(error, HeadraceError):
@@ -201,11 +202,11 @@ class ProcessSpan(Span):
     __slots__ = ()
 
     def queue_wait(self, stored_at_s: float, now_s: float) -> None:
-        """Tell how long the request waited, as an attribute and as a child span.
+        """Record how long the request waited, as an attribute and as a child span.
 
         Args:
             stored_at_s: when the broker stored it, UTC, unix seconds.
-            now_s: when it was delivered; where two clocks disagree so far that it is earlier, the wait is 0.
+            now_s: when it was delivered. If the clocks disagree so much that this is earlier, the wait is 0.
         """
         if self._recording is None:
             return
@@ -220,12 +221,12 @@ class ChatSpan(Span):
     __slots__ = ()
 
     def first_chunk(self, after_s: float) -> None:
-        """The first piece of the answer came, after_s after the engine was asked."""
+        """The first piece of the answer came after_s seconds after the engine was asked."""
         if self._recording is not None:
             self._recording.set({names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: after_s})
 
     def finish(self, reason: FinishReason, usage: Usage, *, model: str) -> None:
-        """The answer is complete: why it ended, what it took, and the model that gave it."""
+        """The answer is complete. Record why it ended, its token counts and its model."""
         if self._recording is not None:
             self._recording.set(
                 {
@@ -238,12 +239,12 @@ class ChatSpan(Span):
 
 
 class EmbeddingsSpan(Span):
-    """Some texts embedded."""
+    """One embeddings request."""
 
     __slots__ = ()
 
     def finish(self, prompt_tokens: int, *, model: str) -> None:
-        """It is done: what it took, and the model that did it."""
+        """The texts are embedded. Record the token count and the model."""
         if self._recording is not None:
             self._recording.set({names.GEN_AI_RESPONSE_MODEL: model, names.GEN_AI_USAGE_INPUT_TOKENS: prompt_tokens})
 
@@ -263,15 +264,15 @@ class TriageSpan(Span):
         mlx_wait_ms: float | None = None,
         ollama_ms: float | None = None,
     ) -> None:
-        """What was decided, why, and the figures behind it.
+        """Record the decision, its reason and the figures behind it.
 
         Args:
-            task: what the request was taken for.
-            reason: in words, as in the answer's account.
-            move: where it goes, or None where it stays.
-            saturation: MLX's, 1.0 is full.
-            mlx_wait_ms: how long it would have waited for MLX, as predicted.
-            ollama_ms: how long Ollama will take, as predicted.
+            task: the class of the request.
+            reason: in words, as in the `headrace` object of the answer.
+            move: how it moves, or None if it stays.
+            saturation: MLX's saturation, 1.0 is full.
+            mlx_wait_ms: the predicted wait for MLX.
+            ollama_ms: the predicted time that Ollama takes.
         """
         if self._recording is not None:
             self._recording.set(
@@ -286,7 +287,7 @@ class TriageSpan(Span):
             )
 
 
-# Spans that record nothing: shared, since they hold nothing.
+# Spans that record nothing. They have no state, so all callers share them.
 _SPAN = Span()
 _PROCESS = ProcessSpan()
 _CHAT = ChatSpan()
@@ -295,7 +296,7 @@ _TRIAGE = TriageSpan()
 
 
 def _kind_of(engine: EngineName) -> Kind:
-    """One engine is another server; the other is this process's own."""
+    """Ollama is another server; MLX belongs to this process."""
     return "client" if engine == "ollama" else "internal"
 
 
@@ -308,7 +309,7 @@ def _is_wanted(environ: Mapping[str, str]) -> bool:
 
 
 def _short(subject: str) -> str:
-    """A subject as it stands in a span's name, where there must be few different ones."""
+    """The subject for a span's name, without the request's id: there should be few different span names."""
     for prefix in _PER_REQUEST:
         if subject.startswith(prefix):
             return prefix.removesuffix(".")

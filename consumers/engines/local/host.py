@@ -1,4 +1,4 @@
-"""One life of the child process, seen from the parent: start, frames in and out, end."""
+"""The child process as its parent sees it: start, frames in both directions, end."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _QUIET: Final = {
 
 
 class Child:
-    """A running child. Use `start`; `end` must be awaited whatever happened. `last_line` is its log's."""
+    """A running child. Create it with `start`, and always await `end`. `last_line` is the last line of its log."""
 
     def __init__(self, process: Process, name: str) -> None:
         if process.stdin is None or process.stdout is None or process.stderr is None:
-            raise ValueError("a child needs its three pipes")
+            raise ValueError("The child process needs three pipes.")
         self._process = process
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._name = name
@@ -49,11 +49,11 @@ class Child:
 
     @classmethod
     async def start(cls, config: Config, model_path: str, name: str) -> Self:
-        """Start a child with the same settings and the same Python path as this process."""
+        """Start a child with the settings and the Python path of this process."""
         search = [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | _QUIET | to_environment(config)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-        # -P: the current folder is the user's, and must not be searched for modules.
+        # -P: do not search for modules in the current folder, which is the user's.
         command = [sys.executable, "-P", "-m", "consumers.engines.local.child", model_path]
         return cls(
             await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment),
@@ -66,36 +66,36 @@ class Child:
         return self._process.pid
 
     def send(self, frame: ToChild) -> None:
-        """Queue a frame; a child that is gone is noticed by `receive`."""
+        """Queue a frame. If the child has ended, `receive` returns None."""
         if not self._stdin.is_closing():
             self._stdin.write(encode(frame))
 
     async def receive(self) -> FromChild | None:
-        """The next frame, or None once the child is gone. Cancelling may lose a frame: only `end` may follow."""
+        """The next frame, or None after the child has ended. Cancelling may lose a frame; only `end` may follow."""
         try:
             length = await self._stdout.readexactly(LENGTH_BYTES)
             return decode_from_child(await self._stdout.readexactly(int.from_bytes(length, "big")))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         except msgspec.DecodeError:
-            log.exception("the engine's process wrote a frame that cannot be read")
+            log.exception("Lost contact with the engine process %d: it sent a malformed frame.", self.pid)
             self.kill()
             return None
 
     def kill(self) -> None:
-        """Kill it now; `receive` then returns None."""
+        """Kill the child. `receive` then returns None."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def end(self, grace_s: float) -> str:
-        """Ask it to end, kill it after grace_s, and reap it. Returns how it ended, in words."""
+        """Ask the child to end, kill it after grace_s seconds, and reap it. Returns how it ended, in words."""
         if grace_s <= 0:
             self.kill()
         self.send(Shutdown())
         self._stdin.close()
         try:
             async with asyncio.timeout(grace_s if grace_s > 0 else None):
-                # A child whose frames nobody reads would never come to its end.
+                # A full pipe would block the child.
                 while await self._stdout.read(1 << 16):
                     pass
                 await self._process.wait()
@@ -117,7 +117,7 @@ class Child:
             return f"signal {-code}"
 
     async def _listen(self) -> None:
-        """Pass its log on, line by line, whatever its lines are."""
+        """Copy the child's log, line by line."""
         rest = b""
         while chunk := await self._stderr.read(1 << 14):
             *lines, rest = (rest + chunk).split(b"\n")

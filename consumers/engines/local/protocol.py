@@ -1,7 +1,7 @@
-"""The frames between an engine's parent and its child, and their form on the pipe.
+"""The frames between an engine's parent and child process, and their encoding on the pipe.
 
-A frame is four bytes of length (big endian), then one MessagePack array. The child sends one `Step` a decoding step,
-whatever the number of sequences, so that a full batch costs the parent's event loop one wake-up a step.
+A frame is its length in four bytes (big endian), then one MessagePack array. The child sends one `Step` per decoding
+step for all sequences, so that a full batch wakes the parent's event loop once a step.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ LENGTH_BYTES: Final = 4
 
 
 class Submit(Struct, tag="submit", array_like=True):
-    """Begin a request, or go on with it. `key` names it on this pipe.
+    """Begin or resume a request. `key` identifies it on this pipe.
 
-    `epoch` is how many resets of the child the parent knew of when it wrote this. The child drops what is older than
-    its last reset: the parent counts those among what the reset threw out, and submits them again.
+    `epoch` is the number of resets of the child that the parent knew of when it sent the frame. The child drops frames
+    from before its last reset. The parent counts those requests among the ones that the reset lost, and submits them
+    again.
     """
 
     key: int
@@ -33,13 +34,13 @@ class Submit(Struct, tag="submit", array_like=True):
 
 
 class Cancel(Struct, tag="cancel", array_like=True):
-    """Take a request out of the batch; unknown keys are ignored, since the child may just have finished it."""
+    """Remove a request from the batch. An unknown key is ignored: the child may have just finished the request."""
 
     key: int
 
 
 class Shutdown(Struct, tag="shutdown", array_like=True):
-    """End in order. The end of the pipe means the same."""
+    """End gracefully. The end of the pipe means the same."""
 
 
 ToChild = Submit | Cancel | Shutdown
@@ -49,13 +50,13 @@ ToChild = Submit | Cancel | Shutdown
 
 
 class Loading(Struct, tag="loading", array_like=True):
-    """How far loading has come, for a person to read."""
+    """The progress of loading, in words for the user."""
 
     note: str
 
 
 class Facts(Struct, array_like=True):
-    """What a loaded model is: token counts, and KV bytes that one token of one sequence takes."""
+    """Facts about the loaded model. `kv_bytes_per_token` is the KV cache of one token of one sequence."""
 
     context_tokens: int
     vocabulary: int
@@ -64,19 +65,19 @@ class Facts(Struct, array_like=True):
 
 
 class Ready(Struct, tag="ready", array_like=True):
-    """The model is loaded and warm."""
+    """The model is loaded and has run once."""
 
     facts: Facts
 
 
 class Failed(Struct, tag="failed", array_like=True):
-    """The model could not be loaded; the child ends after this. `reason` says what to do about it."""
+    """The model could not be loaded, and the child ends. `reason` is the error and what to do about it."""
 
     reason: str
 
 
 class Rejected(Struct, tag="rejected", array_like=True):
-    """One request is refused, or fails alone; the others are untouched."""
+    """One request is refused or has failed. The other requests go on."""
 
     key: int
     code: ErrorCode
@@ -85,16 +86,16 @@ class Rejected(Struct, tag="rejected", array_like=True):
 
     @classmethod
     def of(cls, key: int, error: HeadraceError) -> Rejected:
-        """The frame that carries error."""
+        """The frame for error."""
         return cls(key, error.code, error.message, error.param)
 
     def error(self) -> HeadraceError:
-        """The exception that the frame carries."""
+        """The frame as an exception."""
         return HeadraceError(self.code, self.message, param=self.param)
 
 
 class Stats(Struct, array_like=True):
-    """The engine after a step: output tokens still expected, KV bytes held, measured rates (0: not known yet)."""
+    """The engine after a step: output tokens still expected, size of the KV cache, measured rates (0: not known yet)."""
 
     pending_tokens: float = 0.0
     kv_bytes: int = 0
@@ -103,14 +104,14 @@ class Stats(Struct, array_like=True):
 
 
 class Step(Struct, tag="step", array_like=True):
-    """One step: what every sequence that moved has produced, by key. A step of prefill alone has no pieces."""
+    """One step: the pieces that the sequences produced, by key. A step of prefill alone has no pieces."""
 
     pieces: list[tuple[int, Piece]]
     stats: Stats = field(default_factory=Stats)
 
 
 class Reset(Struct, tag="reset", array_like=True):
-    """A step raised: the batch is gone with everything in it, the model is still loaded. `epoch` is the new one."""
+    """A step raised. The batch and its requests are lost; the model is still loaded. `epoch` is the new epoch."""
 
     epoch: int
     error: str
@@ -124,16 +125,16 @@ _from_child = msgspec.msgpack.Decoder(FromChild)
 
 
 def encode(frame: ToChild | FromChild) -> bytes:
-    """The frame with its length before it."""
+    """The frame, with its length in front."""
     body = _encoder.encode(frame)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
 def decode_to_child(body: bytes) -> ToChild:
-    """Read a frame that the parent wrote."""
+    """Decode a frame from the parent."""
     return _to_child.decode(body)
 
 
 def decode_from_child(body: bytes) -> FromChild:
-    """Read a frame that the child wrote."""
+    """Decode a frame from the child."""
     return _from_child.decode(body)
