@@ -1,1 +1,1 @@
-"""An engine in its own supervised child process: the only package that imports MLX."""
+"""An engine in a supervised child process. The modules here run in the parent; those in `child` run in the child."""

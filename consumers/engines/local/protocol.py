@@ -95,7 +95,7 @@ class Rejected(Struct, tag="rejected", array_like=True):
 
 
 class Stats(Struct, array_like=True):
-    """The engine after a step: output tokens still expected, size of the KV cache, measured rates (0: not known yet)."""
+    """The engine after a step: output tokens still expected, size of the KV cache, rates (0: not known yet)."""
 
     pending_tokens: float = 0.0
     kv_bytes: int = 0

@@ -1,1 +1,1 @@
-"""The engine's own process: model, batch and caches, fed over a pipe."""
+"""The engine's child process, with the model, the batch and the caches. The only package that imports MLX."""

@@ -1,7 +1,8 @@
-"""The engine's own process (`python -m consumers.engines.local.child`): model, batch and caches, fed over a pipe.
+"""The engine's child process (`python -m consumers.engines.local.child MODEL_PATH`).
 
-Commands come in on standard input and frames go out on standard output; both are moved to descriptors of their own
-first, so that nothing a library prints gets between the frames. Settings come in the environment, from the parent.
+Frames from the parent arrive on standard input, and frames to the parent leave on standard output. Both are moved to
+other descriptors first, so that the output of a library never mixes with the frames. The parent passes the settings in
+the environment.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
 _GRACE_S: Final = 5.0
-"""How long a step may go on once the parent is gone."""
+"""How long the running step may take after the parent has asked the child to end, or is gone."""
 
 
 class Pipe:
-    """The two ends that lead to the parent. Writing is thread-safe."""
+    """The pipes to and from the parent. Writing is thread-safe."""
 
     def __init__(self) -> None:
-        # os.dup's descriptors are not inherited, so nothing else can ever hold the pipe open.
+        # Descriptors from os.dup are not inherited, so no other process can hold the pipe open.
         self._inbound = os.fdopen(os.dup(0), "rb")
         self._outbound = FileIO(os.dup(1), "wb")
         self._writing = threading.Lock()
@@ -58,14 +59,14 @@ class Pipe:
         os.close(nowhere)
 
     def send(self, frame: FromChild) -> None:
-        """Write a frame; a parent that is gone is noticed by the reader."""
+        """Write a frame. If the parent is gone, `receive` returns None."""
         data = memoryview(encode(frame))
         with self._writing, contextlib.suppress(BrokenPipeError):
             while data:
                 data = data[self._outbound.write(data) or 0 :]
 
     def receive(self) -> bytes | None:
-        """The next frame's body, or None once the parent is gone."""
+        """The body of the next frame, or None if the parent is gone."""
         length = self._inbound.read(LENGTH_BYTES)
         if len(length) < LENGTH_BYTES:
             return None
@@ -75,7 +76,7 @@ class Pipe:
 
 
 class Reader(threading.Thread):
-    """Reads, checks and tokenises requests beside the loop, so that a long prompt stalls nobody's decoding."""
+    """A thread that reads, checks and tokenises requests, so that a long prompt delays no other request."""
 
     def __init__(self, pipe: Pipe, backend: Backend, commands: queue.SimpleQueue[Command], *, faults: bool) -> None:
         super().__init__(name="reader", daemon=True)
@@ -85,7 +86,7 @@ class Reader(threading.Thread):
         self._faults = faults
 
     def run(self) -> None:
-        """Until the pipe ends or the parent says so; then the process has a bounded time to end."""
+        """Run until the parent asks the child to end, or is gone. The process then ends within `_GRACE_S`."""
         try:
             while (body := self._pipe.receive()) is not None:
                 frame = decode_to_child(body)
@@ -108,9 +109,9 @@ class Reader(threading.Thread):
         except HeadraceError as error:
             self._pipe.send(Rejected.of(frame.key, error))
         except Exception as error:
-            log.exception("a request could not be prepared")
+            log.exception("A request could not be prepared.")
             failure = HeadraceError(
-                ErrorCode.ENGINE_FAILED, f"the request cannot be prepared: {type(error).__name__}: {error}"
+                ErrorCode.ENGINE_FAILED, f"The engine failed to prepare the request ({type(error).__name__}: {error})."
             )
             self._pipe.send(Rejected.of(frame.key, failure))
         else:
@@ -118,10 +119,10 @@ class Reader(threading.Thread):
 
 
 def open_backend(config: Config, model_path: str, note: Note) -> Backend:
-    """The backend that the settings ask for, loaded.
+    """Load the backend that the settings select.
 
     Raises:
-        LoadError: it cannot be.
+        LoadError: the model cannot be loaded.
     """
     if config.engine == "simulated":
         from consumers.engines.local.child.simulated import SimulatedBackend
@@ -133,17 +134,17 @@ def open_backend(config: Config, model_path: str, note: Note) -> Backend:
 
 
 def _die_with_parent() -> None:
-    """Let Linux kill this process when its parent dies, even in the middle of a step that never ends."""
+    """Make Linux kill this process when its parent dies, even in a step that hangs."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main() -> None:
-    """Run until the parent says so or is gone. The one argument is where the model is."""
+    """Run until the parent asks the child to end, or is gone."""
     pipe = Pipe()
     faulthandler.enable()
     _die_with_parent()
-    # Both reach whole groups of processes, from a terminal or a service manager: the parent decides when this one ends.
+    # A terminal or a service manager sends both signals to the whole process group. The parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     config = load()
@@ -152,7 +153,7 @@ def main() -> None:
     try:
         backend = open_backend(config, sys.argv[1], lambda note: pipe.send(Loading(note)))
     except LoadError as error:
-        log.debug("loading failed", exc_info=True)
+        log.debug("The model could not be loaded.", exc_info=True)
         pipe.send(Failed(str(error)))
         sys.exit(1)
     Reader(pipe, backend, commands, faults=config.engine_faults).start()

@@ -1,4 +1,4 @@
-"""What the child's loop needs of whatever turns sequences into tokens: MLX or a simulation."""
+"""The interface between the child's loop and a backend, which samples tokens: MLX or the simulated engine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pipeline.engine import Work
 
 
 class LoadError(Exception):
-    """The model cannot be loaded; the message says why and what to do."""
+    """The model cannot be loaded. The message says why, and what to do."""
 
 
 class Prepared(Struct):
     """A request that has been checked and may enter the batch.
 
-    `prompt` is everything the model reads before it samples: the prompt's tokens, then the resumed ones. `position` is
-    the answer's token sampled next, counted from 0. `detail` is the backend's own.
+    Attributes:
+        prompt: the tokens that the model reads before it samples: those of the prompt, then the resumed ones.
+        position: the index in the answer of the token sampled next, from 0.
+        detail: for the backend alone.
     """
 
     key: int
@@ -31,50 +33,50 @@ class Prepared(Struct):
 
     @property
     def longest_tokens(self) -> int:
-        """How long the sequence may become, prompt and answer."""
+        """The most tokens that the sequence may have, prompt and answer together."""
         return len(self.prompt) - self.position + self.transcript.max_tokens
 
 
 class Backend(Protocol):
-    """Owned by the child's main thread; only `prepare` is called from another one."""
+    """Samples tokens for a batch of sequences. Used by the child's main thread, except `prepare`."""
 
     facts: Facts
 
     def prepare(self, key: int, work: Work) -> Prepared:
-        """Check a request and tokenise it. Touches nothing that `step` uses.
+        """Check a request and tokenise it. Called from the reading thread; does not touch what `step` uses.
 
         Raises:
-            HeadraceError: what cannot be served, with its code.
+            HeadraceError: the request cannot be served.
         """
         ...
 
     def insert(self, sequence: Prepared) -> None:
-        """Take a sequence into the batch."""
+        """Add a sequence to the batch."""
         ...
 
     def remove(self, key: int) -> None:
-        """Take a sequence out; an unknown key is ignored."""
+        """Remove a sequence from the batch. An unknown key is ignored."""
         ...
 
     def step(self) -> list[tuple[int, int]]:
-        """Decode one token for every sequence that is past its prompt, and prefill a bounded part of one prompt.
+        """Prefill a bounded part of the prompts, and decode one token for every sequence whose prompt is done.
 
-        Returns pairs of key and token. After an exception only `reset` and `close` may be called.
+        Returns pairs of key and token. After an exception, only `reset` and `close` may be called.
         """
         ...
 
     def reset(self) -> None:
-        """Throw the batch away and begin with an empty one; the model stays."""
+        """Replace the batch by an empty one. The model stays loaded."""
         ...
 
     def kv_bytes(self) -> int:
-        """What the batch holds of the KV cache."""
+        """The size of the batch's KV cache, in bytes."""
         ...
 
     def close(self) -> None:
-        """Free everything."""
+        """Free the batch and the model."""
         ...
 
 
 Note = Callable[[str], None]
-"""Told how far loading has come."""
+"""Called with the progress of loading, in words."""

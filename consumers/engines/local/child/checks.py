@@ -1,4 +1,4 @@
-"""What an engine of this package refuses before a request reaches a model, and how long an answer may be."""
+"""Checks of a request before it reaches a model, and the limits of its answer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
 
 _KV_STEP_TOKENS = 256
-"""MLX grows a KV cache by this many tokens at a time."""
+"""MLX grows a KV cache in steps of this many tokens."""
 
 
 def offers_tools(request: ChatRequest) -> bool:
-    """Whether the model is told of tools."""
+    """Whether the model may call tools."""
     return bool(request.tools) and request.tool_choice != "none"
 
 
 def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
-    """Refuse what would silently change the answer.
+    """Refuse parameters that would change the answer and are not supported.
 
     Raises:
         HeadraceError: `unsupported_parameter`.
@@ -29,25 +29,25 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
     if request.response_format is not None and request.response_format.type != "text":
         raise HeadraceError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            f"this engine cannot force the form {request.response_format.type!r}: ask for it in the prompt",
+            f'This engine does not support response_format "{request.response_format.type}". Ask for it in the prompt.',
             param="response_format",
         )
     if calls_tools:
         return
     if offers_tools(request):
         raise HeadraceError(
-            ErrorCode.UNSUPPORTED_PARAMETER, "the model's chat template has no place for tools", param="tools"
+            ErrorCode.UNSUPPORTED_PARAMETER, "This model's chat template does not support tools.", param="tools"
         )
     if any(message.tool_calls or message.role == "tool" for message in request.chat):
         raise HeadraceError(
             ErrorCode.UNSUPPORTED_PARAMETER,
-            "the model's chat template has no place for tool calls and their results",
+            "This model's chat template does not support tool calls and their results.",
             param="messages",
         )
 
 
 def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, default: int) -> int:
-    """The most tokens the answer may have. A limit the client gave must fit; the default is cut to what fits.
+    """The most tokens that the answer may have. A limit from the client must fit; the default is reduced to fit.
 
     Raises:
         HeadraceError: `context_length_exceeded`.
@@ -57,16 +57,16 @@ def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, de
         return min(default, room)
     if room > 0 and wanted is not None and wanted <= room:
         return wanted
-    asked = f" and asks for {wanted}" if wanted is not None else ""
+    answer = f" and the answer up to {wanted}" if wanted is not None else ""
     raise HeadraceError(
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-        f"the prompt has {prompt_tokens} tokens{asked}; there is room for {room_tokens}, prompt and answer together",
+        f"The prompt has {prompt_tokens} tokens{answer}. Together they must fit in {room_tokens}.",
         param="messages" if room <= 0 or wanted is None else "max_tokens",
     )
 
 
 def batch_kv_bytes(longest_tokens: Sequence[int], kv_bytes_per_token: int) -> int:
-    """What a batch takes when each sequence has become as long as it may: all are padded to the longest."""
+    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
     if not longest_tokens:
         return 0
     padded = -(-max(longest_tokens) // _KV_STEP_TOKENS) * _KV_STEP_TOKENS
@@ -74,7 +74,7 @@ def batch_kv_bytes(longest_tokens: Sequence[int], kv_bytes_per_token: int) -> in
 
 
 def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> int:
-    """How long a sequence may become: the model's context, or what of it the memory holds. A limit of 0 is none."""
+    """The most tokens of a sequence: the model's context, or less if the KV limit is smaller (0: no limit)."""
     if not (kv_bytes_limit and kv_bytes_per_token):
         return context_tokens
     steps = kv_bytes_limit // (kv_bytes_per_token * _KV_STEP_TOKENS)
@@ -82,10 +82,10 @@ def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit:
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    """The conversation as chat templates expect it: plain text, arguments as objects, `developer` as `system`.
+    """The conversation for a chat template: plain text, arguments as objects, `developer` as `system`.
 
     Raises:
-        HeadraceError: `invalid_request` for arguments that are no JSON object.
+        HeadraceError: `invalid_request` if the arguments of a tool call are not a JSON object.
     """
     return [_template_message(message) for message in messages]
 
@@ -105,10 +105,10 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
 def _template_call(call: ToolCall) -> dict[str, Any]:
     try:
         arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except msgspec.DecodeError:
         raise HeadraceError(
             ErrorCode.INVALID_REQUEST,
-            f"the arguments of the call to {call.function.name[:40]!r} are no JSON object: {error}",
+            f'The arguments of the tool call "{call.function.name[:40]}" are not a JSON object.',
             param="messages",
         ) from None
     function = {"name": call.function.name, "arguments": arguments}

@@ -1,7 +1,7 @@
-"""Faults on demand, for tests of what must survive them; only where `engine_faults` is set.
+"""Faults on demand, for tests. Only active with the setting `engine_faults`.
 
-`[[fault:segfault]]`, `[[fault:abort]]`, `[[fault:raise]]` and `[[fault:hang]]` in a prompt do that when the request's
-sequence is stepped; with `@5`, when it has produced five tokens.
+`[[fault:segfault]]`, `[[fault:abort]]`, `[[fault:raise]]` or `[[fault:hang]]` in a prompt causes that fault in the
+first step of the request. With `@5` it happens after five tokens of the answer.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _FAULT = re.compile(r"\[\[fault:(segfault|abort|raise|hang)(?:@(\d{1,9}))?\]\]")
 
 
 class Fault(Struct, frozen=True):
-    """What happens, and after how many tokens of the answer."""
+    """A fault, and the number of tokens of the answer after which it happens."""
 
     kind: str
     after_tokens: int = 0
 
     def strike(self) -> None:
-        """Do it."""
+        """Cause the fault."""
         if self.kind == "segfault":
             ctypes.string_at(0)
         if self.kind == "abort":
             os.abort()
         while self.kind == "hang":
             time.sleep(3600)
-        raise RuntimeError("a fault was asked for")
+        raise RuntimeError("fault on demand")
 
 
 def fault_in(request: ChatRequest) -> Fault | None:
-    """The fault that a request asks for."""
+    """The fault in a request's prompt, if any."""
     for message in request.chat:
         if found := _FAULT.search(message.text()):
             return Fault(found[1], int(found[2] or 0))

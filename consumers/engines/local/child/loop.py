@@ -1,6 +1,6 @@
-"""The engine's loop: take commands, insert and remove, step, report. It runs in the child's main thread.
+"""The engine's loop: read commands, insert and remove sequences, step, report. It runs in the child's main thread.
 
-What a step costs is the model's; everything here is bounded by the number of sequences in the batch.
+The model determines the cost of a step. The cost of the loop itself is bounded by the number of sequences in the batch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.1
-"""Weight of the latest answer in the average length of answers."""
+"""The weight of the latest answer in the average length of answers."""
 
 _RATE_WINDOW_S = 1.0
-"""The token rate is averaged over about this long, idle time left out."""
+"""The token rate is averaged over about this much time, without idle time."""
 
 
 class Begin:
-    """A prepared request on its way into the batch."""
+    """A prepared request that waits for the batch or is in it."""
 
     def __init__(self, epoch: int, sequence: Prepared, fault: Fault | None) -> None:
         self.epoch = epoch
@@ -41,12 +41,13 @@ Command = Begin | Cancel | Shutdown
 
 
 class EngineLoop:
-    """The sequences of one backend.
+    """Runs the sequences of one backend.
 
     Args:
-        backend: loaded; used by this loop alone but for `prepare`.
+        backend: a loaded backend. Only this loop uses it, except `prepare`.
         commands: filled by the reading thread, in the order in which the parent sent them.
         send: writes a frame to the parent.
+        config: the settings.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class EngineLoop:
         self._rates = _Rates()
 
     def run(self) -> None:
-        """Until a `Shutdown`."""
+        """Run until a `Shutdown`."""
         while self.turn():
             pass
 
     def turn(self) -> bool:
-        """Once around; False when the loop is to end."""
+        """Run the loop once. Returns False when it should end."""
         try:
             if not self._take_commands():
                 return False
@@ -79,12 +80,12 @@ class EngineLoop:
             if self._running:
                 self._report(self._step())
         except Exception as error:
-            log.exception("a step failed; a batch of %d begins anew", len(self._running))
+            log.exception("A step failed with %d requests in the batch. They run again.", len(self._running))
             self._reset(f"{type(error).__name__}: {error}")
         return True
 
     def _take_commands(self) -> bool:
-        """Handle what has come, waiting for it only where there is nothing else to do."""
+        """Handle the commands in the queue. Wait for one only if there is no other work."""
         wait = not self._running and not self._waiting
         while True:
             try:
@@ -105,7 +106,7 @@ class EngineLoop:
         self._waiting = deque(begin for begin in self._waiting if begin.sequence.key != key)
 
     def _admit(self) -> None:
-        """Let in, in order, what the memory has room for when every answer becomes as long as it may."""
+        """Begin waiting requests, in order, while the KV cache has room for all answers at their greatest lengths."""
         while self._waiting:
             begin = self._waiting[0]
             lengths = [running.sequence.longest_tokens for running in self._running.values()]
@@ -154,9 +155,10 @@ class EngineLoop:
         try:
             piece = transcript.feed(token)
         except Exception as error:
-            log.exception("an answer could not be decoded")
+            log.exception("An answer could not be decoded.")
             self._drop(key)
-            self._send(Rejected.of(key, HeadraceError(ErrorCode.ENGINE_FAILED, f"the answer broke off: {error}")))
+            failure = HeadraceError(ErrorCode.ENGINE_FAILED, f"The engine failed to decode the answer ({error}).")
+            self._send(Rejected.of(key, failure))
             return None
         if piece.finish_reason is not None:
             self._rates.finished(transcript.tokens)
@@ -174,14 +176,14 @@ class EngineLoop:
 
 
 class _Rates:
-    """Measured rates, 0 until they are known."""
+    """Measured rates; 0 means not known yet."""
 
     def __init__(self) -> None:
         self.tokens_per_s = 0.0
         self.tokens_per_request = 0.0
 
     def stepped(self, tokens: int, duration_s: float) -> None:
-        """A step took duration_s and gave tokens, one a sequence."""
+        """A step took duration_s seconds and produced tokens, one for each sequence."""
         if not tokens:
             return
         rate = tokens / max(duration_s, 1e-6)
@@ -189,12 +191,12 @@ class _Rates:
         self.tokens_per_s += weight * (rate - self.tokens_per_s)
 
     def finished(self, tokens: int) -> None:
-        """An answer was complete after tokens."""
+        """An answer ended after this many tokens."""
         weight = _SMOOTHING if self.tokens_per_request else 1.0
         self.tokens_per_request += weight * (tokens - self.tokens_per_request)
 
     def pending(self, sequence: Prepared) -> float:
-        """Tokens still expected: what is missing to an answer of average length, at least one, at most the limit."""
+        """Tokens still expected of an answer, if it gets the average length: at least one, at most its limit."""
         left = sequence.transcript.max_tokens - sequence.transcript.tokens
         expected = self.tokens_per_request or sequence.transcript.max_tokens
         return min(left, max(1.0, expected - sequence.transcript.tokens))

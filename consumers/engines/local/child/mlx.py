@@ -1,7 +1,7 @@
-"""MLX as a backend: the only module that imports mlx and mlx_lm. Lives in the child process alone.
+"""MLX as a backend. The only module that imports mlx and mlx_lm; it runs in the child process.
 
-Sampling parameters that a request leaves open come from the model's `generation_config.json` (`do_sample: false` is
-greedy), else from OpenAI's defaults (temperature 1, no truncation).
+Sampling parameters that a request omits come from the model's `generation_config.json` (`do_sample: false` is greedy).
+Parameters that are not there either have OpenAI's defaults (temperature 1, no truncation).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
 _GREEDY_BELOW: Final = 1e-4
-"""Temperatures below this are greedy: dividing by them overflows, and nothing else is ever sampled anyway."""
+"""Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
 
 _REPETITION_WINDOW_TOKENS: Final = 20
-"""How far back `repetition_penalty` looks, as mlx_lm has it."""
+"""How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
 
 
 class SamplingDefaults(msgspec.Struct):
-    """The part of `generation_config.json` that decides sampling."""
+    """The part of `generation_config.json` about sampling."""
 
     do_sample: bool = True
     temperature: float | None = None
@@ -50,7 +50,7 @@ class SamplingDefaults(msgspec.Struct):
 
 
 class MlxBackend:
-    """A model, its tokenizer, and the batch it decodes.
+    """A model, its tokenizer, and the batch that it decodes.
 
     Raises:
         LoadError: MLX is not installed, or the model cannot be loaded.
@@ -63,22 +63,22 @@ class MlxBackend:
             import mlx.core as mx
             import mlx_lm
         except ImportError as error:
-            raise LoadError(f"MLX is not installed here ({error}): pip install mlx-lm") from None
+            raise LoadError(f"MLX is not installed ({error}). Run: pip install mlx-lm") from None
         self._mx = mx
         if mx.default_device() == mx.cpu:
-            # Compiling there calls a C++ compiler, which may be absent and takes seconds in the middle of a request.
+            # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
         note(f"loading {Path(model_path).name}")
         if Path(model_path).is_absolute() and not Path(model_path).is_dir():
-            raise LoadError(f"there is no model in {model_path}: give a folder or a Hugging Face repository")
+            raise LoadError(f"No model folder {model_path}. Set --model to a folder or a Hugging Face repository.")
         try:
-            # Quiet progress bars: this process's standard error is a log.
+            # No progress bars: the standard error of this process is a log.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             self._model, self._tokenizer, model_config = mlx_lm.load(model_path, return_config=True)
             self._defaults = _sampling_defaults(model_path)
         except Exception as error:
-            raise LoadError(f"the model {model_path} cannot be loaded: {type(error).__name__}: {error}") from error
-        # Its own copy for `prepare`: a tokenizer must not be used from two threads at once.
+            raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
+        # A copy for `prepare`, because two threads must not use one tokenizer.
         self._preparing = copy.deepcopy(self._tokenizer)
         note("warming up")
         self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
@@ -93,7 +93,7 @@ class MlxBackend:
         self._new_batch()
 
     def _warm_up(self, context_tokens: int) -> Facts:
-        """One token through the model compiles its kernels, and shows what cannot be read off every configuration."""
+        """Run the model on one token. This compiles its kernels, and measures what some configurations do not state."""
         from mlx_lm.models.cache import make_prompt_cache
 
         cache = make_prompt_cache(self._model)
@@ -112,10 +112,10 @@ class MlxBackend:
 
         self._uids: dict[int, int] = {}
         self._keys: dict[int, int] = {}
-        # One prompt at a time, in bounded parts: a long one must not stall those that decode.
+        # One prompt at a time, in bounded parts, so that a long prompt does not stall the sequences that decode.
         self._batch = BatchGenerator(
             self._model,
-            # The slots are the worker's to fill; what was begun elsewhere it goes on with beyond them.
+            # The worker fills the slots. Requests that it takes over from another worker come on top.
             completion_batch_size=2 * self._config.slots,
             prefill_batch_size=1,
             prefill_step_size=self._config.prefill_step_tokens,
@@ -136,7 +136,7 @@ class MlxBackend:
         )
         resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
         if any(not 0 <= token < self.facts.vocabulary for token in resumed):
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, "the answer to go on with has tokens of another model")
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
         with_tools = offers_tools(request)
         transcript = Transcript(
             work.id,
@@ -160,10 +160,10 @@ class MlxBackend:
             text = self._preparing.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=True, tokenize=False
             )
-        except Exception as error:  # a template is a program of the model's author, with its own demands
+        except Exception as error:  # a template is a program by the model's author, and may raise anything
             raise HeadraceError(
                 ErrorCode.INVALID_REQUEST,
-                f"the model's chat template does not take this conversation: {error}",
+                f"The model's chat template rejects this conversation: {error}",
                 param="messages",
             ) from None
         return list(self._preparing.encode(text, add_special_tokens=False))
@@ -184,7 +184,7 @@ class MlxBackend:
         work: Work = sequence.detail
         (uid,) = self._batch.insert(
             [sequence.prompt],
-            # The transcript ends answers, this never does: one place to decide it.
+            # Only the transcript ends an answer.
             max_tokens=[self.facts.context_tokens + 1],
             samplers=[self._sampler(work.request, work.seed, sequence.position)],
             logits_processors=[self._penalties(work.request, len(sequence.prompt) - sequence.position)],
@@ -215,7 +215,7 @@ class MlxBackend:
         return int(self._batch.prompt_cache_nbytes)
 
     def close(self) -> None:
-        """Without this order processes abort now and then at their end."""
+        """As `Backend.close`. In another order, the process sometimes aborts at its end."""
         self._batch.close()
         del self._batch, self._model
         self._mx.clear_streams()
@@ -223,13 +223,13 @@ class MlxBackend:
     # ---- sampling ----------------------------------------------------------------------------------------------------
 
     def _sampler(self, request: ChatRequest, seed: int, position: int) -> Callable[[Any], Any]:
-        """Log-probabilities of one sequence to its next token, drawn with a key of seed and position."""
+        """A function from the log-probabilities of a sequence to its next token, sampled by seed and position."""
         from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
 
         defaults = self._defaults
         temperature = _first(request.temperature, defaults.temperature if defaults.do_sample else 0.0, 1.0)
         if temperature < _GREEDY_BELOW:
-            return greedy_sampler  # the same object for all, so that greedy sequences are sampled in one call
+            return greedy_sampler  # the same object for all sequences, so that they are sampled in one call
         top_p = _first(request.top_p, defaults.top_p, 1.0)
         min_p = _first(request.min_p, defaults.min_p, 0.0)
         top_k = _first(request.top_k, defaults.top_k, 0)
@@ -244,15 +244,17 @@ class MlxBackend:
                 logprobs = apply_top_p(logprobs, top_p)
             if min_p > 0:
                 logprobs = apply_min_p(logprobs, min_p)
-            if 0 < top_k < vocabulary:  # more than there are is all of them
+            if 0 < top_k < vocabulary:  # a larger top_k keeps all tokens
                 logprobs = apply_top_k(logprobs, top_k)
             return mx.random.categorical(logprobs * (1 / temperature), key=key)
 
         return sample
 
     def _penalties(self, request: ChatRequest, prompt_tokens: int) -> list[Callable[[Any, Any], Any]]:
-        """`repetition_penalty` looks at the latest tokens, the prompt's too; the other two, as OpenAI has them, at the
-        whole answer and only at that.
+        """The penalties of one sequence.
+
+        `repetition_penalty` looks at the latest tokens, including those of the prompt. The other two look at the whole
+        answer and not at the prompt, as OpenAI defines them.
         """
         from mlx_lm.sample_utils import make_logits_processors
 
@@ -276,7 +278,7 @@ def _on_answer(processor: Callable[[Any, Any], Any], prompt_tokens: int) -> Call
 
 
 class _Detokenizer:
-    """mlx_lm's streaming detokenizer in the shape that a transcript wants."""
+    """mlx_lm's streaming detokenizer as a `Detokenizer`."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -300,23 +302,23 @@ def _first(*values: _T | None) -> _T:
 
 
 def _context_tokens(model_config: dict[str, Any], tokenizer: Any) -> int:
-    """The context length: the model's, or the tokenizer's where that is shorter."""
+    """The context length of the model, or of the tokenizer if that is shorter."""
     inner = model_config.get("text_config") or model_config
     stated = [inner.get("max_position_embeddings"), model_config.get("max_position_embeddings")]
     stated.append(getattr(tokenizer, "model_max_length", None))
-    # Tokenizers without a limit state an astronomical one.
+    # A tokenizer without a limit states a huge number.
     sane = [int(length) for length in stated if isinstance(length, int | float) and 0 < length < 1e9]
     return min(sane, default=4096)
 
 
 def _special_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens that stand for structure, not text, whether the tokenizer gives them a role or only calls them special."""
+    """Tokens for structure, not for text: those with a role in the tokenizer, and those only marked as special."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
 
 
 def _tool_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens of the markers around a tool call: some models have them as special tokens, which have no text else."""
+    """Tokens of the markers around a tool call. In some models they are special tokens, which would have no text."""
     markers = [tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens]
     return frozenset(token for tokens in markers for token in tokens or ())
 

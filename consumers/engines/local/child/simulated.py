@@ -1,8 +1,8 @@
-"""The simulated engine: no model, only the time that one would take. Every answer of it says so in its first word.
+"""The simulated engine: it runs no model, and takes as long as one would. Every answer begins with `[simulated]`.
 
-A step lasts `slots / simulated_tokens_per_s`, whatever the number of sequences in it, as where reading the weights is
-what takes time: the rate is that of a full batch. Prefill adds its own time and goes in chunks, oldest prompt first.
-What it writes depends on the request, its seed and the position alone, so an answer may go on anywhere.
+A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
+rate is that of a full batch. Prefill adds its own time, in chunks, with the oldest prompt first. The text depends on
+the request, its seed and the position alone, so that any engine can resume an answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _END = 0
 
 
 class SimulatedBackend:
-    """A batch whose sequences cost time and nothing else."""
+    """A batch whose sequences only take time."""
 
     def __init__(self, config: Config, note: Note) -> None:
         if config.simulated_load_s:
@@ -39,7 +39,7 @@ class SimulatedBackend:
         self.facts = Facts(context_tokens=CONTEXT_TOKENS, vocabulary=1 << 16, calls_tools=False, kv_bytes_per_token=0)
 
     def prepare(self, key: int, work: Work) -> Prepared:
-        """As `Backend.prepare`; tokens are numbered words of this one answer, 0 ends it."""
+        """As `Backend.prepare`. Tokens number the words of this answer; 0 ends it."""
         refuse_unsupported(work.request, calls_tools=False)
         text = "\n".join(message.text() for message in work.request.chat)
         prompt_tokens = max(1, len(text) // CHARS_PER_TOKEN)
@@ -57,7 +57,7 @@ class SimulatedBackend:
             _Words(words),
             end_tokens={_END},
             stops=work.request.stops,
-            # Text that another engine wrote is no part of ours: the statement simply follows it.
+            # Text by another engine is not part of this answer, which follows after it.
             resume_chars=len(work.resume_text) if work.resume_tokens else 0,
         )
         prompt = [1] * prompt_tokens + work.resume_tokens
@@ -74,7 +74,7 @@ class SimulatedBackend:
         self._prefilling = deque(entry for entry in self._prefilling if entry[0] != key)
 
     def step(self) -> list[tuple[int, int]]:
-        """As `Backend.step`; takes its time."""
+        """As `Backend.step`. It blocks for as long as a model would."""
         waiting = {key for key, _ in self._prefilling}
         decoding = [sequence for key, sequence in self._running.items() if key not in waiting]
         duration_s = self._prefill()
@@ -87,7 +87,7 @@ class SimulatedBackend:
         return sampled
 
     def _prefill(self) -> float:
-        """Take in what one step has room for, of the oldest prompts first. Returns the time that it takes."""
+        """Prefill what fits in one step, the oldest prompt first. Returns its duration in seconds."""
         room = self._config.prefill_step_tokens
         while self._prefilling and room:
             key, left = self._prefilling.popleft()
@@ -112,26 +112,26 @@ class SimulatedBackend:
         self._prefilling.clear()
 
     def kv_bytes(self) -> int:
-        """Nothing is held."""
+        """As `Backend.kv_bytes`. There is no cache."""
         return 0
 
     def close(self) -> None:
-        """Nothing is held."""
+        """As `Backend.close`. There is nothing to free."""
 
 
 class _Words:
-    """A detokenizer over one answer's own words."""
+    """A detokenizer for the words of one answer."""
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
         self._first = True
 
     def push(self, token: int) -> str:
-        """The word, with a space before it unless it is the first. A token of no word has no text."""
+        """The word, after a space unless it is the first. A token without a word has no text."""
         word = self._words[token] if 0 <= token < len(self._words) else ""
         separator, self._first = "" if self._first else " ", False
         return separator + word
 
     def flush(self) -> str:
-        """Nothing is held back."""
+        """Empty: words are never held back."""
         return ""

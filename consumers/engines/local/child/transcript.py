@@ -1,10 +1,9 @@
-"""From sampled tokens to what a reader sees: text, stop strings, tool calls, the finish reason, exact counts.
+"""From sampled tokens to the answer: text, stop strings, tool calls, the finish reason and exact token counts.
 
-Feed tokens one at a time; the text that comes out does not depend on how they are grouped. It passes three stages, each
-of which holds back what it cannot judge yet: characters whose bytes are incomplete, text that may become a stop string,
-text that may become the marker of a tool call.
+Tokens are fed one at a time. They pass three stages, and each stage holds text back until it can decide: characters
+with incomplete bytes, text that could become a stop string, and text that could become the marker of a tool call.
 
-Going on with another engine's answer replays its tokens through the same stages and gives only what comes after.
+To resume an answer, its tokens are replayed through the same stages. Only the text after them comes out.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
 
 
 class Detokenizer(Protocol):
-    """Text of a growing list of tokens, never half a character."""
+    """Turns a growing list of tokens into text, without incomplete characters."""
 
     def push(self, token: int) -> str:
-        """The text that token completes, possibly none."""
+        """The text that token completes, possibly empty."""
         ...
 
     def flush(self) -> str:
-        """The text still held back, once no token follows."""
+        """The text that is still held back. No token may follow."""
         ...
 
 
 class StopMatcher:
-    """Cuts text at the stop string that is complete first; of two complete at the same character, at the longer.
+    """Cuts text at the stop string that ends first. If two end at the same character, the longer wins.
 
-    Text that may be the beginning of a stop string is held back until it is known, so a stop never leaks, however it is
-    spread over chunks.
+    Text that could be the beginning of a stop string is held back, so that no part of a stop string comes out, however
+    it is split into chunks.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -45,7 +44,7 @@ class StopMatcher:
         self.matched = False
 
     def push(self, chunk: str) -> str:
-        """The text now known to stand before any stop."""
+        """The text that certainly comes before any stop string."""
         if self.matched or not self._stops:
             return "" if self.matched else chunk
         text = self._held + chunk
@@ -59,22 +58,23 @@ class StopMatcher:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back: it did not become a stop."""
+        """The text that was held back and did not become a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of text that is a proper beginning of marker."""
+    """The length of the longest suffix of text that is a proper prefix of marker."""
     longest = min(len(text), len(marker) - 1)
     return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
 
 
 @dataclass(frozen=True)
 class ToolSyntax:
-    """How a model writes a tool call: markers around it (`end` empty: up to the end) and the parser of what is between.
+    """How a model writes a tool call: the markers around it, and the parser of the text between them.
 
-    `parse` returns one call or several, each with `name` and `arguments`; it may raise anything on malformed text.
+    An empty `end` means that the call extends to the end of the answer. `parse` returns one call or a list of calls,
+    each with `name` and `arguments`. It may raise any exception on malformed text.
     """
 
     start: str
@@ -83,7 +83,7 @@ class ToolSyntax:
 
 
 class ToolSplitter:
-    """Takes whole tool calls out of text; a malformed one stays text, markers and all."""
+    """Extracts complete tool calls from text. A malformed call stays text, with its markers."""
 
     def __init__(self, syntax: ToolSyntax) -> None:
         self._syntax = syntax
@@ -92,7 +92,7 @@ class ToolSplitter:
         self._after_call = False
 
     def push(self, chunk: str) -> tuple[str, list[FunctionCall]]:
-        """The plain text and the calls that are complete now."""
+        """The plain text and the calls that chunk completes."""
         self._held += chunk
         text, calls = "", list[FunctionCall]()
         while True:
@@ -115,7 +115,7 @@ class ToolSplitter:
         return text, calls
 
     def flush(self) -> tuple[str, list[FunctionCall]]:
-        """What is left at the end: a call whose end the model left out, or text."""
+        """What remains at the end: a call whose end marker is missing, or text."""
         held, self._held = self._held, ""
         if not self._inside:
             return self._plain(held), []
@@ -130,7 +130,7 @@ class ToolSplitter:
         return "", calls
 
     def _plain(self, text: str) -> str:
-        """Text as it is, but for the white space that only separates calls."""
+        """The text, without white space that only separates calls."""
         if self._after_call:
             text = text.lstrip()
             self._after_call = not text
@@ -141,7 +141,7 @@ class ToolSplitter:
             parsed = self._syntax.parse(body)
             found = parsed if isinstance(parsed, list) else [parsed]
             return [_function_call(call) for call in found] or None
-        except Exception:  # parsers of foreign formats, each with its own way to fail
+        except Exception:  # each parser of a foreign format has its own exceptions
             return None
 
 
@@ -156,18 +156,18 @@ def _function_call(call: Any) -> FunctionCall:
 
 @dataclass
 class Transcript:
-    """One answer as it grows.
+    """One growing answer.
 
     Args:
-        request_id: makes the ids of tool calls, the same ones whoever goes on with the answer.
-        prompt_tokens: the prompt's length as the model saw it.
-        max_tokens: the most tokens the answer may have, those replayed included.
-        detokenizer: fresh, for this answer alone.
-        end_tokens: tokens that end a turn. They count as completion tokens, since they are sampled, and have no text.
-        silent_tokens: other tokens that have no text.
-        stops: strings that end the answer; they match the raw text, inside a tool call too.
-        tools: how calls are written, where tools were offered.
-        resume_chars: how many characters the reader already has.
+        request_id: the ids of tool calls are derived from it, so that any engine that resumes the answer uses the same.
+        prompt_tokens: the length of the prompt as the model read it.
+        max_tokens: the most tokens that the answer may have, including replayed ones.
+        detokenizer: a new one, for this answer alone.
+        end_tokens: tokens that end a turn. They are sampled, so they count as completion tokens. They have no text.
+        silent_tokens: other tokens without text.
+        stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
+        tools: how the model writes calls, if the request offers tools.
+        resume_chars: the number of characters that the reader already has.
     """
 
     request_id: str
@@ -189,10 +189,10 @@ class Transcript:
         self._skip = self.resume_chars
 
     def replay(self, tokens: Sequence[int]) -> Piece:
-        """Take over the tokens of earlier attempts: the piece has the text beyond `resume_chars` and no tokens.
+        """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
 
-        Calls are left out: a whole call travels with the token that completes it, so the reader has it. The answer may
-        turn out to be complete already; the piece then says so.
+        The piece has no tool calls: a call is sent together with the token that completes it, so the reader has it. If
+        the answer is already complete, the piece has a finish reason.
         """
         text, finish_reason, usage = "", None, None
         for token in tokens:
@@ -204,7 +204,7 @@ class Transcript:
         return Piece(text=text, finish_reason=finish_reason, usage=usage)
 
     def feed(self, token: int) -> Piece:
-        """What one sampled token adds. Once `finish_reason` is set, nothing more may be fed."""
+        """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
@@ -213,7 +213,7 @@ class Transcript:
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
             rest, more = self._finish()
             text, calls = text + rest, calls + more
-            # A model that stopped in order to call ends its turn; one that was cut off did not get to it.
+            # Only a model that ended its turn has stopped in order to call a tool.
             stopped: FinishReason = "tool_calls" if self._calls else "stop"
             self.finish_reason = stopped if ended or self._stop.matched else "length"
         return Piece(
