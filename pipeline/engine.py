@@ -10,8 +10,20 @@ from typing import Protocol, Self
 
 import msgspec
 
+from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, FinishReason, ToolCall, Usage, WorkerState
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+
+
+class Misbehaved(HeadraceError):
+    """The engine was reached and failed: an internal error, a malformed answer, an answer that broke off, a crash.
+
+    Another attempt may succeed, and each failed one counts. An engine that is away, and has done nothing with the
+    request, raises `unavailable` instead.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.ENGINE_FAILED, message)
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -63,8 +75,9 @@ class Generation(Protocol):
         """Wait until the engine has produced something, and take all of it. Cancelling is safe; nothing is lost.
 
         Raises:
-            HeadraceError: the engine refuses the request (`context_length_exceeded`, ...), the request crashes the
-                engine (`engine_failed`), or the engine is gone and another one should get the request (`unavailable`).
+            HeadraceError: the engine refuses the request (`context_length_exceeded`, ...), another attempt cannot
+                succeed (`engine_failed`), another attempt may succeed (`Misbehaved`), or the engine is away
+                (`unavailable`).
         """
         ...
 

@@ -7,22 +7,22 @@ when its server, or the consumer itself, is down.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass, field
 
-from pipeline.broker.connection import BusError, Delivery
+from pipeline.broker.connection import Delivery
 from pipeline.config import Config
+from pipeline.core.ending import Moved, Returned
 from pipeline.core.envelope import read_envelope
+from pipeline.core.placement import back_to_mlx
 from pipeline.core.saturation import STALE_S, Capacity
-from pipeline.delivery.move import give_back, return_to_mlx
+from pipeline.delivery.held import Held
+from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.process.role import Role
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.requests import decode_request
 from pipeline.wire.subjects import STREAM_OLLAMA, Priority, Task, ollama_consumer
-
-log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.5
 # What only Ollama can answer waits there for it, and is looked at again after this long.
@@ -37,22 +37,31 @@ class Evacuation:
     me: Role
     config: Config
     _puller: Puller = field(init=False)
+    _leases: LeaseKeeper = field(init=False)
     _began_at: float = field(init=False, default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._puller = Puller(self.me.bus, STREAM_OLLAMA, self._take_back, self.config.lease_s)
+        self._leases = LeaseKeeper(self.config.lease_s)
 
     async def run(self) -> None:
         """Watch until cancelled."""
         await self._puller.start()
-        try:
-            while True:
-                await self._until(away=True)
-                delivery = await self._puller.wait(list(_PRIORITY_OF_CONSUMER), self._until(away=False))
-                if delivery is not None:
-                    await self._take_back(delivery)
-        finally:
-            await asyncio.shield(self._puller.close())
+        async with asyncio.TaskGroup() as group:
+            renewing = group.create_task(self._leases.run())
+            try:
+                await self._empty_lanes()
+            finally:
+                await asyncio.shield(self._puller.close())
+                renewing.cancel()
+
+    async def _empty_lanes(self) -> None:
+        while True:
+            await self._until(away=True)
+            await self._leases.until_certain()
+            delivery = await self._puller.wait(list(_PRIORITY_OF_CONSUMER), self._until(away=False))
+            if delivery is not None:
+                await self._take_back(delivery)
 
     def _is_away(self) -> bool:
         # A worker that has not been heard of yet may be there all the same.
@@ -65,13 +74,14 @@ class Evacuation:
 
     async def _take_back(self, delivery: Delivery) -> None:
         envelope = read_envelope(delivery, _PRIORITY_OF_CONSUMER[delivery.consumer], Task.SIMPLE)
+        held = Held.taken(self.me.bus, delivery, envelope, self._leases, tracing=self.me.tracing)
+        await held.end(self._outcome(held))
+
+    def _outcome(self, held: Held) -> Moved | Returned:
+        """Back to MLX where MLX can answer the request; else it stays for Ollama's worker."""
         try:
-            request = decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
-            if await return_to_mlx(self.me, self.config, delivery, envelope, request, why="ollama is away"):
-                return
-        except HeadraceError as error:
-            log.info("%s stays for Ollama's consumer to refuse: %s", envelope.id, error)
-        except BusError as error:
-            log.warning("%s comes again: %s", envelope.id, error)
-            return
-        await give_back(self.me.bus, delivery, envelope, delay_s=_STAYS_S)
+            request = decode_request(held.body, max_body_bytes=self.config.max_body_bytes)
+        except HeadraceError:
+            return Returned(_STAYS_S)
+        catalogue = self.me.peers.catalogue(self.config)
+        return back_to_mlx(held.envelope, request, catalogue, why="ollama is away") or Returned(_STAYS_S)

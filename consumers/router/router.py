@@ -14,22 +14,21 @@ from dataclasses import dataclass, field
 import msgspec
 
 from consumers.engines.ollama import OllamaClient
+from consumers.router.triage import Triage
 from pipeline.broker.connection import BusError, Delivery, Message, Subscription
 from pipeline.config import Config
-from pipeline.core.envelope import Envelope, read_envelope
-from pipeline.core.models import is_internal
+from pipeline.core.ending import Abandoned, Moved, Outcome, Returned, Settled
+from pipeline.core.envelope import read_envelope
+from pipeline.core.rests import LaneRests
 from pipeline.core.saturation import Capacity
 from pipeline.core.scheduler import Scheduler
-from pipeline.core.triage import Decision, Outcome, Room, Verdict, Waiting, classify, saturated, spill
-from pipeline.delivery.lease import Lease, LeaseKeeper
-from pipeline.delivery.move import count_as_given_back, give_back, move
+from pipeline.core.triage import Room, saturated
+from pipeline.delivery.held import Fresh, Held, Resumed
+from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.record import LeaseLost, RecordWriter
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
-from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import EventKind, RequestEvent, encode
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import (
     EVENT,
     LANE_OF_SUBJECT,
@@ -37,16 +36,12 @@ from pipeline.wire.subjects import (
     QUEUED_PREFIX,
     STORED_SEQUENCE,
     STORED_SUBJECT,
-    STREAM_REPLIES,
     STREAM_REQUESTS,
     Lane,
     Move,
     Priority,
     Task,
-    ollama_subject,
-    reply_subject,
 )
-from pipeline.worker.serving import refuse
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +52,7 @@ UNDERWAY_S = 10.0
 # Nothing opens the gate without an event, but facts go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
-# A begun answer at the head of a lane is left to MLX, with its lane, for this long.
-_LEAVE_S = 2.0
 _LANES = tuple(lane for lane in LANES if lane.task is not Task.COMPLEX)
-_QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
-_QUESTION_CHARS = 600
 
 
 @dataclass(slots=True)
@@ -74,17 +65,16 @@ class Router:
     _scheduler: Scheduler = field(init=False)
     _puller: Puller = field(init=False)
     _leases: LeaseKeeper = field(init=False)
-    _classifies: bool = field(init=False)
+    _triage: Triage = field(init=False)
     _underway: dict[str, float] = field(init=False, default_factory=dict)
-    _left_until: dict[Lane, float] = field(init=False, default_factory=dict)
+    _rests: LaneRests = field(init=False, default_factory=LaneRests)
     _handling: asyncio.Future[None] | None = field(init=False, default=None)
     _announcements: Subscription | None = field(init=False, default=None)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         config = self.config
-        # Only an internal model works for the pipeline; any other one answers users.
-        self._classifies = is_internal(config.classifier_model, config.internal_models)
+        self._triage = Triage(self.me, config, self.client)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
         self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus, config.lease_s)
         self._leases = LeaseKeeper(config.lease_s)
@@ -151,9 +141,6 @@ class Router:
                 if delivery is not None:
                     self._handling = asyncio.ensure_future(self._handle(delivery))
                     await asyncio.shield(self._handling)
-            except LeaseLost:
-                log.info("another has the request; dropped")
-                continue
             except BusError as error:
                 log.warning("routing waits for the broker: %s", error)
                 delivery = None
@@ -195,7 +182,7 @@ class Router:
     def _lanes_of(self, priorities: set[Priority]) -> list[Lane]:
         """What may be pulled now."""
         now = asyncio.get_running_loop().time()
-        return [lane for lane in _LANES if lane.priority in priorities and self._left_until.get(lane, 0.0) <= now]
+        return [lane for lane in _LANES if lane.priority in priorities and not self._rests.has_left(lane, now)]
 
     async def _until_shut(self, priorities: set[Priority], lanes: list[Lane]) -> None:
         """Ends when what is being pulled is no longer what the gate is open for."""
@@ -203,155 +190,52 @@ class Router:
             await self._until_changed()
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        if self._leases.stood_still():
-            await count_as_given_back(self.me.bus, delivery, self._envelope(delivery))
-        else:
-            await give_back(self.me.bus, delivery, self._envelope(delivery))
+        await self._hold(delivery).end(Returned())
 
-    def _envelope(self, delivery: Delivery) -> Envelope:
-        return read_envelope(delivery, *LANE_OF_SUBJECT[delivery.message.subject])
+    def _hold(self, delivery: Delivery) -> Held:
+        envelope = read_envelope(delivery, *LANE_OF_SUBJECT[delivery.message.subject])
+        return Held.taken(self.me.bus, delivery, envelope, self._leases, tracing=self.me.tracing)
 
-    # ---- triage
+    # ---- one request
 
     async def _handle(self, delivery: Delivery) -> None:
-        envelope = self._envelope(delivery)
-        if self._leases.stood_still():
-            await count_as_given_back(self.me.bus, delivery, envelope)
-            raise LeaseLost
-        lane = LANE_OF_SUBJECT[delivery.message.subject]
-        now = asyncio.get_running_loop().time()
+        held = self._hold(delivery)
+        envelope, lane = held.envelope, LANE_OF_SUBJECT[delivery.message.subject]
         self._scheduler.start(
             envelope.id,
             lane,
             stored_at=envelope.stored_at,
             pending=delivery.pending,
-            now=now,
+            now=asyncio.get_running_loop().time(),
             wall_now=self.me.bus.clock.wall(),
             sequence=delivery.sequence,
         )
-        lease = self._leases.hold(delivery, lambda: None)
         try:
-            with self.me.tracing.process(
-                delivery.message.subject,
-                delivery.message.headers,
-                request_id=envelope.id,
-                priority=envelope.priority,
-                task=envelope.task,
-                attempt=envelope.delivered,
-            ) as span:
-                span.queue_wait(envelope.stored_at, self.me.bus.clock.wall())
-                await self._triage(delivery, envelope, lease)
+            await self._end(held, lane)
         finally:
-            self._leases.release(lease)
+            held.release()
             self._scheduler.finish(envelope.id, 1.0)
 
-    async def _triage(self, delivery: Delivery, envelope: Envelope, lease: Lease) -> None:
-        waited_ms = max(0.0, (self.me.bus.clock.wall() - envelope.stored_at) * 1000)
-        if envelope.delivered > 1 and await self.me.bus.last_message(STREAM_REPLIES, reply_subject(envelope.id)):
-            # Its reader has a part of the answer, which MLX alone can go on with; in another lane it would wait again.
-            lane = LANE_OF_SUBJECT[delivery.message.subject]
-            self._left_until[lane] = asyncio.get_running_loop().time() + _LEAVE_S
-            await give_back(self.me.bus, delivery, envelope)
-            return
-        try:
-            request = self._read(delivery, envelope)
-        except HeadraceError as error:
-            # Moving it would lose what was wrong with its headers.
-            writer = RecordWriter(self.me.bus, envelope, lease.holds)
-            await refuse(self.me.bus, writer, delivery, error)
-            return
-        with self.me.tracing.triage() as span:
-            verdict = await self._verdict(request, envelope)
-            load, room = self.me.peers.load("mlx"), self._room()
-            waiting = Waiting(
-                verdict=verdict,
-                priority=envelope.priority,
-                ollama_may=self._ollama_may(request),
-                mlx_may=self._mlx_may(request),
-                moved=envelope.move not in (None, Move.REPLAYED),
-            )
-            decision = spill(waiting, load, room)
-            span.decision(
-                verdict.task,
-                decision.reason,
-                move={Outcome.SPILL: Move.SPILLED, Outcome.COMPLEX: Move.COMPLEX}.get(decision.outcome),
-                saturation=load.saturation if load else None,
-                mlx_wait_ms=load.predicted_wait_ms.of(envelope.priority) if load else None,
-                ollama_ms=room.answer_ms,
-            )
-            if not lease.holds():
-                raise LeaseLost
-            await self._carry_out(delivery, envelope, verdict, decision, waited_ms)
+    async def _end(self, held: Held, lane: Lane) -> None:
+        match await held.open():
+            case Settled() | Abandoned() as outcome:
+                await held.end(outcome)
+            case Resumed():
+                # MLX alone can go on with the answer; in another lane the request would wait again.
+                self._rests.leave(lane, asyncio.get_running_loop().time())
+                await held.end(Returned())
+            case Fresh():
+                with held.process() as span:
+                    span.queue_wait(held.envelope.stored_at, self.me.bus.clock.wall())
+                    await self._carry_out(held, await self._triage.outcome(held, self._room))
 
-    def _read(self, delivery: Delivery, envelope: Envelope) -> Request:
-        if envelope.fault is not None:
-            raise envelope.fault
-        return decode_request(delivery.message.data, max_body_bytes=self.config.max_body_bytes)
-
-    async def _verdict(self, request: Request, envelope: Envelope) -> Verdict:
-        """What kind of work it is."""
-        verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
-        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies:
-            return await self._second_opinion(request, verdict)
-        return verdict
-
-    async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
-        """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""
-        question = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
-        said = await self.client.ask_internal(
-            self.config.classifier_model, question, timeout_s=self.config.classifier_timeout_s
-        )
-        if said is None or not said.lower().startswith("yes"):
-            return verdict
-        return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
-
-    def _ollama_may(self, request: Request) -> bool:
-        wanted, catalogue = request.wanted_model, self.me.peers.catalogue(self.config)
-        if isinstance(request, EmbeddingRequest):
-            return catalogue.embedder_on_ollama(wanted) is not None
-        return catalogue.model_on("ollama", wanted) is not None
-
-    def _mlx_may(self, request: Request) -> bool:
-        """Whether MLX has the model; while no worker says what it has, it may have any."""
-        if isinstance(request, EmbeddingRequest):
-            return False
-        catalogue = self.me.peers.catalogue(self.config)
-        return not catalogue.mlx or catalogue.model_on("mlx", request.wanted_model) is not None
-
-    async def _carry_out(
-        self,
-        delivery: Delivery,
-        envelope: Envelope,
-        verdict: Verdict,
-        decision: Decision,
-        waited_ms: float,
-    ) -> None:
-        if decision.outcome is Outcome.LEAVE:
-            await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
-            return
-        spills = decision.outcome is Outcome.SPILL
-        priority = envelope.priority
-        to = ollama_subject(priority) if spills else Lane(priority, Task.COMPLEX).subject
-        how = Move.SPILLED if spills else Move.COMPLEX
+    async def _carry_out(self, held: Held, outcome: Outcome) -> None:
+        spills = isinstance(outcome, Moved) and outcome.how is Move.SPILLED
         if spills:
-            self._underway[envelope.id] = self.me.bus.clock.now()
-        moved = await move(
-            self.me.bus, self.me.tracing, delivery, envelope, to=to, how=how, task=verdict.task, reason=decision.reason
-        )
-        if not moved:
-            self._underway.pop(envelope.id, None)
-            await give_back(self.me.bus, delivery, envelope, delay_s=_PAUSE_S)
-            return
-        kind: EventKind = "spilled" if spills else "triaged"
-        event = RequestEvent(
-            envelope.id,
-            kind,
-            envelope.priority,
-            wait_ms=round(waited_ms, 3),
-            reason=decision.reason,
-            tenant=envelope.tenant,
-        )
-        await self.me.bus.publish(f"{EVENT}.{envelope.priority}.{kind}", encode(event))
+            # Before it is stored: Ollama's worker may have begun it by the time that `end` returns.
+            self._underway[held.envelope.id] = self.me.bus.clock.now()
+        if await held.end(outcome) is not outcome and spills:
+            self._underway.pop(held.envelope.id, None)
 
     # ---- listening
 

@@ -20,6 +20,7 @@ from pipeline.engine import Embedded, Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import (
     Account,
+    Answer,
     AssistantMessage,
     Choice,
     Chunk,
@@ -40,7 +41,6 @@ from pipeline.wire.messages import (
     ToolCallDelta,
     Usage,
 )
-from pipeline.wire.messages import Answer as AnswerMessage
 from pipeline.wire.requests import EncodingFormat
 from pipeline.wire.subjects import Move
 
@@ -80,7 +80,7 @@ class Record:
     first_said: int = 0
 
     @classmethod
-    def read(cls, messages: Iterable[tuple[int, AnswerMessage]], created: int) -> Record:
+    def read(cls, messages: Iterable[tuple[int, Answer]], created: int) -> Record:
         """Gather the accepted messages, (stream sequence, message) in order, without those of an older request."""
         record, older = cls(), 0
         for sequence, message in messages:
@@ -148,7 +148,7 @@ def expired() -> HeadraceError:
 
 
 @dataclass(slots=True)
-class Answer:
+class AnswerWriter:
     """Writes one request's answer: numbers chunks, keeps the whole text, closes the record.
 
     One writer: the task that serves the request. Times are UTC seconds; `reason` says why this engine serves it.

@@ -37,7 +37,7 @@ _TENANT_MAX_CHARS = 128
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
-class Held(Protocol):
+class StoredRequest(Protocol):
     """A request as a stream holds it or hands it over."""
 
     @property
@@ -104,19 +104,19 @@ class Envelope:
 
 
 def read_envelope(
-    held: Held, priority: Priority, task: Task = Task.UNTRIAGED, *, default_timeout_s: float | None = None
+    stored: StoredRequest, priority: Priority, task: Task = Task.UNTRIAGED, *, default_timeout_s: float | None = None
 ) -> Envelope:
     """Read the headers of a stored request. Never raises: what is wrong with them stands in `fault`.
 
     Args:
-        held: the request.
+        stored: the request.
         priority: of the lane it came from.
         task: of the lane it came from.
         default_timeout_s: for requests that name no timeout.
     """
-    headers = held.headers
-    request_id, move, bad_id = _read_id(headers, held.sequence)
-    stored_at = _first_stored_at(headers, held.stored_at) if move else held.stored_at
+    headers = stored.headers
+    request_id, move, bad_id = _read_id(headers, stored.sequence)
+    stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
     reply_to, denied = _read_reply_to(headers, request_id)
     timeout_s, bad_timeout = _read_timeout(headers, default_timeout_s)
     bad_task = None
@@ -127,7 +127,7 @@ def read_envelope(
         priority=priority,
         task=task,
         stored_at=stored_at,
-        delivered=held.delivered,
+        delivered=stored.delivered,
         move=move,
         move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
         reply_to=None if reply_to == reply_subject(request_id) else reply_to,

@@ -1,8 +1,4 @@
-"""Ending requests that wait in the queue: the record is closed first, then the request is removed at the broker.
-
-Whoever pulls it in between finds it settled, or is fenced. Whoever dies in between leaves a closed record, which the
-next delivery settles.
-"""
+"""Ending requests that stand in a queue and are in no one's hands."""
 
 from __future__ import annotations
 
@@ -12,17 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import Protocol
 
-from pipeline.broker.connection import BusError
+from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
-from pipeline.core.answer import Record, error_answer, expired
-from pipeline.core.ending import ended_event
+from pipeline.core.answer import expired
+from pipeline.core.ending import Abandoned, Failed, Loss, Settled
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Entry, QueueIndex
-from pipeline.delivery.record import LeaseLost, RecordWriter
+from pipeline.delivery.held import Held
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import encode
-from pipeline.wire.subjects import EVENT, reply_subject
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -112,40 +108,59 @@ class Withdrawals:
                 self.expect(deadline)
 
 
-async def withdraw(bus: Bus, entry: Entry, error: HeadraceError, *, untouched: bool = False) -> bool:
-    """End a request with an error.
+class QueuePlace(Protocol):
+    """Where a request stands."""
+
+    @property
+    def stream(self) -> str:
+        """The work queue."""
+        ...
+
+    @property
+    def sequence(self) -> int:
+        """The message's in that stream."""
+        ...
+
+    @property
+    def priority(self) -> Priority:
+        """The lane's."""
+        ...
+
+
+async def withdraw(bus: Bus, place: QueuePlace, error: HeadraceError, *, untouched: bool = False) -> bool:
+    """End the request that stands at a place with an error: that message, whatever else bears the same id.
+
+    The record is closed first and the message deleted then. A worker that pulls the request in between finds it
+    settled; a process that dies in between leaves a closed record to the next delivery.
 
     Args:
         bus: the connection.
-        entry: where it waits.
+        place: where the request stands.
         error: what its reader is told.
-        untouched: leave it alone where an attempt has written already.
+        untouched: leave the request alone if an attempt has begun its answer.
 
     Returns:
-        Whether it was ended; not where it is gone, has its last message, or somebody writes it at this moment.
+        Whether this call ended the request: not if it is gone, has ended, or is being written at this moment.
 
     Raises:
-        Unreachable: the broker is away; the record may be closed already, and the next delivery settles it.
+        Unreachable: the broker is away. The record may be closed already; call again.
     """
-    found = await bus.stored(entry.stream, entry.sequence)
-    if found is None:
+    stored = await bus.stored(place.stream, place.sequence)
+    if stored is None:
         return False
-    envelope = read_envelope(found, entry.priority)
-    writer = RecordWriter(bus, envelope, lambda: True)
-    answer = error_answer(envelope, error)
-    try:
-        try:
-            await writer.write(answer)
-        except LeaseLost:
-            # An attempt that was given back, or has died, has begun the record.
-            record = Record.read(await bus.read_answers(reply_subject(envelope.id)), envelope.created)
-            if untouched or record.last is not None:
-                return False
-            writer.last_sequence = record.last_sequence
-            await writer.write(answer)
-    except LeaseLost:
-        return False
-    await bus.delete(entry.stream, entry.sequence)
-    event = ended_event(envelope, error)
-    await bus.publish(f"{EVENT}.{entry.priority}.{event.kind}", encode(event))
-    return True
+    envelope = read_envelope(stored, place.priority)
+
+    def hold() -> Held:
+        return Held.standing(bus, place.stream, stored, envelope)
+
+    # Few requests that wait have a record, so it is read only if the first message turns out not to be ours.
+    ended = await hold().end(Failed(error))
+    if ended == Abandoned(Loss.OVERTAKEN) and not untouched:
+        held = hold()
+        opened = await held.open()
+        if isinstance(opened, Settled):
+            return False
+        ended = await held.end(opened if isinstance(opened, Abandoned) else Failed(error))
+    if ended == Abandoned(Loss.BROKER):
+        raise Unreachable(f"request {envelope.id} was not ended: the broker did not answer")
+    return isinstance(ended, Failed)

@@ -214,6 +214,11 @@ class ProcessSpan(Span):
         self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: (now_s - stored_at_s) * 1e3})
         self._recording.child("queue wait", stored_at_s, now_s)
 
+    def ended(self, outcome: str) -> None:
+        """The delivery has ended, with an outcome in one word (`pipeline.core.ending`)."""
+        if self._recording is not None:
+            self._recording.set({names.HEADRACE_OUTCOME: outcome})
+
 
 class ChatSpan(Span):
     """One generation."""

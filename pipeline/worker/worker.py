@@ -11,10 +11,11 @@ from typing import Any
 
 from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.config import Config
+from pipeline.core.ending import Failed, Returned
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
+from pipeline.delivery.held import Held
 from pipeline.delivery.lease import LeaseKeeper
-from pipeline.delivery.move import count_as_given_back, give_back
 from pipeline.delivery.puller import Puller
 from pipeline.engine import Engine
 from pipeline.process.lifecycle import Lifecycle
@@ -23,7 +24,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
 from pipeline.wire.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
 from pipeline.worker.rescue import Rescue
-from pipeline.worker.serving import Desk, Elsewhere, HandedBack, Serving
+from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
 
 log = logging.getLogger(__name__)
 
@@ -63,17 +64,17 @@ class Worker:
         engine: entered by the caller, and left after `run`.
         config: the settings.
         source: what to pull.
-        elsewhere: where requests go that this engine cannot serve.
+        patience_s: how long Ollama's workers have to say which models they have.
     """
 
     me: Role
     engine: Engine
     config: Config
     source: Source
-    elsewhere: Elsewhere
+    patience_s: float = PATIENCE_S
     _scheduler: Scheduler = field(init=False)
     _leases: LeaseKeeper = field(init=False)
-    _desk: Desk = field(init=False)
+    _context: ServingContext = field(init=False)
     _puller: Puller = field(init=False)
     _rescue: Rescue = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
@@ -87,9 +88,7 @@ class Worker:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
         self._leases = LeaseKeeper(config.lease_s, self._changed.set)
-        self._desk = Desk(
-            self.me.bus, self.engine, config, self.me.tracing, self._leases, self.elsewhere, self._note_change
-        )
+        self._context = ServingContext(self.me, self.engine, config, self._leases, self._note_change, self.patience_s)
         self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus, config.lease_s)
         self._rescue = Rescue(
             self.me,
@@ -191,10 +190,11 @@ class Worker:
 
     async def _on_surplus(self, delivery: Delivery) -> None:
         # One slot is the pull loop's, which may have a request in its hands already.
-        if self._leases.stood_still() or (self._free_slots > 1 and not self._draining):
+        if self._free_slots > 1 and not self._draining:
             self._begin(delivery)
             return
-        await give_back(self.me.bus, delivery, self._envelope(delivery))
+        envelope, tracing = self._envelope(delivery), self.me.tracing
+        await Held.taken(self.me.bus, delivery, envelope, self._leases, tracing=tracing).end(Returned())
 
     def _envelope(self, delivery: Delivery) -> Envelope:
         lane = self._lane_of[delivery.consumer]
@@ -204,10 +204,6 @@ class Worker:
 
     def _begin(self, delivery: Delivery) -> None:
         envelope = self._envelope(delivery)
-        if self._leases.stood_still():
-            log.info("%s: handed over while this process stood still; dropped", envelope.id)
-            self._keep(count_as_given_back(self.me.bus, delivery, envelope))
-            return
         lane = self._lane_of[delivery.consumer]
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
         self._scheduler.start(
@@ -220,7 +216,7 @@ class Worker:
             saturated=self._saturated,
             sequence=delivery.sequence,
         )
-        serving = Serving(self._desk, delivery, envelope, self._reason(envelope))
+        serving = Serving(self._context, delivery, envelope, self._reason(envelope))
         self._servings[key] = serving
         self._keep(self._serve(key, serving))
         self._note_change()
@@ -258,7 +254,7 @@ class Worker:
                 break
             await asyncio.wait(self._tasks, timeout=left_s)
         for serving in list(self._servings.values()):
-            serving.interrupt(HandedBack())
+            serving.interrupt(Returned())
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=2.0)
 
@@ -266,7 +262,8 @@ class Worker:
         request_id = message.subject.removeprefix(f"{CANCEL}.")
         for serving in list(self._servings.values()):
             if serving.envelope.id == request_id:
-                serving.interrupt(HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled"))
+                error = HeadraceError(ErrorCode.CANCELLED, f"Request {request_id} was cancelled.")
+                serving.interrupt(Failed(error))
 
     # ---- knowing and saying
 

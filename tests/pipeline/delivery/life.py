@@ -7,12 +7,12 @@ so: consumers wait for an hour, and a `-NAK` in a dead worker's name is to the b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Coroutine
 from typing import Any
 
-from consumers.mlx import ToOllama
-from consumers.ollama import ToMlx
+from consumers.router import Evacuation, Router
 from pipeline.broker.connection import Delivery
 from pipeline.broker.jetstream import Bus, Stored, to_stored
 from pipeline.broker.peers import Peers
@@ -20,16 +20,13 @@ from pipeline.config import Config
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Entry
 from pipeline.delivery.lease import LeaseKeeper
-from pipeline.delivery.move import give_back, move, return_to_mlx
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.record import LeaseLost
 from pipeline.delivery.withdraw import withdraw
 from pipeline.engine import EngineStatus, Piece, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import PerPriorityCount, Slots, Usage, WorkerStatus
-from pipeline.wire.requests import decode_request
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, Usage, WorkerStatus
 from pipeline.wire.subjects import (
     LANE_OF_SUBJECT,
     LANES,
@@ -43,7 +40,8 @@ from pipeline.wire.subjects import (
     ollama_consumer,
     ollama_subject,
 )
-from pipeline.worker.serving import Desk, HandedBack, Serving
+from pipeline.worker.serving import Serving, ServingContext
+from tests.faults import Died, Process
 
 LANE_OF_CONSUMER = {lane.consumer: lane for lane in LANES}
 OLLAMA_CONSUMERS = {ollama_consumer(priority): priority for priority in Priority}
@@ -51,56 +49,14 @@ MODELS = {"mlx": ["large"], "ollama": ["small"]}
 _FOR_EVER_S = 1e6
 
 
-class Died(BaseException):
-    """The process ended here: no handler of it runs any more."""
+class Opinion:
+    """An internal model that knows what the test wants."""
 
+    def __init__(self, said: str) -> None:
+        self._said = said
 
-class Process(Bus):
-    """A process's connection, and its fate.
-
-    Attributes:
-        doom: what happens before the operation after `steps` more: it dies, or freezes until `thaw`.
-        struck: whether it has happened.
-        answered: the deliveries that it has acknowledged or given back.
-    """
-
-    def __init__(self, bus: Bus) -> None:
-        super().__init__(bus.nc, bus.js)
-        self.doom: str | None = None
-        self.steps = 0
-        self.struck = False
-        self._thawed = asyncio.Event()
-        self.answered: set[str] = set()
-
-    async def _step(self) -> None:
-        if self.doom is None:
-            return
-        if self.steps > 0:
-            self.steps -= 1
-            return
-        self.struck = True
-        if self.doom == "dies":
-            raise Died
-        await self._thawed.wait()
-
-    def thaw(self) -> None:
-        """Let it go on where it froze."""
-        self.doom = None
-        self._thawed.set()
-
-    async def publish(self, subject: str, data: bytes, **more: Any) -> None:
-        await self._step()
-        await super().publish(subject, data, **more)
-        if data.startswith((b"+ACK", b"-NAK")):
-            self.answered.add(subject)
-
-    async def request(self, *args: Any, **more: Any) -> Any:
-        await self._step()
-        return await super().request(*args, **more)
-
-    @property
-    def is_frozen(self) -> bool:
-        return self.struck and self.doom == "freezes"
+    async def ask_internal(self, *_: Any, **__: Any) -> str:
+        return self._said
 
 
 class Generation:
@@ -121,8 +77,8 @@ class Generation:
         end = {"finish_reason": "stop", "usage": Usage(1, self._said, 1 + self._said)} if finish else {}
         self._pieces.put_nowait(Piece(text, tokens, **end))
 
-    def fail(self, code: ErrorCode) -> None:
-        self._pieces.put_nowait(HeadraceError(code, "as the test wants it"))
+    def fail(self, error: HeadraceError) -> None:
+        self._pieces.put_nowait(error)
 
     async def next(self) -> Piece:
         self._engine.is_asked = True
@@ -168,6 +124,7 @@ class Hand:
         self.process = process
         self.delivery = delivery
         self.engine = Engine(kind)
+        self.leases = LeaseKeeper(_FOR_EVER_S)
         self.lost = False
         self.serving: Serving | None = None
         self.task: asyncio.Task[None] | None = None
@@ -201,19 +158,15 @@ class Hand:
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> None:
         async def live() -> None:
-            try:
+            with contextlib.suppress(Died):
                 await work
-            except Died:
-                pass
-            except LeaseLost:
-                pass
 
         self.task = asyncio.get_running_loop().create_task(live())
 
     def lose(self) -> None:
         self.lost = True
-        if self.serving is not None:
-            self.serving._lease.expires_at = time.monotonic()
+        for lease in self.leases._leases:
+            lease.expires_at = time.monotonic()
 
 
 class Life:
@@ -224,13 +177,17 @@ class Life:
         self.config = config
         self.hands: list[Hand] = []
         self.has_struck = False
-        self._peers = Peers(bus)
-        for number, (engine, models) in enumerate(MODELS.items()):
-            status = WorkerStatus(
-                f"{engine}-{number}", engine, "ready", models, Slots(0, 1), PerPriorityCount(0, 0, 0),
-                0.0, 0.0, 0.0, 0, 0, at=0.0,
-            )  # fmt: skip
-            self._peers._roster.heard(status, bus.clock.now() + _FOR_EVER_S)
+        self._peers, self._saturated = Peers(bus), Peers(bus)
+        at, none = bus.clock.now() + _FOR_EVER_S, PerPriorityCount(0, 0, 0)
+        for peers in (self._peers, self._saturated):
+            for engine, models in MODELS.items():
+                status = WorkerStatus(
+                    engine, engine, "ready", models, Slots(0, 1), none, 0.0, 0.0, 0.0, 0, 0, at=0.0
+                )
+                peers._roster.heard(status, at)
+        waits = PerPriority(high=_FOR_EVER_S, medium=_FOR_EVER_S, low=_FOR_EVER_S)
+        load = Load("mlx", "saturated", 2.0, waits, none, Slots(1, 1), 1.0, "", at=0.0)
+        self._saturated._roster.heard_load(load, at)
 
     def me(self, process: Process) -> Role:
         return Role("test", process, self._peers, Tracing())
@@ -266,9 +223,8 @@ class Life:
 
     def _serve(self, hand: Hand) -> None:
         me = self.me(hand.process)
-        elsewhere = ToOllama(me, self.config, patience_s=0.0) if hand.kind == "mlx" else ToMlx(me, self.config)
-        desk = Desk(me.bus, hand.engine, self.config, me.tracing, LeaseKeeper(_FOR_EVER_S), elsewhere, lambda: None)
-        hand.serving = Serving(desk, hand.delivery, self.envelope(hand.delivery), "its turn")
+        context = ServingContext(me, hand.engine, self.config, hand.leases, lambda: None, patience_s=0.0)
+        hand.serving = Serving(context, hand.delivery, self.envelope(hand.delivery), "its turn")
         hand.begin(hand.serving.run())
 
     def envelope(self, delivery: Delivery) -> Envelope:
@@ -286,33 +242,18 @@ class Life:
 
     # ---- what a hand does
 
-    def moves(self, hand: Hand, how: Move) -> None:
-        """As the router, or the evacuation of Ollama's lanes, does."""
-        envelope = self.envelope(hand.delivery)
-        if how is Move.RETURNED:
-            request = decode_request(hand.delivery.message.data, max_body_bytes=1 << 20)
-            me = self.me(hand.process)
-            hand.begin(return_to_mlx(me, self.config, hand.delivery, envelope, request, why="ollama is away"))
+    def routes(self, hand: Hand, how: Move | None) -> None:
+        """As the router does, whose triage comes to what the test wants, or the evacuation of Ollama's lanes."""
+        if hand.kind == "evacuation":
+            evacuation = Evacuation(self.me(hand.process), self.config)
+            evacuation._leases = hand.leases
+            hand.begin(evacuation._take_back(hand.delivery))
             return
-        spills = how is Move.SPILLED
-        hand.begin(
-            move(
-                hand.process,
-                Tracing(),
-                hand.delivery,
-                envelope,
-                to=ollama_subject(envelope.priority) if spills else Lane(envelope.priority, Task.COMPLEX).subject,
-                how=how,
-                task=Task.SIMPLE if spills else Task.COMPLEX,
-                reason="as the test wants it",
-            )
-        )
-
-    def gives_back(self, hand: Hand) -> None:
-        if hand.serving is not None:
-            hand.serving.interrupt(HandedBack())
-        else:
-            hand.begin(give_back(hand.process, hand.delivery, self.envelope(hand.delivery)))
+        peers = self._peers if how is None else self._saturated
+        opinion = Opinion("yes" if how is Move.SPILLED else "no")
+        router = Router(Role("router", hand.process, peers, Tracing()), self.config, opinion)
+        router._leases = hand.leases
+        hand.begin(router._handle(hand.delivery))
 
     def withdraws(self, copy: Stored, error: HeadraceError, doom: str | None, steps: int) -> None:
         """As the monitor does with what waits, or waited when it last heard of it."""

@@ -13,15 +13,18 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from consumers.router import evacuation, triage
 from pipeline.broker import letters as dead
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.core import placement
 from pipeline.core.answer import expired
+from pipeline.core.ending import Failed, Returned
+from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, decode_answer, encode, is_last
 from pipeline.wire.subjects import DEAD, MOVED_STORED_AT, MSG_ID, REPLY_TO, STREAM_DEAD, Move, split_moved_id
-from pipeline.worker import serving
 from tests.pipeline.delivery.life import Life, message_id
 from tests.support import ROOT, NatsServer
 from tests.waiting import eventually
@@ -58,6 +61,7 @@ TRANSITIONS = listed()
 # What may be its process's last act.
 DOOMED = ("pull", "route", "act", "withdraw")
 _MOST_HANDS = 5
+_ACTS = ("finish", "fail", "misbehave", "misbehave", "go away", "drain", "drain", "cancel", "expire")
 
 
 class World:
@@ -65,7 +69,13 @@ class World:
 
     def __init__(self, server, folder):
         self.runner = asyncio.Runner()
-        self.config = Config(nats_url=server.url, state_dir=str(folder), lease_s=3600.0, max_attempts=3)
+        self.config = Config(
+            nats_url=server.url,
+            state_dir=str(folder),
+            lease_s=3600.0,
+            max_attempts=3,
+            classifier_model="tinyllama",
+        )
         self._connecting = Bus.connect(server.url, name="test")
         self.numbers = itertools.count(1)
         self.bus = self.runner.run(self._connecting.__aenter__())
@@ -81,7 +91,9 @@ def world(tmp_path_factory):
     server = NatsServer(tmp_path_factory.mktemp("nats"))
     server.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "RETRY_DELAY_S", 0.0)
+        patch.setattr(placement, "RETRY_DELAY_S", 0.0)
+        patch.setattr(triage, "STAY_S", 0.0)
+        patch.setattr(evacuation, "_STAYS_S", 0.0)
         world = World(server, tmp_path_factory.mktemp("state"))
         yield world
         world.close()
@@ -151,15 +163,9 @@ class Walk:
     async def route(self, kind, consumer, how, doom=None, steps=0):
         """Have the router or the evacuation take the request and move it, or leave it."""
         hand = await self.life.take(kind, consumer, doom, steps)
-        if hand is None:
-            return
-        moved = self.life.envelope(hand.delivery).move not in (None, Move.REPLAYED)
-        begun = hand.delivery.delivered > 1 and await self.life.bus.last_message("LLM_REPLIES", f"llm.reply.{self.id}")
-        if how is None or (kind == "router" and (moved or begun)):
-            self.life.gives_back(hand)
-        else:
-            self.life.moves(hand, Move.RETURNED if kind == "evacuation" else how)
-        await self.step()
+        if hand is not None:
+            self.life.routes(hand, how)
+            await self.step()
 
     async def act(self, what, which=0, doom=None, steps=0):
         """Have an engine, or whoever interrupts it, do something with a request that it runs."""
@@ -177,15 +183,17 @@ class Walk:
             case "finish":
                 generation.say(finish=True)
             case "fail":
-                generation.fail(ErrorCode.ENGINE_FAILED)
+                generation.fail(HeadraceError(ErrorCode.ENGINE_FAILED, "as the test wants it"))
+            case "misbehave":
+                generation.fail(Misbehaved("as the test wants it"))
             case "go away":
-                generation.fail(ErrorCode.UNAVAILABLE)
+                generation.fail(HeadraceError(ErrorCode.UNAVAILABLE, "as the test wants it"))
             case "drain":
-                self.life.gives_back(hand)
+                hand.serving.interrupt(Returned())
             case "cancel":
-                hand.serving.interrupt(CANCELLED)
+                hand.serving.interrupt(Failed(CANCELLED))
             case "expire":
-                hand.serving.interrupt(expired())
+                hand.serving.interrupt(Failed(expired()))
         await self.step()
 
     async def withdraw(self, error, which=0, doom=None, steps=0):
@@ -226,7 +234,7 @@ class Walk:
                 found += [("withdraw", error) for error in (CANCELLED, expired())]
         if any(hand.engine.is_asked for hand in hands):
             found += 9 * [("act", "say")]
-            found += [("act", what) for what in ("finish", "fail", "go away", "drain", "drain", "cancel", "expire")]
+            found += [("act", what) for what in _ACTS]
         found += 4 * [("lease_runs_out",)] * any(hand.is_stuck for hand in hands)
         found += 4 * [("thaw",)] * any(hand.process.is_frozen for hand in hands)
         return found + 2 * [("replay",)] * (self.state == "failed")

@@ -1,0 +1,120 @@
+"""Triage of one request in hand: read it, judge it, and decide where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from consumers.engines.ollama import OllamaClient
+from pipeline.config import Config
+from pipeline.core.ending import Failed, Moved, Outcome, Returned
+from pipeline.core.envelope import Envelope
+from pipeline.core.models import is_internal
+from pipeline.core.triage import Decision, Room, Verdict, Waiting, classify, spill
+from pipeline.core.triage import Outcome as Choice
+from pipeline.delivery.held import Held
+from pipeline.process.role import Role
+from pipeline.wire.errors import HeadraceError
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
+
+# A request that stays on its lane is delivered again after this long.
+STAY_S = 0.2
+_QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
+_QUESTION_CHARS = 600
+
+
+@dataclass(slots=True)
+class Triage:
+    """Decides how the router ends a request that it holds.
+
+    Args:
+        me: the role's peers and spans.
+        config: the settings.
+        client: asks an internal model about doubtful cases, where one is configured.
+    """
+
+    me: Role
+    config: Config
+    client: OllamaClient
+    _classifies: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Only an internal model works for the pipeline; any other one answers users.
+        self._classifies = is_internal(self.config.classifier_model, self.config.internal_models)
+
+    async def outcome(self, held: Held, room_now: Callable[[], Room]) -> Outcome:
+        """How a request ends that no engine has begun. `room_now` is asked what Ollama has left, after the verdict."""
+        envelope = held.envelope
+        try:
+            request = self._read(held)
+        except HeadraceError as error:
+            # Moving it would lose what was wrong with its headers.
+            return Failed(error)
+        with self.me.tracing.triage() as span:
+            verdict = await self._verdict(request, envelope)
+            load, room = self.me.peers.load("mlx"), room_now()
+            waiting = Waiting(
+                verdict=verdict,
+                priority=envelope.priority,
+                ollama_may=self._ollama_may(request),
+                mlx_may=self._mlx_may(request),
+                moved=envelope.move not in (None, Move.REPLAYED),
+            )
+            decision = spill(waiting, load, room)
+            outcome = _outcome_of(decision, verdict, envelope)
+            span.decision(
+                verdict.task,
+                decision.reason,
+                move=outcome.how if isinstance(outcome, Moved) else None,
+                saturation=load.saturation if load else None,
+                mlx_wait_ms=load.predicted_wait_ms.of(envelope.priority) if load else None,
+                ollama_ms=room.answer_ms,
+            )
+        return outcome
+
+    def _read(self, held: Held) -> Request:
+        if held.envelope.fault is not None:
+            raise held.envelope.fault
+        return decode_request(held.body, max_body_bytes=self.config.max_body_bytes)
+
+    async def _verdict(self, request: Request, envelope: Envelope) -> Verdict:
+        """What kind of work it is."""
+        verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
+        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies:
+            return await self._second_opinion(request, verdict)
+        return verdict
+
+    async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
+        """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""
+        question = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
+        said = await self.client.ask_internal(
+            self.config.classifier_model, question, timeout_s=self.config.classifier_timeout_s
+        )
+        if said is None or not said.lower().startswith("yes"):
+            return verdict
+        return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
+
+    def _ollama_may(self, request: Request) -> bool:
+        wanted, catalogue = request.wanted_model, self.me.peers.catalogue(self.config)
+        if isinstance(request, EmbeddingRequest):
+            return catalogue.embedder_on_ollama(wanted) is not None
+        return catalogue.model_on("ollama", wanted) is not None
+
+    def _mlx_may(self, request: Request) -> bool:
+        """Whether MLX has the model; while no worker has said which models it has, it may have any."""
+        if isinstance(request, EmbeddingRequest):
+            return False
+        catalogue = self.me.peers.catalogue(self.config)
+        return not catalogue.mlx or catalogue.model_on("mlx", request.wanted_model) is not None
+
+
+def _outcome_of(decision: Decision, verdict: Verdict, envelope: Envelope) -> Moved | Returned:
+    match decision.outcome:
+        case Choice.SPILL:
+            return Moved(ollama_subject(envelope.priority), Move.SPILLED, verdict.task, decision.reason)
+        case Choice.COMPLEX:
+            to = Lane(envelope.priority, Task.COMPLEX).subject
+            return Moved(to, Move.COMPLEX, verdict.task, decision.reason)
+        case Choice.LEAVE:
+            return Returned(STAY_S)

@@ -1,0 +1,146 @@
+"""What becomes of a request that an engine did not answer: another engine, another attempt, or an error.
+
+Pure: facts in, an outcome out. The same policy serves the workers of both engines and the router's evacuation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.core.backoff import doubled
+from pipeline.core.ending import Failed, Moved, Outcome, Returned, failure
+from pipeline.core.envelope import Envelope
+from pipeline.core.models import Catalogue, mlx_model_for
+from pipeline.engine import Misbehaved
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import EngineName
+from pipeline.wire.requests import EmbeddingRequest, Request
+from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
+
+# A request is delivered again after this long, and after twice as long each further time.
+RETRY_DELAY_S = 0.5
+MOST_DELAY_S = 32.0
+# Another engine would say the same of the request.
+_TRUE_OF_ANY = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.REQUEST_TOO_LARGE, ErrorCode.REPLY_SUBJECT_DENIED})
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModels:
+    """The models of all workers, as one worker knows them.
+
+    Attributes:
+        catalogue: the models on both engines.
+        complete: whether Ollama's workers have said which models they have, or have had the time to.
+        on_others: the models of the other workers of the same engine.
+    """
+
+    catalogue: Catalogue
+    complete: bool = True
+    on_others: tuple[str, ...] = ()
+
+
+def after_error(
+    error: HeadraceError,
+    *,
+    engine: EngineName,
+    envelope: Envelope,
+    request: Request,
+    models: KnownModels,
+    tries: int,
+    max_attempts: int,
+) -> Outcome:
+    """The outcome of a request that an engine refused or failed to answer.
+
+    Args:
+        error: what the engine raised.
+        engine: which one.
+        envelope: the request's.
+        request: its body.
+        models: all workers' models.
+        tries: deliveries that counted as attempts, this one included.
+        max_attempts: how many the request has.
+    """
+    if engine == "ollama":
+        elsewhere: Outcome | None = back_to_mlx(envelope, request, models.catalogue, why=error.message, error=error)
+    else:
+        elsewhere = _from_mlx(error, envelope, request, models)
+    return elsewhere or _at_the_same_engine(error, envelope, tries, max_attempts)
+
+
+def back_to_mlx(
+    envelope: Envelope,
+    request: Request,
+    catalogue: Catalogue,
+    *,
+    why: str,
+    error: HeadraceError | None = None,
+) -> Moved | None:
+    """The move from Ollama's lane to the lane that only MLX serves; None where MLX cannot answer the request.
+
+    Args:
+        envelope: the request's.
+        request: its body. MLX makes no embeddings.
+        catalogue: the models on both engines.
+        why: shown to people.
+        error: what Ollama said, None where it was not asked.
+    """
+    if isinstance(request, EmbeddingRequest) or (error is not None and error.code in _TRUE_OF_ANY):
+        return None
+    if mlx_model_for(request.wanted_model, catalogue.table, catalogue.mlx, catalogue.internal) is None:
+        return None
+    to = Lane(envelope.priority, Task.COMPLEX).subject
+    return Moved(to, Move.RETURNED, envelope.task, f"back from ollama: {why}")
+
+
+def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels) -> Outcome | None:
+    """Where a request goes whose model this worker does not have. What came back from Ollama stays with MLX."""
+    if error.code is not ErrorCode.MODEL_NOT_FOUND or envelope.move is Move.RETURNED:
+        return None
+    try:
+        model = _model_on_ollama(request, models.catalogue)
+    except HeadraceError as refusal:
+        if refusal.code is ErrorCode.MODEL_NOT_FOUND and not models.complete:
+            return Returned(_delay_s(envelope.delivered), error=error)
+        return Failed(refusal)
+    if model is not None:
+        to = ollama_subject(envelope.priority)
+        return Moved(to, Move.SPILLED, envelope.task, f"only ollama has the model {model}")
+    if _is_on_others(request, models):
+        return Returned(_delay_s(envelope.delivered), error=error)
+    return None
+
+
+def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:
+    """Ollama's model for a request, None where it has none; raises the error of a request that no engine can answer."""
+    if isinstance(request, EmbeddingRequest):
+        return catalogue.embedder(request.wanted_model)
+    catalogue.engines_for(request.wanted_model)
+    return catalogue.model_on("ollama", request.wanted_model)
+
+
+def _is_on_others(request: Request, models: KnownModels) -> bool:
+    catalogue = models.catalogue
+    wanted = request.wanted_model
+    return mlx_model_for(wanted, catalogue.table, models.on_others, catalogue.internal) is not None
+
+
+def _at_the_same_engine(error: HeadraceError, envelope: Envelope, tries: int, max_attempts: int) -> Outcome:
+    """Another attempt at the same engine, or the end."""
+    if error.code is ErrorCode.UNAVAILABLE:
+        # The engine is away, and did nothing with the request: its deadline alone bounds the wait.
+        return Returned(_delay_s(envelope.delivered), error=error)
+    if not isinstance(error, Misbehaved):
+        return failure(error)
+    if tries < max_attempts:
+        return Returned(_delay_s(tries), uses_attempt=True, error=error)
+    attempts = "1 attempt" if tries == 1 else f"{tries} attempts"
+    return failure(
+        HeadraceError(
+            ErrorCode.ENGINE_FAILED,
+            f"Request {envelope.id} failed after {attempts} and was moved to the dead letters. {error.message}",
+        )
+    )
+
+
+def _delay_s(times: int) -> float:
+    return doubled(RETRY_DELAY_S, times, most_s=MOST_DELAY_S)

@@ -1,0 +1,469 @@
+"""A request in hand: opened once, written to while it is held, and ended in exactly one way.
+
+Workers, the router, its evacuation and the monitor hold requests alike. Everything that a holder tells the broker about
+a request passes through `Held`, which alone asks whether the request is still this process's. What each outcome takes,
+and in which order, is decided in `pipeline.core.ending`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from pipeline.broker.connection import BusError, Delivery, Headers, Unreachable
+from pipeline.broker.events import publish_event
+from pipeline.broker.jetstream import Bus, LaneFull, Stored
+from pipeline.core import ending
+from pipeline.core.answer import Record
+from pipeline.core.ending import Abandoned, Buried, EndStep, Loss, Moved, Outcome, Returned, Settled
+from pipeline.core.envelope import Envelope
+from pipeline.core.letters import letter_headers
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.record import Duplicate, RecordWriter, Superseded
+from pipeline.delivery.returns import note_return, times_returned
+from pipeline.telemetry import ProcessSpan, Tracing
+from pipeline.wire.messages import Answer, EngineName, Last, RequestEvent, encode
+from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject
+
+log = logging.getLogger(__name__)
+
+
+class MustEnd(Exception):
+    """The request can only end with this outcome: its holder stops working on it and passes the outcome to `end`."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """No attempt has written to the record."""
+
+    record: Record = field(default_factory=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An earlier attempt has begun the record."""
+
+    record: Record
+
+
+Opened = Fresh | Resumed | Settled | Abandoned
+
+
+class _Grip(Protocol):
+    """Where a request is stored, and what acknowledging and returning it means there."""
+
+    subject: str
+    sequence: int
+    stored_at: float
+    headers: Headers
+    data: bytes
+
+    def holds(self) -> bool: ...
+    def release(self) -> None: ...
+    async def remove(self) -> None: ...
+    async def give_back(self, delay_s: float) -> None: ...
+    async def note_return(self) -> None: ...
+    async def times_returned(self) -> int: ...
+
+
+class _Leased:
+    """A request that a durable consumer delivered, under a lease."""
+
+    def __init__(self, bus: Bus, delivery: Delivery, leases: LeaseKeeper, on_lost: Callable[[], None]) -> None:
+        self._bus = bus
+        self._delivery = delivery
+        self._leases = leases
+        self._lease = leases.hold(delivery, on_lost)
+        self.subject, self.data = delivery.message.subject, delivery.message.data
+        self.sequence, self.stored_at, self.headers = delivery.sequence, delivery.stored_at, delivery.headers
+
+    def holds(self) -> bool:
+        return self._lease.holds()
+
+    def release(self) -> None:
+        self._leases.release(self._lease)
+
+    async def remove(self) -> None:
+        await self._delivery.ack()
+
+    async def give_back(self, delay_s: float) -> None:
+        await self._delivery.nak(delay_s)
+
+    async def note_return(self) -> None:
+        await note_return(self._bus, self._delivery)
+
+    async def times_returned(self) -> int:
+        return await times_returned(self._bus, self._delivery)
+
+
+class _Queued:
+    """A request that stands in a queue and was delivered to no one: it needs no lease and no return."""
+
+    def __init__(self, bus: Bus, stream: str, stored: Stored) -> None:
+        self._bus = bus
+        self._stream = stream
+        self.subject, self.data = stored.subject, stored.data
+        self.sequence, self.stored_at, self.headers = stored.sequence, stored.stored_at, stored.headers
+
+    def holds(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    async def remove(self) -> None:
+        await self._bus.delete(self._stream, self.sequence)
+
+    async def give_back(self, delay_s: float) -> None:
+        pass
+
+    async def note_return(self) -> None:
+        pass
+
+    async def times_returned(self) -> int:
+        return 0
+
+
+class Held:
+    """One request in hand. One user: the task that works on it.
+
+    Make it with `taken` or `standing`, `open` it, and `end` it with an outcome. `end` releases the lease; a holder that
+    may be cancelled before `end` calls `release` as well.
+
+    Attributes:
+        envelope: the request's.
+        tries: deliveries that counted as attempts, this one included. Known once the request is open.
+        attempt: the number of this attempt in the record, from 1. Known once the request is open.
+        outcome: how it ended, None while it is held.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        grip: _Grip,
+        envelope: Envelope,
+        *,
+        tracing: Tracing,
+        engine: EngineName | None = None,
+        doubtful: bool = False,
+    ) -> None:
+        self.envelope = envelope
+        self.tries = self.attempt = 1
+        self.outcome: Outcome | None = None
+        self._bus = bus
+        self._grip = grip
+        self._tracing = tracing
+        self._engine = engine
+        self._doubtful = doubtful
+        self._began = False
+        self._writer = RecordWriter(bus, envelope)
+        self._newest: Answer | None = None
+        self._span = ProcessSpan()
+        self._taken_at = bus.clock.wall()
+
+    @classmethod
+    def taken(
+        cls,
+        bus: Bus,
+        delivery: Delivery,
+        envelope: Envelope,
+        leases: LeaseKeeper,
+        *,
+        tracing: Tracing,
+        engine: EngineName | None = None,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Hold a request that was delivered, from now on under a lease.
+
+        Args:
+            bus: the connection that it was delivered on.
+            delivery: the request.
+            envelope: the request's.
+            leases: renews the lease. If this process has just stood still, the request may have been sent long ago and
+                be another process's by now: it can only be abandoned.
+            tracing: for spans.
+            engine: whose worker holds it, None for the router.
+            on_lost: called once if the lease runs out.
+        """
+        doubtful = leases.stood_still()
+        grip = _Leased(bus, delivery, leases, on_lost)
+        return cls(bus, grip, envelope, tracing=tracing, engine=engine, doubtful=doubtful)
+
+    @classmethod
+    def standing(cls, bus: Bus, stream: str, stored: Stored, envelope: Envelope) -> Self:
+        """Hold a request that stands in a queue: it is acknowledged by deleting that message, and not returned."""
+        return cls(bus, _Queued(bus, stream, stored), envelope, tracing=Tracing())
+
+    @property
+    def body(self) -> bytes:
+        """As it was published."""
+        return self._grip.data
+
+    @property
+    def waited_ms(self) -> float:
+        """How long the request had been stored when it was taken."""
+        return max(0.0, (self._taken_at - self.envelope.stored_at) * 1000)
+
+    # ---- working on it
+
+    async def open(self) -> Opened:
+        """Read what earlier deliveries left, count them, and purge an older request's answer.
+
+        Returns:
+            Whether to begin or to go on; or the outcome with which the request must end now. Never raises.
+        """
+        if self._doubtful:
+            return Abandoned(Loss.STOOD_STILL)
+        try:
+            return await self._read()
+        except BusError as error:
+            return self._unreachable(error)
+
+    async def _read(self) -> Fresh | Resumed | Settled:
+        envelope = self.envelope
+        if envelope.delivered == 1 and envelope.move is None and not isinstance(self._grip, _Queued):
+            return Fresh()
+        subject = reply_subject(envelope.id)
+        kept = await self._bus.read_answers(subject)
+        record = Record.read(kept, envelope.created)
+        self.tries = max(1, envelope.delivered - await self._grip.times_returned())
+        self.attempt = max(self.tries, record.attempt + 1)
+        self._writer.last_sequence = record.last_sequence
+        if record.older_up_to:
+            await self._bus.purge(STREAM_REPLIES, subject, up_to=record.older_up_to)
+        if record.last is not None:
+            return Settled(record.last)
+        if not record.last_sequence:
+            return Fresh()
+        self._newest = kept[-1][1]
+        return Resumed(record)
+
+    def process(self) -> ProcessSpan:
+        """The span of this delivery, for a `with` statement around the work and `end`."""
+        self._span = self._tracing.process(
+            self._grip.subject,
+            self._grip.headers,
+            request_id=self.envelope.id,
+            priority=self.envelope.priority,
+            task=self.envelope.task,
+            attempt=self.attempt,
+        )
+        return self._span
+
+    async def check_reply_to(self) -> None:
+        """See that the answer may go to the request's `Reply-To`.
+
+        Raises:
+            HeadraceError: `reply_subject_denied`.
+            MustEnd: another copy of the request was answered there, or the broker is away.
+        """
+        try:
+            await self._writer.check_reply_to()
+        except Duplicate:
+            raise MustEnd(Settled(None)) from None
+        except BusError as error:
+            raise MustEnd(self._unreachable(error)) from None
+
+    async def began(self, *, wait_ms: float) -> None:
+        """Publish that an engine has begun the request, which waited for wait_ms."""
+        self._began = True
+        envelope = self.envelope
+        event = RequestEvent(
+            envelope.id, "started", envelope.priority, self._engine, wait_ms=wait_ms, tenant=envelope.tenant
+        )
+        await self._tell(event)
+
+    async def first_said_at(self, record: Record) -> float | None:
+        """When the reader first saw something of the answer, UTC seconds; None before that.
+
+        Raises:
+            MustEnd: the broker is away.
+        """
+        if not record.first_said:
+            return None
+        try:
+            first = await self._bus.stored(STREAM_REPLIES, record.first_said)
+        except BusError as error:
+            raise MustEnd(self._unreachable(error)) from None
+        return None if first is None else first.stored_at
+
+    async def say(self, message: Answer) -> None:
+        """Append a message to the record and forward it.
+
+        Cancelling is safe: the next message, or `end`, finds out whether this one was stored.
+
+        Raises:
+            MustEnd: the request is not this process's any more, or the broker is away for too long.
+        """
+        await self._write(encode(message), append=True)
+
+    async def repeat_newest(self) -> None:
+        """Forward what an earlier attempt wrote last, which may have died before it did. Readers may see it twice.
+
+        Raises:
+            MustEnd: as `say`.
+        """
+        if self._newest is not None:
+            await self._write(encode(self._newest), append=False)
+
+    async def _write(self, data: bytes, *, append: bool) -> None:
+        try:
+            if append:
+                self._must_hold()
+                await self._writer.append(data)
+            self._must_hold()
+            await self._writer.forward(data)
+        except Superseded:
+            raise MustEnd(Abandoned(Loss.OVERTAKEN)) from None
+        except Duplicate:
+            raise MustEnd(Settled(None)) from None
+        except BusError as error:
+            raise MustEnd(self._unreachable(error)) from None
+
+    def _must_hold(self) -> None:
+        if not self._grip.holds():
+            raise MustEnd(Abandoned(Loss.LEASE))
+
+    def _unreachable(self, error: BusError) -> Abandoned:
+        log.warning("%s: left to a later delivery: %s", self.envelope.id, error)
+        return Abandoned(Loss.BROKER)
+
+    # ---- ending it
+
+    async def end(self, outcome: Outcome) -> Outcome:
+        """End the request, once: a second call changes nothing. Nothing else may be called afterwards. Never raises.
+
+        Cancelling leaves the request to a later delivery, which finds what was done so far.
+
+        Returns:
+            How it ended. A lane may be full, and a lease or the broker lost on the way.
+        """
+        if self.outcome is not None:
+            return self.outcome
+        self.outcome = Abandoned(Loss.STOOD_STILL) if self._doubtful else outcome
+        try:
+            self.outcome = await self._carry_out(self.outcome)
+        finally:
+            self.release()
+        self._note(self.outcome)
+        return self.outcome
+
+    def release(self) -> None:
+        """Renew the lease no more. Twice is harmless."""
+        self._grip.release()
+
+    async def _carry_out(self, outcome: Outcome) -> Outcome:
+        steps = ending.steps(outcome)
+        try:
+            with self._publishing(steps):
+                for step in steps:
+                    if step in ending.NEEDS_LEASE and not self._grip.holds():
+                        # The broker takes an acknowledgement of any kind from any earlier delivery.
+                        return Abandoned(Loss.LEASE)
+                    await self._do(step, outcome)
+        except LaneFull as error:
+            if isinstance(outcome, Moved):
+                return await self._carry_out(ending.when_full(outcome))
+            return self._unreachable(error)
+        except Superseded:
+            return Abandoned(Loss.OVERTAKEN)
+        except Duplicate:
+            return await self._carry_out(Settled(None))
+        except BusError as error:
+            return self._unreachable(error)
+        return outcome
+
+    async def _do(self, step: EndStep, outcome: Outcome) -> None:
+        match step, outcome:
+            case EndStep.LETTER, Buried():
+                await self._bury(outcome)
+            case EndStep.CLOSE, _:
+                await self._writer.append(encode(self._last(outcome)))
+            case EndStep.FORWARD, _:
+                await self._writer.forward(encode(self._last(outcome)))
+            case EndStep.MOVE, Moved():
+                await self._move(outcome)
+            case EndStep.NOTE, _:
+                await self._note_return()
+            case EndStep.REMOVE, _:
+                await self._grip.remove()
+            case EndStep.RETURN, Returned(delay_s):
+                await self._grip.give_back(delay_s)
+            case EndStep.TELL, _:
+                event = ending.event(
+                    outcome, self.envelope, engine=self._engine, began=self._began, waited_ms=self.waited_ms
+                )
+                if event is not None:
+                    await self._tell(event)
+            case _:
+                raise AssertionError(f"{outcome} has no step {step}")
+
+    def _last(self, outcome: Outcome) -> Last:
+        last = ending.last_message(outcome, self.envelope)
+        if last is None:
+            raise AssertionError(f"{outcome} has no last message")
+        return last
+
+    async def _bury(self, outcome: Buried) -> None:
+        """Store the dead letter, once: the request as it was delivered, and its error."""
+        headers = letter_headers(
+            self.envelope,
+            self._grip.headers,
+            subject=self._grip.subject,
+            sequence=self._grip.sequence,
+            error=outcome.error,
+            attempts=self.attempt,
+            trace_id=self._span.trace_id or "",
+        )
+        await self._bus.store(f"{DEAD}.{self.envelope.priority}", self._grip.data, headers=headers)
+
+    async def _move(self, outcome: Moved) -> None:
+        grip = self._grip
+        headers = ending.moved_headers(
+            outcome, self.envelope, grip.headers, sequence=grip.sequence, stored_at=grip.stored_at
+        )
+        with self._tracing.publish(outcome.to, headers, request_id=self.envelope.id):
+            await self._bus.store(outcome.to, grip.data, headers=headers)
+
+    async def _note_return(self) -> None:
+        try:
+            await self._grip.note_return()
+        except BusError as error:
+            log.warning("%s: this delivery counts as an attempt: its return was not noted: %s", self.envelope.id, error)
+
+    async def _tell(self, event: RequestEvent) -> None:
+        """Events are for watchers: the request goes on where one is lost."""
+        try:
+            await publish_event(self._bus, event)
+        except Unreachable as error:
+            log.debug("%s: the event %s was not published: %s", event.id, event.kind, error)
+
+    def _publishing(self, steps: tuple[EndStep, ...]) -> AbstractContextManager[object]:
+        if EndStep.CLOSE not in steps:
+            return nullcontext()
+        return self._tracing.publish(reply_subject(self.envelope.id), request_id=self.envelope.id)
+
+    def _note(self, outcome: Outcome) -> None:
+        """Say in the log and in the span how the request ended."""
+        self._span.ended(ending.word(outcome))
+        match outcome:
+            case ending.Failed(error):
+                self._span.fail(error)
+            case Buried(error):
+                self._span.fail(error)
+                log.warning("%s: moved to the dead letters: %s", self.envelope.id, error)
+            case Moved(why=why):
+                self._span.event("moved", reason=why)
+            case Settled(last=None):
+                log.info("%s: published twice; the other copy is answered", self.envelope.id)
+            case Abandoned(why):
+                log.info("%s: left to a later delivery: %s", self.envelope.id, why)
+            case _:
+                pass
