@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 
-Fate = Literal["dies", "freezes", "loses", "hears nothing"]
+Fate = Literal["dies", "freezes", "loses", "hears nothing", "hears late"]
 
 
 class Died(BaseException):
@@ -29,11 +29,12 @@ class Process(Bus):
 
     Attributes:
         doom: what happens at the operation after `steps` more: before it the process `dies`, or `freezes` until `thaw`;
-            it `loses` what it sends; or it `hears nothing` of the answer.
+            it `loses` what it sends; it `hears nothing` of the answer; or it `hears late` of it, after `thaw`.
         steps: how many operations still go well.
         at: which operations count, all of them by default.
         struck: whether it has happened.
-        answered: the deliveries that were acknowledged or given back.
+        answered: the deliveries that were acknowledged or returned.
+        seen: called with each operation, before it.
     """
 
     def __init__(self, bus: Bus) -> None:
@@ -45,6 +46,7 @@ class Process(Bus):
         self.struck = False
         self.thawed = asyncio.Event()
         self.answered: set[str] = set()
+        self.seen: Callable[[Operation], None] = lambda _: None
 
     def meets(self, fate: Fate, at: Callable[[Operation], bool], steps: int = 0) -> None:
         """Let it meet its fate at an operation."""
@@ -54,6 +56,7 @@ class Process(Bus):
 
     async def _step(self, subject: str, data: bytes) -> Fate | None:
         """What happens to an operation beyond what happens to the process before it."""
+        self.seen(Operation(subject, data))
         if self.doom is None or not self.at(Operation(subject, data)):
             return None
         if self.steps > 0:
@@ -89,6 +92,8 @@ class Process(Bus):
         if fate == "hears nothing":
             self.doom = None
             raise Unreachable("the answer was lost")
+        if fate == "hears late":
+            await self.thawed.wait()
         return answer
 
     async def batch(self, stream: str, subject: str, *arguments: Any, **more: Any) -> Any:

@@ -68,7 +68,7 @@ class _Grip(Protocol):
     def holds(self) -> bool: ...
     def release(self) -> None: ...
     async def remove(self) -> None: ...
-    async def give_back(self, delay_s: float) -> None: ...
+    async def nak(self, delay_s: float) -> None: ...
     async def note_return(self) -> None: ...
     async def times_returned(self) -> int: ...
 
@@ -93,7 +93,7 @@ class _Leased:
     async def remove(self) -> None:
         await self._delivery.ack()
 
-    async def give_back(self, delay_s: float) -> None:
+    async def nak(self, delay_s: float) -> None:
         await self._delivery.nak(delay_s)
 
     async def note_return(self) -> None:
@@ -121,7 +121,7 @@ class _Queued:
     async def remove(self) -> None:
         await self._bus.delete(self._stream, self.sequence)
 
-    async def give_back(self, delay_s: float) -> None:
+    async def nak(self, delay_s: float) -> None:
         pass
 
     async def note_return(self) -> None:
@@ -395,7 +395,7 @@ class Held:
             case EndStep.REMOVE, _:
                 await self._grip.remove()
             case EndStep.RETURN, Returned(delay_s):
-                await self._grip.give_back(delay_s)
+                await self._grip.nak(delay_s)
             case EndStep.TELL, _:
                 event = ending.event(
                     outcome, self.envelope, engine=self._engine, began=self._began, waited_ms=self.waited_ms

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipeline.core.answer import (
-    Answer,
+    AnswerWriter,
     Envelope,
     Record,
     decide,
@@ -53,7 +53,7 @@ def envelope(**fields):
 
 def answer(record=None, *, attempt=1, now=STORED_AT + 1, **fields):
     settings_ = {"envelope": envelope(), "engine": "mlx", "model": "m", "reason": "its turn", **fields}
-    return Answer(attempt=attempt, started_at=now, record=record or Record(), **settings_)
+    return AnswerWriter(attempt=attempt, started_at=now, record=record or Record(), **settings_)
 
 
 def call(name):

@@ -181,9 +181,7 @@ class Life:
         at, none = bus.clock.now() + _FOR_EVER_S, PerPriorityCount(0, 0, 0)
         for peers in (self._peers, self._saturated):
             for engine, models in MODELS.items():
-                status = WorkerStatus(
-                    engine, engine, "ready", models, Slots(0, 1), none, 0.0, 0.0, 0.0, 0, 0, at=0.0
-                )
+                status = WorkerStatus(engine, engine, "ready", models, Slots(0, 1), none, 0.0, 0.0, 0.0, 0, 0, at=0.0)
                 peers._roster.heard(status, at)
         waits = PerPriority(high=_FOR_EVER_S, medium=_FOR_EVER_S, low=_FOR_EVER_S)
         load = Load("mlx", "saturated", 2.0, waits, none, Slots(1, 1), 1.0, "", at=0.0)

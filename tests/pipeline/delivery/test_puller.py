@@ -10,10 +10,8 @@ import pytest
 
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
-from pipeline.core.envelope import read_envelope
-from pipeline.delivery.move import give_back, times_given_back
 from pipeline.delivery.puller import Puller
-from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS, Priority
+from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS
 from tests.waiting import eventually
 
 CONSUMERS = [lane.consumer for lane in LANES]
@@ -213,42 +211,6 @@ async def test_kept_pulls_are_armed_again_after_the_broker_was_killed(pulling, n
     waiting = asyncio.create_task(pulling.wait(keep=True))
     await publish(pulling.bus, "b", "low")
     assert (await waiting).message.headers[MSG_ID] == "b"
-
-
-async def test_surplus_given_back_costs_no_attempt(pulling, config):
-    await publish(pulling.bus, "a")
-    for times in range(4):
-        delivery = await pulling.take()
-        envelope = read_envelope(delivery, Priority.HIGH)
-        assert delivery.delivered - await times_given_back(pulling.bus, delivery) == 1
-        await give_back(pulling.bus, delivery, envelope)
-        assert await times_given_back(pulling.bus, delivery) == times + 1
-
-
-async def test_what_is_stored_again_under_its_id_has_been_given_back_by_nobody(pulling):
-    for move in ("", ":spilled:1"):
-        await pulling.bus.store("llm.request.high", b"x", headers={MSG_ID: f"a{move}"})
-        delivery = await pulling.take()
-        assert await times_given_back(pulling.bus, delivery) == 0
-        envelope = read_envelope(delivery, Priority.HIGH)
-        assert envelope.id == "a"
-        await give_back(pulling.bus, delivery, envelope)
-        again = await eventually(pulling.take, what="the redelivery")
-        assert await times_given_back(pulling.bus, again) == 1
-        await again.ack()
-
-
-async def test_what_was_given_back_is_remembered_by_a_broker_that_was_killed(pulling, nats_server):
-    await publish(pulling.bus, "a")
-    delivery = await pulling.take()
-    envelope = read_envelope(delivery, Priority.HIGH)
-    await give_back(pulling.bus, delivery, envelope)
-    again = asyncio.Event()
-    pulling.bus.on_reconnect(again.set)
-    nats_server.kill()
-    nats_server.start()
-    await again.wait()
-    assert await times_given_back(pulling.bus, delivery) == 1
 
 
 async def test_a_request_without_a_body_that_looks_like_a_status_is_delivered(pulling):

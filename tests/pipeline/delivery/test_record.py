@@ -9,11 +9,11 @@ import pytest
 
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
-from pipeline.delivery.puller import Puller
-from pipeline.delivery.record import LeaseLost, RecordWriter
+from pipeline.delivery.record import RecordWriter, Superseded
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, ChunkChoice, Delta, ErrorAnswer, encode
-from pipeline.wire.subjects import MSG_ID, STREAM_REPLIES, STREAM_REQUESTS, Priority, Task, reply_subject
+from pipeline.wire.messages import Chunk, ChunkChoice, Delta, encode
+from pipeline.wire.subjects import STREAM_REPLIES, Priority, Task, reply_subject
+from tests.faults import Process
 from tests.waiting import eventually
 
 ENVELOPE = Envelope("r1", Priority.HIGH, Task.UNTRIAGED, stored_at=1000.5, delivered=1)
@@ -28,8 +28,16 @@ def last(envelope=ENVELOPE, text="enough"):
     return error_answer(envelope, HeadraceError(ErrorCode.CANCELLED, text))
 
 
-def writer(bus, envelope=ENVELOPE, holds=lambda: True):
-    return RecordWriter(bus, envelope, holds)
+class Writer(RecordWriter):
+    """Writes as `Held.say` does."""
+
+    async def write(self, message):
+        await self.append(encode(message))
+        await self.forward(encode(message))
+
+
+def writer(bus, envelope=ENVELOPE):
+    return Writer(bus, envelope)
 
 
 async def held(bus, subject="llm.reply.r1"):
@@ -58,17 +66,6 @@ class Reader:
         return self.seen == wanted
 
 
-async def delivery_of(bus, request_id="r1"):
-    await bus.store("llm.request.high", b"x", headers={MSG_ID: request_id})
-
-    async def nothing(_):
-        raise AssertionError
-
-    puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
-    await puller.start()
-    return await puller.take("high")
-
-
 async def test_what_is_written_is_what_live_and_late_readers_see(bus):
     reader = await Reader.of(bus, "llm.reply.r1")
     mine = writer(bus)
@@ -85,9 +82,9 @@ async def test_of_two_writers_the_slower_one_is_refused_and_nobody_sees_it(bus):
     await frozen.write(chunk(0))
     mine.last_sequence = frozen.last_sequence
     await mine.write(chunk(1))
-    with pytest.raises(LeaseLost):
+    with pytest.raises(Superseded):
         await frozen.write(replace_text(chunk(1), "other"))
-    with pytest.raises(LeaseLost):
+    with pytest.raises(Superseded):
         await frozen.write(last())
     await mine.write(last())
     assert await held(bus) == [chunk(0), chunk(1), last()]
@@ -103,20 +100,6 @@ def replace_text(message, text):
         seq=message.seq,
         attempt=2,
     )
-
-
-async def test_whoever_has_lost_the_lease_writes_and_acknowledges_nothing(bus):
-    delivery = await delivery_of(bus)
-    lost = writer(bus, holds=lambda: False)
-    with pytest.raises(LeaseLost):
-        await lost.write(chunk(0))
-    with pytest.raises(LeaseLost):
-        await lost.close(last(), delivery)
-    with pytest.raises(LeaseLost):
-        await lost.settle(encode(last()), delivery)
-    await bus.nc.flush()
-    assert await held(bus) == []
-    assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
 
 
 @pytest.mark.parametrize("reply_to", [None, "_INBOX.reader.1", "llm.reply.shared"])
@@ -147,23 +130,17 @@ async def test_a_write_cancelled_at_any_moment_leaves_no_message_out_and_none_tw
             assert (await held(bus, target))[-1] == last(envelope)
 
 
-async def test_a_message_stored_though_its_acknowledgement_was_lost_is_not_written_twice(bus, monkeypatch):
-    mine = writer(bus, replace(ENVELOPE, reply_to="llm.reply.other"))
-    send, lost = bus.nc.request, []
-
-    async def lose_every_other(subject, *arguments, **options):
-        answer = await send(subject, *arguments, **options)
-        if subject.startswith("llm.out.") and len(lost) % 2 == 0:
-            lost.append(subject)
-            raise TimeoutError
-        lost.append("")
-        return answer
-
-    monkeypatch.setattr(bus.nc, "request", lose_every_other)
-    await mine.write(chunk(0))
-    await mine.write(last())
-    monkeypatch.undo()
-    assert any(lost)
+async def test_a_message_stored_though_its_acknowledgement_was_lost_is_not_written_twice(bus):
+    process = Process(bus)
+    mine = writer(process, replace(ENVELOPE, reply_to="llm.reply.other"))
+    for message in (chunk(0), last()):
+        for subject in ("llm.out.r1", "llm.out.other"):
+            process.meets("hears nothing", lambda operation, subject=subject: operation.subject == subject)
+            if subject == "llm.out.r1":
+                await mine.append(encode(message))
+            else:
+                await mine.forward(encode(message))
+            assert process.struck
     assert await held(bus) == [chunk(0), last()]
     assert await held(bus, "llm.reply.other") == [chunk(0), last()]
 
@@ -187,7 +164,7 @@ async def writer_after(bus, envelope, message):
 
 async def test_a_closed_record_takes_no_second_last_message(bus):
     await writer(bus).write(last())
-    with pytest.raises(LeaseLost):
+    with pytest.raises(Superseded):
         await writer(bus).write(last(text="another"))
     assert await held(bus) == [last()]
 
@@ -195,19 +172,13 @@ async def test_a_closed_record_takes_no_second_last_message(bus):
 @pytest.mark.parametrize("target", ["_INBOX.me.1", "llm.reply.mine"])
 async def test_the_answer_goes_to_its_reply_to_as_well(bus, target):
     reader = await Reader.of(bus, target)
-    delivery = await delivery_of(bus)
     mine = writer(bus, replace(ENVELOPE, reply_to=target))
     await mine.check_reply_to()
     await mine.write(chunk(0))
-    await mine.close(last(), delivery)
+    await mine.write(last())
     assert await reader.sees([chunk(0), last()])
     assert await held(bus) == [chunk(0), last()]
     assert await held(bus, target) == ([chunk(0), last()] if target.startswith("llm.") else [])
-    await eventually(lambda: nothing_left(bus))
-
-
-async def nothing_left(bus):
-    return (await bus.stream_state(STREAM_REQUESTS)).messages == 0
 
 
 async def test_another_requests_record_is_no_place_to_answer(bus):
@@ -253,28 +224,27 @@ async def writer_after_any(bus, envelope, message):
     await again.write(message)
 
 
-@pytest.mark.parametrize("target", ["_INBOX.me.1", "llm.reply.mine"])
-async def test_a_last_message_that_stands_already_is_forwarded_and_acknowledged(bus, target):
-    delivery = await delivery_of(bus)
-    await writer(bus).write(last())
-    reader = await Reader.of(bus, target)
-    envelope = replace(ENVELOPE, reply_to=target)
-    await writer(bus, envelope).settle(encode(last()), delivery)
-    assert await reader.sees([last()])
-    await eventually(lambda: nothing_left(bus))
-    assert await held(bus) == [last()]
-
-
-async def test_settling_twice_adds_nothing_to_a_reply_to_that_is_kept(bus):
-    delivery = await delivery_of(bus)
+async def test_forwarding_again_adds_nothing_to_a_reply_to_that_is_kept(bus):
     envelope = replace(ENVELOPE, reply_to="llm.reply.mine")
     await writer(bus, envelope).write(last())
-    again = decode_again(await held(bus))
-    await writer(bus, envelope).settle(encode(again), delivery)
+    (kept,) = await held(bus)
+    await writer(bus, envelope).forward(encode(kept))
     assert await held(bus, "llm.reply.mine") == [last()]
 
 
-def decode_again(messages):
-    (message,) = messages
-    assert isinstance(message, ErrorAnswer)
-    return message
+async def test_a_message_is_stored_behind_an_earlier_one_whose_acknowledgement_was_not_heard(bus):
+    process = Process(bus)
+    mine = writer(process)
+    await mine.write(chunk(0))
+    process.meets("hears late", lambda operation: operation.subject == "llm.out.r1")
+    writing = asyncio.create_task(mine.write(chunk(1)))
+
+    async def both_stored():
+        return len(await held(bus)) == 2
+
+    await eventually(both_stored)
+    writing.cancel()
+    await asyncio.wait({writing})
+    process.thaw()
+    await mine.write(last())
+    assert await held(bus) == [chunk(0), chunk(1), last()]

@@ -13,7 +13,7 @@ import pytest
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.engine import Embedded, EngineStatus, Generation, Piece, Work
+from pipeline.engine import Embedded, EngineStatus, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -21,6 +21,7 @@ from pipeline.wire.messages import Usage, decode_answer, is_last
 from pipeline.wire.requests import EmbeddingRequest
 from pipeline.wire.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
 from pipeline.worker.worker import Source, Worker
+from tests.faults import Process
 from tests.waiting import eventually
 
 SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
@@ -44,6 +45,9 @@ class ScriptedGeneration:
 
     def fail(self, code: ErrorCode, message: str = "as the test wants it") -> None:
         self._pieces.put_nowait(HeadraceError(code, message))
+
+    def misbehave(self, message: str = "as the test wants it") -> None:
+        self._pieces.put_nowait(Misbehaved(message))
 
     async def next(self) -> Piece:
         piece = await self._pieces.get()
@@ -131,20 +135,13 @@ class ScriptedEmbedder:
         return Embedded([[float(len(text))] * self.dimensions for text in request.texts], len(request.texts))
 
 
-class Nowhere:
-    """No other engine."""
-
-    async def offer(self, *_) -> bool:
-        return False
-
-
 @dataclass
 class Running:
     """A worker at work in this process, with a connection of its own."""
 
     worker: Worker
     engine: ScriptedEngine
-    bus: Bus
+    bus: Process
     lifecycle: Lifecycle
     task: asyncio.Task[None]
 
@@ -175,17 +172,19 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
         async def running(engine, settings: Config) -> AsyncIterator[Running]:
             nonlocal count
             count += 1
-            async with role("worker", settings) as me:
+            async with role("worker", settings) as one:
                 # Workers in one process need names of their own.
-                worker = Worker(replace(me, name=f"{me.name}-{count}"), engine, settings, SOURCE, Nowhere())
+                me = replace(one, name=f"{one.name}-{count}", bus=Process(one.bus))
+                # There is no Ollama to wait for.
+                worker = Worker(me, engine, settings, SOURCE, patience_s=0.0)
                 lifecycle = Lifecycle("worker", drain_timeout_s=5)
                 task = asyncio.create_task(worker.run(lifecycle))
                 try:
                     yield Running(worker, engine, me.bus, lifecycle, task)
                 finally:
                     tasks = {task, *worker._tasks}
-                    for one in tasks:
-                        one.cancel()
+                    for left in tasks:
+                        left.cancel()
                     await asyncio.wait(tasks)
 
         async def start(engine=None, **settings) -> Running:

@@ -7,11 +7,18 @@ import asyncio
 import msgspec
 import pytest
 
+from pipeline.broker.peers import Peers
+from pipeline.core import placement
+from pipeline.core.ending import Failed
+from pipeline.core.envelope import read_envelope
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.puller import Puller
+from pipeline.process.role import Role
+from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
-from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
-from pipeline.worker import serving
-from pipeline.worker.worker import Worker
+from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS, Priority
+from pipeline.worker.serving import Serving, ServingContext
 from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine
 from tests.waiting import eventually
 
@@ -128,20 +135,10 @@ async def test_a_chunk_that_was_stored_and_not_forwarded_reaches_the_reply_to_af
     seen = await client.listen("_INBOX.me.1")
     await client.stream("r1", Reply_To="_INBOX.me.1")
     run = await first.engine.generation("r1")
-    forward = first.bus.publish
-
-    async def dying(subject, data, **options):
-        if subject.startswith("_INBOX.me") and b'"seq":0' in data:
-            raise asyncio.CancelledError
-        await forward(subject, data, **options)
-
-    type(first.bus).publish, kept = dying_for(first.bus, dying), type(first.bus).publish
-    try:
-        run.say("Paris")
-        await client.until("r1", 2)
-        await first.kill()
-    finally:
-        type(first.bus).publish = kept
+    first.bus.meets("dies", lambda o: o.subject.startswith("_INBOX.me") and b'"seq":0' in o.data)
+    run.say("Paris")
+    await eventually(lambda: first.bus.struck)
+    await first.kill()
     second = await start()
     (await second.engine.generation("r1")).finish("!")
     await client.answer("r1")
@@ -149,40 +146,15 @@ async def test_a_chunk_that_was_stored_and_not_forwarded_reaches_the_reply_to_af
     assert {message.seq for message in seen if isinstance(message, Chunk)} == {0, 1}
 
 
-def dying_for(bus, dying):
-    """`Bus.publish` that dies for one bus."""
-    publish = type(bus).publish
-
-    async def chosen(self, subject, data, **options):
-        if self is bus:
-            type(bus).publish = publish
-            try:
-                await dying(subject, data, **options)
-            finally:
-                type(bus).publish = chosen
-        else:
-            await publish(self, subject, data, **options)
-
-    return chosen
-
-
 async def test_a_request_answered_before_its_worker_died_is_only_acknowledged(start, client):
     first = await start()
     await client.ask("r1")
     run = await first.engine.generation("r1")
-    publish = type(first.bus).publish
-
-    async def without_acknowledging(self, subject, data, **options):
-        if not (self is first.bus and data == b"+ACK"):
-            await publish(self, subject, data, **options)
-
-    type(first.bus).publish = without_acknowledging
-    try:
-        run.finish("Paris")
-        await client.answer("r1")
-        await first.kill()
-    finally:
-        type(first.bus).publish = publish
+    first.bus.meets("loses", lambda o: o.data == b"+ACK")
+    run.finish("Paris")
+    await client.answer("r1")
+    await eventually(lambda: first.bus.struck)
+    await first.kill()
     second = await start()
     await client.none_waits()
     assert second.engine.submitted == []
@@ -209,87 +181,69 @@ async def test_the_deadline_may_pass_while_a_request_runs(start, client):
     await eventually(lambda: [event.kind for event in events] == ["started", "expired"])
 
 
-async def test_a_running_request_is_cancelled_within_200_ms(start, client):
+async def test_a_running_request_is_cancelled(start, client):
     engine = (await start()).engine
     await client.stream("r1")
     run = await engine.generation("r1")
     run.say("Par")
     await client.until("r1", 2)
-    began_at = asyncio.get_running_loop().time()
     await client.bus.publish("llm.cancel.r1", b"")
     await eventually(lambda: run.closed)
-    assert asyncio.get_running_loop().time() - began_at < 0.2
     assert await client.code("r1") == "cancelled"
     await client.none_waits()
 
 
-async def test_a_slot_is_free_before_the_record_of_what_was_cancelled_is_closed(start, client, monkeypatch):
+async def test_a_slot_is_free_before_the_record_of_what_was_cancelled_is_closed(start, client):
     worker = await start(ScriptedEngine(slots=1))
     await client.stream("r1")
     (await worker.engine.generation("r1")).say("Par")
     await client.until("r1", 2)
-    store, closing = type(worker.bus).put, asyncio.Event()
-
-    async def hold_the_end(self, subject, data, **options):
-        if self is worker.bus and b'"cancelled"' in data:
-            await closing.wait()
-        return await store(self, subject, data, **options)
-
-    monkeypatch.setattr(type(worker.bus), "put", hold_the_end)
+    worker.bus.meets("freezes", lambda o: b'"cancelled"' in o.data)
     await client.ask("r2")
     await client.bus.publish("llm.cancel.r1", b"")
     (await worker.engine.generation("r2")).finish("x")
     assert isinstance((await client.record("r1"))[-1], Chunk)
-    closing.set()
+    worker.bus.thaw()
     assert await client.code("r1") == "cancelled"
     await client.none_waits()
 
 
-async def test_a_cancel_holds_whenever_it_comes(start, client, monkeypatch):
-    """Also between the hand-over of a request and its start."""
-    cancelling = set()
-
-    async def cancel(serving):
-        for _ in range(int(serving.envelope.id)):
-            await asyncio.sleep(0)
-        serving.interrupt(HeadraceError(ErrorCode.CANCELLED, "by the test"))
-
-    def begin_and_cancel(self, delivery):
-        begin(self, delivery)
-        serving = list(self._servings.values())[-1]
-        if serving.envelope.id == "0":
-            serving.interrupt(HeadraceError(ErrorCode.CANCELLED, "by the test"))
-        else:
-            cancelling.add(asyncio.get_running_loop().create_task(cancel(serving)))
-
-    begin = Worker._begin
-    monkeypatch.setattr(Worker, "_begin", begin_and_cancel)
-    engine = (await start(ScriptedEngine(slots=1))).engine
+async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
+    """Also between the delivery of a request and its start."""
+    engine, none = ScriptedEngine(slots=1), Peers(bus)
+    context = ServingContext(Role("worker", bus, none, Tracing()), engine, config, LeaseKeeper(60.0), lambda: None)
+    puller = Puller(bus, STREAM_REQUESTS, give_up, 30.0)
+    await puller.start()
     for turns in range(30):
         await client.stream(str(turns))
+        delivery = await puller.take("high")
+        one = Serving(context, delivery, read_envelope(delivery, Priority.HIGH), "its turn")
+        running = asyncio.create_task(one.run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        one.interrupt(Failed(HeadraceError(ErrorCode.CANCELLED, "by the test")))
+        await running
         assert await client.code(str(turns)) == "cancelled"
         await client.none_waits()
         assert engine.running == []
 
 
-async def test_a_cancel_holds_while_the_record_of_a_redelivery_is_read(start, client, monkeypatch):
+async def give_up(_):
+    raise AssertionError("a surplus request")
+
+
+async def test_a_cancel_holds_while_the_record_of_a_redelivery_is_read(start, client):
     first = await start()
     await client.stream("r1")
     (await first.engine.generation("r1")).say("Par")
     await client.until("r1", 2)
     await first.kill()
     second = await start()
-    read, reading = type(second.bus).read_answers, asyncio.Event()
-
-    async def slowly(self, subject):
-        if self is second.bus:
-            reading.set()
-            await eventually(lambda: any(s._interruption for s in second.worker._servings.values()))
-        return await read(self, subject)
-
-    monkeypatch.setattr(type(second.bus), "read_answers", slowly)
-    await reading.wait()
+    second.bus.meets("freezes", lambda o: o.subject == "$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.r1")
+    await eventually(lambda: second.bus.struck)
     await client.bus.publish("llm.cancel.r1", b"")
+    await eventually(lambda: any(s._interruption for s in second.worker._servings.values()))
+    second.bus.thaw()
     assert await client.code("r1") == "cancelled"
     assert second.engine.submitted == []
     await client.none_waits()
@@ -349,7 +303,7 @@ async def test_a_request_whose_workers_die_is_a_dead_letter_in_the_end(start, cl
 
 
 async def test_an_unavailable_engine_gives_back_without_using_up_an_attempt(start, client, monkeypatch):
-    monkeypatch.setattr(serving, "RETRY_DELAY_S", 0.01)
+    monkeypatch.setattr(placement, "RETRY_DELAY_S", 0.01)
     events = await events_of(client.bus)
     engine = (await start(max_attempts=2)).engine
     await client.ask("r1")
@@ -362,6 +316,40 @@ async def test_an_unavailable_engine_gives_back_without_using_up_an_attempt(star
     await client.none_waits()
     await eventually(lambda: events[-1].kind == "done")
     assert [event.kind for event in events].count("returned") == 4
+
+
+async def test_an_engine_that_misbehaves_uses_up_the_attempts_and_its_words_are_told(start, client, monkeypatch):
+    monkeypatch.setattr(placement, "RETRY_DELAY_S", 0.01)
+    events = await events_of(client.bus)
+    engine = (await start(max_attempts=3)).engine
+    await client.ask("r1")
+    for number in range(1, 4):
+        (await engine.generation("r1", number)).misbehave("model requires more system memory")
+    error = (await client.answer("r1")).error
+    assert error.code == "engine_failed"
+    assert "r1 failed after 3 attempts" in error.message
+    assert "model requires more system memory" in error.message
+    await client.none_waits()
+    (letter,) = await dead_letters(client.bus)
+    assert letter.headers["Llm-Attempts"] == "3"
+    await eventually(lambda: events[-1].kind == "failed")
+    assert [event.kind for event in events].count("returned") == 2
+
+
+async def test_a_request_is_answered_by_an_attempt_after_one_that_misbehaved(start, client, monkeypatch):
+    monkeypatch.setattr(placement, "RETRY_DELAY_S", 0.01)
+    engine = (await start(max_attempts=2)).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("Par")
+    await client.until("r1", 2)
+    run.misbehave()
+    run = await engine.generation("r1", 2)
+    assert run.work.resume_text == "Par"
+    run.finish("is")
+    answer = await client.answer("r1")
+    assert (answer.choices[0].message.content, answer.headrace.attempts) == ("Paris", 2)
+    assert await dead_letters(client.bus) == []
 
 
 async def test_an_engine_that_restarts_a_request_says_so_to_its_reader(start, client):

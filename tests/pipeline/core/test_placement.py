@@ -1,0 +1,157 @@
+"""What an engine did not answer goes to one that can, is tried again, or ends: never without an end."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.ending import Buried, Failed, Moved, Returned
+from pipeline.core.envelope import Envelope
+from pipeline.core.models import Catalogue
+from pipeline.core.placement import KnownModels, after_error, back_to_mlx
+from pipeline.engine import Misbehaved
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.subjects import Move, Priority, Task
+
+CATALOGUE = Catalogue(["big"], ["small"], {"big": "twin"}, ["tinyllama"], ["embeds"])
+MISSING = HeadraceError(ErrorCode.MODEL_NOT_FOUND, "mlx does not have it")
+AWAY = HeadraceError(ErrorCode.UNAVAILABLE, "the connection failed")
+WRONG = Misbehaved("Ollama says: out of memory")
+
+
+def envelope(**fields):
+    return Envelope("r1", Priority.LOW, Task.SIMPLE, stored_at=1.0, **{"delivered": 1} | fields)
+
+
+def chat(model=None):
+    return ChatRequest(prompt="x", model=model)
+
+
+def after(error, request, *, engine="mlx", models=None, tries=1, max_attempts=3, **fields):
+    return after_error(
+        error,
+        engine=engine,
+        envelope=envelope(**fields),
+        request=request,
+        models=models or KnownModels(CATALOGUE),
+        tries=tries,
+        max_attempts=max_attempts,
+    )
+
+
+# ---- from MLX
+
+
+@pytest.mark.parametrize(
+    ("request_", "model"),
+    [(chat("small"), "small"), (EmbeddingRequest("x"), "embeds"), (EmbeddingRequest("x", model="embeds"), "embeds")],
+)
+def test_a_model_that_only_ollama_has_moves_the_request_there(request_, model):
+    outcome = after(MISSING, request_)
+    assert outcome == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, f"only ollama has the model {model}")
+
+
+def test_a_request_that_came_back_from_ollama_is_not_sent_there_again():
+    assert after(MISSING, chat("small"), move=Move.RETURNED) == Failed(MISSING)
+
+
+@pytest.mark.parametrize("request_", [chat("theirs"), EmbeddingRequest("x", model="theirs")])
+def test_a_model_that_no_engine_has_is_an_error_once_ollama_could_say_so(request_):
+    waits = after(MISSING, request_, models=KnownModels(CATALOGUE, complete=False))
+    assert waits == Returned(0.5, error=MISSING)
+    outcome = after(MISSING, request_)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code is ErrorCode.MODEL_NOT_FOUND
+    assert "theirs" in outcome.error.message
+
+
+def test_an_internal_model_is_refused_whichever_worker_has_been_heard():
+    outcome = after(MISSING, chat("tinyllama"), models=KnownModels(CATALOGUE, complete=False))
+    assert outcome.error.code is ErrorCode.MODEL_INTERNAL
+
+
+def test_a_model_of_another_mlx_worker_leaves_the_request_to_it():
+    models = KnownModels(Catalogue(["big", "other"], ["small"]), on_others=("other",))
+    assert after(MISSING, chat("other"), models=models, delivered=2) == Returned(1.0, error=MISSING)
+    assert after(MISSING, chat("other"), models=KnownModels(models.catalogue)) == Failed(MISSING)
+
+
+def test_other_errors_of_mlx_stay_with_it():
+    long = HeadraceError(ErrorCode.CONTEXT_LENGTH_EXCEEDED, "too long")
+    assert after(long, chat("small")) == Failed(long)
+
+
+# ---- from Ollama
+
+
+@pytest.mark.parametrize("error", [AWAY, WRONG, HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, "no tools"), MISSING])
+@pytest.mark.parametrize("model", [None, "big", "twin"])
+def test_what_ollama_cannot_do_goes_back_to_mlx_where_it_has_the_model(error, model):
+    outcome = after(error, chat(model), engine="ollama", move=Move.SPILLED)
+    why = f"back from ollama: {error.message}"
+    assert outcome == Moved("llm.request.low.complex", Move.RETURNED, Task.SIMPLE, why)
+
+
+@pytest.mark.parametrize(
+    "code", [ErrorCode.INVALID_REQUEST, ErrorCode.REQUEST_TOO_LARGE, ErrorCode.REPLY_SUBJECT_DENIED]
+)
+def test_what_is_true_of_any_engine_is_told_at_once(code):
+    error = HeadraceError(code, "no")
+    assert after(error, chat(), engine="ollama") == Failed(error)
+
+
+@pytest.mark.parametrize("request_", [chat("small"), EmbeddingRequest("x")])
+def test_what_mlx_cannot_answer_stays_with_ollama(request_):
+    assert back_to_mlx(envelope(), request_, CATALOGUE, why="ollama is away") is None
+    assert after(AWAY, request_, engine="ollama") == Returned(0.5, error=AWAY)
+
+
+# ---- again, or the end
+
+
+@pytest.mark.parametrize("engine", ["mlx", "ollama"])
+def test_an_engine_that_is_away_uses_up_no_attempt_and_is_asked_ever_more_rarely(engine):
+    delays = [
+        after(AWAY, chat("small"), engine=engine, delivered=times, tries=1).delay_s for times in (1, 2, 3, 7, 8, 500)
+    ]
+    assert delays == [0.5, 1.0, 2.0, 32.0, 32.0, 32.0]
+    assert not after(AWAY, chat("small"), engine=engine, delivered=500).uses_attempt
+
+
+@pytest.mark.parametrize("engine", ["mlx", "ollama"])
+def test_an_engine_that_misbehaves_uses_up_attempts_and_its_words_reach_the_reader(engine):
+    outcomes = [after(WRONG, chat("small"), engine=engine, delivered=9, tries=tries) for tries in (1, 2, 3)]
+    assert outcomes[:2] == [Returned(delay_s, uses_attempt=True, error=WRONG) for delay_s in (0.5, 1.0)]
+    assert isinstance(outcomes[2], Buried)
+    assert outcomes[2].error.message == (
+        "Request r1 failed after 3 attempts and was moved to the dead letters. Ollama says: out of memory"
+    )
+
+
+def test_one_attempt_is_one_attempt():
+    assert "after 1 attempt and" in after(WRONG, chat(), tries=1, max_attempts=1).error.message
+
+
+def test_a_request_that_brings_the_engine_down_is_not_tried_again():
+    guilty = HeadraceError(ErrorCode.ENGINE_FAILED, "it crashes the engine")
+    assert after(guilty, chat()) == Buried(guilty)
+
+
+@given(
+    engine=st.sampled_from(["mlx", "ollama"]),
+    error=st.one_of(st.sampled_from(ErrorCode).map(lambda code: HeadraceError(code, "no")), st.just(Misbehaved("no"))),
+    request_=st.sampled_from([chat(), chat("small"), chat("nobody"), EmbeddingRequest("x")]),
+    move=st.sampled_from([None, *Move]),
+    complete=st.booleans(),
+    tries=st.integers(1, 5),
+)
+def test_only_an_engine_that_is_away_or_models_not_yet_known_make_a_request_wait_for_nothing(
+    engine, error, request_, move, complete, tries
+):
+    outcome = after(error, request_, engine=engine, move=move, models=KnownModels(CATALOGUE, complete), tries=tries)
+    if isinstance(outcome, Returned) and not outcome.uses_attempt:
+        assert error.code is ErrorCode.UNAVAILABLE or not complete
+    if isinstance(outcome, Returned) and outcome.uses_attempt:
+        assert tries < 3
