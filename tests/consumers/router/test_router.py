@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,10 +12,14 @@ import pytest
 from consumers.engines.ollama import OllamaClient
 from consumers.router import Router
 from pipeline.broker.jetstream import Bus
+from pipeline.core import rests
 from pipeline.delivery.puller import Puller
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
+from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import (
+    ErrorAnswer,
+    ErrorBody,
     Load,
     PerPriority,
     PerPriorityCount,
@@ -25,6 +30,7 @@ from pipeline.wire.messages import (
     encode,
 )
 from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from tests.faults import Process
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 
@@ -84,13 +90,15 @@ async def world(bus):
 
 @pytest.fixture
 async def router(config):
-    """Starts a router; gives its lifecycle and its task."""
+    """Starts a router; gives its lifecycle, its task and its connection."""
     tasks = []
 
-    async def run(lifecycle, settings):
+    async def run(lifecycle, settings, connected):
         client = OllamaClient("127.0.0.1:1", idle_timeout_s=1)
         async with role("router", settings) as me:
-            await Router(me, settings, client).run(lifecycle)
+            process = Process(me.bus)
+            connected.set_result(process)
+            await Router(replace(me, bus=process), settings, client).run(lifecycle)
         await client.close()
 
     async def start(**changes):
@@ -98,9 +106,10 @@ async def router(config):
         lifecycle = Lifecycle("router", drain_timeout_s=5)
         lifecycle.report = lambda state, *_, **__: ready.set() if state == "ready" else None
         settings = msgspec.structs.replace(config, lease_s=2.0, **changes)
-        tasks.append(asyncio.create_task(run(lifecycle, settings)))
+        connected = asyncio.get_running_loop().create_future()
+        tasks.append(asyncio.create_task(run(lifecycle, settings, connected)))
         await ready.wait()
-        return lifecycle, tasks[-1]
+        return lifecycle, tasks[-1], connected.result()
 
     yield start
     for task in tasks:
@@ -310,22 +319,14 @@ async def test_no_more_is_spilled_than_ollama_has_room_for(router, going_on, cli
     assert len(await stored(bus, STREAM_REQUESTS)) == 6
 
 
-async def test_a_router_that_is_told_to_stop_finishes_the_move_it_has_begun(router, going_on, client, bus, monkeypatch):
-    lifecycle, task = await router()
-    store, storing = Bus.store, asyncio.Event()
-
-    async def slowly(self, subject, *arguments, **options):
-        sequence = await store(self, subject, *arguments, **options)
-        if subject.startswith("llm.ollama."):
-            storing.set()
-            await lifecycle.stopping.wait()
-            await asyncio.sleep(0)
-        return sequence
-
-    monkeypatch.setattr(Bus, "store", slowly)
+async def test_a_router_that_is_told_to_stop_finishes_the_move_it_has_begun(router, going_on, client, bus):
+    lifecycle, task, process = await router()
+    process.meets("hears late", lambda operation: operation.subject.startswith("llm.ollama."))
     await client.ask("r1", SIMPLE)
-    await storing.wait()
+    await eventually(lambda: process.struck)
     lifecycle.stop(drain_s=5)
+    assert not task.done()
+    process.thaw()
     await asyncio.wait_for(task, 5)
     await until_places(bus, {"r1:spilled": "llm.ollama.high"})
 
@@ -342,14 +343,51 @@ async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(ro
     assert len(await stored(bus, STREAM_OLLAMA)) == 1
 
 
+async def begun(client, bus, request_id="r1"):
+    """A request whose worker died when it had begun the answer."""
+    await client.ask(request_id, b'{"prompt":"What is the capital of France?","stream":true}')
+    delivery = await taken(bus, "high")
+    started = Status(request_id, "started", int(delivery.stored_at), "mlx", "m", 1, 0.0)
+    await bus.store(f"llm.out.{request_id}", encode(started), expected_last=0)
+
+
+async def returns(bus):
+    """How often the router has returned the first request of the lane `high`."""
+    found = await bus.last_message("LLM_STATE", "llm.returned.high-1")
+    return 0 if found is None else int(found[1])
+
+
 async def test_an_answer_that_has_begun_stays_with_mlx(router, going_on, client, bus):
-    await client.ask("r1", b'{"prompt":"What is the capital of France?","stream":true}')
-    assert (await taken(bus, "high")).sequence == 1, "its worker dies"
-    started = Status("r1", "started", 1, "mlx", "m", 1, 0.0)
-    await bus.store("llm.out.r1", encode(started), expected_last=0)
+    await begun(client, bus)
     await router()
-    await eventually(lambda: bus.last_message("LLM_STATE", "llm.returned.high-1"), what="given back")
+    await eventually(lambda: returns(bus), what="a return")
     assert await places(bus) == {"r1": "llm.request.high"}
     await client.ask("r2", b'{"prompt":"What is the capital of France?"}', lane="medium")
     await until_places(bus, {"r1": "llm.request.high", "r2:spilled": "llm.ollama.medium"})
     assert (await taken(bus, "high")).sequence == 1, "MLX takes it as it has room"
+
+
+async def test_a_lane_with_a_begun_answer_at_its_head_is_left_alone_while_others_are_served(
+    router, going_on, client, bus, monkeypatch
+):
+    monkeypatch.setattr(rests, "LEAVE_S", 3600.0)
+    await begun(client, bus)
+    await router()
+    await eventually(lambda: returns(bus), what="a return")
+    for number in range(8):
+        await client.ask(f"m{number}", SIMPLE, lane="medium")
+    await until_places(
+        bus, {"r1": "llm.request.high"} | {f"m{number}:spilled": "llm.ollama.medium" for number in range(8)}
+    )
+    assert await returns(bus) == 1
+
+
+async def test_a_request_that_has_ended_is_acknowledged_and_not_moved(router, going_on, client, bus):
+    """Its worker died before it could acknowledge it."""
+    await client.ask("r1", SIMPLE)
+    delivery = await taken(bus, "high")
+    last = ErrorAnswer("r1", int(delivery.stored_at), ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "by the test")))
+    await bus.store("llm.out.r1", encode(last), expected_last=0)
+    await router()
+    await until_places(bus, {})
+    assert await client.record("r1") == [last]

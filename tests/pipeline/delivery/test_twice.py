@@ -11,9 +11,9 @@ import pytest
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.delivery.lease import LeaseKeeper
-from pipeline.delivery.record import RecordWriter, Repeated
+from pipeline.delivery.record import Duplicate, RecordWriter
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, is_last
+from pipeline.wire.messages import Chunk, Completion, encode, is_last
 from pipeline.wire.subjects import STREAM_REQUESTS, Move, Priority, Task
 from tests.waiting import eventually
 
@@ -57,9 +57,9 @@ async def test_whoever_lost_a_request_does_not_give_it_back(start, client):
     run = await slow.engine.generation("r1")
     slow.engine.set_state("loading")  # it pulls nothing more
     # A worker that hears nothing of its lease: as one that stood still, but for the others in this process.
+    for lease in slow.worker._leases._leases:
+        lease.expires_at = time.monotonic()
     slow.worker._leases._leases.clear()
-    (serving,) = slow.worker._servings.values()
-    serving._lease.expires_at = time.monotonic()
     quick = await start(lease_s=LEASE_S)
     second = await quick.engine.generation("r1")
     run.fail(ErrorCode.UNAVAILABLE)
@@ -120,23 +120,23 @@ def envelope(stored_at, move=None):
 
 
 def ended(stored_at, code):
-    return error_answer(envelope(stored_at), HeadraceError(code, "over"))
+    return encode(error_answer(envelope(stored_at), HeadraceError(code, "over")))
 
 
 @pytest.mark.parametrize("move", [None, Move.SPILLED, Move.COMPLEX, Move.RETURNED])
 @pytest.mark.parametrize("apart_s", [-100.0, 100.0])
 async def test_two_copies_of_one_request_have_one_record_wherever_they_went(bus, move, apart_s):
-    await RecordWriter(bus, envelope(1000.5), lambda: True).write(ended(1000.5, ErrorCode.CANCELLED))
-    copy = RecordWriter(bus, envelope(1000.5 + apart_s, move), lambda: True)
-    with pytest.raises(Repeated):
-        await copy.write(ended(1000.5 + apart_s, ErrorCode.CANCELLED))
+    await RecordWriter(bus, envelope(1000.5)).append(ended(1000.5, ErrorCode.CANCELLED))
+    copy = RecordWriter(bus, envelope(1000.5 + apart_s, move))
+    with pytest.raises(Duplicate):
+        await copy.append(ended(1000.5 + apart_s, ErrorCode.CANCELLED))
     assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1000]
 
 
 @pytest.mark.parametrize("move", [Move.REPLAYED, Move.SPILLED])
 async def test_what_is_replayed_from_the_dead_letters_is_answered_again(bus, move):
-    await RecordWriter(bus, envelope(1000.5), lambda: True).write(ended(1000.5, ErrorCode.ENGINE_FAILED))
-    await RecordWriter(bus, envelope(1010.5, move), lambda: True).write(ended(1010.5, ErrorCode.CANCELLED))
+    await RecordWriter(bus, envelope(1000.5)).append(ended(1000.5, ErrorCode.ENGINE_FAILED))
+    await RecordWriter(bus, envelope(1010.5, move)).append(ended(1010.5, ErrorCode.CANCELLED))
     assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1010]
 
 
