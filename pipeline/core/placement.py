@@ -20,8 +20,6 @@ from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 # A request is delivered again after this long, and after twice as long each further time.
 RETRY_DELAY_S = 0.5
 MOST_DELAY_S = 32.0
-# Another engine would say the same of the request.
-_TRUE_OF_ANY = frozenset({ErrorCode.INVALID_REQUEST, ErrorCode.REQUEST_TOO_LARGE, ErrorCode.REPLY_SUBJECT_DENIED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +59,13 @@ def after_error(
         max_attempts: how many the request has.
     """
     if engine == "ollama":
-        elsewhere: Outcome | None = back_to_mlx(envelope, request, models.catalogue, why=error.message, error=error)
+        elsewhere: Outcome | None = back_to_mlx(envelope, request, models.catalogue, why=error.message)
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
     return elsewhere or _at_the_same_engine(error, envelope, tries, max_attempts)
 
 
-def back_to_mlx(
-    envelope: Envelope,
-    request: Request,
-    catalogue: Catalogue,
-    *,
-    why: str,
-    error: HeadraceError | None = None,
-) -> Moved | None:
+def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, why: str) -> Moved | None:
     """The move from Ollama's lane to the lane that only MLX serves; None where MLX cannot answer the request.
 
     Args:
@@ -82,9 +73,8 @@ def back_to_mlx(
         request: its body. MLX makes no embeddings.
         catalogue: the models on both engines.
         why: shown to people.
-        error: what Ollama said, None where it was not asked.
     """
-    if isinstance(request, EmbeddingRequest) or (error is not None and error.code in _TRUE_OF_ANY):
+    if isinstance(request, EmbeddingRequest):
         return None
     if mlx_model_for(request.wanted_model, catalogue.table, catalogue.mlx, catalogue.internal) is None:
         return None

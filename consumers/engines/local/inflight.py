@@ -11,13 +11,13 @@ from collections.abc import Callable
 from consumers.engines.local.protocol import Cancel, Submit, ToChild
 from consumers.engines.local.run import Run
 from pipeline.core.probation import Probation
-from pipeline.engine import Piece, Work
+from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
 log = logging.getLogger(__name__)
 
 MOST_CRASHES = 4
-"""A request that was in the engine during this many crashes and caused none goes to another engine."""
+"""A request that was in the engine during this many crashes and caused none has used up one of its attempts."""
 
 
 class InFlight:
@@ -86,7 +86,7 @@ class InFlight:
                 self._fail(run, HeadraceError(ErrorCode.ENGINE_FAILED, text))
             elif run.crashes >= MOST_CRASHES:
                 text = f"The engine crashed {run.crashes + 1} times while this request ran in it (last: {cause})."
-                self._fail(run, HeadraceError(ErrorCode.UNAVAILABLE, text))
+                self._fail(run, Misbehaved(text))
             else:
                 run.restarted()
 

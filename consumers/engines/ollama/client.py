@@ -14,6 +14,8 @@ from consumers.engines.ollama.wire import Model, error_text, read_models
 
 CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TOKENS = 8
+# A server that is busy, and gates that find no server behind them: the same call may succeed later.
+_COME_AGAIN = frozenset({408, 425, 429, 502, 503, 504})
 # A proxy of the environment is for the world outside; httpx would send calls to this machine there as well.
 _DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {
     "all://127.0.0.1": None,
@@ -29,12 +31,14 @@ class OllamaError(Exception):
     Args:
         message: what the server said, or what became of the connection.
         status: the HTTP status, or None where the connection or the answer broke.
+        away: whether the server was not reached, or says to come again later: it has done nothing with the call.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, *, away: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
+        self.away = away
 
 
 class OllamaClient:
@@ -137,9 +141,13 @@ def _translated(error: Exception) -> OllamaError:
     if isinstance(error, ResponseError):
         # An error inside a stream has no status; the client says -1.
         status = error.status_code if error.status_code > 0 else None
-        return OllamaError(error_text(str(error.error)) or f"status {error.status_code}", status)
+        message = error_text(str(error.error)) or f"status {error.status_code}"
+        return OllamaError(message, status, away=status in _COME_AGAIN)
+    # The client makes a ConnectionError of its own of a connection that is refused.
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
+        return OllamaError(f"the connection failed: {str(error) or type(error).__name__}", away=True)
     if isinstance(error, httpx.TimeoutException):
         return OllamaError("no answer in time")
     if isinstance(error, httpx.TransportError | OSError):
-        return OllamaError(f"the connection failed: {str(error) or type(error).__name__}")
+        return OllamaError(f"the connection broke: {str(error) or type(error).__name__}")
     return OllamaError(f"an answer that is not Ollama's: {type(error).__name__}: {str(error)[:200]}")

@@ -14,8 +14,8 @@ from consumers.engines.ollama.rates import Rates
 from consumers.engines.ollama.wire import Model, blames_request, chat_body, embed_body, read_embedded, says_too_long
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, Permit
-from pipeline.core.models import embedder_for, is_internal, mlx_model_for, ollama_model_for
-from pipeline.engine import Embedded, Embedder, EngineStatus, Work
+from pipeline.core.models import embedder_for, is_internal, ollama_model_for
+from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, WorkerState
 from pipeline.wire.requests import EmbeddingRequest
@@ -34,9 +34,9 @@ class OllamaEngine:
     """An Ollama server as an engine. Entered, it has looked at the server once; a server that is away is `down` until a
     probe finds it.
 
-    Ollama reports text without token ids, so an answer that was begun elsewhere cannot be gone on with exactly: such
-    work is refused as `unavailable`, and belongs to the engine that began it. For the same reason an answer that breaks
-    off here is `unavailable`, and its next engine begins with the text alone.
+    Ollama reports text without token ids, so it cannot continue an answer that another attempt began: such work is
+    refused with `engine_failed`, and only another engine may continue it, from its text. An answer that breaks off here
+    ends the same way if its reader has seen a part of it; else another attempt may succeed (`Misbehaved`).
 
     Args:
         config: the settings; `ollama_*`, `spill_models`, `internal_models` and `default_max_tokens` are read.
@@ -171,13 +171,13 @@ class OllamaEngine:
         """Begin work.
 
         Raises:
-            HeadraceError: `unavailable` while the server is left alone, and for work that was begun elsewhere;
-                `invalid_request` for a conversation that Ollama's API cannot carry.
+            HeadraceError: `unavailable` while the server is left alone; `engine_failed` for work that was begun
+                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
         """
         if work.resume_text or work.resume_tokens:
             raise HeadraceError(
-                ErrorCode.UNAVAILABLE,
-                "Ollama cannot go on exactly with an answer that was begun: it gives no tokens",
+                ErrorCode.ENGINE_FAILED,
+                "The answer was begun by another attempt, and Ollama cannot continue it: it reports no tokens.",
             )
         body = chat_body(work, default_max_tokens=self._config.default_max_tokens)
         now = asyncio.get_running_loop().time()
@@ -187,7 +187,8 @@ class OllamaEngine:
             work.id,
             self._client.chat(body),
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
-            failure=lambda error: self._failure(permit, error, another_may=self._another_may_answer(work)),
+            # What a reader has already seen of the answer cannot be taken back, and Ollama cannot go on with it.
+            failure=lambda error: self._failure(permit, error, final=work.request.streams and generation.said),
             ended=lambda ended: self._ended(ended, permit),
         )
         self._generations.add(generation)
@@ -202,10 +203,10 @@ class OllamaEngine:
             answer = await self._client.embed(embed_body(request, model))
             embedded = read_embedded(answer, len(request.texts))
         except OllamaError as error:
-            raise self._failure(permit, error, another_may=False) from None
+            raise self._failure(permit, error) from None
         except msgspec.ValidationError as error:
             wrong = OllamaError(f"an answer that is not Ollama's: {error}")
-            raise self._failure(permit, wrong, another_may=False) from None
+            raise self._failure(permit, wrong) from None
         except asyncio.CancelledError:
             self._breaker.abandoned(permit, loop.time())
             raise
@@ -220,8 +221,8 @@ class OllamaEngine:
             )
         return permit
 
-    def _failure(self, permit: Permit, error: OllamaError, *, another_may: bool) -> HeadraceError:
-        """What an error of the server's means: to the breaker, and to a request that another engine may answer."""
+    def _failure(self, permit: Permit, error: OllamaError, *, final: bool = False) -> HeadraceError:
+        """The request's error after one of the server's; tells the breaker. `final`: no attempt here can succeed."""
         fault_of_request = blames_request(error.message) or (
             error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
         )
@@ -231,15 +232,12 @@ class OllamaEngine:
             self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
             self._changed()  # the next look may find it well before anybody was told that it is left alone
         self._look_now.set()
-        if not fault_of_request or another_may:
-            return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama did not answer the request: {error.message}")
-        return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
-
-    def _another_may_answer(self, work: Work) -> bool:
-        """Whether MLX may have the request, so that what only Ollama cannot do is no reason to refuse it."""
-        wanted = work.request.wanted_model
-        table = self._config.spill_models
-        return wanted is None or mlx_model_for(wanted, table, list(table), self._config.internal_models) is not None
+        if fault_of_request:
+            return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
+        if error.away:
+            return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama is away: {error.message}")
+        message = f"Ollama failed: {error.message}"
+        return HeadraceError(ErrorCode.ENGINE_FAILED, message) if final else Misbehaved(message)
 
     def _ended(self, generation: OllamaGeneration, permit: Permit) -> None:
         now = asyncio.get_running_loop().time()

@@ -38,6 +38,7 @@ class OllamaGeneration:
     ) -> None:
         self.tokens = 0
         self.whole = False
+        self.said = False
         self._reader = Reader(request_id)
         self._parts = parts
         self._expected_tokens = expected_tokens
@@ -103,7 +104,9 @@ class OllamaGeneration:
         if piece.usage is not None:
             self.tokens = piece.usage.completion_tokens
             self.whole = True
-        elif not piece.text and not piece.tool_calls:
+        if piece.text or piece.tool_calls:
+            self.said = True
+        elif piece.usage is None:
             return
         self._piece = piece if self._piece is None else join(self._piece, piece)
         self._news.set()

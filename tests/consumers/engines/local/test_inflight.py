@@ -6,7 +6,7 @@ import pytest
 
 from consumers.engines.local.inflight import MOST_CRASHES, InFlight
 from consumers.engines.local.protocol import Cancel, Submit, encode
-from pipeline.engine import Piece
+from pipeline.engine import Misbehaved, Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, Tool
 from tests.consumers.engines.conformance import read, work
@@ -93,7 +93,7 @@ async def test_a_request_that_crashes_the_engine_alone_ends_and_the_error_names_
     assert (await innocent.next()).restarted == 1
 
 
-async def test_a_request_in_too_many_crashes_goes_to_another_engine():
+async def test_a_request_in_too_many_crashes_has_used_up_an_attempt():
     scene = Scene(requests=2)
     for _ in range(MOST_CRASHES + 1):
         scene.crash()
@@ -101,7 +101,7 @@ async def test_a_request_in_too_many_crashes_goes_to_another_engine():
             scene.produce(run, 1)
     for run in scene.runs:
         error = await error_of(run)
-        assert error.code is ErrorCode.UNAVAILABLE
+        assert isinstance(error, Misbehaved)
         assert "crashed 5 times" in error.message
     assert len(scene.flight) == 0
 

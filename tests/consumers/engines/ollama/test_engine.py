@@ -19,7 +19,7 @@ from consumers.engines.ollama.generation import OllamaGeneration
 from consumers.engines.ollama.rates import Rates
 from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config
-from pipeline.engine import Engine, Generation, Piece, Work
+from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
@@ -198,7 +198,7 @@ async def test_leaving_the_engine_hangs_up_on_what_runs(slow: StandIn) -> None:
 # ---- a server that goes, and comes back ------------------------------------------------------------------------------
 
 
-async def test_a_server_killed_in_mid_stream_is_unavailable_until_a_probe_finds_it_again(launch: Launch) -> None:
+async def test_a_server_killed_in_mid_stream_is_away_until_a_probe_finds_it_again(launch: Launch) -> None:
     endless = {"engine": "simulated", "simulated_answer_tokens": 30_000}
     with launch(**endless) as standin:
         async with OllamaEngine(CONFIG, standin.url) as engine:
@@ -207,7 +207,7 @@ async def test_a_server_killed_in_mid_stream_is_unavailable_until_a_probe_finds_
             os.kill(standin.pid, signal.SIGKILL)
             with pytest.raises(HeadraceError) as caught:
                 await pieces_of(generation)
-            assert caught.value.code is ErrorCode.UNAVAILABLE
+            assert isinstance(caught.value, Misbehaved)
             await changed_to(engine, lambda: engine.status().state == "down")
             await changed_to(engine, lambda: standin.url in engine.status().reason)
             with pytest.raises(HeadraceError) as refused:
@@ -281,7 +281,7 @@ async def test_a_model_that_was_removed_is_noticed_at_the_next_request(
 
     ollama.chat = not_found
     ollama.models = [{"name": "other:latest"}]
-    assert (await failure_of(against)).code is ErrorCode.UNAVAILABLE
+    assert (await failure_of(against)).code is ErrorCode.MODEL_NOT_FOUND
     await changed_to(against, lambda: against.status().models == ["other:latest"])
     assert (await failure_of(against, model="good")).code is ErrorCode.MODEL_NOT_FOUND
 
@@ -392,7 +392,8 @@ async def test_an_answer_that_was_begun_elsewhere_is_not_taken(engine: OllamaEng
     for begun in ({"resume_text": "abc"}, {"resume_tokens": [1]}):
         with pytest.raises(HeadraceError) as caught:
             await engine.submit(msgspec.structs.replace(work(engine.resolve(None)), **begun))
-        assert caught.value.code is ErrorCode.UNAVAILABLE
+        assert caught.value.code is ErrorCode.ENGINE_FAILED
+        assert not isinstance(caught.value, Misbehaved), "another attempt here would end the same way"
 
 
 # ---- embeddings ------------------------------------------------------------------------------------------------------
@@ -444,11 +445,12 @@ async def test_a_server_that_only_embeds_is_ready_and_has_no_model_that_chats(ol
 @pytest.mark.parametrize(
     ("answer", "status", "code"),
     [
-        ({"embeddings": [[1.0]]}, 200, ErrorCode.UNAVAILABLE),
-        ({"embeddings": [["x"], [1.0]]}, 200, ErrorCode.UNAVAILABLE),
-        ({}, 200, ErrorCode.UNAVAILABLE),
-        (b"nonsense", 200, ErrorCode.UNAVAILABLE),
-        ({"error": "no memory"}, 500, ErrorCode.UNAVAILABLE),
+        ({"embeddings": [[1.0]]}, 200, ErrorCode.ENGINE_FAILED),
+        ({"embeddings": [["x"], [1.0]]}, 200, ErrorCode.ENGINE_FAILED),
+        ({}, 200, ErrorCode.ENGINE_FAILED),
+        (b"nonsense", 200, ErrorCode.ENGINE_FAILED),
+        ({"error": "no memory"}, 500, ErrorCode.ENGINE_FAILED),
+        ({"error": "busy"}, 503, ErrorCode.UNAVAILABLE),
         ({"error": 'model "x" not found, try pulling it first'}, 404, ErrorCode.MODEL_NOT_FOUND),
         ({"error": "this model does not support embeddings"}, 400, ErrorCode.UNSUPPORTED_PARAMETER),
         ({"error": "this model does not support embeddings"}, 501, ErrorCode.UNSUPPORTED_PARAMETER),
@@ -465,6 +467,7 @@ async def test_an_embedding_that_goes_wrong_says_whose_fault_it_was(
     with pytest.raises(HeadraceError) as caught:
         await against.embed(EmbeddingRequest(["a", "b"], truncate=False), "good:latest")
     assert caught.value.code is code
+    assert isinstance(caught.value, Misbehaved) is (code is ErrorCode.ENGINE_FAILED)
     assert ollama.bodies == [{"model": "good:latest", "input": ["a", "b"], "truncate": False}]
 
 
@@ -509,8 +512,9 @@ async def test_whoever_watches_is_told_when_embeddings_have_a_server_left_alone_
     ],
 )
 @pytest.mark.parametrize("ends", [True, False])
-async def test_a_stream_that_goes_wrong_is_unavailable_after_what_it_gave(
-    ollama: OllamaServer, against: OllamaEngine, lines: list[Any], ends: bool
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_stream_that_goes_wrong_may_be_tried_again_unless_its_reader_has_a_part(
+    ollama: OllamaServer, against: OllamaEngine, lines: list[Any], ends: bool, streams: bool
 ) -> None:
     async def broken(connection: Connection) -> None:
         await connection.lines(*lines)
@@ -518,19 +522,21 @@ async def test_a_stream_that_goes_wrong_is_unavailable_after_what_it_gave(
             await connection.end()
 
     ollama.chat = broken
-    generation = await against.submit(work("good"))
-    if len(lines) > 0 and not isinstance(lines[0], bytes):
+    generation = await against.submit(work("good", stream=streams))
+    said = len(lines) > 0 and not isinstance(lines[0], bytes)
+    if said:
         assert (await generation.next()).text == "It"
     with pytest.raises(HeadraceError) as caught:
         await generation.next()
-    assert caught.value.code is ErrorCode.UNAVAILABLE
+    assert caught.value.code is ErrorCode.ENGINE_FAILED
+    assert isinstance(caught.value, Misbehaved) is not (said and streams)
     await generation.close()
     assert against.status().slots_used == 0
 
 
-@pytest.mark.parametrize("status", [500, 503, 401])
-async def test_a_server_that_cannot_work_is_unavailable_and_soon_left_alone(
-    ollama: OllamaServer, against: OllamaEngine, status: int
+@pytest.mark.parametrize(("status", "away"), [(500, False), (401, False), (503, True), (429, True), (502, True)])
+async def test_a_server_that_cannot_work_is_soon_left_alone(
+    ollama: OllamaServer, against: OllamaEngine, status: int, away: bool
 ) -> None:
     async def failing(connection: Connection) -> None:
         await connection.answer({"error": "server busy, please try again"}, status)
@@ -538,7 +544,8 @@ async def test_a_server_that_cannot_work_is_unavailable_and_soon_left_alone(
     ollama.chat = failing
     for _ in range(2):
         error = await failure_of(against, model="good")
-        assert error.code is ErrorCode.UNAVAILABLE
+        assert error.code is (ErrorCode.UNAVAILABLE if away else ErrorCode.ENGINE_FAILED)
+        assert isinstance(error, Misbehaved) is not away
         assert "server busy" in error.message
     assert against.status().state == "down"
     assert "server busy" in against.status().reason
@@ -557,20 +564,16 @@ async def test_a_server_that_cannot_work_is_unavailable_and_soon_left_alone(
         (500, 'invalid format: "7"; expected "json" or a valid JSON Schema object', ErrorCode.INVALID_REQUEST),
     ],
 )
-async def test_a_refusal_is_the_clients_only_where_no_other_engine_may_answer(
+async def test_a_refusal_of_a_request_is_no_failure_of_the_server(
     ollama: OllamaServer, status: int, says: str, code: ErrorCode
 ) -> None:
     async def refusing(connection: Connection) -> None:
         await connection.answer({"error": says}, status)
 
     ollama.chat = refusing
-    config = msgspec.structs.replace(CONFIG, spill_models={"mlx-model": "twin:latest"})
-    async with OllamaEngine(config, ollama.url) as engine:
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
         for _ in range(3):
             assert (await failure_of(engine, model="good")).code is code
-        assert (await failure_of(engine)).code is ErrorCode.UNAVAILABLE
-        assert (await failure_of(engine, model="twin")).code is ErrorCode.UNAVAILABLE
-        assert (await failure_of(engine, model="mlx-model")).code is ErrorCode.UNAVAILABLE
         assert engine.status().state == "ready"
 
 
@@ -585,7 +588,8 @@ async def test_a_server_that_falls_silent_is_given_up(ollama: OllamaServer) -> N
     async with OllamaEngine(msgspec.structs.replace(CONFIG, ollama_timeout_s=0.2), ollama.url) as engine:
         error = await failure_of(engine)
     released.set()
-    assert (error.code, "in time" in error.message) == (ErrorCode.UNAVAILABLE, True)
+    assert isinstance(error, Misbehaved)
+    assert "in time" in error.message
 
 
 # ---- the pipeline's own questions ------------------------------------------------------------------------------------
