@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from pipeline.config import Config
+from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.engines.conformance import Answer, ask, read, until, until_ready, work
@@ -22,7 +23,7 @@ import asyncio
 from consumers.engines.local.process import EngineProcess
 from pipeline.config import Config
 from pipeline.wire.requests import ChatRequest
-from pipeline.engine import Misbehaved, Work
+from pipeline.engine import Work
 
 async def main():
     config = Config(engine="simulated", simulated_tokens_per_s=1.0, slots=1)
