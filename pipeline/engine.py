@@ -86,6 +86,10 @@ class Generation(Protocol):
         ...
 
 
+# How many requests per slot an engine accepts at most: its own, and as many that another worker had begun.
+MOST_PER_SLOT = 2
+
+
 class EngineStatus(msgspec.Struct):
     """The state of an engine. Rates are measured; 0 means not known yet.
 
@@ -153,7 +157,7 @@ class Engine(Protocol):
         ...
 
     async def submit(self, work: Work) -> Generation:
-        """Begin work. The caller makes sure that a slot is free.
+        """Begin work. The caller makes sure that there is room: `MOST_PER_SLOT`.
 
         Raises:
             HeadraceError: as `Generation.next`. A refusal is raised here or there.

@@ -77,7 +77,7 @@ class Router:
         self._triage = Triage(self.me, config, self.client)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
         self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus, config.lease_s)
-        self._leases = LeaseKeeper(config.lease_s)
+        self._leases = LeaseKeeper(config.lease_s, clock=self.me.bus.clock)
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Route until lifecycle asks to stop."""

@@ -1,57 +1,61 @@
-"""Keeping the requests in hand: each delivery's lease is renewed while its work goes on.
+"""Keeping the requests in hand: each delivery's lease is renewed while the work on it goes on.
 
-Leases are short, so that a dead worker's requests soon go to another. A worker that stood still for a whole lease
-(stopped, swapped out, suspended) must take every request it holds for lost.
+Leases are short, so that another worker soon gets the requests of a dead one. A worker that stood still for a whole
+lease (stopped, swapped out, suspended) has lost every request it held.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pipeline.broker.clock import Clock
 from pipeline.broker.connection import Delivery, Unreachable
+from pipeline.core.standstill import DOUBT_S, Standstill
 
 # Renewals per lease: one may be late or lost.
 _RENEWALS = 3
-# After a standstill, what had come meanwhile is read within this time.
-_DOUBT_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One delivery, ours until `expires_at` (`time.monotonic`: an event loop may give the time at which its turn began,
+    """One delivery, ours until `expires_at` (monotonic; an event loop's own time may be that of the start of its turn,
     and a process may be stopped in the middle of one).
     """
 
     delivery: Delivery
     expires_at: float
     on_lost: Callable[[], None]
+    clock: Clock
 
     def holds(self) -> bool:
         """Whether the request is still ours, as far as this process can know."""
-        return time.monotonic() < self.expires_at
+        return self.clock.now() < self.expires_at
 
 
 @dataclass(slots=True)
 class LeaseKeeper:
-    """Renews all leases of one worker.
+    """Renews all leases of one process.
 
     Args:
         lease_s: how long the broker waits for a renewal, seconds.
-        on_renewed: called after each round of renewals; what is published then reaches others after them.
+        on_renewed: called after each round of renewals; what it publishes reaches others after them.
+        clock: measures the time that passes.
     """
 
     lease_s: float
     on_renewed: Callable[[], None] = lambda: None
+    clock: Clock = field(default_factory=Clock)
     _leases: list[Lease] = field(init=False, default_factory=list)
-    _turned_at: float = field(init=False, default_factory=time.monotonic)
-    _doubtful_until: float = field(init=False, default=0.0)
+    _standstill: Standstill = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._standstill = Standstill(self.lease_s, self.clock.now())
 
     def hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> Lease:
         """Keep a delivery until `release`; on_lost is called once if its lease runs out before."""
-        lease = Lease(delivery, time.monotonic() + self.lease_s, on_lost)
+        lease = Lease(delivery, self.clock.now() + self.lease_s, on_lost, self.clock)
         self._leases.append(lease)
         return lease
 
@@ -61,38 +65,34 @@ class LeaseKeeper:
             self._leases.remove(lease)
 
     def stood_still(self) -> bool:
-        """Whether this process has just stood still for a lease: what it is handed now may have been sent long ago.
-
-        Nobody says when a delivery was sent. One that comes this soon after a standstill is dropped without a word: if
-        it was meant for us after all, it comes again.
-        """
-        now = time.monotonic()
-        return now < self._doubtful_until or now - self._turned_at > self.lease_s
+        """Whether a delivery that arrives now may be an old one; see `Standstill`."""
+        return self._standstill.stood_still(self.clock.now())
 
     async def until_certain(self) -> None:
         """Wait while deliveries are in doubt: what is asked for only now would be dropped as well."""
-        while self.stood_still():  # noqa: ASYNC110 - nothing but time ends it
-            await asyncio.sleep(_DOUBT_S / 10)
+        while self.stood_still():  # noqa: ASYNC110 - only time ends it
+            await asyncio.sleep(DOUBT_S / 10)
 
     async def run(self) -> None:
-        """Renew until cancelled."""
-        self._turned_at = time.monotonic()
+        """Renew three times per lease until cancelled."""
+        self._standstill.turned_at = self.clock.now()
         while True:
             await asyncio.sleep(self.lease_s / _RENEWALS)
-            now = time.monotonic()
-            if now - self._turned_at > self.lease_s:
-                self._doubtful_until = now + _DOUBT_S
-            self._turned_at = now
-            for lease in list(self._leases):
-                await self._renew(lease)
-            self.on_renewed()
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renew each lease that still holds, and let go of the others."""
+        self._standstill.turned(self.clock.now())
+        for lease in list(self._leases):
+            await self._renew(lease)
+        self.on_renewed()
 
     async def _renew(self, lease: Lease) -> None:
         if not lease.holds():
             self.release(lease)
             lease.on_lost()
             return
-        renewed_at = time.monotonic()
+        renewed_at = self.clock.now()
         try:
             await lease.delivery.in_progress()
         except Unreachable:

@@ -87,7 +87,7 @@ class Worker:
     def __post_init__(self) -> None:
         config = self.config
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
-        self._leases = LeaseKeeper(config.lease_s, self._changed.set)
+        self._leases = LeaseKeeper(config.lease_s, self._changed.set, self.me.bus.clock)
         self._context = ServingContext(self.me, self.engine, config, self._leases, self._note_change, self.patience_s)
         self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus, config.lease_s)
         self._rescue = Rescue(

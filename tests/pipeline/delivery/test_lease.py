@@ -1,13 +1,11 @@
-"""A request stays with whoever works on it, and with nobody who stood still."""
+"""A request stays with the worker that works on it, and leaves one that stood still."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-
 import pytest
 
-from pipeline.broker.connection import Delivery, Message
+from pipeline.broker.clock import Clock
+from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.wire.messages import Completion
 from pipeline.wire.subjects import STREAM_REQUESTS
@@ -26,6 +24,12 @@ class Renewals:
         self.heard.append((subject, data))
 
 
+class Hands:
+    """The hands of a clock, moved by the test."""
+
+    now = 100.0
+
+
 @pytest.fixture
 def broker():
     return Renewals()
@@ -37,49 +41,94 @@ def delivery(broker):
 
 
 @pytest.fixture
-async def keeper():
-    keeper = LeaseKeeper(lease_s=0.3)
-    running = asyncio.create_task(keeper.run())
-    yield keeper
-    running.cancel()
+def hands():
+    return Hands()
 
 
-async def test_a_lease_is_renewed_until_it_is_released(keeper, broker, delivery):
+@pytest.fixture
+def keeper(hands):
+    return LeaseKeeper(3.0, clock=Clock(lambda: hands.now))
+
+
+async def test_a_lease_is_renewed_until_it_is_released(keeper, broker, delivery, hands):
     lease = keeper.hold(delivery, lambda: pytest.fail("lost"))
-    await eventually(lambda: len(broker.heard) >= 5)
-    assert set(broker.heard) == {("$JS.ACK.x", b"+WPI")}
+    for _ in range(5):
+        hands.now += 1
+        await keeper.renew()
+    assert broker.heard == [("$JS.ACK.x", b"+WPI")] * 5
     assert lease.holds()
+    assert lease.expires_at == hands.now + 3
     keeper.release(lease)
     keeper.release(lease)
-    heard = len(broker.heard)
-    other = keeper.hold(delivery, lambda: None)
-    await eventually(lambda: len(broker.heard) >= heard + 2)
-    assert keeper._leases == [other]
+    await keeper.renew()
+    assert len(broker.heard) == 5
 
 
-async def test_whoever_stood_still_for_a_lease_has_lost_everything_and_hears_of_it_once(keeper, broker, delivery):
+async def test_a_lease_holds_for_its_time_after_the_last_renewal(keeper, delivery, hands):
+    lease = keeper.hold(delivery, lambda: None)
+    hands.now += 2
+    await keeper.renew()
+    hands.now += 2.9
+    assert lease.holds()
+    hands.now += 0.1
+    assert not lease.holds()
+
+
+async def test_a_keeper_that_stood_still_for_a_lease_has_lost_everything_and_says_so_once(
+    keeper, broker, delivery, hands
+):
     lost = []
     leases = [keeper.hold(delivery, lambda number=number: lost.append(number)) for number in range(3)]
-    await eventually(lambda: broker.heard)
-    time.sleep(0.35)  # noqa: ASYNC251 - the loop stands still
+    hands.now += 3.1
+    assert keeper.stood_still()
     assert not any(lease.holds() for lease in leases)
-    heard = len(broker.heard)
-    await eventually(lambda: lost == [0, 1, 2])
-    assert len(broker.heard) == heard
-    assert keeper._leases == []
+    for _ in range(2):
+        await keeper.renew()
+    assert lost == [0, 1, 2]
+    assert broker.heard == []
+    assert keeper.stood_still()
+    hands.now += 0.6
+    assert not keeper.stood_still()
+
+
+async def test_a_renewal_that_does_not_reach_the_broker_extends_nothing(keeper, broker, delivery, hands):
+    async def publish(*_, **__):
+        raise Unreachable
+
+    lease = keeper.hold(delivery, lambda: None)
+    broker.publish = publish
+    hands.now += 1
+    await keeper.renew()
+    assert lease.expires_at == 103.0
+
+
+async def test_after_each_round_of_renewals_others_are_told(hands):
+    rounds = []
+    keeper = LeaseKeeper(3.0, lambda: rounds.append(hands.now), clock=Clock(lambda: hands.now))
+    await keeper.renew()
+    assert rounds == [100.0]
 
 
 async def test_a_request_served_for_three_leases_is_delivered_once(start, client):
+    renewals = []
+
+    async def on_renewal(message):
+        if message.data == b"+WPI":
+            renewals.append(message)
+
+    await client.bus.subscribe("$JS.ACK.>", on_renewal)
+    await client.bus.nc.flush()
     worker = await start(lease_s=LEASE_S)
     await client.stream("r1")
     run = await worker.engine.generation("r1")
-    served_since = time.monotonic()
     count = 0
-    while time.monotonic() - served_since < 3 * LEASE_S:
+    # Three renewals a lease: work goes on for three leases, as the broker counts them.
+    while len(renewals) < 9:
+        heard = len(renewals)
         run.say(".")
         count += 1
         await client.until("r1", 1 + count)
-        await asyncio.sleep(0.1)  # tokens take their time
+        await eventually(lambda heard=heard: len(renewals) > heard)
     run.finish()
     answer = await client.answer("r1")
     assert answer.choices[0].message.content == "." * count
@@ -99,7 +148,7 @@ async def test_a_worker_that_stood_still_writes_nothing_and_another_one_goes_on(
     # Everything the worker needs to go on is there as it wakes up, but for the lease.
     run.finish("after")
     quiet.finish("after")
-    time.sleep(2 * LEASE_S)  # noqa: ASYNC251 - the loop stands still
+    worker.skip(2 * LEASE_S)
     for again in range(2, 4):
         await eventually(lambda again=again: len(worker.engine.submitted) >= again)
     second = {"r1": await worker.engine.generation("r1", 2), "r2": await worker.engine.generation("r2", 2)}

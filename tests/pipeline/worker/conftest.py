@@ -145,6 +145,11 @@ class Running:
     lifecycle: Lifecycle
     task: asyncio.Task[None]
 
+    def skip(self, seconds: float) -> None:
+        """Let so much time pass for it alone, as where its process is stopped and goes on."""
+        clock, before = self.bus.clock, self.bus.clock._monotonic
+        clock._monotonic = lambda: before() + seconds
+
     async def kill(self) -> None:
         """End it as a dying process ends: nothing is said, nothing handed back."""
         self.bus.nc.options["allow_reconnect"] = False

@@ -27,7 +27,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
-from pipeline.engine import Work
+from pipeline.engine import MOST_PER_SLOT, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
@@ -116,7 +116,7 @@ class MlxBackend:
         self._batch = BatchGenerator(
             self._model,
             # The worker fills the slots. Requests that it takes over from another worker come on top.
-            completion_batch_size=2 * self._config.slots,
+            completion_batch_size=MOST_PER_SLOT * self._config.slots,
             prefill_batch_size=1,
             prefill_step_size=self._config.prefill_step_tokens,
         )
