@@ -1,4 +1,4 @@
-"""What every asker shares: put a request on the queue, follow its record from where one left off, cancel it."""
+"""What every client of the queue shares: submit a request, follow its record from any point, cancel it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 
 import msgspec
 
+from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import BusError, Message, Subscription, Unreachable
 from pipeline.broker.jetstream import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFull
 from pipeline.telemetry import Tracing
@@ -27,18 +28,18 @@ from pipeline.wire.subjects import (
 
 log = logging.getLogger(__name__)
 
-# After so long without a word the record itself is looked at: a live message may have been lost without a sign.
+# After this long without a live message the stream is read: a message may have been lost unnoticed.
 _LOOK_AFTER_S = 15.0
 _LOOK_AGAIN_S = 0.05
 _PAUSE_AWAY_S = 0.5
-# What a reader has not taken yet is kept up to here. Beyond it the record keeps it, and the reader reads it there.
+# Live messages that a reader has not taken yet, at most. It reads the others from the stream.
 _MAX_HELD = 128
-# In what is republished: the sequence of the message before it on the same subject (NATS ADR-28).
+# Header of a republished message: the sequence of the message before it on the same subject (NATS ADR-28).
 _SEQUENCE_BEFORE = "Nats-Last-Sequence"
 
 
 class Outgoing(NamedTuple):
-    """A request as it is published. `given_id` tells that the id is the asker's, who may have used it before."""
+    """A request as it is published. `given_id`: the client chose the id, and may have used it before."""
 
     id: str
     subject: str
@@ -48,7 +49,7 @@ class Outgoing(NamedTuple):
 
 
 class RecordEntry(NamedTuple):
-    """One message of a record: its sequence in the stream, as it stands there, and read."""
+    """One message of a record: its sequence in the stream, its bytes, and the decoded message."""
 
     sequence: int
     data: bytes
@@ -56,30 +57,30 @@ class RecordEntry(NamedTuple):
 
 
 class Asker:
-    """Asks the pipeline over one connection. One per connection is enough; its methods may run side by side.
+    """Submits requests over one connection. Its methods may run concurrently.
 
     Args:
         bus: the connection.
-        tracing: where the publishing's spans go.
+        tracing: records the spans of publishing.
     """
 
     def __init__(self, bus: Bus, tracing: Tracing) -> None:
         self._bus = bus
         self._tracing = tracing
         self._records: set[RecordReader] = set()
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._abandoned = Background()
         bus.on_reconnect(self._on_reconnect)
 
     async def submit(self, request: Outgoing, *, patience_s: float = STORE_PATIENCE_S) -> RecordReader:
-        """Put a request on the queue; it is durable when this returns.
+        """Put a request on the queue. It is durable when this returns.
 
-        Cancelled before the broker has said so, it takes the request back as soon as it is there.
+        If cancelled before the broker has confirmed the request, this cancels the request once it is stored.
 
         Returns:
-            The record to read the answer from, already listening: the caller closes it.
+            The record to read the answer from, already subscribed. The caller closes it.
 
         Raises:
-            HeadraceError: `queue_full`, or `unavailable` when the broker did not take it within patience_s.
+            HeadraceError: `queue_full`, or `unavailable` if the broker did not store it within patience_s.
         """
         before = await self._last_sequence(request.id) if request.given_id else 0
         record = RecordReader(self._bus, request.id, after=before, open_records=self._records)
@@ -90,7 +91,7 @@ class Asker:
             await record.close()
             raise
         if ack.duplicate:
-            # It was asked before: its answer, or the beginning of it, may stand in the record already.
+            # The request was submitted before: the record may already hold a part of its answer.
             record.reread()
         return record
 
@@ -111,19 +112,17 @@ class Asker:
                 raise HeadraceError(ErrorCode.UNAVAILABLE, f"the request could not be stored: {error}") from error
 
     def _abandon(self, storing: asyncio.Future[Ack], request_id: str) -> None:
-        """Take a request back whose publishing nobody waits for any more, once it is there."""
+        """Cancel a request once it is stored: its submission was cancelled."""
 
         async def take_back() -> None:
             with contextlib.suppress(BusError):
                 if not (await storing).duplicate:
                     await self.cancel(request_id)
 
-        task = asyncio.get_running_loop().create_task(take_back())
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+        self._abandoned.start(take_back(), what=f"cancelling the abandoned request {request_id}")
 
     async def _last_sequence(self, request_id: str) -> int:
-        """Of what stands under an id from before, 0 where nothing does."""
+        """The sequence of the last message under an id, 0 if there is none."""
         try:
             found = await self._bus.last_message(STREAM_REPLIES, reply_subject(request_id))
         except Unreachable as error:
@@ -131,14 +130,14 @@ class Asker:
         return found[0] if found else 0
 
     async def read(self, request_id: str, *, after: int = 0) -> RecordReader:
-        """The record of a request that somebody published, from behind a sequence on; the caller closes it."""
+        """The record of any published request, after a sequence. The caller closes it."""
         record = RecordReader(self._bus, request_id, after=after, open_records=self._records)
         await record.open()
         record.look()
         return record
 
     async def last(self, request_id: str) -> RecordEntry | None:
-        """The last message of a request's record so far, or None where there is none.
+        """The last message of a request's record so far, or None if it is empty.
 
         Raises:
             Unreachable: the broker does not answer.
@@ -147,7 +146,7 @@ class Asker:
         return None if found is None else RecordEntry(*found, decode_answer(found[1]))
 
     async def cancel(self, request_id: str) -> None:
-        """Have a request cancelled; nobody says whether it could be.
+        """Ask for a request to be cancelled, without an answer.
 
         Raises:
             Unreachable: the connection is closed.
@@ -155,7 +154,7 @@ class Asker:
         await self._bus.publish(f"{CANCEL}.{request_id}", b"")
 
     async def cancelled(self, request_id: str) -> Cancelled:
-        """Have a request cancelled, and hear what became of it.
+        """Ask for a request to be cancelled. Returns what became of it.
 
         Raises:
             Unreachable: the monitor does not answer.
@@ -164,7 +163,7 @@ class Asker:
         return msgspec.json.decode(answer.data, type=Cancelled)
 
     async def position(self, request_id: str) -> Position:
-        """Where a request stands.
+        """A request's state and its position in the queue.
 
         Raises:
             Unreachable: the monitor does not answer.
@@ -180,8 +179,8 @@ class Asker:
 class RecordReader:
     """The messages of one request's record, each once and in order, as they come.
 
-    Live messages are used where they follow on what was read last. Where one is missing (a lost connection, a reader
-    that is too slow for them to be kept here), the stream has it. One reader at a time.
+    A live message is used if it directly follows the last one read. If one is missing (a lost connection, a slow
+    reader), the record is read from the stream. One reader at a time.
     """
 
     def __init__(self, bus: Bus, request_id: str, *, after: int, open_records: set[RecordReader]) -> None:
@@ -198,7 +197,7 @@ class RecordReader:
         self._subscription: Subscription | None = None
 
     async def __aenter__(self) -> Self:
-        """Nothing more than `open` has done."""
+        """The record itself; `open` has been called before."""
         return self
 
     async def __aexit__(
@@ -207,29 +206,29 @@ class RecordReader:
         await self.close()
 
     async def open(self) -> None:
-        """Listen. What is published on the same connection after this cannot be answered unheard."""
+        """Subscribe. The answer to a request that is published on this connection afterwards cannot be missed."""
         self._subscription = await self._bus.subscribe(self._subject, self._on_message)
         self._open_records.add(self)
 
     async def close(self) -> None:
-        """Stop listening; twice is harmless."""
+        """Unsubscribe. Twice is harmless."""
         self._open_records.discard(self)
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await self._bus.unsubscribe(subscription)
 
     def look(self) -> None:
-        """Have the stream looked at before more is taken from what is live."""
+        """Read the stream before any more live messages."""
         self._look = True
         self._arrived.set()
 
     def reread(self) -> None:
-        """Begin at the record's start, whatever was there before."""
+        """Start again at the beginning of the record."""
         self._last_sequence = 0
         self.look()
 
     async def next(self) -> RecordEntry:
-        """The next message. Cancelling is safe: what was not returned comes again."""
+        """The next message. Cancelling is safe: no message is lost."""
         while True:
             if self._fetched:
                 return self._taken(self._fetched.popleft())
@@ -246,7 +245,7 @@ class RecordReader:
         return entry
 
     def _from_live(self, message: Message) -> RecordEntry | None:
-        """The live message, if it is the next one."""
+        """The live message, if it is the next one of the record."""
         sequence = int(message.headers.get(STORED_SEQUENCE, 0))
         if sequence > self._last_sequence and int(message.headers.get(_SEQUENCE_BEFORE, 0)) > self._last_sequence:
             self._look = self._missed = True
@@ -264,23 +263,20 @@ class RecordReader:
             self._look = True
             if not isinstance(error, Unreachable):
                 raise
-            log.debug("%s: its record cannot be read now: %s", self.id, error)
+            log.debug("%s: the record cannot be read now: %s", self.id, error)
             await asyncio.sleep(_PAUSE_AWAY_S)
             return
         self._look |= len(batch) >= BATCH
         self._fetched.extend(RecordEntry(int(m.headers[STORED_SEQUENCE]), m.data, decode_answer(m.data)) for m in batch)
         if self._missed and not batch:
-            # A replica that answers may be a moment behind the one that told us.
+            # The replica that answered may be a moment behind the one that sent the live message.
             self._look = True
             await asyncio.sleep(_LOOK_AGAIN_S)
         self._missed = self._missed and not batch
 
     async def _wait(self) -> None:
         self._arrived.clear()
-        try:
-            async with asyncio.timeout(_LOOK_AFTER_S):
-                await self._arrived.wait()
-        except TimeoutError:
+        if not await wait_set(self._arrived, _LOOK_AFTER_S):
             self._look = True
 
     async def _on_message(self, message: Message) -> None:

@@ -22,6 +22,7 @@ from pipeline.broker.connection import (
     to_message,
     what,
 )
+from pipeline.core.backoff import Backoff
 from pipeline.wire.messages import Answer, decode_answer
 from pipeline.wire.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -35,6 +36,8 @@ from pipeline.wire.subjects import (
 # A publish that must be stored is tried again for this long with the same message id: a cluster without a leader is
 # back within seconds.
 STORE_PATIENCE_S = 12.0
+_STORE_PAUSE_S = 0.05
+_STORE_PAUSE_MOST_S = 1.0
 _FULL = 10077
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
@@ -175,16 +178,16 @@ class Bus(Connection):
         sent = dict(headers or {})
         if expected_last is not None:
             sent[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected_last)
-        deadline = asyncio.get_running_loop().time() + patience_s
-        pause_s = 0.05
+        deadline = self.clock.now() + patience_s
+        backoff = Backoff(_STORE_PAUSE_S, _STORE_PAUSE_MOST_S)
         while True:
             try:
                 ack = await self._store_once(subject, data, sent)
             except Unreachable:
-                if asyncio.get_running_loop().time() + pause_s > deadline:
+                pause_s = backoff.failed()
+                if self.clock.now() + pause_s > deadline:
                     raise
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 1.0)
                 continue
             if ack.error is None:
                 return Ack(ack.seq, ack.duplicate)
