@@ -1,10 +1,9 @@
 """Late-bound pulling from the durable consumers of a stream: one request at a time, no polling, no hoarding.
 
-`take` asks one consumer and does not wait. `wait` stands on several consumers at once until the first request comes.
-Whoever has room for more lets the other pulls stand, so that the next request finds them there; else they are
-withdrawn. A request that nobody waits for, because it raced with another or with the withdrawal, is surplus: its worker
-keeps it if it has room, and gives it back if not. Which consumer to ask first is not decided here
-(`pipeline.core.scheduler`).
+`take` asks one consumer and does not wait. `wait` opens a pull request on several consumers at once, until the first
+request arrives. If slots remain free, the other pull requests stay open. Otherwise they are cancelled. A request that
+arrives when none is awaited, because it raced with another one or with the cancellation, is surplus: it is passed to
+`on_surplus`. `pipeline.core.scheduler` decides which consumer is asked first.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ from typing import Any
 
 import msgspec
 
+from pipeline.aio import Background
 from pipeline.broker.connection import Delivery, Message, Subscription, Unreachable
 from pipeline.broker.jetstream import Bus
 
 log = logging.getLogger(__name__)
 
+# A pull that the broker serves is answered within this time, or within this time after it has expired.
 _ANSWER_TIMEOUT_S = 2.0
 _NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
 _EMPTY = "404"
@@ -29,7 +30,7 @@ _EXPIRED = "408"
 
 
 class _Round:
-    """One wait for the first answer to pulls under an inbox."""
+    """One wait for the first answer to the pulls under an inbox."""
 
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
@@ -44,7 +45,7 @@ class _Round:
         return True
 
     def take(self) -> Delivery | None:
-        """What the round ended with, once; it ends here if it has not."""
+        """The delivery that ended the round, once. If the round is still open, it ends here with none."""
         if not self.first.done():
             self.first.cancel()
         if self._taken or self.first.cancelled():
@@ -55,11 +56,11 @@ class _Round:
 
 @dataclass(slots=True, eq=False)
 class _Standing:
-    """Pulls that stand under an inbox of their own: removing the interest in it withdraws them all.
+    """Open pulls under one inbox. Removing the interest in it cancels them all at the broker.
 
     Attributes:
-        on: the consumers that have one.
-        round: who waits for what comes.
+        on: the consumers with an open pull.
+        round: the wait that the next answer ends, or None.
     """
 
     inbox: str
@@ -70,17 +71,16 @@ class _Standing:
 
 @dataclass(slots=True)
 class Puller:
-    """Pulls from the durable consumers of one stream. One user at a time: the worker's pull loop.
+    """Pulls from the durable consumers of one stream. One user at a time: a pull loop.
 
     Args:
         bus: the connection.
-        stream: which stream.
-        on_surplus: called with a request that came when none was asked for any more.
-        stands_s: how long a pull stands at the broker before it is asked again. To a process that is stopped in the
-            middle of everything requests are handed for so long.
+        stream: the stream's name.
+        on_surplus: called with a request that arrives when none is awaited.
+        stands_s: how long a pull stays open at the broker. The broker delivers to a stopped process for this long.
 
     Attributes:
-        refused: whether the broker refused the latest pull, or could not be asked.
+        refused: whether the broker refused the latest pull, or was not reached.
     """
 
     bus: Bus
@@ -94,21 +94,21 @@ class Puller:
     _round: _Round | None = field(init=False, default=None)
     _standing: _Standing | None = field(init=False, default=None)
     _subscription: Subscription = field(init=False)
-    _loose_ends: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _loose_ends: Background = field(init=False, default_factory=Background)
 
     def __post_init__(self) -> None:
         self._until_it_expires = msgspec.json.encode({"batch": 1, "expires": int(self.stands_s * 1e9)})
 
     async def start(self) -> None:
-        """Listen for answers. Call once, before the first pull."""
+        """Subscribe to answers. Call once, before the first pull."""
         self._inbox = self.bus.new_inbox()
         self._subscription = await self.bus.subscribe(f"{self._inbox}.*", self._on_taken)
         self.bus.on_reconnect(self._on_reconnect)
 
     async def take(self, consumer: str) -> Delivery | None:
-        """One request of consumer; None where it is empty, or where the broker does not answer.
+        """One request of consumer; None if it is empty, or if the broker does not answer within two seconds.
 
-        Cancelling is safe: a request that still comes is surplus.
+        Cancelling is safe: a request that still arrives is surplus.
         """
         self._rounds += 1
         pull = self._round = _Round(f"{self._inbox}.{self._rounds}")
@@ -123,14 +123,15 @@ class Puller:
     async def wait(
         self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
     ) -> Delivery | None:
-        """The first request to come to any of the consumers; None when a pull expired or `unless` ended without one.
+        """The first request to arrive from any of the consumers; None if a pull expires or `unless` ends before.
 
-        Cancelling is safe: the pulls are withdrawn, and a request that still comes is surplus.
+        None as well if no pull is answered two seconds after it has expired: then no broker serves it.
+        Cancelling is safe: the pulls are cancelled, and a request that still arrives is surplus.
 
         Args:
-            consumers: to stand on.
+            consumers: their names.
             unless: ends the wait when it ends.
-            keep: whether the other pulls are to stand on when a request has come or one of them has expired, until the
+            keep: whether the other pulls stay open when a request has arrived or one of them has expired, until the
                 next `wait` or `withdraw`.
         """
         stop = asyncio.ensure_future(unless)
@@ -150,22 +151,21 @@ class Puller:
             self._end(pull)
 
     def stands_on(self, consumer: str) -> bool:
-        """Whether a pull stands on consumer: what comes there comes by itself."""
+        """Whether a pull is open on consumer: the broker delivers its next request without being asked."""
         return self._standing is not None and consumer in self._standing.on
 
     def withdraw(self) -> None:
-        """Let no pull stand any more; what was under way is surplus."""
+        """Cancel the open pulls. A request that is already on its way is surplus."""
         standing, self._standing = self._standing, None
         if standing is not None and standing.subscription is not None:
-            self._later(self.bus.drain(standing.subscription))
+            # Messages are still handled until the broker has confirmed.
+            self._loose_ends.start(self.bus.drain(standing.subscription), what="cancelling open pulls")
 
     async def close(self) -> None:
-        """Wait until everything is withdrawn at the broker, and what still came has been handed on as surplus."""
+        """Wait until the broker has cancelled all pulls, and each request that still arrived was passed on."""
         self.withdraw()
         await self.bus.drain(self._subscription)
-        while self._loose_ends:
-            # Not `gather`: since Python 3.12 it gives the event loop no turn for what is done, which then stays here.
-            await asyncio.wait(self._loose_ends)
+        await self._loose_ends.join()
 
     async def _stand(self, standing: _Standing, consumers: Sequence[str]) -> None:
         if standing.subscription is None:
@@ -180,12 +180,11 @@ class Puller:
                 await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}", standing.round)
 
     async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
-        """Ends as well when not even the pulls' expiry is heard of, for then nobody serves them."""
         ends: set[asyncio.Future[Any]] = {pull.first, stop}
         timeout_s = self.stands_s + _ANSWER_TIMEOUT_S
         done, _ = await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
-            log.warning("pulls from %s went unheard; asking again", self.stream)
+            log.warning("The broker has not answered pulls from %s; asking again", self.stream)
 
     async def _ask(self, consumer: str, body: bytes, inbox: str, pull: _Round | None) -> None:
         try:
@@ -196,21 +195,15 @@ class Puller:
                 pull.settle(None)
 
     def _end(self, pull: _Round) -> None:
-        """No answer of this round is waited for any more; one that came while it was being cancelled is surplus."""
+        """Await this round no longer. A request that arrived while it was being cancelled is surplus."""
         if delivery := pull.take():
-            self._later(self.on_surplus(delivery))
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work without waiting for it: a withdrawn subscription is listened to until the broker has confirmed it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._loose_ends.add(task)
-        task.add_done_callback(self._loose_ends.discard)
+            self._loose_ends.start(self.on_surplus(delivery), what=f"surplus from {delivery.consumer}")
 
     async def _on_taken(self, message: Message) -> None:
         pull = self._round
         if message.is_delivery:
             await self._hand_over(self.bus.delivery(message), pull)
-        elif pull is not None and message.subject == pull.inbox:  # a status may come late
+        elif pull is not None and message.subject == pull.inbox:  # not a late status of an earlier pull
             self._heard_of_none(message, pull)
 
     async def _on_stood(self, standing: _Standing, message: Message) -> None:
@@ -229,7 +222,7 @@ class Puller:
     def _heard_of_none(self, message: Message, pull: _Round | None) -> None:
         if message.status not in (_EMPTY, _EXPIRED):
             self.refused = True
-            log.warning("pull from %s refused: %s %s", self.stream, message.status, message.description)
+            log.warning("The broker refused a pull from %s: %s %s", self.stream, message.status, message.description)
         if pull is not None:
             pull.settle(None)
 
