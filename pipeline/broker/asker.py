@@ -107,9 +107,9 @@ class Asker:
                 self._abandon(storing, request.id)
                 raise
             except LaneFull:
-                raise HeadraceError(ErrorCode.QUEUE_FULL, f"the lane {request.subject} is full: try again") from None
+                raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
             except BusError as error:
-                raise HeadraceError(ErrorCode.UNAVAILABLE, f"the request could not be stored: {error}") from error
+                raise HeadraceError(ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}") from error
 
     def _abandon(self, storing: asyncio.Future[Ack], request_id: str) -> None:
         """Cancel a request once it is stored: its submission was cancelled."""
@@ -126,7 +126,7 @@ class Asker:
         try:
             found = await self._bus.last_message(STREAM_REPLIES, reply_subject(request_id))
         except Unreachable as error:
-            raise HeadraceError(ErrorCode.UNAVAILABLE, f"the record cannot be read: {error}") from error
+            raise HeadraceError(ErrorCode.UNAVAILABLE, f"The record of the request cannot be read: {error}") from error
         return found[0] if found else 0
 
     async def read(self, request_id: str, *, after: int = 0) -> RecordReader:

@@ -1,6 +1,7 @@
-"""The NATS client's adapter for core messages: connection, publish, request, subscribe, services.
+"""Adapter for the NATS client: connection, publish, request, subscribe, services.
 
-Only this module, `pipeline.broker.jetstream` and `pipeline.broker.topology` import the client; its exceptions end here.
+Only this module, `pipeline.broker.jetstream` and `pipeline.broker.topology` import the client, and none of its
+exceptions leave them.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from pipeline.broker.clock import Clock
 
 log = logging.getLogger(__name__)
 
-# What `subscribe` gives and `drain` takes, for the annotations of our callers.
+# Returned by `subscribe` and passed to `drain`; for annotations.
 Subscription = _Subscription
 
 REQUEST_TIMEOUT_S = 2.0
 _RECONNECT_WAIT_S = 0.1
-# The client itself would go on for ever where nobody answers at the first try.
+# The client itself has no limit for the first connection.
 _CONNECT_PATIENCE_S = 5.0
 _ACK_PREFIX = "$JS.ACK."
-_SERVICE_VERSION = "1.0.0"  # of the wire contract
+_SERVICE_VERSION = "1.0.0"  # the version of the wire contract
 
 Headers = Mapping[str, str]
 Handler = Callable[["Message"], Awaitable[None]]
@@ -42,16 +43,16 @@ Service = Callable[[bytes], Awaitable[bytes]]
 
 
 class BusError(Exception):
-    """The broker could not do what was asked."""
+    """The broker refused an operation, or could not be reached."""
 
 
 class Unreachable(BusError):
-    """No answer from the broker in time; what was asked may or may not have happened."""
+    """The broker did not answer in time. The operation may or may not have happened."""
 
 
 @dataclass(slots=True)
 class Message:
-    """A message as it came, with no client type in it."""
+    """A received message, free of the client's types."""
 
     subject: str
     data: bytes
@@ -60,23 +61,32 @@ class Message:
 
     @property
     def is_delivery(self) -> bool:
-        """Whether a work queue handed this over; a request, too, may have no data and bring a header `Status`."""
+        """Whether a work queue delivered this. A request without data may have a header `Status` as well."""
         return self.reply.startswith(_ACK_PREFIX)
 
     @property
     def status(self) -> str | None:
-        """The status code of a message that carries no data (404, 408, 409, 503), else None."""
+        """The status code of a message without data (404, 408, 409, 503), else None."""
         return self.headers.get("Status") if not self.data else None
 
     @property
     def description(self) -> str:
-        """What the server says about the status."""
+        """The server's description of the status."""
         return self.headers.get("Description", "")
 
 
 @dataclass(slots=True)
 class Delivery:
-    """A request handed over by a work queue; it comes again unless it is acknowledged or kept in progress."""
+    """A request that a work queue delivered. The queue delivers it again unless it is acknowledged or renewed in time.
+
+    Attributes:
+        message: the request.
+        consumer: the durable consumer that delivered it.
+        sequence: the message's, in its stream.
+        delivered: how often it was delivered, from 1.
+        stored_at: the broker's time of storing, UTC seconds.
+        pending: how many more requests wait for the consumer.
+    """
 
     message: Message
     consumer: str
@@ -88,15 +98,15 @@ class Delivery:
 
     @property
     def headers(self) -> Headers:
-        """Of the request, as it was stored."""
+        """The request's headers, as stored."""
         return self.message.headers
 
     async def ack(self) -> None:
-        """Say that the request is done with; written behind everything published before on this connection."""
+        """Remove the request. Written after everything that was published before on this connection."""
         await self._bus.publish(self.message.reply, b"+ACK")
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        """Give the request back; it comes again at once, or after delay_s."""
+        """Return the request. The queue delivers it again at once, or after delay_s."""
         body = b"-NAK" if not delay_s else b'-NAK {"delay": %d}' % int(delay_s * 1e9)
         await self._bus.publish(self.message.reply, body)
 
@@ -106,13 +116,13 @@ class Delivery:
 
 
 class _Client(Client):
-    """The client, mended in two places.
+    """The client with two faults corrected.
 
-    It stops reading for good where it cannot read a message's headers. They come as the publisher wrote them, and a
-    request that cuts off whoever is handed it would cut off every worker.
+    It stops reading when it cannot parse a message's headers. Publishers write those, so one malformed request would
+    disconnect each worker that it is delivered to.
 
-    Its PING overtakes what waits to be written, so that the PONG says nothing of it: a subscription would be taken for
-    withdrawn before the broker has heard of that, and what is still sent to it would be lost until its lease runs out.
+    Its PING overtakes data that waits to be written, so the PONG confirms nothing. A subscription would count as
+    cancelled before the broker knows, and a request delivered to it would be lost until its lease runs out.
     """
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
@@ -125,7 +135,7 @@ class _Client(Client):
         try:
             return await super()._process_headers(headers)
         except (IndexError, UnicodeDecodeError) as error:
-            log.info("a message came with headers that cannot be read: %s", error)
+            log.info("Ignoring malformed headers of a message: %s", error)
             return None
 
 
@@ -145,15 +155,15 @@ class Connection:
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: str, *, name: str) -> AsyncIterator[Self]:
-        """A connection for the time of the block.
+        """A connection for the duration of the block.
 
         Args:
-            url: of one server, or several separated by commas. Where a user stands in it, the connection's inboxes are
-                under `_INBOX.<user>`, which is what that user may read.
-            name: shown by the server's monitoring.
+            url: of one server, or several separated by commas. If it contains a user, the connection's inboxes are
+                under `_INBOX.<user>`, the only inboxes which that user can read.
+            name: shown in the server's monitoring.
 
         Raises:
-            Unreachable: no server answers within seconds, or takes this user.
+            Unreachable: no server answers within five seconds, or the server refuses this user.
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
@@ -161,18 +171,18 @@ class Connection:
 
         async def on_error(error: Exception) -> None:
             if not connecting:
-                log.warning("broker: %s", what(error))
+                log.warning("Broker error: %s", what(error))
             elif not isinstance(error, OSError | TimeoutError):
                 refusals.append(error)
 
         async def on_reconnect() -> None:
-            log.info("broker: connected again")
+            log.info("Reconnected to the broker.")
             for callback in bus._reconnected:
                 callback()
 
         async def on_disconnect() -> None:
             if not nc.is_closed and not nc.is_draining:
-                log.warning("broker: connection lost, trying to reconnect")
+                log.warning("Lost the connection to the broker. Reconnecting.")
 
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
@@ -196,8 +206,8 @@ class Connection:
             await bus._close()
             where = without_password(url)
             if refusals:
-                raise Unreachable(f"the NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
-            raise Unreachable(f"no NATS server answers at {where}: {what(error)}") from error
+                raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
+            raise Unreachable(f"No NATS server at {where}: {what(error)}") from error
         connecting = False
         try:
             yield bus
@@ -209,37 +219,37 @@ class Connection:
             try:
                 await self.nc.flush(1)
             except (OSError, nats.errors.Error, TimeoutError):
-                log.debug("broker: closed without a farewell")
+                log.debug("Closing the connection without a last flush.")
         try:
             async with asyncio.timeout(1.0):
                 await self.nc.close()
         except (OSError, nats.errors.Error, TimeoutError):
-            log.debug("broker: not closed in order")
+            log.debug("The connection was not closed in order.")
 
     @property
     def is_connected(self) -> bool:
-        """Whether the connection stands now."""
+        """Whether the connection is open now."""
         return bool(self.nc.is_connected)
 
     @property
     def max_payload(self) -> int:
-        """The largest message that the broker takes, bytes."""
+        """The largest message that the broker accepts, bytes."""
         return self.nc.max_payload
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """Have callback called each time the connection is back: what was in flight on it is gone."""
+        """Call callback after each reconnect. Everything that was in flight on the connection is lost."""
         self._reconnected.append(callback)
 
     async def publish(self, subject: str, data: bytes, *, reply: str = "", headers: Headers | None = None) -> None:
-        """Send a core message; whoever listens gets it, nobody says so.
+        """Send a core message to all present subscribers, without confirmation.
 
         Raises:
-            Unreachable: the connection is closed, or has buffered too much while it was away.
+            Unreachable: the connection is closed, or its buffer filled up while the broker was away.
         """
         try:
             await self.nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
         except nats.errors.Error as error:
-            raise Unreachable(f"cannot publish to {subject}: {error}") from error
+            raise Unreachable(f"Cannot publish to {subject}: {error}") from error
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout_s: float = REQUEST_TIMEOUT_S
@@ -247,21 +257,21 @@ class Connection:
         """Send a request and wait for one answer.
 
         Raises:
-            Unreachable: nobody listens, or no answer came in time.
+            Unreachable: the subject has no subscriber, or no answer came in time.
         """
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task is not None else 0
         try:
             answer = await self.nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
         except (nats.errors.Error, TimeoutError) as error:
-            raise Unreachable(f"no answer from {subject}: {what(error)}") from error
+            raise Unreachable(f"No answer from {subject}: {what(error)}") from error
         if task is not None and task.cancelling() > cancelled_before:
-            # Before Python 3.12 the client's `wait_for` loses a cancellation that comes together with the answer.
+            # Before Python 3.12 the client's `wait_for` loses a cancellation that arrives together with the answer.
             raise asyncio.CancelledError
         return to_message(answer)
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
-        """Have handler called for each message, one after another; what it raises is logged."""
+        """Call handler for each message, one after another. Its exceptions are logged."""
 
         async def on_message(message: Msg) -> None:
             await handler(to_message(message))
@@ -269,35 +279,35 @@ class Connection:
         return await self.nc.subscribe(subject, queue=queue, cb=on_message)
 
     async def unsubscribe(self, subscription: Subscription) -> None:
-        """Remove interest at once; without a connection there is none."""
+        """Remove the interest at once. Without a connection there is nothing to remove."""
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
 
     async def drain(self, subscription: Subscription) -> None:
-        """Remove interest, and handle what the broker had sent before it knew."""
+        """Remove the interest, and handle each message that the broker sent before it confirmed."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]
         except (nats.errors.Error, TimeoutError) as error:
-            log.debug("broker: subscription not drained: %s", error)
+            log.debug("A subscription was not drained: %s", error)
 
     def new_inbox(self) -> str:
-        """A subject nobody else uses."""
+        """A unique subject."""
         return self.nc.new_inbox()
 
     def delivery(self, message: Message) -> Delivery:
         """The delivery in a message of a pull consumer."""
         tokens = message.reply.split(".")
-        # `$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>`, or with domain and account first.
+        # `$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>`; newer: domain and account first.
         consumer, delivered, sequence, _, time_ns, pending = tokens[3:9] if len(tokens) == 9 else tokens[5:11]
         return Delivery(message, consumer, int(sequence), int(delivered), int(time_ns) / 1e9, int(pending), self)
 
     async def serve(self, name: str, description: str, endpoints: Mapping[str, Service]) -> None:
-        """Answer requests on the given subjects as a NATS service, seen by `nats micro ls`.
+        """Answer requests on the given subjects as a NATS service, which `nats micro ls` lists.
 
         Args:
             name: the service's name.
-            description: for people.
-            endpoints: what gives the body of the answer, by subject.
+            description: shown by `nats micro info`.
+            endpoints: by subject, the function that returns the body of an answer.
         """
         service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
 
@@ -308,7 +318,7 @@ class Connection:
                 except BusError as error:
                     await request.respond_error("503", str(error))
                 except Exception as error:
-                    log.exception("%s: no answer", request.subject)
+                    log.exception("The service %s failed.", request.subject)
                     await request.respond_error("500", type(error).__name__)
                 else:
                     await request.respond(body)
@@ -322,12 +332,12 @@ class Connection:
 
 
 def to_message(message: Msg) -> Message:
-    """The client's message as ours."""
+    """Convert a message of the client's."""
     return Message(message.subject, message.data, message.headers or {}, message.reply)
 
 
 def what(error: Exception) -> str:
-    """Some of the client's errors have no text."""
+    """The error's text, or its type: some of the client's errors have no text."""
     return str(error) or type(error).__name__
 
 
@@ -337,5 +347,5 @@ def _inbox_prefix(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """A broker's URL, or several, as they may be shown and logged."""
+    """A broker's URL, or several, without credentials: for the screen and the log."""
     return ",".join(part.rpartition("@")[2] for part in url.split(","))

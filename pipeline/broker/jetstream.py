@@ -1,4 +1,4 @@
-"""JetStream on a connection: stored publishes with a fence, what stands in streams, the answers' record."""
+"""JetStream on a connection: stored and fenced publishes, reading streams, the broker's clock, answers' records."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from pipeline.wire.subjects import (
     STREAM_REQUESTS,
 )
 
-# A publish that must be stored is tried again for this long with the same message id: a cluster without a leader is
-# back within seconds.
+# A stored publish is retried for this long, with the same message id: a cluster elects a leader within seconds.
 STORE_PATIENCE_S = 12.0
 _STORE_PAUSE_S = 0.05
 _STORE_PAUSE_MOST_S = 1.0
@@ -42,7 +41,7 @@ _FULL = 10077
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
 BATCH = 500
-# Five hundred long requests at once would overrun the client's buffers.
+# Five hundred long requests at once would exceed the client's buffers.
 _SCAN_BYTES = 8 << 20
 _END_OF_BATCH = ("204", "404")
 # Drift over this time is a millisecond; a machine that was suspended finds the broker's time again within it.
@@ -50,16 +49,16 @@ _SAMPLE_EVERY_S = 10.0
 
 
 class LaneFull(BusError):
-    """The lane's bound refuses another request."""
+    """The lane holds as many requests as it may."""
 
 
 class Fenced(BusError):
-    """Somebody else has written to the subject since: the expected last sequence is not the last."""
+    """The expected last sequence is not the last: another process has written to the subject."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A message as it stands in a stream; `stored_at` in UTC seconds. It has been handed to nobody, or nobody asks."""
+    """A message read from a stream. `stored_at`: UTC seconds. `delivered` is 1: reading is no delivery."""
 
     subject: str
     sequence: int
@@ -70,20 +69,20 @@ class Stored:
 
 
 class Ack(NamedTuple):
-    """What a stream says of a stored publish; `duplicate` where the message id was there already, at that sequence."""
+    """A stream's confirmation. `duplicate`: the message id had been stored before, at that sequence."""
 
     sequence: int
     duplicate: bool
 
 
 class Delivered(msgspec.Struct):
-    """How far a consumer has come: the sequence of the latest message that it has handed over for the first time."""
+    """A consumer's progress: the sequence of the latest message that it delivered for the first time."""
 
     stream_seq: int = 0
 
 
 class ConsumerState(msgspec.Struct):
-    """A durable consumer: requests that wait for it, and that are delivered and not acknowledged."""
+    """A durable consumer: how many requests wait for it, and how many are delivered but not acknowledged."""
 
     name: str
     num_pending: int
@@ -92,7 +91,7 @@ class ConsumerState(msgspec.Struct):
 
 
 class StreamState(msgspec.Struct, frozen=True):
-    """What a stream holds. Of two that are equal, nothing was stored or removed in between."""
+    """What a stream holds. Two equal states mean that nothing was stored or removed in between."""
 
     messages: int
     first_seq: int
@@ -130,7 +129,7 @@ _puback = msgspec.json.Decoder(_PubAck)
 
 
 class Bus(Connection):
-    """A connection to the broker with what JetStream adds: stored publishes, and reading what is stored."""
+    """A connection to the broker with JetStream: stored publishes, and reading streams."""
 
     async def store(
         self,
@@ -141,7 +140,7 @@ class Bus(Connection):
         expected_last: int | None = None,
         patience_s: float = STORE_PATIENCE_S,
     ) -> int:
-        """As `put`; returns the sequence alone."""
+        """As `put`; returns only the sequence."""
         return (
             await self.put(subject, data, headers=headers, expected_last=expected_last, patience_s=patience_s)
         ).sequence
@@ -155,24 +154,24 @@ class Bus(Connection):
         expected_last: int | None = None,
         patience_s: float = STORE_PATIENCE_S,
     ) -> Ack:
-        """Publish to a stream and wait until it is stored; tries again while the broker is away.
+        """Publish to a stream and wait until the message is stored. Retries while the broker is away.
 
-        Safe to repeat only because the headers carry a message id, or expected_last is given.
+        A retry is safe only if the headers contain a message id, or expected_last is given.
 
         Args:
-            subject: of the stream.
+            subject: one of the stream's.
             data: the body.
-            headers: `Nats-Msg-Id` among them where the subject is not fenced.
-            expected_last: the sequence of the last message on the subject (0: none), else the publish is refused.
-            patience_s: for how long to try.
+            headers: with a `Nats-Msg-Id`, unless expected_last is given.
+            expected_last: the sequence that must be the last one on the subject (0: none yet).
+            patience_s: how long to retry, seconds.
 
         Returns:
-            Where it stands in the stream.
+            The message's place in the stream.
 
         Raises:
-            Fenced: expected_last is not the last.
-            LaneFull: the lane's bound.
-            Unreachable: the broker did not answer within patience_s, or no stream takes the subject.
+            Fenced: expected_last is not the last sequence.
+            LaneFull: the lane is full.
+            Unreachable: the broker did not answer within patience_s, or no stream accepts the subject.
             BusError: any other refusal.
         """
         sent = dict(headers or {})
@@ -195,15 +194,15 @@ class Bus(Connection):
                 raise Fenced(subject)
             if ack.error.err_code == _FULL:
                 raise LaneFull(f"{subject} is full")
-            raise BusError(f"{subject} was not stored: {ack.error.description}")
+            raise BusError(f"The broker refused a message on {subject}: {ack.error.description}")
 
     async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> _PubAck:
         answer = await self.request(subject, data, headers=headers)
         if answer.status is not None:
-            raise Unreachable(f"no stream takes {subject} (status {answer.status})")
+            raise Unreachable(f"No stream accepts {subject} (status {answer.status})")
         ack = _puback.decode(answer.data)
         if ack.error is not None and ack.error.code == _UNAVAILABLE and ack.error.err_code != _FULL:
-            # A leader is being elected, say.
+            # For example while a leader is being elected.
             raise Unreachable(f"{subject}: {ack.error.description}")
         return ack
 
@@ -234,10 +233,10 @@ class Bus(Connection):
             await wait_set(reconnected, _SAMPLE_EVERY_S)
             reconnected.clear()
 
-    # ---- what stands in streams
+    # ---- reading streams
 
     async def consumers(self, stream: str) -> list[ConsumerState]:
-        """The durable consumers of a stream, in one request.
+        """The durable consumers of a stream, with one request.
 
         Raises:
             Unreachable: the broker does not answer.
@@ -255,7 +254,7 @@ class Bus(Connection):
         return _stream_info.decode(answer.data).state
 
     async def stored(self, stream: str, sequence: int) -> Stored | None:
-        """One message of a stream, or None where it is not there any more.
+        """One message of a stream, or None if it was removed.
 
         Raises:
             Unreachable: the stream does not answer.
@@ -266,15 +265,15 @@ class Bus(Connection):
         return to_stored(answer)
 
     async def delete(self, stream: str, sequence: int) -> bool:
-        """Remove one message from a stream. Returns whether it was there."""
+        """Remove one message from a stream. Returns whether it existed."""
         body = msgspec.json.encode({"seq": sequence, "no_erase": True})
         answer = await self.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", body)
         return _puback.decode(answer.data).error is None
 
     async def scan(self, stream: str, subject: str) -> AsyncIterator[Message]:
-        """All messages of a stream on a subject, which may hold wildcards, oldest first.
+        """All messages of a stream on a subject, oldest first. The subject may contain wildcards.
 
-        Each has `Nats-Stream`, `Nats-Subject` and `Nats-Sequence` among its headers.
+        Their headers include `Nats-Stream`, `Nats-Subject` and `Nats-Sequence`.
 
         Raises:
             Unreachable: the stream does not answer.
@@ -286,9 +285,9 @@ class Bus(Connection):
             start = int(batch[-1].headers[STORED_SEQUENCE]) + 1
 
     async def batch(self, stream: str, subject: str, start: int, *, max_bytes: int = 0) -> list[Message]:
-        """Up to `BATCH` messages on subject from sequence start, in one request (NATS ADR-31, batched direct get).
+        """Up to `BATCH` messages on subject from sequence start, with one request (NATS ADR-31, batched direct get).
 
-        With max_bytes fewer of long ones, but at least one where there is any.
+        With max_bytes fewer, but at least one if there is any.
 
         Raises:
             Unreachable: the stream does not answer.
@@ -306,16 +305,16 @@ class Bus(Connection):
                 elif message.status in _END_OF_BATCH:
                     return found
                 else:
-                    raise Unreachable(f"{stream} does not answer: status {message.status}")
+                    raise Unreachable(f"The stream {stream} does not answer: status {message.status}")
         except (nats.errors.Error, TimeoutError) as error:
-            raise Unreachable(f"{stream} does not answer: {what(error)}") from error
+            raise Unreachable(f"The stream {stream} does not answer: {what(error)}") from error
         finally:
             await subscription.unsubscribe()
 
-    # ---- the answers' record
+    # ---- the records of answers
 
     async def read_answers(self, subject: str) -> list[tuple[int, Answer]]:
-        """All that `LLM_REPLIES` holds on a literal subject, as (sequence, message), oldest first.
+        """All messages of `LLM_REPLIES` on a literal subject as (sequence, message), oldest first.
 
         Raises:
             Unreachable: the stream does not answer.
@@ -337,13 +336,13 @@ class Bus(Connection):
         return int(answer.headers[STORED_SEQUENCE]), answer.data
 
     async def purge(self, stream: str, subject: str, *, up_to: int) -> None:
-        """Remove what a stream holds on a subject, up to a sequence."""
+        """Remove the messages of a stream on a subject, up to and including a sequence."""
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
         await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
 
 
 def to_stored(message: Message) -> Stored:
-    """What the broker's own headers say of a message that was read from a stream."""
+    """A message that was read from a stream, by the headers that the broker added."""
     headers = message.headers
     stored_at = datetime.fromisoformat(headers[STORED_TIME]).timestamp()
     return Stored(headers[STORED_SUBJECT], int(headers[STORED_SEQUENCE]), stored_at, headers, message.data)

@@ -1,4 +1,4 @@
-"""The dead letters on the broker: found, put back on their lanes, thrown away."""
+"""Dead letters on the broker: listing, replaying, purging."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.wire.subjects import DEAD, STREAM_DEAD, Priority
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters are meant: those of an id, of a priority, older than so many seconds, or all."""
+    """Selects dead letters: by id, by priority, by minimum age in seconds, or all."""
 
     id: str | None = None
     priority: Priority | None = None
@@ -20,16 +20,16 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def subject(self) -> str:
-        """Where they stand."""
+        """The subject of the selected letters, with a wildcard for any priority."""
         return f"{DEAD}.{self.priority or '*'}"
 
     def includes(self, letter: DeadLetter, wall_now: float) -> bool:
-        """Whether letter is chosen at wall_now (the broker's UTC seconds)."""
+        """Whether letter is selected at wall_now (the broker's UTC, seconds)."""
         return self.id in (None, letter.id) and wall_now - letter.died_at >= self.older_than_s
 
 
 class Row(msgspec.Struct):
-    """One dead letter in a list. `died_at` is UTC, unix seconds."""
+    """One dead letter in a list. `died_at`: when it was stored, UTC, unix seconds."""
 
     id: str
     priority: Priority
@@ -43,7 +43,7 @@ class Row(msgspec.Struct):
 
 
 class Replayed(msgspec.Struct, frozen=True):
-    """What became of a replay: the lane that the request stands on again, or is too full for it to stand on."""
+    """The result of a replay: the request's lane, and whether that was full and the letter stays."""
 
     id: str
     subject: str
@@ -51,7 +51,7 @@ class Replayed(msgspec.Struct, frozen=True):
 
 
 def as_row(letter: DeadLetter, wall_now: float) -> Row:
-    """A letter as it is listed at wall_now (UTC seconds)."""
+    """A letter's row in a list made at wall_now (the broker's UTC, seconds)."""
     return Row(
         id=letter.id,
         priority=letter.priority,
@@ -66,7 +66,7 @@ def as_row(letter: DeadLetter, wall_now: float) -> Row:
 
 
 async def letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
-    """Oldest first, one after another: bodies may be long and many.
+    """The selected letters, oldest first. They are read one by one: bodies can be long and many.
 
     Raises:
         Unreachable: the broker does not answer.
@@ -78,7 +78,7 @@ async def letters(bus: Bus, chosen: Chosen) -> AsyncIterator[DeadLetter]:
 
 
 async def letter(bus: Bus, sequence: int) -> DeadLetter | None:
-    """One letter, or None where it is not there any more.
+    """One letter, or None if it was removed.
 
     Raises:
         Unreachable: the broker does not answer.
@@ -88,13 +88,13 @@ async def letter(bus: Bus, sequence: int) -> DeadLetter | None:
 
 
 async def replay(bus: Bus, sequence: int) -> Replayed | None:
-    """Put one request back on its lane. Its letter stays where the lane is full.
+    """Store one request on its lane again, and remove its letter. If the lane is full, the letter stays.
 
     Returns:
-        What became of it; None where somebody else has replayed or purged it meanwhile.
+        The result; None if the letter was replayed or purged meanwhile.
 
     Raises:
-        Unreachable: the broker does not answer; replaying again stores the request once.
+        Unreachable: the broker does not answer. Replaying again stores the request only once.
     """
     found = await letter(bus, sequence)
     if found is None:
@@ -109,7 +109,7 @@ async def replay(bus: Bus, sequence: int) -> Replayed | None:
 
 
 async def purge(bus: Bus, sequence: int) -> bool:
-    """Throw one letter away. Returns whether it was there."""
+    """Remove one letter. Returns whether it existed."""
     return await bus.delete(STREAM_DEAD, sequence)
 
 

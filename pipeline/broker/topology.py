@@ -1,7 +1,7 @@
-"""The streams and consumers on the broker, as data, and bringing a broker to that state.
+"""The streams and consumers on the broker as data, and bringing a broker to that state.
 
-Applying is idempotent: a second start changes nothing, a changed setting is migrated where the server can, and refused
-with a clear message where it cannot.
+Applying is idempotent: a second start changes nothing. A changed setting is updated if the server can do that, and
+refused with a clear message if it cannot.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from pipeline.wire.subjects import (
 )
 
 REPLIES_KEPT_S = 600.0
-# What is kept for readers is bounded: beyond this the oldest answers go first.
+# Answers are kept for readers up to this size; the oldest are removed first.
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
-# A backstop only: the routing consumer spills no more than Ollama has room for.
+# A backstop: the router spills no more than Ollama has room for.
 OLLAMA_LANE_MAX_MESSAGES = 1000
 
 
 class TopologyError(Exception):
-    """The broker holds something that cannot become what is configured; the message says what to do."""
+    """A stream or consumer on the broker cannot be changed to the configured one. The message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that `apply` did."""
+    """One change that `apply` made."""
 
     what: str
     action: str
@@ -102,22 +102,22 @@ def _work_queue(name: str, subjects: list[str], max_messages: int, config: Confi
 
 
 def streams(config: Config) -> tuple[Stream, ...]:
-    """Everything headrace keeps on the broker."""
+    """All of headrace's streams and consumers."""
     requests = _work_queue(STREAM_REQUESTS, [lane.subject for lane in LANES], config.lane_max_messages, config)
-    # Every stored request is announced without its body, so that nobody has to ask whether there is work.
+    # Every stored request is announced without its body, so that workers need not poll.
     requests.republish = RePublish(src="llm.request.>", dest=f"{QUEUED_PREFIX}.>", headers_only=True)
     spilled = _work_queue(STREAM_OLLAMA, [ollama_subject(p) for p in Priority], OLLAMA_LANE_MAX_MESSAGES, config)
     spilled.republish = RePublish(src="llm.ollama.>", dest=f"{QUEUED_PREFIX}.ollama.>", headers_only=True)
     replies = StreamConfig(
         name=STREAM_REPLIES,
         subjects=["llm.out.>"],
-        # Engines write to llm.out; what the stream accepts appears under llm.reply, for live readers and late ones.
-        # A plain subscriber of the subject an engine writes to would also see what the fence refuses.
+        # Workers write to llm.out; messages that the stream accepts appear under llm.reply, for live and late readers.
+        # A subscriber to llm.out would also see the messages that the fence refuses.
         subject_transform=SubjectTransform(src="llm.out.>", dest="llm.reply.>"),
         republish=RePublish(src="llm.reply.>", dest="llm.reply.>"),
         retention=RetentionPolicy.LIMITS,
-        # An acknowledged request is gone, so its answer must be there after a crash of the broker, or nobody could tell
-        # that it was answered.
+        # An acknowledged request is removed, so its answer must survive a crash of the broker: it is the only sign that
+        # the request was answered.
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
         max_age=REPLIES_KEPT_S,
@@ -130,7 +130,7 @@ def streams(config: Config) -> tuple[Stream, ...]:
         name=STREAM_STATE,
         subjects=[f"{LOAD}.*", f"{RETURNED}.*"],
         retention=RetentionPolicy.LIMITS,
-        # As durable as the delivery counts from which it is taken off what was given back.
+        # As durable as the delivery counts from which the returns noted here are subtracted.
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
         max_msgs_per_subject=1,
@@ -163,11 +163,11 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     """Bring the broker to the configured state.
 
     Returns:
-        What was created or changed; nothing, the second time.
+        What was created or changed; nothing the second time.
 
     Raises:
-        TopologyError: something there cannot be changed into what is configured.
-        Unreachable: the broker does not answer, or cannot yet.
+        TopologyError: the broker refused a change.
+        Unreachable: the broker does not answer, or is not ready yet.
     """
     changes = []
     try:
@@ -178,20 +178,20 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
                 action = await _apply_consumer(js, stream.name, consumer)
                 changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
     except (nats.errors.Error, TimeoutError) as error:
-        raise Unreachable(f"the broker's streams were not looked at: {str(error) or type(error).__name__}") from error
+        raise Unreachable(f"The broker's streams cannot be read: {str(error) or type(error).__name__}") from error
     return changes
 
 
 async def present(js: JetStreamContext) -> set[str]:
-    """The names of the streams that are there.
+    """The names of the existing streams.
 
     Raises:
-        Unreachable: the broker does not say, which is also its way of telling a user that may not ask.
+        Unreachable: no answer. The broker does not answer a user who lacks the permission either.
     """
     try:
         return {info.config.name or "" for info in await js.streams_info()}
     except (nats.errors.Error, TimeoutError) as error:
-        raise Unreachable(f"not listed by the broker: {str(error) or type(error).__name__}") from error
+        raise Unreachable(f"The broker does not list its streams: {str(error) or type(error).__name__}") from error
 
 
 async def _apply_stream(js: JetStreamContext, wanted: StreamConfig) -> str | None:
@@ -226,16 +226,16 @@ async def _refusable(what: str, call: Any, differences: list[str] | None = None)
     except APIError as error:
         changing = f" while changing {', '.join(differences)}" if differences else ""
         raise TopologyError(
-            f"the broker refused {what}{changing}: {error.description}. "
-            "Drain it and delete the stream by hand (`nats stream rm`), or put the setting back."
+            f"The broker refused {what}{changing}: {error.description}. "
+            "Drain the stream and delete it (`nats stream rm`), or restore the setting."
         ) from error
 
 
 def _differences(wanted: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """The settings that are wanted and otherwise at the broker; what the server adds of itself does not count."""
+    """The wanted settings that differ at the broker. Settings that the server adds itself do not count."""
     return sorted(key for key, value in wanted.items() if value is not None and value != _like(value, present.get(key)))
 
 
 def _like(wanted: Any, present: Any) -> Any:
-    """What the server leaves out is its zero value."""
+    """The present value; the server leaves out zero values."""
     return type(wanted)() if present is None and not isinstance(wanted, dict) else present
