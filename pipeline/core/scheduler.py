@@ -1,17 +1,18 @@
-"""Who is served next: weighted shares of service among the lanes, with a floor and a bound on waiting.
+"""Which lane is served next: weighted shares of service, with a floor and a bound on waiting.
 
 Start-time fair queueing (Goyal, Vin, Cheng, 1996) over priorities: each has a virtual time that advances by the
-service it used divided by its share, and the one that is furthest behind goes first. Service is tokens, not requests,
-so a lane of long answers does not take more than its share. A request is charged an estimate when it starts, so that
-slots which fall free together are spread as well, and corrected to what it really used when it ends. A priority that
-was idle comes back at the present virtual time, that of the one furthest behind among those who take turns: it has
-saved up nothing. Where nothing runs and nothing waits, all begin anew: nobody is owed anything from before.
+service it used divided by its share, and the priority furthest behind goes first. Service is counted in tokens, not
+requests, so a lane of long answers does not take more than its share. A request is charged an estimate when it starts,
+so that slots which become free together are shared as well, and its real cost when it ends. A priority that was idle
+returns at the present virtual time, that of the priority furthest behind among those that take turns: it has saved up
+nothing. When nothing runs and nothing waits, all start again at the same virtual time.
 
-What has waited beyond the bound is started out of turn and not charged: the floor of its priority stays what it is, and
-the virtual time is that of those who take turns.
+A request that has waited beyond the bound is started out of turn and not charged: its priority keeps its floor, and the
+virtual time is that of the priorities that take turns.
 
-Among the lanes of one priority (untriaged, simple, complex) a smooth weighted round robin chooses; a saturated engine
-prefers what only it can answer, by weight and not strictly, so that simple work survives an absent second engine.
+Among the lanes of one priority (untriaged, simple, complex) a smooth weighted round robin chooses. A saturated engine
+prefers requests that only it can answer, by weight and not strictly, so that simple requests are served even if the
+second engine is absent.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from pipeline.wire.subjects import LANES, Lane, Priority, Task
 EVEN = {Task.UNTRIAGED: 1.0, Task.SIMPLE: 1.0, Task.COMPLEX: 1.0}
 PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
 
-# A lane seen empty is asked again after this long even if nothing announced a request: one that was given back, or
-# whose worker died, comes without an announcement.
+# A lane that was empty is asked again after this long even if no request was announced: a request that was returned, or
+# whose worker died, is not announced again.
 RECHECK_S = 0.5
-# While a priority's requests wait beyond the bound, one choice in so many is theirs.
+# While requests of a priority wait beyond the bound, every fourth choice goes to that priority.
 OVERDUE_EVERY = 4
-# A request that used no token, as one that was refused, took a turn all the same: an endless row of them must not
-# keep the others out.
+# A request without any tokens (a refused one, say) is charged this much: an endless row of them must not keep the other
+# priorities out.
 LEAST_COST = 1.0
 _FIRST_ESTIMATE = 64.0
 _SMOOTHING = 0.2
@@ -59,15 +60,15 @@ def _smoothed(mean: float | None, value: float) -> float:
 
 @dataclass(slots=True)
 class _Account:
-    """What is known of one priority.
+    """The account of one priority.
 
     Attributes:
         share: of the service, 0 to 1.
-        virtual_time: how far the service that it was charged has brought it.
+        virtual_time: the service it was charged, divided by its share.
         joined_at: the virtual time at which it joined, `_IN_TURN` once it has been served, and `_IDLE` if all its lanes
             were found empty. A priority that has not been asked yet has joined: its lanes may hold requests.
-        mean_cost: of its latest requests, in weighted tokens; None where none has ended yet.
-        head_stored_at: about when its oldest waiting request was stored (UTC).
+        mean_cost: of its latest requests, in weighted tokens; None until one has ended.
+        head_stored_at: about when its oldest waiting request was stored (the broker's UTC).
     """
 
     share: float
@@ -79,7 +80,7 @@ class _Account:
 
 @dataclass(slots=True)
 class Scheduler:
-    """The choice of the next lane. One writer: the worker that pulls."""
+    """Chooses the next lane. One writer: the pull loop of one process."""
 
     weights: Mapping[Priority, float]
     floor_share: float = 0.05
@@ -103,7 +104,7 @@ class Scheduler:
 
         Args:
             now: monotonic seconds, as in `empty`.
-            wall_now: UTC seconds, as `stored_at` in `start`.
+            wall_now: the broker's UTC seconds, as `stored_at` in `start`.
             saturated: whether the engine is.
         """
         lifted = self._lifted(wall_now)
@@ -130,7 +131,7 @@ class Scheduler:
         saturated: bool = False,
         sequence: int | None = None,
     ) -> None:
-        """Record that a request, stored at stored_at (UTC), was taken from lane, where pending more are left."""
+        """Record that a request, stored at stored_at (the broker's UTC), was taken from lane; pending more are left."""
         is_lifted = lane.priority is self._lifted(wall_now)
         self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
         self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)
@@ -162,7 +163,7 @@ class Scheduler:
         self._begin_anew()
 
     def _estimate(self, account: _Account) -> float:
-        """What a priority's next request will cost: as its latest ones, or else as the latest of all."""
+        """The estimated cost of a priority's next request: as its latest ones, or else as the latest of all."""
         known = account.mean_cost if account.mean_cost is not None else self._mean_cost
         return _FIRST_ESTIMATE if known is None else known
 
@@ -172,8 +173,8 @@ class Scheduler:
         Args:
             lane: the lane.
             now: monotonic seconds.
-            announced: `announced` of the lane when it was asked. What was announced since then came too late for the
-                answer, and the lane is not empty any more.
+            announced: `announced` of the lane when it was asked. A request that was announced since then came too late
+                for the answer, and the lane is not empty.
         """
         if announced is not None and self.announced(lane) > announced:
             return
@@ -185,11 +186,11 @@ class Scheduler:
             self._begin_anew()
 
     def announced(self, lane: Lane) -> int:
-        """The stream sequence of the newest request announced for lane, 0 where there was none."""
+        """The stream sequence of the newest request announced for lane, 0 if there was none."""
         return self._announced.get(lane, 0)
 
     def arrived(self, lane: Lane, sequence: int = 0) -> None:
-        """Record that lane holds a request; sequence is its own where it was announced."""
+        """Record that lane holds a request; sequence is the request's if it was announced."""
         self._announced[lane] = max(sequence, self.announced(lane))
         self._empty_since.pop(lane, None)
         account = self._accounts[lane.priority]
@@ -197,7 +198,7 @@ class Scheduler:
             account.joined_at = self._present()
 
     def forget(self) -> None:
-        """Know nothing about emptiness any more, as after a reconnect: every priority may have work and joins."""
+        """Forget which lanes were empty, as after a reconnect: every priority may have work, and joins."""
         self._empty_since.clear()
         present = self._present()
         for account in self._accounts.values():
@@ -217,17 +218,17 @@ class Scheduler:
         return max(account.virtual_time, min(account.joined_at, self._present()))
 
     def _present(self) -> float:
-        """The virtual time of the one furthest behind among those who take turns; of the last start if nobody does."""
+        """The virtual time of the priority furthest behind among those in turn; of the last start if none is."""
         in_turn = [account.virtual_time for account in self._accounts.values() if account.joined_at == _IN_TURN]
         return min(in_turn, default=self._virtual_now)
 
     def _begin_anew(self) -> None:
-        """Put all at the same virtual time where nothing runs and nothing waits."""
+        """Put all at the same virtual time when nothing runs and nothing waits."""
         if not self._charged and all(account.joined_at == _IDLE for account in self._accounts.values()):
             self._virtual_now = max(account.virtual_time for account in self._accounts.values())
 
     def _lifted(self, wall_now: float) -> Priority | None:
-        """The priority whose turn it is because its requests have waited beyond the bound."""
+        """The priority that goes first because its requests have waited beyond the bound, or None."""
         if self._choices_since_overdue + 1 < OVERDUE_EVERY:
             return None
         heads = {p: a.head_stored_at for p, a in self._accounts.items() if a.head_stored_at is not None}
