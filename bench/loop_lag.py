@@ -22,10 +22,10 @@ import msgspec
 
 from bench.servers import single
 from consumers.engines.local.process import EngineProcess
-from consumers.mlx import SOURCE
 from consumers.models.names import located, served_name_of
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.delivery.taking import MLX_SOURCE
 from pipeline.process.lifecycle import Lifecycle, loop_factory
 from pipeline.process.role import role
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
@@ -86,7 +86,7 @@ async def measure(slots: int, seconds: float, folder: Path) -> None:
             role("mlx", config) as me,
             EngineProcess(config, model_path=model_path, served_name=served_name) as engine,
         ):
-            worker = Worker(me, engine, config, SOURCE)
+            worker = Worker(me, engine, config, MLX_SOURCE)
             lifecycle = Lifecycle("mlx", drain_timeout_s=5)
             await queue(me.bus, int(slots * seconds * 2))
             serving = asyncio.create_task(worker.run(lifecycle))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from consumers.engines.local.process import EngineProcess
 from consumers.models.names import located, served_name_of
 from pipeline.config import Config
+from pipeline.delivery.taking import MLX_SOURCE
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
-from pipeline.wire.subjects import LANES, QUEUED_PREFIX, STREAM_REQUESTS
-from pipeline.worker.worker import Source, Worker
-
-SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
+from pipeline.worker.worker import Worker
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
@@ -20,4 +18,4 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         role("mlx", config) as me,
         EngineProcess(config, model_path=model_path, served_name=served_name) as engine,
     ):
-        await Worker(me, engine, config, SOURCE).run(lifecycle)
+        await Worker(me, engine, config, MLX_SOURCE).run(lifecycle)

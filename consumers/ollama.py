@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from consumers.engines.ollama import OllamaEngine
 from pipeline.config import Config
+from pipeline.delivery.taking import OLLAMA_SOURCE
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
-from pipeline.wire.subjects import STREAM_OLLAMA, Lane, Priority, Task, ollama_consumer
-from pipeline.worker.worker import Source, Worker
-
-SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
+from pipeline.worker.worker import Worker
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
     async with role("ollama", config) as me, OllamaEngine(config) as engine:
-        await Worker(me, engine, config, SOURCE).run(lifecycle)
+        await Worker(me, engine, config, OLLAMA_SOURCE).run(lifecycle)

@@ -8,42 +8,34 @@ MLX serves.
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
 
 import msgspec
 
 from consumers.engines.ollama import OllamaClient
 from consumers.router.triage import Triage
-from pipeline.broker.connection import BusError, Delivery, Message, Subscription
+from pipeline.aio import wait_set
+from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.ending import Abandoned, Moved, Outcome, Returned, Settled
-from pipeline.core.envelope import read_envelope
 from pipeline.core.rests import LaneRests
 from pipeline.core.saturation import Capacity
-from pipeline.core.scheduler import Scheduler
 from pipeline.core.triage import Room, saturated
 from pipeline.delivery.held import Fresh, Held, Resumed
-from pipeline.delivery.lease import LeaseKeeper
-from pipeline.delivery.puller import Puller
+from pipeline.delivery.taking import Source, Taken, Taking
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import (
     EVENT,
-    LANE_OF_SUBJECT,
     LANES,
     QUEUED_PREFIX,
-    STORED_SEQUENCE,
-    STORED_SUBJECT,
     STREAM_REQUESTS,
     Lane,
     Move,
     Priority,
     Task,
 )
-
-log = logging.getLogger(__name__)
 
 _event_decoder = msgspec.json.Decoder(RequestEvent)
 
@@ -52,7 +44,9 @@ UNDERWAY_S = 10.0
 # Nothing opens the gate without an event, but facts go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
-_LANES = tuple(lane for lane in LANES if lane.task is not Task.COMPLEX)
+_SOURCE = Source(
+    STREAM_REQUESTS, {lane: lane.consumer for lane in LANES if lane.task is not Task.COMPLEX}, QUEUED_PREFIX
+)
 
 
 @dataclass(slots=True)
@@ -62,37 +56,30 @@ class Router:
     me: Role
     config: Config
     client: OllamaClient
-    _scheduler: Scheduler = field(init=False)
-    _puller: Puller = field(init=False)
-    _leases: LeaseKeeper = field(init=False)
+    _taking: Taking = field(init=False)
     _triage: Triage = field(init=False)
     _underway: dict[str, float] = field(init=False, default_factory=dict)
     _rests: LaneRests = field(init=False, default_factory=LaneRests)
     _handling: asyncio.Future[None] | None = field(init=False, default=None)
-    _announcements: Subscription | None = field(init=False, default=None)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        config = self.config
-        self._triage = Triage(self.me, config, self.client)
-        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, _LANES)
-        self._puller = Puller(self.me.bus, STREAM_REQUESTS, self._on_surplus, config.lease_s)
-        self._leases = LeaseKeeper(config.lease_s, clock=self.me.bus.clock)
+        self._triage = Triage(self.me, self.config, self.client)
+        self._taking = Taking(self.me, self.config, _SOURCE)
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Route until lifecycle asks to stop."""
         self.me.peers.on_change = self._changed.set
-        self.me.bus.on_reconnect(self._scheduler.forget)
-        await self._puller.start()
+        await self._taking.start()
         await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
         lifecycle.report("ready")
         async with asyncio.TaskGroup() as group:
-            renewing, routing = group.create_task(self._leases.run()), group.create_task(self._route())
+            renewing, routing = group.create_task(self._taking.leases.run()), group.create_task(self._route())
             await lifecycle.stopping.wait()
             routing.cancel()
             # Between the two steps of a move a request is in two places: it is not left there.
             await asyncio.wait({routing, *filter(None, [self._handling])})
-            await self._puller.close()
+            await self._taking.close()
             renewing.cancel()
 
     # ---- the gate
@@ -125,96 +112,55 @@ class Router:
             answer_ms=answer_s * 1000,
         )
 
-    # ---- pulling
+    # ---- taking
 
     async def _route(self) -> None:
+        clock = self.me.bus.clock
         while True:
             priorities = self._open_for()
-            await self._listen(for_work=bool(priorities))
             if not priorities:
+                await self._taking.ignore()
                 await self._until_changed()
                 continue
-            await self._leases.until_certain()
-            began_at = asyncio.get_running_loop().time()
-            try:
-                delivery = await self._next_delivery(priorities)
-                if delivery is not None:
-                    self._handling = asyncio.ensure_future(self._handle(delivery))
-                    await asyncio.shield(self._handling)
-            except BusError as error:
-                log.warning("routing waits for the broker: %s", error)
-                delivery = None
-            if delivery is None and asyncio.get_running_loop().time() - began_at < _PAUSE_S:
+            await self._taking.listen()
+            began_at, taken = clock.now(), await self._next(priorities)
+            if taken is not None:
+                self._handling = asyncio.ensure_future(self._handle(taken))
+                await asyncio.shield(self._handling)
+            elif clock.now() - began_at < _PAUSE_S:
                 await asyncio.sleep(_PAUSE_S)
 
-    async def _listen(self, *, for_work: bool) -> None:
-        """Hear what is stored, while anything is pulled."""
-        if for_work and self._announcements is None:
-            self._announcements = await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_announcement)
-            self._scheduler.forget()
-        elif not for_work and self._announcements is not None:
-            await self.me.bus.unsubscribe(self._announcements)
-            self._announcements = None
-
-    async def _until_changed(self) -> None:
-        try:
-            async with asyncio.timeout(_LOOK_AGAIN_S):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        self._changed.clear()
-
-    async def _next_delivery(self, priorities: set[Priority]) -> Delivery | None:
-        loop = asyncio.get_running_loop()
+    async def _next(self, priorities: set[Priority]) -> Taken | None:
         lanes = self._lanes_of(priorities)
-        for lane in self._scheduler.order(loop.time(), wall_now=self.me.bus.clock.wall()):
-            if lane not in lanes:
-                continue
-            announced = self._scheduler.announced(lane)
-            if delivery := await self._puller.take(lane.consumer):
-                return delivery
-            self._scheduler.empty(lane, loop.time(), announced=announced)
         if not lanes:
             await self._until_changed()
             return None
-        return await self._puller.wait([lane.consumer for lane in lanes], self._until_shut(priorities, lanes))
+        return await self._taking.next(lambda: self._until_shut(priorities, lanes), lanes=lanes)
+
+    async def _until_changed(self) -> None:
+        await wait_set(self._changed, _LOOK_AGAIN_S)
+        self._changed.clear()
 
     def _lanes_of(self, priorities: set[Priority]) -> list[Lane]:
-        """What may be pulled now."""
-        now = asyncio.get_running_loop().time()
-        return [lane for lane in _LANES if lane.priority in priorities and not self._rests.has_left(lane, now)]
+        """The lanes that may be pulled from now."""
+        now = self.me.bus.clock.now()
+        return [
+            lane for lane in _SOURCE.consumers if lane.priority in priorities and not self._rests.has_left(lane, now)
+        ]
 
     async def _until_shut(self, priorities: set[Priority], lanes: list[Lane]) -> None:
-        """Ends when what is being pulled is no longer what the gate is open for."""
+        """Ends when the gate is no longer open for the priorities or lanes that are being pulled."""
         while self._open_for() == priorities and self._lanes_of(priorities) == lanes:
             await self._until_changed()
 
-    async def _on_surplus(self, delivery: Delivery) -> None:
-        await self._hold(delivery).end(Returned())
-
-    def _hold(self, delivery: Delivery) -> Held:
-        envelope = read_envelope(delivery, *LANE_OF_SUBJECT[delivery.message.subject])
-        return Held.taken(self.me.bus, delivery, envelope, self._leases, tracing=self.me.tracing)
-
     # ---- one request
 
-    async def _handle(self, delivery: Delivery) -> None:
-        held = self._hold(delivery)
-        envelope, lane = held.envelope, LANE_OF_SUBJECT[delivery.message.subject]
-        self._scheduler.start(
-            envelope.id,
-            lane,
-            stored_at=envelope.stored_at,
-            pending=delivery.pending,
-            now=asyncio.get_running_loop().time(),
-            wall_now=self.me.bus.clock.wall(),
-            sequence=delivery.sequence,
-        )
+    async def _handle(self, taken: Taken) -> None:
         try:
-            await self._end(held, lane)
+            await self._end(taken.held, taken.lane)
         finally:
-            held.release()
-            self._scheduler.finish(envelope.id, 1.0)
+            taken.held.release()
+            self._taking.finish(taken, 1.0)
 
     async def _end(self, held: Held, lane: Lane) -> None:
         match await held.open():
@@ -222,7 +168,7 @@ class Router:
                 await held.end(outcome)
             case Resumed():
                 # MLX alone can go on with the answer; in another lane the request would wait again.
-                self._rests.leave(lane, asyncio.get_running_loop().time())
+                self._rests.leave(lane, self.me.bus.clock.now())
                 await held.end(Returned())
             case Fresh():
                 with held.process() as span:
@@ -238,11 +184,6 @@ class Router:
             self._underway.pop(held.envelope.id, None)
 
     # ---- listening
-
-    async def _on_announcement(self, message: Message) -> None:
-        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
-        if lane is not None and lane in _LANES:
-            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
 
     async def _on_started(self, message: Message) -> None:
         self._underway.pop(_event_decoder.decode(message.data).id, None)

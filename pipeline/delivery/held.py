@@ -66,6 +66,7 @@ class _Grip(Protocol):
     data: bytes
 
     def holds(self) -> bool: ...
+    def when_lost(self, callback: Callable[[], None]) -> None: ...
     def release(self) -> None: ...
     async def remove(self) -> None: ...
     async def nak(self, delay_s: float) -> None: ...
@@ -76,16 +77,19 @@ class _Grip(Protocol):
 class _Leased:
     """A request that a durable consumer delivered, under a lease."""
 
-    def __init__(self, bus: Bus, delivery: Delivery, leases: LeaseKeeper, on_lost: Callable[[], None]) -> None:
+    def __init__(self, bus: Bus, delivery: Delivery, leases: LeaseKeeper) -> None:
         self._bus = bus
         self._delivery = delivery
         self._leases = leases
-        self._lease = leases.hold(delivery, on_lost)
+        self._lease = leases.hold(delivery)
         self.subject, self.data = delivery.message.subject, delivery.message.data
         self.sequence, self.stored_at, self.headers = delivery.sequence, delivery.stored_at, delivery.headers
 
     def holds(self) -> bool:
         return self._lease.holds()
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        self._lease.on_lost = callback
 
     def release(self) -> None:
         self._leases.release(self._lease)
@@ -114,6 +118,9 @@ class _Queued:
 
     def holds(self) -> bool:
         return True
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        pass
 
     def release(self) -> None:
         pass
@@ -178,7 +185,6 @@ class Held:
         *,
         tracing: Tracing,
         engine: EngineName | None = None,
-        on_lost: Callable[[], None] = lambda: None,
     ) -> Self:
         """Hold a request that was delivered, from now on under a lease.
 
@@ -190,10 +196,9 @@ class Held:
                 be another process's by now: it can only be abandoned.
             tracing: for spans.
             engine: whose worker holds it, None for the router.
-            on_lost: called once if the lease runs out.
         """
         doubtful = leases.stood_still()
-        grip = _Leased(bus, delivery, leases, on_lost)
+        grip = _Leased(bus, delivery, leases)
         return cls(bus, grip, envelope, tracing=tracing, engine=engine, doubtful=doubtful)
 
     @classmethod
@@ -210,6 +215,10 @@ class Held:
     def waited_ms(self) -> float:
         """How long the request had been stored when it was taken."""
         return max(0.0, (self._taken_at - self.envelope.stored_at) * 1000)
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Have callback called once if the lease runs out."""
+        self._grip.when_lost(callback)
 
     # ---- working on it
 

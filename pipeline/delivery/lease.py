@@ -26,8 +26,8 @@ class Lease:
 
     delivery: Delivery
     expires_at: float
-    on_lost: Callable[[], None]
     clock: Clock
+    on_lost: Callable[[], None] = lambda: None
 
     def holds(self) -> bool:
         """Whether the request is still ours, as far as this process can know."""
@@ -53,9 +53,9 @@ class LeaseKeeper:
     def __post_init__(self) -> None:
         self._standstill = Standstill(self.lease_s, self.clock.now())
 
-    def hold(self, delivery: Delivery, on_lost: Callable[[], None]) -> Lease:
-        """Keep a delivery until `release`; on_lost is called once if its lease runs out before."""
-        lease = Lease(delivery, self.clock.now() + self.lease_s, on_lost, self.clock)
+    def hold(self, delivery: Delivery) -> Lease:
+        """Keep a delivery until `release`. The lease's `on_lost` is called once if it runs out before."""
+        lease = Lease(delivery, self.clock.now() + self.lease_s, self.clock)
         self._leases.append(lease)
         return lease
 

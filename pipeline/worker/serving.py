@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.broker.clock import Clock
-from pipeline.broker.connection import Delivery
 from pipeline.config import Config
 from pipeline.core.answer import AnswerWriter, Record, decide, expired
 from pipeline.core.ending import Abandoned, Answered, Loss, Outcome, Settled, failure
 from pipeline.core.envelope import Envelope
 from pipeline.core.placement import KnownModels, after_error
 from pipeline.delivery.held import Held, MustEnd
-from pipeline.delivery.lease import LeaseKeeper
 from pipeline.engine import Engine, Generation, Misbehaved, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
@@ -41,16 +39,12 @@ class ServingContext:
         me: the role's connection, peers and spans.
         engine: answers the requests.
         config: the settings.
-        leases: of the requests in this worker's hands.
-        on_slot_left: called when a request has left its slot, before its end is written.
         patience_s: how long Ollama's workers have to say which models they have.
     """
 
     me: Role
     engine: Engine
     config: Config
-    leases: LeaseKeeper
-    on_slot_left: Callable[[], None]
     patience_s: float = PATIENCE_S
     _began_at: float = field(init=False)
 
@@ -76,34 +70,33 @@ class ServingContext:
 
 @dataclass(slots=True)
 class Serving:
-    """One delivery being served. `run` ends it in exactly one way; `interrupt` decides that way from outside.
+    """One request being served. `run` ends it in exactly one way; `interrupt` decides that way from outside.
+
+    Args:
+        context: shared by the worker's servings.
+        held: the request.
+        reason: why this engine serves it.
+        on_slot_left: called when the request has left the engine, before its end is written.
 
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
-        in_slot: whether it takes up one of the engine's slots, or may yet.
     """
 
     context: ServingContext
-    delivery: Delivery
-    envelope: Envelope
+    held: Held
     reason: str
-    cost_tokens: tuple[int, int] = (0, 0)
-    in_slot: bool = True
-    _held: Held = field(init=False)
+    on_slot_left: Callable[[], None] = lambda: None
+    cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        context = self.context
-        self._held = Held.taken(
-            context.me.bus,
-            self.delivery,
-            self.envelope,
-            context.leases,
-            tracing=context.me.tracing,
-            engine=context.engine.name,
-            on_lost=lambda: self.interrupt(Abandoned(Loss.LEASE)),
-        )
+        self.held.when_lost(lambda: self.interrupt(Abandoned(Loss.LEASE)))
+
+    @property
+    def envelope(self) -> Envelope:
+        """The request's."""
+        return self.held.envelope
 
     def interrupt(self, outcome: Outcome) -> None:
         """End the serving with outcome: cancelled, expired, returned or abandoned.
@@ -119,17 +112,17 @@ class Serving:
         """Serve the request and end it. Cancelling leaves it to another delivery, once its lease has run out."""
         deadline = self._arm_deadline()
         try:
-            opened = await self._held.open()
+            opened = await self.held.open()
             if isinstance(opened, Settled | Abandoned):
-                await self._held.end(opened)
+                await self.held.end(opened)
                 return
-            with self._held.process() as span:
+            with self.held.process() as span:
                 span.queue_wait(self.envelope.stored_at, self.context.clock.wall())
-                await self._held.end(await self._outcome(opened.record, span))
+                await self.held.end(await self._outcome(opened.record, span))
         finally:
             if deadline is not None:
                 deadline.cancel()
-            self._held.release()
+            self.held.release()
 
     def _arm_deadline(self) -> asyncio.TimerHandle | None:
         if self.envelope.deadline is None:
@@ -143,7 +136,7 @@ class Serving:
         """Do the work. Returns how the request ends."""
         refusal = decide(
             self.envelope,
-            tries=self._held.tries,
+            tries=self.held.tries,
             max_attempts=self.context.config.max_attempts,
             wall_now=self.context.clock.wall(),
         )
@@ -171,8 +164,8 @@ class Serving:
 
     async def _work(self, record: Record, span: ProcessSpan) -> Outcome:
         try:
-            request = decode_request(self._held.body, max_body_bytes=self.context.config.max_body_bytes)
-            await self._held.check_reply_to()
+            request = decode_request(self.held.body, max_body_bytes=self.context.config.max_body_bytes)
+            await self.held.check_reply_to()
         except HeadraceError as error:
             return failure(error)
         try:
@@ -185,7 +178,7 @@ class Serving:
     def _after(self, error: HeadraceError, request: Request, span: ProcessSpan) -> Outcome:
         """How the request ends after an error of the engine's."""
         if isinstance(error, Misbehaved) or error.code in (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE):
-            log.warning("%s: attempt %d failed: %s", self.envelope.id, self._held.attempt, error)
+            log.warning("%s: attempt %d failed: %s", self.envelope.id, self.held.attempt, error)
             span.fail(error)
         return after_error(
             error,
@@ -193,12 +186,12 @@ class Serving:
             envelope=self.envelope,
             request=request,
             models=self.context.models(),
-            tries=self._held.tries,
+            tries=self.held.tries,
             max_attempts=self.context.config.max_attempts,
         )
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
-        engine, envelope, held = self.context.engine, self.envelope, self._held
+        engine, envelope, held = self.context.engine, self.envelope, self.held
         model = engine.resolve(request.wanted_model)
         answer = self._answer(model, record)
         answer.first_token_at = await held.first_said_at(record)
@@ -228,7 +221,7 @@ class Serving:
             self.envelope,
             engine.name,
             model,
-            self._held.attempt,
+            self.held.attempt,
             self.context.clock.wall(),
             self.reason,
             engine.simulated,
@@ -244,7 +237,7 @@ class Serving:
         with self.context.me.tracing.embeddings(
             request, request_id=self.envelope.id, engine=engine.name, model=model
         ) as span:
-            await self._held.began(wait_ms=answer.queue_ms)
+            await self.held.began(wait_ms=answer.queue_ms)
             embedded = await engine.embedder.embed(request, model)
             span.finish(embedded.prompt_tokens, model=model)
         self.cost_tokens = (embedded.prompt_tokens, 0)
@@ -275,7 +268,7 @@ class Serving:
             if piece.restarted:
                 answer.attempt += piece.restarted
                 if request.streams:
-                    await self._held.say(answer.status("restarted"))
+                    await self.held.say(answer.status("restarted"))
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             chunk = answer.chunk(piece, clock.wall())
@@ -283,7 +276,7 @@ class Serving:
                 waits_for_first = False
                 chat.first_chunk(clock.now() - began_at)
             if request.streams and chunk is not None:
-                await self._held.say(chunk)
+                await self.held.say(chunk)
             if piece.finish_reason is not None and piece.usage is not None:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
@@ -292,5 +285,4 @@ class Serving:
     async def _leave_slot(self, generation: Generation) -> None:
         """Let the next request begin while the end of this one is still being written."""
         await generation.close()
-        self.in_slot = False
-        self.context.on_slot_left()
+        self.on_slot_left()

@@ -1,28 +1,25 @@
-"""A worker: pulls requests as its engine has room, serves them side by side, says how it is, and drains."""
+"""A worker: takes requests as its engine has room, serves them concurrently, publishes its status, and drains."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from pipeline.aio import Background
 from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.config import Config
 from pipeline.core.ending import Failed, Returned
-from pipeline.core.envelope import Envelope, read_envelope
-from pipeline.core.scheduler import Scheduler
-from pipeline.delivery.held import Held
-from pipeline.delivery.lease import LeaseKeeper
+from pipeline.core.permits import Permit, Permits
 from pipeline.delivery.puller import Puller
+from pipeline.delivery.taking import Source, Taken, Taking
 from pipeline.engine import Engine
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.wire.subjects import CANCEL, LANE_OF_SUBJECT, STORED_SEQUENCE, STORED_SUBJECT, WORKER, Lane, Priority
+from pipeline.wire.subjects import CANCEL, WORKER, Priority
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
 
@@ -31,40 +28,34 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 1.0
 # Changes within this time share one status.
 _STATUS_GATHER_S = 0.02
-# With more free slots than these, pulls stand on when one of them is answered: one is for the request that came, one
-# for the pull loop's next, the third for what races with it.
+# With at least this many free slots besides that of the request that arrived, the other pulls stay open: one slot is
+# for the next request, one for a request that races with it.
 _KEEP_STANDING = 2
-# What was begun elsewhere is gone on with beyond the slots, up to so many times their number.
-_MOST_FULL = 2
-# Between two rounds of pulls where the broker refuses them.
+# Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
+# Requests that are returned at the end of a drain have this long to be returned.
+_RETURNING_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a worker's requests come from.
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request that is served under a permit; `permit` is released when the request leaves the engine."""
 
-    Attributes:
-        stream: the work queue.
-        consumers: the durable consumer of each lane.
-        announcements: where the stream announces what it stores, or empty where it does not.
-    """
-
-    stream: str
-    consumers: Mapping[Lane, str]
-    announcements: str = ""
+    taken: Taken
+    serving: Serving
+    permit: Permit
 
 
 @dataclass(slots=True)
 class Worker:
-    """Runs one engine's requests until it is told to stop.
+    """Serves one engine's requests until it is told to stop.
 
     Args:
         me: the role's connection and name.
         engine: entered by the caller, and left after `run`.
         config: the settings.
-        source: what to pull.
-        patience_s: how long Ollama's workers have to say which models they have.
+        source: where the requests come from.
+        patience_s: how long Ollama's workers have to report their models.
     """
 
     me: Role
@@ -72,222 +63,196 @@ class Worker:
     config: Config
     source: Source
     patience_s: float = PATIENCE_S
-    _scheduler: Scheduler = field(init=False)
-    _leases: LeaseKeeper = field(init=False)
     _context: ServingContext = field(init=False)
-    _puller: Puller = field(init=False)
+    _permits: Permits = field(init=False, default_factory=Permits)
+    _taking: Taking = field(init=False)
+    _orphans: Puller = field(init=False)
     _rescue: Rescue = field(init=False)
-    _lane_of: dict[str, Lane] = field(init=False)
-    _servings: dict[str, Serving] = field(init=False, default_factory=dict)
-    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _jobs: set[_Job] = field(init=False, default_factory=set)
+    _tasks: Background = field(init=False, default_factory=Background)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _room: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _draining: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        config = self.config
-        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, tuple(self.source.consumers))
-        self._leases = LeaseKeeper(config.lease_s, self._changed.set, self.me.bus.clock)
-        self._context = ServingContext(self.me, self.engine, config, self._leases, self._note_change, self.patience_s)
-        self._puller = Puller(self.me.bus, self.source.stream, self._on_surplus, config.lease_s)
+        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s)
+        self._taking = Taking(
+            self.me,
+            self.config,
+            self.source,
+            engine=self.engine.name,
+            on_surplus=self._on_surplus,
+            on_renewed=self._changed.set,
+            saturated=lambda: self._saturated,
+        )
+        self._orphans = self._taking.puller()
         self._rescue = Rescue(
             self.me,
             self.engine.name,
-            self.source.stream,
-            tuple(self.source.consumers.values()),
-            self._leases,
+            self.source,
+            self._taking.leases,
             held=self._held,
-            room=self._room_beyond,
-            begin=self._begin,
-            on_surplus=self._on_surplus,
+            room=lambda: self._observed().overflow_room,
+            take=self._take_orphan,
         )
-        self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
     async def run(self, lifecycle: Lifecycle) -> None:
-        """Serve until lifecycle asks to stop; then finish what runs, or hand it back at the drain deadline."""
+        """Serve until lifecycle asks to stop; then finish what runs, or return it at the drain deadline."""
         self.engine.on_change(self._note_change)
-        self.me.bus.on_reconnect(self._scheduler.forget)
-        await self._puller.start()
-        await self._rescue.start()
+        await self._taking.start()
+        await self._orphans.start()
+        self._rescue.start()
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
-        if self.source.announcements:
-            await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
+        await self._taking.listen()
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(self._leases.run()), group.create_task(self._report_status(lifecycle))]
+            beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]
             taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
+            self._permits.close()
             self._note_change()
             for task in taking:
                 task.cancel()
             await asyncio.wait(taking)
             await self._finish(lifecycle)
-            for task in background:
+            for task in beside:
                 task.cancel()
-        await self._say_status("gone")
+        await self._publish_status("gone")
 
-    # ---- pulling
+    # ---- taking
 
     async def _pull(self) -> None:
         while True:
-            await self._leases.until_certain()
-            await self._until_there_is_room()
-            if (delivery := await self._next_delivery()) is not None:
-                self._begin(delivery)
-            elif self._puller.refused:
+            permit, taken = await self._reserved(), None
+            try:
+                taken = await self._taking.next(
+                    self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
+                )
+            finally:
+                if taken is None:
+                    self._release(permit)
+            if taken is not None:
+                self._begin(taken, permit)
+            elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
-    async def _next_delivery(self) -> Delivery | None:
-        """The next request by the scheduler's order; stands on all lanes when none is known to hold one."""
-        now = asyncio.get_running_loop().time()
-        for lane in self._scheduler.order(now, wall_now=self.me.bus.clock.wall(), saturated=self._saturated):
-            consumer, announced = self.source.consumers[lane], self._scheduler.announced(lane)
-            if self._puller.stands_on(consumer):
-                continue
-            if delivery := await self._puller.take(consumer):
-                return delivery
-            self._scheduler.empty(lane, asyncio.get_running_loop().time(), announced=announced)
-        return await self._puller.wait(
-            list(self.source.consumers.values()),
-            self._until_there_is_no_room(),
-            keep=lambda: self._free_slots > _KEEP_STANDING,
-        )
+    async def _reserved(self) -> Permit:
+        """A permit, once a slot is free; until then the open pulls are cancelled."""
+        while (permit := self._observed().reserve()) is None:
+            self._taking.withdraw()
+            self._room.clear()
+            await self._room.wait()
+        return permit
 
-    @property
-    def _in_slots(self) -> list[Serving]:
-        return [serving for serving in self._servings.values() if serving.in_slot]
-
-    @property
-    def _free_slots(self) -> int:
-        status = self.engine.status()
-        return status.slots_total - max(len(self._in_slots), status.slots_used) if status.state == "ready" else 0
-
-    def _room_beyond(self) -> int:
-        """How many more requests may be begun that others had begun; none while slots are free for them."""
-        status, running = self.engine.status(), len(self._in_slots)
-        if status.state != "ready" or status.slots_used > running or self._free_slots > 0:
-            return 0
-        return _MOST_FULL * status.slots_total - running
-
-    def _held(self) -> Counter[str]:
-        return Counter(serving.delivery.consumer for serving in self._servings.values())
-
-    @property
-    def _has_room(self) -> bool:
-        return self._free_slots > 0
-
-    async def _until_there_is_room(self) -> None:
-        while not self._has_room:
-            self._puller.withdraw()
+    async def _until_no_slot(self) -> None:
+        """Ends when the engine goes away, or withholds its slots, while pulls are open: others get the requests."""
+        while self._observed().holds:
             self._room.clear()
             await self._room.wait()
 
-    async def _until_there_is_no_room(self) -> None:
-        """Ends when the engine goes away while pulls stand: they are withdrawn, so that others get the requests."""
-        while self._has_room:
-            self._room.clear()
-            await self._room.wait()
+    async def _take_orphan(self, consumer: str) -> bool:
+        """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
+        permit = self._observed().overflow()
+        if permit is None:
+            return False
+        delivery = None
+        try:
+            delivery = await self._orphans.take(consumer)
+        finally:
+            if delivery is None or delivery.delivered == 1:
+                self._release(permit)
+        if delivery is None:
+            return False
+        if delivery.delivered == 1:
+            # No worker has begun it: the orphans of the lane have been taken, or their leases still hold.
+            await self._on_surplus(delivery)
+            return False
+        log.info("Taking over request %d of %s.", delivery.sequence, consumer)
+        self._begin(self._taking.receive(delivery), permit)
+        return True
 
     async def _on_surplus(self, delivery: Delivery) -> None:
-        # One slot is the pull loop's, which may have a request in its hands already.
-        if self._free_slots > 1 and not self._draining:
-            self._begin(delivery)
-            return
-        envelope, tracing = self._envelope(delivery), self.me.tracing
-        await Held.taken(self.me.bus, delivery, envelope, self._leases, tracing=tracing).end(Returned())
+        """Serve a request that was not awaited if a slot is free; else return it."""
+        permit = self._observed().reserve()
+        if permit is None:
+            await self._taking.give_back(delivery)
+        else:
+            self._begin(self._taking.receive(delivery), permit)
 
-    def _envelope(self, delivery: Delivery) -> Envelope:
-        lane = self._lane_of[delivery.consumer]
-        return read_envelope(delivery, lane.priority, lane.task, default_timeout_s=self.config.default_timeout_s)
+    def _observed(self) -> Permits:
+        """The permits, by what the engine reports now."""
+        status = self.engine.status()
+        self._permits.observe(ready=status.state == "ready", total=status.slots_total, used=status.slots_used)
+        return self._permits
+
+    def _held(self) -> Counter[str]:
+        return Counter(job.taken.consumer for job in self._jobs)
 
     # ---- serving
 
-    def _begin(self, delivery: Delivery) -> None:
-        envelope = self._envelope(delivery)
-        lane = self._lane_of[delivery.consumer]
-        key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
-        self._scheduler.start(
-            key,
-            lane,
-            stored_at=envelope.stored_at,
-            pending=delivery.pending,
-            now=asyncio.get_running_loop().time(),
-            wall_now=self.me.bus.clock.wall(),
-            saturated=self._saturated,
-            sequence=delivery.sequence,
-        )
-        serving = Serving(self._context, delivery, envelope, self._reason(envelope))
-        self._servings[key] = serving
-        self._keep(self._serve(key, serving))
+    def _begin(self, taken: Taken, permit: Permit) -> None:
+        self._permits.use(permit)
+        serving = Serving(self._context, taken.held, self._reason(taken), lambda: self._release(permit))
+        job = _Job(taken, serving, permit)
+        self._jobs.add(job)
+        self._tasks.start(self._serve(job), what=f"serving request {taken.envelope.id}")
         self._note_change()
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _release(self, permit: Permit) -> None:
+        self._permits.release(permit)
+        self._note_change()
 
-    async def _serve(self, key: str, serving: Serving) -> None:
+    async def _serve(self, job: _Job) -> None:
         try:
-            await serving.run()
+            await job.serving.run()
         except Exception:
-            # Whatever one request does, the others go on; its lease runs out and it counts as an attempt.
-            log.exception("%s: could not be served", serving.envelope.id)
+            # The other requests go on. The lease of this one runs out, and the delivery counts as an attempt.
+            log.exception("Request %s could not be served.", job.taken.envelope.id)
         finally:
-            prompt_tokens, output_tokens = serving.cost_tokens
-            self._scheduler.finish(key, prompt_tokens * self.config.prompt_token_cost + output_tokens)
-            del self._servings[key]
-            self._note_change()
+            prompt_tokens, output_tokens = job.serving.cost_tokens
+            self._taking.finish(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
+            self._jobs.discard(job)
+            self._release(job.permit)
 
-    def _reason(self, envelope: Envelope) -> str:
-        if envelope.move_reason:
-            return envelope.move_reason
+    def _reason(self, taken: Taken) -> str:
+        if taken.envelope.move_reason:
+            return taken.envelope.move_reason
         return f"{self.engine.name} had a free slot" if not self._saturated else f"{self.engine.name}, in its turn"
 
     async def _finish(self, lifecycle: Lifecycle) -> None:
-        """Let what runs finish until the drain deadline, then hand the rest back."""
-        await self._puller.close()
-        await self._rescue.close()
-        loop = asyncio.get_running_loop()
-        while self._tasks:
-            left_s = (lifecycle.drain_deadline or loop.time()) - loop.time()
-            if left_s <= 0:
-                break
-            await asyncio.wait(self._tasks, timeout=left_s)
-        for serving in list(self._servings.values()):
-            serving.interrupt(Returned())
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2.0)
+        """Let what runs finish until the drain deadline, then return the rest."""
+        await self._taking.close()
+        await self._orphans.close()
+        await self._tasks.join(lifecycle.drain_left_s())
+        for job in list(self._jobs):
+            job.serving.interrupt(Returned())
+        await self._tasks.join(_RETURNING_S)
 
     async def _on_cancel(self, message: Message) -> None:
         request_id = message.subject.removeprefix(f"{CANCEL}.")
-        for serving in list(self._servings.values()):
-            if serving.envelope.id == request_id:
+        for job in list(self._jobs):
+            if job.taken.envelope.id == request_id:
                 error = HeadraceError(ErrorCode.CANCELLED, f"Request {request_id} was cancelled.")
-                serving.interrupt(Failed(error))
+                job.serving.interrupt(Failed(error))
 
-    # ---- knowing and saying
+    # ---- status
 
     @property
     def _saturated(self) -> bool:
         load = self.me.peers.load(self.engine.name)
         return load is not None and load.level == "saturated"
 
-    async def _on_announcement(self, message: Message) -> None:
-        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
-        if lane is not None and lane in self.source.consumers:
-            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
-
     def _note_change(self) -> None:
         self._changed.set()
         self._room.set()
 
     async def _report_status(self, lifecycle: Lifecycle) -> None:
-        """A status at every change and every second; a change of the engine's state is told to the parent as well."""
+        """Publish a status at every change and every second; report the engine's state to the parent as well."""
         told: tuple[str, str] | None = None
         while True:
             status = self.engine.status()
-            # First: whoever acts on the report finds that the others know.
-            await self._say_status(status.state)
+            # Published first: when the parent acts on its report, the other processes know.
+            await self._publish_status(status.state)
             if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
                 told = (status.state, status.reason)
                 lifecycle.report(status.state, status.reason, models=status.models, simulated=self.engine.simulated)
@@ -299,18 +264,16 @@ class Worker:
                 pass
             self._changed.clear()
 
-    async def _say_status(self, state: WorkerState) -> None:
-        status = self.engine.status()
-        running = dict.fromkeys(Priority, 0)
-        for serving in self._in_slots:
-            running[serving.envelope.priority] += 1
+    async def _publish_status(self, state: WorkerState) -> None:
+        status, permits = self.engine.status(), self._observed()
+        running = Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
         message = WorkerStatus(
             worker=self.me.name,
             engine=self.engine.name,
             state="draining" if self._draining and state != "gone" else state,
             models=status.models,
-            slots=Slots(max(status.slots_used, len(self._in_slots)), status.slots_total),
-            running=PerPriorityCount(**{priority.value: count for priority, count in running.items()}),
+            slots=Slots(permits.used, permits.total),
+            running=PerPriorityCount(**{priority.value: running[priority] for priority in Priority}),
             pending_tokens=status.pending_tokens,
             tokens_per_s=status.tokens_per_s,
             tokens_per_request=status.tokens_per_request,
@@ -327,4 +290,4 @@ class Worker:
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
         except Unreachable:
-            log.debug("status not sent: the broker is away")
+            log.debug("The status was not sent: the broker is away.")

@@ -14,6 +14,7 @@ import pytest
 from consumers.monitor.monitor import Monitor
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.delivery.taking import Source
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.wire.messages import (
@@ -28,7 +29,6 @@ from pipeline.wire.messages import (
     is_last,
 )
 from pipeline.wire.subjects import EVENT, LANES, MSG_ID, STREAM_REQUESTS, WORKER, Lane, Priority, Task
-from pipeline.worker.worker import Source
 from tests.pipeline.worker.conftest import client, start
 from tests.waiting import eventually
 

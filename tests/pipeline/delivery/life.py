@@ -21,6 +21,7 @@ from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Entry
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
+from pipeline.delivery.taking import MLX_SOURCE, OLLAMA_SOURCE, Taking
 from pipeline.delivery.withdraw import withdraw
 from pipeline.engine import EngineStatus, Piece, Work
 from pipeline.process.role import Role
@@ -46,6 +47,7 @@ from tests.faults import Died, Process
 LANE_OF_CONSUMER = {lane.consumer: lane for lane in LANES}
 OLLAMA_CONSUMERS = {ollama_consumer(priority): priority for priority in Priority}
 MODELS = {"mlx": ["large"], "ollama": ["small"]}
+SOURCES = {"mlx": MLX_SOURCE, "ollama": OLLAMA_SOURCE}
 _FOR_EVER_S = 1e6
 
 
@@ -221,8 +223,10 @@ class Life:
 
     def _serve(self, hand: Hand) -> None:
         me = self.me(hand.process)
-        context = ServingContext(me, hand.engine, self.config, hand.leases, lambda: None, patience_s=0.0)
-        hand.serving = Serving(context, hand.delivery, self.envelope(hand.delivery), "its turn")
+        context = ServingContext(me, hand.engine, self.config, patience_s=0.0)
+        taking = Taking(me, self.config, SOURCES[hand.kind], engine=hand.engine.name)
+        taking.leases = hand.leases
+        hand.serving = Serving(context, taking.hold(hand.delivery), "its turn")
         hand.begin(hand.serving.run())
 
     def envelope(self, delivery: Delivery) -> Envelope:
@@ -244,14 +248,14 @@ class Life:
         """As the router does, whose triage comes to what the test wants, or the evacuation of Ollama's lanes."""
         if hand.kind == "evacuation":
             evacuation = Evacuation(self.me(hand.process), self.config)
-            evacuation._leases = hand.leases
-            hand.begin(evacuation._take_back(hand.delivery))
+            evacuation._taking.leases = hand.leases
+            hand.begin(evacuation._on_surplus(hand.delivery))
             return
         peers = self._peers if how is None else self._saturated
         opinion = Opinion("yes" if how is Move.SPILLED else "no")
         router = Router(Role("router", hand.process, peers, Tracing()), self.config, opinion)
-        router._leases = hand.leases
-        hand.begin(router._handle(hand.delivery))
+        router._taking.leases = hand.leases
+        hand.begin(router._handle(router._taking.receive(hand.delivery)))
 
     def withdraws(self, copy: Stored, error: HeadraceError, doom: str | None, steps: int) -> None:
         """As the monitor does with what waits, or waited when it last heard of it."""

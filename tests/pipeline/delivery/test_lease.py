@@ -51,7 +51,8 @@ def keeper(hands):
 
 
 async def test_a_lease_is_renewed_until_it_is_released(keeper, broker, delivery, hands):
-    lease = keeper.hold(delivery, lambda: pytest.fail("lost"))
+    lease = keeper.hold(delivery)
+    lease.on_lost = lambda: pytest.fail("lost")
     for _ in range(5):
         hands.now += 1
         await keeper.renew()
@@ -65,7 +66,7 @@ async def test_a_lease_is_renewed_until_it_is_released(keeper, broker, delivery,
 
 
 async def test_a_lease_holds_for_its_time_after_the_last_renewal(keeper, delivery, hands):
-    lease = keeper.hold(delivery, lambda: None)
+    lease = keeper.hold(delivery)
     hands.now += 2
     await keeper.renew()
     hands.now += 2.9
@@ -78,7 +79,9 @@ async def test_a_keeper_that_stood_still_for_a_lease_has_lost_everything_and_say
     keeper, broker, delivery, hands
 ):
     lost = []
-    leases = [keeper.hold(delivery, lambda number=number: lost.append(number)) for number in range(3)]
+    leases = [keeper.hold(delivery) for _ in range(3)]
+    for number, lease in enumerate(leases):
+        lease.on_lost = lambda number=number: lost.append(number)
     hands.now += 3.1
     assert keeper.stood_still()
     assert not any(lease.holds() for lease in leases)
@@ -95,7 +98,7 @@ async def test_a_renewal_that_does_not_reach_the_broker_extends_nothing(keeper, 
     async def publish(*_, **__):
         raise Unreachable
 
-    lease = keeper.hold(delivery, lambda: None)
+    lease = keeper.hold(delivery)
     broker.publish = publish
     hands.now += 1
     await keeper.renew()

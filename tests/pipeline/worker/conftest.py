@@ -13,18 +13,17 @@ import pytest
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.delivery.taking import MLX_SOURCE
 from pipeline.engine import Embedded, EngineStatus, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage, decode_answer, is_last
 from pipeline.wire.requests import EmbeddingRequest
-from pipeline.wire.subjects import LANES, MSG_ID, QUEUED_PREFIX, STREAM_REQUESTS
-from pipeline.worker.worker import Source, Worker
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+from pipeline.worker.worker import Worker
 from tests.faults import Process
 from tests.waiting import eventually
-
-SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
 
 
 class ScriptedGeneration:
@@ -154,7 +153,7 @@ class Running:
         """End it as a dying process ends: nothing is said, nothing handed back."""
         self.bus.nc.options["allow_reconnect"] = False
         self.bus.nc._transport._io_writer.transport.abort()
-        tasks = {self.task, *self.worker._tasks}
+        tasks = {self.task, *self.worker._tasks._tasks}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -181,13 +180,13 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
                 # Workers in one process need names of their own.
                 me = replace(one, name=f"{one.name}-{count}", bus=Process(one.bus))
                 # There is no Ollama to wait for.
-                worker = Worker(me, engine, settings, SOURCE, patience_s=0.0)
+                worker = Worker(me, engine, settings, MLX_SOURCE, patience_s=0.0)
                 lifecycle = Lifecycle("worker", drain_timeout_s=5)
                 task = asyncio.create_task(worker.run(lifecycle))
                 try:
                     yield Running(worker, engine, me.bus, lifecycle, task)
                 finally:
-                    tasks = {task, *worker._tasks}
+                    tasks = {task, *worker._tasks._tasks}
                     for left in tasks:
                         left.cancel()
                     await asyncio.wait(tasks)

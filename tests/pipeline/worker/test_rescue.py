@@ -7,6 +7,7 @@ import asyncio
 from pipeline.wire.messages import Completion
 from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.pipeline.worker.conftest import ScriptedEngine
+from tests.pipeline.worker.test_worker import statuses_of
 from tests.waiting import eventually
 
 LEASE_S = 1.0
@@ -92,6 +93,30 @@ async def test_what_a_worker_hands_back_as_it_leaves_is_gone_on_with_at_once(sta
         (await staying.engine.generation(name)).finish("two")
         assert isinstance(await client.answer(name), Completion)
     assert sorted(served(staying.engine)) == ["begun-1", "begun-2", "full-1", "full-2"]
+
+
+async def test_what_is_taken_over_is_never_reported_as_more_slots_than_there_are(start, client):
+    doomed = await start(ScriptedEngine(slots=2), lease_s=LEASE_S)
+    await begin(client, doomed.engine, ["begun-1", "begun-2"])
+    survivor = await start(ScriptedEngine(slots=2), lease_s=LEASE_S)
+    await fill(client, survivor.engine, ["full-1", "full-2"])
+    seen = await statuses_of(client.bus)
+    await doomed.kill()
+    mine = survivor.worker.me.name
+
+    def over():
+        return [status for status in seen if status.worker == mine and status.running.high == 4]
+
+    await eventually(over, what="a status of the worker with two requests beyond its slots")
+    assert {(status.slots.used, status.slots.total) for status in over()} == {(2, 2)}
+    # A slot that is left by one of four is not free.
+    survivor.engine.running[0].finish("two")
+    await eventually(lambda: seen[-1].worker == mine and seen[-1].running.high == 3)
+    assert seen[-1].slots.used == 2
+    for left in (2, 1, 0):
+        survivor.engine.running[0].finish("two")
+        await eventually(lambda left=left: seen[-1].worker == mine and seen[-1].running.high == left)
+        assert seen[-1].slots.used == left
 
 
 async def test_no_more_is_taken_over_than_the_engine_has_slots(start, client):

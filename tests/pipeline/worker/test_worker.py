@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import msgspec
 import pytest
@@ -75,6 +76,32 @@ async def test_requests_that_come_to_all_lanes_at_once_never_take_more_than_the_
 
 async def _is_waiting(bus):
     return (await bus.js.consumer_info(STREAM_REQUESTS, "low_complex")).num_waiting
+
+
+async def open_pulls(bus):
+    """How often each consumer has been asked for its next request, by pulls that stay open."""
+    prefix, asked = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM_REQUESTS}.", Counter()
+
+    async def on_pull(message):
+        if b"expires" in message.data:
+            asked[message.subject.removeprefix(prefix)] += 1
+
+    await bus.subscribe(f"{prefix}>", on_pull)
+    await bus.nc.flush()
+    return asked
+
+
+@pytest.mark.parametrize(("slots", "stay"), [(4, True), (3, True), (2, False)])
+async def test_pulls_stay_open_while_slots_are_free_for_two_more_requests(start, client, slots, stay):
+    asked = await open_pulls(client.bus)
+    worker = await start(ScriptedEngine(slots=slots), lease_s=60.0)
+    await eventually(lambda: _is_waiting(client.bus), what="the worker waits on all lanes")
+    await eventually(lambda: asked["low_complex"] == 1)
+    await client.ask("r1", lane="high")
+    await worker.engine.generation("r1")
+    await eventually(lambda: asked["high"] == 2, what="the answered lane is asked again")
+    await eventually(lambda: _is_waiting(client.bus), what="the worker waits on all lanes")
+    assert asked["low_complex"] == (1 if stay else 2)
 
 
 async def test_an_engine_that_is_not_ready_gets_nothing(start, client):

@@ -1,0 +1,220 @@
+"""Taking requests from the lanes of one stream: which lane first, the pull, the lease, the charge, and surplus.
+
+A worker, the router and the evacuation of Ollama's lanes all take requests here, each as a `Held` under a lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.broker.connection import Delivery, Message, Subscription
+from pipeline.config import Config
+from pipeline.core.ending import Returned
+from pipeline.core.envelope import Envelope, read_envelope
+from pipeline.core.scheduler import Scheduler
+from pipeline.delivery.held import Held
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.puller import Puller
+from pipeline.process.role import Role
+from pipeline.wire.messages import EngineName
+from pipeline.wire.subjects import (
+    LANE_OF_SUBJECT,
+    LANES,
+    QUEUED_PREFIX,
+    STORED_SEQUENCE,
+    STORED_SUBJECT,
+    STREAM_OLLAMA,
+    STREAM_REQUESTS,
+    Lane,
+    Priority,
+    Task,
+    ollama_consumer,
+)
+
+Surplus = Callable[[Delivery], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where requests come from.
+
+    Attributes:
+        stream: the work queue.
+        consumers: the durable consumer of each lane, the most urgent first.
+        announcements: the prefix under which the stream announces stored requests; empty if it does not.
+    """
+
+    stream: str
+    consumers: Mapping[Lane, str]
+    announcements: str = ""
+
+
+MLX_SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
+OLLAMA_SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A request in hand, and what the scheduler charged for it; `Taking.finish` corrects the charge."""
+
+    held: Held
+    lane: Lane
+    consumer: str
+    key: str
+
+    @property
+    def envelope(self) -> Envelope:
+        """The request's."""
+        return self.held.envelope
+
+
+@dataclass(slots=True)
+class Taking:
+    """Takes requests one at a time. One user: the pull loop of one process.
+
+    Args:
+        me: the role's connection.
+        config: the settings.
+        source: where the requests come from.
+        engine: whose worker takes them; None for a process without an engine.
+        on_surplus: called with a request that arrives when none is awaited; by default it is returned.
+        on_renewed: called after each round of renewals.
+        saturated: whether the engine is.
+
+    Attributes:
+        leases: of the requests in hand. The user runs `leases.run` as long as it holds any.
+    """
+
+    me: Role
+    config: Config
+    source: Source
+    engine: EngineName | None = None
+    on_surplus: Surplus | None = None
+    on_renewed: Callable[[], None] = lambda: None
+    saturated: Callable[[], bool] = lambda: False
+    leases: LeaseKeeper = field(init=False)
+    _scheduler: Scheduler = field(init=False)
+    _puller: Puller = field(init=False)
+    _lane_of: dict[str, Lane] = field(init=False)
+    _announcements: Subscription | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        config, lanes = self.config, tuple(self.source.consumers)
+        self.leases = LeaseKeeper(config.lease_s, self.on_renewed, self.me.bus.clock)
+        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, lanes)
+        self._puller = self.puller()
+        self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
+
+    def puller(self) -> Puller:
+        """A puller of the same stream, not started, with the same surplus: `Puller` has one user at a time."""
+        return Puller(self.me.bus, self.source.stream, self.on_surplus or self.give_back, self.config.lease_s)
+
+    async def start(self) -> None:
+        """Listen for deliveries. Call once, before `next`."""
+        self.me.bus.on_reconnect(self._scheduler.forget)
+        await self._puller.start()
+
+    async def listen(self) -> None:
+        """Listen to the announcements of stored requests, which make an empty lane worth asking again."""
+        if self.source.announcements and self._announcements is None:
+            self._announcements = await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
+            self._scheduler.forget()
+
+    async def ignore(self) -> None:
+        """Listen to the announcements no longer."""
+        announcements, self._announcements = self._announcements, None
+        if announcements is not None:
+            await self.me.bus.unsubscribe(announcements)
+
+    async def close(self) -> None:
+        """Wait until the broker has cancelled all pulls, and each request that still arrived was passed on."""
+        await self._puller.close()
+
+    # ---- taking
+
+    async def next(
+        self,
+        unless: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        lanes: Sequence[Lane] | None = None,
+        keep: Callable[[], bool] = lambda: False,
+    ) -> Taken | None:
+        """The next request in the scheduler's order; waits on all lanes if none is known to hold one.
+
+        After a standstill this waits until deliveries are no longer in doubt. Cancelling is safe: a request that still
+        arrives is surplus.
+
+        Args:
+            unless: its coroutine ends the wait when it ends.
+            lanes: only these, in any order.
+            keep: whether pulls stay open when one of them has been answered; see `Puller.wait`.
+
+        Returns:
+            The request; None if a pull expired or was refused, or `unless` ended.
+        """
+        await self.leases.until_certain()
+        wanted = list(self.source.consumers) if lanes is None else list(lanes)
+        delivery = await self._first(wanted) or await self._puller.wait(
+            [self.source.consumers[lane] for lane in wanted], unless(), keep=keep
+        )
+        return None if delivery is None else self.receive(delivery)
+
+    async def _first(self, lanes: Sequence[Lane]) -> Delivery | None:
+        """A request that is there now, from the lanes without an open pull."""
+        clock = self.me.bus.clock
+        for lane in self._scheduler.order(clock.now(), wall_now=clock.wall(), saturated=self.saturated()):
+            consumer, announced = self.source.consumers[lane], self._scheduler.announced(lane)
+            if lane not in lanes or self._puller.stands_on(consumer):
+                continue
+            if delivery := await self._puller.take(consumer):
+                return delivery
+            self._scheduler.empty(lane, clock.now(), announced=announced)
+        return None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the broker refused the latest pull, or was not reached: pause before the next one."""
+        return self._puller.refused
+
+    def withdraw(self) -> None:
+        """Cancel the open pulls."""
+        self._puller.withdraw()
+
+    # ---- in hand
+
+    def receive(self, delivery: Delivery) -> Taken:
+        """Hold a delivered request, and charge its lane for it."""
+        held, lane, clock = self.hold(delivery), self._lane_of[delivery.consumer], self.me.bus.clock
+        key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
+        self._scheduler.start(
+            key,
+            lane,
+            stored_at=held.envelope.stored_at,
+            pending=delivery.pending,
+            now=clock.now(),
+            wall_now=clock.wall(),
+            saturated=self.saturated(),
+            sequence=delivery.sequence,
+        )
+        return Taken(held, lane, delivery.consumer, key)
+
+    def finish(self, taken: Taken, cost: float) -> None:
+        """Correct the charge for a request to its real cost, weighted tokens."""
+        self._scheduler.finish(taken.key, cost)
+
+    def hold(self, delivery: Delivery) -> Held:
+        """Hold a delivered request under a lease, without a charge."""
+        lane = self._lane_of[delivery.consumer]
+        envelope = read_envelope(delivery, lane.priority, lane.task, default_timeout_s=self.config.default_timeout_s)
+        return Held.taken(self.me.bus, delivery, envelope, self.leases, tracing=self.me.tracing, engine=self.engine)
+
+    async def give_back(self, delivery: Delivery) -> None:
+        """Return a request at once, without using up an attempt."""
+        await self.hold(delivery).end(Returned())
+
+    async def _on_announcement(self, message: Message) -> None:
+        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        if lane is not None and lane in self.source.consumers:
+            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
