@@ -12,6 +12,7 @@ from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
 from pipeline.delivery.puller import Puller
 from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS
+from tests.faults import Process
 from tests.waiting import TIMEOUT_S, eventually
 
 CONSUMERS = [lane.consumer for lane in LANES]
@@ -321,22 +322,15 @@ async def test_nothing_is_held_by_pulls_that_stand(pulling):
     assert await held_by_somebody(pulling.bus) == 1 + len(pulling.surplus) == 1
 
 
-class Silent(Bus):
-    """A connection on which the broker never hears of a pull."""
-
-    async def publish(self, subject, data, **more):
-        if not subject.startswith("$JS.API.CONSUMER.MSG.NEXT."):
-            await super().publish(subject, data, **more)
-
-
 @pytest.mark.parametrize("how", ["take", "wait"])
-async def test_a_pull_that_the_broker_never_answers_is_given_up(nats_server, caplog, how):
-    async with Silent.connect(nats_server.url, name="puller") as bus:
-        pulling = Pulling(bus, stands_s=0.1)
-        await pulling.puller.start()
-        # Within what every wait of these tests allows, and no longer than that.
-        async with asyncio.timeout(TIMEOUT_S):
-            assert await getattr(pulling, how)() is None
-        assert not pulling.puller.refused
-        assert ("has not answered pulls" in caplog.text) is (how == "wait")
-        await pulling.puller.close()
+async def test_a_pull_that_the_broker_never_answers_is_given_up(bus, caplog, how):
+    process = Process(bus)
+    process.meets("loses", lambda operation: operation.subject.startswith("$JS.API.CONSUMER.MSG.NEXT."))
+    pulling = Pulling(process, stands_s=0.1)
+    await pulling.puller.start()
+    # Within what every wait of these tests allows, and no longer than that.
+    async with asyncio.timeout(TIMEOUT_S):
+        assert await getattr(pulling, how)() is None
+    assert not pulling.puller.refused
+    assert ("has not answered pulls" in caplog.text) is (how == "wait")
+    await pulling.puller.close()
