@@ -194,7 +194,7 @@ async def test_a_process_that_loses_its_lease_goes_on_with_no_step_that_needs_it
 
 async def test_after_a_standstill_a_request_is_abandoned_whatever_its_holder_wants(publish, bus):
     process = Recorded(bus)
-    process.leases._doubtful_until = time.monotonic() + 60
+    process.leases._standstill._doubtful_until = time.monotonic() + 60
     held = await publish(process)
     assert await held.open() == Abandoned(Loss.STOOD_STILL)
     assert await held.end(Returned()) == Abandoned(Loss.STOOD_STILL)

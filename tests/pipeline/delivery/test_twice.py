@@ -10,7 +10,6 @@ import pytest
 
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
-from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.record import Duplicate, RecordWriter
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, encode, is_last
@@ -57,32 +56,19 @@ async def test_whoever_lost_a_request_does_not_give_it_back(start, client):
     run = await slow.engine.generation("r1")
     slow.engine.set_state("loading")  # it pulls nothing more
     # A worker that hears nothing of its lease: as one that stood still, but for the others in this process.
-    for lease in slow.worker._leases._leases:
+    for lease in slow.worker._taking.leases._leases:
         lease.expires_at = time.monotonic()
-    slow.worker._leases._leases.clear()
+    slow.worker._taking.leases._leases.clear()
     quick = await start(lease_s=LEASE_S)
     second = await quick.engine.generation("r1")
     run.fail(ErrorCode.UNAVAILABLE)
-    await eventually(lambda: not slow.worker._servings)
+    await eventually(lambda: not slow.worker._jobs)
     second.finish("from the second")
     answer = await client.answer("r1")
     assert isinstance(answer, Completion)
     assert answer.headrace.attempts == 2
     await client.none_waits()
     assert len(quick.engine.submitted) == 1
-
-
-async def test_after_a_standstill_what_is_handed_over_is_in_doubt_for_a_while():
-    keeper = LeaseKeeper(lease_s=0.3)
-    running = asyncio.create_task(keeper.run())
-    await asyncio.sleep(0)
-    assert not keeper.stood_still()
-    time.sleep(0.35)  # noqa: ASYNC251 - the loop stands still
-    assert keeper.stood_still(), "before its own timer has had a turn"
-    await eventually(lambda: keeper._doubtful_until)
-    assert keeper.stood_still()
-    await eventually(lambda: not keeper.stood_still())
-    running.cancel()
 
 
 async def test_what_a_frozen_worker_was_handed_waits_for_one_lease_and_uses_up_no_attempt(start, client, nats_server):

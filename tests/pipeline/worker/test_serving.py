@@ -10,14 +10,13 @@ import pytest
 from pipeline.broker.peers import Peers
 from pipeline.core import placement
 from pipeline.core.ending import Failed
-from pipeline.core.envelope import read_envelope
-from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
+from pipeline.delivery.taking import MLX_SOURCE, Taking
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
-from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS, Priority
+from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker.serving import Serving, ServingContext
 from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine
 from tests.waiting import eventually
@@ -210,14 +209,15 @@ async def test_a_slot_is_free_before_the_record_of_what_was_cancelled_is_closed(
 
 async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
     """Also between the delivery of a request and its start."""
-    engine, none = ScriptedEngine(slots=1), Peers(bus)
-    context = ServingContext(Role("worker", bus, none, Tracing()), engine, config, LeaseKeeper(60.0), lambda: None)
+    engine, me = ScriptedEngine(slots=1), Role("worker", bus, Peers(bus), Tracing())
+    taking = Taking(me, config, MLX_SOURCE, engine="mlx")
+    context = ServingContext(me, engine, config)
     puller = Puller(bus, STREAM_REQUESTS, give_up, 30.0)
     await puller.start()
     for turns in range(30):
         await client.stream(str(turns))
         delivery = await puller.take("high")
-        one = Serving(context, delivery, read_envelope(delivery, Priority.HIGH), "its turn")
+        one = Serving(context, taking.hold(delivery), "its turn")
         running = asyncio.create_task(one.run())
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -242,7 +242,7 @@ async def test_a_cancel_holds_while_the_record_of_a_redelivery_is_read(start, cl
     second.bus.meets("freezes", lambda o: o.subject == "$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.r1")
     await eventually(lambda: second.bus.struck)
     await client.bus.publish("llm.cancel.r1", b"")
-    await eventually(lambda: any(s._interruption for s in second.worker._servings.values()))
+    await eventually(lambda: any(job.serving._interruption for job in second.worker._jobs))
     second.bus.thaw()
     assert await client.code("r1") == "cancelled"
     assert second.engine.submitted == []
