@@ -63,7 +63,7 @@ class Seen(Struct, frozen=True, omit_defaults=True):
         return self.state in ("done", "failed", "cancelled", "expired")
 
 
-class Moved(Struct, frozen=True, omit_defaults=True):
+class MoveSeen(Struct, frozen=True, omit_defaults=True):
     """A request changed the engine that it waits for. `at` in UTC seconds."""
 
     id: str
@@ -87,7 +87,7 @@ class Point(Struct, frozen=True, array_like=True):
     change: int
 
 
-_Item = TypeVar("_Item", Seen, Moved)
+_Item = TypeVar("_Item", Seen, MoveSeen)
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ class Recent:
     shown: int = 150
     change: int = field(init=False, default=0)
     _requests: OrderedDict[str, Seen] = field(init=False, default_factory=OrderedDict)
-    _moves: deque[Moved] = field(init=False)
+    _moves: deque[MoveSeen] = field(init=False)
     _points: dict[EngineName, deque[Point]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class Recent:
         if envelope.move in (Move.SPILLED, Move.RETURNED):
             to: EngineName = "ollama" if envelope.move is Move.SPILLED else "mlx"
             self._moves.append(
-                Moved(known.id, known.priority, to, envelope.move_reason, self.change, placed_at, known.tenant)
+                MoveSeen(known.id, known.priority, to, envelope.move_reason, self.change, placed_at, known.tenant)
             )
 
     def event(self, event: RequestEvent, wall_now: float) -> None:
@@ -209,7 +209,7 @@ class Recent:
         """What changed after the change `since`, the latest first; of the tenants that may_see says yes to."""
         return self._newest(reversed(self._requests.values()), since, may_see)
 
-    def moves(self, since: int, may_see: Callable[[str], bool]) -> list[Moved]:
+    def moves(self, since: int, may_see: Callable[[str], bool]) -> list[MoveSeen]:
         """Moves between engines after the change `since`, the latest first; of the tenants that may_see says yes to."""
         return self._newest(reversed(self._moves), since, may_see)
 

@@ -18,7 +18,7 @@ from pipeline.broker.jetstream import to_stored
 from pipeline.config import Config
 from pipeline.core.envelope import read_envelope
 from pipeline.core.models import is_internal
-from pipeline.core.recent import WINDOW_S, Moved, Recent, Seen
+from pipeline.core.recent import WINDOW_S, MoveSeen, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import Statistics
@@ -35,7 +35,7 @@ _GATHER_S = 0.2
 _WAITING = b": waiting\n\n"
 _PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
 
-_Said = TypeVar("_Said", Load, WorkerStatus, Seen, Moved)
+_Said = TypeVar("_Said", Load, WorkerStatus, Seen, MoveSeen)
 
 _event_decoder = msgspec.json.Decoder(RequestEvent)
 

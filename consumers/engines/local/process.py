@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from consumers.engines.local.host import Child
 from consumers.engines.local.inflight import InFlight
-from consumers.engines.local.protocol import Failed, FromChild, Loading, Ready, Rejected, Reset, Stats, Step
+from consumers.engines.local.protocol import FromChild, LoadFailed, Loading, Ready, Rejected, Reset, Stats, Step
 from consumers.engines.local.run import Run
 from pipeline.aio import Background
 from pipeline.config import Config
@@ -159,7 +159,7 @@ class EngineProcess:
         cause = ""
         try:
             while (frame := await child.receive()) is not None:
-                if isinstance(frame, Failed):
+                if isinstance(frame, LoadFailed):
                     cause = frame.reason
                 self._handle(child, frame)
         finally:

@@ -70,7 +70,7 @@ class Ready(Struct, tag="ready", array_like=True):
     facts: Facts
 
 
-class Failed(Struct, tag="failed", array_like=True):
+class LoadFailed(Struct, tag="failed", array_like=True):
     """The model could not be loaded, and the child ends. `reason` is the error and what to do about it."""
 
     reason: str
@@ -117,7 +117,7 @@ class Reset(Struct, tag="reset", array_like=True):
     error: str
 
 
-FromChild = Loading | Ready | Failed | Rejected | Step | Reset
+FromChild = Loading | Ready | LoadFailed | Rejected | Step | Reset
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)

@@ -25,8 +25,8 @@ from consumers.engines.local.child.loop import Begin, Command, EngineLoop
 from consumers.engines.local.protocol import (
     LENGTH_BYTES,
     Cancel,
-    Failed,
     FromChild,
+    LoadFailed,
     Loading,
     Ready,
     Rejected,
@@ -154,7 +154,7 @@ def main() -> None:
         backend = open_backend(config, sys.argv[1], lambda note: pipe.send(Loading(note)))
     except LoadError as error:
         log.debug("The model could not be loaded.", exc_info=True)
-        pipe.send(Failed(str(error)))
+        pipe.send(LoadFailed(str(error)))
         sys.exit(1)
     Reader(pipe, backend, commands, faults=config.engine_faults).start()
     pipe.send(Ready(backend.facts))

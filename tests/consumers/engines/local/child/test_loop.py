@@ -208,7 +208,7 @@ def test_frames_survive_the_pipe():
     facts = protocol.Facts(4096, 640, calls_tools=True, kv_bytes_per_token=1024)
     error = HeadraceError(ErrorCode.INVALID_REQUEST, "no", param="stop")
     pieces = [(7, Piece(text="я", token_ids=[5], finish_reason="stop"))]
-    for frame in (protocol.Ready(facts), Rejected.of(1, error), Step(pieces), Reset(1, "e"), protocol.Failed("x")):
+    for frame in (protocol.Ready(facts), Rejected.of(1, error), Step(pieces), Reset(1, "e"), protocol.LoadFailed("x")):
         data = protocol.encode(frame)
         assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
         assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame
