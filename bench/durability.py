@@ -1,10 +1,10 @@
-"""What a promise costs: publishes per second and the time to a PubAck, by what the broker does before it sends one.
+"""The cost of durability: publishes per second and PubAck latency, by what the broker does before it sends a PubAck.
 
     python -m bench.durability [--seconds S] [--rounds N] [--store DIR]
 
-Real servers with the shipped configurations, on free loopback ports, their stores on the disk of DIR. All run at the
-same time and take turns being measured, so that what else the machine does falls on all alike. The figures depend on
-the disk and the machine; what carries over is the ratio to the first row.
+Starts real servers with the shipped configurations on free loopback ports. Their stores are on the disk of DIR. All
+servers run at the same time and are measured in turns, so that other load on the machine affects all of them alike. The
+absolute figures depend on the disk and the machine; compare the ratios to the first row.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ AT_ONCE = (1, 64)
 
 
 def never_synced(conf: str) -> str:
-    """With the server's own default, which is to write to the disk every two minutes."""
+    """The configuration with the server's default, a sync every two minutes."""
     return _without(conf, "sync_interval: always")
 
 
 def always_synced(conf: str) -> str:
-    """The cluster with a write to the disk before each answer."""
+    """The cluster's configuration with a sync before each PubAck."""
     return _without(conf, "sync_interval: 1s").replace("store_dir:", "sync_interval: always\n  store_dir:", 1)
 
 
 def _without(conf: str, line: str) -> str:
-    assert conf.count(line) == 1, f"the configuration has no line {line!r} any more"
+    assert conf.count(line) == 1, f"the configuration does not have the line {line!r}"
     return conf.replace(line, "")
 
 
 @dataclass
 class Row:
-    """One configuration and what was measured of it, by publishes at once: rates of the rounds, latencies."""
+    """One configuration and its results by concurrency: the rate of each round (publishes/s) and all latencies."""
 
     name: str
     start: Callable[[Path], AbstractAsyncContextManager[str]]
@@ -62,15 +62,15 @@ class Row:
 
 def rows() -> list[Row]:
     return [
-        Row("1 server, disk every 2 min (server's default)", partial(single, edit=never_synced), 1),
-        Row("1 server, disk before each ack (embedded, single)", single, 1),
-        Row("3 copies, disk every 1 s (cluster)", cluster, 3),
-        Row("3 copies, disk before each ack", partial(cluster, edit=always_synced), 3),
+        Row("1 server, sync every 2 min (server's default)", partial(single, edit=never_synced), 1),
+        Row("1 server, sync before each ack (embedded, single)", single, 1),
+        Row("3 copies, sync every 1 s (cluster)", cluster, 3),
+        Row("3 copies, sync before each ack", partial(cluster, edit=always_synced), 3),
     ]
 
 
 async def measure(bus: Bus, row: Row, at_once: int, seconds: float, numbers: count[int]) -> None:
-    """Publish for so long, so many at once, each as soon as the one before it is stored."""
+    """Publish with `at_once` concurrent publishers, each waiting for its PubAck before it publishes again."""
     latencies: list[float] = []
     start = time.perf_counter()
 
@@ -103,7 +103,7 @@ async def compare(store: Path, seconds: float, rounds: int) -> list[Row]:
 
 
 async def _make_streams(bus: Bus, row: Row) -> None:
-    """The streams as headrace has them, with lanes that never fill; a new cluster has no leader yet."""
+    """Create headrace's streams, with lanes that never fill. Retry while a new cluster has no leader."""
     config = Config(replicas=3 if row.replicas == 3 else 1, lane_max_messages=100_000_000)
     give_up_at = time.monotonic() + 30
     while True:
@@ -117,7 +117,7 @@ async def _make_streams(bus: Bus, row: Row) -> None:
 
 
 def fsync_ms(folder: Path) -> float:
-    """How long this disk takes to promise 4 KiB: the median of a hundred."""
+    """The median time of 100 fsyncs of 4 KiB in folder."""
     times = []
     with (folder / "probe").open("wb") as file:
         for _ in range(100):
@@ -151,10 +151,10 @@ def _quantiles(values: list[float]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the broker's promise costs.")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for one measurement (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
-    parser.add_argument("--store", type=Path, help="folder on the disk to measure; by default the temporary one")
+    parser = argparse.ArgumentParser(description="Measure the cost of durability at the broker.")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per row (default: 3)")
+    parser.add_argument("--store", type=Path, help="folder on the disk to measure (default: the temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-durability-", dir=options.store) as name:
         print(f"bodies of {len(BODY)} bytes; an fsync of 4 KiB on this disk takes {fsync_ms(Path(name)):.2f} ms")

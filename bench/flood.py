@@ -1,12 +1,12 @@
-"""Whether one client that floods the lists slows what others ask for.
+"""Whether one client that floods the list endpoints slows down other clients.
 
     python -m bench.flood [--seconds S] [--rate N] [--slices N]
 
-`headrace up` as it is by default, with three API keys. One client calls `/api/tags` N times a second from a process of
-its own, far above its limit. A second one asks for `/queue/stats` ten times a second, a third one has one chat after
-another answered. Three kinds of slices alternate, so that what else the machine does falls on all of them: in peace,
-under flood, and with the same flood at a bare socket elsewhere on this machine, which is what the flooding program
-itself takes from the cores that all share. S is the time of each kind.
+Runs `headrace up` with its defaults and three API keys. The first client calls `/api/tags` N times a second from its
+own process, far above its rate limit. The second calls `/queue/stats` ten times a second. The third sends one chat
+request after another. Three kinds of time slices alternate, so that other load on the machine affects all of them: in
+peace, under flood, and with the same flood aimed at a bare socket on this machine. The last kind shows how much the
+flooding process itself takes from the shared cores. S is the total time of each kind.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NAMES = ("flood", "stats", "chat")
 
 
 class Slice(StrEnum):
-    """What else goes on while the two clients call."""
+    """What else happens while the two clients call."""
 
     PEACE = "in peace"
     ELSEWHERE = "flood elsewhere"
@@ -51,12 +51,13 @@ class Slice(StrEnum):
 
 @dataclass
 class Found:
-    """What was measured: response times in ms by call and kind of slice, and what the flood was answered.
+    """The results: response times in ms by endpoint and kind of slice, and the responses to the flood.
 
     Attributes:
-        refused: how many of all other calls were not answered with status 200.
-        flood: how many calls of the flood got which status.
-        without_retry_after: how many of its 429 did not say when to come back.
+        refused: calls of the other clients that got another status than 200.
+        flood: calls of the flood by status.
+        without_retry_after: responses with status 429 that had no Retry-After header.
+        flooded_s: how long the flood lasted in all.
     """
 
     times_ms: dict[tuple[str, Slice], list[float]] = field(default_factory=dict)
@@ -66,19 +67,19 @@ class Found:
     flooded_s: float = 0.0
 
     def add(self, name: str, reply: Reply, kind: Slice) -> None:
-        """One call that is not of the flood."""
+        """Record one call that is not part of the flood."""
         self.refused += reply.status != 200
         self.times_ms.setdefault((name, kind), []).append(reply.whole_s * 1e3)
 
 
 def keys() -> tuple[dict[str, str], str]:
-    """Three new API keys by name, and the setting that knows them."""
+    """Three new API keys by name, and the value of the setting `http_keys` that accepts them."""
     made = {name: make_key(name) for name in NAMES}
     return {name: key for name, (key, _) in made.items()}, msgspec.json.encode([e for _, e in made.values()]).decode()
 
 
 async def call(client: Client, until: float, pause_s: float, note: Callable[[Reply], None]) -> None:
-    """One call after another, one every pause_s at most."""
+    """Call repeatedly until a time, with at least pause_s between two calls."""
     due = time.perf_counter()
     while (now := time.perf_counter()) < until:
         if now < due:
@@ -88,7 +89,7 @@ async def call(client: Client, until: float, pause_s: float, note: Callable[[Rep
 
 
 async def flood(url: str, key: str, rate: float, seconds: float) -> None:
-    """The flooding process: calls, and prints what it was answered as JSON."""
+    """Run the flooding process. It prints its responses by status as JSON."""
     answers: Counter[str] = Counter()
     without = 0
 
@@ -123,7 +124,7 @@ _REFUSAL = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 1\r\ncontent-length:
 
 
 async def refuse_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """One connection to the bare socket."""
+    """Answer every request on one connection to the bare socket."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             await reader.readuntil(b"\r\n\r\n")
@@ -132,7 +133,7 @@ async def refuse_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 async def sink() -> None:
-    """The process that is flooded elsewhere: prints where it is, and serves until it is interrupted."""
+    """Run the process with the bare socket: print its URL, then serve until interrupted."""
     server = await asyncio.start_server(refuse_all, "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
@@ -140,7 +141,7 @@ async def sink() -> None:
 
 @contextmanager
 def elsewhere() -> Iterator[str]:
-    """The URL of a bare socket for the time of the block."""
+    """Run a bare socket in a process for the duration of the block; yields its URL."""
     command = [sys.executable, "-m", "bench.flood", "--sink"]
     with ended(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT)) as process:
         assert process.stdout is not None
@@ -150,7 +151,7 @@ def elsewhere() -> Iterator[str]:
 
 @asynccontextmanager
 async def flooded(url: str, key: str, rate: float, seconds: float, found: Found) -> AsyncIterator[None]:
-    """A flood for the time of the block, and what it was answered."""
+    """Flood url for the duration of the block; the responses are added to found."""
     options = ["--flood", url, "--rate", str(rate), "--seconds", str(seconds)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.flood", *options, stdout=subprocess.PIPE, stdin=subprocess.PIPE, cwd=ROOT
@@ -167,7 +168,7 @@ async def flooded(url: str, key: str, rate: float, seconds: float, found: Found)
 
 
 async def calls(found: Found, url: str, secrets: dict[str, str], seconds: float, kind: Slice) -> None:
-    """The two clients, for so long."""
+    """Run the two clients that are not part of the flood."""
     until = time.perf_counter() + seconds
 
     def note(name: str) -> Callable[[Reply], None]:
@@ -180,9 +181,9 @@ async def calls(found: Found, url: str, secrets: dict[str, str], seconds: float,
 
 
 async def measure(url: str, secrets: dict[str, str], *, seconds: float, rate: float, slices: int) -> Found:
-    """Slices in turns."""
+    """Run the three kinds of slices in turns."""
     found, each_s, key = Found(), seconds / slices, secrets["flood"]
-    await calls(Found(), url, secrets, 1.0, Slice.PEACE)  # what is cold counts for nobody
+    await calls(Found(), url, secrets, 1.0, Slice.PEACE)  # warm-up, not counted
     with elsewhere() as other:
         for _ in range(slices):
             await calls(found, url, secrets, each_s, Slice.PEACE)
@@ -204,9 +205,9 @@ def report(found: Found) -> None:
     calls = found.flood.total()
     refused = found.flood["429"]
     rate = calls / found.flooded_s
-    print(f"\nflood: {calls} calls in {found.flooded_s:.0f} s, {rate:.0f} a second, by status {dict(found.flood)}")
-    print(f"{refused - found.without_retry_after} of {refused} refusals say when to come back")
-    print(f"{found.refused} of all other calls were not answered")
+    print(f"\nflood: {calls} calls in {found.flooded_s:.0f} s, {rate:.0f}/s, by status {dict(found.flood)}")
+    print(f"{refused - found.without_retry_after} of {refused} rejections have a Retry-After header")
+    print(f"{found.refused} of all other calls failed")
     p99_ms = statistics.quantiles(found.times_ms[STATS, Slice.FLOOD], n=100)[98]
     verdict = "met" if p99_ms <= GOAL_P99_MS else "missed"
     print(f"statistics under flood: p99 {p99_ms:.1f} ms (goal: {GOAL_P99_MS:.0f} ms: {verdict})")
@@ -217,10 +218,10 @@ def report(found: Found) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each kind of slice (default: 30)")
-    parser.add_argument("--rate", type=float, default=400.0, help="calls a second of the flood (default: 400)")
-    parser.add_argument("--slices", type=int, default=5, help="of each kind (default: 5)")
-    # Be the flood, whose key is read from standard input; be what is flooded elsewhere.
+    parser.add_argument("--seconds", type=float, default=30.0, help="total time of each kind of slice (default: 30)")
+    parser.add_argument("--rate", type=float, default=400.0, help="calls per second of the flood (default: 400)")
+    parser.add_argument("--slices", type=int, default=5, help="slices of each kind (default: 5)")
+    # These start the flooding process, which reads its key from standard input, and the process with the bare socket.
     parser.add_argument("--flood", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--sink", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

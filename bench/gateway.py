@@ -1,20 +1,20 @@
-"""What going through the gateway and its durable queue costs, over an engine that takes no time.
+"""The cost of the gateway and its durable queue, over an engine that takes no time.
 
     python -m bench.gateway [--seconds S] [--clients N] [--litellm PROGRAM] [--peer URL]
 
-The same simulated engine, its rates so high that it takes no time, is called in two ways: directly, by the HTTP
-endpoint of the stand-in, and through `headrace up`: HTTP, a PubAck that promises the disk, the worker, the fenced
-record. The latency is that of one client that has one request at a time; the rate that of N clients. All are measured
-in turns, in slices, so that what else the machine does falls on each, and beside them a core request and its reply
-through the same broker, which says how fast the machine is just now.
+Calls a simulated engine in two ways: directly, over the HTTP API of the stand-in for Ollama, and through `headrace up`,
+which adds the gateway, a PubAck after a sync to disk, the worker and the fenced record. The engine's rates are so high
+that it takes no time. The latency is that of one client with one request at a time, the rate that of N clients. All
+servers are measured in turns, in slices, so that other load on the machine affects all of them. Each turn also measures
+the round trip of a core request through the same broker, which shows how fast the machine is at that time.
 
-With `--litellm` LiteLLM's proxy takes its turns too, in front of the same stand-in. It needs an environment of its own:
+`--litellm` also measures LiteLLM's proxy in front of the same stand-in. It needs an environment of its own:
 
     python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
     python -m bench.gateway --litellm litellm/bin/litellm
 
-It runs with one worker process, as headrace's gateway does, without telemetry, and reaches no other host. With `--peer`
-it is any server that speaks OpenAI's dialect at this URL, its model `auto`.
+The proxy runs with one worker process, like headrace's gateway, without telemetry and without access to other hosts.
+`--peer` measures any server with an OpenAI API at this URL instead, which must accept the model name `auto`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OPTIONS = ALONE | {
 
 @dataclass
 class Server:
-    """One way to the engine, and what was measured of it: latencies in seconds, answers a second of each slice."""
+    """One way to the engine, and its results: latencies in seconds, and the answers per second of each slice."""
 
     name: str
     url: str
@@ -77,11 +77,11 @@ class Server:
 
     @property
     def rate(self) -> float:
-        """Answers a second, the median slice."""
+        """Answers per second, the median of the slices."""
         return statistics.median(self.rates)
 
     def line(self) -> str:
-        """The figures in the table's columns."""
+        """The row of the table."""
         cut = statistics.quantiles(self.latencies_s, n=100)
         return (
             f"{self.name:10} {cut[49] * 1e3:8.2f} {cut[94] * 1e3:8.2f} {cut[98] * 1e3:8.2f} "
@@ -96,17 +96,17 @@ def asked(model: str) -> bytes:
 
 @contextmanager
 def litellm(program: str, standin: str, folder: Path) -> Iterator[str]:
-    """LiteLLM's proxy in front of the stand-in for the time of the block; yields the base URL of its OpenAI dialect."""
+    """Run LiteLLM's proxy in front of the stand-in for the duration of the block; yields its base URL."""
     settings = {"model": "ollama_chat/headrace-demo-mini", "api_base": standin}
     config = folder / "litellm.yaml"
     config.write_text(json.dumps({"model_list": [{"model_name": "auto", "litellm_params": settings}]}))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # What it would fetch or tell goes to a proxy that there is not.
+    # Requests to other hosts go to a proxy that does not exist.
     nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}
     quiet = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
-    # Headrace too asks for no key on loopback.
+    # headrace does not require a key on loopback either.
     keyless = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     command = [program, "--config", config, "--host", "127.0.0.1", "--port", port, "--telemetry", "False"]
     log = (folder / "litellm.log").open("wb")
@@ -131,9 +131,9 @@ def litellm(program: str, standin: str, folder: Path) -> Iterator[str]:
 
 
 def lives(url: str) -> bool:
-    """Whether a server answers at url, which is on this machine."""
+    """Whether a server on this machine answers at url."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - HTTP, as it was made above
+        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - an HTTP URL, built above
             return bool(answer.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False
@@ -183,7 +183,7 @@ async def rate(server: Server, seconds: float, clients: int) -> None:
 
 
 async def round_trips(nats_url: str, seconds: float) -> list[float]:
-    """How long a core request and its reply take between two connections of this process, in seconds."""
+    """Round trips of core requests between two connections of this process, in seconds."""
     found: list[float] = []
     async with Bus.connect(nats_url, name="bench") as asking, Bus.connect(nats_url, name="bench") as answering:
 
@@ -191,7 +191,7 @@ async def round_trips(nats_url: str, seconds: float) -> list[float]:
             await answering.publish(message.reply, message.data)
 
         await answering.subscribe("bench.echo", answer)
-        await answering.request("$JS.API.INFO")  # by now the subscription is known
+        await answering.request("$JS.API.INFO")  # the server knows the subscription when this returns
         end_at = time.perf_counter() + seconds
         while time.perf_counter() < end_at:
             asked_at = time.perf_counter()
@@ -201,9 +201,9 @@ async def round_trips(nats_url: str, seconds: float) -> list[float]:
 
 
 async def measure(servers: list[Server], nats_url: str, seconds: float, clients: int) -> float:
-    """Measure all in turns. Returns the broker's median round trip, in ms."""
+    """Measure all servers in turns. Returns the broker's median round trip in ms."""
     trips: list[float] = []
-    for server in servers:  # what is cold counts for nobody
+    for server in servers:  # warm-up, not counted
         await latencies(server, 1.0, stream=False)
         server.latencies_s.clear()
     for turn in range(SLICES):
@@ -221,8 +221,8 @@ def report(servers: list[Server], trip_ms: float, clients: int) -> None:
         print(server.line())
     direct, ours, *peers = servers
     added_ms = ours.p50_ms - direct.p50_ms
-    print(f"\nadded by headrace, p50: {added_ms:.2f} ms, {ours.p50_ms / direct.p50_ms:.1f} times the direct call's")
-    print(f"that is {added_ms / trip_ms:.1f} round trips of the broker, one being {trip_ms:.2f} ms now")
+    print(f"\nadded by headrace, p50: {added_ms:.2f} ms, {ours.p50_ms / direct.p50_ms:.1f} times the direct call")
+    print(f"that is {added_ms / trip_ms:.1f} round trips of the broker, at {trip_ms:.2f} ms each")
     print(f"(goal: {GOAL_ADDED_MS} ms: {'met' if added_ms <= GOAL_ADDED_MS else 'missed'})")
     print(f"added to a stream's first byte, p50: {ours.first_p50_ms - direct.first_p50_ms:.2f} ms")
     for peer in peers:
@@ -233,10 +233,12 @@ def report(servers: list[Server], trip_ms: float, clients: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each figure of each server (default: 12)")
-    parser.add_argument("--clients", type=int, default=16, help="at once, for the rate (default: 16)")
-    parser.add_argument("--litellm", metavar="PROGRAM", help="measure LiteLLM's proxy as well: where its command is")
-    parser.add_argument("--peer", metavar="URL", help="another server that speaks OpenAI's dialect, at this base URL")
+    parser.add_argument("--seconds", type=float, default=12.0, help="time per figure and server (default: 12)")
+    parser.add_argument("--clients", type=int, default=16, help="concurrent clients for the rate (default: 16)")
+    parser.add_argument(
+        "--litellm", metavar="PROGRAM", help="path of the litellm command: also measure LiteLLM's proxy"
+    )
+    parser.add_argument("--peer", metavar="URL", help="base URL of another server with an OpenAI API: also measure it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)

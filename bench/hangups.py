@@ -1,12 +1,12 @@
-"""How soon the slots of clients that hang up in the middle of a stream are free again.
+"""How soon the slots are free again after clients hang up in the middle of a stream.
 
     python -m bench.hangups [--streams N] [--hang-ups N] [--rounds N] [--tokens-per-s RATE]
 
-`headrace up` with the simulated engine and a slot for each of N streaming clients. In each round some of them break off
-all at once, as killed programs do. From that moment on is measured until the last request was told to be cancelled,
-until the worker says that the slots are free, and until every record is closed with its error on the disk. Then others
-take their places. Beside it stands what the gateway and the worker hold in memory with all the streams open, and
-without.
+Runs `headrace up` with the simulated engine and one slot for each of N streaming clients. In each round, some clients
+abort their connections at the same moment, as a killed program does. The benchmark measures the time from that moment
+until the gateway has cancelled the last of their requests, until the worker reports their slots free, and until every
+record is closed with its error on disk. Then new clients take their places. It also prints the resident memory of the
+gateway and the worker, with and without the open streams.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pipeline.wire.messages import WorkerStatus
 PATIENCE_S = 60.0
 GOAL_MS = 200.0
 PATH = "/v1/chat/completions"
-STAGES = ("cancel asked for", "slots free", "records closed")
+STAGES = ("cancel sent", "slots free", "records closed")
 
 
 def settings(streams: int, tokens_per_s: float) -> dict[str, str]:
@@ -50,7 +50,7 @@ def settings(streams: int, tokens_per_s: float) -> dict[str, str]:
 
 
 class Watch:
-    """What is heard of the worker and its requests, and when; one writer: its own subscriptions."""
+    """The worker's slots and the cancelled requests, as published. One writer: its own subscriptions."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -59,13 +59,13 @@ class Watch:
         self._heard = asyncio.Event()
 
     async def listen(self, bus: Bus) -> None:
-        """Begin."""
+        """Subscribe. Call once."""
         await bus.subscribe("llm.worker.>", self._on_status)
         await bus.subscribe("llm.cancel.*", self._on_cancel)
         await bus.subscribe("llm.event.*.cancelled", self._on_closed)
 
     async def until(self, condition: Callable[[], bool]) -> float:
-        """When condition was found to be true, as `time.perf_counter` has it."""
+        """Wait until condition is true. Returns the time (`time.perf_counter`)."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self._heard.clear()
@@ -88,7 +88,7 @@ class Watch:
 
 
 class Stream:
-    """One client that reads its answer as it comes."""
+    """One client that reads a streamed answer."""
 
     def __init__(self, url: str, number: int) -> None:
         body = {"messages": [{"role": "user", "content": f"stream {number}"}], "stream": True}
@@ -97,26 +97,26 @@ class Stream:
         self.words = asyncio.Event()
 
     async def open(self) -> None:
-        """Ask."""
+        """Send the request and start to read."""
         await self._client.open()
         self._reading = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         if await self._client.begin() != 200:
-            raise SystemExit("a stream was refused")
+            raise SystemExit("The gateway rejected a stream.")
         while part := await self._client.read():
-            if b"data:" in part:  # and no comment that says only that somebody is there
+            if b"data:" in part:  # not a keep-alive comment
                 self.words.set()
 
     def hang_up(self) -> None:
-        """Go away without a word."""
+        """Abort the connection."""
         if self._reading is not None:
             self._reading.cancel()
         self._client.hang_up()
 
 
 async def begin(url: str, count: int) -> list[Stream]:
-    """So many streams, once each has had its first words."""
+    """Open `count` streams. Returns when each has received its first words."""
     streams = [Stream(url, number) for number in range(count)]
     for stream in streams:
         await stream.open()
@@ -126,7 +126,7 @@ async def begin(url: str, count: int) -> list[Stream]:
 
 
 async def measure(here: dict[str, str], streams: int, hang_ups: int, rounds: int) -> list[tuple[float, ...]]:
-    """The stages of each round, in ms from the moment at which the clients hang up."""
+    """Run the rounds. Returns the time of each stage, in ms since the clients hung up."""
     found = []
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(here["nats"], name="bench"))
@@ -174,10 +174,12 @@ def report_memory(before: dict[str, float], after: dict[str, float], streams: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=500, help="open at once (default: 500)")
-    parser.add_argument("--hang-ups", type=int, default=200, help="at once in each round (default: 200)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--tokens-per-s", type=float, default=1000.0, help="of all streams together (default: 1000)")
+    parser.add_argument("--streams", type=int, default=500, help="open streams (default: 500)")
+    parser.add_argument("--hang-ups", type=int, default=200, help="clients that hang up in each round (default: 200)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument(
+        "--tokens-per-s", type=float, default=1000.0, help="rate of all streams together (default: 1000)"
+    )
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,

@@ -1,11 +1,11 @@
-"""How late the event loop of the MLX consumer is while the engine runs a full batch.
+"""The lag of the MLX worker's event loop while the engine runs a full batch.
 
     python -m bench.loop_lag [--slots 8 16] [--seconds S]
 
-The consumer as `headrace run mlx` starts it, in this process: the worker, its leases, fenced chunks stored at a real
-broker, and the engine's child process with the demo model. A lag is how much later than asked for a timer of 10 ms
-fires; it counts while every slot is taken. Of it, `own` is what this process spent computing meanwhile: the rest is the
-machine's, whose cores are also the engine's and the broker's. So is what the same loop shows with nothing to do.
+Runs the same parts as `headrace run mlx` in this process: the worker, its leases, fenced chunks stored at a real
+broker, and the engine's child process with the demo model. The lag is how late a 10 ms timer fires, measured while
+every slot is in use. `own` is the part of the lag that this process spent computing. The rest is due to the machine,
+whose cores the engine and the broker use as well. The row `idle` shows the same loop with nothing to do.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from pipeline.worker.worker import Worker
 TIMER_S = 0.01
 IDLE_S = 3.0
 START_TIMEOUT_S = 60.0
-# Long answers of various kinds; none of them is short of the limit for want of words.
+# Prompts with answers that reach the token limit.
 PROMPTS = ("Tell me a story about a fox.", "Tell me a story about the sea.", "Count from one to fifty.")
 
 
 @dataclass
 class Lags:
-    """Lags and the part of each that this process computed, in ms; among how many samples the batch was full."""
+    """Lags and the own part of each, in ms, while the batch was full; `samples` counts all timers."""
 
     lags_ms: list[float] = field(default_factory=list)
     own_ms: list[float] = field(default_factory=list)
     samples: int = 0
 
     def line(self) -> str:
-        """The figures in the table's columns."""
+        """The row of the table."""
         cells = []
         for values in (self.lags_ms, self.own_ms):
             cut = statistics.quantiles(values, n=100)
@@ -56,7 +56,7 @@ class Lags:
 
 
 async def sample(seconds: float, engine: EngineProcess | None) -> Lags:
-    """Lags for so long; with an engine only those of a full batch."""
+    """Measure lags for a time; with an engine, only while its batch is full."""
     found, end_at = Lags(), time.perf_counter() + seconds
     while (asked_at := time.perf_counter()) < end_at:
         computed_s = time.thread_time()
@@ -70,7 +70,7 @@ async def sample(seconds: float, engine: EngineProcess | None) -> Lags:
 
 
 async def queue(bus: Bus, requests: int) -> None:
-    """Streamed requests, stored before anything is measured."""
+    """Store streamed requests before the measurement."""
     for number in range(requests):
         body = {"prompt": PROMPTS[number % len(PROMPTS)], "stream": True, "max_tokens": 200, "temperature": 1.0}
         headers = {MSG_ID: f"lag-{number}"}
@@ -100,7 +100,7 @@ async def measure(slots: int, seconds: float, folder: Path) -> None:
             left = (await me.bus.stream_state(STREAM_REQUESTS)).messages
             lifecycle.stop(drain_s=0)
             await serving
-    assert left, "there was not enough work: the batch was not full to the end"
+    assert left, "too few requests: the batch was not full to the end"
     share = len(full.lags_ms) / full.samples
     print(f"{'idle':10}  {idle.line()}")
     print(
@@ -110,9 +110,9 @@ async def measure(slots: int, seconds: float, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How late the MLX consumer's event loop is under a full batch.")
+    parser = argparse.ArgumentParser(description="Measure the lag of the MLX worker's event loop under a full batch.")
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--seconds", type=float, default=15.0, help="for each number of slots (default: 15)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="time per number of slots (default: 15)")
     options = parser.parse_args()
     print("lag, ms         p50      p99      max  own p50      p99      max  samples")
     for slots in options.slots:

@@ -1,10 +1,10 @@
-"""What it costs that an answer outlives its broker: the time to store a chunk, in memory and on the disk.
+"""The cost of answers that survive a restart of the broker: the time to store a chunk, in memory and on disk.
 
     python -m bench.replies [--seconds S] [--store DIR]
 
-One server with the embedded configuration and two streams like `LLM_REPLIES`, one in memory, one on the disk of DIR.
-Streams of 30 tokens a second are written to both in turn as an engine's worker does it: fenced, the next chunk when the
-one before is stored, whatever came meanwhile in one chunk.
+Starts one server with the embedded configuration and two streams like `LLM_REPLIES`, one in memory and one on the disk
+of DIR. Writes answers of 30 tokens a second to both in turn, as a worker does: fenced, the next chunk when the previous
+one is stored, and all tokens that accumulated meanwhile in one chunk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUNDS = 3
 
 
 async def prepare(bus: Bus, name: str, storage: StorageType) -> None:
-    """A stream as `LLM_REPLIES` is, under subjects of its own."""
+    """Create a stream like `LLM_REPLIES`, with its own subjects."""
     stream = next(stream for stream in topology.streams(Config()) if stream.name == STREAM_REPLIES)
     there = f"{name}.reply.>"
     config = stream.config.evolve(
@@ -46,7 +46,7 @@ async def prepare(bus: Bus, name: str, storage: StorageType) -> None:
 
 
 async def write(bus: Bus, subject: str, seconds: float) -> list[float]:
-    """One answer's chunks at the pace of its tokens; returns how long each took to be stored, ms."""
+    """Write the chunks of one answer at the rate of its tokens. Returns the time to store each, in ms."""
     took_ms: list[float] = []
     began_at = time.perf_counter()
     written, last = 0, 0
@@ -86,8 +86,8 @@ async def measure(seconds: float, store: Path) -> None:
 def main() -> None:
     """Measure with the given options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each of the rounds (default: 4)")
-    parser.add_argument("--store", type=Path, help="where the broker keeps its files (default: a temporary folder)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a round (default: 4)")
+    parser.add_argument("--store", type=Path, help="folder for the broker's store (default: the temporary folder)")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(dir=options.store) as folder,

@@ -1,4 +1,4 @@
-"""`headrace up` and other servers of ours for the time of a benchmark, and an HTTP client that does next to nothing."""
+"""Run `headrace up` and other headrace servers for a benchmark, and call them with a minimal HTTP client."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
-# One engine, and nowhere else to go.
+# MLX only: no Ollama and no stand-in.
 ALONE = {"OLLAMA_STANDIN": "false", "OLLAMA_HOST": "127.0.0.1:9"}
 
 
 @contextmanager
 def process(*command: str, ready: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A module of ours as a process for the time of the block; yields what its ready file says."""
+    """Run a headrace module as a process for the duration of the block; yields the content of its ready file."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
     environ |= {f"HEADRACE_{key}": value for key, value in settings.items()}
     with ended(
@@ -46,7 +46,7 @@ def process(*command: str, ready: Path, settings: Mapping[str, str]) -> Iterator
 
 @contextmanager
 def up(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """`headrace up` with its state in folder."""
+    """Run `headrace up` with its state in folder, for the duration of the block."""
     command = ("pipeline.cli", "up", "--state-dir", str(folder / "state"))
     with process(*command, ready=folder / "up.json", settings=settings) as here:
         yield here
@@ -54,7 +54,7 @@ def up(folder: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def ended(started: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has ended when the block has."""
+    """Stop a process at the end of the block: SIGINT, then SIGKILL after a time."""
     try:
         yield started
     finally:
@@ -67,7 +67,7 @@ def ended(started: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 
 class Reply(NamedTuple):
-    """A response: its status, its head in lower case, and after how many seconds its body began and ended."""
+    """A response: status, head in lower case, and the seconds until the body began and ended."""
 
     status: int
     head: bytes
@@ -76,9 +76,9 @@ class Reply(NamedTuple):
 
 
 class Client:
-    """One connection that is kept, for one request again and again.
+    """A kept-alive connection that sends the same request repeatedly.
 
-    As little else as can be: what it costs falls on every server alike, and on the cores that they all share.
+    It does as little as possible, because its cost adds to every server's figures and it shares their cores.
     """
 
     def __init__(
@@ -101,20 +101,20 @@ class Client:
         self._writer.close()
 
     def hang_up(self) -> None:
-        """Disconnect as a program that is killed does."""
+        """Abort the connection, as a killed program does."""
         self._writer.transport.abort()
 
     async def begin(self) -> int:
-        """Send the request and read the head of its response. Returns the status."""
+        """Send the request and read the head of the response. Returns the status."""
         self._writer.write(self._request)
         return int((await self._reader.readuntil(b"\r\n\r\n"))[9:12])
 
     async def read(self) -> bytes:
-        """What there is of a body that has begun; empty at its end."""
+        """Read the next part of the body; empty at its end."""
         return await self._reader.read(1 << 16)
 
     async def ask(self) -> Reply:
-        """One request and its response, to the end."""
+        """Send the request and read the whole response."""
         asked_at = time.perf_counter()
         self._writer.write(self._request)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()

@@ -1,6 +1,6 @@
-"""nats-servers for benchmarks: real ones, with the shipped configurations, on free loopback ports.
+"""Run real nats-servers for benchmarks, with the shipped configurations, on free loopback ports.
 
-Nothing that was running before is touched; everything that is started here has ended when its block ends.
+Each server is stopped at the end of its block.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def unchanged(conf: str) -> str:
 
 @asynccontextmanager
 async def single(folder: Path, edit: Edit = unchanged) -> AsyncIterator[str]:
-    """One server with `embedded.conf`, its text passed through edit; yields its URL."""
+    """Run one server with `embedded.conf`, as changed by edit; yields its URL."""
     (port,) = _free_ports(1)
     async with _server(
         folder, "embedded.conf", edit, ["--port", str(port), "--store_dir", str(folder)], {}, port
@@ -37,7 +37,7 @@ async def single(folder: Path, edit: Edit = unchanged) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def cluster(folder: Path, edit: Edit = unchanged) -> AsyncIterator[str]:
-    """Three servers with `cluster.conf`, its text passed through edit; yields their URLs."""
+    """Run three servers with `cluster.conf`, as changed by edit; yields their URLs, separated by commas."""
     ports, routes = _free_ports(3), _free_ports(3)
     async with AsyncExitStack() as stack:
         starting = []
@@ -62,9 +62,9 @@ async def _server(
     command = [str(find_server()), "-c", str(_edited(folder, conf, edit)), *options]
     server = await spawn_tied(command, {**os.environ, **environment}, log)
     try:
-        # JetStream of a cluster answers before it has chosen a leader: whoever stores waits a little longer.
+        # In a cluster, JetStream answers before it has elected a leader; the caller retries its first store.
         if not await broker_answers_within(url, _START_TIMEOUT_S):
-            raise SystemExit(f"nats-server did not come up at {url}: {last_line(log)}")
+            raise SystemExit(f"nats-server did not start at {url}: {last_line(log)}")
         yield url
     finally:
         server.kill()
@@ -79,7 +79,7 @@ def _edited(folder: Path, conf: str, edit: Edit) -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now, all different."""
+    """Distinct free ports."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
         return [one.getsockname()[1] for one in sockets]

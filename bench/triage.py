@@ -1,12 +1,14 @@
-"""What triage gets right, and what it costs.
+"""The accuracy and the cost of triage.
 
-    python bench/triage.py [--data FILE]
+    python -m bench.triage [--data FILE]
 
-Precision and recall of "simple" on the labelled prompts of the test suite, time per call, and, where a file of
-questions with the outcome of a smaller model is given (JSON lines, may be gzipped, each with `prompt`, `weak_correct`
-and `subject`), how well the score orders them: the AUC of "the smaller model fails", on two halves of the subjects.
-The vocabulary was chosen with the labelled prompts in view: their figures guard against steps back and are no
-estimate for prompts that nobody has seen.
+Prints the precision and recall of "simple" on the labelled prompts of the test suite, and the time per call. FILE holds
+questions with the outcome of a smaller model: JSON lines, optionally gzipped, each with `prompt`, `weak_correct` and
+`subject`. For these, the benchmark prints how well the score orders them: the AUC of "the smaller model fails", on two
+halves of the subjects.
+
+The vocabulary was chosen with the labelled prompts in view. Their figures detect regressions; they do not estimate the
+accuracy on unseen prompts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def request_of(row: dict[str, Any]) -> ChatRequest:
 
 
 def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
-    """The chance that a positive one scores above a negative one; a tie counts half (Mann-Whitney U)."""
+    """The probability that a positive scores above a negative; a tie counts half (Mann-Whitney U)."""
     order = sorted(range(len(scores)), key=scores.__getitem__)
     ranks = [0.0] * len(scores)
     start = 0
@@ -56,7 +58,7 @@ def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
 
 
 def report_prompts(labelled: Iterable[dict[str, Any]]) -> None:
-    """Figures per language."""
+    """Print precision and recall per language."""
     found: dict[str, list[tuple[bool, bool]]] = {}
     for row in labelled:
         is_simple = classify(request_of(row), None).task is Task.SIMPLE
@@ -99,8 +101,8 @@ def report_cost() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What triage gets right, and what it costs.")
-    parser.add_argument("--data", type=Path, help="questions with the outcome of a smaller model, JSON lines")
+    parser = argparse.ArgumentParser(description="Measure the accuracy and the cost of triage.")
+    parser.add_argument("--data", type=Path, help="questions with the outcome of a smaller model, as JSON lines")
     options = parser.parse_args()
     report_prompts(rows(PROMPTS))
     if options.data:
