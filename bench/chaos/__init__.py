@@ -1,1 +1,1 @@
-"""The chaos run: a pipeline whose parts are killed under load, and a ledger that says what became of every request."""
+"""The chaos run: kills the parts of a pipeline under load, and checks the outcome of every request in a ledger."""

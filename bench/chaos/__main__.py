@@ -1,4 +1,4 @@
-"""`python -m bench.chaos`: kill everything for a while, and show that nothing was lost and nothing said twice."""
+"""`python -m bench.chaos`: kill processes under load, and check that no request is lost or answered twice."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipeline.process.lifecycle import loop_factory
 
 
 def main() -> int:
-    """Returns 0 where every accepted request was answered once and as promised, else 1."""
+    """Returns 0 if every accepted request was answered once and as promised, else 1."""
     parser = argparse.ArgumentParser(prog="python -m bench.chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600, help="how long to load and torment (default: 600)")
+    parser.add_argument("--seconds", type=float, default=600, help="duration of the load and the faults (default: 600)")
     parser.add_argument("--engine", choices=("simulated", "mlx"), default="simulated")
-    parser.add_argument("--seed", type=int, default=1, help="of the load and of the faults")
-    parser.add_argument("--rate", type=float, help="requests a second (default: 5, with MLX 3)")
-    parser.add_argument("--show", choices=SHOWS, help="show one promise by itself, in place of the long run")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the load and the faults (default: 1)")
+    parser.add_argument("--rate", type=float, help="requests per second (default: 5; with MLX: 3)")
+    parser.add_argument("--show", choices=SHOWS, help="check one promise by itself instead of the long run")
     parser.add_argument("--keep", action="store_true", help="keep the logs and the broker's store")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="headrace-chaos-"))
@@ -39,7 +39,7 @@ def main() -> int:
         print(f"logs and store: {folder}")
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    print("FAILED" if failed else "passed: nothing was lost, nothing was said twice")
+    print("FAILED" if failed else "passed: no request was lost or answered twice")
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""A program that speaks NATS and JSON and nothing else: publishes requests, reads their answers, live and late."""
+"""A client that uses only NATS and JSON: publishes requests, and reads their answers live and from the stream."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _BATCH = 500
 
 
 class Refused(Exception):
-    """The broker said no, or said nothing for too long: the request was not accepted."""
+    """The broker rejected the request, or did not reply in time: it was not accepted."""
 
 
 class Client:
     """The run's publisher and reader.
 
     Attributes:
-        started: how often an engine said that it began a request, by id.
-        load_at: unix seconds of the last load event.
-        workers_at: when each worker last said how it is, by process id, unix seconds.
-        asks: what became of core requests, which are not in the ledger: nobody acknowledged them.
+        started: number of `started` events, by request id.
+        load_at: when the last load event was received, unix seconds.
+        workers_at: when the last status of each worker was received, by process id, unix seconds.
+        cancels: replies to cancellations, by state.
+        asks: outcomes of core requests. They are not in the ledger, because they get no acknowledgement.
     """
 
     def __init__(self, nc: Nats, ledger: Ledger) -> None:
@@ -56,10 +57,10 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def connected(cls, url: str, ledger: Ledger) -> AsyncIterator[Self]:
-        """Connected and listening, for the time of the block."""
+        """Connect and subscribe, for the duration of the block."""
 
         async def quiet(_: Exception) -> None:
-            """An outage is part of the plan."""
+            """Ignore errors: outages are part of the run."""
 
         nc = await nats.connect(
             url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, ping_interval=2, error_cb=quiet, name="chaos"
@@ -80,10 +81,10 @@ class Client:
     # ---- publishing
 
     async def publish(self, entry: Entry, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        """Publish until the broker has said that the request is stored, and enter it in the ledger.
+        """Publish until the broker acknowledges the request, and enter it in the ledger.
 
         Raises:
-            Refused: it has not.
+            Refused: the broker did not accept it.
         """
         if entry.inbox is not None:
             inbox = f"{self._prefix}.{entry.id}"
@@ -95,7 +96,11 @@ class Client:
         self.ledger.entries[entry.id] = entry
 
     async def publish_nameless(self, entry: Entry, subject: str, body: bytes) -> None:
-        """Publish once, without an id: it could not be tried again. The id is the broker's."""
+        """Publish once, without an id, so that it cannot be retried. The broker assigns the id.
+
+        Raises:
+            Refused: the broker did not accept it.
+        """
         answer = await self._try(subject, body, {})
         if answer is None or "seq" not in answer:
             raise Refused(str(answer))
@@ -105,7 +110,11 @@ class Client:
         self.ledger.entries[entry.id] = entry
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
-        """Publish with retries, as the id in the headers allows; returns the acknowledgement."""
+        """Publish with retries, which the id in the headers makes safe. Returns the acknowledgement.
+
+        Raises:
+            Refused: the broker did not accept it.
+        """
         give_up_at = time.monotonic() + _PATIENCE_S
         while time.monotonic() < give_up_at:
             answer = await self._try(subject, body, headers)
@@ -114,7 +123,7 @@ class Client:
             if answer is not None and answer.get("error", {}).get("err_code") == 10077:
                 raise Refused("the lane is full")
             await asyncio.sleep(_PAUSE_S)
-        raise Refused("no acknowledgement")
+        raise Refused("no acknowledgement in time")
 
     async def _try(self, subject: str, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
         try:
@@ -124,14 +133,14 @@ class Client:
         return json.loads(message.data) if message.data else None
 
     async def cancel(self, request_id: str) -> str:
-        """Ask for a cancellation; returns the state that was answered, or `unheard`."""
+        """Cancel a request. Returns the state in the reply, or `unheard` if there is none."""
         answer = await self._try(f"llm.cancel.{request_id}", b"", {})
         state = str(answer["state"]) if answer else "unheard"
         self.cancels[state] += 1
         return state
 
     async def ask(self, priority: str, text: str) -> None:
-        """A core request, which the gateway puts on the queue."""
+        """Send a core request, which the gateway stores in the queue."""
         try:
             answer = json.loads((await self.nc.request(f"llm.ask.{priority}", text.encode(), timeout=30)).data)
         except (nats.errors.Error, TimeoutError):
@@ -142,7 +151,7 @@ class Client:
     # ---- reading
 
     async def read_record(self) -> None:
-        """Read what `LLM_REPLIES` has taken in since the last time, as somebody who comes late does."""
+        """Read the messages that `LLM_REPLIES` has stored since the last call, as a late reader does."""
         async with self._reading:
             await self._read_on()
 
@@ -160,7 +169,7 @@ class Client:
                 return
 
     async def _batch(self, start: int) -> list[Msg]:
-        """Messages of the record from a sequence on, in one request (NATS ADR-31); empty while the broker is away."""
+        """Read messages from a sequence on in one batch (NATS ADR-31). Empty while the broker is away."""
         inbox = self.nc.new_inbox()
         found: list[Msg] = []
         try:
@@ -178,12 +187,12 @@ class Client:
         return found
 
     async def left_in(self, stream: str) -> int:
-        """How many messages a stream holds."""
+        """The number of messages in a stream, -1 while the broker is away."""
         answer = await self._try(f"$JS.API.STREAM.INFO.{stream}", b"", {})
         return int(answer["state"]["messages"]) if answer else -1
 
     def _open(self, entry: Entry) -> None:
-        """What comes under the entry's id, and what has come, is the entry's."""
+        """Give the entry the messages with its id, past and future ones."""
         entry.live = self._live.setdefault(entry.id, [])
         entry.record = self._records.setdefault(entry.id, [])
 

@@ -1,6 +1,6 @@
-"""The processes of one run: a broker, a stand-in for Ollama and every role, killed and frozen at will, started again.
+"""The processes of one run: a broker, a stand-in for Ollama and every role. Each can be killed, frozen and restarted.
 
-Nothing is touched that was not started here, and everything started here ends with this process.
+Signals only processes that it started. They end with this process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BROKER, STANDIN = "broker", "stand-in"
 
 
 class Member:
-    """One process, started again whenever it ends, until it is held down or the run is over.
+    """One process, restarted whenever it ends, until it is held down or the run is over.
 
     Attributes:
         ready: set while it serves.
-        ready_at: unix seconds at which it last began to serve.
-        surprises: how it ended when nobody here had killed or drained it.
+        ready_at: when it last began to serve, unix seconds.
+        surprises: descriptions of its unexpected ends, when it was neither killed nor drained.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Member:
         return self._process.pid if self._process is not None else None
 
     async def keep(self) -> None:
-        """Keep it running until cancelled; then it is killed."""
+        """Keep the process running until cancelled, then kill it."""
         try:
             while True:
                 await self._up.wait()
@@ -78,7 +78,7 @@ class Member:
                 await self._process.wait(lambda _: None)
 
     async def _live(self) -> int:
-        """One life; returns the exit code."""
+        """Run the process until it ends. Returns the exit code."""
         self._process = await self._launch(self)
         probing = asyncio.create_task(self._probe())
         try:
@@ -90,9 +90,9 @@ class Member:
         return code
 
     async def _probe(self) -> None:
-        """Notice that a program that makes no reports serves."""
+        """Find out when a program that sends no reports begins to serve."""
         if self._answers is not None:
-            while not await self._answers():  # noqa: ASYNC110 - who else knows
+            while not await self._answers():  # noqa: ASYNC110 - the program sends no signal to wait for
                 await asyncio.sleep(_LOOK_EVERY_S)
             self._serves()
 
@@ -101,7 +101,7 @@ class Member:
         self.ready.set()
 
     def kill(self) -> None:
-        """End it as a crash would; what it has started must notice by itself."""
+        """Kill the process as a crash would. Its children are not signalled."""
         self._expected = True
         self.ready.clear()
         if self.pid is not None:
@@ -109,33 +109,33 @@ class Member:
                 os.kill(self.pid, signal.SIGKILL)
 
     def drain(self, drain_s: float) -> None:
-        """Ask it to end in order."""
+        """Ask the process to finish its work and end."""
         self._expected = True
         self.ready.clear()
         if self._process is not None:
             self._process.drain(drain_s)
 
     def freeze(self) -> None:
-        """Stop it and all it has started in the middle of whatever they do."""
+        """Suspend the process and its children."""
         self._signal_group(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume them."""
         self._signal_group(signal.SIGCONT)
 
     def hold_down(self) -> None:
-        """Do not start it again for now."""
+        """Do not restart it until `let_up`."""
         self._up.clear()
 
     def let_up(self) -> None:
-        """Start it again."""
+        """Allow restarts again."""
         self._up.set()
 
     def kill_child(self) -> bool:
-        """Kill the engine's process inside this one. Returns whether there was one."""
+        """Kill the engine's child process. Returns whether there was one."""
         for pid in _children(self.pid):
             os.kill(pid, signal.SIGKILL)
-            # It will say itself when it serves again.
+            # The worker reports when it serves again.
             self.ready.clear()
             return True
         return False
@@ -153,13 +153,13 @@ class Member:
 
 
 def _children(pid: int | None) -> Iterator[int]:
-    """The direct children of a process (Linux, or elsewhere by `ps`-less best effort: none)."""
+    """The direct children of a process. Linux only; none on other systems."""
     with contextlib.suppress(OSError, ValueError):
         yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 class Fleet:
-    """All members of one run. `config` is what the roles get; its broker and Ollama are the fleet's own."""
+    """All processes of one run. `config` holds the settings of the roles, with the fleet's broker and Ollama."""
 
     def __init__(self, folder: Path, config: Config, *, workers: int) -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ class Fleet:
 
     @property
     def url(self) -> str:
-        """The broker's."""
+        """The broker's URL."""
         return self.config.nats_url
 
     def __getitem__(self, name: str) -> Member:
@@ -190,14 +190,14 @@ class Fleet:
         """Wait until every member serves.
 
         Raises:
-            TimeoutError: one does not.
+            TimeoutError: a member does not serve in time.
         """
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*(member.ready.wait() for member in self.members.values()))
 
     @property
     def surprises(self) -> list[str]:
-        """Processes that ended by themselves."""
+        """Descriptions of the processes that ended unexpectedly."""
         return [surprise for member in self.members.values() for surprise in member.surprises]
 
     def _role(self, kind: str) -> Callable[[Member], Awaitable[Process]]:
@@ -235,7 +235,7 @@ class Fleet:
 
 @asynccontextmanager
 async def running(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Fleet]:
-    """A fleet that serves, for the time of the block."""
+    """Run a fleet for the duration of the block. It serves when the block begins."""
     fleet = Fleet(folder, config, workers=workers)
     broker = asyncio.create_task(fleet[BROKER].keep())
     tasks = [broker]

@@ -1,6 +1,6 @@
-"""The ledger of one run: every accepted request, what its readers saw, what its record holds, and the verdict on it.
+"""The ledger of one run: every accepted request, the messages its readers received, its record, and the verdict.
 
-A program that knows only the wire contract could have written it: messages are read as JSON, told apart by `object`.
+It relies on the wire contract alone: messages are JSON, and their `object` tells their type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHUNK = "chat.completion.chunk"
 
 
 class Kept(NamedTuple):
-    """A message as the stream holds it; `at` in unix seconds."""
+    """A message of the stream; `at` is when it was stored, unix seconds."""
 
     sequence: int
     at: float
@@ -29,11 +29,12 @@ class Entry:
 
     Attributes:
         kind: plain, inbox, cancelled, deadline, duplicate, nameless, embedding or poison.
-        may_end: the error codes it may end with; a completion is always allowed.
-        expected: the undisturbed text of a seeded request on MLX, or the vectors of one for embeddings, or None.
-        record: what `LLM_REPLIES` holds on its subject.
-        live: what a plain subscriber of that subject saw.
-        inbox: what its own inbox saw, or None where it has none.
+        may_end: the error codes it may end with. It may always end with a completion.
+        expected: the text that a seeded request gets on MLX without faults, or the vectors of a request for embeddings;
+            None if unknown.
+        record: the messages of `LLM_REPLIES` on its subject.
+        live: the messages received by a plain subscriber of that subject.
+        inbox: the messages received in its inbox, or None if it has no inbox.
     """
 
     id: str
@@ -48,17 +49,17 @@ class Entry:
 
     @property
     def lasts(self) -> list[dict[str, Any]]:
-        """The last messages in the record; there must be one."""
+        """The last messages in the record. There must be exactly one."""
         return [message for message in map(_read, (kept.data for kept in self.record)) if message["object"] in LAST]
 
     @property
     def is_in_mid_answer(self) -> bool:
-        """Whether its live reader has chunks of it and no last message."""
+        """Whether its live reader has received a chunk most recently, and so no last message."""
         return bool(self.live) and _read(self.live[-1])["object"] == CHUNK
 
     @property
     def is_all_by_mlx(self) -> bool:
-        """Whether no other engine wrote a part of its answer."""
+        """Whether MLX wrote the whole answer."""
         messages = [_read(kept.data) for kept in self.record]
         return {m.get("engine") or m["headrace"]["engine"] for m in messages if "engine" in m or "headrace" in m} == {
             "mlx"
@@ -66,12 +67,12 @@ class Entry:
 
     @property
     def attempts(self) -> int:
-        """How many attempts have written."""
+        """The number of attempts that wrote messages."""
         messages = [_read(kept.data) for kept in self.record]
         return max([m.get("attempt", 0) or m.get("headrace", {}).get("attempts", 1) for m in messages], default=1)
 
     def faults(self) -> list[str]:
-        """All that is wrong with it, in words that can be counted; empty where it was answered as promised."""
+        """Its faults, as fixed phrases that can be counted. Empty if it was answered as promised."""
         lasts = self.lasts
         if not lasts:
             return ["lost"]
@@ -103,7 +104,7 @@ class Entry:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether it is known what the answer must be: another engine's text may be another."""
+        """Whether the expected answer is known. Another engine's text can differ."""
         return self.expected is not None and (self.kind == "embedding" or self.is_all_by_mlx)
 
     def _reader_faults(self) -> list[str]:
@@ -122,17 +123,17 @@ class Entry:
 
     @property
     def repeated_at_inbox(self) -> bool:
-        """Whether its inbox had the one last message more than once."""
+        """Whether its inbox received the last message more than once."""
         return sum(_last_of(data) is not None for data in self.inbox or ()) > 1
 
     @property
     def missed_at_inbox(self) -> bool:
-        """Whether its inbox never had it: core messages find nobody while the reader's connection is away."""
+        """Whether its inbox missed the last message. Core messages are lost while the reader is disconnected."""
         return self.inbox is not None and not any(_last_of(data) for data in self.inbox)
 
 
 class Summary(NamedTuple):
-    """What a run comes to."""
+    """The result of a run."""
 
     accepted: int
     ended: Counter[str]
@@ -145,12 +146,12 @@ class Summary(NamedTuple):
 
     @property
     def reexecuted(self) -> int:
-        """How many had more than one attempt."""
+        """The number of requests with more than one attempt."""
         return sum(count for attempts, count in self.attempts.items() if attempts > 1)
 
     @property
     def lost(self) -> int:
-        """Accepted and never answered."""
+        """The number of accepted requests without a last message."""
         return self.faults["lost"]
 
 
@@ -162,11 +163,11 @@ class Ledger:
     refused: Counter[str] = field(default_factory=Counter)
 
     def open(self) -> list[Entry]:
-        """Those whose record has no last message yet."""
+        """The entries whose record has no last message yet."""
         return [entry for entry in self.entries.values() if not (entry.record and _last_of(entry.record[-1].data))]
 
     def summary(self) -> Summary:
-        """The verdict on all of them."""
+        """The verdict on all entries."""
         ended: Counter[str] = Counter()
         faults: Counter[str] = Counter()
         examples: dict[str, list[str]] = {}
@@ -193,7 +194,7 @@ class Ledger:
 
 
 def goes_on_after(entry: Entry, at: float) -> float | None:
-    """How long after a moment a streamed answer went on that had begun before and was not over; else None."""
+    """How long after `at` a streamed answer continued, in seconds; None if it was not in progress at that time."""
     before = [kept for kept in entry.record if kept.at <= at]
     after = next((kept for kept in entry.record if kept.at > at), None)
     if not entry.streams or not before or after is None or _last_of(before[-1].data):

@@ -1,4 +1,4 @@
-"""The load of one run: requests of every kind, drawn from one seed, published at a steady rate."""
+"""The load of one run: requests of every kind, chosen at random from one seed, published at a steady rate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Load:
     """Publishes until told to stop.
 
     Attributes:
-        undisturbed: the text of each seeded prompt, asked for before anything was killed.
+        undisturbed: the text of each seeded prompt, learned before the first fault.
     """
 
     client: Client
@@ -48,11 +48,11 @@ class Load:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def learn_undisturbed(self) -> None:
-        """Have every seeded prompt answered once, in peace."""
+        """Have every seeded prompt answered once without faults."""
         entries = {}
         for prompt in PROMPTS:
             entry = self._entry("calm", streams=True)
-            # Only MLX answers what is marked as complex: its text is the one to compare with.
+            # Only MLX answers requests marked as complex, and its text is the one to compare with.
             await self.client.publish(entry, "llm.request.high.complex", self._body(prompt, entry, seeded=True), {})
             entries[prompt] = entry
         async with asyncio.timeout(_UNDISTURBED_S):
@@ -63,11 +63,11 @@ class Load:
             self.undisturbed[prompt] = entry.lasts[0]["choices"][0]["message"]["content"]
 
     def stop(self) -> None:
-        """Publish no more."""
+        """Stop publishing."""
         self._over.set()
 
     async def run(self, seconds: float) -> None:
-        """Publish for a time, or until stopped, then wait until all that was begun is accepted or refused."""
+        """Publish for a time, or until stopped. Then wait until every request is accepted or refused."""
         give_up_at = time.monotonic() + seconds
         while time.monotonic() < give_up_at and not self._over.is_set():
             self._begin(self._one())
@@ -77,14 +77,14 @@ class Load:
             await asyncio.wait(self._tasks)
 
     async def publish_one(self, kind: str) -> Entry:
-        """Publish one streamed request of a kind to the lanes that only MLX serves."""
+        """Publish one streamed request of a kind to a lane that only MLX serves."""
         entry = self._entry(kind, streams=True)
         body = self._body(PROMPTS[0], entry, seeded=False)
         await self.client.publish(entry, "llm.request.high.complex", body, {})
         return entry
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end of the run."""
+        """Wait for a time, or until the end of the run."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._over.wait(), seconds)
 

@@ -1,6 +1,6 @@
-"""Single promises, each shown by itself: kills in mid-answer, a frozen worker, cancelled while queued, rolling restart.
+"""Checks of single promises: kills during an answer, a frozen worker, cancelling in the queue, a rolling restart.
 
-Each show runs on a stage of its own and returns what there is to say; `wrong` is empty where the promise was kept.
+Each check runs on its own stage and returns its report. `wrong` is empty if the promise was kept.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _WAIT_S = 60.0
 
 
 class Shown(NamedTuple):
-    """What a show came to."""
+    """The report of a check."""
 
     lines: list[str]
     wrong: list[str]
 
 
 async def kills(folder: Path, config: Config, *, times: int, rate_per_s: float = 3.0, seed: int = 1) -> Shown:
-    """Kill the MLX worker in mid-answer, so many times in one run, under a steady load of streams."""
+    """Kill an MLX worker during an answer, repeatedly, under a steady load of streams."""
     async with stage(folder, replace(config, max_attempts=max(100, times))) as scene:
         max_tokens = 40 if config.engine == "simulated" else 160
         load = Load(scene.client, random.Random(seed), rate_per_s, max_tokens, poison_share=0)
@@ -45,9 +45,9 @@ async def kills(folder: Path, config: Config, *, times: int, rate_per_s: float =
         try:
             while len(tormentor.faults) < times:
                 if not await until(lambda: bool(_in_mid_answer(scene)), _WAIT_S):
-                    return Shown([], ["no answer came into its middle"])
+                    return Shown([], ["no answer was in progress in time"])
                 await tormentor.do("kill mlx worker")
-                # Now in the wake of the last one, now after it.
+                # Some kills fall into the recovery from the previous one, some after it.
                 await asyncio.sleep(tormentor.draw.uniform(0.2, 3 * config.lease_s))
         finally:
             load.stop()
@@ -56,7 +56,7 @@ async def kills(folder: Path, config: Config, *, times: int, rate_per_s: float =
 
 
 async def frozen(folder: Path, config: Config, *, leases: int = 3) -> Shown:
-    """Stop a worker in mid-answer for some leases while another answers; when it goes on, nobody hears of it."""
+    """Suspend a worker during an answer for several leases, while another answers. It stays silent when it resumes."""
     async with stage(folder, config) as scene:
         load = Load(scene.client, random.Random(1), 5.0, 200)
         entries = [await load.publish_one(kind) for kind in ("plain", "inbox", "plain", "inbox", "plain", "inbox")]
@@ -72,26 +72,26 @@ async def frozen(folder: Path, config: Config, *, leases: int = 3) -> Shown:
             frozen_worker.thaw()
         thawed_at = time.time()
         heard = await until(lambda: scene.client.workers_at.get(frozen_worker.pid or 0, 0) > thawed_at, _WAIT_S)
-        # Whatever it still had to say, it has a lease's time to say it.
+        # Give the resumed worker a lease's time to write.
         await asyncio.sleep(config.lease_s)
         await scene.client.read_record()
         after = [_all_seen(entry) for entry in entries]
         summary = scene.ledger.summary()
         wrong = list(summary.faults)
         wrong += [] if quiet else ["not all were answered while it was frozen"]
-        wrong += [] if heard else ["the frozen worker never came back"]
-        wrong += ["something was seen after it woke up"] if before != after else []
-        wrong += [] if summary.reexecuted else ["it held nothing"]
+        wrong += [] if heard else ["the frozen worker did not report after it resumed"]
+        wrong += ["readers received messages after it resumed"] if before != after else []
+        wrong += [] if summary.reexecuted else ["the frozen worker held no request"]
         lines = [
             f"frozen for {thawed_at - frozen_at:.1f} s, lease {config.lease_s:.1f} s",
             f"requests {len(entries)}, taken over from the frozen worker {summary.reexecuted}",
-            f"messages seen by readers before it woke {sum(map(len, before))}, after {sum(map(len, after))}",
+            f"messages received by readers before it resumed {sum(map(len, before))}, after {sum(map(len, after))}",
         ]
         return Shown(lines, wrong)
 
 
 async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 1) -> Shown:
-    """Queue many requests, cancel half of them while they wait: no engine ever hears of those."""
+    """Queue many requests and cancel half of them while they wait: no engine begins these."""
     draw = random.Random(seed)
     async with stage(folder, replace(config, lane_max_messages=requests + 1)) as scene:
         workers = [scene.fleet[name] for name in scene.fleet.workers]
@@ -113,7 +113,7 @@ async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 
         late = chosen[int(len(chosen) * 0.9) :]
         await _side_by_side(64, (scene.client.cancel(entry.id) for entry in chosen[: -len(late)]))
         cancelled_at = time.monotonic()
-        # The last ones race with the engines.
+        # The last cancels race with the engines.
         for worker in workers:
             worker.let_up()
         await _side_by_side(16, (scene.client.cancel(entry.id) for entry in late))
@@ -123,23 +123,27 @@ async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 
         seen = [request_id for request_id in while_waiting if scene.client.started[request_id]]
         summary = scene.ledger.summary()
         wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
-        wrong += [] if quiet else ["not quiet in time"]
-        wrong += [f"an engine began {len(seen)} cancelled ones: {seen[:3]}"] if seen else []
+        wrong += [] if quiet else ["not all requests were answered in time"]
+        wrong += [f"an engine began {len(seen)} cancelled requests: {seen[:3]}"] if seen else []
         early = {entry.id for entry in chosen[: -len(late)]}
         missed = [request_id for request_id in early if request_id not in set(while_waiting)]
-        wrong += [f"{len(missed)} cancelled before any engine ran were not: {missed[:3]}"] if missed else []
+        wrong += (
+            [f"{len(missed)} requests cancelled before any engine ran did not end as cancelled: {missed[:3]}"]
+            if missed
+            else []
+        )
         lines = [
             f"queued {requests} in {queued_at - began_at:.1f} s",
-            f"cancelled {len(early)} in {cancelled_at - queued_at:.1f} s, then {len(late)} beside running engines",
+            f"cancelled {len(early)} in {cancelled_at - queued_at:.1f} s, then {len(late)} while engines ran",
             f"ended: {dict(Counter('cancelled' if 'cancelled' in e else 'answered' for e in endings.values()))}",
             f"cancelled while queued {len(while_waiting)}; of these an engine began {len(seen)}",
-            f"begun by engines in all {len(scene.client.started)}; cancels answered {dict(scene.client.cancels)}",
+            f"requests begun by engines {len(scene.client.started)}; replies to cancels {dict(scene.client.cancels)}",
         ]
         return Shown(lines, wrong)
 
 
 async def rolling(folder: Path, config: Config, *, rounds: int = 1, seed: int = 1) -> Shown:
-    """Drain and start every role again, one after another, under load: nothing is lost, nothing noticeably delayed."""
+    """Restart every role in turn under load, draining it first: no request is lost or noticeably delayed."""
     async with stage(folder, config) as scene:
         load = Load(scene.client, random.Random(seed), 3.0, 40, poison_share=0)
         await load.learn_undisturbed()
@@ -177,11 +181,11 @@ async def _closing(scene: Stage, tormentor: Tormentor) -> Shown:
     lines = report.recovery(tormentor, scene.ledger)
     lines += ["", *report.verdict(summary, scene.client, await scene.left(), scene.fleet.surprises)]
     wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
-    return Shown(lines, wrong if quiet else [*wrong, "not quiet in time"])
+    return Shown(lines, wrong if quiet else [*wrong, "not all requests were answered in time"])
 
 
 def _in_mid_answer(scene: Stage) -> list[Entry]:
-    """Streams that have begun to say something and are not over, as their live reader knows."""
+    """The streams whose live reader has received a chunk but no last message."""
     return [entry for entry in scene.ledger.entries.values() if entry.is_in_mid_answer]
 
 
@@ -201,7 +205,7 @@ async def _publish(scene: Stage, entry: Entry, subject: str, body: bytes) -> Non
 
 
 async def _side_by_side(width: int, works: Iterator[Awaitable[Any]]) -> None:
-    """Do all works, so many at once."""
+    """Run all works, `width` at a time."""
 
     async def one_after_another() -> None:
         for work in works:

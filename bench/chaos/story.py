@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run is like. Rates are of requests a second; with a script, its faults are done in order, once each."""
+    """The parameters of a run. With a script, its faults are injected in order, once each, and `seconds` is ignored."""
 
     seconds: float
     engine: Literal["simulated", "mlx"] = "simulated"
@@ -41,7 +41,7 @@ class Plan:
     script: tuple[str, ...] = ()
 
     def config(self) -> Config:
-        """The roles' settings: small batches, answers of a second or two, attempts enough for many kills."""
+        """The roles' settings: small batches, answers of one or two seconds, enough attempts for many kills."""
         return Config(
             engine=self.engine,
             slots=4,
@@ -59,14 +59,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Stage:
-    """A fleet that serves, and a client of it."""
+    """A running fleet, its client and its ledger."""
 
     fleet: Fleet
     client: Client
     ledger: Ledger
 
     async def settle(self, timeout_s: float = SETTLE_S) -> bool:
-        """Wait until every accepted request has its last message and the queues are empty; returns whether they are."""
+        """Wait until every accepted request has its last message and the queues are empty. Returns whether they are."""
         give_up_at = time.monotonic() + timeout_s
         while time.monotonic() < give_up_at:
             await self.client.read_record()
@@ -76,13 +76,13 @@ class Stage:
         return False
 
     async def left(self) -> dict[str, int]:
-        """What the queues still hold."""
+        """The number of messages left in each queue."""
         return {stream: await self.client.left_in(stream) for stream in QUEUES}
 
 
 @asynccontextmanager
 async def stage(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Stage]:
-    """Everything up, the client connected and reading, for the time of the block."""
+    """Run a fleet with a connected client that reads, for the duration of the block."""
     ledger = Ledger()
     async with running(folder, config, workers=workers) as fleet, Client.connected(fleet.url, ledger) as client:
         reading = asyncio.create_task(_keep_reading(client))
@@ -101,12 +101,12 @@ async def _keep_reading(client: Client) -> None:
 
 
 async def run(plan: Plan, folder: Path, say: Say) -> Summary:
-    """Load and torment for the planned time, wait until all is quiet, and say what became of everything."""
+    """Inject load and faults for the planned time, wait until every request has ended, and report."""
     async with stage(folder, plan.config()) as scene:
         load = Load(scene.client, random.Random(plan.seed), plan.rate_per_s, plan.max_tokens)
         await load.learn_undisturbed()
         tormentor = Tormentor(scene.fleet, random.Random(plan.seed + 1), pause_s=plan.pause_s)
-        say(f"{plan.engine} engine, seed {plan.seed}: {plan.seconds:.0f} s of load and faults begin; logs in {folder}")
+        say(f"{plan.engine} engine, seed {plan.seed}: {plan.seconds:.0f} s of load and faults; logs in {folder}")
         progress = asyncio.create_task(_say_progress(scene, tormentor, say))
         try:
             tormenting = tormentor.each(plan.script) if plan.script else tormentor.run(plan.seconds)
@@ -119,7 +119,7 @@ async def run(plan: Plan, folder: Path, say: Say) -> Summary:
             progress.cancel()
         quiet = await scene.settle()
         summary = scene.ledger.summary()
-        say("" if quiet else f"not quiet within {SETTLE_S:.0f} s")
+        say("" if quiet else f"not all requests were answered within {SETTLE_S:.0f} s")
         for line in report.recovery(tormentor, scene.ledger):
             say(line)
         say("")

@@ -1,4 +1,4 @@
-"""The tormentor: what it does to the fleet, drawn from one seed, and when it did it."""
+"""The tormentor: injects faults into the fleet, chosen at random from one seed, and records them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bench.chaos.fleet import BROKER, STANDIN, Fleet
 
 FREEZE_LEASES = 3
-# How often each thing is done, in proportion.
+# The relative frequency of each fault.
 KINDS = {
     "kill mlx worker": 5,
     "kill engine child": 2,
@@ -28,7 +28,7 @@ KINDS = {
 
 
 class Fault(NamedTuple):
-    """One thing done; `at` in unix seconds."""
+    """One injected fault; `at` in unix seconds."""
 
     kind: str
     at: float
@@ -37,11 +37,11 @@ class Fault(NamedTuple):
 
 @dataclass(slots=True)
 class Tormentor:
-    """Does one thing after another, with pauses; freezes overlap with what follows.
+    """Injects faults one after another, with pauses. A freeze overlaps with the next faults.
 
     Attributes:
-        faults: what was done, in order.
-        back_s: how long until the process served again, by fault.
+        faults: the injected faults, in order.
+        back_s: the time until the process served again, by fault.
     """
 
     fleet: Fleet
@@ -52,7 +52,7 @@ class Tormentor:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, seconds: float) -> None:
-        """Torment for a time; at the end nothing is frozen or held down."""
+        """Inject faults for a time. When it returns, no process is frozen or held down."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             kind = self.draw.choices(list(KINDS), list(KINDS.values()))[0]
@@ -61,21 +61,21 @@ class Tormentor:
         await self.settle()
 
     async def each(self, kinds: Sequence[str]) -> None:
-        """Do these things in order, each as soon as there is something to do it to."""
+        """Inject these faults in order, each as soon as its victim runs."""
         for kind in kinds:
-            while await self.do(kind) is None:  # noqa: ASYNC110 - members come and go without a word
+            while await self.do(kind) is None:  # noqa: ASYNC110 - members give no signal to wait for
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self.draw.uniform(*self.pause_s))
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until everything that was frozen or killed is back."""
+        """Wait until every frozen or killed process serves again."""
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self.fleet.until_ready()
 
     async def do(self, kind: str) -> Fault | None:
-        """Do one thing now. Returns None where there was nothing to do it to."""
+        """Inject one fault now. Returns None if its victim does not run."""
         action, _, what = kind.partition(" ")
         victim = self._victim(what)
         member = self.fleet[victim]
@@ -101,7 +101,7 @@ class Tormentor:
         return fault
 
     def lasts_s(self, fault: Fault) -> float:
-        """How long what was done kept its victim away, at least a lease: so long its work is in nobody's hands."""
+        """How long the fault kept its victim away; at least a lease, before which no request is redelivered."""
         lease_s = self.fleet.config.lease_s
         frozen_s = FREEZE_LEASES * lease_s if fault.kind.startswith("freeze") else 0.0
         return max(lease_s, frozen_s, self.back_s.get(fault, 0.0))
@@ -131,7 +131,7 @@ class Tormentor:
 
 
 async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether condition came true in time."""
+    """Wait for a condition. Returns whether it became true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
