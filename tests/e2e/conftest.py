@@ -1,4 +1,4 @@
-"""`headrace up` as a person starts it, and a client that knows nothing of headrace but the wire contract."""
+"""`headrace up` as a user starts it, and a client that relies only on the wire contract."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST = ("chat.completion", "error")
 
 
 class Pipeline:
-    """A running `headrace up`."""
+    """A running `headrace up`, with its state and its log in folder."""
 
     def __init__(self, folder: Path, *options: str, environ: dict[str, str] | None = None) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Pipeline:
         ready = json.loads(self._ready.read_text())
         self.url = ready["nats"]
         self.http = ready["http"]
-        # Each role is ready by its own word; the gateway says when it has heard of an engine.
+        # Each role reports when it is ready. The gateway is usable once it has received the status of a ready worker.
         wait_until(self._is_usable, what="the gateway's engine")
 
     def _is_usable(self) -> bool:
@@ -63,15 +63,15 @@ class Pipeline:
         return (self.folder / "state" / "logs" / f"{role}.log").read_text()
 
     def pid(self, command: str) -> int:
-        """The process of `up` with this in its command line."""
+        """The process id of the child of `up` that has this text in its command line."""
         return child_of(self._process.pid, command)
 
     def kill(self, role: str) -> None:
-        """Have the process of one role die as by a crash."""
+        """Kill the process of one role as a crash would."""
         os.kill(self.pid(f"pipeline.cli run {role}"), signal.SIGKILL)
 
     def stop(self) -> int:
-        """End it as Ctrl-C does; returns the exit code."""
+        """Stop it as Ctrl-C does. Returns the exit code."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         try:
@@ -83,14 +83,14 @@ class Pipeline:
 
 
 def child_of(parent: int, command: str) -> int:
-    """The one child of a process with this in its command line."""
+    """The process id of the only child that has this text in its command line."""
     found = subprocess.run(["pgrep", "-P", str(parent), "-f", command], capture_output=True, text=True, check=True)
     (pid,) = found.stdout.split()
     return int(pid)
 
 
 class Asker:
-    """A client that speaks NATS and JSON, and keeps what it reads by request id."""
+    """A client that uses only NATS and JSON. It keeps the messages that it receives, by request id."""
 
     def __init__(self, nc: Nats) -> None:
         self.nc = nc
@@ -120,7 +120,7 @@ class Asker:
         self.started.append(json.loads(message.data)["id"])
 
     async def ask(self, subject: str, body: object, **headers: str) -> str:
-        """Publish a request; returns its id."""
+        """Publish a request. Returns its id."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         ack = await self.js.publish(subject, data, headers=names or None, timeout=20)
@@ -137,7 +137,7 @@ class Asker:
         return sum(m["object"] in LAST for m in self.messages[request_id])
 
     async def answer(self, request_id: str, *, timeout_s: float = 60) -> dict[str, Any]:
-        """The last message of a request."""
+        """Wait for the last message of a request."""
         await self.until(lambda: self.last(request_id) is not None, timeout_s=timeout_s)
         return self.last(request_id)
 
@@ -146,7 +146,7 @@ class Asker:
         return [self.last(i) for i in ids]
 
     async def request(self, subject: str, body: object = "") -> Any:
-        """A core request, its answer read as JSON."""
+        """Send a core request. Returns the reply, decoded from JSON."""
         data = body if isinstance(body, bytes) else str(body).encode()
         return json.loads((await self.nc.request(subject, data, timeout=30)).data)
 
@@ -160,7 +160,7 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def joined(messages: list[dict[str, Any]]) -> str:
-    """The text of the chunks, by `seq`, each once."""
+    """The joined text of the chunks, in order of `seq`, each once."""
     chunks = {m["seq"]: m for m in messages if m["object"] == "chat.completion.chunk"}
     assert sorted(chunks) == list(range(len(chunks)))
     return "".join(chunks[seq]["choices"][0]["delta"].get("content") or "" for seq in sorted(chunks))
@@ -189,7 +189,7 @@ async def asking(url: str) -> AsyncIterator[Asker]:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """Everything on its embedded defaults: nats-server, MLX with the demo model, the stand-in for Ollama."""
+    """A pipeline with the defaults: embedded nats-server, MLX with the demo model, the stand-in for Ollama."""
     with running(tmp_path_factory.mktemp("embedded")) as pipeline:
         yield pipeline
 
