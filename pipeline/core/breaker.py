@@ -1,4 +1,4 @@
-"""The circuit breaker in front of an engine that may be away: when to call it, and when to leave it alone."""
+"""The circuit breaker in front of an engine that may be unreachable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Circuit(StrEnum):
-    """How the breaker stands."""
+    """The states of a breaker."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -15,25 +15,27 @@ class Circuit(StrEnum):
 
 
 class Permit(NamedTuple):
-    """The right to make one call. Hand it back with what came of it: `succeeded`, `failed` or `abandoned`."""
+    """Permission for one call. Report the outcome of the call with `succeeded`, `failed` or `abandoned`."""
 
     period: int
 
 
 class Breaker:
-    """Closed, it allows every call. After `failures_to_trip` failures in a row it opens and allows none;
-    when the hold is over, one call at a time may probe (half-open). A probe that succeeds closes it; one that
-    fails doubles the hold, up to its cap.
+    """Decides whether to call an engine. One writer: the engine's client. `now` is in monotonic seconds.
 
-    Each opening or closing starts a new period, and what came of a call counts in the period of its permit
-    only: an answer that was long on its way says nothing about now. A probe that nobody reports counts as
-    failed after `probe_timeout_s`.
+    A closed breaker allows every call. After `failures_to_trip` failures in a row it opens, and allows none. When the
+    hold is over it is half-open, and allows one call at a time as a probe. A probe that succeeds closes the breaker. A
+    probe that fails doubles the hold, up to the cap.
+
+    Each change of state starts a new period. The outcome of a call counts only in the period of its permit, because a
+    slow answer tells nothing about the present. A probe without a reported outcome counts as failed after
+    `probe_timeout_s`.
 
     Args:
-        failures_to_trip: failures in a row that open it.
-        hold_s: how long the first opening lasts.
-        hold_cap_s: the longest that one lasts.
-        probe_timeout_s: how long a probe may take.
+        failures_to_trip: the number of failures in a row that opens the breaker.
+        hold_s: the first hold, seconds.
+        hold_cap_s: the longest hold, seconds.
+        probe_timeout_s: how long a probe may take, seconds.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Breaker:
         probe_timeout_s: float = 5.0,
     ) -> None:
         if failures_to_trip < 1 or not 0 < hold_s <= hold_cap_s or probe_timeout_s <= 0:
-            raise ValueError("a breaker needs at least one failure to trip, and 0 < hold_s <= hold_cap_s")
+            raise ValueError("A breaker needs failures_to_trip >= 1, 0 < hold_s <= hold_cap_s and probe_timeout_s > 0.")
         self._failures_to_trip = failures_to_trip
         self._first_hold_s = hold_s
         self._hold_cap_s = hold_cap_s
@@ -59,21 +61,21 @@ class Breaker:
 
     @property
     def circuit(self) -> Circuit:
-        """How it stands; an open one becomes half-open when a probe is let through."""
+        """The state. An open breaker becomes half-open when it allows a probe."""
         return self._circuit
 
     @property
     def closed(self) -> bool:
-        """Whether calls are allowed without restraint."""
+        """Whether every call is allowed."""
         return self._circuit is Circuit.CLOSED
 
     @property
     def reason(self) -> str:
-        """The failure that keeps it from being closed; empty when it is closed."""
+        """The failure that opened the breaker; empty while it is closed."""
         return self._reason
 
     def permit(self, now: float) -> Permit | None:
-        """Ask for one call: a permit, or None where the engine is to be left alone."""
+        """A permit for one call, or None if the engine must not be called now."""
         if self._circuit is Circuit.CLOSED:
             return Permit(self._period)
         self._expire_probe(now)
@@ -83,7 +85,7 @@ class Breaker:
         return Permit(self._period)
 
     def succeeded(self, permit: Permit) -> None:
-        """The call was answered."""
+        """The engine answered the call."""
         if permit.period != self._period:
             return
         self._failures = 0
@@ -93,7 +95,7 @@ class Breaker:
             self._enter(Circuit.CLOSED)
 
     def failed(self, permit: Permit, now: float, reason: str) -> None:
-        """The call met a failure that speaks against the engine, and not against the request."""
+        """The call failed because of the engine, not because of the request."""
         if permit.period != self._period:
             return
         self._failures += 1
@@ -101,12 +103,12 @@ class Breaker:
             self._open(now, reason)
 
     def abandoned(self, permit: Permit, now: float) -> None:
-        """The call was given up before it could tell anything: the next probe is due at once."""
+        """The call was given up before it had an outcome. The next probe is due at once."""
         if permit.period == self._period and self._circuit is Circuit.HALF_OPEN:
             self._enter(Circuit.OPEN, wake=now)
 
     def next_wake(self, now: float) -> float | None:
-        """When a probe is due (at once when not after now), or None while closed."""
+        """The time at which a probe is due, possibly in the past, or None while closed."""
         if self._circuit is Circuit.CLOSED:
             return None
         self._expire_probe(now)

@@ -1,7 +1,7 @@
-"""What the words of a prompt tell of the work it asks for, in English and in Russian.
+"""Analysis of a prompt's words, in English and in Russian, for triage.
 
-Two readings of a text. `signs` counts what speaks for a long or a hard answer; `kind` recognizes the few kinds of
-short, easy request. Both are lookups and anchored patterns, linear in the text, which callers keep bounded.
+`signs` counts the signs of a long or a hard answer. `kind` recognizes a few kinds of short, easy requests. Both use
+lookups and anchored patterns. Their time is linear in the length of the text, which callers limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from pipeline.core import vocabulary
 
-# Openings that ask for one fact by themselves.
+# Openings that ask for one fact.
 _FACT_OPENINGS = re.compile(
     r"who(?:'s the| (?:(?:is|was|were) the|first|wrote|painted|invented|discovered|directed|founded|composed|sang|won"
     r"|built|created|designed|played|said|killed|led)) "
@@ -21,12 +21,12 @@ _FACT_OPENINGS = re.compile(
     r"|где (?:находит|расположен|родил|умер|протека)|сколько |чему рав"
     r"|как (?:называ|зовут|звали|расшифров)|(?:в|на|при|из|с) как(?:ой|ом|их) "
 )
-# Openings that ask for one fact where what they ask for has a value (a capital, a year), and else may ask anything.
+# Openings that ask for one fact only if their object has a value (a capital, a year).
 _QUESTION_OPENINGS = re.compile(
     r"(?:what|which|name|(?:at|in|on|to|from|by) (?:what|which)|назови(?:те)?"
     r"|как(?:ой|ая|ое|ие|ого|ую|им|ом|ова|ово|овы))\b"
 )
-# Where the answer stands in a text that came along, any of these will do.
+# Any of these is an easy question if the prompt contains the text with the answer.
 _ANY_QUESTION = re.compile(
     r"(?:who|when|where|what|which|how (?:many|much|long|old|far)|кто|когда|где|как(?:ой|ая|ое|ие)|сколько)\b"
 )
@@ -43,7 +43,7 @@ _DEFINITION = re.compile(
     r"(?:define|what (?:is|are) (?:an? )?[\w-]+\??$|what does .{1,40} (?:mean|stand for)|meaning of)"
     r"|что (?:такое [\w-]+(?:\?|$|\. )|значит|означает)|дай определение"
 )
-# Jobs that are told by how the request opens.
+# Jobs that are recognized by the opening of the request.
 _JOB_OPENINGS = (
     ("unit conversion", re.compile(r"convert \d+|переведи(?:те)? \d+ \w+ в ")),
     (
@@ -54,7 +54,7 @@ _JOB_OPENINGS = (
         ),
     ),
 )
-# Jobs that name their data in passing ("the plural of mouse"); the others bring it in quotes or after a colon.
+# Jobs that name their data inline ("the plural of mouse"). The others have it in quotes or after a colon.
 _BARE_JOBS = frozenset({"small edit"})
 _SUM_MARKS = re.compile(
     r"[+\-*/×÷%]|plus|minus|add|сложи|times|divided|sum|percent|плюс|минус|умнож|раздел|сумм|процент"
@@ -72,7 +72,7 @@ _AMOUNT = re.compile(
 )
 _CONTEXT = re.compile(r"(?:context|text|passage|use only|given the text|контекст|текст|по тексту)\b")
 _STEM_CHARS = 4
-# A longer text is no short request.
+# A longer text is not a short request.
 _SHORT_CHARS = 800
 _FACT_WORDS = 25
 _OPENING_CHARS = 100
@@ -80,12 +80,12 @@ _OPENING_WORDS = 8
 
 
 def normalize(text: str) -> str:
-    """Text as the lookups expect it: lower case, one spelling of ё and of the apostrophe."""
+    """Text in the form that the lookups expect: lower case, with one spelling of ё and of the apostrophe."""
     return text.lower().replace("ё", "е").replace("’", "'")
 
 
 def _index_words() -> dict[str, list[tuple[str, bool, str]]]:
-    """First letters of a word → the entries that it may meet: the word or stem, whether it is a stem, its sign."""
+    """First letters of a word → the entries to compare it with: the word or stem, whether it is a stem, its sign."""
     index: dict[str, list[tuple[str, bool, str]]] = {}
     for sign, words in vocabulary.SIGN_WORDS.items():
         for word in normalize(words).split():
@@ -95,7 +95,7 @@ def _index_words() -> dict[str, list[tuple[str, bool, str]]]:
 
 
 def _index_phrases() -> dict[str, list[tuple[str, str]]]:
-    """First word of a phrase → such phrases and their signs; under `""` those that begin with no word."""
+    """First word of a phrase → the phrases and their signs. `""` has the phrases that do not begin with a word."""
     index: dict[str, list[tuple[str, str]]] = {}
     for sign, phrases in vocabulary.SIGN_PHRASES.items():
         for phrase in phrases:
@@ -105,7 +105,7 @@ def _index_phrases() -> dict[str, list[tuple[str, str]]]:
 
 
 def _spaced(phrases: str) -> tuple[str, ...]:
-    """Phrases of a list as they stand in words joined by spaces."""
+    """The phrases of a comma-separated list, to be found in words that are joined by spaces."""
     joined = (" ".join(phrase.split()) for phrase in phrases.split(","))
     return tuple(f" {phrase.removesuffix('*')}" + ("" if phrase.endswith("*") else " ") for phrase in joined)
 
@@ -121,11 +121,11 @@ _SUM_WORDS = frozenset(vocabulary.SUM_WORDS.split())
 
 
 def signs(text: str) -> dict[str, float]:
-    """How often each sign of a long or hard answer is met in a normalized text; absent is 0.
+    """Count each sign of a long or hard answer in a normalized text. Signs that are not in the result count 0.
 
-    Beside the signs of the word lists: `words`, `numbers`, `large_numbers` (five digits and more),
-    `variables` (single letters), `questions`, `sentences`, `symbols`, `choices` (1 where there are options to
-    choose from), `listed` (items of a list), `amount` (a large number of words or examples).
+    In addition to the signs of the word lists: `words`, `numbers`, `large_numbers` (five digits or more), `variables`
+    (single letters), `questions`, `sentences`, `symbols`, `choices` (1 if there are options to choose from), `listed`
+    (items of a list), `amount` (requests for a large number of words or examples).
     """
     words = _WORDS.findall(text)
     numbers = sum(word[0].isdigit() for word in words)
@@ -152,9 +152,9 @@ def signs(text: str) -> dict[str, float]:
 
 
 def kind(text: str, *, data_follows: bool = False) -> str:
-    """The kind of short, easy request that a normalized text is, in words, or `""` for none that is known.
+    """The kind of short, easy request in a normalized text, in words, or `""` if it is none of the known kinds.
 
-    A job is one only where the text brings what it is to be done on, or where the data follows in another message.
+    A job is only recognized if the text contains its data, or if the data follows in another message.
     """
     text = text.strip()
     if len(text) > _SHORT_CHARS:
@@ -181,7 +181,7 @@ def kind(text: str, *, data_follows: bool = False) -> str:
 
 
 def instruction(text: str, kind_: str) -> str:
-    """The part of a normalized text that says what to do, without the data that a small job is to be done on."""
+    """The instruction in a normalized text, without the data of a small job."""
     if not kind_:
         return text
     text = _QUOTED.sub(" ", text)
@@ -218,7 +218,7 @@ def _is_fact(text: str) -> bool:
 
 
 def _last_question(text: str) -> str:
-    """The last sentence, or what follows a colon in it."""
+    """The last sentence, or the part of it after a colon."""
     ends = [end.end() for end in _SENTENCE_ENDS.finditer(text)]
     start = ends[-2] if len(ends) > 1 else 0
     last = text[start:].lstrip(" \n\"'»”")

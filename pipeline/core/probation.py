@@ -1,12 +1,12 @@
-"""Who brought the engine down: after a crash its requests run again alone, one at a time, until the culprit is known.
+"""Which request crashed the engine. After a crash, the requests that ran run again one at a time.
 
-Everything in flight at a crash is a suspect. Suspects go on trial, the most recently begun first, for what joined last
-is the likeliest cause. One that gets past where it stood at the crash, or ends, is cleared and waits; one under which
-the engine crashes again, alone, is guilty. When none is left, the cleared ones go on together. So whoever is innocent
-suffers the one crash in company and no other.
+All requests in flight at a crash are suspects. Suspects go on trial one by one, the one that began last first, because
+it is the likeliest cause. A suspect that gets further than it was at the crash, or that ends, is cleared, and waits. A
+suspect under which the engine crashes again, alone, is guilty. When no suspect is left, the cleared requests go on
+together. An innocent request therefore sees the first crash and no other.
 
-A request alone at its first crash is a suspect like any other: the engine may have been killed from outside, and one
-more try tells.
+A request that was alone at its first crash is a suspect too: the engine could have been killed from outside, and a
+second try decides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Probation:
-    """Suspects and the one on trial. One writer: the engine's supervisor. Requests are known by any number of theirs.
+    """The suspects, and the one on trial. One writer: the requests in flight. Any number identifies a request.
 
     `on_trial` is the request that runs alone now, if any.
     """
@@ -27,14 +27,14 @@ class Probation:
 
     @property
     def active(self) -> bool:
-        """Whether nothing but the one on trial may run."""
+        """Whether only the request on trial may run."""
         return bool(self._marks)
 
     def crashed(self, in_flight: Mapping[int, int]) -> int | None:
-        """The engine went down. Returns the guilty request, if this crash tells.
+        """The engine crashed. Returns the guilty request, if this crash decides it.
 
         Args:
-            in_flight: what ran, in the order in which it had begun, with the tokens that each had produced.
+            in_flight: the requests that ran, in the order in which they began, with the number of tokens of each.
         """
         guilty, self.on_trial = self.on_trial, None
         if guilty is not None and guilty in in_flight:
@@ -44,21 +44,21 @@ class Probation:
         return None
 
     def call_next(self) -> int | None:
-        """The next suspect to run alone, which is then on trial. None while there is a trial, or no suspect."""
+        """Put the next suspect on trial, and return it. None during a trial, or without suspects."""
         if self.on_trial is not None or not self._marks:
             return None
         self.on_trial = next(reversed(self._marks))
         return self.on_trial
 
     def progressed(self, request: int, tokens: int) -> bool:
-        """The request has produced tokens in all. Returns whether that clears it: its trial is over."""
+        """The request has this many tokens. Returns whether that clears it and ends its trial."""
         if request != self.on_trial or tokens <= self._marks[request]:
             return False
         self.gone(request)
         return True
 
     def gone(self, request: int) -> None:
-        """The request has ended or was given up: it is no suspect any more."""
+        """The request has ended or was given up, and is not a suspect any more."""
         self._marks.pop(request, None)
         if self.on_trial == request:
             self.on_trial = None

@@ -1,8 +1,7 @@
-"""Whether a smaller model would do for a request, and whether a saturated engine's request goes to the other engine.
+"""Triage: whether a request is simple enough for a smaller model, and whether it leaves a saturated engine.
 
-*Simple* answers two questions: is the work short (cheap wherever it runs), and is it easy (a smaller model
-gets it right)? Both must hold; whatever is unsure is complex, since a complex request answered by a small
-model costs the user more than a simple one that waits.
+A request is *simple* if its answer is short (cheap on any engine) and easy (a smaller model gets it right). Doubtful
+requests are complex: a complex request answered by a small model costs the user more than a simple one that waits.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ _READ_CHARS = 1200
 _MANY_PARTS = 64
 _HARD_FACT_SCORE = 10.0
 
-# From here up a score is a clear case; between 0 and here an opinion may still change it.
+# A score of this or more is certain. A score between 0 and this is a doubtful case.
 _DOUBT_ENDS = 1.0
 _MOST_HITS = 2.0
 
 
 class Verdict(NamedTuple):
-    """What triage found: the class, why, whether it is beyond doubt, and how far from simple (0 and below is simple).
+    """The result of triage: the class, its reason, whether it is certain, and the score (0 or less is simple).
 
-    A verdict that is not certain says complex until somebody who read the request says otherwise.
+    A verdict that is not certain is complex.
     """
 
     task: Task
@@ -45,22 +44,21 @@ class Verdict(NamedTuple):
 
 
 class _Sign(NamedTuple):
-    """One row of the table: what one hit of a sign adds to difficulty and to length, and what it is called."""
+    """One row of the table: what one hit of a sign adds to difficulty and to length, and the reason to give."""
 
     difficulty: float
     length: float
     reason: str
 
 
-# Scores start above 0: a request that nothing is known of is not simple.
+# Scores start above 0: a request without any sign is not simple.
 _DIFFICULTY_BIAS = 0.6
 _LENGTH_BIAS = -1.0
-_LENGTH_PER_WORD = 1 / 110  # a request of 110 words is no longer short, whatever else it is
+_LENGTH_PER_WORD = 1 / 110  # a request of 110 words or more is not short
 
-# A sign that alone outweighs every known kind (1.0 and more) vetoes; the weaker ones must come together. The
-# signs' order of magnitude is a judgement on what small models fail at; those of texture (numbers, symbols)
-# and of logic (supposition, negation) are in proportion to their weights in a logistic fit on multiple-choice
-# questions.
+# A sign of 1.0 or more outweighs every known kind and vetoes alone; weaker signs must add up. The magnitudes are a
+# judgement about what small models fail at. Those of texture (numbers, symbols) and of logic (supposition, negation)
+# are in proportion to their weights in a logistic fit on multiple-choice questions.
 _SIGNS = {
     "code": _Sign(1.0, 0.5, "asks for code"),
     "reasoning": _Sign(1.0, 0.6, "asks for reasoning"),
@@ -86,8 +84,8 @@ _SIGNS = {
     "log_sentences": _Sign(0.15, 0.1, "has several parts"),
 }
 
-# How strongly a recognized kind speaks for easy. A small sum is all but certain to be one; a question that
-# opens like one for a fact may turn out to be something else.
+# What a recognized kind subtracts from difficulty. A small sum is almost certainly easy; a question that opens like one
+# for a fact may be something else.
 _KINDS = {
     "greeting": 1.5,
     "small sum": 2.0,
@@ -103,15 +101,15 @@ _KINDS = {
 
 
 def classify(request: Request, hint: Task | None) -> Verdict:
-    """The class of a request, told from the caller's word, then from its form, then from its words.
+    """The class of a request, from the caller's hint, else from its form, else from its words.
+
+    The caller's hint wins. If the request itself leads to the same class, the reason is the request's own.
+
+    It never raises. Its time does not grow with the request beyond some thousand characters.
 
     Args:
-        request: as decoded.
-        hint: the class in its subject or its `Llm-Task`; None and `UNTRIAGED` leave it to triage.
-
-    The caller's word holds; the reason is the request's own where that says the same.
-
-    Never raises; the time it takes does not grow with the request beyond some thousand characters.
+        request: the decoded request.
+        hint: the class in the subject or in `Llm-Task`. None and `UNTRIAGED` mean none.
     """
     own = _own(request)
     if hint is Task.SIMPLE or hint is Task.COMPLEX:
@@ -121,7 +119,7 @@ def classify(request: Request, hint: Task | None) -> Verdict:
 
 
 def _own(request: Request) -> Verdict:
-    """What the request itself says."""
+    """The class by the request itself."""
     if isinstance(request, EmbeddingRequest):
         return Verdict(Task.SIMPLE, "embeddings", certain=True, score=-1.0)
     if fact := _hard_fact(request):
@@ -130,7 +128,7 @@ def _own(request: Request) -> Verdict:
 
 
 def _hard_fact(request: ChatRequest) -> str:
-    """What makes a request complex whatever it says, or `""`."""
+    """The reason why a request is complex regardless of its words, or `""`."""
     if request.tools and request.tool_choice != "none":
         return "tools offered"
     if request.response_format is not None and request.response_format.type != "text":
@@ -157,7 +155,7 @@ def _hard_fact(request: ChatRequest) -> str:
 
 
 def _pieces(message: ChatMessage) -> Iterator[str]:
-    """A message's text, unjoined: parts that are not text have none here, and are refused elsewhere."""
+    """The text parts of a message. Other parts have no text here, and are refused elsewhere."""
     if isinstance(message.content, str):
         yield message.content
     else:
@@ -165,14 +163,14 @@ def _pieces(message: ChatMessage) -> Iterator[str]:
 
 
 def _chars(message: ChatMessage) -> int:
-    """How long a message is; one in very many parts counts as long, so that they need not be visited."""
+    """The length of a message. A message with very many parts counts as long, so that they are not all read."""
     if isinstance(message.content, list) and len(message.content) > _MANY_PARTS:
         return LONG_CONVERSATION_CHARS
     return sum(map(len, _pieces(message)))
 
 
 def _read(request: ChatRequest) -> Verdict:
-    """The verdict by words. Its text is bounded, or the form would have told already."""
+    """The verdict by words. `_hard_fact` has limited the length of the text."""
     *before, last = request.chat
     asked = lexical.normalize("".join(_pieces(last)))
     pieces = (piece for message in before if message.role != "assistant" for piece in _pieces(message))
@@ -202,21 +200,21 @@ def _read(request: ChatRequest) -> Verdict:
 
 
 def _ends(text: str) -> str:
-    """The start and the end of a long text: where people say what they want."""
+    """The start and the end of a long text, where people say what they want."""
     if len(text) <= _READ_CHARS:
         return text
     return f"{text[: _READ_CHARS // 2]}\n{text[-_READ_CHARS // 2 :]}"
 
 
 def _kind_set_before(request: ChatRequest, asked: str) -> str:
-    """The kind that a system prompt sets for a short message: "Classify what the user says", say."""
+    """The kind that a system prompt sets for a short message, for example "Classify what the user says"."""
     instructions = (m for m in request.chat[:-1] if m.role in ("system", "developer"))
     kinds = (lexical.kind(lexical.normalize("".join(_pieces(message))), data_follows=True) for message in instructions)
     return next((kind for kind in kinds if kind in lexical.JOBS), "") if asked.strip() else ""
 
 
 def _why(hits: dict[str, float], *, hard: bool) -> str:
-    """The sign that added most, or that nothing was recognized."""
+    """The reason of the sign that added most, or "unsure"."""
     adds = {name: (sign.difficulty if hard else sign.length) * hits[name] for name, sign in _SIGNS.items()}
     most = max(adds, key=lambda name: adds[name])
     return _SIGNS[most].reason if adds[most] > 0.3 else "unsure"
@@ -231,18 +229,14 @@ class Outcome(StrEnum):
 
 
 class Decision(NamedTuple):
-    """What to do with a waiting request, and why."""
+    """Where a waiting request goes, and why."""
 
     outcome: Outcome
     reason: str
 
 
 class Waiting(NamedTuple):
-    """The request, as the router holds it.
-
-    `mlx_may` and `ollama_may` are whether the engine has the model it asks for; `moved` whether it was moved
-    before.
-    """
+    """A request in the router. `mlx_may` and `ollama_may`: the engine has its model. `moved`: it was moved before."""
 
     verdict: Verdict
     priority: Priority
@@ -252,7 +246,7 @@ class Waiting(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Ollama, as the router knows it: answering, with so many free places, and so long an answer takes it in all."""
+    """Ollama as the router knows it: whether it answers, its free slots, and its predicted time for an answer."""
 
     healthy: bool
     free: int
@@ -260,28 +254,28 @@ class Room(NamedTuple):
 
 
 def saturated(load: Load) -> bool:
-    """Whether a load event says that the engine has more work than it can do."""
+    """Whether a load event reports a saturated engine."""
     return load.level == "saturated"
 
 
 def spill(waiting: Waiting, load: Load | None, ollama: Room) -> Decision:
-    """What becomes of one request that waits for MLX, untriaged or simple.
+    """Decide where an untriaged or simple request goes that waits for MLX.
+
+    It is spilled only if Ollama would answer before MLX would begin, by the wait that load predicts for its priority,
+    or if MLX cannot answer it at all. A complex request goes to the lane that only MLX serves, so that triage sees it
+    once.
 
     Args:
         waiting: the request.
-        load: MLX's last load event, None if no fresh one was heard.
-        ollama: the engine that could take it.
-
-    It is spilled only if Ollama would have answered before MLX would have begun, by the wait that load
-    predicts for its priority, or if MLX could not answer it at all. A complex one goes to the lane that only
-    MLX serves, so that it is looked at once.
+        load: MLX's last load event, or None if none was heard recently.
+        ollama: the engine that could take the request.
     """
     if waiting.moved:
         return Decision(Outcome.LEAVE, "moved before")
     if load is None or not saturated(load):
         return Decision(Outcome.LEAVE, "mlx is not known to be saturated")
     if not waiting.ollama_may:
-        return Decision(Outcome.COMPLEX, "its model is mlx's alone")
+        return Decision(Outcome.COMPLEX, "only mlx has its model")
     if waiting.mlx_may and waiting.verdict.task is not Task.SIMPLE:
         return Decision(Outcome.COMPLEX, waiting.verdict.reason)
     if not ollama.healthy:

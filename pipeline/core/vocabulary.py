@@ -1,11 +1,11 @@
-"""The words and phrases by which triage reads a prompt, in English and in Russian.
+"""The words and phrases that triage looks for in a prompt, in English and in Russian.
 
-In word lists `*` stands for any ending, after at least four letters, which is how Russian endings are met.
+In word lists, `*` after at least four letters means any ending. Russian words need it for their endings.
 """
 
 from __future__ import annotations
 
-# Words of each sign of a long or hard answer.
+# The words of each sign of a long or hard answer.
 SIGN_WORDS = {
     "code": """
         python javascript typescript java rust golang kotlin cpp html css sql regex json yaml xml bash
@@ -90,7 +90,7 @@ SIGN_WORDS = {
     """,
 }
 
-# What says so in more than one word, or in a mark.
+# Signs of more than one word, and marks.
 SIGN_PHRASES = {
     "code": (
         "source code",
@@ -200,7 +200,7 @@ SIGN_PHRASES = {
     ),
 }
 
-# Small jobs on a given text, by the words that name them; whole words in this order, `*` as above.
+# Small jobs on a given text, by the words that name them: whole words in this order, `*` as above.
 JOB_PHRASES = {
     "short translation": """
         translate, переведи, переведите
@@ -223,7 +223,7 @@ JOB_PHRASES = {
     """,
 }
 
-# Ways to ask for very little.
+# Requests for a very short answer.
 BRIEF_PHRASES = """
     one word, single word, yes or no, true or false, reply with, respond with, answer with, name only,
     number only, label only, letter only, only the name, only the number, одним словом, да или нет,
@@ -231,7 +231,7 @@ BRIEF_PHRASES = """
     только слов*
 """
 
-# What a question for one fact asks for; each with any ending.
+# The objects of a question for one fact, each with any ending.
 ATTRIBUTES = """
     capital currency population year date day month colour color symbol language planet ocean sea river country
     city continent mountain lake desert animal bird tree element number height length depth weight distance
@@ -245,7 +245,7 @@ ATTRIBUTES = """
     формул единиц инструмент команд фильм книг песн возраст век остров самы наибольш крупнейш
 """
 
-# What a greeting may say, and nothing else.
+# The only words of a greeting.
 GREETING_WORDS = """
     hi hello hey there good morning evening afternoon night day thanks thank you bye goodbye say how are doing
     today that is all very much lot so friend everyone team a an in friendly way please to me
@@ -253,7 +253,7 @@ GREETING_WORDS = """
     до свидания как дела это все всем тебе вам поздоровайся
 """
 
-# What a small sum may say beside its numbers.
+# The only words of a small sum, besides its numbers.
 SUM_WORDS = """
     what is s the how much many calculate compute add sum of plus minus times divided by and equals equal
     percent

@@ -1,7 +1,7 @@
 """The messages of the wire contract as msgspec structs: answers, load, state, events.
 
-Answers are told apart by their `object`. Source of the shapes: the OpenAI API reference (chat completions, embeddings)
-and this project's `docs/protocol.md`.
+The field `object` distinguishes the messages of an answer. Sources: the OpenAI API reference (chat completions,
+embeddings) and `docs/protocol.md`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class FunctionCall(Struct):
-    """A function's name and its arguments, JSON as a string, as OpenAI has it."""
+    """A function's name, and its arguments as a string of JSON, as in OpenAI's API."""
 
     name: str
     arguments: str = "{}"
 
 
 class ToolCall(Struct):
-    """One call that the assistant made."""
+    """One tool call by the assistant."""
 
     function: FunctionCall
     id: str = ""
@@ -37,7 +37,7 @@ class ToolCall(Struct):
 
 
 class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=True):
-    """An attempt has begun (`started`, `restarted`), or the request goes to the other engine (`spilled`)."""
+    """An attempt has begun (`started`, `restarted`), or the request was spilled (`spilled`)."""
 
     id: str
     state: StatusState
@@ -50,7 +50,7 @@ class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=Tr
 
 
 class ToolCallDelta(Struct):
-    """A piece of a tool call: headrace sends each call whole, in one piece."""
+    """A tool call in a chunk. headrace sends each call in one chunk."""
 
     index: int
     id: str
@@ -59,7 +59,7 @@ class ToolCallDelta(Struct):
 
 
 class Delta(Struct, omit_defaults=True):
-    """What a chunk adds."""
+    """The part of the answer that a chunk adds."""
 
     role: str | None = None
     content: str | None = None
@@ -67,7 +67,7 @@ class Delta(Struct, omit_defaults=True):
 
 
 class ChunkChoice(Struct):
-    """The only choice of a chunk. `token_ids` are the tokens behind its text, so that another engine can go on."""
+    """The only choice of a chunk. Another engine can resume the answer from `token_ids`, the tokens of its text."""
 
     delta: Delta
     index: int = 0
@@ -76,7 +76,7 @@ class ChunkChoice(Struct):
 
 
 class Chunk(Struct, tag_field="object", tag="chat.completion.chunk"):
-    """A piece of a streamed answer. `seq` counts the request's chunks from 0, across attempts."""
+    """A part of a streamed answer. `seq` counts the chunks of the request from 0, across attempts."""
 
     id: str
     created: int
@@ -87,7 +87,7 @@ class Chunk(Struct, tag_field="object", tag="chat.completion.chunk"):
 
 
 class AssistantMessage(Struct):
-    """The whole answer."""
+    """The complete answer."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
@@ -111,9 +111,9 @@ class Usage(Struct):
 
 
 class Account(Struct):
-    """How a request was served: the `headrace` object of its last message. Times in milliseconds.
+    """How a request was served: the `headrace` object of its last message. Times are in milliseconds.
 
-    `reason` says why this engine answered it; `simulated` is there, and true, only where no model was run.
+    `reason` is the reason why this engine answered. `simulated` is present, and true, only if no model ran.
     """
 
     engine: EngineName
@@ -129,7 +129,7 @@ class Account(Struct):
 
 
 class Completion(Struct, tag_field="object", tag="chat.completion"):
-    """The last message of a request that was answered."""
+    """The last message of a chat request that was answered."""
 
     id: str
     created: int
@@ -140,7 +140,7 @@ class Completion(Struct, tag_field="object", tag="chat.completion"):
 
 
 class Embedding(Struct):
-    """The vector of one text: numbers, or, as `base64`, 32-bit floats in little-endian order."""
+    """The vector of one text: a list of numbers, or base64 of 32-bit floats in little-endian order."""
 
     embedding: list[float] | str
     index: int
@@ -155,10 +155,10 @@ class EmbeddingUsage(Struct):
 
 
 class EmbeddingList(Struct, tag_field="object", tag="list"):
-    """The last message of a request whose texts were embedded.
+    """The last message of an embeddings request that was answered.
 
-    `data` is the JSON of a list of `Embedding`, in the order of the texts. `embeddings` alone reads it: there may be a
-    million numbers in it, and who only passes it on must not stop for them.
+    `data` is the JSON of a list of `Embedding`, in the order of the texts. Only `embeddings` decodes it: it can hold a
+    million numbers, which would block a process that only forwards the message.
     """
 
     id: str
@@ -169,12 +169,12 @@ class EmbeddingList(Struct, tag_field="object", tag="list"):
     headrace: Account
 
     def embeddings(self) -> list[Embedding]:
-        """What is in `data`; raises msgspec.DecodeError."""
+        """Decode `data`; raises msgspec.DecodeError."""
         return _embeddings_decoder.decode(self.data)
 
 
 class ErrorBody(Struct):
-    """An error as OpenAI's clients read it."""
+    """An error in the form that OpenAI's clients read."""
 
     code: ErrorCode
     message: str
@@ -189,7 +189,7 @@ class ErrorBody(Struct):
 
 
 class ErrorAnswer(Struct, tag_field="object", tag="error"):
-    """The last message of a request that was not answered."""
+    """The last message of a request that ended with an error."""
 
     id: str
     created: int
@@ -205,12 +205,12 @@ _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Read one message of a reply subject; raises msgspec.DecodeError for what is none of ours."""
+    """Decode one message of a reply subject; raises msgspec.DecodeError for a foreign message."""
     return _answer_decoder.decode(data)
 
 
 def is_last(message: Answer) -> bool:
-    """Whether nothing comes after message."""
+    """Whether message is the last one of its answer."""
     return isinstance(message, Last)
 
 
@@ -241,14 +241,14 @@ class PerPriorityCount(Struct):
 
 
 class Slots(Struct):
-    """Room for sequences in running batches."""
+    """The slots of an engine or a worker: room for sequences in the running batch."""
 
     used: int
     total: int
 
 
 class Load(Struct, tag_field="object", tag="headrace.load"):
-    """How loaded one engine is (all its workers together). `saturation` 1.0 is full; `at` is UTC, unix seconds."""
+    """The load of one engine, all its workers together. `saturation` 1.0 is full. `at` is UTC, unix seconds."""
 
     engine: EngineName
     level: Level
@@ -262,14 +262,19 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
 
 
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
-    """What one worker says of itself, at every change and every second; `gone` is its last word.
+    """The status of one worker. It is published at every change and every second. State `gone` is the last one.
 
-    `pending_tokens` is the output still expected of what runs; `kv_bytes` what its sequences hold of the KV cache and
-    `kv_bytes_limit` what they may (0: unknown). `models` are the names it answers to, internal ones left out,
-    `tool_models` those of them that are known to call tools, and `embedding_models` those that make embeddings and no
-    answers. `simulated`: no model is run; `standin`: it is headrace's
-    own stand-in that answers for Ollama. `held` counts the requests in its hands by durable consumer, also those that
-    have left their slot.
+    Attributes:
+        models: the names that the worker answers to, without internal models.
+        pending_tokens: the output that is still expected of the running requests.
+        kv_bytes: the size of their KV cache.
+        kv_bytes_limit: the largest allowed size of it (0: unknown).
+        at: when the worker published this, UTC, unix seconds.
+        simulated: no model runs.
+        standin: headrace's own stand-in answers in place of Ollama.
+        held: how many requests the worker holds by durable consumer, including those that have left their slot.
+        tool_models: the models that are known to call tools.
+        embedding_models: the models that make embeddings only.
     """
 
     worker: str
@@ -296,10 +301,10 @@ EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spille
 
 
 class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaults=True):
-    """What just happened to one request; published for statistics and for whoever wants to watch.
+    """An event in the life of one request, published for statistics and the dashboard.
 
-    Times are counted from when the request was first stored. `wait_ms` is until an engine began, or, of `spilled` and
-    `triaged`, until the router was handed it. `tenant` is whom the request is for.
+    Times count from when the request was first stored. `wait_ms` ends when an engine began, or for `spilled` and
+    `triaged` when the router received the request. `tenant` is the tenant of the request.
     """
 
     id: str
@@ -318,7 +323,7 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
 
 
 class Position(Struct):
-    """Where a request stands (`queued`, `running`, `finished`, `unknown`), how many are before it, and for how long."""
+    """The state of a request (`queued`, `running`, `finished`, `unknown`), its position and the expected wait."""
 
     id: str
     state: str
@@ -327,14 +332,14 @@ class Position(Struct):
 
 
 class Cancelled(Struct):
-    """What became of a cancellation: `cancelled`, `finished` or `unknown`."""
+    """The result of a cancellation: `cancelled`, `finished` or `unknown`."""
 
     id: str
     state: str
 
 
 class Model(Struct):
-    """A model that answers, as OpenAI lists it."""
+    """A model, in the form of OpenAI's list."""
 
     id: str
     object: str = "model"
@@ -343,7 +348,7 @@ class Model(Struct):
 
 
 class ModelList(Struct):
-    """The models that answer."""
+    """The models that answer requests."""
 
     data: list[Model]
     object: str = "list"
@@ -353,5 +358,5 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(message: Struct) -> bytes:
-    """A message as JSON."""
+    """Encode message as JSON."""
     return _encoder.encode(message)

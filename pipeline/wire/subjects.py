@@ -1,4 +1,4 @@
-"""Names on the broker: subjects, streams, durable consumers and headers, and what may stand in them."""
+"""Names on the broker (subjects, streams, durable consumers, headers), and the rules for ids and reply subjects."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Priority(StrEnum):
-    """How urgent a request is. It stands in the subject, so it cannot change underway."""
+    """How urgent a request is. It is part of the subject, so it never changes."""
 
     HIGH = "high"
     MEDIUM = "medium"
@@ -17,7 +17,7 @@ class Priority(StrEnum):
 
 
 class Task(StrEnum):
-    """Whether a smaller model would do. `UNTRIAGED` until somebody has said."""
+    """Whether a smaller model can answer the request. `UNTRIAGED` until the publisher or the router decides."""
 
     UNTRIAGED = "untriaged"
     SIMPLE = "simple"
@@ -25,9 +25,9 @@ class Task(StrEnum):
 
 
 class Move(StrEnum):
-    """Why a request was stored again; each but the last happens at most once to a request.
+    """Why a request was stored again. Each move except the last happens to a request at most once.
 
-    `REPLAYED` begins anew: a dead letter was put back on its lane, and its way from there is that of a fresh request.
+    `REPLAYED` starts over: a dead letter was put back on its lane, and is handled like a new request.
     """
 
     SPILLED = "spilled"
@@ -37,20 +37,20 @@ class Move(StrEnum):
 
 
 class Lane(NamedTuple):
-    """One bounded queue at the broker: one subject, one durable consumer."""
+    """One bounded queue at the broker: one subject and one durable consumer."""
 
     priority: Priority
     task: Task
 
     @property
     def subject(self) -> str:
-        """Where its requests are published."""
+        """The subject to which its requests are published."""
         base = f"llm.request.{self.priority}"
         return base if self.task is Task.UNTRIAGED else f"{base}.{self.task}"
 
     @property
     def consumer(self) -> str:
-        """The durable consumer's name."""
+        """The name of its durable consumer."""
         return str(self.priority) if self.task is Task.UNTRIAGED else f"{self.priority}_{self.task}"
 
 
@@ -59,7 +59,7 @@ LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
 
 
 def ollama_subject(priority: Priority) -> str:
-    """Where the requests wait that are bound for Ollama."""
+    """The subject of requests for Ollama."""
     return f"llm.ollama.{priority}"
 
 
@@ -75,7 +75,7 @@ STREAM_REPLIES = "LLM_REPLIES"
 STREAM_STATE = "LLM_STATE"
 STREAM_DEAD = "LLM_DEAD"
 
-# For how long the same id is the same request.
+# Within this time, two requests with one id are the same request.
 DUPLICATE_WINDOW_S = 120.0
 
 # Headers.
@@ -89,16 +89,16 @@ REPLY_TO = "Reply-To"
 TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
-# Set by the pipeline on a request that it moves; its `Nats-Msg-Id` is then `moved_id`, as no publisher's id can be.
+# Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then `moved_id`, which no publisher's id equals.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
-# Set by the pipeline on a dead letter, beside the request's own headers.
+# Set by the pipeline on a dead letter, in addition to the request's own headers.
 DEAD_ID = "Llm-Id"
 DEAD_SUBJECT = "Llm-Subject"
 DEAD_ERROR = "Llm-Error"
 DEAD_ATTEMPTS = "Llm-Attempts"
 DEAD_TRACE_ID = "Llm-Trace-Id"
-# Set by the monitor on a cancel that it passes on to the workers once more.
+# Set by the monitor on a cancel that it sends to the workers again.
 RELAYED = "Llm-Relayed"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
@@ -109,35 +109,35 @@ _SUBJECT_MAX_CHARS = 256
 
 
 def out_subject(request_id: str) -> str:
-    """Where an engine writes; the stream accepts it or refuses it (fencing)."""
+    """The subject that a worker writes an answer to. The stream accepts or refuses each message (fencing)."""
     return f"llm.out.{request_id}"
 
 
 def reply_subject(request_id: str) -> str:
-    """Where readers find what the stream has accepted."""
+    """The subject on which readers find the messages that the stream accepted."""
     return f"llm.reply.{request_id}"
 
 
 def is_request_id(text: str) -> bool:
-    """Whether text may be a request's id: one subject token, no wildcard, at most 128 characters."""
+    """Whether text is a valid request id: one subject token, no wildcard, at most 128 characters."""
     return _ID.fullmatch(text) is not None
 
 
 def is_generated_id(text: str) -> bool:
-    """Whether text is an id that only the broker hands out."""
+    """Whether text has the form of an id that the broker assigns."""
     return _GENERATED_ID.fullmatch(text) is not None
 
 
 def generated_id(stream_sequence: int) -> str:
-    """The id of a request that brought none: the sequence in its PubAck."""
+    """The id of a request that was published without one, from the sequence in its PubAck."""
     return f"LLM-{stream_sequence}"
 
 
 def is_reply_to(subject: str, request_id: str) -> bool:
-    """Whether an answer may be sent to subject.
+    """Whether the answer of a request may be sent to subject.
 
-    It must be a literal subject under `_INBOX.` or `llm.reply.`: no wildcard, no white space, no empty token. An id
-    that the broker hands out to another request (`LLM-7`) is not a place to write.
+    The subject must be a literal one under `_INBOX.` or `llm.reply.`: no wildcard, no white space, no empty token. It
+    must not be the reply subject of another id that the broker assigns (`LLM-7`).
     """
     if len(subject) > _SUBJECT_MAX_CHARS or not subject.startswith(_REPLY_PREFIXES):
         return False
@@ -149,23 +149,27 @@ def is_reply_to(subject: str, request_id: str) -> bool:
 
 
 def moved_id(request_id: str, move: Move, sequence: int, stored_at: float) -> str:
-    """The `Nats-Msg-Id` under which a moved request is stored, so that moving it twice stores it once.
+    """The `Nats-Msg-Id` of a moved request. A repeated move has the same id, so it is stored once.
 
-    Sequence and time (UTC seconds) are what the broker gave the message which moves. By the first, another request that
-    has taken the id since moves in its own name. The second, to the microsecond, nobody guesses: who could publish
-    under this id beforehand would have the move taken for a repetition, and the request would be gone.
+    Args:
+        request_id: the request's id.
+        move: the move.
+        sequence: the broker's sequence of the message that is moved. It distinguishes a later request with the same id.
+        stored_at: the broker's time of storing that message, UTC, unix seconds. Its microseconds cannot be guessed. A
+            publisher that guessed the moved id could publish under it first; the broker would then drop the move as a
+            duplicate, and the request would be lost.
     """
     return f"{request_id}:{move}:{sequence}-{round(stored_at * 1e6)}"
 
 
 def split_moved_id(message_id: str) -> tuple[str, Move | None]:
-    """The request's id in a `Nats-Msg-Id`, and the move that stored it there, or None."""
+    """The request's id in a `Nats-Msg-Id`, and the move that stored the request, or None."""
     found = _MOVED_ID.fullmatch(message_id)
     return (found[1], Move(found[2])) if found else (message_id, None)
 
 
 def carried(headers: Mapping[str, str]) -> dict[str, str]:
-    """A request's headers without what its publisher told the broker (expectations, say): that was for one publish."""
+    """A request's headers without those for the broker (`Nats-*`), which were meant for one publish."""
     return {name: value for name, value in headers.items() if not name.lower().startswith("nats-")}
 
 

@@ -207,7 +207,7 @@ def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_ma
         (waiting(COMPLEX), load(), ROOM, Outcome.COMPLEX, "asks for code"),
         (waiting(COMPLEX, moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
         (waiting(moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
-        (waiting(ollama_may=False), load(), ROOM, Outcome.COMPLEX, "its model is mlx's alone"),
+        (waiting(ollama_may=False), load(), ROOM, Outcome.COMPLEX, "only mlx has its model"),
         (waiting(ollama_may=False, mlx_may=False), load(), ROOM, Outcome.COMPLEX, None),
         (waiting(COMPLEX, mlx_may=False), load(), ROOM, Outcome.SPILL, "only ollama has its model"),
         (waiting(mlx_may=False), load(medium=1), Room(True, 0, 1.0), Outcome.SPILL, "only ollama has its model"),
