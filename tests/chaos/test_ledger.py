@@ -1,4 +1,4 @@
-"""The chaos run's verdict finds what is wrong with an answer, and nothing where nothing is."""
+"""The verdict of the chaos run finds the faults of an answer, and only those."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_a_whole_answer_has_no_fault():
         ((error("engine_failed"),), "ended with engine_failed"),
     ],
 )
-def test_what_is_wrong_with_a_record_is_found(messages, fault):
+def test_the_fault_of_a_record_is_found(messages, fault):
     assert fault in entry(*messages).faults()
 
 
-def test_a_seeded_answer_is_held_against_the_undisturbed_text_on_mlx_alone():
+def test_a_seeded_answer_is_compared_with_the_undisturbed_text_on_mlx_alone():
     assert entry(*GOOD, expected="ac").faults() == ["differs from the undisturbed answer"]
     elsewhere = (*GOOD[:-1], whole("ab", engine="ollama"))
     assert entry(*elsewhere, expected="ac").faults() == []
@@ -76,7 +76,7 @@ def test_a_seeded_answer_is_held_against_the_undisturbed_text_on_mlx_alone():
     assert entry(*begun_elsewhere, expected="ac").faults() == []
 
 
-def test_vectors_are_held_against_those_of_the_texts_whoever_made_them():
+def test_vectors_are_compared_with_those_of_the_texts_on_any_engine():
     asked = {"kind": "embedding", "streams": False, "expected": [[1.0], [2.0]]}
     good = entry(vectors([1.0], [2.0]), **asked)
     assert good.faults() == []
@@ -86,7 +86,7 @@ def test_vectors_are_held_against_those_of_the_texts_whoever_made_them():
     assert "doubled" in entry(*[vectors([1.0], [2.0])] * 2, **asked).faults()
 
 
-def test_readers_are_held_against_the_record():
+def test_what_readers_saw_is_compared_with_the_record():
     stray, last = json.dumps(chunk(1, "x")).encode(), json.dumps(GOOD[-1]).encode()
     assert entry(*GOOD, live=[stray]).faults() == ["a reader saw what the record does not hold"]
     assert entry(*GOOD, live=[last, last]).faults() == ["doubled at a live reader"]

@@ -1,4 +1,4 @@
-"""The chaos run in short forms: nothing accepted is lost, and nothing is said twice, whatever dies."""
+"""Short chaos runs: after any crash, no accepted request is lost and no answer is doubled."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def kept(shown: Shown) -> bool:
     return True
 
 
-async def test_every_part_dies_once_under_load_and_nothing_is_lost_or_said_twice(tmp_path):
+async def test_every_part_dies_once_under_load_and_nothing_is_lost_or_doubled(tmp_path):
     plan = Plan(0, rate_per_s=8, max_tokens=24, lease_s=LEASE_S, pause_s=(0.2, 0.6), script=tuple(KINDS))
     said = []
     summary = await run(plan, tmp_path, said.append)
     print(*said, sep="\n")
     assert not summary.faults, summary.examples
     assert summary.accepted > 20
-    assert summary.reexecuted, "nothing was hit"
+    assert summary.reexecuted, "no fault hit a running request"
     assert summary.known_compared
 
 
-async def test_a_worker_frozen_for_three_leases_says_nothing_when_it_wakes(tmp_path):
+async def test_a_worker_frozen_for_three_leases_writes_nothing_when_it_wakes(tmp_path):
     assert kept(await frozen(tmp_path, Plan(0, lease_s=LEASE_S).config()))
 
 
-async def test_no_engine_sees_what_was_cancelled_in_the_queue(tmp_path):
+async def test_no_engine_begins_a_request_that_was_cancelled_in_the_queue(tmp_path):
     config = Plan(0, lease_s=LEASE_S).config()
     assert kept(await cancelled(tmp_path, config, requests=200))
 

@@ -1,5 +1,5 @@
-"""What every engine must do, whatever stands behind it: subclass `Conformance` in a module that has a fixture
-`engine`, and run it in that fixture's event loop.
+"""What every engine must do. Subclass `Conformance` in a module that has a fixture `engine`, and run it in the
+fixture's event loop.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def work(request: ChatRequest | str, *, seed: int = 1, request_id: str = "r1", *
 
 
 async def read(generation: Generation) -> Answer:
-    """The whole answer, or what it ends with."""
+    """The complete answer; raises the error with which it ends."""
     answer = Answer()
     async with asyncio.timeout(PATIENCE_S):
         while answer.finish_reason is None:
@@ -65,7 +65,7 @@ async def refusal(engine: Engine, request: ChatRequest | str, **options: Any) ->
 
 
 async def until(engine: Engine, condition: Callable[[], bool]) -> None:
-    """Wait for a condition on the engine's status, judged whenever it changes."""
+    """Wait for a condition on the engine's status. It is checked at every change."""
     changed = asyncio.Event()
     engine.on_change(changed.set)
     async with asyncio.timeout(PATIENCE_S):
@@ -75,7 +75,7 @@ async def until(engine: Engine, condition: Callable[[], bool]) -> None:
 
 
 async def until_ready(engine: Engine) -> None:
-    """Wait until the engine is ready; one that says why it cannot be fails at once."""
+    """Wait until the engine is ready. Fails at once if the engine is down."""
     await until(engine, lambda: engine.status().state in ("ready", "down"))
     assert engine.status().state == "ready", engine.status().reason
 
@@ -163,7 +163,7 @@ class Conformance:
                 answer.add(await generation.next())
         assert answer.text == undisturbed.text
 
-    async def test_any_model_may_answer_who_names_none(self, engine):
+    async def test_a_request_without_a_model_gets_any(self, engine):
         assert engine.resolve(None) in engine.status().models
 
     async def test_its_own_models_are_found_by_name(self, engine):
@@ -176,7 +176,7 @@ class Conformance:
         assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
 
     @pytest.mark.parametrize("name", ["tinyllama", "tinyllama:latest", "tinyllama:1.1b", "TinyLlama-1.1B-Chat"])
-    async def test_an_internal_model_answers_nobody(self, engine, name):
+    async def test_an_internal_model_answers_no_request(self, engine, name):
         with pytest.raises(HeadraceError) as caught:
             engine.resolve(name)
         assert caught.value.code is ErrorCode.MODEL_INTERNAL
@@ -197,7 +197,7 @@ class Conformance:
 
 
 class ExactConformance(Conformance):
-    """Facts about the engines of a child process, which can go on with any answer at any token."""
+    """Facts about the engines of a child process, which can resume any answer at any token."""
 
     async def test_a_request_in_company_gets_what_it_gets_alone(self, engine):
         requests = [
@@ -211,7 +211,7 @@ class ExactConformance(Conformance):
         assert [answer.text for answer in together] == [answer.text for answer in alone]
 
     @pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
-    async def test_an_answer_goes_on_from_its_tokens_as_if_nothing_had_happened(self, engine, part):
+    async def test_a_resumed_answer_equals_an_undisturbed_one(self, engine, part):
         request = ChatRequest(prompt=self.unending.prompt, max_tokens=40, temperature=1)
         generation = await engine.submit(work(request, seed=11))
         whole, cuts = Answer(), []
@@ -227,13 +227,13 @@ class ExactConformance(Conformance):
         assert rest.usage == whole.usage
         assert rest.finish_reason == whole.finish_reason
 
-    async def test_an_answer_goes_on_from_text_whose_tokens_nobody_knows(self, engine):
+    async def test_an_answer_goes_on_from_text_without_tokens(self, engine):
         request = ChatRequest(prompt=self.prompts[0], max_tokens=60, temperature=0)
         rest = await ask(engine, request, resume_text="Well")
         assert rest.text
         assert rest.finish_reason is not None
 
-    async def test_a_complete_answer_that_is_gone_on_with_only_ends(self, engine):
+    async def test_a_complete_answer_that_is_resumed_only_ends(self, engine):
         request = ChatRequest(prompt=self.prompts[0], max_tokens=20, temperature=0)
         whole = await ask(engine, request)
         rest = await ask(engine, request, resume_tokens=whole.token_ids, resume_text=whole.text)
@@ -241,7 +241,7 @@ class ExactConformance(Conformance):
         assert rest.usage == whole.usage
         assert rest.finish_reason == whole.finish_reason
 
-    async def test_a_slow_reader_gets_all_in_one_piece(self, engine):
+    async def test_a_slow_reader_gets_the_answer_in_one_piece(self, engine):
         request = ChatRequest(prompt=self.unending.prompt, max_tokens=30, temperature=0)
         generation = await engine.submit(work(request))
         await until(engine, lambda: engine.status().slots_used == 0)
@@ -267,7 +267,7 @@ class ExactConformance(Conformance):
         assert error.param == "max_tokens"
 
     @pytest.mark.parametrize("form", ["json_object", "json_schema"])
-    async def test_a_form_that_cannot_be_forced_is_refused(self, engine, form):
+    async def test_a_response_format_that_cannot_be_forced_is_refused(self, engine, form):
         request = msgspec.convert({"prompt": "x", "response_format": {"type": form}}, ChatRequest)
         error = await refusal(engine, request)
         assert error.code is ErrorCode.UNSUPPORTED_PARAMETER

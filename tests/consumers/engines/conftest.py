@@ -1,4 +1,4 @@
-"""What tests of engines in a child process share."""
+"""Fixtures for engines in a child process."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager

@@ -1,4 +1,4 @@
-"""When an engine that fails is left alone, and how it comes back."""
+"""When the breaker opens, when it probes, and when it closes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_hold_doubles_with_each_failed_probe_up_to_its_cap():
     assert holds == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
-def test_probe_that_nobody_reports_counts_as_failed_when_its_time_is_up():
+def test_probe_without_a_report_counts_as_failed_when_its_time_is_up():
     breaker = tripped(hold_s=1.0, probe_timeout_s=5.0)
     lost = breaker.permit(1.0)
     assert breaker.permit(5.9) is None

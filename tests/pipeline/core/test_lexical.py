@@ -1,4 +1,4 @@
-"""What the words of a prompt tell."""
+"""The kind and the signs that are found in a prompt."""
 
 from __future__ import annotations
 

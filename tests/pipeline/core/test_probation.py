@@ -1,4 +1,4 @@
-"""Trials after a crash: the guilty is found, and nobody else pays twice."""
+"""Trials after a crash find the guilty request, and cost the innocent ones one crash."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,14 +55,14 @@ def test_a_request_alone_at_its_first_crash_gets_another_try():
     assert not probation.active
 
 
-def test_a_crash_between_trials_blames_nobody():
+def test_a_crash_between_trials_blames_no_request():
     probation = Probation()
     probation.crashed({1: 0, 2: 0})
     assert probation.crashed({}) is None
     assert probation.call_next() == 2
 
 
-def test_a_crash_before_the_one_called_has_begun_blames_nobody():
+def test_a_crash_before_the_one_called_has_begun_blames_no_request():
     probation = Probation()
     probation.crashed({1: 0})
     probation.call_next()

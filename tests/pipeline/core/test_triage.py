@@ -1,4 +1,4 @@
-"""Which requests are simple, and which of them go to the other engine under saturation."""
+"""Which requests are simple, and which of them are spilled under saturation."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ def turns(*pairs):
         (ChatRequest(prompt="Hm."), "unsure"),
     ],
 )
-def test_reasons_say_what_was_seen(request_, reason):
+def test_the_reason_names_the_strongest_sign(request_, reason):
     assert classify(request_, None)[:2] == (Task.COMPLEX, reason)
 
 
-def test_a_doubtful_prompt_is_complex_until_somebody_says_otherwise():
+def test_a_doubtful_prompt_is_complex_and_not_certain():
     verdict = classify(ChatRequest(prompt="Are tomatoes fruits?"), None)
     assert (verdict.task, verdict.certain) == (Task.COMPLEX, False)
 
@@ -156,27 +156,24 @@ def test_a_clear_case_is_certain():
 
 
 @pytest.mark.parametrize("hostile", ["«" * 1_000_000, '"' * 1999, " " * 1999, ". " * 900, "a? " * 600, "ли " * 600])
-def test_no_text_is_dear_to_read(hostile):
-    """Processor time against that of a plain question, with room for a busy machine."""
+def test_no_text_is_expensive_to_read(hostile):
+    """Compares processor time with that of a plain question, in the best of five pairs."""
 
     def cost(prompt):
-        times = []
-        for _ in range(5):
-            start = time.process_time()
-            for _ in range(20):
-                classify(ChatRequest(prompt=prompt), None)
-            times.append(time.process_time() - start)
-        return min(times)
+        start = time.process_time()
+        for _ in range(20):
+            classify(ChatRequest(prompt=prompt), None)
+        return time.process_time() - start
 
-    assert cost(hostile) < 60 * cost(CAPITAL)
+    assert min(cost(hostile) / cost(CAPITAL) for _ in range(5)) < 60
 
 
-def test_very_many_parts_are_not_visited():
+def test_very_many_parts_are_not_read():
     parts = [ContentPart("text", "x")] * 100_000
     assert classify(ChatRequest(messages=[ChatMessage(role="user", content=parts)]), None).reason == "long prompt"
 
 
-def test_texts_to_embed_are_simple_whatever_they_say():
+def test_embeddings_are_simple_for_any_text():
     verdict = classify(EmbeddingRequest(["Prove that there are infinitely many primes.", "x"]), None)
     assert (verdict.task, verdict.reason, verdict.certain) == (Task.SIMPLE, "embeddings", True)
 

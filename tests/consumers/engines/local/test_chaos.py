@@ -1,4 +1,4 @@
-"""Many requests, some of which bring the engine down or are closed half way: nobody else notices."""
+"""Many requests, some of which crash the engine or are closed half way: the others are answered as usual."""
 
 import asyncio
 import random
@@ -36,7 +36,7 @@ async def serve(engine: EngineProcess, kind: int, draw: random.Random) -> tuple[
 
 
 @pytest.mark.parametrize(("engine_kind", "requests"), [("simulated", 200), ("mlx", 100)])
-async def test_only_those_who_bring_the_engine_down_notice(start, engine_kind, requests):
+async def test_only_the_requests_that_crash_the_engine_fail(start, engine_kind, requests):
     draw = random.Random(4)
     async with start(engine_kind) as engine:
         undisturbed = [await ask(engine, request(kind), seed=kind) for kind in range(KINDS)]

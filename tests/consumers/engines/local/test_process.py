@@ -1,4 +1,4 @@
-"""Whatever ends the child, or one request in it: the others go on as if nothing had happened."""
+"""However the child or one of its requests ends, the other requests are answered as usual."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def counting(up_to: int, *, fault: str = "", temperature: float = 0.8) -> ChatRe
 
 
 async def neighbours(engine, poison: str) -> tuple[list[Answer], HeadraceError]:
-    """Three answers beside a request that asks for a fault, and what that one ends with."""
+    """Three answers beside a request with a fault, and the error of that request."""
     generations = [await engine.submit(work(counting(20 + i), seed=i)) for i in range(2)]
     poisoned = await engine.submit(work(counting(30, fault=poison), seed=9))
     generations.append(await engine.submit(work(counting(22), seed=2)))
@@ -60,7 +60,7 @@ async def neighbours(engine, poison: str) -> tuple[list[Answer], HeadraceError]:
 
 
 @pytest.mark.parametrize("fault", ["segfault@5", "abort", "raise@3"])
-async def test_a_request_that_brings_the_engine_down_ends_alone(start, kind, fault):
+async def test_a_request_that_crashes_the_engine_ends_alone(start, kind, fault):
     async with start(kind) as engine:
         undisturbed = [await ask(engine, counting(20 + i), seed=i) for i in range(3)]
         answers, error = await neighbours(engine, f"[[fault:{fault}]]")
@@ -87,7 +87,7 @@ async def test_a_step_that_never_ends_is_ended(start):
         assert caught.value.code is ErrorCode.ENGINE_FAILED
 
 
-async def test_two_poisons_at_once_end_both_and_nobody_else(start):
+async def test_two_poisons_at_once_end_both_and_no_other_request(start):
     async with start("simulated") as engine:
         requests = [
             counting(9),
@@ -122,7 +122,7 @@ async def test_a_request_alone_survives_a_child_killed_from_outside(start):
 
 
 async def killing_the_child_in_company(engine, generation, restarts: list[int]) -> None:
-    """Read, and kill the child whenever two requests run: trials are over then, so nobody is to blame."""
+    """Read, and kill the child whenever two requests run: trials are over then, so no request is guilty."""
     while (piece := await generation.next()).finish_reason is None:
         restarts.append(piece.restarted)
         if piece.token_ids and engine.status().slots_used == 2:
@@ -167,7 +167,7 @@ async def test_no_slot_is_offered_until_the_culprit_is_known(start):
         assert (await read(late)).restarted == 0
 
 
-async def test_a_suspect_that_is_closed_holds_nobody_up(start):
+async def test_a_suspect_that_is_closed_delays_no_other_request(start):
     async with start("simulated") as engine:
         first = await engine.submit(work(counting(9)))
         second = await engine.submit(work(counting(9)))

@@ -1,4 +1,4 @@
-"""The engine's loop and what it checks, turn by turn, without a process around it."""
+"""The engine's loop and its checks, turn by turn, without a process."""
 
 import queue
 
@@ -22,7 +22,7 @@ FAST = {"engine": "simulated", "simulated_tokens_per_s": 1e6, "simulated_prefill
 
 
 class Scene:
-    """A loop over the simulated engine, its turns taken by hand."""
+    """A loop with the simulated engine. The test runs each turn."""
 
     def __init__(self, *, kv_bytes_per_token: int = 0, **options) -> None:
         config = Config(**FAST | options)
@@ -38,7 +38,7 @@ class Scene:
         self.commands.put(Begin(epoch, self.backend.prepare(key, work), None))
 
     def run(self) -> None:
-        """All commands so far, then to the end of everything they began."""
+        """Run the commands so far, and the requests that they began, to their end."""
         for _ in range(10_000):
             if self.commands.empty() and not self.loop._running and not self.loop._waiting:
                 return

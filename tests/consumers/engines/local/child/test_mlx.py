@@ -110,7 +110,7 @@ class TestMlxEngine(ExactConformance):
             {"repetition_penalty": 10.0, "presence_penalty": -2.0, "frequency_penalty": 2.0},
         ],
     )
-    async def test_parameters_at_their_limits_are_survived(self, engine, sampling):
+    async def test_parameters_at_their_limits_do_no_harm(self, engine, sampling):
         answer = await ask(engine, ChatRequest(prompt="What is 3 + 4?", max_tokens=8, **sampling))
         assert answer.finish_reason is not None
         assert answer.restarted == 0
@@ -131,7 +131,7 @@ class TestMlxEngine(ExactConformance):
         assert rest.text == whole.text
         assert rest.token_ids == whole.token_ids[11:]
 
-    async def test_text_stands_for_the_tokens_that_nobody_knows(self, engine):
+    async def test_text_stands_in_for_unknown_tokens(self, engine):
         request = ChatRequest(prompt="Count from 1 to 40.", max_tokens=60, temperature=0)
         whole = await ask(engine, request)
         # At a number's end, where any tokenizer of such text has a token's end as well.

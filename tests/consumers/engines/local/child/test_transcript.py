@@ -1,4 +1,4 @@
-"""From tokens to text: the pure part, held against an offline computation for any text, chunks and stops."""
+"""From tokens to text, compared with an offline computation for any text, chunks and stops."""
 
 import codecs
 import itertools
