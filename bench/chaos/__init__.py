@@ -1,1 +1,1 @@
-"""The chaos run: kills the parts of a pipeline under load, and checks the outcome of every request in a ledger."""
+"""The chaos run: it kills the parts of a pipeline under load, and keeps a ledger of every request."""

@@ -1,4 +1,4 @@
-"""A client that uses only NATS and JSON: publishes requests, and reads their answers live and from the stream."""
+"""A client that only uses NATS and JSON. It publishes requests, and reads their answers live and from the stream."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ _BATCH = 500
 
 
 class Refused(Exception):
-    """The broker rejected the request, or did not reply in time: it was not accepted."""
+    """The broker refused the request, or did not acknowledge it in time. It was not accepted."""
 
 
 class Client:
-    """The run's publisher and reader.
+    """The publisher and reader of a run.
 
     Attributes:
-        started: number of `started` events, by request id.
-        load_at: when the last load event was received, unix seconds.
-        workers_at: when the last status of each worker was received, by process id, unix seconds.
-        cancels: replies to cancellations, by state.
-        asks: outcomes of core requests. They are not in the ledger, because they get no acknowledgement.
+        started: the number of `started` events, by request id.
+        cancelled_in_queue: the ids of requests with a `cancelled` event that names no engine.
+        load_at: the time of the last load event, unix seconds.
+        workers_at: the time of each worker's last status, by process id, unix seconds.
+        slots_used: the used slots in that status, by process id.
+        cancels: the answers to cancels, by state.
+        asks: the results of core requests. They are not in the ledger, because they are never acknowledged.
     """
 
     def __init__(self, nc: Nats, ledger: Ledger) -> None:
         self.nc = nc
         self.ledger = ledger
         self.started: Counter[str] = Counter()
+        self.cancelled_in_queue: set[str] = set()
         self.load_at = 0.0
         self.cancels: Counter[str] = Counter()
         self.asks: Counter[str] = Counter()
@@ -50,6 +53,7 @@ class Client:
         self._records: dict[str, list[Kept]] = {}
         self._inboxes: dict[str, list[bytes]] = {}
         self.workers_at: dict[int, float] = {}
+        self.slots_used: dict[int, int] = {}
         self._prefix = ""
         self._next_sequence = 1
         self._reading = asyncio.Lock()
@@ -57,10 +61,10 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def connected(cls, url: str, ledger: Ledger) -> AsyncIterator[Self]:
-        """Connect and subscribe, for the duration of the block."""
+        """Connect, and listen for the duration of the block."""
 
         async def quiet(_: Exception) -> None:
-            """Ignore errors: outages are part of the run."""
+            """Ignore the error: outages are part of the run."""
 
         nc = await nats.connect(
             url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, ping_interval=2, error_cb=quiet, name="chaos"
@@ -71,6 +75,7 @@ class Client:
             await nc.subscribe("llm.reply.>", cb=client._on_reply)
             await nc.subscribe(f"{client._prefix}.*", cb=client._on_inbox)
             await nc.subscribe("llm.event.*.started", cb=client._on_started)
+            await nc.subscribe("llm.event.*.cancelled", cb=client._on_cancelled)
             await nc.subscribe("llm.worker.*", cb=client._on_worker)
             await nc.subscribe("llm.load.mlx", cb=client._on_load)
             await nc.flush()
@@ -84,7 +89,7 @@ class Client:
         """Publish until the broker acknowledges the request, and enter it in the ledger.
 
         Raises:
-            Refused: the broker did not accept it.
+            Refused: the broker did not acknowledge it.
         """
         if entry.inbox is not None:
             inbox = f"{self._prefix}.{entry.id}"
@@ -96,11 +101,7 @@ class Client:
         self.ledger.entries[entry.id] = entry
 
     async def publish_nameless(self, entry: Entry, subject: str, body: bytes) -> None:
-        """Publish once, without an id, so that it cannot be retried. The broker assigns the id.
-
-        Raises:
-            Refused: the broker did not accept it.
-        """
+        """Publish once, without an id, so that the broker assigns one. A retry could store the request twice."""
         answer = await self._try(subject, body, {})
         if answer is None or "seq" not in answer:
             raise Refused(str(answer))
@@ -110,20 +111,16 @@ class Client:
         self.ledger.entries[entry.id] = entry
 
     async def store(self, subject: str, body: bytes, headers: dict[str, str]) -> dict[str, Any]:
-        """Publish with retries, which the id in the headers makes safe. Returns the acknowledgement.
-
-        Raises:
-            Refused: the broker did not accept it.
-        """
+        """Publish with retries, which the id in the headers makes safe. Returns the acknowledgement."""
         give_up_at = time.monotonic() + _PATIENCE_S
         while time.monotonic() < give_up_at:
             answer = await self._try(subject, body, headers)
             if answer is not None and "seq" in answer:
                 return answer
             if answer is not None and answer.get("error", {}).get("err_code") == 10077:
-                raise Refused("the lane is full")
+                raise Refused("lane full")
             await asyncio.sleep(_PAUSE_S)
-        raise Refused("no acknowledgement in time")
+        raise Refused("no acknowledgement")
 
     async def _try(self, subject: str, body: bytes, headers: dict[str, str]) -> dict[str, Any] | None:
         try:
@@ -133,14 +130,14 @@ class Client:
         return json.loads(message.data) if message.data else None
 
     async def cancel(self, request_id: str) -> str:
-        """Cancel a request. Returns the state in the reply, or `unheard` if there is none."""
+        """Send a cancel. Returns the state in the answer, or `unheard`."""
         answer = await self._try(f"llm.cancel.{request_id}", b"", {})
         state = str(answer["state"]) if answer else "unheard"
         self.cancels[state] += 1
         return state
 
     async def ask(self, priority: str, text: str) -> None:
-        """Send a core request, which the gateway stores in the queue."""
+        """Send a core request, which the gateway puts on the queue."""
         try:
             answer = json.loads((await self.nc.request(f"llm.ask.{priority}", text.encode(), timeout=30)).data)
         except (nats.errors.Error, TimeoutError):
@@ -169,7 +166,7 @@ class Client:
                 return
 
     async def _batch(self, start: int) -> list[Msg]:
-        """Read messages from a sequence on in one batch (NATS ADR-31). Empty while the broker is away."""
+        """Messages of the stream from a sequence on, in one request (NATS ADR-31). Empty while the broker is away."""
         inbox = self.nc.new_inbox()
         found: list[Msg] = []
         try:
@@ -187,12 +184,12 @@ class Client:
         return found
 
     async def left_in(self, stream: str) -> int:
-        """The number of messages in a stream, -1 while the broker is away."""
+        """The number of messages in a stream, or -1 if the broker does not answer."""
         answer = await self._try(f"$JS.API.STREAM.INFO.{stream}", b"", {})
         return int(answer["state"]["messages"]) if answer else -1
 
     def _open(self, entry: Entry) -> None:
-        """Give the entry the messages with its id, past and future ones."""
+        """Connect the entry with the messages under its id, past and future."""
         entry.live = self._live.setdefault(entry.id, [])
         entry.record = self._records.setdefault(entry.id, [])
 
@@ -206,8 +203,15 @@ class Client:
     async def _on_started(self, message: Msg) -> None:
         self.started[json.loads(message.data)["id"]] += 1
 
+    async def _on_cancelled(self, message: Msg) -> None:
+        event = json.loads(message.data)
+        if event.get("engine") is None:
+            self.cancelled_in_queue.add(event["id"])
+
     async def _on_worker(self, message: Msg) -> None:
-        self.workers_at[int(message.subject.rpartition("-")[2])] = time.time()
+        pid = int(message.subject.rpartition("-")[2])
+        self.workers_at[pid] = time.time()
+        self.slots_used[pid] = json.loads(message.data)["slots"]["used"]
 
     async def _on_load(self, _: Msg) -> None:
         self.load_at = time.time()

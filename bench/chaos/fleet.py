@@ -1,6 +1,6 @@
-"""The processes of one run: a broker, a stand-in for Ollama and every role. Each can be killed, frozen and restarted.
+"""The processes of one run: a broker, a stand-in for Ollama and every role. They can be killed, frozen and restarted.
 
-Signals only processes that it started. They end with this process.
+Only processes that were started here are touched, and they all end with this process.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ BROKER, STANDIN = "broker", "stand-in"
 
 
 class Member:
-    """One process, restarted whenever it ends, until it is held down or the run is over.
+    """One process. It is restarted when it ends, until it is held down or the run is over.
 
     Attributes:
         ready: set while it serves.
         ready_at: when it last began to serve, unix seconds.
-        surprises: descriptions of its unexpected ends, when it was neither killed nor drained.
+        surprises: how it ended when the run had neither killed nor drained it.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Member:
 
     @property
     def pid(self) -> int | None:
-        """The running process."""
+        """The id of the running process, or None."""
         return self._process.pid if self._process is not None else None
 
     async def keep(self) -> None:
-        """Keep the process running until cancelled, then kill it."""
+        """Keep it running until this is cancelled. Then kill it."""
         try:
             while True:
                 await self._up.wait()
@@ -78,7 +78,7 @@ class Member:
                 await self._process.wait(lambda _: None)
 
     async def _live(self) -> int:
-        """Run the process until it ends. Returns the exit code."""
+        """Run it once. Returns the exit code."""
         self._process = await self._launch(self)
         probing = asyncio.create_task(self._probe())
         try:
@@ -90,9 +90,9 @@ class Member:
         return code
 
     async def _probe(self) -> None:
-        """Find out when a program that sends no reports begins to serve."""
+        """Wait until a program that sends no reports answers."""
         if self._answers is not None:
-            while not await self._answers():  # noqa: ASYNC110 - the program sends no signal to wait for
+            while not await self._answers():  # noqa: ASYNC110 - it sends no event
                 await asyncio.sleep(_LOOK_EVERY_S)
             self._serves()
 
@@ -101,7 +101,7 @@ class Member:
         self.ready.set()
 
     def kill(self) -> None:
-        """Kill the process as a crash would. Its children are not signalled."""
+        """End it as a crash does. Its own children must notice by themselves."""
         self._expected = True
         self.ready.clear()
         if self.pid is not None:
@@ -109,33 +109,33 @@ class Member:
                 os.kill(self.pid, signal.SIGKILL)
 
     def drain(self, drain_s: float) -> None:
-        """Ask the process to finish its work and end."""
+        """Ask it to drain and end."""
         self._expected = True
         self.ready.clear()
         if self._process is not None:
             self._process.drain(drain_s)
 
     def freeze(self) -> None:
-        """Suspend the process and its children."""
+        """Suspend it and its children."""
         self._signal_group(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Resume them."""
+        """Resume it."""
         self._signal_group(signal.SIGCONT)
 
     def hold_down(self) -> None:
-        """Do not restart it until `let_up`."""
+        """Do not restart it for now."""
         self._up.clear()
 
     def let_up(self) -> None:
-        """Allow restarts again."""
+        """Restart it."""
         self._up.set()
 
     def kill_child(self) -> bool:
-        """Kill the engine's child process. Returns whether there was one."""
+        """Kill its child, the engine process. Returns whether it had one."""
         for pid in _children(self.pid):
             os.kill(pid, signal.SIGKILL)
-            # The worker reports when it serves again.
+            # It reports when it serves again.
             self.ready.clear()
             return True
         return False
@@ -153,13 +153,13 @@ class Member:
 
 
 def _children(pid: int | None) -> Iterator[int]:
-    """The direct children of a process. Linux only; none on other systems."""
+    """The direct children of a process on Linux; elsewhere none."""
     with contextlib.suppress(OSError, ValueError):
         yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 class Fleet:
-    """All processes of one run. `config` holds the settings of the roles, with the fleet's broker and Ollama."""
+    """All members of one run. `config` has the settings of the roles, with the broker and Ollama of this fleet."""
 
     def __init__(self, folder: Path, config: Config, *, workers: int) -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ class Fleet:
 
     @property
     def url(self) -> str:
-        """The broker's URL."""
+        """The URL of the broker."""
         return self.config.nats_url
 
     def __getitem__(self, name: str) -> Member:
@@ -197,7 +197,7 @@ class Fleet:
 
     @property
     def surprises(self) -> list[str]:
-        """Descriptions of the processes that ended unexpectedly."""
+        """The processes that ended by themselves."""
         return [surprise for member in self.members.values() for surprise in member.surprises]
 
     def _role(self, kind: str) -> Callable[[Member], Awaitable[Process]]:
@@ -235,7 +235,7 @@ class Fleet:
 
 @asynccontextmanager
 async def running(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Fleet]:
-    """Run a fleet for the duration of the block. It serves when the block begins."""
+    """A serving fleet for the duration of the block."""
     fleet = Fleet(folder, config, workers=workers)
     broker = asyncio.create_task(fleet[BROKER].keep())
     tasks = [broker]

@@ -1,6 +1,6 @@
-"""The ledger of one run: every accepted request, the messages its readers received, its record, and the verdict.
+"""The ledger of one run: each accepted request, the messages in its record, those that its readers saw, and a verdict.
 
-It relies on the wire contract alone: messages are JSON, and their `object` tells their type.
+It only relies on the wire contract: messages are JSON, distinguished by `object`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHUNK = "chat.completion.chunk"
 
 
 class Kept(NamedTuple):
-    """A message of the stream; `at` is when it was stored, unix seconds."""
+    """A message in the stream. `at` is when it was stored, unix seconds."""
 
     sequence: int
     at: float
@@ -29,12 +29,11 @@ class Entry:
 
     Attributes:
         kind: plain, inbox, cancelled, deadline, duplicate, nameless, embedding or poison.
-        may_end: the error codes it may end with. It may always end with a completion.
-        expected: the text that a seeded request gets on MLX without faults, or the vectors of a request for embeddings;
-            None if unknown.
-        record: the messages of `LLM_REPLIES` on its subject.
-        live: the messages received by a plain subscriber of that subject.
-        inbox: the messages received in its inbox, or None if it has no inbox.
+        may_end: the error codes that it may end with. A completion is always allowed.
+        expected: the undisturbed text of a seeded request on MLX, the vectors of an embeddings request, or None.
+        record: the messages on its reply subject in `LLM_REPLIES`.
+        live: the messages that a plain subscriber of that subject saw.
+        inbox: the messages in its own inbox, or None if it has none.
     """
 
     id: str
@@ -49,17 +48,17 @@ class Entry:
 
     @property
     def lasts(self) -> list[dict[str, Any]]:
-        """The last messages in the record. There must be exactly one."""
+        """The last messages in the record. There should be exactly one."""
         return [message for message in map(_read, (kept.data for kept in self.record)) if message["object"] in LAST]
 
     @property
     def is_in_mid_answer(self) -> bool:
-        """Whether its live reader has received a chunk most recently, and so no last message."""
+        """Whether its live reader has chunks, but no last message."""
         return bool(self.live) and _read(self.live[-1])["object"] == CHUNK
 
     @property
     def is_all_by_mlx(self) -> bool:
-        """Whether MLX wrote the whole answer."""
+        """Whether MLX alone wrote its answer."""
         messages = [_read(kept.data) for kept in self.record]
         return {m.get("engine") or m["headrace"]["engine"] for m in messages if "engine" in m or "headrace" in m} == {
             "mlx"
@@ -67,18 +66,18 @@ class Entry:
 
     @property
     def attempts(self) -> int:
-        """The number of attempts that wrote messages."""
+        """The number of attempts that wrote."""
         messages = [_read(kept.data) for kept in self.record]
         return max([m.get("attempt", 0) or m.get("headrace", {}).get("attempts", 1) for m in messages], default=1)
 
     def faults(self) -> list[str]:
-        """Its faults, as fixed phrases that can be counted. Empty if it was answered as promised."""
+        """Its faults, in fixed words that can be counted. Empty if it was answered as promised."""
         lasts = self.lasts
         if not lasts:
             return ["lost"]
         found = ["doubled"] if len(lasts) > 1 else []
         if _last_of(self.record[-1].data) is None:
-            found.append("something after the last message")
+            found.append("a message after the last one")
         found += self._chunk_faults(lasts[0])
         found += self._ending_faults(lasts[0])
         found += self._reader_faults()
@@ -104,36 +103,36 @@ class Entry:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether the expected answer is known. Another engine's text can differ."""
+        """Whether the answer is known in advance. The text of another engine can differ."""
         return self.expected is not None and (self.kind == "embedding" or self.is_all_by_mlx)
 
     def _reader_faults(self) -> list[str]:
         kept = {message.data for message in self.record}
         found = []
         if any(data not in kept for data in self.live):
-            found.append("a reader saw what the record does not hold")
+            found.append("a reader saw a message that is not in the record")
         if sum(_last_of(data) is not None for data in self.live) > 1:
             found.append("doubled at a live reader")
         lasts = {data for data in self.inbox or () if _last_of(data) is not None}
         if len(lasts) > 1:
             found.append("two different last messages at an inbox")
         if any(data not in kept for data in self.inbox or ()):
-            found.append("an inbox saw what the record does not hold")
+            found.append("an inbox has a message that is not in the record")
         return found
 
     @property
     def repeated_at_inbox(self) -> bool:
-        """Whether its inbox received the last message more than once."""
+        """Whether its inbox got the last message more than once."""
         return sum(_last_of(data) is not None for data in self.inbox or ()) > 1
 
     @property
     def missed_at_inbox(self) -> bool:
-        """Whether its inbox missed the last message. Core messages are lost while the reader is disconnected."""
+        """Whether its inbox never got the last message. Core messages are lost while the reader is disconnected."""
         return self.inbox is not None and not any(_last_of(data) for data in self.inbox)
 
 
 class Summary(NamedTuple):
-    """The result of a run."""
+    """The totals of a run."""
 
     accepted: int
     ended: Counter[str]
@@ -151,7 +150,7 @@ class Summary(NamedTuple):
 
     @property
     def lost(self) -> int:
-        """The number of accepted requests without a last message."""
+        """The number of requests that were accepted and never answered."""
         return self.faults["lost"]
 
 
@@ -163,11 +162,11 @@ class Ledger:
     refused: Counter[str] = field(default_factory=Counter)
 
     def open(self) -> list[Entry]:
-        """The entries whose record has no last message yet."""
+        """The requests without a last message yet."""
         return [entry for entry in self.entries.values() if not (entry.record and _last_of(entry.record[-1].data))]
 
     def summary(self) -> Summary:
-        """The verdict on all entries."""
+        """The totals of all requests."""
         ended: Counter[str] = Counter()
         faults: Counter[str] = Counter()
         examples: dict[str, list[str]] = {}
@@ -194,7 +193,7 @@ class Ledger:
 
 
 def goes_on_after(entry: Entry, at: float) -> float | None:
-    """How long after `at` a streamed answer continued, in seconds; None if it was not in progress at that time."""
+    """How long after `at` a stream went on that had begun before it, in seconds. None if it was not running then."""
     before = [kept for kept in entry.record if kept.at <= at]
     after = next((kept for kept in entry.record if kept.at > at), None)
     if not entry.streams or not before or after is None or _last_of(before[-1].data):

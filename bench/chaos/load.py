@@ -1,9 +1,8 @@
-"""The load of one run: requests of every kind, chosen at random from one seed, published at a steady rate."""
+"""The load of one run: requests of every kind, drawn from one seed and published at a steady mean rate."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import time
@@ -13,6 +12,7 @@ from typing import Any
 from bench.chaos.client import Client, Refused
 from bench.chaos.ledger import Entry
 from consumers.standin.embedding import EMBEDDER, embedding
+from pipeline.aio import Background, wait_set
 
 PRIORITIES = ("high", "medium", "low")
 PROMPTS = (
@@ -31,10 +31,10 @@ _UNDISTURBED_S = 60.0
 
 @dataclass(slots=True)
 class Load:
-    """Publishes until told to stop.
+    """Publishes requests until it is stopped.
 
     Attributes:
-        undisturbed: the text of each seeded prompt, learned before the first fault.
+        undisturbed: the answer to each seeded prompt, from before the first fault.
     """
 
     client: Client
@@ -45,14 +45,14 @@ class Load:
     undisturbed: dict[str, str] = field(default_factory=dict)
     _number: int = 0
     _over: asyncio.Event = field(default_factory=asyncio.Event)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _publishing: Background = field(default_factory=Background)
 
     async def learn_undisturbed(self) -> None:
-        """Have every seeded prompt answered once without faults."""
+        """Get the answer to each seeded prompt once, without faults."""
         entries = {}
         for prompt in PROMPTS:
             entry = self._entry("calm", streams=True)
-            # Only MLX answers requests marked as complex, and its text is the one to compare with.
+            # Only MLX answers requests in the complex lanes.
             await self.client.publish(entry, "llm.request.high.complex", self._body(prompt, entry, seeded=True), {})
             entries[prompt] = entry
         async with asyncio.timeout(_UNDISTURBED_S):
@@ -67,14 +67,13 @@ class Load:
         self._over.set()
 
     async def run(self, seconds: float) -> None:
-        """Publish for a time, or until stopped. Then wait until every request is accepted or refused."""
+        """Publish for some seconds, or until stopped. Then wait until every request is accepted or refused."""
         give_up_at = time.monotonic() + seconds
         while time.monotonic() < give_up_at and not self._over.is_set():
-            self._begin(self._one())
-            await self._pause(self.draw.expovariate(self.rate_per_s))
+            self._publishing.start(self._one(), what="publishing a request")
+            await wait_set(self._over, self.draw.expovariate(self.rate_per_s))
         self._over.set()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._publishing.join()
 
     async def publish_one(self, kind: str) -> Entry:
         """Publish one streamed request of a kind to a lane that only MLX serves."""
@@ -82,16 +81,6 @@ class Load:
         body = self._body(PROMPTS[0], entry, seeded=False)
         await self.client.publish(entry, "llm.request.high.complex", body, {})
         return entry
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait for a time, or until the end of the run."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), seconds)
-
-    def _begin(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _one(self) -> None:
         draw = self.draw
@@ -134,7 +123,7 @@ class Load:
             await asyncio.sleep(pause_s)
             await client.cancel(entry.id)
         if kind == "duplicate":
-            await self._pause(again_s)
+            await wait_set(self._over, again_s)
             await client.store(subject, body, {"Nats-Msg-Id": entry.id})
 
     def _entry(self, kind: str, *, streams: bool) -> Entry:

@@ -1,4 +1,4 @@
-"""The report of a run: the verdict, and the recovery times."""
+"""The output of a run: the verdict, and the times of recovery."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.chaos.client import Client
 from bench.chaos.ledger import Ledger, Summary, goes_on_after
 from bench.chaos.torment import Fault, Tormentor
 
-# Longer than a lease plus the time to detect it: name the request.
+# A recovery longer than this is printed with its request.
 NOTABLE_S = 6.0
 _OF_MLX = ("kill mlx worker", "freeze mlx worker", "kill engine child", "kill broker")
 
@@ -22,7 +22,7 @@ class _Slow(NamedTuple):
 
 
 def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: Sequence[str]) -> list[str]:
-    """The lines of the verdict."""
+    """The verdict as lines of text."""
     ended = ", ".join(f"{kind} {count}" for kind, count in summary.ended.most_common())
     faults = ", ".join(f"{kind} {count}" for kind, count in summary.faults.most_common()) or "none"
     lines = [
@@ -31,28 +31,27 @@ def verdict(summary: Summary, client: Client, left: dict[str, int], surprises: S
         f"lost                      {summary.lost}",
         f"doubled                   {sum(n for kind, n in summary.faults.items() if 'doubled' in kind)}",
         f"known answers compared    {summary.known_compared}",
-        f"faults in the answers     {faults}",
+        f"faults of answers         {faults}",
         f"re-executed               {summary.reexecuted} (attempts: {dict(sorted(summary.attempts.items()))})",
         f"inboxes: last repeated    {summary.repeated_at_inbox}",
         f"inboxes: last missed      {summary.missed_at_inbox}",
         f"refused at publishing     {dict(client.ledger.refused) or 'none'}",
-        f"cancels answered          {dict(client.cancels)}",
+        f"answers to cancels        {dict(client.cancels)}",
         f"core requests             {dict(client.asks)}",
         f"left in the queues        {left}",
-        f"unexpected exits          {', '.join(surprises) or 'none'}",
+        f"ended by themselves       {', '.join(surprises) or 'none'}",
     ]
     lines += [f"    {fault}: {', '.join(ids)}" for fault, ids in summary.examples.items()]
     return lines
 
 
 def recovery(tormentor: Tormentor, ledger: Ledger) -> list[str]:
-    """The table of recovery times.
+    """A table by kind of fault: how often, the time until the process served again, and that until answers went on.
 
-    For each kind of fault: how often it happened, the time until the process served again, and the time until the
-    slowest running answer continued. The last columns leave out faults that overlap with another one, such as the crash
-    of the worker that takes over.
+    The latter is that of the slowest answer that ran at the fault. The last columns leave out faults that overlap with
+    another one: the worker that takes over may die too.
     """
-    titles = ("process serves again, s", "slowest answer goes on, s", "same, single faults, s")
+    titles = ("process serves again, s", "slowest answer goes on, s", "no other fault, s")
     lines = [f"{'fault':22} {'times':>5}" + "".join(f"   {title:^27}" for title in titles)]
     lines.append(f"{'':28}" + f"   {'p50':>9}{'p95':>9}{'max':>9}" * 3)
     for kind in sorted({fault.kind for fault in tormentor.faults}):
@@ -68,7 +67,7 @@ def recovery(tormentor: Tormentor, ledger: Ledger) -> list[str]:
 
 
 def _is_alone(fault: Fault, seconds: float, tormentor: Tormentor) -> bool:
-    """Whether no other fault of a process that MLX's answers need overlaps with the recovery from this one."""
+    """Whether no other process that MLX's answers need was away while they recovered from a fault."""
     return not any(
         other is not fault
         and other.kind in _OF_MLX
@@ -79,7 +78,7 @@ def _is_alone(fault: Fault, seconds: float, tormentor: Tormentor) -> bool:
 
 
 def _slowest(fault: Fault, ledger: Ledger) -> _Slow | None:
-    """The answer in progress at a fault that took longest to continue."""
+    """The answer that took longest to go on, of those that ran at a fault."""
     clock = time.strftime("%H:%M:%S", time.localtime(fault.at))
     times = ((goes_on_after(entry, fault.at), entry.id) for entry in ledger.entries.values())
     return max((_Slow(seconds, name, clock) for seconds, name in times if seconds is not None), default=None)

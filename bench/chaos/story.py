@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parameters of a run. With a script, its faults are injected in order, once each, and `seconds` is ignored."""
+    """The parameters of a run. With a script, its faults happen in order, once each; else they are drawn."""
 
     seconds: float
     engine: Literal["simulated", "mlx"] = "simulated"
@@ -41,7 +41,7 @@ class Plan:
     script: tuple[str, ...] = ()
 
     def config(self) -> Config:
-        """The roles' settings: small batches, answers of one or two seconds, enough attempts for many kills."""
+        """The settings of the roles: small batches, answers of one to two seconds, enough attempts for many kills."""
         return Config(
             engine=self.engine,
             slots=4,
@@ -59,14 +59,14 @@ class Plan:
 
 @dataclass(slots=True)
 class Stage:
-    """A running fleet, its client and its ledger."""
+    """A serving fleet, its client and the ledger."""
 
     fleet: Fleet
     client: Client
     ledger: Ledger
 
     async def settle(self, timeout_s: float = SETTLE_S) -> bool:
-        """Wait until every accepted request has its last message and the queues are empty. Returns whether they are."""
+        """Wait until every request has its last message and the queues are empty. Returns whether that is so."""
         give_up_at = time.monotonic() + timeout_s
         while time.monotonic() < give_up_at:
             await self.client.read_record()
@@ -76,13 +76,13 @@ class Stage:
         return False
 
     async def left(self) -> dict[str, int]:
-        """The number of messages left in each queue."""
+        """The number of messages in each queue."""
         return {stream: await self.client.left_in(stream) for stream in QUEUES}
 
 
 @asynccontextmanager
 async def stage(folder: Path, config: Config, *, workers: int = 2) -> AsyncIterator[Stage]:
-    """Run a fleet with a connected client that reads, for the duration of the block."""
+    """A serving fleet with a client that reads, for the duration of the block."""
     ledger = Ledger()
     async with running(folder, config, workers=workers) as fleet, Client.connected(fleet.url, ledger) as client:
         reading = asyncio.create_task(_keep_reading(client))
@@ -101,7 +101,7 @@ async def _keep_reading(client: Client) -> None:
 
 
 async def run(plan: Plan, folder: Path, say: Say) -> Summary:
-    """Inject load and faults for the planned time, wait until every request has ended, and report."""
+    """Run load and faults as planned, wait until every request has ended, and print the verdict."""
     async with stage(folder, plan.config()) as scene:
         load = Load(scene.client, random.Random(plan.seed), plan.rate_per_s, plan.max_tokens)
         await load.learn_undisturbed()
@@ -119,7 +119,7 @@ async def run(plan: Plan, folder: Path, say: Say) -> Summary:
             progress.cancel()
         quiet = await scene.settle()
         summary = scene.ledger.summary()
-        say("" if quiet else f"not all requests were answered within {SETTLE_S:.0f} s")
+        say("" if quiet else f"requests are still open after {SETTLE_S:.0f} s")
         for line in report.recovery(tormentor, scene.ledger):
             say(line)
         say("")

@@ -1,18 +1,19 @@
-"""The tormentor: injects faults into the fleet, chosen at random from one seed, and records them."""
+"""The faults of one run, drawn from one seed, and when each happened."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from bench.chaos.fleet import BROKER, STANDIN, Fleet
+from pipeline.aio import Background
 
 FREEZE_LEASES = 3
-# The relative frequency of each fault.
+# The kinds of faults and their relative frequencies.
 KINDS = {
     "kill mlx worker": 5,
     "kill engine child": 2,
@@ -28,7 +29,7 @@ KINDS = {
 
 
 class Fault(NamedTuple):
-    """One injected fault; `at` in unix seconds."""
+    """One fault. `at` is in unix seconds."""
 
     kind: str
     at: float
@@ -37,10 +38,10 @@ class Fault(NamedTuple):
 
 @dataclass(slots=True)
 class Tormentor:
-    """Injects faults one after another, with pauses. A freeze overlaps with the next faults.
+    """Causes one fault after the other, with pauses. Freezes overlap with the faults that follow.
 
     Attributes:
-        faults: the injected faults, in order.
+        faults: the faults so far, in order.
         back_s: the time until the process served again, by fault.
     """
 
@@ -49,10 +50,10 @@ class Tormentor:
     pause_s: tuple[float, float] = (2.0, 6.0)
     faults: list[Fault] = field(default_factory=list)
     back_s: dict[Fault, float] = field(default_factory=dict)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _pending: Background = field(default_factory=Background)
 
     async def run(self, seconds: float) -> None:
-        """Inject faults for a time. When it returns, no process is frozen or held down."""
+        """Cause faults for some seconds. At the end, no process is frozen or held down."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             kind = self.draw.choices(list(KINDS), list(KINDS.values()))[0]
@@ -61,21 +62,20 @@ class Tormentor:
         await self.settle()
 
     async def each(self, kinds: Sequence[str]) -> None:
-        """Inject these faults in order, each as soon as its victim runs."""
+        """Cause these faults in order, each as soon as its victim serves."""
         for kind in kinds:
-            while await self.do(kind) is None:  # noqa: ASYNC110 - members give no signal to wait for
+            while await self.do(kind) is None:  # noqa: ASYNC110 - members send no events
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self.draw.uniform(*self.pause_s))
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until every frozen or killed process serves again."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Wait until every process that was frozen or killed serves again."""
+        await self._pending.join()
         await self.fleet.until_ready()
 
     async def do(self, kind: str) -> Fault | None:
-        """Inject one fault now. Returns None if its victim does not run."""
+        """Cause one fault now. Returns None if its victim does not serve."""
         action, _, what = kind.partition(" ")
         victim = self._victim(what)
         member = self.fleet[victim]
@@ -87,7 +87,8 @@ class Tormentor:
                 return None
         elif action == "freeze":
             member.freeze()
-            self._later(self._thaw(victim, FREEZE_LEASES * self.fleet.config.lease_s))
+            thawing = self._thaw(victim, FREEZE_LEASES * self.fleet.config.lease_s)
+            self._pending.start(thawing, what=f"thawing {victim}")
         elif victim == BROKER:
             member.hold_down()
             member.kill()
@@ -97,11 +98,11 @@ class Tormentor:
             member.kill()
         self.faults.append(fault)
         if action == "kill":
-            self._later(self._note_back(fault))
+            self._pending.start(self._note_back(fault), what=f"waiting for {victim}")
         return fault
 
     def lasts_s(self, fault: Fault) -> float:
-        """How long the fault kept its victim away; at least a lease, before which no request is redelivered."""
+        """How long the victim was away, seconds; at least a lease, after which another worker takes over."""
         lease_s = self.fleet.config.lease_s
         frozen_s = FREEZE_LEASES * lease_s if fault.kind.startswith("freeze") else 0.0
         return max(lease_s, frozen_s, self.back_s.get(fault, 0.0))
@@ -124,14 +125,9 @@ class Tormentor:
         await member.ready.wait()
         self.back_s[fault] = max(0.0, member.ready_at - fault.at)
 
-    def _later(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
 
 async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for a condition. Returns whether it became true in time."""
+    """Wait for condition. Returns whether it became true in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -57,7 +57,7 @@ def test_a_whole_answer_has_no_fault():
         ((), "lost"),
         (GOOD[:-1], "lost"),
         ((*GOOD, whole("ab", attempts=2)), "doubled"),
-        ((*GOOD, chunk(2, "c")), "something after the last message"),
+        ((*GOOD, chunk(2, "c")), "a message after the last one"),
         ((status(), chunk(0, "a"), chunk(2, "b"), whole("ab")), "gap in seq"),
         ((status(), chunk(0, "a"), chunk(0, "a"), chunk(1, "b"), whole("ab")), "gap in seq"),
         ((status(), chunk(0, "a"), whole("ab")), "chunks differ from the last message"),
@@ -88,9 +88,9 @@ def test_vectors_are_compared_with_those_of_the_texts_on_any_engine():
 
 def test_what_readers_saw_is_compared_with_the_record():
     stray, last = json.dumps(chunk(1, "x")).encode(), json.dumps(GOOD[-1]).encode()
-    assert entry(*GOOD, live=[stray]).faults() == ["a reader saw what the record does not hold"]
+    assert entry(*GOOD, live=[stray]).faults() == ["a reader saw a message that is not in the record"]
     assert entry(*GOOD, live=[last, last]).faults() == ["doubled at a live reader"]
-    assert entry(*GOOD, inbox=[stray, last]).faults() == ["an inbox saw what the record does not hold"]
+    assert entry(*GOOD, inbox=[stray, last]).faults() == ["an inbox has a message that is not in the record"]
     repeated = entry(*GOOD, inbox=[last, last])
     assert repeated.faults() == []
     assert repeated.repeated_at_inbox
