@@ -1,13 +1,14 @@
-"""Every setting of headrace, in one flat structure: an option wins over the environment, that over the TOML file.
+"""Every setting of headrace: its type, default and help in one declaration each, and the order in which sources win.
 
-A key `http_port` is the option `--http-port`, the environment variable `HEADRACE_HTTP_PORT` and the TOML key
-`http_port`. An unknown key or a bad value is refused with its name, never ignored.
+The key `http_port` is the option `--http-port`, the environment variable `HEADRACE_HTTP_PORT` and the TOML key
+`http_port`. A command-line option overrides the environment, which overrides the TOML file. `--help`,
+`docs/configuration.md` and the messages for invalid values are made from the declarations below.
 """
 
 from __future__ import annotations
 
 import os
-import tomllib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,119 +16,361 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from pipeline.settings import (
+    ENV_PREFIX,
+    ConfigError,
+    Given,
+    Kind,
+    Setting,
+    converted,
+    declared,
+    entries,
+    in_environment,
+    in_file,
+    read,
+)
 from pipeline.wire.subjects import Priority
 
-ENV_PREFIX = "HEADRACE_"
+__all__ = ["ENV_PREFIX", "KEYS", "SETTINGS", "Config", "ConfigError", "HttpKey", "given", "load", "to_environment"]
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Positive = Annotated[float, Meta(gt=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
-Rate = Annotated[float, Meta(ge=0)]
+# Excludes infinity.
+_MOST = sys.float_info.max
 
-
-class ConfigError(Exception):
-    """A setting that cannot be used; the message names it and says what it takes."""
+Port = Annotated[int, Meta(ge=0, le=65535), Kind("PORT", "a port number (0 to 65535)")]
+Count = Annotated[int, Meta(ge=1), Kind("N", "a whole number of 1 or more")]
+Slots = Annotated[int, Meta(ge=1, le=1024), Kind("N", "a whole number from 1 to 1024")]
+Bytes = Annotated[int, Meta(ge=1), Kind("BYTES", "a number of bytes, 1 or more")]
+BytesOrZero = Annotated[int, Meta(ge=0), Kind("BYTES", "a number of bytes, 0 or more")]
+Seconds = Annotated[float, Meta(gt=0, le=_MOST), Kind("SECONDS", "a number of seconds greater than 0")]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=_MOST), Kind("SECONDS", "a number of seconds, 0 or more")]
+Lease = Annotated[float, Meta(ge=1, le=_MOST), Kind("SECONDS", "a number of seconds, 1 or more")]
+Rate = Annotated[float, Meta(ge=0, le=_MOST), Kind("RATE", "a rate of 0 or more")]
+Speed = Annotated[float, Meta(gt=0, le=_MOST), Kind("RATE", "a rate greater than 0")]
+Share = Annotated[float, Meta(ge=0, le=1), Kind("SHARE", "a number from 0 to 1")]
+Cost = Annotated[float, Meta(ge=0, le=_MOST), Kind("COST", "a number of 0 or more")]
+Saturation = Annotated[float, Meta(gt=0, le=_MOST), Kind("SATURATION", "a number greater than 0")]
+Switch = Annotated[bool, Kind("", "true or false")]
+Url = Annotated[str, Kind("URL", "a URL")]
+Folder = Annotated[str, Kind("DIR", "the name of a folder")]
+Host = Annotated[str, Kind("HOST", "a host name or an address")]
+OllamaHost = Annotated[str, Kind("HOST", "a host, `host:port` or URL")]
+ModelName = Annotated[str, Kind("MODEL", "the name of a model")]
+ModelPlace = Annotated[str, Kind("NAME_OR_PATH", "the name or the folder of a model")]
+Urgency = Annotated[Priority, Kind("PRIORITY", "a priority (high, medium or low)")]
+Engine = Annotated[Literal["mlx", "simulated"], Kind("ENGINE", "an engine (mlx or simulated)")]
+Replicas = Annotated[Literal[1, 3, 5], Kind("N", "a number of copies (1, 3 or 5)")]
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], Kind("LEVEL", "a log level (debug, info, warning or error)")
+]
+Weights = Annotated[
+    dict[Priority, Annotated[float, Meta(gt=0, le=_MOST)]],
+    Meta(min_length=len(Priority)),
+    Kind("TABLE", "a table with a number greater than 0 for each of high, medium and low"),
+]
+ModelPairs = Annotated[dict[str, str], Kind("TABLE", "a table of model names")]
+ModelNames = Annotated[list[str], Kind("LIST", "a list of model names")]
 
 
 class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
-    """An API key of the HTTP gateway: who has it, and what it may.
+    """An API key of the HTTP gateway and its permissions.
 
     Attributes:
-        name: stands in the ids of its requests and in limits.
-        hash: of the key, as `sha256:<salt>:<digest>`; the key itself is kept nowhere.
-        tenant: whom its requests are for; by default its name.
+        name: the prefix of its requests' ids, and its name in rate limits.
+        hash: of the key, as `sha256:<salt>:<digest>`. The key itself is not stored.
+        tenant: the tenant of its requests; by default its name.
         priority: of requests that name none.
-        highest: the most urgent priority that it may ask for.
-        operator: whether it sees, cancels and replays everybody's requests, and not its tenant's alone.
-        answers_per_s, lists_per_s, statistics_per_s: its own limits instead of the configured ones; 0 for none.
+        highest: the most urgent priority that it can use.
+        operator: whether it sees, cancels and replays the requests of every tenant instead of its own only.
+        answers_per_s, lists_per_s, statistics_per_s: its rate limits instead of the configured ones; 0 for no limit.
     """
 
-    # Not `LLM`, which begins the ids that the broker gives: the key would reach every request that brought none.
-    name: Annotated[str, Meta(pattern="^(?!LLM$)[A-Za-z0-9]{1,32}$")]
-    hash: Annotated[str, Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$")]
-    tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{0,64}$")] = ""
-    priority: Priority = Priority.MEDIUM
-    highest: Priority = Priority.HIGH
-    operator: bool = False
+    # `LLM` is excluded because the ids that the broker generates begin with it: the key would see every request
+    # that was sent without an id.
+    name: Annotated[
+        str,
+        Meta(pattern="^(?!LLM$)[A-Za-z0-9]{1,32}$"),
+        Kind("NAME", "a valid key name", 'Use 1 to 32 letters or digits, except "LLM".'),
+    ]
+    hash: Annotated[
+        str,
+        Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$"),
+        Kind("HASH", "a key's hash (sha256:<salt>:<digest>)", "`headrace key add` makes one.", secret=True),
+    ]
+    tenant: Annotated[
+        str,
+        Meta(pattern="^[A-Za-z0-9_.-]{0,64}$"),
+        Kind("TENANT", "a valid tenant", "Use at most 64 letters, digits, `_`, `.` or `-`."),
+    ] = ""
+    priority: Urgency = Priority.MEDIUM
+    highest: Urgency = Priority.HIGH
+    operator: Switch = False
     answers_per_s: Rate | None = None
     lists_per_s: Rate | None = None
     statistics_per_s: Rate | None = None
 
 
+HttpKeys = Annotated[list[HttpKey], Kind("LIST", "a list of tables, one for each API key")]
+
+
 class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """The settings. Times in seconds, sizes in bytes or messages, as the names say."""
+    """The settings in force."""
 
-    # Broker.
-    nats_url: str = "nats://127.0.0.1:4222"
-    nats_port: Port = 0
-    http_port: Port = 0
-    state_dir: str = ""
-    replicas: Literal[1, 3, 5] = 1
-    lane_max_messages: Count = 10_000
-    max_body_bytes: Count = 1 << 20
+    nats_url: Annotated[
+        Url,
+        Setting(
+            "URL of the NATS server, or several of one cluster separated by commas; `headrace up` starts an embedded "
+            "broker unless this is set",
+            "A URL can contain credentials.",
+            section="Broker",
+        ),
+    ] = "nats://127.0.0.1:4222"
+    nats_port: Annotated[
+        Port,
+        Setting(
+            "port of the embedded broker; 0 selects one",
+            "With 0, it uses the first of these that is free: the port of its last run, 4222 if no `state_dir` is set, "
+            "any port.",
+        ),
+    ] = 0
+    state_dir: Annotated[
+        Folder,
+        Setting(
+            "folder of the embedded broker's store, the logs and `run.json`; empty selects the user's state folder",
+            "The user's state folder depends on the platform: `~/.local/state/headrace` on Linux.",
+        ),
+    ] = ""
+    replicas: Annotated[
+        Replicas,
+        Setting("copies of each stream: 1, or 3 or 5 in a cluster", "A cluster needs at least as many servers."),
+    ] = 1
+    lane_max_messages: Annotated[
+        Count,
+        Setting(
+            "number of requests that one lane holds before the broker rejects more",
+            "Requests in progress count. A lane is one subject: `llm.request.high.simple` has its own limit.",
+        ),
+    ] = 10_000
+    max_body_bytes: Annotated[
+        Bytes,
+        Setting(
+            "largest request body",
+            "A larger one gets the error `request_too_large`. The server configurations in `nats/` accept messages of "
+            "8 MB; the server closes the connection of a publisher that exceeds this.",
+        ),
+    ] = 1 << 20
 
-    # HTTP.
-    http_host: str = "127.0.0.1"
-    http_keys: list[HttpKey] = field(default_factory=list)
-    http_priority: Priority = Priority.MEDIUM
-    http_answers_per_s: Rate = 100.0
-    http_lists_per_s: Rate = 20.0
-    http_statistics_per_s: Rate = 20.0
-    http_connections: Count = 2000
-    http_stall_timeout_s: Positive = 20.0
-
-    # The MLX engine.
-    engine: Literal["mlx", "simulated"] = "mlx"
-    model: str = "headrace-demo"
-    slots: Annotated[int, Meta(ge=1, le=1024)] = 8
-    prefill_step_tokens: Count = 256
-    default_max_tokens: Count = 1024
-    kv_bytes_limit: Annotated[int, Meta(ge=0)] = 0
-    step_timeout_s: Positive = 60.0
-    engine_faults: bool = False
-
-    # The simulated engine.
-    simulated_tokens_per_s: Positive = 400.0
-    simulated_prefill_tokens_per_s: Positive = 4000.0
-    simulated_answer_tokens: Count = 32
-    simulated_load_s: Annotated[float, Meta(ge=0)] = 0.0
-
-    # Sharing the engine.
-    weights: dict[Priority, Positive] = field(
-        default_factory=lambda: {Priority.HIGH: 6.0, Priority.MEDIUM: 3.0, Priority.LOW: 1.0}
+    http_host: Annotated[
+        Host,
+        Setting("address of the HTTP gateway; one that other machines reach requires `http_keys`", section="HTTP"),
+    ] = "127.0.0.1"
+    http_port: Annotated[
+        Port,
+        Setting(
+            "port of the HTTP gateway; 0 selects one",
+            "With 0, the gateway uses 8411 if no `state_dir` is set and the port is free, and any free port otherwise.",
+        ),
+    ] = 0
+    http_keys: Annotated[
+        HttpKeys,
+        Setting(
+            "API keys, as `headrace key` writes them",
+            "See [HTTP](http.md#keys-and-limits). Without keys, anyone on this machine can do anything.",
+        ),
+    ] = field(default_factory=list)
+    http_priority: Annotated[Urgency, Setting("priority of a call without `X-Priority` and without a key")] = (
+        Priority.MEDIUM
     )
-    floor_share: Share = 0.05
-    max_wait_s: Positive = 600.0
-    prompt_token_cost: Annotated[float, Meta(ge=0)] = 0.1
+    http_answers_per_s: Annotated[
+        Rate,
+        Setting(
+            "calls for answers that each client can make per second; 0 for no limit",
+            "A client that has been idle can make the calls of ten seconds at once.",
+        ),
+    ] = 100.0
+    http_lists_per_s: Annotated[
+        Rate, Setting("calls for lists of models that each client can make per second; 0 for no limit")
+    ] = 20.0
+    http_statistics_per_s: Annotated[
+        Rate,
+        Setting("calls for statistics, request states and load that each client can make per second; 0 for no limit"),
+    ] = 20.0
+    http_connections: Annotated[
+        Count, Setting("number of connections; the gateway answers further ones with status 503")
+    ] = 2000
+    http_stall_timeout_s: Annotated[
+        Seconds,
+        Setting(
+            "disconnect a client that takes this long to send a request, or reads nothing of a response for this long"
+        ),
+    ] = 20.0
 
-    # Delivery.
-    lease_s: Annotated[float, Meta(ge=1)] = 3.0
-    max_attempts: Count = 3
-    default_timeout_s: Positive | None = None
-    drain_timeout_s: Positive = 20.0
+    engine: Annotated[
+        Engine,
+        Setting(
+            "engine behind the MLX lanes; `simulated` runs no model, for load studies",
+            "The simulated engine takes the time that a model would take. Each of its answers says that it is "
+            "simulated.",
+            section="MLX engine",
+        ),
+    ] = "mlx"
+    model: Annotated[
+        ModelPlace,
+        Setting(
+            "model: a folder, a repository on the Hugging Face hub, or the demo model",
+            "A repository is downloaded at first use.",
+        ),
+    ] = "headrace-demo"
+    slots: Annotated[Slots, Setting("requests that the engine runs at once", "This is the size of the batch.")] = 8
+    prefill_step_tokens: Annotated[
+        Count,
+        Setting(
+            "prompt tokens processed in one step",
+            "Smaller steps interrupt running answers for less time; a long prompt takes longer.",
+        ),
+    ] = 256
+    default_max_tokens: Annotated[
+        Count,
+        Setting(
+            "longest answer, in tokens, if the request sets no limit",
+            "It is reduced to what fits into the model's context.",
+        ),
+    ] = 1024
+    kv_bytes_limit: Annotated[
+        BytesOrZero,
+        Setting(
+            "memory for the KV caches of the batch; 0 for no limit",
+            "Each request counts as if its answer reached its maximum length.",
+        ),
+    ] = 0
+    step_timeout_s: Annotated[
+        Seconds,
+        Setting(
+            "restart an engine process that runs requests and completes no step for this long",
+        ),
+    ] = 60.0
+    engine_faults: Annotated[
+        Switch,
+        Setting(
+            "let prompts such as `[[fault:segfault]]` break the engine, for tests",
+            "Do not use it where others can publish requests.",
+        ),
+    ] = False
 
-    # Load.
-    target_wait_s: Positive = 2.0
-    busy_at: Positive = 0.7
-    saturated_at: Positive = 1.0
+    simulated_tokens_per_s: Annotated[
+        Speed,
+        Setting("output tokens per second of the whole batch, with all slots in use", section="Simulated engine"),
+    ] = 400.0
+    simulated_prefill_tokens_per_s: Annotated[Speed, Setting("prompt tokens per second")] = 4000.0
+    simulated_answer_tokens: Annotated[Count, Setting("length of an answer, in tokens")] = 32
+    simulated_load_s: Annotated[SecondsOrZero, Setting("time that loading takes")] = 0.0
 
-    # Ollama.
-    ollama_host: str = ""
-    ollama_slots: Count = 4
-    ollama_queue: Count = 4
-    ollama_standin: bool = True
-    ollama_timeout_s: Positive = 120.0
-    spill_models: dict[str, str] = field(default_factory=dict)
-    internal_models: list[str] = field(default_factory=lambda: ["tinyllama"])
-    classifier_model: str = ""
-    classifier_timeout_s: Positive = 0.5
+    weights: Annotated[
+        Weights,
+        Setting(
+            "shares of service of the three priorities",
+            "Service is measured in tokens, not in requests.",
+            section="Scheduling",
+        ),
+    ] = field(default_factory=lambda: {Priority.HIGH: 6.0, Priority.MEDIUM: 3.0, Priority.LOW: 1.0})
+    floor_share: Annotated[
+        Share,
+        Setting(
+            "minimum share of service of a priority with waiting requests, whatever its weight",
+            "Values above one third have the effect of one third.",
+        ),
+    ] = 0.05
+    max_wait_s: Annotated[
+        Seconds,
+        Setting("a priority whose oldest request has waited longer gets every fourth choice beside its share"),
+    ] = 600.0
+    prompt_token_cost: Annotated[Cost, Setting("cost of a prompt token to its priority; an output token costs 1")] = 0.1
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    lease_s: Annotated[
+        Lease,
+        Setting(
+            "a request that its worker does not renew for this long goes to another worker",
+            "A worker renews each of its requests three times in this time.",
+            section="Delivery",
+        ),
+    ] = 3.0
+    max_attempts: Annotated[
+        Count,
+        Setting(
+            "attempts before a request that crashes its worker is moved to the dead letters",
+            "A delivery that a worker returned does not count.",
+        ),
+    ] = 3
+    default_timeout_s: Annotated[
+        Seconds | None,
+        Setting("deadline of a request without `Llm-Timeout`; none by default"),
+    ] = None
+    drain_timeout_s: Annotated[
+        Seconds,
+        Setting(
+            "time to finish running requests after SIGTERM or Ctrl-C",
+            "Afterwards they are returned to the queue.",
+        ),
+    ] = 20.0
+
+    target_wait_s: Annotated[Seconds, Setting("predicted wait that counts as saturation 1.0", section="Load")] = 2.0
+    busy_at: Annotated[Saturation, Setting("saturation at which an engine becomes `busy`; 1.0 is full")] = 0.7
+    saturated_at: Annotated[
+        Saturation,
+        Setting(
+            "saturation at which an engine becomes `saturated` and simple requests spill",
+            "It must be greater than `busy_at`.",
+        ),
+    ] = 1.0
+
+    ollama_host: Annotated[
+        OllamaHost,
+        Setting(
+            "Ollama server that requests spill to; empty selects OLLAMA_HOST",
+            "If `OLLAMA_HOST` is not set either, it is `127.0.0.1:11434`.",
+            section="Ollama",
+        ),
+    ] = ""
+    ollama_slots: Annotated[Count, Setting("requests that Ollama runs at once")] = 4
+    ollama_queue: Annotated[
+        Count, Setting("requests that can wait for Ollama beside the running ones; more are not spilled")
+    ] = 4
+    ollama_standin: Annotated[
+        Switch, Setting("let `headrace up` start a stand-in with the demo model if no Ollama server answers")
+    ] = True
+    ollama_timeout_s: Annotated[
+        Seconds, Setting("an Ollama server that sends nothing for this long during an answer has failed")
+    ] = 120.0
+    spill_models: Annotated[
+        ModelPairs,
+        Setting(
+            'the equivalent on Ollama of each MLX model, as {"mlx-name" = "ollama-name"}',
+            "A request that names one of the two can be answered by the other.",
+        ),
+    ] = field(default_factory=dict)
+    internal_models: Annotated[
+        ModelNames,
+        Setting(
+            "models that users cannot request",
+            "They match whatever owner, size or tag the name is written with.",
+        ),
+    ] = field(default_factory=lambda: ["tinyllama"])
+    classifier_model: Annotated[
+        ModelName,
+        Setting(
+            "model on Ollama that classifies the prompts that triage is unsure of; none by default",
+            "Only an internal model is used.",
+        ),
+    ] = ""
+    classifier_timeout_s: Annotated[
+        Seconds,
+        Setting("time for one classification", "A request without a result by then counts as complex."),
+    ] = 0.5
+
+    log_level: Annotated[LogLevel, Setting("least severe messages that each process logs", section="Logging")] = "info"
 
 
-KEYS = tuple(info.name for info in msgspec.structs.fields(Config))
-_TYPES = {info.name: info.type for info in msgspec.structs.fields(Config)}
+SETTINGS = declared(Config)
+KEYS = tuple(SETTINGS)
 
 
 def load(
@@ -136,67 +379,47 @@ def load(
     environ: Mapping[str, str] = os.environ,
     file: Path | None = None,
 ) -> Config:
-    """The settings in force.
+    """Return the settings in force.
 
     Args:
-        options: given on the command line, by key; None stands for "not given".
-        environ: where `HEADRACE_<KEY>` is looked up; tables are written as TOML inline tables or JSON objects.
+        options: command-line options by key. None means that an option was not given.
+        environ: the environment. As in options, tables and lists are TOML values or JSON.
         file: a TOML file with keys at its top level.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong kind, an unreadable file.
+        ConfigError: an unknown key, an invalid value, or a file that cannot be read.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values |= _read_file(file)
-    values |= _read_environment(environ)
-    values |= {key: value for key, value in (options or {}).items() if value is not None}
-    values.setdefault("ollama_host", environ.get("OLLAMA_HOST", ""))
-    try:
-        config = msgspec.convert(values, Config, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"bad setting: {error}") from None
+    values = given(options, environ=environ, file=file)
+    if "OLLAMA_HOST" in environ:
+        values.setdefault("ollama_host", Given(environ["OLLAMA_HOST"], "OLLAMA_HOST"))
+    if "http_keys" in values:
+        values["http_keys"] = entries(HttpKey, values["http_keys"])
+    config = converted(Config, values)
     if config.saturated_at <= config.busy_at:
-        raise ConfigError("bad setting: `saturated_at` must be above `busy_at`")
-    if set(config.weights) != set(Priority):
-        raise ConfigError("bad setting: `weights` needs high, medium and low")
+        raise ConfigError(f"saturated_at ({config.saturated_at:g}) must be greater than busy_at ({config.busy_at:g}).")
     return config
 
 
-def _read_file(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the settings in {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not TOML: {error}") from None
+def given(
+    options: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] = os.environ, file: Path | None = None
+) -> dict[str, Given]:
+    """Return the values that were given, by key, each from the source that wins.
 
-
-def _read_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX):
-            continue
-        key = name.removeprefix(ENV_PREFIX).lower()
-        if key not in _TYPES:
-            raise ConfigError(f"{name} is no setting of headrace: see `headrace up --help`")
-        values[key] = _parse(name, text) if text[:1] in ("{", "[") else text
+    Raises:
+        ConfigError: an unknown key, a table or list that is neither TOML nor JSON, or a file that cannot be read.
+    """
+    values: dict[str, Given] = {}
+    if file is not None:
+        values |= in_file(file, SETTINGS)
+    values |= in_environment(environ, SETTINGS)
+    for key, value in (options or {}).items():
+        if value is not None:
+            values[key] = read(value, SETTINGS[key].option)
     return values
 
 
-def _parse(name: str, text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        pass
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        raise ConfigError(f"{name} is neither JSON nor a TOML value: {text!r}") from None
-
-
 def to_environment(config: Config) -> dict[str, str]:
-    """The environment in which a child process reads the same settings."""
+    """Return the environment variables from which a child process reads the same settings."""
     values = msgspec.to_builtins(config)
     return {
         ENV_PREFIX + key.upper(): value if isinstance(value, str) else msgspec.json.encode(value).decode()

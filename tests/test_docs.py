@@ -7,15 +7,15 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from pipeline.config import ENV_PREFIX, KEYS, Config
+from pipeline.config import ENV_PREFIX, KEYS, SETTINGS, Config
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
+from tests import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -43,26 +43,19 @@ def rows(page: Path, columns: int) -> dict[str, list[str]]:
     return {key: [cell.strip() for cell in rest] for key, rest in cells.items()}
 
 
-def written(value: Any) -> str:
-    """A default as the page writes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, dict):
-        return "`{" + ", ".join(f"{key} = {item}" for key, item in value.items()) + "}`"
-    if isinstance(value, str | list):
-        return f"`{msgspec.json.encode(value).decode()}`"
-    return f"`{value}`"
+def test_the_tables_of_settings_are_those_of_the_declarations():
+    assert settings.written(text(settings.PAGE)) == settings.tables(), "`python -m tests.settings` writes them"
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_every_setting_is_documented_with_its_option_variable_and_default(key: str):
-    option, variable, _, default, meaning = rows(DOCS / "configuration.md", 6)[key]
-    assert option == f"`--{key.replace('_', '-')}`"
-    assert variable == f"`{ENV_PREFIX}{key.upper()}`"
-    assert default == written(msgspec.to_builtins(Config())[key])
-    assert meaning.endswith(".")
+def test_every_setting_is_in_a_section_and_has_a_text_of_one_line():
+    first, *_ = SETTINGS.values()
+    assert first.setting.section
+    for key in SETTINGS.values():
+        texts = (key.setting.help, key.setting.more, key.kind.phrase)
+        assert not any("\n" in each or " | " in each for each in texts), key.name
+        assert key.setting.help
+        assert not key.setting.help.endswith(".")
+        assert key.setting.more.endswith(".") or not key.setting.more
 
 
 def test_no_setting_is_documented_that_does_not_exist():

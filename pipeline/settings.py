@@ -1,0 +1,223 @@
+"""How a setting is declared, where its value can be given, and how the value is checked.
+
+`pipeline.config` declares the settings of headrace with it. A message about an invalid value is made from the
+declaration: it names the place where the value was given and the values that are accepted.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import msgspec
+from msgspec import Struct
+
+ENV_PREFIX = "HEADRACE_"
+_LIST_SETTINGS = "`headrace up --help` lists the settings."
+_SHOWN_CHARS = 80
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used. The message names the place where it was given and the values it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the values of a type are called.
+
+    Attributes:
+        metavar: the placeholder of a value in `--help`.
+        phrase: the noun that completes "... is not": `a port number (0 to 65535)`.
+        advice: a sentence that follows it.
+        secret: whether a message must not quote the value.
+    """
+
+    metavar: str
+    phrase: str
+    advice: str = ""
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The texts of one key.
+
+    Attributes:
+        help: one line, without a capital or a full stop, for `--help`.
+        more: sentences that follow it in `docs/configuration.md`.
+        section: the heading, if the key is the first one below it.
+    """
+
+    help: str
+    more: str = ""
+    section: str = ""
+
+
+class Key(NamedTuple):
+    """One setting as it is declared, for the options and the documentation."""
+
+    name: str
+    default: Any
+    kind: Kind
+    setting: Setting
+
+    @property
+    def option(self) -> str:
+        """Its command-line option."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return ENV_PREFIX + self.name.upper()
+
+    @property
+    def written_default(self) -> str:
+        """The default as TOML, or `none`."""
+        if self.default is None:
+            return "none"
+        if isinstance(self.default, dict):
+            return "{" + ", ".join(f"{name} = {item}" for name, item in self.default.items()) + "}"
+        return msgspec.json.encode(self.default).decode()
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off."""
+        return isinstance(self.default, bool)
+
+
+class Given(NamedTuple):
+    """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`."""
+
+    value: Any
+    place: str
+
+
+_N = TypeVar("_N", Kind, Setting)
+_S = TypeVar("_S", bound=Struct)
+
+
+def declared(config: type[Struct]) -> dict[str, Key]:
+    """Return the settings that the fields of a struct declare, by name, in their order."""
+    defaults = msgspec.to_builtins(config())
+    return {
+        each.name: Key(each.name, defaults[each.name], _note(each.type, Kind), _note(each.type, Setting))
+        for each in msgspec.structs.fields(config)
+    }
+
+
+def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
+    """Return the values in a TOML file, by key.
+
+    Raises:
+        ConfigError: the file cannot be read, is not TOML, or has a key that is not known.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the settings file {file}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {file} is not valid TOML: {error}.") from None
+    for key in values:
+        if key not in known:
+            raise ConfigError(f'Unknown setting "{key}" in {file}. {_LIST_SETTINGS}')
+    return {key: Given(value, f"{key} in {file}") for key, value in values.items()}
+
+
+def in_environment(environ: Mapping[str, str], known: Container[str]) -> dict[str, Given]:
+    """Return the values in the environment, by key.
+
+    Raises:
+        ConfigError: a variable that begins with `HEADRACE_` is not known, or as `read`.
+    """
+    values = {}
+    for name, text in environ.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        key = name.removeprefix(ENV_PREFIX).lower()
+        if key not in known:
+            raise ConfigError(f"Unknown setting {name}. {_LIST_SETTINGS}")
+        values[key] = read(text, name)
+    return values
+
+
+def read(value: Any, place: str) -> Given:
+    """Return a value with its place. The text of a table or a list is decoded from JSON or TOML.
+
+    Raises:
+        ConfigError: a table or list is neither JSON nor TOML.
+    """
+    if not isinstance(value, str) or value[:1] not in ("{", "["):
+        return Given(value, place)
+    try:
+        return Given(msgspec.json.decode(value), place)
+    except msgspec.DecodeError:
+        pass
+    try:
+        return Given(tomllib.loads(f"value = {value}")["value"], place)
+    except tomllib.TOMLDecodeError:
+        raise ConfigError(f"{place}: {_shown(value)} is neither JSON nor a TOML value.") from None
+
+
+def converted(struct: type[_S], values: Mapping[str, Given]) -> _S:
+    """Return the struct with these values, each converted to the type of its field.
+
+    Raises:
+        ConfigError: a value does not fit its field.
+    """
+    fields = {each.name: each.type for each in msgspec.structs.fields(struct)}
+    fitting = {}
+    for name, (value, place) in values.items():
+        try:
+            fitting[name] = msgspec.convert(value, fields[name], strict=False)
+        except msgspec.ValidationError:
+            raise ConfigError(_refusal(value, place, _note(fields[name], Kind))) from None
+    return struct(**fitting)
+
+
+def entries(struct: type[Struct], given: Given) -> Given:
+    """Return a list of tables with each of them converted to the struct; anything else is returned unchanged.
+
+    Raises:
+        ConfigError: a table is invalid. The message names the table and its key.
+    """
+    tables, place = given
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        return given
+    return Given([_entry(struct, f"{place}, entry {n}", table) for n, table in enumerate(tables, 1)], place)
+
+
+def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
+    fields = msgspec.structs.fields(struct)
+    known = [each.name for each in fields]
+    for name in table:
+        if name not in known:
+            raise ConfigError(f'{place}: unknown key "{name}". Its keys are {", ".join(known)}.')
+    for name in [each.name for each in fields if each.required]:
+        if name not in table:
+            raise ConfigError(f'{place}: the key "{name}" is missing.')
+    return converted(struct, {name: Given(value, f"{place}, {name}") for name, value in table.items()})
+
+
+def _refusal(value: Any, place: str, kind: Kind) -> str:
+    shown = "the value" if kind.secret else _shown(value)
+    return f"{place}: {shown} is not {kind.phrase}. {kind.advice}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    text = msgspec.json.encode(value, enc_hook=str).decode()
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+def _notes(annotation: Any, what: type[_N]) -> Iterator[_N]:
+    """The annotations of a type, and then those of the types inside it."""
+    yield from (note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, what))
+    for inner in get_args(annotation):
+        yield from _notes(inner, what)
+
+
+def _note(annotation: Any, what: type[_N]) -> _N:
+    return next(_notes(annotation, what))
