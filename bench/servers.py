@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from pipeline.up.children import last_line, spawn_tied
-from pipeline.up.reach import broker_answers_within
+from pipeline.up.reach import broker_trouble
 from pipeline.up.server import find_conf, find_server
 
 _START_TIMEOUT_S = 30.0
@@ -63,7 +63,7 @@ async def _server(
     server = await spawn_tied(command, {**os.environ, **environment}, log)
     try:
         # In a cluster, JetStream answers before it has elected a leader; the caller retries its first store.
-        if not await broker_answers_within(url, _START_TIMEOUT_S):
+        if await broker_trouble(url, patience_s=_START_TIMEOUT_S):
             raise SystemExit(f"nats-server did not start at {url}: {last_line(log)}")
         yield url
     finally:

@@ -1,6 +1,6 @@
-"""The command `headrace`: its commands, their options, and which exit code means what.
+"""The command line: the commands of `headrace`, their options, and the exit codes.
 
-0: done; 1: it failed, and stderr says why; 2: a bad option or setting; 130: interrupted.
+0: success. 1: failure; stderr has the reason. 2: an invalid option or setting. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.commands.options import CLIENT_KEYS, add_options, config_from, nam
 from pipeline.config import Config, ConfigError
 from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
 
-# Where the roles are. They are found by name: the pipeline knows its consumers here and nowhere else.
+# The module of each role. The pipeline imports its consumers here only, by name.
 ROLE_MODULES = {
     "mlx": "consumers.mlx",
     "ollama": "consumers.ollama",
@@ -26,14 +26,16 @@ ROLE_MODULES = {
     "gateway": "pipeline.gateway",
 }
 
-# A role may be started together with its broker.
+# How long a role waits for its broker, which may be starting at the same time.
 BROKER_PATIENCE_S = 5.0
+
+_USAGE = "%(prog)s [OPTION ...]"
 
 Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     command: Command = args.command
@@ -54,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each leaves its function in `command`."""
+    """Return the parser of all commands. It stores the function of the command as `command`."""
     parser = argparse.ArgumentParser(
-        prog="headrace", description="A priority pipeline over NATS JetStream in front of local LLM engines."
+        prog="headrace", description="A priority queue in front of local language models, on NATS JetStream."
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -66,46 +68,50 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_servers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    up = commands.add_parser("up", help="run everything on this machine, broker included")
-    up.add_argument("--ready-file", metavar="PATH", help="written once everything serves, removed at the end")
+    up = commands.add_parser("up", help="run everything on this machine, including the broker", usage=_USAGE)
+    up.add_argument("--ready-file", metavar="PATH", help="write a file when everything is ready; remove it at the end")
     add_options(up)
     up.set_defaults(command=_up)
 
-    role = commands.add_parser("run", help="run one role against a broker")
-    role.add_argument("role", choices=ROLE_MODULES)
+    role = commands.add_parser("run", help="run one role against a broker", usage="%(prog)s ROLE [OPTION ...]")
+    role.add_argument("role", metavar="ROLE", choices=ROLE_MODULES, help=", ".join(ROLE_MODULES))
     add_options(role)
     role.set_defaults(command=_run)
 
-    demo = commands.add_parser("demo", help="overload a pipeline of its own and show what happens")
-    demo.add_argument("--seconds", type=float, default=30.0, help="how long to send (default: 30)")
+    demo = commands.add_parser("demo", help="start a separate pipeline, overload it and show what happens")
+    demo.add_argument(
+        "--seconds", type=float, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
+    )
     demo.set_defaults(command=_demo)
 
 
 def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     send = commands.add_parser("send", help="send a prompt and print the answer")
     send.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
-    send.add_argument("--priority", choices=("high", "medium", "low"), default="medium")
-    send.add_argument("--model", help="the model that must answer; by default any")
-    send.add_argument("--task", choices=("simple", "complex"), help="whether a smaller model would do")
-    send.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
-    send.add_argument("--timeout", type=float, metavar="SECONDS", help="after which nobody wants the answer")
-    send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is whole")
-    send.add_argument("-v", "--verbose", action="store_true", help="tell on stderr how the request fares")
+    send.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    send.add_argument("--model", help="the model that must answer; any model by default")
+    send.add_argument(
+        "--task", choices=("simple", "complex"), help="whether a smaller model can answer; headrace decides by default"
+    )
+    send.add_argument("--max-tokens", type=int, metavar="N", help="maximum length of the answer, in tokens")
+    send.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if there is no answer within SECONDS")
+    send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is complete")
+    send.add_argument("-v", "--verbose", action="store_true", help="print progress (queue, engine, timing) to stderr")
     send.set_defaults(command=_send)
 
-    stats = commands.add_parser("stats", help="show the queue's statistics")
-    stats.add_argument("--json", action="store_true", help="as the pipeline gives them")
-    stats.add_argument("--watch", action="store_true", help="again and again, until interrupted")
+    stats = commands.add_parser("stats", help="show the statistics of the queue")
+    stats.add_argument("--json", action="store_true", help="print JSON")
+    stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
     stats.set_defaults(command=_stats)
 
     cancel = commands.add_parser("cancel", help="cancel a request")
-    cancel.add_argument("id", help="the request's id")
+    cancel.add_argument("id", metavar="ID", help="id of the request")
     cancel.set_defaults(command=_cancel)
 
     _add_dead(commands)
     _add_key(commands)
 
-    doctor = commands.add_parser("doctor", help="check what headrace needs, and say what to do about it")
+    doctor = commands.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
     add_options(doctor)
     doctor.set_defaults(command=_doctor)
     for parser in (send, stats, cancel):
@@ -113,41 +119,51 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    dead = commands.add_parser("dead", help="look at the requests that failed for good, and put them back")
+    dead = commands.add_parser("dead", help="list, show, replay or purge requests that failed in all attempts")
     actions = dead.add_subparsers(required=True, metavar="ACTION")
-    show_list = actions.add_parser("list", help="list them, oldest first")
-    show_list.add_argument("--json", action="store_true", help="as a JSON array")
-    show = actions.add_parser("show", help="show one whole: its error, headers and body")
-    show.add_argument("id", help="the request's id")
-    replay = actions.add_parser("replay", help="put requests back on their lanes, under the same id")
-    purge = actions.add_parser("purge", help="throw them away")
+    show_list = actions.add_parser("list", help="list dead letters, oldest first")
+    show_list.add_argument("--json", action="store_true", help="print a JSON array")
+    show = actions.add_parser("show", help="show one request: its error, headers and body")
+    show.add_argument("id", metavar="ID", help="id of the request")
+    replay = actions.add_parser("replay", help="put requests back on their lanes, with the same id")
+    purge = actions.add_parser("purge", help="delete dead letters")
     for action in (replay, purge):
         which = action.add_mutually_exclusive_group(required=True)
-        which.add_argument("id", nargs="?", help="the request's id")
-        which.add_argument("--all", action="store_true", help="all of them")
+        which.add_argument("id", metavar="ID", nargs="?", help="id of the request")
+        which.add_argument("--all", action="store_true", help="all dead letters")
         if action is purge:
-            which.add_argument("--older-than", metavar="AGE", help="those that died longer ago: 90s, 30m, 12h, 7d")
+            which.add_argument(
+                "--older-than", metavar="AGE", help="those that failed longer ago, such as 90s, 30m, 12h or 7d"
+            )
     for action, name in ((show_list, "list"), (show, "show"), (replay, "replay"), (purge, "purge")):
         if action is not show:
-            action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of one priority")
+            action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of this priority")
         action.set_defaults(command=_dead, action=name)
         add_options(action, keys=CLIENT_KEYS)
 
 
 def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    key = commands.add_parser("key", help="make, list and remove API keys of the HTTP gateway")
+    key = commands.add_parser("key", help="add, list or remove API keys of the HTTP gateway")
     actions = key.add_subparsers(required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="make a key, print it once, and put its hash into the settings file")
-    add.add_argument("name", help="letters and digits; stands in the ids of the key's requests")
-    add.add_argument("--tenant", help="whom its requests are for; by default the name")
-    add.add_argument("--priority", choices=("high", "medium", "low"), help="of requests that name none")
-    add.add_argument("--highest", choices=("high", "medium", "low"), help="the most urgent that it may ask for")
-    add.add_argument("--operator", action="store_true", default=None, help="may see and cancel everybody's requests")
+    add = actions.add_parser("add", help="make a key, print it once, and add its hash to the settings file")
+    add.add_argument(
+        "name", metavar="NAME", help="1 to 32 letters or digits; the ids of the key's requests begin with it"
+    )
+    add.add_argument("--tenant", help="tenant of its requests (default: NAME)")
+    add.add_argument(
+        "--priority", choices=("high", "medium", "low"), help="priority of requests that name none (default: medium)"
+    )
+    add.add_argument(
+        "--highest", choices=("high", "medium", "low"), help="most urgent priority that the key can use (default: high)"
+    )
+    add.add_argument(
+        "--operator", action="store_true", default=None, help="let the key see and cancel the requests of all tenants"
+    )
     for kind in ("answers", "lists", "statistics"):
-        add.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=f"calls for {kind} a second; 0: no limit")
-    show_list = actions.add_parser("list", help="list the keys that are in force")
+        add.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=f"{kind} calls per second; 0 for no limit")
+    show_list = actions.add_parser("list", help="list the configured keys")
     remove = actions.add_parser("remove", help="remove a key from the settings file")
-    remove.add_argument("name", help="the key's name")
+    remove.add_argument("name", metavar="NAME", help="name of the key")
     for action, name in ((add, "add"), (show_list, "list"), (remove, "remove")):
         action.set_defaults(command=_key, action=name)
         add_options(action, keys=("http_keys",) if action is show_list else ())
@@ -164,16 +180,15 @@ def _up(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipeline.broker.connection import BusError, without_password
+    from pipeline.broker.connection import BusError
     from pipeline.broker.topology import TopologyError
-    from pipeline.up.reach import broker_answers_within
+    from pipeline.up.reach import broker_trouble
 
     role: Main = import_module(ROLE_MODULES[args.role]).main
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:
-        if not await broker_answers_within(config.nats_url, BROKER_PATIENCE_S):
-            where = without_password(config.nats_url)
-            raise StartError(f"no NATS server with JetStream answers at {where}: give --nats-url")
+        if trouble := await broker_trouble(config.nats_url, patience_s=BROKER_PATIENCE_S):
+            raise StartError(f"{trouble} --nats-url names another server.")
         try:
             await role(config, lifecycle)
         except (BusError, TopologyError) as error:
@@ -195,9 +210,9 @@ def _send(args: argparse.Namespace) -> int:
         text = sys.stdin.read() if args.text == "-" else args.text
         text.encode()
     except UnicodeError:
-        raise ConfigError("the prompt is not UTF-8") from None
+        raise ConfigError("The prompt is not valid UTF-8.") from None
     if not text.strip():
-        raise ConfigError("the prompt is empty")
+        raise ConfigError("The prompt is empty.")
     sending = Sending(
         text=text,
         priority=args.priority,
@@ -231,7 +246,7 @@ def _dead(args: argparse.Namespace) -> int:
     try:
         older_than_s = dead.age_s(getattr(args, "older_than", None) or "0s")
     except ValueError as error:
-        print(f"headrace: --older-than takes an age such as 90s, 30m, 12h or 7d, not {error}", file=sys.stderr)
+        print(f'headrace: --older-than: "{error}" is not an age such as 90s, 30m, 12h or 7d.', file=sys.stderr)
         return 2
     priority = getattr(args, "priority", None)
     chosen = Chosen(
@@ -261,7 +276,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _broker_url(args: argparse.Namespace) -> str:
-    """The broker that was named, or the one of the instance that runs here, or NATS's own address."""
+    """The broker of the settings, or of the instance that runs on the state folder, or the default."""
     from pipeline.up.instance import find
 
     config = config_from(args)

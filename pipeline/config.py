@@ -118,8 +118,8 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     nats_url: Annotated[
         Url,
         Setting(
-            "URL of the NATS server, or several of one cluster separated by commas; `headrace up` starts an embedded "
-            "broker unless this is set",
+            "URL of the broker, or several of one cluster separated by commas; unless it is set, `headrace up` starts "
+            "a broker and the other commands use that one",
             "A URL can contain credentials.",
             section="Broker",
         ),

@@ -90,7 +90,7 @@ class Key(NamedTuple):
 
 
 class Given(NamedTuple):
-    """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`."""
+    """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`; "" for none."""
 
     value: Any
     place: str
@@ -204,7 +204,7 @@ def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
 
 def _refusal(value: Any, place: str, kind: Kind) -> str:
     shown = "the value" if kind.secret else _shown(value)
-    return f"{place}: {shown} is not {kind.phrase}. {kind.advice}".rstrip()
+    return f"{place}: {shown} is not {kind.phrase}. {kind.advice}".removeprefix(": ").rstrip()
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The commands that talk to a running pipeline; each is imported when it is called for, so that `send` starts fast."""
+"""The commands of `headrace`, one module each. A command is imported when it is called, so that `send` starts fast."""
 
 from __future__ import annotations
 
@@ -7,37 +7,42 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pipeline.broker.connection import BusError, Unreachable, without_password
+from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
-from pipeline.up.reach import any_broker_answers
+from pipeline.up.reach import broker_trouble
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
-    """Print the command's result, at once."""
+    """Write to stdout, where the result of a command goes, and flush."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
 
 
 def tell(text: str) -> None:
-    """Tell the person something beside the result."""
+    """Write to stderr, where errors and notes go, and flush."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
-def run_client(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, *, name: str) -> int:
-    """Run a command's coroutine, connected to the broker at url, to its exit code.
+def sentence(text: str) -> str:
+    """Return text with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
-    A broker that does not answer is one clear line on stderr and code 1.
+
+def run_client(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, *, name: str) -> int:
+    """Connect to the broker at url, run work, and return the exit code.
+
+    If the broker does not answer, one line goes to stderr and the code is 1.
     """
     try:
         return asyncio.run(_connected(work, url, name))
     except BusError as error:
-        tell(f"headrace: {error}. Is a pipeline running? `headrace up` starts one, `headrace doctor` looks around.")
+        tell(f"headrace: {sentence(str(error))} Run `headrace doctor` to find out why.")
         return 1
 
 
 async def _connected(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, name: str) -> int:
-    if not await any_broker_answers(url):
-        raise Unreachable(f"no NATS server with JetStream answers at {without_password(url)}")
+    if trouble := await broker_trouble(url):
+        raise Unreachable(trouble)
     async with Bus.connect(url, name=name) as bus:
         return await work(bus)

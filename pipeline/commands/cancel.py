@@ -1,4 +1,4 @@
-"""`headrace cancel`: withdraw one request."""
+"""`headrace cancel`: cancel one request."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.wire.subjects import CANCEL, is_request_id
 
 
 def cancel(request_id: str, url: str) -> int:
-    """Cancel a request; prints its state. Returns 0 unless the pipeline knows no such request."""
+    """Cancel a request and print its state. Return 0, or 1 if the request is unknown, or 2 if the id is invalid."""
     if not is_request_id(request_id):
-        tell(f"headrace: {request_id!r} cannot be a request's id")
+        tell(f'headrace: "{request_id}" is not a request id. Use 1 to 128 letters, digits, "-" or "_".')
         return 2
     return run_client(partial(_cancel, request_id), url, name="headrace cancel")
 

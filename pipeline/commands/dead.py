@@ -1,4 +1,4 @@
-"""`headrace dead`: list, show, replay and purge the requests that brought down all their attempts."""
+"""`headrace dead`: list, show, replay and purge the dead letters."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)
 
 
 def age_s(text: str) -> float:
-    """Seconds in `90s`, `30m`, `12h`, `7d`.
+    """Return the seconds in an age such as `90s`, `30m`, `12h` or `7d`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is not an age.
     """
     found = _AGE.fullmatch(text)
     if found is None:
@@ -34,22 +34,22 @@ def age_s(text: str) -> float:
 
 
 def show_list(url: str, chosen: Chosen, *, as_json: bool) -> int:
-    """Print the letters, oldest first, as a table or as a JSON array."""
+    """Print the letters, oldest first, as a table or as a JSON array. Return the exit code."""
     return _run(partial(_list, chosen=chosen, as_json=as_json), url)
 
 
 def show(url: str, chosen: Chosen) -> int:
-    """Print letters whole. Returns 1 where there is none."""
+    """Print whole letters. Return 1 if there is none, else 0."""
     return _run(partial(_show, chosen=chosen), url)
 
 
 def replay(url: str, chosen: Chosen) -> int:
-    """Put requests back on their lanes, oldest first. Returns 1 where there is none, or one could not be put back."""
+    """Put requests back on their lanes, oldest first. Return 1 if there is none or a lane is full, else 0."""
     return _run(partial(_replay, chosen=chosen), url)
 
 
 def purge(url: str, chosen: Chosen) -> int:
-    """Throw letters away. Returns 1 where an id was given that none has."""
+    """Delete letters. Return 1 if an id was given that no letter has, else 0."""
     return _run(partial(_purge, chosen=chosen), url)
 
 
@@ -69,7 +69,7 @@ async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
     elif rows:
         _print_table(rows)
     else:
-        tell("no dead letters")
+        tell("There are no dead letters.")
     return 0
 
 
@@ -86,7 +86,7 @@ def _print_table(rows: list[Row]) -> None:
 
 
 def _age(seconds: float) -> str:
-    """In the largest unit of which it has at least two."""
+    """An age in the largest unit of which it has at least two."""
     unit = next((unit for unit in "dhm" if seconds >= 2 * _UNITS_S[unit]), "s")
     return f"{seconds / _UNITS_S[unit]:.0f} {unit}"
 
@@ -102,7 +102,7 @@ async def _show(bus: Bus, *, chosen: Chosen) -> int:
 
 
 def _text(letter: DeadLetter) -> str:
-    """A letter as people read it: what became of the request, its headers, its body."""
+    """A letter as text: the error, the headers and the body of its request."""
     what = {
         "id": letter.id,
         "priority": letter.priority,
@@ -118,12 +118,12 @@ def _text(letter: DeadLetter) -> str:
 
 
 def _plain(text: str) -> str:
-    """What strangers wrote must not steer the terminal."""
+    """Text with control characters escaped: a publisher wrote it, and it must not control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _body(body: bytes) -> str:
-    """JSON indented, anything else as it is."""
+    """A body as text; JSON is indented."""
     try:
         return msgspec.json.format(body, indent=2).decode()
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -131,7 +131,7 @@ def _body(body: bytes) -> str:
 
 
 async def _replay(bus: Bus, *, chosen: Chosen) -> int:
-    # Of letters under one id the latest: two requests of that id at once would be taken for one.
+    # Only the latest letter of each id: the broker would take a second request with that id for a duplicate.
     latest = {letter.id: letter.sequence async for letter in letters(bus, chosen)}
     if not latest:
         return _none(chosen)
@@ -143,8 +143,8 @@ async def _replay(bus: Bus, *, chosen: Chosen) -> int:
         full |= replayed.full
         if replayed.full:
             tell(
-                f"headrace: {replayed.id} stays among the dead letters: the lane {replayed.subject} is full, "
-                "replay it later"
+                f"headrace: Request {replayed.id} was not replayed because the lane {replayed.subject} is full. "
+                "Replay it later."
             )
         else:
             say(f"{replayed.id}: queued on {replayed.subject}")
@@ -156,10 +156,10 @@ async def _purge(bus: Bus, *, chosen: Chosen) -> int:
     if chosen.id is not None and not found:
         return _none(chosen)
     count = sum([await purge_one(bus, sequence) for sequence in found])
-    say(f"{count} dead letter{'s' if count != 1 else ''} purged")
+    say(f"{count} dead letter{'s' if count != 1 else ''} deleted")
     return 0
 
 
 def _none(chosen: Chosen) -> int:
-    tell("headrace: " + (f"no dead letter has the id {chosen.id}" if chosen.id else "no dead letters"))
+    tell("headrace: " + (f"No dead letter has the id {chosen.id}." if chosen.id else "There are no dead letters."))
     return 1

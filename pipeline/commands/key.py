@@ -1,4 +1,4 @@
-"""`headrace key`: make, list and remove the API keys of the HTTP gateway, in the settings file."""
+"""`headrace key`: add, list and remove the API keys of the HTTP gateway in the settings file."""
 
 from __future__ import annotations
 
@@ -16,71 +16,81 @@ import tomlkit.items
 from pipeline.commands import say, tell
 from pipeline.config import Config, ConfigError, HttpKey, load
 from pipeline.gateway.identity import make_key
+from pipeline.settings import Given, converted
 
 _KEYS = "http_keys"
-_AFTERWARDS = "a gateway that runs knows of it once it is started again"
 
 
 def add(file: Path | None, name: str, fields: Mapping[str, Any]) -> int:
-    """Make a key and print it, this once; its entry goes to the end of the file, or is printed where there is none.
+    """Make a key, print it, and append its entry to the file. Without a file, print the entry.
+
+    The key itself is not stored, so it cannot be shown again.
 
     Args:
-        file: the settings file; it is made where it does not exist.
-        name: of the key.
-        fields: what else its entry says, None for what it does not.
+        file: the settings file. It is created if it does not exist.
+        name: the name of the key.
+        fields: the other fields of the entry. None means the default.
 
     Returns:
-        1 where the file has a key of that name.
+        1 if the file already has a key of that name, else 0.
 
     Raises:
-        ConfigError: a field or the file cannot be used.
+        ConfigError: a field is invalid, or the file cannot be read or written.
     """
-    secret, entry = _made(name, {key: value for key, value in fields.items() if value is not None})
+    secret, entry = _made(name, fields)
     if file is None:
         say(secret)
         document = tomlkit.document()
         _append(document, entry)
-        tell(f"\nIts entry, for the settings file:\n\n{tomlkit.dumps(document).strip()}")
+        tell(f"\nAdd this entry to the settings file:\n\n{tomlkit.dumps(document).strip()}")
         return 0
     document = _read(file)
     if any(there["name"] == name for there in document.get(_KEYS, [])):
-        tell(f"headrace: {file} has a key {name!r} already: remove it, or choose another name")
+        tell(f'headrace: {file} already has a key "{name}". Remove it, or use another name.')
         return 1
     _append(document, entry)
     _write(file, document)
     say(secret)
-    tell(f"added to {file}, which does not hold the key itself; {_AFTERWARDS}")
+    first = len(document[_KEYS]) == 1
+    tell(
+        f"Added the hash of the key to {file}. The key itself is not stored and cannot be shown again.\n"
+        + _restart(file)
+        + (" Until then, anyone on this machine can call it without one." if first else "")
+    )
     return 0
 
 
 def remove(file: Path | None, name: str) -> int:
-    """Remove a key from the settings file. Returns 1 where it has none of that name.
+    """Remove a key from the settings file. Return 1 if the file has no key of that name, else 0.
 
     Raises:
-        ConfigError: there is no file, or it cannot be used.
+        ConfigError: no file is named, or it cannot be read or written.
     """
     if file is None:
-        raise ConfigError("name the settings file that holds the key: --config FILE")
+        raise ConfigError("Name the settings file that contains the key: --config FILE.")
     document = _read(file)
     keys = document.get(_KEYS, [])
     at = next((index for index, there in enumerate(keys) if there["name"] == name), None)
     if at is None:
-        tell(f"headrace: {file} has no key {name!r}")
+        tell(f'headrace: {file} has no key "{name}".')
         return 1
     del keys[at]
     if not keys:
         del document[_KEYS]
     _write(file, document)
-    tell(f"removed from {file}; {_AFTERWARDS}")
+    tell(f'Removed the key "{name}" from {file}.\n{_restart(file)} Until then, the key is still accepted.')
     return 0
 
 
 def show_list(config: Config) -> int:
-    """Print the keys that are in force, and what each may."""
+    """Print the configured keys and their permissions."""
     if not config.http_keys:
-        tell("no keys: everybody on this machine may everything, and nobody from elsewhere may anything")
+        tell(
+            "There are no API keys. Without keys, anyone on this machine can do anything, and other machines have no "
+            "access."
+        )
         return 0
-    from rich.console import Console  # noqa: PLC0415 - not needed to make one
+    from rich.console import Console  # noqa: PLC0415 - `add` and `remove` need no table
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -97,11 +107,16 @@ def show_list(config: Config) -> int:
 
 
 def _made(name: str, fields: Mapping[str, Any]) -> tuple[str, HttpKey]:
+    """A new key and its entry."""
     secret, entry = make_key(name)
-    try:
-        return secret, msgspec.convert({**msgspec.to_builtins(entry), **fields}, HttpKey)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"no such key can be: {error}") from None
+    options = {
+        field: Given(value, "--" + field.replace("_", "-")) for field, value in fields.items() if value is not None
+    }
+    return secret, converted(HttpKey, {"name": Given(name, ""), "hash": Given(entry.hash, ""), **options})
+
+
+def _restart(file: Path) -> str:
+    return f"Restart headrace with --config {file} to apply the change."
 
 
 def _append(document: tomlkit.TOMLDocument, entry: HttpKey) -> None:
@@ -112,7 +127,7 @@ def _append(document: tomlkit.TOMLDocument, entry: HttpKey) -> None:
         there.append(table)
         return
     keys = tomlkit.aot()
-    for old in there or []:  # written in one line
+    for old in there or []:  # a list in one line
         keys.append(tomlkit.item(dict(old)))
     keys.append(table)
     if there is not None:
@@ -121,10 +136,10 @@ def _append(document: tomlkit.TOMLDocument, entry: HttpKey) -> None:
 
 
 def _read(file: Path) -> tomlkit.TOMLDocument:
-    """The file as it is written; an empty one where there is none.
+    """The content of the file, or an empty document if there is no file.
 
     Raises:
-        ConfigError: it cannot be read, or is no settings file.
+        ConfigError: the file cannot be read, or has an invalid setting.
     """
     if not file.exists():
         return tomlkit.document()
@@ -133,7 +148,7 @@ def _read(file: Path) -> tomlkit.TOMLDocument:
 
 
 def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
-    """Whole or not at all; who may read the file stays as it was, and a new one is its owner's."""
+    """Replace the file in one step. Its permissions stay; a new file is readable by its owner only."""
     draft = file.with_name(f"{file.name}.part")
     try:
         mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
@@ -142,7 +157,7 @@ def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
         load(environ={}, file=draft)
         draft.replace(file)
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
+        raise ConfigError(f"Cannot write {file}: {error.strerror}.") from None
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()

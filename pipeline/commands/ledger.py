@@ -1,4 +1,4 @@
-"""What became of the requests that a client has sent: who answered each, when, and what it comes to per priority."""
+"""The requests that `headrace demo` has sent: which engine answered each, when, and the totals of each priority."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.wire.subjects import Priority
 
 
 @dataclass(slots=True)
-class Entry:
-    """One request. Times are the client's own, in seconds of one monotonic clock."""
+class SentRequest:
+    """One request. Times are seconds of the client's monotonic clock."""
 
     priority: Priority
     sent_at: float
@@ -26,8 +26,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What the requests of one priority come to. Times in milliseconds."""
+class PriorityTotals:
+    """The totals of the requests of one priority. Times are milliseconds."""
 
     priority: Priority
     sent: int
@@ -40,21 +40,21 @@ class Row:
 
 @dataclass(slots=True)
 class Ledger:
-    """The requests of one client. One writer: whoever sends them and reads their answers."""
+    """The requests of one client, by id. Its only writer is `Crowd`, which sends them and reads the answers."""
 
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: dict[str, SentRequest] = field(default_factory=dict)
 
     def sent(self, request_id: str, priority: Priority, now: float) -> None:
-        """A request goes out."""
-        self.entries[request_id] = Entry(priority, now)
+        """Record that a request is sent."""
+        self.entries[request_id] = SentRequest(priority, now)
 
     def refused(self, request_id: str, error: str, now: float) -> None:
-        """The queue did not take it."""
+        """Record that the queue rejected a request."""
         entry = self.entries[request_id]
         entry.error, entry.last_at = error, now
 
     def answered(self, request_id: str, answer: Answer, now: float) -> None:
-        """A message has come on the reply subject of a request; those of strangers are ignored."""
+        """Record a message on a reply subject. Messages of requests that are not in the ledger are ignored."""
         entry = self.entries.get(request_id)
         if entry is None:
             return
@@ -71,14 +71,14 @@ class Ledger:
             entry.error = str(answer.error.code)
 
     def outstanding(self, priority: Priority | None = None) -> int:
-        """Requests without a last message."""
+        """Return the number of requests without a last message."""
         return sum(entry.last_at is None and priority in (None, entry.priority) for entry in self.entries.values())
 
-    def row(self, priority: Priority, *, since: float = float("-inf")) -> Row:
-        """What the requests of a priority come to that were sent after since."""
+    def totals(self, priority: Priority, *, since: float = float("-inf")) -> PriorityTotals:
+        """Return the totals of the requests of a priority that were sent at since or later."""
         mine = [e for e in self.entries.values() if e.priority is priority and e.sent_at >= since]
         done = [e for e in mine if e.engine]
-        return Row(
+        return PriorityTotals(
             priority,
             sent=len(mine),
             answered=dict(Counter(e.engine for e in done)),
@@ -89,5 +89,5 @@ class Ledger:
         )
 
     def is_whole(self) -> bool:
-        """Whether every request that the queue took has exactly one last message."""
+        """Return whether every request that the queue accepted has exactly one last message."""
         return all(e.last_messages == 1 or (e.error and e.last_messages == 0) for e in self.entries.values())

@@ -1,4 +1,4 @@
-"""`headrace send`: put one prompt on the queue as any program could, and print the answer as it comes."""
+"""`headrace send`: publish a prompt on the queue and print the answer as it arrives."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pipeline.wire.messages import Account, Answer, Chunk, Completion, ErrorAnsw
 from pipeline.wire.requests import decode_chat
 from pipeline.wire.subjects import TIMEOUT, Lane, Priority, Task
 
-# A broker that is there takes a request within milliseconds; a person waits no longer than this for the first sign.
+# A broker stores a request within milliseconds. A longer wait would look like a hang at a terminal.
 _STORE_PATIENCE_S = 3.0
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt and how it is to be answered."""
+    """A prompt and its options."""
 
     text: str
     priority: str = "medium"
@@ -37,7 +37,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
     verbose: bool = False
 
     def body(self) -> bytes:
-        """The request as it goes out."""
+        """Return the body of the request."""
         fields = {
             "messages": [{"role": "user", "content": self.text}],
             "model": self.model,
@@ -47,7 +47,7 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode({key: value for key, value in fields.items() if value is not None})
 
     def subject(self) -> str:
-        """The lane: with a class where the sender is certain of it, so that nobody has to find out.
+        """Return the subject of the lane. It has a class if triage here is certain, which saves the router the work.
 
         Raises:
             HeadraceError: as `decode_chat`.
@@ -58,13 +58,13 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
         return Lane(Priority(self.priority), verdict.task if verdict.certain else Task.UNTRIAGED).subject
 
     def request(self, request_id: str) -> Outgoing:
-        """The message, with its deadline where it has one."""
+        """Return the message, with a timeout if there is one."""
         headers = {} if self.timeout_s is None else {TIMEOUT: f"{self.timeout_s:g}"}
         return Outgoing(request_id, self.subject(), self.body(), headers)
 
 
 def send(sending: Sending, url: str) -> int:
-    """Send, and print the answer to stdout. Returns 0 for an answer, 1 for an error, which goes to stderr."""
+    """Send the prompt. Print the answer to stdout and return 0, or print the error to stderr and return 1."""
     return run_client(partial(_send, sending), url, name="headrace send")
 
 
@@ -92,10 +92,10 @@ async def _send(sending: Sending, bus: Bus) -> int:
 
 
 class Printer:
-    """Prints an answer once, however its messages come: chunks in order, then what the last message adds to them.
+    """Prints each part of an answer once: chunks in order, then the text of the last message that no chunk had.
 
     Attributes:
-        code: the exit code, once the last message has come.
+        code: the exit code after the last message; None before.
     """
 
     def __init__(self, *, verbose: bool) -> None:
@@ -105,7 +105,7 @@ class Printer:
         self._printed = ""
 
     def take(self, answer: Answer) -> None:
-        """Print what answer adds."""
+        """Print the text that a message adds."""
         if isinstance(answer, Chunk):
             if answer.seq == self._next_seq:
                 self._next_seq += 1
@@ -123,7 +123,7 @@ class Printer:
     def _finish(self, answer: Completion) -> None:
         message = answer.choices[0].message
         whole = message.content or ""
-        # Where chunks were missed, all that was printed is still the beginning of the whole text.
+        # If chunks were missed, the printed text is still the beginning of the whole text.
         self._print(whole.removeprefix(self._printed))
         if not self._printed.endswith("\n"):
             say()

@@ -1,4 +1,4 @@
-"""`headrace stats`: the queue's statistics as a table, or as the JSON that the pipeline gives."""
+"""`headrace stats`: the statistics of the queue, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say
 from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.wire.messages import Load
 from pipeline.wire.subjects import QUEUE_STATS, Priority
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WATCH_EVERY_S = 1.0
+_NAMES = {"mlx": "MLX", "ollama": "Ollama"}
 _LEVEL_STYLES = {"normal": "green", "busy": "yellow", "saturated": "red"}
 
 
 def stats(url: str, *, as_json: bool, watch: bool) -> int:
-    """Print the statistics once, or until interrupted."""
+    """Print the statistics once, or repeatedly until interrupted. Return the exit code."""
     show = _print_json if as_json else _print_tables
     return run_client(partial(show, watch=watch), url, name="headrace stats")
 
@@ -55,7 +57,7 @@ async def _fetched(bus: Bus) -> RenderableType:
 
 
 def render(statistics: QueueStatistics) -> RenderableType:
-    """The statistics as tables: lanes, engines, and a line of the rest."""
+    """Return tables of lanes and engines, a line for each engine, and a line for everything else."""
     from rich.console import Group  # noqa: PLC0415 - as above
 
     lanes = _table("lane", *_COUNTS)
@@ -78,10 +80,17 @@ def render(statistics: QueueStatistics) -> RenderableType:
             f"{load.tokens_per_s:.0f}",
             f"{wait.high:.0f} / {wait.medium:.0f} / {wait.low:.0f}",
         )
-        reasons.append(f"{name} is {load.level}: {load.reason}")
+        reasons.append(engine_line(name, load))
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
-    rest = f"up {statistics.uptime_s:.0f} s   dead letters {statistics.dead}   errors: {errors}"
+    rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
     return Group(lanes, "", times, "", engines, "", *reasons, rest)
+
+
+def engine_line(name: str, load: Load) -> str:
+    """Return a sentence about an engine's load: `MLX: saturated (all slots in use).`"""
+    state = load.level if load.slots.total else "offline"
+    reason = f" ({load.reason})" if load.reason else ""
+    return f"{_NAMES.get(name, name)}: {state}{reason}."
 
 
 def _table(*columns: str) -> Table:

@@ -1,8 +1,8 @@
-"""How a process of headrace lives: its signals, its drain deadline, its word to the parent, its log and its exit code.
+"""The lifecycle of a process: its signals, drain deadline, reports to the parent, log and exit code.
 
-A role is `async def main(config: Config, lifecycle: Lifecycle) -> None`; `run` is all that its process does. The
-parent, where there is one, is at the other end of a socket named by `HEADRACE_REPORT_FD`: the child writes one JSON
-line for each change of its state; the parent may write `{"drain_s": 7.5}`, and its end of file means that it is gone.
+A role is `async def main(config: Config, lifecycle: Lifecycle) -> None`, and `run` runs it. A parent process passes a
+socket whose number is in `HEADRACE_REPORT_FD`. The child writes a JSON line for each change of its state. The parent
+can write `{"drain_s": 7.5}` to stop the child; the end of file means that the parent has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pipeline.aio import wait_set
 from pipeline.config import Config, ConfigError
 from pipeline.wire.errors import HeadraceError
 
@@ -26,20 +27,20 @@ REPORT_FD = "HEADRACE_REPORT_FD"
 State = Literal["loading", "ready", "draining", "down"]
 Main = Callable[[Config, "Lifecycle"], Awaitable[None]]
 
-# What a role may still finish when its parent is gone, and with it most likely the broker.
+# The drain time, in seconds, when the parent has ended. The broker has probably ended with it.
 ORPHAN_DRAIN_S = 3.0
-# Between the drain deadline, which a role watches itself, and the end of its patience with one that does not.
+# A role watches its drain deadline itself. If it exceeds it by this many seconds, it is cancelled.
 OVERRUN_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """A process cannot start, or cannot go on; the message is for people: what happened and what to do next."""
+    """A process cannot start or continue. The message has the reason and what to do."""
 
 
 class Report(msgspec.Struct, omit_defaults=True):
-    """What a process says of itself. `facts` are for programs (a URL, a model), `detail` is for people."""
+    """The state of a process. `facts` are for programs (a URL, a model), `detail` is for the screen."""
 
     state: State
     detail: str = ""
@@ -47,7 +48,7 @@ class Report(msgspec.Struct, omit_defaults=True):
 
 
 class Order(msgspec.Struct):
-    """What a parent says to its child: how many seconds it has for draining, counted from now."""
+    """The parent's order to drain within `drain_s` seconds."""
 
     drain_s: float
 
@@ -56,12 +57,12 @@ _order_decoder = msgspec.json.Decoder(Order)
 
 
 class Lifecycle:
-    """The life of one process. Its writers are the signal handlers and the line to the parent; a role reads it.
+    """The state of one process. Signal handlers and the parent's orders write it; the role reads it.
 
     Attributes:
         name: the role.
-        stopping: set when the role is to drain: take nothing new, finish what it holds, return.
-        drain_deadline: the event loop's time at which draining has to be over; None until `stopping` is set.
+        stopping: set when the role must drain: accept no new work, finish its work, return.
+        drain_deadline: the time of the event loop by which draining must end; None until `stopping` is set.
     """
 
     def __init__(self, name: str, *, drain_timeout_s: float) -> None:
@@ -76,7 +77,7 @@ class Lifecycle:
         self._signalled = False
 
     def report(self, state: State, detail: str = "", **facts: Any) -> None:
-        """Tell the parent, or where there is none the log, what state the process is in."""
+        """Report the state of the process to the parent, or to the log if there is no parent."""
         _log.log(
             logging.DEBUG if self._parent is not None else logging.INFO,
             "%s%s",
@@ -87,7 +88,7 @@ class Lifecycle:
             self._parent.write(msgspec.json.encode(Report(state, detail, facts)) + b"\n")
 
     def stop(self, *, drain_s: float | None = None) -> None:
-        """Begin to drain. Before the role has begun, or twice, is harmless; the earliest deadline holds."""
+        """Begin to drain. Calling this before `serve` or twice is safe; the earliest deadline applies."""
         now = asyncio.get_running_loop().time()
         deadline = now + (self._drain_timeout_s if drain_s is None else drain_s)
         if self.drain_deadline is None or deadline < self.drain_deadline:
@@ -98,7 +99,7 @@ class Lifecycle:
             self.report("draining")
 
     def abort(self, code: int) -> None:
-        """Stop at once: the role is cancelled and the process exits with code."""
+        """Cancel the role. The process exits with code."""
         self.stop(drain_s=0)
         if self._abort_code is None:
             self._abort_code = code
@@ -106,20 +107,20 @@ class Lifecycle:
             self._main.cancel()
 
     def drain_left_s(self) -> float:
-        """Seconds left for draining: 0 when it is over, the whole drain time while nobody has asked to stop."""
+        """Return the seconds left for draining, at least 0; the whole drain time before `stop`."""
         if self.drain_deadline is None:
             return self._drain_timeout_s
         return max(0.0, self.drain_deadline - asyncio.get_running_loop().time())
 
     def on_signal(self, number: int) -> None:
-        """The first signal drains, the second one stops at once."""
+        """Drain at the first signal, abort at the second."""
         if self._signalled:
             self.abort(128 + number)
         self._signalled = True
         self.stop()
 
     async def serve(self, main: Main, config: Config) -> int:
-        """Run main to its end and return the process's exit code."""
+        """Run main until it returns, and return the exit code of the process."""
         reader = await self._connect_parent()
         async with asyncio.TaskGroup() as group:
             self._main = group.create_task(self._run(main, config), name=self.name)
@@ -149,7 +150,7 @@ class Lifecycle:
             _log.error("%s", error)
             return 1
         except Exception:
-            _log.exception("%s has failed", self.name)
+            _log.exception("%s failed", self.name)
             return 1
         return 0
 
@@ -161,30 +162,24 @@ class Lifecycle:
         return reader
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Follow the parent's orders until it is gone, and then stop."""
+        """Follow the parent's orders until the end of file, and then stop."""
         try:
             while line := await reader.readline():
                 order = _order_decoder.decode(line)
                 self.stop(drain_s=order.drain_s)
         except (OSError, ValueError) as error:
-            _log.debug("the line to the parent broke: %s", error)
+            _log.debug("Lost the connection to the parent process: %s", error)
         if not self.stopping.is_set():
-            _log.warning("the parent process is gone: stopping")
+            _log.warning("The parent process has ended. Stopping.")
         self.stop(drain_s=ORPHAN_DRAIN_S)
 
     async def _enforce_deadline(self) -> None:
-        """Abort a role that goes on past its drain deadline."""
+        """Abort a role that exceeds its drain deadline."""
         await self.stopping.wait()
-        moved = True
-        while moved:
+        while await wait_set(self._deadline_moved, self.drain_left_s() + OVERRUN_S):
             self._deadline_moved.clear()
-            try:
-                async with asyncio.timeout(self.drain_left_s() + OVERRUN_S):
-                    await self._deadline_moved.wait()
-            except TimeoutError:
-                moved = False
         if self._abort_code is None:
-            _log.warning("not drained in time: stopping at once, what is left goes back to the queue")
+            _log.warning("Draining took too long. Stopping now; unfinished requests return to the queue.")
             self.abort(1)
 
 
@@ -194,17 +189,17 @@ _STOPS = (signal.SIGTERM, signal.SIGINT)
 def run(
     main: Main, config: Config, name: str, *, log_level: str | None = None, drain_timeout_s: float | None = None
 ) -> int:
-    """Be the process of one role until it ends by itself or is told to stop.
+    """Run a role in this process until it returns or is stopped.
 
     Args:
         main: the role.
         config: its settings.
-        name: what it is called in logs.
-        log_level: instead of the configured one.
-        drain_timeout_s: instead of the configured one.
+        name: its name in logs.
+        log_level: replaces the configured one.
+        drain_timeout_s: replaces the configured one.
 
     Returns:
-        0 after draining; 1 where main failed or did not drain in time; 128 + signal after a second signal.
+        0 after draining; 1 if main failed or exceeded its drain deadline; 128 + signal after a second signal.
     """
     configure_logging(log_level or config.log_level, name)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -219,12 +214,12 @@ async def _live(main: Main, config: Config, name: str, drain_timeout_s: float) -
     try:
         return await lifecycle.serve(main, config)
     finally:
-        # The handlers end with the loop: a signal that came later would kill a process that has ended in order.
+        # The handlers end with the loop. Without the mask, a later signal would kill a process that has drained.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """A loop of uvloop where it is installed, asyncio's own loop elsewhere."""
+    """Return the loop factory of uvloop if it is installed; None, for asyncio's own loop, otherwise."""
     try:
         import uvloop  # noqa: PLC0415 - absent on some platforms
     except ImportError:
@@ -233,36 +228,36 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _inherited_socket(environ: MutableMapping[str, str]) -> socket.socket | None:
-    """The socket to the parent, taken out of environ so that no child of this process finds it there."""
+    """The socket to the parent. Its variable is removed from environ, so that no child process inherits it."""
     number = environ.pop(REPORT_FD, "")
     if not number:
         return None
     try:
         line = socket.socket(fileno=int(number))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{REPORT_FD}={number} is no inherited socket: {error}") from None
+        raise ConfigError(f"{REPORT_FD}={number} is not an inherited socket: {error}. Unset it.") from None
     line.set_inheritable(False)
     line.setblocking(False)
     return line
 
 
 def without_private(environ: Mapping[str, str]) -> dict[str, str]:
-    """Environ without what is between parent and child and is no setting."""
+    """Return environ without the variable that passes the socket to a child; it is not a setting."""
     return {key: value for key, value in environ.items() if key != REPORT_FD}
 
 
 class OneLineFormatter(logging.Formatter):
-    """Every record is one line, tracebacks and line breaks in messages included, so that a log can be searched."""
+    """Formats each record as one line, with its traceback, so that logs can be searched."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record, its line breaks written as ` | `."""
+        """Return the record with each line break replaced by ` | `."""
         return " | ".join(line for line in super().format(record).splitlines() if line.strip())
 
 
 def configure_logging(level: str, name: str) -> None:
-    """Log to stderr, one line a record, from level on; name stands in every line."""
+    """Log records of level and above to stderr, one line each, with name in each line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLineFormatter(f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Every request of an HTTP client is a line at `info`, which would bury everything else.
+    # httpx logs every request at `info`.
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""Processes kept alive: each is started, listened to, started again when it dies, and drained or killed at the end.
+"""Child processes: each is started, restarted when it dies, and drained or killed at the end.
 
-A role gets one end of a socket (`pipeline.process.lifecycle` is at the other): its reports come out of it, its drain
-time goes in, and when this process dies the role reads the end of file and stops.
+A role inherits one end of a socket pair (`pipeline.process.lifecycle` uses it). It sends its reports through the socket
+and receives its drain time. When this process dies, the role reads the end of file and stops.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,44 +19,35 @@ from typing import Any
 
 import msgspec
 
+from pipeline.aio import Background, wait_set
+from pipeline.core.backoff import Backoff
 from pipeline.process.lifecycle import REPORT_FD, Order, Report, StartError
 
 LOG_MAX_BYTES = 8 << 20
-# A child that does not follow its drain deadline gets this much more before it is killed.
+# How long a child can exceed its drain time before it is killed.
 KILL_GRACE_S = 0.5
 
-# A program that knows nothing of a parent is ended by a shell that waits for the end of its standard input, which is
-# ours to close. The program takes the shell's place: its pid, its signals and its exit code are its own.
+# Ends a program that does not watch its parent. A subshell waits for the end of standard input, which closes when this
+# process ends, and then stops the program. The program replaces the outer shell, so pid, signals and exit code are its
+# own.
 _TIED = 'exec 3<&0; (read -r _ <&3; kill -TERM $$ 2>/dev/null) & exec "$0" "$@" </dev/null 3<&-'
 
 _log = logging.getLogger(__name__)
 _report_decoder = msgspec.json.Decoder(Report)
 
 
+# The pauses before a restart. A process that has run for `_STABLE_S` starts with the first one again.
+_FIRST_PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 10.0, 30.0
+# How long to wait for the last reports of a process that has ended.
+_LAST_REPORTS_S = 1.0
+
+
 class LaunchError(StartError):
-    """A process could not be started; the message says why and what to do."""
-
-
-class Backoff:
-    """How long to wait before a process that died is started again. One writer: its `Kept`.
-
-    The wait doubles from `first_s` to `cap_s`, and is short again for a process that had lived for `stable_s`.
-    """
-
-    def __init__(self, *, first_s: float = 0.2, cap_s: float = 10.0, stable_s: float = 30.0) -> None:
-        self._first_s = first_s
-        self._cap_s = cap_s
-        self._stable_s = stable_s
-        self._deaths = 0
-
-    def died(self, *, lived_s: float) -> float:
-        """Seconds to wait, after a life of lived_s."""
-        self._deaths = 1 if lived_s >= self._stable_s else self._deaths + 1
-        return float(min(self._cap_s, self._first_s * 2 ** min(self._deaths - 1, 32)))
+    """A process could not be started. The message has the reason and what to do."""
 
 
 class Process:
-    """One running process, the leader of a session of its own, and the line to it where it has one."""
+    """A running process, which leads a session of its own, and the socket to it if it has one."""
 
     def __init__(
         self,
@@ -69,20 +59,21 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is its session's too."""
+        """The process id, which is also the id of its session and its process group."""
         return self._process.pid
 
     @property
     def returncode(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while the process runs."""
         return self._process.returncode
 
     async def wait(self, on_report: Callable[[Report], None]) -> int:
-        """Pass on its reports until it ends; returns its exit code. What it had started ends with it."""
-        listener = asyncio.create_task(self._listen(on_report))
+        """Pass on reports until the process ends, kill the processes that it started, and return its exit code."""
+        listener = Background()
+        listener.start(self._listen(on_report), what=f"listening to process {self.pid}")
         try:
             code = await self._process.wait()
-            await asyncio.wait([listener], timeout=1.0)
+            await listener.join(_LAST_REPORTS_S)
             return code
         finally:
             listener.cancel()
@@ -93,14 +84,14 @@ class Process:
                 self._process.stdin.close()
 
     def drain(self, drain_s: float) -> None:
-        """Ask it to finish what it holds within drain_s seconds and to end."""
+        """Ask the process to finish its work within drain_s seconds and to end."""
         if self._line is not None and not self._line[1].is_closing():
             self._line[1].write(msgspec.json.encode(Order(drain_s)) + b"\n")
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
 
     def kill(self) -> None:
-        """End it and everything it has started, at once. After its end it is harmless."""
+        """Kill the process and everything that it started. Calling this after its end is safe."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -111,14 +102,14 @@ class Process:
             while line := await self._line[0].readline():
                 on_report(_report_decoder.decode(line))
         except (OSError, ValueError, msgspec.DecodeError) as error:
-            _log.warning("process %d reports nonsense, or no more: %s", self.pid, error)
+            _log.warning("Lost contact with process %d: %s", self.pid, error)
 
 
 async def spawn(command: Sequence[str], environ: Mapping[str, str], log: Path) -> Process:
-    """Start command with a line to it; what it prints is appended to log.
+    """Start a role with a socket to it. Its output is appended to log.
 
     Raises:
-        LaunchError: there is no such program, or the log cannot be written.
+        LaunchError: the program does not exist, or the log cannot be written.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -130,25 +121,25 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], log: Path) -
                 stdout=output,
                 stderr=output,
                 pass_fds=(theirs.fileno(),),
-                # The terminal's Ctrl-C is for the one who starts children: it stops them in order.
+                # Ctrl-C at the terminal reaches only this process, which stops its children in order.
                 start_new_session=True,
             )
         ours.setblocking(False)
         return Process(process, await asyncio.open_connection(sock=ours))
     except OSError as error:
         ours.close()
-        raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from None
+        raise LaunchError(f"Cannot start {command[0]}: {error.strerror}.") from None
 
 
 async def spawn_tied(
     command: Sequence[str], environ: Mapping[str, str], log: Path, *, keep_open: tuple[int, ...] = ()
 ) -> Process:
-    """Start a program that is not ours, so that it ends when this process does, whatever ends it.
+    """Start a program that is not a role. It ends when this process ends, even if this process is killed.
 
     Args:
         command: the program and its arguments.
         environ: its environment.
-        log: gets what it prints.
+        log: the file that its output is appended to.
         keep_open: file descriptors that it inherits.
 
     Raises:
@@ -168,11 +159,11 @@ async def spawn_tied(
                 )
             )
     except OSError as error:
-        raise LaunchError(f"cannot start {command[0]}: {error.strerror}") from None
+        raise LaunchError(f"Cannot start {command[0]}: {error.strerror}.") from None
 
 
 def open_log(path: Path) -> Any:
-    """The log at path, opened for appending bytes; one that has grown too large is put aside first."""
+    """Open the log at path for appending bytes. A log larger than `LOG_MAX_BYTES` is renamed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_MAX_BYTES:
         path.replace(path.with_suffix(".old.log"))
@@ -180,7 +171,7 @@ def open_log(path: Path) -> Any:
 
 
 def last_line(log: Path) -> str:
-    """The last line in a log, shortened; empty where there is none."""
+    """Return the end of the last line in a log; empty if there is none."""
     try:
         lines = log.read_bytes()[-4096:].decode(errors="replace").strip().splitlines()
     except OSError:
@@ -189,14 +180,14 @@ def last_line(log: Path) -> str:
 
 
 class Kept:
-    """A process that is kept alive until it is stopped.
+    """A process that is restarted whenever it ends, until it is stopped.
 
     Args:
-        name: what people call it.
-        launch: starts it. A LaunchError counts as a death.
+        name: the name on the screen and in logs.
+        launch: starts the process. A LaunchError counts as an end.
         on_report: called with this object and each report.
-        on_death: called with this object and how it died, and when it is started again.
-        first: the process, where it has been started already.
+        on_death: called with this object and a text: how the process ended, and when it restarts.
+        first: the process, if it is running already.
     """
 
     def __init__(
@@ -215,54 +206,56 @@ class Kept:
         self._on_report = on_report
         self._on_death = on_death
         self._process = first
-        self._backoff = Backoff()
+        self._backoff = Backoff(_FIRST_PAUSE_S, _MOST_PAUSE_S)
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
-        """The id of the running process."""
+        """The id of the running process; None if none runs."""
         return self._process.pid if self._process is not None else None
 
     @property
     def stopping(self) -> bool:
-        """Whether it has been told to stop: its end is no accident then."""
+        """Whether `stop` or `kill` was called."""
         return self._stopping.is_set()
 
     async def run(self) -> None:
-        """Keep it alive until `stop`. Cancelling kills it."""
+        """Keep the process alive until `stop` or `kill`. Cancelling kills it."""
+        loop = asyncio.get_running_loop()
         try:
             while not self._stopping.is_set():
-                started_at = time.monotonic()
+                started_at = loop.time()
                 reason = await self._live()
                 if self._stopping.is_set():
                     break
-                delay_s = self._backoff.died(lived_s=time.monotonic() - started_at)
-                self.restarts += 1
-                self._on_death(self, f"{reason}; again in {delay_s:.1f} s")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s):
-                        await self._stopping.wait()
+                pause_s = self.died(lived_s=loop.time() - started_at)
+                self._on_death(self, f"{reason.rstrip('.')}; restarting in {pause_s:.1f} s")
+                await wait_set(self._stopping, pause_s)
         finally:
             self.kill()
             self._ended.set()
 
+    def died(self, *, lived_s: float) -> float:
+        """Count a restart. Return the pause before it, in seconds, after a life of lived_s seconds."""
+        self.restarts += 1
+        if lived_s >= _STABLE_S:
+            self._backoff.succeeded()
+        return self._backoff.failed()
+
     async def stop(self, *, drain_s: float) -> None:
-        """Drain it within drain_s seconds, or kill it. Never started, or stopped before, is harmless."""
+        """Drain the process within drain_s seconds, or kill it. Calling this before `run` or twice is safe."""
         if self._process is None:
             self.kill()
             return
         self._stopping.set()
         self._process.drain(drain_s)
-        try:
-            async with asyncio.timeout(drain_s + KILL_GRACE_S):
-                await self._ended.wait()
-        except TimeoutError:
-            _log.warning("%s did not end in time: killed", self.name)
+        if not await wait_set(self._ended, drain_s + KILL_GRACE_S):
+            _log.warning("%s did not stop within %.1f s; killing it", self.name, drain_s + KILL_GRACE_S)
             self.kill()
 
     def kill(self) -> None:
-        """End it at once, for good."""
+        """Kill the process and do not restart it."""
         self._stopping.set()
         if self._launching is not None:
             self._launching.cancel()
@@ -270,7 +263,7 @@ class Kept:
             self._process.kill()
 
     async def _live(self) -> str:
-        """One life of the process; returns how it ended."""
+        """Run the process once and return how it ended."""
         try:
             if self._process is None:
                 self._process = await self._launched()
@@ -282,13 +275,13 @@ class Kept:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
     async def _launched(self) -> Process:
-        """Start it; to be stopped meanwhile is a LaunchError like any other."""
+        """Start the process. A stop in the meantime raises LaunchError."""
         self._launching = asyncio.create_task(self._launch())
         try:
             return await self._launching
         except asyncio.CancelledError:
             if self._stopping.is_set() and self._launching.cancelled():
-                raise LaunchError("stopped while starting") from None
+                raise LaunchError("Stopped while starting.") from None
             raise
         finally:
             self._launching.cancel()

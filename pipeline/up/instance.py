@@ -1,6 +1,6 @@
-"""The running instance as other programs find it: its state folder, `run.json` there, and the ready file.
+"""The files that announce a running instance to other programs: `run.json` in its state folder, and the ready file.
 
-Both files hold one JSON object, `{"nats": url, "http": url or null, "pid": n}`, written whole or not at all.
+Both contain one JSON object, `{"nats": url, "http": url or null, "pid": n}`, and are replaced in one step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUN_FILE = "run.json"
 
 
 class Instance(msgspec.Struct):
-    """Where a running headrace answers. `http` is None where it has no HTTP gateway."""
+    """The addresses of a running headrace. `http` is None if it has no HTTP gateway."""
 
     nats: str
     http: str | None
@@ -27,20 +27,20 @@ class Instance(msgspec.Struct):
 
 
 def state_dir(config: Config) -> Path:
-    """The folder of the broker's store, the logs and `run.json`."""
+    """Return the folder of the broker's store, the logs and `run.json`."""
     if config.state_dir:
         return Path(config.state_dir).expanduser().absolute()
     return platformdirs.user_state_path("headrace", appauthor=False)
 
 
 def find(config: Config) -> Instance | None:
-    """The instance that runs on the configured state folder, or None."""
+    """Return the instance that runs on the configured state folder, or None."""
     instance = read(state_dir(config) / RUN_FILE)
     return instance if instance is not None and process_lives(instance.pid) else None
 
 
 def read(file: Path) -> Instance | None:
-    """What a run file or a ready file says, or None where there is none."""
+    """Return the content of a run file or a ready file, or None if there is none."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=Instance)
     except (OSError, msgspec.DecodeError):
@@ -48,7 +48,7 @@ def read(file: Path) -> Instance | None:
 
 
 def process_lives(pid: int) -> bool:
-    """Whether there is a process of this id; never for 0, which is nobody's."""
+    """Return whether a process has this id. No process has the id 0."""
     if pid <= 0:
         return False
     try:
@@ -62,7 +62,7 @@ def process_lives(pid: int) -> bool:
 
 @contextlib.contextmanager
 def announced(instance: Instance, *files: Path) -> Iterator[None]:
-    """Have files say, for the time of the block, where instance answers."""
+    """Write the instance to the files, and remove them at the end of the block."""
     try:
         for file in files:
             _write(file, msgspec.json.encode(instance) + b"\n")

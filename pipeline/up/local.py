@@ -1,4 +1,4 @@
-"""`headrace up`: the broker and every role on this machine, as child processes kept alive and stopped in order."""
+"""`headrace up`: runs the broker and every role on this machine as child processes, and stops them in order."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 
 from pipeline.broker import topology
-from pipeline.broker.connection import BusError, without_password
+from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, Config, to_environment
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
-from pipeline.up.reach import NATS_PORT, any_broker_answers, ollama_url, ollama_version
+from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_url, ollama_version
 from pipeline.up.screen import Screen
 from pipeline.up.server import Broker, state_lock
 
@@ -29,42 +29,42 @@ BROKER = "broker"
 OLLAMA = "ollama"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
-# Stopped one group after the other: first who lets requests in, last who is needed by all the others.
+# The groups stop one after another: first the roles that let requests in, last the broker, which the others need.
 STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
-# Who lets requests in and who moves them may use this part of the drain time, the engines the rest of it.
+# The gateway and the router can use this share of the drain time, the engines the rest.
 _EDGE_SHARE = 0.5
-# The server has written each request before it said so: its own end is quick.
+# The server writes each request before it acknowledges it, so it stops quickly.
 _BROKER_STOP_S = 2.0
-# What `up` takes beyond the drain time: to kill who did not keep it, and to end the broker.
+# The time beyond the drain time in which `up` kills processes that exceed it and stops the broker.
 OVERHEAD_S = 4.0
 
 STANDIN_COMMAND = (sys.executable, "-m", "consumers.standin")
-# Loading the demo model on a machine that is busy with everything else.
+# The stand-in loads the demo model while everything else on the machine starts as well.
 _STANDIN_START_S = 60.0
 
 
-class Role(msgspec.Struct, frozen=True):
-    """A process that `up` keeps alive: what it is called, and how it is started."""
+class RoleProcess(msgspec.Struct, frozen=True):
+    """A role's name and the command that starts it."""
 
     name: str
     command: tuple[str, ...]
 
 
 ROLES = tuple(
-    Role(name, (sys.executable, "-m", "pipeline.cli", "run", name))
+    RoleProcess(name, (sys.executable, "-m", "pipeline.cli", "run", name))
     for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
 )
 
 
 class Local:
-    """Everything of one `headrace up`.
+    """The processes of one `headrace up`.
 
     Args:
-        config: the settings; `nats_url` counts only where `own_broker` is false.
+        config: the settings. `nats_url` is used only if `own_broker` is false.
         own_broker: whether to start the embedded broker.
-        screen: what the person sees.
+        screen: the output at the terminal.
         roles: the processes to run beside the broker.
-        ready_file: written once everything serves, removed at the end.
+        ready_file: written when everything is ready, removed at the end.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Local:
         *,
         own_broker: bool,
         screen: Screen,
-        roles: Sequence[Role] = ROLES,
+        roles: Sequence[RoleProcess] = ROLES,
         ready_file: Path | None = None,
     ) -> None:
         self._config = config
@@ -89,10 +89,10 @@ class Local:
         self._http: str | None = None
 
     async def serve(self, lifecycle: Lifecycle) -> None:
-        """Start everything, serve until `lifecycle.stopping`, stop everything. Cancelling kills everything.
+        """Start everything, run until `lifecycle.stopping`, and stop everything. Cancelling kills everything.
 
         Raises:
-            LaunchError: the state folder is in use, a port is taken, the broker cannot be prepared.
+            LaunchError: the state folder is in use, a port is taken, or the streams cannot be created.
         """
         with state_lock(self._dir) as lock:
             (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
@@ -101,7 +101,7 @@ class Local:
                 lock=lock,
                 log=self._log(BROKER),
                 port=self._config.nats_port,
-                # NATS's own port, where tools look first, is for the instance that people mean when they name none.
+                # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
                 preferred_port=0 if self._config.state_dir else NATS_PORT,
             )
             started = await self._launch_broker(broker) if self._own_broker else None
@@ -142,7 +142,7 @@ class Local:
         group.create_task(kept.run(), name=kept.name)
 
     async def _launch_broker(self, broker: Broker) -> Process:
-        """The server, with what headrace needs on it: streams held in memory are gone when it had died."""
+        """Start the server and create the streams; those in memory are lost when the server dies."""
         server = await broker.start()
         try:
             await self._prepare(broker.url)
@@ -154,8 +154,8 @@ class Local:
         return server
 
     async def _prepare(self, url: str) -> None:
-        if not await any_broker_answers(url):
-            raise LaunchError(f"no NATS server with JetStream answers at {without_password(url)}")
+        if trouble := await broker_trouble(url):
+            raise LaunchError(trouble)
         try:
             async with Bus.connect(url, name="headrace up") as bus:
                 await topology.apply(bus.js, self._config)
@@ -163,7 +163,7 @@ class Local:
             raise LaunchError(str(error)) from None
 
     async def _find_ollama(self, group: asyncio.TaskGroup) -> None:
-        """Settle which Ollama is used: the one that answers, or else the stand-in, or none."""
+        """Select the Ollama server that answers, or else start the stand-in, or use none."""
         url = ollama_url(self._config.ollama_host)
         version = await ollama_version(url)
         if version is None and self._config.ollama_standin:
@@ -173,12 +173,12 @@ class Local:
             launch = partial(self._launch_standin, port, url)
             self._keep(group, Kept(STANDIN, launch, self._on_report, self._on_death))
         elif version is None:
-            # Its consumer waits for an Ollama to come; nobody else has to.
+            # Without a server, the Ollama consumer does not get ready; do not wait for it.
             self._unready.discard(OLLAMA)
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
         self._screen.ollama(url, version=version, standin=STANDIN in self._kept)
 
-    async def _launch(self, role: Role) -> Process:
+    async def _launch(self, role: RoleProcess) -> Process:
         if role.name == OLLAMA and STANDIN in self._kept:
             await self._standin_ready.wait()
         return await spawn(role.command, self._environ(), self._log(role.name))
@@ -188,12 +188,12 @@ class Local:
         process = await spawn_tied(command, self._environ(), self._log(STANDIN))
         try:
             async with asyncio.timeout(_STANDIN_START_S):
-                while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - who else knows
+                while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - a server does not tell
                     await asyncio.sleep(0.1)
         except BaseException as error:
             process.kill()
             if isinstance(error, TimeoutError):
-                raise LaunchError(f"the stand-in does not answer at {url}") from None
+                raise LaunchError(f"The stand-in did not answer at {url} within {_STANDIN_START_S:.0f} s.") from None
             raise
         if process.returncode is None:
             self._on_report(self._kept[STANDIN], Report("ready", f"{url}, the demo model"))
@@ -209,7 +209,7 @@ class Local:
     def _on_report(self, kept: Kept, report: Report) -> None:
         if kept.stopping:
             return
-        # Without a model that may answer, Ollama's consumer waits for one to be pulled; nobody else has to.
+        # The Ollama consumer is down until the server has a model for users; do not wait for one to be pulled.
         if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
             self._unready.discard(kept.name)
             self._note_http(report)
@@ -221,17 +221,17 @@ class Local:
 
     def _on_death(self, kept: Kept, how: str) -> None:
         said = last_line(self._log(kept.name))
-        self._screen.death(kept.name, f"{how} (its last words: {said})" if said else how)
+        self._screen.death(kept.name, f"{how} (last line of its log: {said})" if said else how)
 
     def _note_http(self, report: Report) -> None:
-        """Where HTTP is served; a gateway that is started again has to come back there."""
+        """Remember the address of the gateway; a restarted gateway gets the same port."""
         if url := report.facts.get("http"):
             self._http = str(url)
             port = int(self._http.rsplit(":", 1)[1].rstrip("/"))
             self._config = msgspec.structs.replace(self._config, http_port=port)
 
     async def _stop(self, drain_s: float) -> None:
-        """Stop group after group within drain_s, and then the broker."""
+        """Stop one group after another within drain_s seconds, and then the broker."""
         now = asyncio.get_running_loop().time
         begun_at = now()
         others = tuple(name for name in self._kept if not any(name in names for names in STOP_ORDER))
@@ -244,8 +244,10 @@ class Local:
             await asyncio.gather(*(kept.stop(drain_s=left_s) for kept in group))
 
 
-def up(config: Config, *, own_broker: bool, roles: Sequence[Role] = ROLES, ready_file: Path | None = None) -> int:
-    """Be the process of `headrace up`; returns its exit code, as `lifecycle.run` does."""
+def up(
+    config: Config, *, own_broker: bool, roles: Sequence[RoleProcess] = ROLES, ready_file: Path | None = None
+) -> int:
+    """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does."""
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:
         local = Local(config, own_broker=own_broker, screen=Screen(config), roles=roles, ready_file=ready_file)
@@ -255,7 +257,7 @@ def up(config: Config, *, own_broker: bool, roles: Sequence[Role] = ROLES, ready
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of several is over."""
+    """Wait until one of several coroutines ends."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -265,7 +267,7 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
 
 
 def _free_port() -> int:
-    """A loopback port that is free now. Whoever gets it keeps it across restarts, so it is chosen here."""
+    """A free loopback port. It is selected here because the stand-in keeps it across restarts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Who answers on the network: quick questions to a NATS server, an Ollama, a collector. Nobody there is no error."""
+"""Whether a NATS server, an Ollama server or a collector of traces answers. No answer is a result, not an error."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pipeline.broker.connection import without_password
+
 OLLAMA_PORT = 11434
 NATS_PORT = 4222
 _LOOK_EVERY_S = 0.2
+_ANSWER_TIMEOUT_S = 3.0
 
 
 def ollama_url(host: str) -> str:
-    """Ollama's base URL from what `OLLAMA_HOST` may hold: nothing, a host, `host:port`, or a URL.
+    """Return the base URL of the Ollama server that `OLLAMA_HOST` names: nothing, a host, `host:port` or a URL.
 
-    The address that a server listens on everywhere (`0.0.0.0`) is this machine's to a client.
+    A server that listens on all addresses (`0.0.0.0`) is reached at `127.0.0.1`.
     """
     text = host.strip().rstrip("/")
     parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -28,52 +31,65 @@ def ollama_url(host: str) -> str:
     return f"{parts.scheme}://{name}:{parts.port or default}{parts.path}"
 
 
-async def jetstream_answers(url: str, *, timeout_s: float = 1.0) -> bool:
-    """Whether a NATS server with JetStream is at url, by the greeting that the server sends to whoever connects."""
+async def jetstream_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
+    """Return whether a NATS server with JetStream answers at url."""
+    greeting = await _greeting(url, timeout_s)
+    return greeting is not None and bool(greeting.get("jetstream"))
+
+
+async def broker_trouble(urls: str, *, patience_s: float = 0.0) -> str | None:
+    """Return why no broker can be used at the URLs, as a sentence, or None if one can.
+
+    Args:
+        urls: one URL, or several separated by commas. One server with JetStream is enough.
+        patience_s: how long to wait for one.
+    """
+    give_up_at = asyncio.get_running_loop().time() + patience_s
+    while (trouble := await _trouble(urls)) and asyncio.get_running_loop().time() < give_up_at:  # noqa: ASYNC110 - a server does not tell
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return trouble
+
+
+async def _trouble(urls: str) -> str | None:
+    greetings = await asyncio.gather(*(_greeting(url, _ANSWER_TIMEOUT_S) for url in urls.split(",")))
+    servers = [greeting for greeting in greetings if greeting is not None]
+    if any(server.get("jetstream") for server in servers):
+        return None
+    if servers:
+        return f"The NATS server at {without_password(urls)} runs without JetStream. Start it with -js."
+    return f"No NATS server at {without_password(urls)}."
+
+
+async def _greeting(url: str, timeout_s: float) -> dict[str, Any] | None:
+    """What a NATS server at url sends to each new connection, or None if there is no NATS server."""
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     writer = None
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or NATS_PORT)
-            greeting = await reader.readline()
-        return greeting.startswith(b"INFO ") and bool(msgspec.json.decode(greeting[5:]).get("jetstream"))
+            line = await reader.readline()
+        return msgspec.json.decode(line[5:], type=dict[str, Any]) if line.startswith(b"INFO ") else None
     except (OSError, ValueError, TimeoutError):
-        return False
+        return None
     finally:
         if writer is not None:
             writer.close()
 
 
-async def any_broker_answers(urls: str) -> bool:
-    """Whether a server with JetStream is at one of several URLs, separated by commas."""
-    return any(await asyncio.gather(*map(jetstream_answers, urls.split(","))))
-
-
-async def broker_answers_within(urls: str, patience_s: float) -> bool:
-    """Whether a server with JetStream answers at one of several URLs before patience_s is over."""
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + patience_s
-    while not await any_broker_answers(urls):
-        if loop.time() >= give_up_at:
-            return False
-        await asyncio.sleep(_LOOK_EVERY_S)
-    return True
-
-
-async def ollama_version(url: str, *, timeout_s: float = 2.0) -> str | None:
-    """The version of the Ollama at url (a stand-in says that it is one), or None where none answers."""
+async def ollama_version(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> str | None:
+    """Return the version of the Ollama server at url, or None if none answers. The stand-in names itself in it."""
     answer = await _get_json(f"{url}/api/version", timeout_s=timeout_s)
     return str(answer["version"]) if answer is not None and "version" in answer else None
 
 
 async def ollama_models(url: str, *, timeout_s: float = 5.0) -> list[str]:
-    """The names of the models of the Ollama at url; none where it does not answer."""
+    """Return the names of the models of the Ollama server at url; an empty list if it does not answer."""
     answer = await _get_json(f"{url}/api/tags", timeout_s=timeout_s) or {}
     return [str(model["name"]) for model in answer.get("models") or [] if "name" in model]
 
 
-async def port_answers(url: str, *, timeout_s: float = 1.0) -> bool:
-    """Whether anything accepts connections at the host and port of url."""
+async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
+    """Return whether anything accepts connections at the host and port of url."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         async with asyncio.timeout(timeout_s):
@@ -87,7 +103,7 @@ async def port_answers(url: str, *, timeout_s: float = 1.0) -> bool:
 
 
 async def _get_json(url: str, *, timeout_s: float) -> dict[str, Any] | None:
-    import httpx  # noqa: PLC0415 - slow to import, and the client that the package `ollama` brings
+    import httpx  # noqa: PLC0415 - slow to import; a dependency of `ollama`
 
     try:
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:

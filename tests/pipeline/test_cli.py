@@ -1,4 +1,4 @@
-"""The command line, as a person types it, against a pipeline that runs: simulated engine, everything else real."""
+"""The commands as typed at a terminal, against a running pipeline with the simulated engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ from pipeline.wire.messages import (
 from pipeline.wire.subjects import MSG_ID, Priority, Task
 from tests.support import ROOT, NatsServer, wait_until
 
-TIMEOUT_S = 60.0
+# Ends a test that hangs; nothing is expected within it.
+TIMEOUT_S = 100.0
 HEADRACE = (sys.executable, "-m", "pipeline.cli")
 
 
@@ -44,14 +45,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OLLAMA_HOST": "127.0.0.1:9"}
 
 
-def headrace(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def headrace(*args: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*HEADRACE, *args],
         check=False,
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=timeout_s,
         env=environment(),
     )
 
@@ -66,7 +67,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "simulated",
         "--no-ollama-standin",
         "--drain-timeout-s",
-        "5",
+        "60",
         "--simulated-answer-tokens",
         "8",
     )
@@ -106,8 +107,7 @@ def test_a_bad_setting_is_one_clear_line_and_code_2(command):
     done = headrace(*command, "--slots", "none")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("headrace: ")
-    assert "slots" in line
+    assert line == 'headrace: --slots: "none" is not a whole number from 1 to 1024.'
 
 
 def test_it_says_which_version_it_is():
@@ -115,7 +115,7 @@ def test_it_says_which_version_it_is():
     assert (done.returncode, done.stdout) == (0, f"headrace {__version__}\n")
 
 
-def test_what_everybody_could_call_does_not_start_and_says_what_to_do(tmp_path):
+def test_an_open_gateway_without_keys_does_not_start_and_says_what_to_do(tmp_path):
     done = headrace("up", "--http-host", "0.0.0.0", "--state-dir", str(tmp_path / "state"))
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -126,7 +126,7 @@ def test_what_everybody_could_call_does_not_start_and_says_what_to_do(tmp_path):
 def test_a_role_without_a_broker_says_so_and_ends():
     done = headrace("run", "monitor", "--nats-url", "nats://127.0.0.1:9")
     assert done.returncode == 1
-    assert "no NATS server" in done.stderr
+    assert "No NATS server at nats://127.0.0.1:9." in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -134,15 +134,14 @@ def test_a_role_without_a_broker_says_so_and_ends():
 def test_a_client_without_a_broker_says_so_and_ends(command):
     done = headrace(*command, "--nats-url", "nats://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nats://127.0.0.1:9" in done.stderr
-    assert "headrace up" in done.stderr
+    assert done.stderr == "headrace: No NATS server at nats://127.0.0.1:9. Run `headrace doctor` to find out why.\n"
 
 
 def test_a_client_at_a_broker_without_a_pipeline_says_so_and_ends(nats_server: NatsServer):
     for command in (("send", "hello"), ("stats",)):
         done = headrace(*command, "--nats-url", nats_server.url)
         assert (done.returncode, done.stdout) == (1, "")
-        assert "headrace up" in done.stderr
+        assert done.stderr.endswith(". Run `headrace doctor` to find out why.\n")
 
 
 def test_an_answer_is_printed_to_stdout_and_nothing_else(state):
@@ -193,7 +192,7 @@ def test_the_statistics_count_what_was_sent(state):
 
 def test_the_statistics_as_a_table_fit_a_terminal(state):
     done = headrace("stats", "--state-dir", str(state))
-    for word in ("high", "medium", "low", "queued", "TTFT", "saturation", "mlx", "dead letters"):
+    for word in ("high", "medium", "low", "queued", "TTFT", "saturation", "MLX: ", "Dead letters"):
         assert word in done.stdout
 
 
@@ -213,7 +212,7 @@ def test_watching_ends_with_an_interrupt(state):
     assert (watching.returncode, err) == (130, "")
 
 
-def test_cancelling_what_nobody_knows_says_unknown(state):
+def test_cancelling_an_unknown_request_says_unknown(state):
     done = headrace("cancel", "no-such-request", "--state-dir", str(state))
     assert (done.returncode, done.stdout) == (1, "no-such-request: unknown\n")
 
@@ -229,7 +228,7 @@ def test_a_prompt_that_is_none_is_refused_before_anything_is_sent(prompt):
         env=environment() | {"PYTHONUTF8": "1"},
     )
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.startswith(b"headrace: the prompt is ")
+    assert done.stderr.startswith(b"headrace: The prompt is ")
 
 
 def test_a_limit_that_cannot_be_is_refused_in_one_line(nats_server: NatsServer):
@@ -246,14 +245,14 @@ def test_an_impossible_id_is_refused_before_anything_is_sent():
 def test_the_doctor_finds_a_running_pipeline(state):
     done = headrace("doctor", "--engine", "simulated", "--state-dir", str(state))
     assert done.returncode == 0, done.stdout
-    assert "all are there" in done.stdout
+    assert "all present" in done.stdout
     assert "fail" not in done.stdout
 
 
 def test_the_doctor_says_what_to_do_about_what_is_missing(tmp_path):
     done = headrace("doctor", "--model", str(tmp_path), "--nats-url", "nats://127.0.0.1:9", "--no-ollama-standin")
     assert done.returncode == 1
-    for text in ("no model in", "headrace up", "OLLAMA_HOST"):
+    for text in ("is not a model", "No NATS server at nats://127.0.0.1:9.", "headrace up", "OLLAMA_HOST"):
         assert text in done.stdout
 
 
@@ -274,7 +273,7 @@ def test_the_doctor_looks_as_far_as_a_user_may_and_shows_no_password(guarded):
     done = headrace("doctor", "--engine", "simulated", "--nats-url", f"nats://client:three@{guarded}")
     assert done.returncode == 0, done.stderr
     assert guarded in done.stdout
-    assert "as a user that may" in done.stdout
+    assert "an account that can list streams" in done.stdout
     assert "three" not in done.stdout
 
 
@@ -376,10 +375,11 @@ def test_the_class_stands_in_the_subject_where_it_is_certain(sending, subject):
     assert sending.subject() == subject
 
 
+@pytest.mark.timeout(400)
 def test_the_demonstration_answers_everything_and_ends():
-    done = headrace("demo", "--seconds", "4")
+    done = headrace("demo", "--seconds", "4", timeout_s=360)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Every request has exactly one last message." in done.stdout
+    assert "Every request got exactly one last message." in done.stdout
     assert "MLX was" in done.stdout
 
 

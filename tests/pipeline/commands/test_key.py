@@ -128,12 +128,38 @@ def test_one_name_is_one_key(file: Path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("a b",), ("x" * 33,), ("alice", "--answers-per-s", "-1"), ("a", "--tenant", "/")]
+    ("arguments", "message"),
+    [
+        (("a b",), '"a b" is not a valid key name. Use 1 to 32 letters or digits, except "LLM".'),
+        (("x" * 33,), f'"{"x" * 33}" is not a valid key name. Use 1 to 32 letters or digits, except "LLM".'),
+        (("alice", "--answers-per-s", "-1"), "--answers-per-s: -1.0 is not a rate of 0 or more."),
+        (
+            ("a", "--tenant", "/"),
+            '--tenant: "/" is not a valid tenant. Use at most 64 letters, digits, `_`, `.` or `-`.',
+        ),
+    ],
 )
-def test_a_key_that_cannot_be_is_refused(file: Path, capsys, arguments: tuple[str, ...]):
+def test_an_invalid_key_is_refused_in_a_sentence(file: Path, capsys, arguments: tuple[str, ...], message: str):
     assert key("add", *arguments, "--config", file) == 2
     assert not file.exists()
-    assert capsys.readouterr().err.startswith("headrace: no such key can be")
+    assert capsys.readouterr().err == f"headrace: {message}\n"
+
+
+def test_it_says_that_a_running_gateway_does_not_know_of_the_change(file: Path, capsys):
+    key("add", "alice", "--config", file)
+    said = capsys.readouterr().err
+    assert f"Restart headrace with --config {file} to apply the change." in said
+    assert "anyone on this machine can call it without one" in said
+    key("add", "bob", "--config", file)
+    assert "anyone on this machine" not in capsys.readouterr().err
+    key("remove", "bob", "--config", file)
+    assert "still accepted" in capsys.readouterr().err
+
+
+def test_without_keys_the_list_says_what_that_means(file: Path, capsys):
+    file.write_text("")
+    assert key("list", "--config", file) == 0
+    assert "Without keys, anyone on this machine can do anything" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("written", ["slots = ", "slots = 0", "unknown = 1"])

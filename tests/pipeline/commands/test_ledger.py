@@ -49,26 +49,26 @@ def test_what_has_no_last_message_is_outstanding(ledger):
     assert (ledger.outstanding(), ledger.outstanding(Priority.HIGH)) == (2, 1)
 
 
-def test_a_row_counts_by_engine_spill_and_error(ledger):
+def test_totals_counts_by_engine_spill_and_error(ledger):
     ledger.answered("h0", completion(queue_ms=10), 1.0)
     ledger.answered("h1", completion("ollama", spilled=True, queue_ms=30), 1.0)
     ledger.answered("h2", error(), 1.0)
     ledger.refused("h3", "queue_full", 1.0)
-    row = ledger.row(Priority.HIGH)
-    assert (row.sent, row.answered, row.spilled) == (4, {"mlx": 1, "ollama": 1}, 1)
-    assert row.errors == {"engine_failed": 1, "queue_full": 1}
-    assert row.wait_ms.p95 == 30
+    totals = ledger.totals(Priority.HIGH)
+    assert (totals.sent, totals.answered, totals.spilled) == (4, {"mlx": 1, "ollama": 1}, 1)
+    assert totals.errors == {"engine_failed": 1, "queue_full": 1}
+    assert totals.wait_ms.p95 == 30
 
 
 def test_the_first_token_counts_from_the_sending_to_the_first_chunk(ledger):
     ledger.answered("h1", chunk(), 1.5)
     ledger.answered("h1", chunk(), 1.7)
     ledger.answered("h1", completion(), 2.0)
-    assert ledger.row(Priority.HIGH).ttft_ms.p50 == 500
+    assert ledger.totals(Priority.HIGH).ttft_ms.p50 == 500
 
 
-def test_a_row_may_look_at_recent_ones_only(ledger):
-    assert ledger.row(Priority.HIGH, since=2.0).sent == 2
+def test_totals_may_look_at_recent_ones_only(ledger):
+    assert ledger.totals(Priority.HIGH, since=2.0).sent == 2
 
 
 def test_it_is_whole_when_each_has_exactly_one_last_message(ledger):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.process.lifecycle import Report
-from pipeline.up.children import Backoff, Kept, LaunchError, Process, last_line, open_log, spawn
+from pipeline.up.children import Kept, LaunchError, Process, last_line, open_log, spawn
 
-TIMEOUT_S = 20.0
+# Ends a test that hangs; nothing is expected within it.
+TIMEOUT_S = 60.0
 ROLE = """
 import os, sys
 from pipeline.config import load
@@ -161,12 +162,12 @@ async def test_what_it_has_started_ends_with_it(keep, tmp_path):
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - nobody tells when a process that is not ours to wait for has ended
+        while not condition():  # noqa: ASYNC110 - a process that is not a child does not tell when it ends
             await asyncio.sleep(0.01)
 
 
 def _is_zombie(pid: int) -> bool:
-    """Killed, and waiting for an init that may not care in a container."""
+    """Killed, but not collected: the init of a container may not do it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
@@ -189,11 +190,42 @@ async def test_a_log_in_no_folder_of_ours_is_an_error_of_the_launch(tmp_path):
         await spawn([sys.executable, "-V"], os.environ, tmp_path / "file" / "log")
 
 
-def test_the_wait_doubles_up_to_its_cap_and_is_short_again_after_a_long_life():
-    backoff = Backoff(first_s=1, cap_s=5, stable_s=30)
-    assert [backoff.died(lived_s=0) for _ in range(4)] == [1, 2, 4, 5]
-    assert backoff.died(lived_s=30) == 1
-    assert backoff.died(lived_s=29) == 2
+async def test_the_pause_doubles_up_to_ten_seconds_and_is_short_again_after_half_a_minute():
+    kept = Kept("role", asyncio.Future, lambda *_: None, lambda *_: None)
+    assert [kept.died(lived_s=0) for _ in range(8)] == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+    assert kept.died(lived_s=30) == 0.2
+    assert kept.died(lived_s=29.9) == 0.4
+    assert kept.restarts == 10
+
+
+async def test_a_stop_ends_the_pause_before_a_restart(monkeypatch):
+    monkeypatch.setattr("pipeline.up.children._FIRST_PAUSE_S", 3600)
+    monkeypatch.setattr("pipeline.up.children._MOST_PAUSE_S", 3600)
+
+    async def launch() -> Process:
+        raise LaunchError("It does not start.")
+
+    role = Watched(launch)
+    assert await role.death() == "It does not start; restarting in 3600.0 s"
+    await role.kept.stop(drain_s=1)
+    await role.ended()
+
+
+async def test_a_listener_that_fails_is_logged_and_the_process_still_ends(tmp_path, caplog):
+    process = await spawn([sys.executable, "-c", ROLE.format(body="pass")], os.environ, tmp_path / "role.log")
+
+    def on_report(report: Report) -> None:
+        raise RuntimeError(report.state)
+
+    assert await asyncio.wait_for(process.wait(on_report), TIMEOUT_S) == 0
+    assert f"listening to process {process.pid} failed" in caplog.text
+
+
+async def test_a_report_that_cannot_be_read_ends_the_contact_and_not_the_process(tmp_path, caplog):
+    command = "import os; os.write(int(os.environ['HEADRACE_REPORT_FD']), b'nonsense\\n')"
+    process = await spawn([sys.executable, "-c", command], os.environ, tmp_path / "role.log")
+    assert await asyncio.wait_for(process.wait(lambda _: None), TIMEOUT_S) == 0
+    assert f"Lost contact with process {process.pid}" in caplog.text
 
 
 def test_a_log_that_has_grown_too_large_is_put_aside(tmp_path, monkeypatch):

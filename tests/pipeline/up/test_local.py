@@ -1,4 +1,4 @@
-"""`headrace up` as a process, with its real broker and with trivial roles in the place of the engines."""
+"""`headrace up` as a process, with its real broker and with trivial roles in place of the real ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from pipeline.up.reach import jetstream_answers
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from tests.support import NatsServer, wait_until
 
-TIMEOUT_S = 30.0
+# Ends a test that hangs; nothing is expected within it.
+TIMEOUT_S = 100.0
 
 ROLE = """
 import asyncio, os, sys
@@ -50,10 +50,14 @@ UP = """
 import sys
 from pathlib import Path
 from pipeline.config import load
-from pipeline.up.local import Role, up
+from pipeline.up import server
+from pipeline.up.local import RoleProcess, up
+
+# A busy machine may take its time to end a killed server.
+server.LOCK_PATIENCE_S = server.START_TIMEOUT_S = 60
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
-roles = [Role(name, (sys.executable, str(folder / "role.py"), name, str(folder))) for name in names]
+roles = [RoleProcess(name, (sys.executable, str(folder / "role.py"), name, str(folder))) for name in names]
 config = load()
 sys.exit(up(config, own_broker=sys.argv[3] == "own", roles=roles, ready_file=folder / "ready.json"))
 """
@@ -85,9 +89,9 @@ class Up:
         return json.loads(self.ready_file.read_text())
 
     def pid(self, name: str) -> int:
-        """The process of a role; it may come after the ready file where nobody has to wait for it."""
+        """The process of a role; `up` is ready without the Ollama consumer."""
         file = self.folder / name
-        wait_until(lambda: file.exists() and file.read_text() != "", what=name)
+        wait_until(lambda: file.exists() and file.read_text() != "", what=name, timeout_s=TIMEOUT_S)
         return int(file.read_text())
 
     def broker_pid(self) -> int:
@@ -135,7 +139,7 @@ def test_the_ready_file_is_there_while_everything_serves_and_then_gone(up):
     running = up()
     ready = running.ready()
     assert ready == {"nats": ready["nats"], "http": "http://127.0.0.1:8123", "pid": running.process.pid}
-    assert asyncio.run(jetstream_answers(ready["nats"]))
+    assert asyncio.run(jetstream_answers(ready["nats"], timeout_s=TIMEOUT_S))
     assert json.loads((running.state / "run.json").read_text()) == ready
     pids = [running.pid(name) for name in NAMES.split(",")] + [running.broker_pid()]
     assert running.stop() == 0
@@ -166,10 +170,19 @@ def test_the_first_screen_says_what_runs_where_and_what_to_try(up):
     ready = running.ready()
     running.stop()
     said = running.output()
-    for text in (ready["nats"], "embedded nats-server", "headrace-demo", "no Ollama answers", str(running.state)):
+    for text in (
+        ready["nats"],
+        "embedded nats-server",
+        "headrace-demo",
+        "no Ollama server answers",
+        str(running.state),
+    ):
         assert text in said
+    assert "dashboard http://127.0.0.1:8123   (OpenAI base URL: http://127.0.0.1:8123/v1)\n" in said
     for command in ("send", "stats", "llm.ask.high"):
         assert command in said
+    assert "for at most 10 s. Queued requests are kept and resume at the next start.\n" in said
+    assert said.endswith("Stopped.\n")
     assert "\x1b" not in said
 
 
@@ -178,7 +191,7 @@ def test_a_killed_role_comes_back_and_the_others_do_not_notice(up):
     running.ready()
     mlx, router = running.pid("mlx"), running.pid("router")
     os.kill(mlx, signal.SIGKILL)
-    wait_until(lambda: running.pid("mlx") != mlx and lives(running.pid("mlx")), what="mlx again")
+    wait_until(lambda: running.pid("mlx") != mlx and lives(running.pid("mlx")), what="mlx again", timeout_s=TIMEOUT_S)
     assert lives(router)
     assert running.pid("router") == router
     assert running.stop() == 0
@@ -191,10 +204,10 @@ def test_a_gateway_that_comes_back_gets_the_port_it_had(up):
     gateway = running.pid("gateway")
     (running.folder / "gateway").unlink()
     os.kill(gateway, signal.SIGKILL)
-    wait_until((running.folder / "gateway").exists, what="gateway again")
+    wait_until((running.folder / "gateway").exists, what="gateway again", timeout_s=TIMEOUT_S)
     environ = Path(f"/proc/{running.pid('gateway')}/environ")
     if environ.exists():
-        wait_until(lambda: b"HEADRACE_HTTP_PORT=8123" in environ.read_bytes(), what="its port")
+        wait_until(lambda: b"HEADRACE_HTTP_PORT=8123" in environ.read_bytes(), what="its port", timeout_s=TIMEOUT_S)
     assert running.stop() == 0
 
 
@@ -220,7 +233,7 @@ def test_a_killed_broker_comes_back_where_it_was_with_its_queue_and_all_streams(
     asyncio.run(store(url, "a", "b", "c"))
     broker = running.broker_pid()
     os.kill(broker, signal.SIGKILL)
-    wait_until(lambda: not lives(broker), what="the end of the broker")
+    wait_until(lambda: not lives(broker), what="the end of the broker", timeout_s=TIMEOUT_S)
     wait_until(lambda: asyncio.run(_answers_whole(url)), what="the broker again", timeout_s=TIMEOUT_S)
     assert asyncio.run(stored(url)) == 3
     assert running.stop() == 0
@@ -255,7 +268,7 @@ def test_a_second_one_on_the_same_state_folder_is_refused(up):
     assert second.process.wait(TIMEOUT_S) == 1
     assert f"process {first.process.pid}" in second.output()
     assert json.loads(first.ready_file.read_text()) == ready
-    assert asyncio.run(jetstream_answers(ready["nats"]))
+    assert asyncio.run(jetstream_answers(ready["nats"], timeout_s=TIMEOUT_S))
     assert first.stop() == 0
 
 
@@ -276,7 +289,7 @@ def test_one_can_follow_at_once_on_one_that_was_killed(up):
 def test_a_taken_port_is_refused_with_a_clear_message(up, nats_server: NatsServer):
     running = up(nats_port=nats_server.port)
     assert running.process.wait(TIMEOUT_S) == 1
-    assert f"port {nats_server.port} is taken" in running.output()
+    assert f"Port {nats_server.port} is taken. Choose another --nats-port" in running.output()
 
 
 def test_a_broker_elsewhere_is_used_and_left_alone(up, nats_server: NatsServer):
@@ -284,21 +297,19 @@ def test_a_broker_elsewhere_is_used_and_left_alone(up, nats_server: NatsServer):
     assert running.ready()["nats"] == nats_server.url
     assert not (running.state / "nats").exists()
     assert running.stop() == 0
-    assert asyncio.run(jetstream_answers(nats_server.url))
+    assert asyncio.run(jetstream_answers(nats_server.url, timeout_s=TIMEOUT_S))
 
 
 def test_a_broker_elsewhere_that_does_not_answer_is_told(up):
     running = up(broker="elsewhere", nats_url="nats://127.0.0.1:9")
     assert running.process.wait(TIMEOUT_S) == 1
-    assert "no NATS server with JetStream answers at nats://127.0.0.1:9" in running.output()
+    assert "No NATS server at nats://127.0.0.1:9." in running.output()
 
 
-def test_a_role_that_does_not_drain_is_killed_within_the_deadline(up):
+def test_a_role_that_does_not_drain_is_killed_at_the_deadline(up):
     running = up("stuck", drain_timeout_s=1)
     running.ready()
-    began_at = time.monotonic()
     assert running.stop() == 0
-    assert time.monotonic() - began_at < TIMEOUT_S
     assert not lives(running.pid("stuck"))
 
 
@@ -307,14 +318,14 @@ def test_a_second_signal_kills_everything_at_once(up):
     running.ready()
     pids = [running.pid("stuck"), running.broker_pid()]
     running.process.send_signal(signal.SIGTERM)
-    wait_until((running.folder / "order").exists, what="draining")
+    wait_until((running.folder / "order").exists, what="draining", timeout_s=TIMEOUT_S)
     assert running.stop() == 128 + signal.SIGTERM
-    wait_until(lambda: not any(map(lives, pids)), what="their end")
+    wait_until(lambda: not any(map(lives, pids)), what="their end", timeout_s=TIMEOUT_S)
     assert not running.ready_file.exists()
 
 
 def test_stopping_while_it_starts_exits_0(up):
     running = up()
-    wait_until((running.state / "nats" / "port").exists, what="the broker")
+    wait_until((running.state / "nats" / "port").exists, what="the broker", timeout_s=TIMEOUT_S)
     assert running.stop() == 0
     assert not running.ready_file.exists()

@@ -20,6 +20,9 @@ from pipeline.up.reach import jetstream_answers
 from pipeline.up.server import Broker, BrokerError, find_conf, find_server, state_lock
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 
+# Ends a test that hangs; nothing is expected within it.
+TIMEOUT_S = 60.0
+
 Start = Callable[..., "asyncio.Future[tuple[Broker, Process]]"]
 
 
@@ -41,7 +44,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
 
 
 async def ended(process: Process) -> int:
-    return await asyncio.wait_for(process.wait(lambda report: None), 10)
+    return await asyncio.wait_for(process.wait(lambda report: None), TIMEOUT_S)
 
 
 def free_port() -> int:
@@ -58,7 +61,7 @@ def test_the_server_and_its_settings_are_found():
 async def test_a_started_broker_answers_on_loopback(start):
     broker, process = await start()
     assert broker.url == f"nats://127.0.0.1:{broker.port}"
-    assert await jetstream_answers(broker.url)
+    assert await jetstream_answers(broker.url, timeout_s=TIMEOUT_S)
     process.drain(1)
     assert await ended(process) == 0
     assert not await jetstream_answers(broker.url)
@@ -107,7 +110,7 @@ async def test_the_preferred_port_is_used_where_it_is_free(start):
 async def test_a_port_that_was_asked_for_and_is_taken_is_refused_with_a_clear_message(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(BrokerError, match=f"port {port} is taken"):
+        with pytest.raises(BrokerError, match=f"Port {port} is taken"):
             await start(port=port)
 
 
@@ -132,7 +135,7 @@ def test_a_state_folder_is_free_again_after_its_user(tmp_path):
 
 def test_a_state_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BrokerError, match="cannot be used"), state_lock(tmp_path / "file"):
+    with pytest.raises(BrokerError, match="Cannot use the state folder"), state_lock(tmp_path / "file"):
         pass
 
 
@@ -151,12 +154,13 @@ asyncio.run(main(Path(sys.argv[1])))
 """
 
 
-def test_the_server_ends_when_its_owner_is_killed_and_only_then_is_the_folder_free(tmp_path):
+def test_the_server_ends_when_its_owner_is_killed_and_only_then_is_the_folder_free(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.up.server.LOCK_PATIENCE_S", TIMEOUT_S)
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with owner:
         assert owner.stdout is not None
         server = int(owner.stdout.readline())
         owner.kill()
     with state_lock(tmp_path):
-        # Whoever nobody has collected yet still has its id, so its log is asked.
+        # A process that has ended and is not collected still has its id; its log tells.
         assert not process_lives(server) or "Server Exiting" in (tmp_path / "log").read_text()

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.up.reach import broker_trouble, ollama_url
+from pipeline.up.server import find_server
+from tests.support import NatsServer, wait_until
+
+
+@pytest.fixture
+def without_jetstream(tmp_path: Path) -> Iterator[str]:
+    """The address of a NATS server without JetStream."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "log"
+    server = subprocess.Popen([find_server(), "-a", "127.0.0.1", "-p", str(port), "-l", str(log)])
+    try:
+        wait_until(lambda: log.exists() and "Server is ready" in log.read_text(), what="nats-server")
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+async def test_a_missing_server_is_named_without_its_password():
+    assert await broker_trouble("nats://me:secret@127.0.0.1:9") == "No NATS server at 127.0.0.1:9."
+
+
+async def test_a_server_without_jetstream_is_told_apart(without_jetstream):
+    trouble = await broker_trouble(f"nats://me:secret@{without_jetstream}")
+    assert trouble == f"The NATS server at {without_jetstream} runs without JetStream. Start it with -js."
+
+
+async def test_one_server_with_jetstream_is_enough(nats_server: NatsServer, without_jetstream):
+    assert await broker_trouble(f"127.0.0.1:9,{without_jetstream},{nats_server.url}") is None
+
+
+async def test_it_waits_for_a_server_that_is_starting(tmp_path):
+    server = NatsServer(tmp_path)
+    server.start()
+    server.stop()
+    waiting = asyncio.create_task(broker_trouble(server.url, patience_s=60))
+    await asyncio.to_thread(server.start)
+    try:
+        assert await waiting is None
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:11434"),
+        ("somewhere", "http://somewhere:11434"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("somewhere:1", "http://somewhere:1"),
+        ("0.0.0.0:1", "http://127.0.0.1:1"),
+        ("[::1]:1", "http://[::1]:1"),
+        ("http://somewhere", "http://somewhere:80"),
+        ("https://somewhere/path/", "https://somewhere:443/path"),
+    ],
+)
+def test_the_address_of_ollama_is_read_as_its_own_tools_read_it(host, url):
+    assert ollama_url(host) == url
