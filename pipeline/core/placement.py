@@ -28,7 +28,7 @@ class KnownModels:
 
     Attributes:
         catalogue: the models on both engines.
-        complete: whether Ollama's workers have said which models they have, or have had the time to.
+        complete: whether a worker of the other engine has said which models it has, or has had the time to.
         on_others: the models of the other workers of the same engine.
     """
 
@@ -59,7 +59,7 @@ def after_error(
         max_attempts: how many the request has.
     """
     if engine == "ollama":
-        elsewhere: Outcome | None = back_to_mlx(envelope, request, models.catalogue, why=error.message)
+        elsewhere = _from_ollama(error, envelope, request, models)
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
     return elsewhere or _at_the_same_engine(error, envelope, tries, max_attempts)
@@ -80,6 +80,14 @@ def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, w
         return None
     to = Lane(envelope.priority, Task.COMPLEX).subject
     return Moved(to, Move.RETURNED, envelope.task, f"back from ollama: {why}")
+
+
+def _from_ollama(error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels) -> Outcome | None:
+    """Back to MLX, or another try while MLX's models are not known yet: it may have the one that is asked for."""
+    moved = back_to_mlx(envelope, request, models.catalogue, why=error.message)
+    if moved is None and not models.complete and not isinstance(request, EmbeddingRequest):
+        return Returned(_delay_s(envelope.delivered), error=error)
+    return moved
 
 
 def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels) -> Outcome | None:

@@ -24,8 +24,8 @@ from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decod
 
 log = logging.getLogger(__name__)
 
-# For so long after its start a worker returns a request whose model it knows nowhere, unless a ready Ollama has been
-# heard: Ollama's worker may have the model, and not have said so yet.
+# For so long after its start a worker returns a request that only the other engine might answer, unless a ready worker
+# of that engine has been heard: it may have the model, and not have said so yet.
 PATIENCE_S = 10.0
 # What the largest message has besides its body.
 _HEADERS_BYTES = 4096
@@ -39,7 +39,7 @@ class ServingContext:
         me: the role's connection, peers and spans.
         engine: answers the requests.
         config: the settings.
-        patience_s: how long Ollama's workers have to say which models they have.
+        patience_s: how long the other engine's workers have to say which models they have.
     """
 
     me: Role
@@ -59,7 +59,7 @@ class ServingContext:
     def models(self) -> KnownModels:
         """The models of all workers."""
         peers, engine = self.me.peers, self.engine.name
-        heard = any(status.state == "ready" for status in peers.workers("ollama"))
+        heard = any(status.state == "ready" for status in peers.workers("mlx" if engine == "ollama" else "ollama"))
         others = [status for status in peers.workers(engine) if status.worker != self.me.name]
         return KnownModels(
             peers.catalogue(self.config),

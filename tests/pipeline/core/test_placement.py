@@ -103,6 +103,14 @@ def test_what_mlx_cannot_answer_stays_with_ollama(request_):
     assert after(AWAY, request_, engine="ollama") == Returned(0.5, error=AWAY)
 
 
+@pytest.mark.parametrize("error", [WRONG, MISSING, HeadraceError(ErrorCode.ENGINE_FAILED, "begun elsewhere")])
+def test_ollamas_failures_are_no_end_before_mlx_could_say_which_models_it_has(error):
+    nothing_known = KnownModels(Catalogue([], ["small"]), complete=False)
+    outcome = after(error, chat(), engine="ollama", models=nothing_known, delivered=2, tries=3)
+    assert outcome == Returned(1.0, error=error)
+    assert isinstance(after(WRONG, EmbeddingRequest("x"), engine="ollama", models=nothing_known, tries=3), Buried)
+
+
 # ---- again, or the end
 
 
