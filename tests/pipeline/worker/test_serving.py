@@ -216,7 +216,8 @@ async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
     await puller.start()
     for turns in range(30):
         await client.stream(str(turns))
-        delivery = await puller.take("high")
+        # A consumer learns of a stored request a moment after the publisher.
+        delivery = await eventually(lambda: puller.take("high"))
         one = Serving(context, taking.hold(delivery), "its turn")
         running = asyncio.create_task(one.run())
         for _ in range(turns):
