@@ -1,4 +1,4 @@
-"""The routing consumer: simple requests go to Ollama while MLX is saturated, and back while Ollama is away."""
+"""The router: moves simple requests to Ollama while MLX is saturated, and back while Ollama is away."""
 
 from __future__ import annotations
 

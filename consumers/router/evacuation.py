@@ -21,13 +21,13 @@ from pipeline.wire.errors import HeadraceError
 from pipeline.wire.requests import decode_request
 
 _LOOK_EVERY_S = 0.5
-# A request that only Ollama can answer stays in its lane, and is looked at again after this long.
+# A request that only Ollama can answer stays on its lane, and is delivered again after this long.
 _STAYS_S = 2.0
 
 
 @dataclass(slots=True)
 class Evacuation:
-    """Empties Ollama's lanes while Ollama is away. Several may run; each request is taken by one."""
+    """Empties Ollama's lanes while Ollama is away. Several may run: the broker delivers each request to one of them."""
 
     me: Role
     config: Config
@@ -39,7 +39,7 @@ class Evacuation:
         self._began_at = self.me.bus.clock.now()
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Work until cancelled."""
         await self._taking.start()
         async with asyncio.TaskGroup() as group:
             renewing = group.create_task(self._taking.leases.run())
@@ -64,7 +64,7 @@ class Evacuation:
         return heard_long_enough and not Capacity.of(self.me.peers.workers("ollama")).slots_total
 
     async def _until(self, *, away: bool) -> None:
-        while self._is_away() is not away:  # noqa: ASYNC110 - silence is a fact that no event announces
+        while self._is_away() is not away:  # noqa: ASYNC110 - no event announces that a worker has fallen silent
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _on_surplus(self, delivery: Delivery) -> None:

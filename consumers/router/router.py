@@ -1,8 +1,8 @@
-"""Triage: while MLX is saturated, simple requests go to Ollama, and the others are marked as MLX's own.
+"""The router's pull loop: while MLX is saturated, each request is triaged once.
 
-It pulls only while the gate is open: a fresh load event says that MLX is saturated, Ollama works and has room, and
-would answer sooner than MLX begins. Each request is looked at once: what is not spilled moves to the lane that only
-MLX serves.
+The router pulls only while its gate is open: a fresh load event reports that MLX is saturated, and Ollama is ready, has
+room, and would answer sooner than MLX begins. Simple requests are spilled to Ollama; the others move to the lane that
+only MLX serves, from which the router does not pull.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from pipeline.wire.subjects import (
 
 _event_decoder = msgspec.json.Decoder(RequestEvent)
 
-# A spilled request counts as being on its way to Ollama until it has started there, or for this long.
+# A spilled request counts as underway to Ollama until it has started there, or for this long.
 UNDERWAY_S = 10.0
-# Nothing opens the gate without an event, but facts go stale without one.
+# Only an event opens the gate, but facts also go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
 _SOURCE = Source(
@@ -51,7 +51,7 @@ _SOURCE = Source(
 
 @dataclass(slots=True)
 class Router:
-    """Triage under saturation. One per broker is enough; several share the lanes."""
+    """Triages requests while MLX is saturated. One router for each broker is enough; several share the lanes."""
 
     me: Role
     config: Config
@@ -77,7 +77,7 @@ class Router:
             renewing, routing = group.create_task(self._taking.leases.run()), group.create_task(self._route())
             await lifecycle.stopping.wait()
             routing.cancel()
-            # Between the two steps of a move a request is in two places: it is not left there.
+            # A request is not left between the two steps of a move, stored in two places.
             await asyncio.wait({routing, *filter(None, [self._handling])})
             await self._taking.close()
             renewing.cancel()
@@ -85,7 +85,7 @@ class Router:
     # ---- the gate
 
     def _open_for(self) -> set[Priority]:
-        """The priorities whose requests Ollama would answer before MLX begins them; none while the gate is shut."""
+        """The priorities whose requests Ollama would finish before MLX begins them; empty while the gate is closed."""
         load = self.me.peers.load("mlx")
         if load is None or not saturated(load):
             return set()
@@ -178,7 +178,7 @@ class Router:
     async def _carry_out(self, held: Held, outcome: Outcome) -> None:
         spills = isinstance(outcome, Moved) and outcome.how is Move.SPILLED
         if spills:
-            # Before it is stored: Ollama's worker may have begun it by the time that `end` returns.
+            # Set before the request is stored: Ollama's worker may begin it before `end` returns.
             self._underway[held.envelope.id] = self.me.bus.clock.now()
         if await held.end(outcome) is not outcome and spills:
             self._underway.pop(held.envelope.id, None)

@@ -1,9 +1,9 @@
-"""What becomes of one delivery of a request: the decisions that make an answer complete, single and continuous.
+"""The answer of a request: what its record holds, whether an attempt may run, and the messages that it writes.
 
-A request's answer is a record on its reply subject that only the holder of the present attempt can extend. Whoever is
-handed the request reads the record first (`Record`): where the last message stands there, the request only wants
-acknowledging; else it is refused (`decide`), or the answer goes on from there (`Answer`), with its chunks numbered on,
-and is closed by exactly one last message.
+A request's answer is a record on its reply subject, which only the current attempt can extend. Each attempt reads the
+record first (`Record`). If the record has its last message, the request needs only to be acknowledged. Otherwise the
+request is refused (`decide`), or its answer continues from there (`AnswerWriter`): chunks are numbered on, and exactly
+one last message closes the record.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ from pipeline.wire.subjects import Move
 
 @dataclass(slots=True)
 class Record:
-    """What the reply subject already holds of a request's answer.
+    """The part of a request's answer that its reply subject holds.
 
     Attributes:
-        text: of all chunks.
-        token_ids: behind the text, where they are known.
-        tool_calls: of all chunks.
+        text: the text of all chunks.
+        token_ids: the tokens of that text, as far as they are known.
+        tool_calls: the tool calls of all chunks.
         next_seq: the number of the next chunk.
-        attempt: the latest one that wrote.
-        model: which produced the tokens, empty until there are chunks.
-        tells_spill: whether a status says that the request was spilled.
+        attempt: the latest attempt that wrote.
+        model: the model that produced the tokens, empty until there are chunks.
+        tells_spill: whether a status message reports that the request was spilled.
         last: the last message, or None.
         has_gap: whether tokens are missing, or come from more than one model.
-        last_sequence: of the newest message, in the stream; 0 where there is none.
-        older_up_to: of the newest message before it that an older request left, whose answer was to make way.
-        first_said: of the first message that shows something of the answer; 0 where none does yet.
+        last_sequence: the newest message's sequence in the stream; 0 if there is none.
+        older_up_to: the sequence of the newest message before it that belongs to an older request under the same id.
+        first_said: the sequence of the first message that shows a part of the answer; 0 if there is none.
     """
 
     text: str = ""
@@ -81,7 +81,12 @@ class Record:
 
     @classmethod
     def read(cls, messages: Iterable[tuple[int, Answer]], created: int) -> Record:
-        """Gather the accepted messages, (stream sequence, message) in order, without those of an older request."""
+        """Read (stream sequence, message) pairs in order. Messages of an older request are left out.
+
+        Args:
+            messages: what the stream holds under the request's id.
+            created: the request's `Envelope.created`.
+        """
         record, older = cls(), 0
         for sequence, message in messages:
             if message.created != created:
@@ -114,7 +119,7 @@ class Record:
 
     @property
     def resumable_tokens(self) -> list[int]:
-        """The tokens behind the whole text, or none where some are not known."""
+        """The tokens of the whole text; empty if some are unknown."""
         return [] if self.has_gap else self.token_ids
 
 
@@ -123,8 +128,8 @@ def decide(envelope: Envelope, *, tries: int, max_attempts: int, wall_now: float
 
     Args:
         envelope: the request's.
-        tries: deliveries that counted, this one included; those given back do not.
-        max_attempts: how many it has.
+        tries: deliveries that count as attempts, this one included. Returned deliveries do not count.
+        max_attempts: how many attempts the request has.
         wall_now: UTC seconds.
     """
     if envelope.fault is not None:
@@ -134,14 +139,14 @@ def decide(envelope: Envelope, *, tries: int, max_attempts: int, wall_now: float
     if tries > max_attempts:
         return HeadraceError(
             ErrorCode.ENGINE_FAILED,
-            f"request {envelope.id} brought down {max_attempts} attempts and is among the dead letters",
+            f"Request {envelope.id} failed after {max_attempts} attempts and was moved to the dead letters.",
         )
     return None
 
 
 def expired() -> HeadraceError:
-    """The error of a request nobody waits for any more."""
-    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "the request's Llm-Timeout has passed")
+    """The error of a request whose deadline has passed."""
+    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "The deadline passed before the answer was complete.")
 
 
 # ---- the answer ------------------------------------------------------------------------------------------------------
@@ -149,10 +154,20 @@ def expired() -> HeadraceError:
 
 @dataclass(slots=True)
 class AnswerWriter:
-    """Writes one request's answer: numbers chunks, keeps the whole text, closes the record.
+    """Makes the messages of one request's answer: numbers the chunks, keeps the whole text, makes the last message.
 
-    One writer: the task that serves the request. Times are UTC seconds; `reason` says why this engine serves it.
-    `first_token_at` is when its reader first saw something of the answer, whichever attempt that was of.
+    One writer: the task that serves the request. Times are UTC seconds.
+
+    Attributes:
+        envelope: the request's.
+        engine: the engine of this attempt.
+        model: the engine's model.
+        attempt: the number of this attempt, from 1.
+        started_at: when this attempt began.
+        reason: why this engine serves the request.
+        simulated: whether no model runs.
+        record: what the answer holds so far.
+        first_token_at: when the reader first saw a part of the answer, in whichever attempt.
     """
 
     envelope: Envelope
@@ -168,29 +183,29 @@ class AnswerWriter:
     _repeated_calls: int = field(init=False)
 
     def __post_init__(self) -> None:
-        # An engine that cannot go on from the tokens begins anew, and makes the calls that the reader has once more.
+        # An engine that cannot resume from tokens begins again, and repeats the tool calls that the reader already has.
         self._repeated_calls = 0 if self.record.resumable_tokens else len(self.record.tool_calls)
 
     @property
     def queue_ms(self) -> float:
-        """How long the request waited at the broker before this attempt."""
+        """How long the request had been stored when this attempt began."""
         return max(0.0, round((self.started_at - self.envelope.stored_at) * 1000, 3))
 
     @property
     def ttft_ms(self) -> float:
-        """From storing to the first token, 0 where there was none."""
+        """From storing to the first token, 0 if there was none."""
         if self.first_token_at is None:
             return 0.0
         return max(0.0, round((self.first_token_at - self.envelope.stored_at) * 1000, 3))
 
     def openings(self) -> list[Status]:
-        """The messages that say that an attempt begins: a request that was spilled says so first, once."""
+        """The status messages that open an attempt. The first one of a spilled request reports the spill, once."""
         begins = self.status("restarted" if self.attempt > 1 else "started")
         says_spill = self.envelope.move is Move.SPILLED and not self.record.tells_spill
         return [self.status("spilled"), begins] if says_spill else [begins]
 
     def status(self, state: StatusState) -> Status:
-        """A message about the request's way."""
+        """A status message of this attempt."""
         return Status(
             id=self.envelope.id,
             state=state,
@@ -203,10 +218,10 @@ class AnswerWriter:
         )
 
     def chunk(self, piece: Piece, now: float) -> Chunk | None:
-        """The next chunk, already counted as part of the answer; None where there is nothing to show yet.
+        """The next chunk, counted as part of the answer; None if the piece has nothing to show yet.
 
-        Tokens without text (half a character, a stop string that may still fail) wait for the chunk that shows it, so
-        that what the record holds is always text and the tokens behind all of it.
+        Tokens without text (half a character, a stop string that may still fail) wait for the chunk with their text.
+        So the record always holds some text and the tokens of all of it.
         """
         self._held_tokens += piece.token_ids
         new_calls = piece.tool_calls[self._repeated_calls :]
@@ -252,11 +267,11 @@ class AnswerWriter:
         )
 
     def embeddings(self, embedded: Embedded, encoding: EncodingFormat | None, *, now: float) -> EmbeddingList:
-        """The last message of a request whose texts were embedded. They come all at once: the first token is the last.
+        """The last message of a request whose texts were embedded. All vectors arrive at once, at `now`.
 
         Args:
-            embedded: what the engine made of the texts.
-            encoding: how the vectors are written, None as numbers.
+            embedded: the engine's vectors.
+            encoding: how the vectors are written; None writes numbers.
             now: UTC seconds.
         """
         self.first_token_at = now

@@ -1,4 +1,4 @@
-"""What subject, headers and the broker say of a request, its body unread; what is wrong with them stands in it."""
+"""A request's subject, headers and broker metadata, read without its body. Errors in them are kept as `fault`."""
 
 from __future__ import annotations
 
@@ -29,54 +29,54 @@ from pipeline.wire.subjects import (
 )
 
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
-# How far the clocks of two brokers may be apart. A move cannot be older than what it moves, but for that.
+# The largest difference between the clocks of two brokers. Apart from it, a move is later than what it moves.
 _CLOCK_SKEW_S = 60.0
 _REASON_MAX_CHARS = 300
 _TENANT_MAX_CHARS = 128
-# As people write one: no sign, no name such as `inf`, no digits of other scripts, all of which `float` takes.
+# Stricter than `float`, which also accepts a sign, names such as `inf`, and digits of other scripts.
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 class StoredRequest(Protocol):
-    """A request as a stream holds it or hands it over."""
+    """A request as a stream stores or delivers it."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The publisher's, with those of the broker."""
+        """The publisher's headers and the broker's."""
         ...
 
     @property
     def sequence(self) -> int:
-        """Of the message in its stream."""
+        """The message's sequence in its stream."""
         ...
 
     @property
     def stored_at(self) -> float:
-        """When that stream stored it, UTC seconds."""
+        """When that stream stored the message, UTC seconds."""
         ...
 
     @property
     def delivered(self) -> int:
-        """How often it was handed over, from 1; 1 as well for one that only stands there."""
+        """How often the message was delivered, from 1; also 1 for a message that was read and not delivered."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What subject, headers and the broker say of a request, its body unread.
+    """A request's subject, headers and broker metadata.
 
     Attributes:
-        id: the request's id, valid also where the headers were not.
+        id: the request's id, valid even if the headers are not.
         priority: from the subject.
         task: from the subject, else `Llm-Task`, else untriaged.
         stored_at: when the broker first stored the request, UTC seconds.
-        delivered: how often the message in hand was delivered, from 1.
-        move: what the pipeline did to the request before, if it did.
-        move_reason: why.
+        delivered: how often this message was delivered, from 1.
+        move: the move that stored this message, or None if the publisher stored it.
+        move_reason: why it was moved.
         reply_to: where the answer goes besides the record, or None.
-        deadline: UTC seconds after which nobody wants the answer, or None.
-        tenant: whom it is for.
-        fault: what was wrong with the headers, to be answered instead of serving the request.
+        deadline: when the request's timeout ends, UTC seconds, or None.
+        tenant: the tenant that the request is for.
+        fault: the error in the headers with which the request is refused, or None.
     """
 
     id: str
@@ -93,12 +93,12 @@ class Envelope:
 
     @property
     def created(self) -> int:
-        """Tells this request's record from an older one under the same id: the second in which it was stored."""
+        """The second in which the request was stored. It separates its record from an older one under the same id."""
         return int(self.stored_at)
 
     @property
     def seed(self) -> int:
-        """A seed for a request that brought none: the same whoever serves it."""
+        """The seed of a request that has none of its own. Every attempt computes the same one."""
         digest = hashlib.blake2b(f"{self.id}@{self.created}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big")
 
@@ -106,13 +106,13 @@ class Envelope:
 def read_envelope(
     stored: StoredRequest, priority: Priority, task: Task = Task.UNTRIAGED, *, default_timeout_s: float | None = None
 ) -> Envelope:
-    """Read the headers of a stored request. Never raises: what is wrong with them stands in `fault`.
+    """Read the headers of a stored request. Never raises: an error in them is kept in `fault`.
 
     Args:
         stored: the request.
-        priority: of the lane it came from.
-        task: of the lane it came from.
-        default_timeout_s: for requests that name no timeout.
+        priority: the lane's priority.
+        task: the lane's task.
+        default_timeout_s: the timeout of requests that name none.
     """
     headers = stored.headers
     request_id, move, bad_id = _read_id(headers, stored.sequence)
@@ -138,14 +138,14 @@ def read_envelope(
 
 
 def _read_id(headers: Mapping[str, str], sequence: int) -> tuple[str, Move | None, HeadraceError | None]:
-    """The id; the one that the broker gives where the publisher brought none, or a bad one."""
+    """The id; the broker's, if the publisher gave none or an invalid one."""
     given = headers.get(MSG_ID)
     if not given:
         return generated_id(sequence), None, None
     named, move = split_moved_id(given)
     if is_request_id(named) and (move or not is_generated_id(named)):
         return named, move, None
-    hint = "an id has 1 to 128 of A-Z a-z 0-9 _ -, and `LLM-<number>` is the broker's to give"
+    hint = "use 1 to 128 of A-Z a-z 0-9 _ -; ids of the form `LLM-<number>` are assigned by the broker"
     return generated_id(sequence), None, _invalid(MSG_ID, hint)
 
 
@@ -159,8 +159,8 @@ def _read_reply_to(headers: Mapping[str, str], request_id: str) -> tuple[str | N
     if given is None or is_reply_to(given, request_id):
         return given, None
     hint = (
-        "Reply-To must be a literal subject under `_INBOX.` or `llm.reply.`; "
-        f"this error was sent to {reply_subject(request_id)}"
+        "Reply-To must be a literal subject under `_INBOX.` or `llm.reply.`. "
+        f"This error was sent to {reply_subject(request_id)}."
     )
     return None, HeadraceError(ErrorCode.REPLY_SUBJECT_DENIED, hint, param=REPLY_TO)
 
@@ -171,7 +171,7 @@ def _read_timeout(headers: Mapping[str, str], default_s: float | None) -> tuple[
         return default_s, None
     timeout_s = _number(given)
     if timeout_s is None or not 0 < timeout_s <= MAX_TIMEOUT_S:
-        return None, _invalid(TIMEOUT, f"give a number of seconds above 0, at most {MAX_TIMEOUT_S:.0f}")
+        return None, _invalid(TIMEOUT, f"use a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}")
     return timeout_s, None
 
 
@@ -182,7 +182,7 @@ def _read_task(headers: Mapping[str, str], otherwise: Task) -> tuple[Task, Headr
     try:
         return Task(given.strip().lower()), None
     except ValueError:
-        return otherwise, _invalid(TASK, "the task is `simple` or `complex`")
+        return otherwise, _invalid(TASK, "use `simple` or `complex`")
 
 
 def _number(text: str) -> float | None:
@@ -193,4 +193,4 @@ def _number(text: str) -> float | None:
 
 
 def _invalid(header: str, message: str) -> HeadraceError:
-    return HeadraceError(ErrorCode.INVALID_REQUEST, f"bad header {header}: {message}", param=header)
+    return HeadraceError(ErrorCode.INVALID_REQUEST, f"Invalid header {header}: {message}.", param=header)

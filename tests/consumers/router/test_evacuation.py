@@ -1,4 +1,4 @@
-"""What waits in Ollama's lanes goes back to MLX while nobody works there, and only then."""
+"""Requests on Ollama's lanes move back to MLX while no Ollama worker is ready, and only then."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
         ("simple-low", "spilled"),
         ("told", "spilled"),
     ]
-    # When triage began, for whoever draws it.
+    # When triage began, for the dashboard.
     assert all(event.wait_ms is not None and event.wait_ms >= 0 for event in going_on.events)
 
 
@@ -243,7 +243,7 @@ async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(r
         {
             "theirs:spilled": "llm.ollama.high",
             "texts:spilled": "llm.ollama.low",
-            # MLX's consumer is the one to say that nobody has it.
+            # MLX's consumer reports that no engine has it.
             "strange:complex": "llm.request.high.complex",
         },
     )

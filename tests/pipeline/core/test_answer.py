@@ -1,4 +1,4 @@
-"""What becomes of one delivery: the envelope, the record, the decision, and an answer that goes on whoever dies."""
+"""One delivery: the envelope, the record, the decision, and an answer that continues whichever attempt dies."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_fault_is_told_before_anything_else():
     assert decide(late, tries=9, max_attempts=3, wall_now=STORED_AT) is fault
 
 
-def test_what_nobody_waits_for_expires_rather_than_fails():
+def test_a_request_past_its_deadline_expires_rather_than_fails():
     late = envelope(deadline=STORED_AT + 1)
     assert decide(late, tries=9, max_attempts=3, wall_now=STORED_AT + 1).code is ErrorCode.DEADLINE_EXCEEDED
     assert expired().code is ErrorCode.DEADLINE_EXCEEDED
@@ -320,7 +320,7 @@ def test_an_error_answer_carries_the_error_and_the_request():
     }
 
 
-# ---- whoever dies
+# ---- attempts that die
 
 
 steps = st.lists(
@@ -333,7 +333,7 @@ steps = st.lists(
 class Attempts(RuleBasedStateMachine):
     """One request, its fenced stream, and workers that die or freeze anywhere.
 
-    The model says the same thing to everybody. MLX gives tokens and goes on from them; the other engine gives none and
+    Both engines say the same text. MLX gives tokens and goes on from them; the other engine gives none and
     begins anew, with as much text left out as the reader has.
     """
 
@@ -445,7 +445,7 @@ class Attempts(RuleBasedStateMachine):
         assert not self.closed or is_last(self.accepted[-1])
 
     def teardown(self):
-        """Somebody comes who does not die: the joined chunks are the text of the last message."""
+        """An attempt follows that does not die: the joined chunks are the text of the last message."""
         if not hasattr(self, "stream"):
             return
         if not self.closed:

@@ -118,7 +118,7 @@ def test_the_subjects_word_counts_before_the_publishers():
     assert read({"Llm-Task": "hard"}, task=Task.COMPLEX).fault is None
 
 
-def test_a_task_nobody_knows_is_a_fault():
+def test_an_unknown_task_is_a_fault():
     found = read({"Llm-Task": "hard"})
     assert (found.fault.code, found.fault.param, found.task) == (ErrorCode.INVALID_REQUEST, "Llm-Task", Task.UNTRIAGED)
 
@@ -161,7 +161,7 @@ def test_the_first_fault_is_told_but_a_denied_reply_subject_before_all_others():
     assert read({"Nats-Msg-Id": "a b", "Reply-To": ">"}).fault.param == "Reply-To"
 
 
-def test_the_seed_is_the_same_for_whoever_serves_the_request_and_differs_between_requests():
+def test_the_seed_is_the_same_in_every_attempt_and_differs_between_requests():
     assert envelope().seed == envelope(delivered=3, stored_at=STORED_AT + 0.5).seed
     others = {envelope(id=f"req{n}").seed for n in range(100)} | {envelope(stored_at=STORED_AT + 1).seed}
     assert len(others) == 101

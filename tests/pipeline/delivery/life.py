@@ -1,4 +1,4 @@
-"""One request and everybody who may have it in hand: the product's own steps, each of which may be its process's last.
+"""One request and all processes that may hold it: the product's own steps, each of which may be its process's last.
 
 A process dies, or freezes, before that of its broker operations which the test names. Leases run out when the test says
 so: consumers wait for an hour, and a `-NAK` in a dead worker's name is to the broker what the end of that hour is.
@@ -71,7 +71,7 @@ class Generation:
         self._pieces: asyncio.Queue[Piece | HeadraceError] = asyncio.Queue()
 
     def say(self, *, finish: bool = False) -> None:
-        """The text is the same whoever says it; one engine tells its tokens, the other goes on from the text."""
+        """Every engine says the same text. MLX reports its tokens; Ollama resumes from the text."""
         text, self._said = f"w{self._said} ", self._said + 1
         if self._engine.name == "ollama":
             text, self._skip = text[self._skip :], max(0, self._skip - len(text))
@@ -207,7 +207,7 @@ class Life:
         await puller.start()
         delivery = None
         async with asyncio.timeout(5):
-            # The broker works off what it hears; a request that is in nobody's hands can be had.
+            # The broker processes an earlier return in its own time. A request that no process holds can be taken.
             while await self.can_be_had(consumer) and delivery is None:
                 delivery = await puller.take(consumer)
         await puller.close()
@@ -234,7 +234,7 @@ class Life:
         return read_envelope(delivery, *lane)
 
     async def can_be_had(self, consumer: str) -> bool:
-        """Whether the request stands there in nobody's hands."""
+        """Whether the request stands there and no process holds it."""
         lane = LANE_OF_CONSUMER.get(consumer)
         subject = ollama_subject(OLLAMA_CONSUMERS[consumer]) if lane is None else lane.subject
         held = {

@@ -311,7 +311,7 @@ async def test_a_closed_record_settles_the_next_delivery(publish, bus):
     await none_left(bus)
 
 
-async def test_whoever_was_overtaken_says_nothing_more(publish, bus):
+async def test_a_process_that_was_overtaken_says_nothing_more(publish, bus):
     held = await publish()
     said = Status("r1", "started", held.envelope.created, "mlx", "m", 1, 0.0)
     await held.say(said)

@@ -1,4 +1,4 @@
-"""A request goes only the ways that the drawing in docs/architecture.md shows, whoever dies on them, and ends once."""
+"""A request takes only the ways drawn in docs/architecture.md, whichever process dies on them, and ends once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _ACTS = ("finish", "fail", "misbehave", "misbehave", "go away", "drain", "drain"
 
 
 class World:
-    """One broker for all walks, and the loop on which everybody lives."""
+    """One broker for all walks, and the event loop of all processes."""
 
     def __init__(self, server, folder):
         self.runner = asyncio.Runner()
@@ -168,7 +168,7 @@ class Walk:
             await self.step()
 
     async def act(self, what, which=0, doom=None, steps=0):
-        """Have an engine, or whoever interrupts it, do something with a request that it runs."""
+        """Have an engine do something with a request that it runs, or have its worker interrupt it."""
         hands = [hand for hand in self.life.hands if hand.engine.is_asked]
         if not hands:
             return
@@ -254,7 +254,7 @@ class Walk:
             check_messages(messages)
         if last is not None:
             return "done" if isinstance(last, Completion) else STATE_OF_CODE.get(last.error.code, "failed")
-        # What was replayed is another life, whoever still has the one before in hand.
+        # A replayed request is another life, even while a process still holds the previous one.
         if any(hand.holds and hand.serves and hand.serving.envelope.created >= created for hand in self.life.hands):
             return "running"
         move = ids[-1][1]
@@ -269,13 +269,13 @@ class Walk:
             copies = await self.life.copies()
             return (copies,) if self.life.has_struck or len(copies) <= 1 else None
 
-        return (await eventually(settled, what="one place for a request with which nobody has died"))[0]
+        return (await eventually(settled, what="one place for a request that no process died with"))[0]
 
     def _created(self, copy):
         return int(float(copy.headers.get(MOVED_STORED_AT, copy.stored_at)))
 
     async def end(self):
-        """Whoever is frozen wakes up, leases run out, healthy workers serve: then it is settled, once and for all."""
+        """Frozen processes resume, leases run out, and healthy workers serve until the request has ended."""
         async with asyncio.timeout(20):
             while self.life.hands or await self.life.copies():
                 await self.lease_runs_out()
@@ -320,7 +320,7 @@ def check_messages(messages):
 
 
 def check_readers(seen, forwarded):
-    """A live reader sees each record, whole; an inbox sees parts of it, repeated where somebody has died."""
+    """A live reader sees each record, whole; an inbox sees parts of it, repeated where a process died."""
     assert len(set(seen)) == len(seen), "something was said twice"
     for messages in lives_of(map(decode_answer, seen)):
         check_messages(messages)
@@ -408,7 +408,7 @@ def test_a_lease_that_runs_out_leads_back_to_the_queue(world, wakes_first):
 
 
 class RequestLife(RuleBasedStateMachine):
-    """One request, and everybody who may do something with it, dying or freezing before any broker operation.
+    """One request and all processes that may hold it, dying or freezing before any broker operation.
 
     Only numbers are drawn, whatever there is to do: what can be drawn next must not hang on the broker's pace.
     """

@@ -76,7 +76,7 @@ async def test_what_is_written_is_what_live_and_late_readers_see(bus):
     assert await reader.sees(messages)
 
 
-async def test_of_two_writers_the_slower_one_is_refused_and_nobody_sees_it(bus):
+async def test_of_two_writers_the_slower_one_is_refused_and_no_reader_sees_it(bus):
     reader = await Reader.of(bus, "llm.reply.r1")
     frozen, mine = writer(bus), writer(bus)
     await frozen.write(chunk(0))

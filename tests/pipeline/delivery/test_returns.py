@@ -1,4 +1,4 @@
-"""A delivery that was returned uses up no attempt, whoever noted it and whatever became of the broker since."""
+"""Each returned delivery is counted, also if two processes note it at once or the broker dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is published twice, handed over late, or taken for lost is not served, written or given back twice."""
+"""A request that is published twice, delivered late, or lost is not served, written or returned twice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_an_answer_is_still_there_when_the_broker_has_been_killed(start, c
     assert await eventually(lambda: client.record("r1")) == record
 
 
-async def test_whoever_lost_a_request_does_not_give_it_back(start, client):
+async def test_a_worker_that_lost_a_request_does_not_return_it(start, client):
     slow, quick = await start(lease_s=LEASE_S), None
     await client.ask("r1")
     run = await slow.engine.generation("r1")
@@ -143,7 +143,7 @@ async def test_a_broker_that_was_away_for_longer_than_a_lease_causes_no_storm_of
     await asyncio.sleep(1.5 * LEASE_S)  # all leases run out at the broker
     nats_server.start()
     await eventually(lambda: client.record("r1"))
-    await asyncio.sleep(1.5 * LEASE_S)  # whoever is to be handed them again has been
+    await asyncio.sleep(1.5 * LEASE_S)  # the redeliveries have been made
     for run in runs():
         run.finish("after")
     for request_id in ("r1", "r2"):

@@ -77,7 +77,7 @@ async def test_a_request_that_streams_gets_its_start_its_chunks_and_the_whole(st
     await client.none_waits()
 
 
-async def test_what_happened_is_told_to_whoever_watches(start, client):
+async def test_events_are_published_for_watchers(start, client):
     events = await events_of(client.bus)
     engine = (await start()).engine
     await client.ask("r1", Llm_Tenant="alice")
