@@ -1,5 +1,5 @@
-# One image for every role: `docker run headrace run router`. On Linux it holds MLX's CPU build too, so that
-# `headrace run mlx` works in it; Metal is out of a container's reach.
+# One image for every role: `docker run headrace run router`. It includes MLX's CPU build, so `headrace run mlx` works.
+# Containers cannot use Metal.
 
 FROM python:3.12-slim AS build
 WORKDIR /src

@@ -1,5 +1,5 @@
-# Everything here works in a fresh clone with python3 (3.11 or newer) and nothing else: each target makes and updates
-# .venv as far as it needs it. Pass options on with ARGS, as in `make run ARGS="--http-port 0"`.
+# Every target works in a fresh clone with python3 (3.11 or newer); each creates or updates the part of .venv that it
+# needs. Pass options with ARGS: `make run ARGS="--http-port 0"`.
 
 PYTHONS = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
 BIN     = .venv/bin
@@ -12,20 +12,20 @@ SOURCES = pipeline consumers
 .PHONY: help run demo test browser-test report check format house bench upgrade chaos soak lock clean
 
 help:
-	@echo 'make run      serve on this machine: broker, engines, gateway (headrace up)'
-	@echo 'make demo     overload a pipeline for thirty seconds and watch it cope'
-	@echo 'make test     the tests'
-	@echo 'make report   the acceptance checks, and a table of what each measured'
-	@echo 'make browser-test   the dashboard in headless Chromium, where there is one'
-	@echo 'make check    style, types and import contracts'
-	@echo 'make format   put the style right where a tool can'
-	@echo 'make house    the import graph in figures (--rev REV to compare)'
-	@echo 'make bench    the benchmarks'
-	@echo 'make upgrade  an older version stores and serves, this one takes over its state (--from REV)'
-	@echo 'make chaos    kill every part under load for ten minutes, and count (--engine mlx, --seconds N, --show NAME)'
-	@echo 'make soak     the same for an hour, or as long as one likes'
-	@echo 'make lock     choose and hash the requirements anew'
-	@echo 'make clean    remove what the above made, .venv included'
+	@echo 'make run      run broker, engines and gateway on this machine (headrace up)'
+	@echo 'make demo     overload a separate pipeline for thirty seconds and show what happens'
+	@echo 'make test     run the tests'
+	@echo 'make report   run the acceptance checks and print a table of their measurements'
+	@echo 'make browser-test   test the dashboard in headless Chromium, if it is installed'
+	@echo 'make check    check style, types and import contracts'
+	@echo 'make format   fix the style where a tool can'
+	@echo 'make house    print figures of the import graph (--rev REV to compare)'
+	@echo 'make bench    run the benchmarks'
+	@echo 'make upgrade  store requests with an older version and answer them with this one (--from REV)'
+	@echo 'make chaos    kill parts under load for ten minutes and check every answer (--engine mlx, --seconds N, --show NAME)'
+	@echo 'make soak     the same for an hour (--seconds N)'
+	@echo 'make lock     update and hash the pinned requirements'
+	@echo 'make clean    remove all build products, including .venv'
 
 run: .venv/run
 	@exec $(BIN)/headrace up $(ARGS)
@@ -69,13 +69,13 @@ format: .venv/dev
 
 lock: .venv/made
 	@$(PIP) --upgrade uv
-	@echo '# What headrace runs on, and what builds it. Made by `make lock`.' > requirements.txt.new
+	@echo '# The requirements to run and build headrace. Written by `make lock`.' > requirements.txt.new
 	@$(UV) --upgrade --group build >> requirements.txt.new
 	@mv requirements.txt.new requirements.txt
-	@echo '# What headrace is developed with, requirements.txt included. Made by `make lock`.' > requirements-dev.txt.new
+	@echo '# The requirements to develop headrace, including requirements.txt. Written by `make lock`.' > requirements-dev.txt.new
 	@$(UV) --upgrade --group build --group dev --constraint requirements.txt >> requirements-dev.txt.new
 	@mv requirements-dev.txt.new requirements-dev.txt
-	@echo '# What drives the browser of `make browser-test`. Made by `make lock`.' > requirements-browser.txt.new
+	@echo '# The requirements of `make browser-test`. Written by `make lock`.' > requirements-browser.txt.new
 	@$(filter-out pyproject.toml,$(UV)) --upgrade --group browser --constraint requirements-dev.txt \
 	  >> requirements-browser.txt.new
 	@mv requirements-browser.txt.new requirements-browser.txt
@@ -84,21 +84,21 @@ clean:
 	@rm -rf .venv build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find $(SOURCES) tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-# The stamps say what is installed: `run` what headrace needs, `dev` all there is.
+# The stamps record what is installed: `run` the requirements of headrace, `dev` those of its development as well.
 
 .venv/run: .venv/made requirements.txt pyproject.toml
-	@echo 'Installing what headrace needs into .venv (once) ...'
+	@echo 'Installing the requirements of headrace into .venv (once) ...'
 	@$(PIP) --require-hashes -r requirements.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
-	@echo 'Installing what its development needs into .venv (once) ...'
+	@echo 'Installing the development requirements into .venv (once) ...'
 	@$(PIP) --require-hashes -r requirements-dev.txt
 	@touch $@
 
 .venv/browser: .venv/dev requirements-browser.txt
-	@echo 'Installing what drives a browser into .venv (once) ...'
+	@echo 'Installing the browser driver into .venv (once) ...'
 	@$(PIP) --require-hashes -r requirements-browser.txt
 	@touch $@
 
@@ -108,6 +108,6 @@ clean:
 	    "$$python" -m venv .venv && touch $@; exit; \
 	  fi; \
 	done; \
-	echo 'headrace needs Python 3.11 or newer, and found none among: $(PYTHONS).' >&2; \
-	echo 'Name one with: make PYTHON=/path/to/python3' >&2; \
+	echo 'headrace needs Python 3.11 or newer. None of these is: $(PYTHONS).' >&2; \
+	echo 'Name one: make PYTHON=/path/to/python3' >&2; \
 	exit 1

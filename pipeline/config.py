@@ -207,7 +207,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     engine: Annotated[
         Engine,
         Setting(
-            "engine behind the MLX lanes; `simulated` runs no model, for load studies",
+            "engine of the MLX role; `simulated` runs no model, for load tests",
             "The simulated engine takes the time that a model would take. Each of its answers says that it is "
             "simulated.",
             section="MLX engine",
@@ -351,7 +351,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         ModelNames,
         Setting(
             "models that users cannot request",
-            "They match whatever owner, size or tag the name is written with.",
+            "A name matches with any owner, size or tag.",
         ),
     ] = field(default_factory=lambda: ["tinyllama"])
     classifier_model: Annotated[

@@ -78,7 +78,7 @@ def _packages() -> Finding:
     missing = [name for name in _PACKAGES if not _installed(name)]
     if missing:
         return Finding("fail", "packages", f"missing: {', '.join(missing)}", "reinstall headrace")
-    return Finding("ok", "packages", f"all {len(_PACKAGES)} are installed")
+    return Finding("ok", "packages", f"{len(_PACKAGES)} installed")
 
 
 def _installed(name: str) -> bool:
@@ -124,7 +124,7 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             )
         )
     else:
-        found.append(Finding("ok", "streams", "all present"))
+        found.append(Finding("ok", "streams", "present"))
     return found
 
 
@@ -182,9 +182,9 @@ async def _ollama(config: Config) -> Finding:
     version = await ollama_version(url)
     if version is None:
         if config.ollama_standin:
-            return Finding("ok", "ollama", f"no server at {url}; `headrace up` starts a stand-in with the demo model")
+            return Finding("ok", "ollama", f"no Ollama at {url}; `headrace up` starts a stand-in with the demo model")
         return Finding(
-            "warn", "ollama", f"no server at {url}", "start Ollama or set OLLAMA_HOST; until then no request spills"
+            "warn", "ollama", f"no Ollama at {url}", "start Ollama or set OLLAMA_HOST; until then no request spills"
         )
     models = [name for name in await ollama_models(url) if not is_internal(name, config.internal_models)]
     if not models:

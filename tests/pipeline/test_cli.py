@@ -245,7 +245,7 @@ def test_an_impossible_id_is_refused_before_anything_is_sent():
 def test_the_doctor_finds_a_running_pipeline(state):
     done = headrace("doctor", "--engine", "simulated", "--state-dir", str(state))
     assert done.returncode == 0, done.stdout
-    assert "all present" in done.stdout
+    assert "streams      present" in done.stdout
     assert "fail" not in done.stdout
 
 
