@@ -1,4 +1,4 @@
-"""One answer of the stand-in, from the engine's pieces to lines of JSON; a client that hangs up takes it back."""
+"""One answer of the stand-in, from the engine's pieces to lines of JSON. A client that hangs up cancels it."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ from consumers.standin.wire import ApiError, api_error
 from pipeline.engine import Engine, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
-from pipeline.wire.ollama import CallOut, FunctionOut, Message, Part, time_text
+from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, time_text, write_answered_call
 
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")
 
 
-class Slots:
-    """Who is served: so many at a time, the others wait in order of arrival, as with Ollama's parallel setting."""
+class Parallel:
+    """Runs a fixed number of requests at once, as Ollama's parallel setting does. The others wait in order."""
 
     def __init__(self, engine: Engine, parallel: int) -> None:
         self.engine = engine
         self._free = asyncio.Semaphore(parallel)
 
-    async def pieces(self, work: Work, clock: Clock) -> AsyncGenerator[Piece, None]:
-        """The answer's pieces. Closing takes the request out of the engine and frees its slot.
+    async def pieces(self, work: Work, phases: Phases) -> AsyncGenerator[Piece, None]:
+        """The answer's pieces. Closing takes the request out of the engine and lets the next one begin.
 
         Raises:
             HeadraceError: as the engine.
         """
         async with self._free:
-            clock.begun = time.monotonic_ns()
+            phases.begun = time.monotonic_ns()
             try:
-                async with aclosing(self._pieces(work, clock)) as pieces:
+                async with aclosing(self._pieces(work, phases)) as pieces:
                     async for piece in pieces:
                         yield piece
             except HeadraceError as error:
-                # The engine refuses a limit that the context has no room for; at Ollama such an answer ends with it.
-                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or clock.first:
+                # The engine refuses a token limit that exceeds the context. At Ollama the answer ends with the context.
+                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or phases.first:
                     raise
                 unlimited = msgspec.structs.replace(work.request, max_tokens=None)
                 retry = msgspec.structs.replace(work, request=unlimited)
-                async with aclosing(self._pieces(retry, clock)) as pieces:
+                async with aclosing(self._pieces(retry, phases)) as pieces:
                     async for piece in pieces:
                         yield piece
 
-    async def _pieces(self, work: Work, clock: Clock) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, work: Work, phases: Phases) -> AsyncGenerator[Piece, None]:
         generation = await self.engine.submit(work)
         try:
             while True:
                 piece = await generation.next()
-                clock.first = clock.first or time.monotonic_ns()
+                phases.first = phases.first or time.monotonic_ns()
                 yield piece
                 if piece.finish_reason is not None:
                     return
@@ -62,8 +62,8 @@ class Slots:
             await generation.close()
 
 
-class Clock:
-    """When an answer's phases began, in nanoseconds; 0 is not yet."""
+class Phases:
+    """When the phases of an answer began, in monotonic nanoseconds; 0 before they begin."""
 
     def __init__(self) -> None:
         self.arrived = time.monotonic_ns()
@@ -71,28 +71,28 @@ class Clock:
         self.first = 0
 
 
-class Answer:
-    """An ASGI response that generates while it is sent.
+class StandinAnswer:
+    """An ASGI response that is generated while it is sent.
 
     Args:
-        slots: where it waits for its turn.
+        parallel: runs the request.
         work: what to generate.
         model: the model's name as the client wrote it.
-        chat: whether parts carry a message, or a response.
-        stream: whether parts are sent as they come, or all at the end as one.
+        chat: whether parts have a `message` (chat) or a `response` (generate).
+        stream: whether parts are sent as they come, or as one at the end.
     """
 
-    def __init__(self, slots: Slots, work: Work, *, model: str, chat: bool, stream: bool) -> None:
-        self._slots = slots
+    def __init__(self, parallel: Parallel, work: Work, *, model: str, chat: bool, stream: bool) -> None:
+        self._parallel = parallel
         self._work = work
         self._model = model
         self._chat = chat
         self._stream = stream
-        self._clock = Clock()
+        self._phases = Phases()
         self._started = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or stop as soon as the client is gone."""
+        """Send the answer. Stop when the client hangs up."""
         async with asyncio.TaskGroup() as group:
             answering = group.create_task(self._answer(send))
             watching = group.create_task(_hung_up(receive))
@@ -110,7 +110,7 @@ class Answer:
             await self._send_error(send, api_error(error, self._model))
 
     async def _send_parts(self, send: Send) -> None:
-        async with aclosing(self._slots.pieces(self._work, self._clock)) as pieces:
+        async with aclosing(self._parallel.pieces(self._work, self._phases)) as pieces:
             async for piece in pieces:
                 if piece.text or piece.tool_calls:
                     await self._send_line(send, self._part(piece.text, piece.tool_calls))
@@ -122,7 +122,7 @@ class Answer:
         texts: list[str] = []
         calls: list[ToolCall] = []
         last = Piece()
-        async with aclosing(self._slots.pieces(self._work, self._clock)) as pieces:
+        async with aclosing(self._parallel.pieces(self._work, self._phases)) as pieces:
             async for last in pieces:
                 texts.append(last.text)
                 calls += last.tool_calls
@@ -145,7 +145,7 @@ class Answer:
     def _part(self, text: str, calls: list[ToolCall]) -> Part:
         part = Part(model=self._model, created_at=time_text(time.time()), done=False)
         if self._chat:
-            part.message = Message("assistant", text, _calls_out(calls) or None)
+            part.message = AssistantTurn("assistant", text, _calls_out(calls) or None)
         else:
             part.response = text
         return part
@@ -155,10 +155,10 @@ class Answer:
         part = self._part(text, calls)
         part.done = True
         part.done_reason = "length" if piece.finish_reason == "length" else "stop"
-        part.total_duration = now - self._clock.arrived
-        part.load_duration = self._clock.begun - self._clock.arrived
-        part.prompt_eval_duration = self._clock.first - self._clock.begun
-        part.eval_duration = now - self._clock.first
+        part.total_duration = now - self._phases.arrived
+        part.load_duration = self._phases.begun - self._phases.arrived
+        part.prompt_eval_duration = self._phases.first - self._phases.begun
+        part.eval_duration = now - self._phases.first
         if piece.usage is not None:
             part.prompt_eval_count = piece.usage.prompt_tokens
             part.eval_count = piece.usage.completion_tokens
@@ -177,8 +177,5 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
-def _calls_out(calls: list[ToolCall]) -> list[CallOut]:
-    return [
-        CallOut(call.id, FunctionOut(index, call.function.name, msgspec.json.decode(call.function.arguments)))
-        for index, call in enumerate(calls)
-    ]
+def _calls_out(calls: list[ToolCall]) -> list[OllamaCall]:
+    return [write_answered_call(index, call.id, call.function) for index, call in enumerate(calls)]

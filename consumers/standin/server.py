@@ -13,12 +13,22 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from consumers.standin.answers import Answer, Slots
+from consumers.standin.answers import Parallel, StandinAnswer
 from consumers.standin.embedding import DIMENSIONS, EMBEDDER, count, embedding
 from consumers.standin.wire import ApiError, decode, work_of
 from pipeline.core.models import same_model
 from pipeline.engine import Engine
-from pipeline.wire.ollama import FOR_EVER, Body, ChatBody, EmbedBody, GenerateBody, Message, Part, ShowBody, time_text
+from pipeline.wire.ollama import (
+    NEVER,
+    AssistantTurn,
+    Body,
+    ChatBody,
+    EmbedBody,
+    GenerateBody,
+    Part,
+    ShowBody,
+    time_text,
+)
 
 VERSION = "0.0.0-headrace-standin"
 
@@ -30,14 +40,14 @@ class Server:
         engine: entered, and ready.
         name: the one model's name here.
         behind: the model's own name.
-        parallel: how many requests are generated at once; the others wait.
-        weights: the folder of the model's files, or None where it has none.
+        parallel: how many requests run at once; the others wait.
+        weights: the folder of the model's files, or None if it has none.
     """
 
     def __init__(self, engine: Engine, *, name: str, behind: str, parallel: int, weights: Path | None) -> None:
         self._engine = engine
         self._name = name
-        self._slots = Slots(engine, parallel)
+        self._parallel = Parallel(engine, parallel)
         can = ["completion", "tools"] if _calls_tools(weights) else ["completion"]
         self._entry = _entry(name, behind, weights, family="simulated" if engine.simulated else "headrace", can=can)
         self._embedder = _entry(EMBEDDER, "", None, family="headrace", can=["embedding"])
@@ -71,7 +81,7 @@ class Server:
     async def _ps(self, _: Request) -> Response:
         shown = ("name", "model", "size", "digest", "details")
         entries = [{key: entry[key] for key in shown} for entry in (self._entry, self._embedder)]
-        return _json({"models": [entry | {"expires_at": FOR_EVER, "size_vram": 0} for entry in entries]})
+        return _json({"models": [entry | {"expires_at": NEVER, "size_vram": 0} for entry in entries]})
 
     async def _show(self, request: Request) -> Response:
         body = decode(await request.body(), ShowBody)
@@ -82,15 +92,15 @@ class Server:
         about = {"general.architecture": entry["details"]["family"], "general.basename": entry["name"]}
         return _json(shown | {"modelfile": f"# {VERSION}\n", "parameters": "", "template": "", "model_info": about})
 
-    async def _chat(self, request: Request) -> Response | Answer:
+    async def _chat(self, request: Request) -> Response | StandinAnswer:
         body = decode(await request.body(), ChatBody)
         self._check_model(body.model)
         if not body.messages:
-            message = Message("assistant", "")
+            message = AssistantTurn("assistant", "")
             return self._loaded(Part(model=body.model, created_at=time_text(time.time()), message=message, done=True))
         return self._answer(body, work_of(body, self._engine.resolve(None)), chat=True)
 
-    async def _generate(self, request: Request) -> Response | Answer:
+    async def _generate(self, request: Request) -> Response | StandinAnswer:
         body = decode(await request.body(), GenerateBody)
         self._check_model(body.model, may_be_missing=True)
         if not body.prompt:
@@ -112,16 +122,16 @@ class Server:
         counts = {"total_duration": took_ns, "load_duration": 0, "prompt_eval_count": sum(map(count, texts))}
         return _json({"model": body.model, "embeddings": vectors, **counts})
 
-    def _answer(self, body: Body, work: Any, *, chat: bool) -> Answer:
-        return Answer(self._slots, work, model=body.model, chat=chat, stream=body.stream is not False)
+    def _answer(self, body: Body, work: Any, *, chat: bool) -> StandinAnswer:
+        return StandinAnswer(self._parallel, work, model=body.model, chat=chat, stream=body.stream is not False)
 
     def _loaded(self, part: Part) -> Response:
-        """To ask nothing means to load the model. It always is, whatever `keep_alive` says."""
+        """A request without a prompt loads the model. Here it is always loaded, whatever `keep_alive` is."""
         part.done_reason = "load"
         return _json(part)
 
     def _check_model(self, model: str, known: str = "", *, may_be_missing: bool = False) -> None:
-        # At Ollama only `generate` takes a missing name for one that it does not know.
+        # At Ollama only `generate` treats a missing name as an unknown model.
         if not model and not may_be_missing:
             raise ApiError(400, "model is required")
         if not same_model(model, known or self._name):
@@ -153,7 +163,7 @@ def _entry(name: str, behind: str, weights: Path | None, *, family: str, can: li
 
 
 def _calls_tools(weights: Path | None) -> bool:
-    """Whether the model's chat template, which is a file of its own or part of another, has a form for tool calls."""
+    """Whether the model's chat template, a file of its own or part of the tokenizer's, has a form for tool calls."""
     places = [weights / name for name in ("chat_template.jinja", "tokenizer_config.json")] if weights else []
     return any("<tool_call>" in place.read_text() for place in places if place.is_file())
 

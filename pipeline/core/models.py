@@ -85,6 +85,13 @@ def same_model(a: str, b: str) -> bool:
     return _canonical(a) == _canonical(b)
 
 
+def spelled(requested: str, listed: Sequence[str]) -> str:
+    """The listed spelling of a requested name: Ollama's clients add `:latest`, and some write another letter case."""
+    if requested in listed:
+        return requested
+    return next((name for name in listed if same_model(name, requested)), requested)
+
+
 def ollama_model_for(
     requested: str | None, table: Mapping[str, str], available: Iterable[str], internal: Sequence[str]
 ) -> str | None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from pipeline.broker.asker import Asker
 from pipeline.config import Config
-from pipeline.core.models import Catalogue
+from pipeline.core.models import Catalogue, same_model, spelled
 from pipeline.gateway import document, files
 from pipeline.gateway.answering import Answering, Desk
 from pipeline.gateway.dialects import ollama, openai
@@ -175,7 +175,7 @@ class Gateway:
 
     def _known(self, name: str) -> str:
         """The name as it is listed; raises HeadraceError where it is not."""
-        chosen, catalogue = ollama.spelled(name, self._listed()), self._catalogue()
+        chosen, catalogue = spelled(name, self._listed()), self._catalogue()
         if not catalogue.only_embeds(chosen):
             catalogue.engines_for(chosen)
         return chosen
@@ -206,7 +206,7 @@ class Gateway:
         if self._catalogue().only_embeds(name):
             capabilities = ["embedding"]
         else:
-            calls_tools = any(ollama.same_model(name, known) for known in self._me.peers.tool_models())
+            calls_tools = any(same_model(name, known) for known in self._me.peers.tool_models())
             capabilities = ["completion", "tools"] if calls_tools else ["completion"]
         return json_response(ollama.show(name, since=self._since, capabilities=capabilities))
 

@@ -1,16 +1,18 @@
-"""Error codes a client can meet, and the one exception that carries them.
+"""Error codes, and the one exception that carries them.
 
-Every failure in headrace ends in exactly one of these codes: it is what the client reads in its last message,
-what the statistics count, and what the trace records. The set is closed, so a code is safe as a metric label.
+Every failure in headrace ends in exactly one of these codes. The client reads it in its last message, the statistics
+count it, and the trace records it. The set is closed, so a code is safe as a metric label.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
+import msgspec
+
 
 class ErrorCode(StrEnum):
-    """What went wrong, in the words of the wire contract."""
+    """The error codes of the wire contract."""
 
     INVALID_REQUEST = "invalid_request"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
@@ -49,12 +51,12 @@ _RETRYABLE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.
 
 
 class HeadraceError(Exception):
-    """A failure with a code, told to the one who asked.
+    """A failure with a code, sent to the client.
 
     Args:
         code: one of the closed set.
-        message: what happened, to which request, and what to do next; shown to the client as it is.
-        param: the request's field at fault, or None.
+        message: what happened, to which request, and what to do next. The client sees it unchanged.
+        param: the field of the request that is at fault, or None.
     """
 
     def __init__(self, code: ErrorCode, message: str, *, param: str | None = None) -> None:
@@ -65,10 +67,16 @@ class HeadraceError(Exception):
 
     @property
     def type(self) -> str:
-        """The error's family, named as OpenAI's API names it."""
+        """The family of the error, as OpenAI's API names it."""
         return _TYPES[self.code]
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request, sent again later, may succeed."""
+        """Whether the same request can succeed when it is sent again later."""
         return self.code in _RETRYABLE
+
+
+def quoted(text: str, most: int = 80) -> str:
+    """A client's own text inside a message: in double quotes, escaped, cut after `most` characters."""
+    shown = text[:most].encode(errors="replace").decode()
+    return msgspec.json.encode(shown if len(text) <= most else f"{shown}...").decode()

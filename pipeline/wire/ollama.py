@@ -1,7 +1,7 @@
-"""Ollama's API as its servers see it: the bodies that clients send, and the parts that they read. No I/O.
+"""Ollama's API: the bodies of its requests and answers, its options and tool calls, and how they translate. No I/O.
 
-Two servers speak it: the gateway, in front of the pipeline, and the stand-in, in front of one engine. The client's
-side, in `consumers.engines.ollama`, is written apart, so that a misreading of the protocol cannot cancel itself out.
+Three programs use it: two servers, the gateway (in front of the pipeline) and the stand-in (in front of one engine),
+and one client, the Ollama engine. What all three translate (options, tool calls, `format`) stands here once.
 
 Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/api/embed`, `/api/tags`,
 `/api/show`, `/api/ps`).
@@ -9,30 +9,163 @@ Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/ap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-FOR_EVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
+from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.requests import ChatRequest, ResponseFormat
 
-# ---- requests --------------------------------------------------------------------------------------------------------
+NEVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
+
+# ---- options ---------------------------------------------------------------------------------------------------------
 
 
-class FunctionIn(Struct):
-    """A function that was called: its arguments are an object here, not a string."""
+class BadOptionError(ValueError):
+    """An option of the wrong type. `kind` is the type, as Ollama's own error names it; `field` is the request's."""
+
+    def __init__(self, name: str, field: str, kind: str) -> None:
+        super().__init__(f'option "{name}" must be of type {kind}')
+        self.name = name
+        self.field = field
+        self.kind = kind
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    return value
+
+
+def _integer(value: Any) -> int:
+    """Ollama cuts the fraction off: some clients write every number as 5.0."""
+    return int(_number(value))
+
+
+def _strings(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError
+    return [item for item in value if item]
+
+
+def _limit(value: Any) -> int | None:
+    """0, -1 and -2 (until the context is full) are no limit."""
+    return None if (limit := _integer(value)) < 1 else limit
+
+
+def _seed(value: Any) -> int | None:
+    """-1 draws a seed."""
+    return None if (seed := _integer(value)) == -1 else seed
+
+
+def _top_k(value: Any) -> int:
+    """0 and below are all tokens."""
+    return max(0, _integer(value))
+
+
+class Option(NamedTuple):
+    """One of Ollama's options.
+
+    Attributes:
+        field: of `ChatRequest`.
+        read: gives the field's value, None for its default; raises TypeError.
+        kind: the option's type, as Ollama's errors name it.
+    """
+
+    field: str
+    read: Callable[[Any], Any]
+    kind: str
+
+
+OPTIONS: dict[str, Option] = {
+    "num_predict": Option("max_tokens", _limit, "integer"),
+    "seed": Option("seed", _seed, "integer"),
+    "stop": Option("stop", _strings, "array"),
+    "temperature": Option("temperature", _number, "float32"),
+    "top_p": Option("top_p", _number, "float32"),
+    "top_k": Option("top_k", _top_k, "integer"),
+    "min_p": Option("min_p", _number, "float32"),
+    "repeat_penalty": Option("repetition_penalty", _number, "float32"),
+    "presence_penalty": Option("presence_penalty", _number, "float32"),
+    "frequency_penalty": Option("frequency_penalty", _number, "float32"),
+}
+
+
+def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as fields of `ChatRequest`. Unknown ones are ignored, as Ollama ignores those of other runners.
+
+    Raises:
+        BadOptionError: an option of the wrong type.
+    """
+    fields: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if (value := given.get(name)) is None:
+            continue
+        try:
+            read = option.read(value)
+        except (TypeError, OverflowError, ValueError):
+            raise BadOptionError(name, option.field, option.kind) from None
+        if read is not None:
+            fields[option.field] = read
+    return fields
+
+
+def write_options(request: ChatRequest) -> dict[str, Any]:
+    """The options that a request sets. The others keep the values of the model's Modelfile."""
+    values = {name: getattr(request, option.field) for name, option in OPTIONS.items()}
+    values |= {"num_predict": request.token_limit, "stop": request.stops or None}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+# ---- tool calls ------------------------------------------------------------------------------------------------------
+
+
+class OllamaFunction(Struct):
+    """A function that was called. Its arguments are an object, where OpenAI has a string."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    index: int | UnsetType = UNSET
 
 
-class CallIn(Struct):
-    """A tool call in the conversation."""
+class OllamaCall(Struct):
+    """A tool call, in the conversation or in an answer."""
 
-    function: FunctionIn
+    function: OllamaFunction
     id: str = ""
+
+
+def read_call(call: OllamaCall, default_id: str) -> ToolCall:
+    """A tool call as the pipeline has it. Ollama numbers its calls since 0.12; default_id is for one without an id."""
+    arguments = msgspec.json.encode(call.function.arguments).decode()
+    return ToolCall(FunctionCall(call.function.name, arguments), id=call.id or default_id)
+
+
+def write_call(index: int, call_id: str | None, function: FunctionCall) -> OllamaCall:
+    """A tool call as Ollama has it.
+
+    Raises:
+        ValueError: its arguments are not a JSON object.
+    """
+    try:
+        arguments = msgspec.json.decode(function.arguments or "{}", type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise ValueError(f"the arguments of {function.name} are not a JSON object") from None
+    return OllamaCall(OllamaFunction(function.name, arguments, index), call_id or "")
+
+
+def write_answered_call(index: int, call_id: str | None, function: FunctionCall) -> OllamaCall:
+    """As `write_call`, for a call that the model made. Arguments that are not an object are kept as one string."""
+    try:
+        return write_call(index, call_id, function)
+    except ValueError:
+        return OllamaCall(OllamaFunction(function.name, {"arguments": function.arguments}, index), call_id or "")
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
 
 
 class Turn(Struct):
@@ -41,13 +174,13 @@ class Turn(Struct):
     role: str
     content: str | None = None
     images: list[Any] | None = None
-    tool_calls: list[CallIn] | None = None
+    tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
 
 class Body(Struct):
-    """What chat and generate have in common. Fields that nobody knows are ignored, as Ollama does."""
+    """The fields that chat and generate share. Unknown fields are ignored, as Ollama ignores them."""
 
     model: str = ""
     stream: bool | None = None
@@ -68,7 +201,7 @@ class ChatBody(Body):
     tools: list[Any] | None = None
 
     def unsupported(self) -> dict[str, str]:
-        """What is asked for that would change the answer and that no server here can honour: field, and its name."""
+        """The fields that would change the answer and that no server here supports, each with the feature's name."""
         images = any(turn.images for turn in self.messages or ())
         return _wanted(("images", "images", images), *self._common())
 
@@ -112,7 +245,7 @@ class EmbedBody(Struct):
 
 
 class EmbeddingBody(Struct):
-    """The body of `POST /api/embeddings`, which `embed` has taken the place of."""
+    """The body of `POST /api/embeddings`, the predecessor of `embed`."""
 
     model: str = ""
     prompt: str | None = None
@@ -128,14 +261,27 @@ class ShowBody(Struct):
 
 
 def response_format(wanted: Any) -> dict[str, Any] | None:
-    """A body's `format` as the pipeline's `response_format`; raises ValueError for what Ollama does not know."""
+    """A body's `format` as the pipeline's `response_format`.
+
+    Raises:
+        ValueError: Ollama has no such format.
+    """
     if wanted in (None, ""):
         return None
     if wanted == "json":
         return {"type": "json_object"}
     if isinstance(wanted, dict):
         return {"type": "json_schema", "json_schema": {"schema": wanted}}
-    raise ValueError('expected "json" or a JSON schema')
+    raise ValueError('"json" or a JSON schema')
+
+
+def format_of(wanted: ResponseFormat | None) -> str | dict[str, Any] | None:
+    """The pipeline's `response_format` as a body's `format`; None for text."""
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_schema" and wanted.json_schema is not None and wanted.json_schema.schema:
+        return wanted.json_schema.schema
+    return "json"
 
 
 def _wanted(*features: tuple[str, str, object]) -> dict[str, str]:
@@ -149,7 +295,8 @@ def _conversation(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role.lower(), "content": turn.content or ""}
     if turn.tool_calls:
-        message["tool_calls"] = [_call_in(index, call) for index, call in enumerate(turn.tool_calls)]
+        calls = [read_call(call, f"call_{index}") for index, call in enumerate(turn.tool_calls)]
+        message["tool_calls"] = [{"id": call.id, "function": msgspec.to_builtins(call.function)} for call in calls]
     if turn.tool_name:
         message["name"] = turn.tool_name
     if turn.tool_call_id:
@@ -157,43 +304,25 @@ def _message(turn: Turn) -> dict[str, Any]:
     return message
 
 
-def _call_in(index: int, call: CallIn) -> dict[str, Any]:
-    arguments = msgspec.json.encode(call.function.arguments).decode()
-    return {"id": call.id or f"call_{index}", "function": {"name": call.function.name, "arguments": arguments}}
-
-
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-class FunctionOut(Struct):
-    """A function that the model calls."""
-
-    index: int
-    name: str
-    arguments: Any
-
-
-class CallOut(Struct):
-    """A tool call of the model's."""
-
-    id: str
-    function: FunctionOut
-
-
-class Message(Struct, omit_defaults=True):
+class AssistantTurn(Struct, omit_defaults=True):
     """The assistant's message, or a part of it."""
 
     role: str
     content: str
-    tool_calls: list[CallOut] | None = None
+    tool_calls: list[OllamaCall] | None = None
 
 
 class Part(Struct, omit_defaults=True, kw_only=True):
-    """One line of an answer, or all of it; durations in nanoseconds. `message` is a chat's, `response` a text's."""
+    """One line of a streamed answer, or a whole answer. Durations in nanoseconds. `message` is a chat's, `response` a
+    generated text's.
+    """
 
     model: str
     created_at: str
-    message: Message | UnsetType = UNSET
+    message: AssistantTurn | UnsetType = UNSET
     response: str | UnsetType = UNSET
     done: bool
     done_reason: str = ""
@@ -206,5 +335,5 @@ class Part(Struct, omit_defaults=True, kw_only=True):
 
 
 def time_text(seconds: float) -> str:
-    """A time in UTC unix seconds, as Ollama writes it."""
+    """A time (UTC, unix seconds) as Ollama writes it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,28 +1,25 @@
 """The body of a request: OpenAI's chat completion, or its embeddings, as msgspec structs, decoded strictly.
 
-What would change the answer and cannot be honoured is refused; a field nobody knows is ignored. Source of the shapes:
-the OpenAI API reference (chat completions, embeddings) and this project's `docs/protocol.md`.
+A parameter that would change the answer and is not supported is refused. An unknown field is ignored. Source of the
+shapes: the OpenAI API reference (chat completions, embeddings) and this project's `docs/protocol.md`.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import ToolCall
+from pipeline.wire.validation import NotValid, decode
 
 MAX_STOPS = 16
 MAX_TOOLS = 128
 MAX_NESTING = 64
 # As at OpenAI.
 MAX_INPUTS = 2048
-_MAX_ERROR_CHARS = 300
-# What msgspec says of an `input` of tokens, or of lists of them, which some of OpenAI's clients make of texts.
-_TOKENS = re.compile(r"Expected `str`, got `(int|array)` - at `\$\.input\[")
 
 
 class ContentPart(Struct):
@@ -53,14 +50,14 @@ class ChatMessage(Struct, omit_defaults=True):
             if part.type != "text":
                 raise HeadraceError(
                     ErrorCode.UNSUPPORTED_PARAMETER,
-                    f"content of type {part.type[:40]!r} is not supported: send text",
+                    f"Content of type {quoted(part.type, 40)} is not supported. Send text.",
                     param="messages",
                 )
         return "".join(part.text for part in self.content)
 
 
 class FunctionSpec(Struct, omit_defaults=True):
-    """A function the model may call: its JSON schema is passed to the chat template as it is."""
+    """A function that the model can call. Its JSON schema is passed to the chat template unchanged."""
 
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     description: str = ""
@@ -68,7 +65,7 @@ class FunctionSpec(Struct, omit_defaults=True):
 
 
 class Tool(Struct):
-    """A tool the model may call."""
+    """A tool that the model can call."""
 
     function: FunctionSpec
     type: Literal["function"] = "function"
@@ -95,7 +92,7 @@ class JsonSchemaFormat(Struct, omit_defaults=True):
 
 
 class ResponseFormat(Struct, omit_defaults=True):
-    """What form the answer must have."""
+    """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
@@ -110,8 +107,8 @@ _ModelName = Annotated[str, Meta(max_length=256)]
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A request for an answer: what OpenAI's chat completion takes, plus `prompt` for short and a few sampling
-    parameters of MLX and Ollama (`top_k`, `min_p`, `repetition_penalty`). Absent and null are the same.
+    """A request for an answer: the parameters of OpenAI's chat completion, `prompt` as a short form of `messages`, and
+    some sampling parameters of MLX and Ollama (`top_k`, `min_p`, `repetition_penalty`). Absent and null are the same.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
@@ -132,7 +129,7 @@ class ChatRequest(Struct, omit_defaults=True):
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     response_format: ResponseFormat | None = None
-    # Understood only so far as to refuse what would silently change the answer.
+    # Read only to refuse values that would silently change the answer: see `_NEUTRAL`.
     n: int | None = None
     best_of: int | None = None
     logprobs: bool | int | None = None
@@ -156,24 +153,24 @@ class ChatRequest(Struct, omit_defaults=True):
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens the answer may have, or None for the engine's default."""
+        """The limit on the tokens of the answer, or None for the engine's default."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> list[str]:
-        """Strings that end the answer; they are not part of it."""
+        """Strings that end the answer. They are not part of it."""
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
     @property
     def wanted_model(self) -> str | None:
-        """The model asked for by name, or None where any engine may answer."""
+        """The requested model, or None where any engine can answer."""
         return _wanted(self.model)
 
     @property
     def chat(self) -> list[ChatMessage]:
-        """The conversation, also where only a `prompt` was given."""
+        """The conversation. A `prompt` is one turn of the user."""
         if self.messages is not None:
             return self.messages
         return [ChatMessage(role="user", content=self.prompt)]
@@ -184,8 +181,8 @@ _Input = Annotated[str, Meta(min_length=1)]
 
 
 class EmbeddingRequest(Struct, omit_defaults=True):
-    """A request for embeddings: what OpenAI's takes, and `truncate` as Ollama has it (cut what is too long for the
-    model, which is the default; else refuse it). Texts only: tokens belong to one model's vocabulary.
+    """A request for embeddings: the parameters of OpenAI's, and Ollama's `truncate` (true, the default, cuts a text
+    that is too long for the model; false refuses it). Texts only: token ids belong to one model's vocabulary.
     """
 
     input: _Input | Annotated[list[_Input], Meta(min_length=1, max_length=MAX_INPUTS)]
@@ -196,12 +193,12 @@ class EmbeddingRequest(Struct, omit_defaults=True):
 
     @property
     def wanted_model(self) -> str | None:
-        """The model asked for by name, or None where any may embed."""
+        """The requested model, or None where any embedding model can be used."""
         return _wanted(self.model)
 
     @property
     def texts(self) -> list[str]:
-        """What is to be embedded, in order."""
+        """The texts to embed, in order."""
         return [self.input] if isinstance(self.input, str) else self.input
 
 
@@ -212,7 +209,7 @@ def _wanted(model: str | None) -> str | None:
     return None if model in (None, "", "auto") else model
 
 
-# Parameters that would change the answer and cannot be honoured: with these values, beside null, they do not.
+# Parameters that are not supported, and the values (beside null) with which they do not change the answer.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -232,22 +229,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
 }
 
-_chat_decoder = msgspec.json.Decoder(ChatRequest)
-_embedding_decoder = msgspec.json.Decoder(EmbeddingRequest)
-_Read = TypeVar("_Read", ChatRequest, EmbeddingRequest)
-
 
 def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
-    """Read a request's body: JSON when its first character is `{`, plain text (the prompt) otherwise.
+    """Read a request's body: JSON if its first character is `{`, otherwise plain text, which is the prompt.
 
-    A request with an `input`, and neither `messages` nor a `prompt`, is one for embeddings.
+    A request with an `input`, and neither `messages` nor a `prompt`, is a request for embeddings.
 
     Raises:
         HeadraceError: `request_too_large`, `invalid_request` (with the field in `param`), or
-            `unsupported_parameter` for what would change the answer and cannot be honoured by any engine.
+            `unsupported_parameter` for a parameter that would change the answer and that no engine supports.
     """
     chat = _read_chat(body, max_body_bytes)
-    # Looked for first: to read a long body once more takes longer than all the rest.
+    # The search comes first: decoding a long body a second time takes longer than everything else here.
     if chat.messages is None and chat.prompt is None and b'"input"' in body:
         return decode_embedding(body, max_body_bytes=max_body_bytes)
     _check(chat)
@@ -255,105 +248,93 @@ def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
 
 
 def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
-    """As `decode_request`, of a body that must be a chat's."""
+    """As `decode_request`, for a body that must be a chat."""
     chat = _read_chat(body, max_body_bytes)
     _check(chat)
     return chat
 
 
 def decode_embedding(body: bytes, *, max_body_bytes: int) -> EmbeddingRequest:
-    """As `decode_request`, of a body that must be one for embeddings."""
+    """As `decode_request`, for a body that must be a request for embeddings."""
     _check_size(body, max_body_bytes)
     try:
-        return _decode(_embedding_decoder, body)
-    except HeadraceError as error:
-        if _TOKENS.match(error.message):
-            raise _unsupported("input", "`input` must be text: tokens belong to one model's vocabulary") from None
-        raise
+        return decode(body, EmbeddingRequest)
+    except NotValid as error:
+        if error.problem.field.startswith("input[") and _is_tokens(error.problem.value):
+            message = "`input` must be text. Token ids are not supported: they belong to one model's vocabulary."
+            raise _unsupported("input", message) from None
+        raise _invalid(error.sentence, error.problem.param) from None
+
+
+def _is_tokens(item: Any) -> bool:
+    """Whether an item of an `input` is a token id, or a list of them: some of OpenAI's clients tokenize texts."""
+    return isinstance(item, int | list) and not isinstance(item, bool)
 
 
 def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
     _check_size(body, max_body_bytes)
     if not body.startswith(b"{"):
         return ChatRequest(prompt=_decode_text(body))
-    return _decode(_chat_decoder, body)
+    try:
+        return decode(body, ChatRequest)
+    except NotValid as error:
+        raise _invalid(error.sentence, error.problem.param) from None
 
 
 def _check_size(body: bytes, max_body_bytes: int) -> None:
     if len(body) > max_body_bytes:
         raise HeadraceError(
             ErrorCode.REQUEST_TOO_LARGE,
-            f"the request has {len(body)} bytes; at most {max_body_bytes} are accepted",
+            f"The body has {len(body)} bytes. The limit is {max_body_bytes} bytes.",
         )
-
-
-def _decode(decoder: msgspec.json.Decoder[_Read], body: bytes) -> _Read:
-    try:
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, _short(str(error)), param=_param_at_fault(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"the body is not valid JSON: {error}") from None
-    except RecursionError:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the body is nested too deeply") from None
 
 
 def _decode_text(body: bytes) -> str:
     try:
         text = body.decode()
-    except UnicodeDecodeError as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"the body is not UTF-8: {error.reason}") from None
+    except UnicodeDecodeError:
+        raise _invalid("The body is not valid UTF-8.") from None
     if not text.strip():
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the body is empty: send a prompt or a chat completion")
+        raise _invalid("The body is empty. Send a prompt or a chat completion.")
     return text
-
-
-def _short(message: str) -> str:
-    """The message without its middle, where the client's own words make it longer than an answer should be."""
-    half = _MAX_ERROR_CHARS // 2
-    return message if len(message) <= _MAX_ERROR_CHARS else f"{message[:half]} ... {message[-half:]}"
-
-
-def _param_at_fault(message: str) -> str | None:
-    """The top-level field in msgspec's `... - at `$.field[0].x``."""
-    _, found, path = message.rpartition("`$.")
-    if not found:
-        return None
-    return path.rstrip("`").split(".")[0].split("[")[0]
 
 
 def _check(request: ChatRequest) -> None:
     if (request.messages is None) == (request.prompt is None):
-        raise HeadraceError(
-            ErrorCode.INVALID_REQUEST, "give either `messages` or `prompt`, and only one of them", param="messages"
-        )
+        raise _invalid("Send either `messages` or `prompt`, and not both.", "messages")
     for name, neutral in _NEUTRAL.items():
         if (value := getattr(request, name)) is not None and value not in neutral:
-            allowed = f": only {' or '.join(f'`{_as_json(value)}`' for value in neutral)}" if neutral else ""
-            raise _unsupported(name, f"`{name}` is not supported{allowed}")
+            values = " or ".join(f"`{_as_json(value)}`" for value in neutral)
+            raise _unsupported(
+                name, f"`{name}` is not supported. Leave it out{f', or set it to {values}' if neutral else ''}."
+            )
     for tool in request.tools or ():
         _check_nesting(tool.function.parameters, "tools")
     if request.response_format is not None and request.response_format.type == "json_schema":
         if request.response_format.json_schema is None:
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, "`json_schema` is missing", param="response_format")
+            raise _invalid("`response_format.json_schema` is required.", "response_format")
         _check_nesting(request.response_format.json_schema.schema, "response_format")
     for message in request.chat:
         message.text()
 
 
 def _check_nesting(value: Any, param: str) -> None:
-    """Refuse what decodes here, but may exhaust the stack of whoever passes it on."""
+    """Refuse a schema that decodes here, but is deep enough to exhaust the stack of a recursive reader."""
     level = [value]
     for _ in range(MAX_NESTING):
         containers = [item.values() if isinstance(item, dict) else item for item in level]
         level = [item for items in containers for item in items if isinstance(item, dict | list)]
         if not level:
             return
-    raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`{param}` is nested too deeply", param=param)
+    raise _invalid(f"`{param}` is nested too deeply. The limit is {MAX_NESTING} levels.", param)
 
 
 def _as_json(value: Any) -> str:
     return value if isinstance(value, str) and value else msgspec.json.encode(value).decode()
+
+
+def _invalid(message: str, param: str | None = None) -> HeadraceError:
+    return HeadraceError(ErrorCode.INVALID_REQUEST, message, param=param)
 
 
 def _unsupported(param: str, message: str) -> HeadraceError:

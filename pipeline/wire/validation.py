@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
+
+_T = TypeVar("_T")
 
 _PATH = re.compile(r" - at (`key` in )?`\$(.*)`$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
@@ -31,6 +33,7 @@ class Problem(NamedTuple):
         accepted: which values are accepted, such as `an integer from 0 to 65535`; empty for an unknown field.
         missing: whether the field is required and absent.
         unknown: whether the type has no such field.
+        value: what was given, UNSET where it is not known.
     """
 
     field: str
@@ -38,6 +41,7 @@ class Problem(NamedTuple):
     accepted: str = ""
     missing: bool = False
     unknown: bool = False
+    value: Any = msgspec.UNSET
 
     @property
     def param(self) -> str | None:
@@ -53,6 +57,46 @@ class Problem(NamedTuple):
             return f"{subject} is not a known field."
         given = f", not {self.given}" if self.given else ""
         return f"{subject} must be {self.accepted}{given}."
+
+
+_WHOLE = Problem("")
+
+
+class NotValid(ValueError):
+    """A body that does not fit.
+
+    Args:
+        sentence: why, for the client.
+        problem: the field at fault; without a path where the body is no JSON.
+    """
+
+    def __init__(self, sentence: str, problem: Problem = _WHOLE) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.problem = problem
+
+
+def decode(body: bytes, kind: type[_T]) -> _T:
+    """Read a JSON body.
+
+    Raises:
+        NotValid: it is no JSON, or not of that kind.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        problem = explain(error, kind, _untyped(body))
+        raise NotValid(problem.sentence(), problem) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise NotValid(explain_json(error)) from None
+
+
+def _untyped(body: bytes) -> Any:
+    """The body without a type. A fault in the JSON may stand behind the field that was refused."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return msgspec.UNSET
 
 
 def explain(error: msgspec.ValidationError, kind: Any, value: Any = msgspec.UNSET, *, strict: bool = True) -> Problem:
@@ -78,7 +122,7 @@ def explain(error: msgspec.ValidationError, kind: Any, value: Any = msgspec.UNSE
         key = next((each for each in _members(accepting) if isinstance(each, inspect.DictType)), None)
         accepted = "an object" if key is None else f"an object whose keys are {_accepted(key.key_type)}"
         return Problem(field, accepted=accepted)
-    return Problem(field, _shown(given), _accepted(accepting))
+    return Problem(field, shown(given), _accepted(accepting), value=given)
 
 
 def explain_json(error: Exception, *, whole: str = "The body") -> str:
@@ -102,22 +146,22 @@ def _type_of(kind: Any) -> inspect.Type:
 
 def _walk(path: str, accepting: inspect.Type, value: Any, *, strict: bool) -> tuple[str, inspect.Type, Any]:
     """Follow msgspec's path. Returns it in our spelling, with the type and the value at its end."""
-    shown = ""
+    field = ""
     for name, index in _STEP.findall(path):
         if name:
-            shown = f"{shown}.{_short(name, _MAX_FIELD_CHARS)}" if shown else _short(name, _MAX_FIELD_CHARS)
+            field = f"{field}.{_short(name, _MAX_FIELD_CHARS)}" if field else _short(name, _MAX_FIELD_CHARS)
             accepting = _field_of(accepting, name)
             value = value.get(name, msgspec.UNSET) if isinstance(value, dict) else msgspec.UNSET
         elif index == "...":
             accepting = _item_of(accepting)
             key, value = _first_refused(value, accepting, strict=strict)
-            shown += f"[{_shown(_short(key, _MAX_FIELD_CHARS))}]" if key else "[...]"
+            field += f"[{shown(_short(key, _MAX_FIELD_CHARS))}]" if key else "[...]"
         else:
-            shown += f"[{index}]"
+            field += f"[{index}]"
             accepting = _item_of(accepting)
             there = isinstance(value, list) and int(index) < len(value)
             value = value[int(index)] if there else msgspec.UNSET
-    return shown, accepting, value
+    return field, accepting, value
 
 
 def _members(accepting: inspect.Type) -> Iterable[inspect.Type]:
@@ -262,7 +306,7 @@ def _range(accepting: inspect.IntType | inspect.FloatType) -> str:
 # ---- what was given --------------------------------------------------------------------------------------------------
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as an error shows it: a short one whole, any other by its kind and size."""
     if value is msgspec.UNSET:
         return ""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 from ollama import AsyncClient, ResponseError
 
-from consumers.engines.ollama.wire import Model, error_text, read_models
+from consumers.engines.ollama.wire import OllamaModel, error_text, read_models
 
 CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TOKENS = 8
@@ -66,7 +66,7 @@ class OllamaClient:
         """Close all connections."""
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[OllamaModel]:
         """What the server has; raises OllamaError."""
         try:
             return read_models(await self._ollama.body("GET", "/api/tags"))

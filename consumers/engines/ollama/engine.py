@@ -11,7 +11,14 @@ import msgspec
 from consumers.engines.ollama.client import OllamaClient, OllamaError
 from consumers.engines.ollama.generation import OllamaGeneration
 from consumers.engines.ollama.rates import Rates
-from consumers.engines.ollama.wire import Model, blames_request, chat_body, embed_body, read_embedded, says_too_long
+from consumers.engines.ollama.wire import (
+    OllamaModel,
+    blames_request,
+    chat_body,
+    embed_body,
+    read_embedded,
+    says_too_long,
+)
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, Permit
 from pipeline.core.models import embedder_for, is_internal, ollama_model_for
@@ -53,7 +60,7 @@ class OllamaEngine:
         self._client = OllamaClient(host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s)
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._rates = Rates()
-        self._models: list[Model] = []
+        self._models: list[OllamaModel] = []
         self._unseen = "nobody has looked yet"
         self._generations: set[OllamaGeneration] = set()
         self._callbacks: list[Callable[[], None]] = []
@@ -82,7 +89,7 @@ class OllamaEngine:
         return self._client.url
 
     @property
-    def _usable(self) -> list[Model]:
+    def _usable(self) -> list[OllamaModel]:
         internal = self._config.internal_models
         return [model for model in self._models if model.chats and not is_internal(model.name, internal)]
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from consumers.engines.ollama.client import OllamaError
-from consumers.engines.ollama.wire import Reader, join
+from consumers.engines.ollama.wire import PartReader, join
 from pipeline.engine import Piece
 from pipeline.wire.errors import HeadraceError
 
@@ -39,7 +39,7 @@ class OllamaGeneration:
         self.tokens = 0
         self.whole = False
         self.said = False
-        self._reader = Reader(request_id)
+        self._reader = PartReader(request_id)
         self._parts = parts
         self._expected_tokens = expected_tokens
         self._failure = failure

@@ -1,6 +1,7 @@
-"""Between the pipeline's words and those of Ollama's API: bodies out, parts in. No I/O.
+"""The client's side of Ollama's API: request bodies from work, pieces from the parts of an answer. No I/O.
 
-Source of the shapes: Ollama's API reference (`POST /api/chat`, `POST /api/embed`, `GET /api/tags`).
+Options and tool calls are translated by `pipeline.wire.ollama`. Source of the shapes: Ollama's API reference
+(`POST /api/chat`, `POST /api/embed`, `GET /api/tags`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import msgspec
 from msgspec import Struct, field
 
 from pipeline.engine import Embedded, Piece, Work
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
-from pipeline.wire.requests import ChatMessage, ChatRequest, EmbeddingRequest
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.messages import FinishReason, ToolCall, Usage
+from pipeline.wire.ollama import OllamaCall, format_of, read_call, write_call, write_options
+from pipeline.wire.requests import ChatMessage, EmbeddingRequest
 
-# Ollama hands the seed to a sampler of 32 bits and reads -1 as "draw one".
+# Ollama's sampler takes a seed of 32 bits, and -1 draws one.
 _SEED_MODULUS = 2**31
 _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|available context", re.IGNORECASE)
-# Faults of a request that Ollama answers with status 500 or 501, as if they were its own.
+# Faults of a request that Ollama answers with status 500 or 501, the statuses of a server's own fault.
 _BLAMES_REQUEST = re.compile(
     r"^(invalid format|invalid JSON schema|option \")|no input provided|does not support", re.IGNORECASE
 )
@@ -36,11 +38,11 @@ _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
     """The body of `POST /api/chat` for work.
 
-    Nothing is cut silently: a prompt that does not fit is to be refused (`truncate`, `shift`), and thinking is off,
-    because it would use up the answer's tokens and nobody is shown it.
+    Ollama must refuse a prompt that does not fit, and not cut it (`truncate`, `shift`). Thinking is off: it would use
+    up the answer's tokens, and the client would not see it.
 
     Raises:
-        HeadraceError: `invalid_request` for a tool call in the conversation whose arguments are no JSON object.
+        HeadraceError: `invalid_request`: the arguments of a tool call in the conversation are not a JSON object.
     """
     request = work.request
     body: dict[str, Any] = {
@@ -50,11 +52,15 @@ def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
         "think": False,
         "truncate": False,
         "shift": False,
-        "options": _options(work, default_max_tokens),
+        "options": {
+            "num_predict": default_max_tokens,
+            **write_options(request),
+            "seed": work.seed % _SEED_MODULUS,
+        },
     }
     if request.tools and request.tool_choice != "none":
         body["tools"] = msgspec.to_builtins(request.tools)
-    if (form := _format(request)) is not None:
+    if (form := format_of(request.response_format)) is not None:
         body["format"] = form
     return body
 
@@ -70,7 +76,7 @@ def embed_body(request: EmbeddingRequest, model: str) -> dict[str, Any]:
 
 
 def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """The conversation. A tool's result names its tool at Ollama, and its call's id at OpenAI: hence the memory."""
+    """The conversation. A tool's result has its tool's name at Ollama and its call's id at OpenAI, hence `names`."""
     names: dict[str, str] = {}
     messages = []
     for turn in chat:
@@ -80,7 +86,8 @@ def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         }
         if turn.tool_calls:
             names |= {call.id: call.function.name for call in turn.tool_calls}
-            message["tool_calls"] = [_call_out(index, call) for index, call in enumerate(turn.tool_calls)]
+            calls = [_call(index, call) for index, call in enumerate(turn.tool_calls)]
+            message["tool_calls"] = msgspec.to_builtins(calls)
         if turn.role == "tool":
             message["tool_name"] = names.get(turn.tool_call_id or "", turn.name or "")
             message["tool_call_id"] = turn.tool_call_id or ""
@@ -88,101 +95,57 @@ def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return messages
 
 
-def _call_out(index: int, call: ToolCall) -> dict[str, Any]:
+def _call(index: int, call: ToolCall) -> OllamaCall:
     try:
-        arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError) as error:
-        raise HeadraceError(
-            ErrorCode.INVALID_REQUEST,
-            f"the arguments of the tool call {call.function.name[:80]!r} are no JSON object: {error}",
-            param="messages",
-        ) from None
-    return {"id": call.id, "function": {"index": index, "name": call.function.name, "arguments": arguments}}
-
-
-def _options(work: Work, default_max_tokens: int) -> dict[str, Any]:
-    """What the request sets; the rest is the model's own, as its Modelfile has it."""
-    request = work.request
-    options = {
-        "seed": work.seed % _SEED_MODULUS,
-        "num_predict": request.token_limit or default_max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k,
-        "min_p": request.min_p,
-        "repeat_penalty": request.repetition_penalty,
-        "presence_penalty": request.presence_penalty,
-        "frequency_penalty": request.frequency_penalty,
-        "stop": request.stops or None,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _format(request: ChatRequest) -> str | dict[str, Any] | None:
-    wanted = request.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if wanted.type == "json_schema" and wanted.json_schema is not None and wanted.json_schema.schema:
-        return wanted.json_schema.schema
-    return "json"
+        return write_call(index, call.id, call.function)
+    except ValueError:
+        message = f"The arguments of the tool call {quoted(call.function.name)} must be a JSON object."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="messages") from None
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-class _Function(Struct):
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-class _Call(Struct):
-    function: _Function
-    id: str = ""
-
-
-class _Message(Struct):
+class _LineMessage(Struct):
     content: str = ""
-    tool_calls: list[_Call] | None = None
+    tool_calls: list[OllamaCall] | None = None
 
 
-class _Part(Struct):
-    """One line of a streamed answer. Ollama leaves out what is zero or empty."""
+class _AnswerLine(Struct):
+    """One line of a streamed answer. Ollama leaves out fields that are zero or empty."""
 
-    message: _Message = field(default_factory=_Message)
+    message: _LineMessage = field(default_factory=_LineMessage)
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: int = 0
     eval_count: int = 0
 
 
-class Reader:
-    """Turns the parts of one answer into pieces. Its generation is its only user."""
+class PartReader:
+    """Turns the parts of one answer into pieces. Only its generation uses it."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         self._calls = 0
 
     def read(self, part: dict[str, Any]) -> Piece:
-        """The piece that a part of the answer is.
+        """A part of the answer as a piece.
 
         Raises:
-            msgspec.ValidationError: a part of another shape than Ollama's.
+            msgspec.ValidationError: the part does not have the shape of Ollama's.
         """
-        read = msgspec.convert(part, _Part)
+        read = msgspec.convert(part, _AnswerLine)
         piece = Piece(
-            text=read.message.content, tool_calls=[self._call(call) for call in read.message.tool_calls or ()]
+            text=read.message.content, tool_calls=[self._tool_call(call) for call in read.message.tool_calls or ()]
         )
         if read.done:
             piece.finish_reason = self._finish_reason(read.done_reason)
             piece.usage = Usage(read.prompt_eval_count, read.eval_count, read.prompt_eval_count + read.eval_count)
         return piece
 
-    def _call(self, call: _Call) -> ToolCall:
+    def _tool_call(self, call: OllamaCall) -> ToolCall:
         self._calls += 1
-        arguments = msgspec.json.encode(call.function.arguments).decode()
-        # Ollama did not number its calls before 0.12, and clients answer a call by its id.
-        name = call.id or f"call_{self._request_id}_{self._calls}"
-        return ToolCall(FunctionCall(call.function.name, arguments), id=name)
+        return read_call(call, f"call_{self._request_id}_{self._calls}")  # a client answers a call by its id
 
     def _finish_reason(self, done_reason: str) -> FinishReason:
         if done_reason == "length":
@@ -198,7 +161,11 @@ class _Embeddings(Struct):
 
 
 def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
-    """The vectors in an answer of `POST /api/embed`; raises msgspec.ValidationError for none, or others than asked."""
+    """The vectors in an answer of `POST /api/embed`.
+
+    Raises:
+        msgspec.ValidationError: another shape, or not one vector for each text.
+    """
     read = msgspec.convert(answer, _Embeddings)
     if len(read.embeddings) != texts:
         raise msgspec.ValidationError(f"{len(read.embeddings)} vectors for {texts} texts")
@@ -206,7 +173,7 @@ def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
 
 
 def join(first: Piece, then: Piece) -> Piece:
-    """Two pieces that follow each other, as one."""
+    """Two consecutive pieces as one."""
     return Piece(
         text=first.text + then.text,
         tool_calls=first.tool_calls + then.tool_calls,
@@ -216,17 +183,17 @@ def join(first: Piece, then: Piece) -> Piece:
 
 
 def says_too_long(message: str) -> bool:
-    """Whether an error of Ollama's says that the prompt exceeds the context; it has no code of its own for that."""
+    """Whether an error of Ollama's means that the prompt exceeds the context. Ollama has no code for that."""
     return bool(_TOO_LONG.search(message))
 
 
 def blames_request(message: str) -> bool:
-    """Whether an error of Ollama's speaks of the request, whatever its status says."""
+    """Whether an error of Ollama's is the request's fault, whatever its status."""
     return says_too_long(message) or bool(_BLAMES_REQUEST.search(message))
 
 
 def error_text(body: str) -> str:
-    """What an error body says: the `error` of Ollama's JSON, else the body, shortened."""
+    """The text of an error body: the `error` in Ollama's JSON, else the body. Cut after 300 characters."""
     try:
         text = msgspec.json.decode(body, type=dict[str, Any]).get("error")
     except (msgspec.DecodeError, UnicodeError):
@@ -241,8 +208,8 @@ class _Details(Struct):
     family: str = ""
 
 
-class Model(Struct):
-    """A model in Ollama's list. `capabilities` is None where the server is too old to say."""
+class OllamaModel(Struct):
+    """A model in Ollama's list. `capabilities` is None if the server is too old to report them."""
 
     name: str = ""
     details: _Details | None = None
@@ -251,8 +218,8 @@ class Model(Struct):
 
     @property
     def chats(self) -> bool:
-        """Whether it answers chats on this machine: no embedding model, and none that Ollama runs in a cloud, since a
-        request must not leave the machine because a queue was full.
+        """Whether it answers chats on this machine. Embedding models do not chat. Models that Ollama runs in a cloud
+        are excluded: a request must not leave the machine because a queue is full.
         """
         if self.capabilities is not None:
             return self._is_here and _CHAT in self.capabilities
@@ -260,7 +227,7 @@ class Model(Struct):
 
     @property
     def embeds(self) -> bool:
-        """Whether it is on this machine for embeddings, and nothing else."""
+        """Whether it makes embeddings on this machine, and does not chat."""
         if self.capabilities is not None:
             return self._is_here and _EMBEDDING in self.capabilities and _CHAT not in self.capabilities
         return self._is_here and self.family in _EMBEDDING_FAMILIES
@@ -271,7 +238,7 @@ class Model(Struct):
 
     @property
     def calls_tools(self) -> bool:
-        """Whether the server says that it calls tools."""
+        """Whether the server reports that it calls tools."""
         return _TOOLS in (self.capabilities or ())
 
     @property
@@ -280,12 +247,12 @@ class Model(Struct):
         return self.details.family if self.details else ""
 
 
-class ModelList(Struct):
+class _Tags(Struct):
     """The answer of `GET /api/tags`."""
 
-    models: list[Model] | None = None
+    models: list[OllamaModel] | None = None
 
 
-def read_models(answer: dict[str, Any]) -> list[Model]:
+def read_models(answer: dict[str, Any]) -> list[OllamaModel]:
     """The models in an answer of `GET /api/tags`; raises msgspec.ValidationError for another shape."""
-    return msgspec.convert(answer, ModelList).models or []
+    return msgspec.convert(answer, _Tags).models or []

@@ -1,46 +1,53 @@
 """Ollama's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
 
-The shapes are in `pipeline.wire.ollama`.
+The shapes, options and tool calls are in `pipeline.wire.ollama`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
 
+from pipeline.core.models import spelled
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, FunctionCall, Success
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.messages import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, Success
 from pipeline.wire.ollama import (
-    FOR_EVER,
-    CallOut,
+    NEVER,
+    OPTIONS,
+    AssistantTurn,
+    BadOptionError,
     ChatBody,
     EmbedBody,
     EmbeddingBody,
-    FunctionOut,
     GenerateBody,
-    Message,
+    OllamaCall,
     Part,
     ShowBody,
+    read_options,
     response_format,
     time_text,
+    write_answered_call,
 )
 from pipeline.wire.requests import decode_chat, decode_embedding
+from pipeline.wire.validation import shown
 
 NDJSON = "application/x-ndjson"
-# The version of Ollama's API that is spoken here: clients look at it to know what they may ask for.
+# The version of Ollama's API that is implemented here. Clients read it to learn which features they can use.
 API_VERSION = "0.12.0"
 _NS_PER_MS = 1_000_000
+# The types of options, as Ollama names them, in a sentence.
+_KINDS = {"integer": "an integer", "float32": "a number", "array": "a list of strings"}
 
 # ---- requests --------------------------------------------------------------------------------------------------------
 
 
 def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
-    """The body of `POST /api/chat`; one without messages only asks that the model be there.
+    """The body of `POST /api/chat`; a body without messages only loads the model.
 
     Raises:
         HeadraceError: as `decode_chat`.
@@ -48,11 +55,11 @@ def read_chat(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> A
     chat = decode_body(body, ChatBody)
     if not chat.messages:
         return Loaded(spelled(chat.model, listed), "chat", unload=chat.keep_alive in (0, "0", "0s"))
-    return _asked(chat, Chat(chat.model), max_body_bytes, listed)
+    return _asked(chat, OllamaChat(chat.model), max_body_bytes, listed)
 
 
 def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
-    """The body of `POST /api/generate`; one without a prompt only asks that the model be there.
+    """The body of `POST /api/generate`; a body without a prompt only loads the model.
 
     Raises:
         HeadraceError: as `decode_chat`.
@@ -60,11 +67,11 @@ def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
     given = decode_body(body, GenerateBody)
     if not given.prompt:
         return Loaded(spelled(given.model, listed), "generate", unload=given.keep_alive in (0, "0", "0s"))
-    return _asked(given, Generate(given.model), max_body_bytes, listed)
+    return _asked(given, OllamaGenerate(given.model), max_body_bytes, listed)
 
 
 def read_embed(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
-    """The body of `POST /api/embed`; one without a text only asks that the model be there.
+    """The body of `POST /api/embed`; a body without a text only loads the model.
 
     Raises:
         HeadraceError: as `decode_embedding`.
@@ -73,11 +80,11 @@ def read_embed(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> 
     if not given.input:
         return Loaded(spelled(given.model, listed), "embed", unload=False)
     fields = {"input": given.input, "dimensions": given.dimensions, "truncate": given.truncate}
-    return _embedded(given.model, fields, Embed(given.model), max_body_bytes, listed)
+    return _embedded(given.model, fields, OllamaEmbed(given.model), max_body_bytes, listed)
 
 
 def read_embedding(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> Asked | Loaded:
-    """The body of `POST /api/embeddings`, which came before `embed` and takes one text.
+    """The body of `POST /api/embeddings`, the predecessor of `embed`, which takes one text.
 
     Raises:
         HeadraceError: as `decode_embedding`.
@@ -85,10 +92,12 @@ def read_embedding(body: bytes, max_body_bytes: int, listed: Sequence[str] = ())
     given = decode_body(body, EmbeddingBody)
     if not given.prompt:
         return Loaded(spelled(given.model, listed), "embedding", unload=False)
-    return _embedded(given.model, {"input": given.prompt}, Embedding(given.model), max_body_bytes, listed)
+    return _embedded(given.model, {"input": given.prompt}, OllamaEmbedding(given.model), max_body_bytes, listed)
 
 
-def _embedded(model: str, fields: dict[str, Any], shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
+def _embedded(
+    model: str, fields: dict[str, Any], shape: OllamaChat, max_body_bytes: int, listed: Sequence[str]
+) -> Asked:
     if model:
         fields["model"] = spelled(model, listed)
     written = msgspec.json.encode(fields)
@@ -96,18 +105,17 @@ def _embedded(model: str, fields: dict[str, Any], shape: Chat, max_body_bytes: i
 
 
 def read_show(body: bytes) -> str:
-    """The model that `POST /api/show` asks for."""
+    """The model that a body of `POST /api/show` names."""
     given = decode_body(body, ShowBody)
     if not (given.model or given.name):
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "model is required", param="model")
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "`model` is required.", param="model")
     return given.model or given.name
 
 
-def _asked(body: ChatBody | GenerateBody, shape: Chat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
+def _asked(body: ChatBody | GenerateBody, shape: OllamaChat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
     for name, feature in body.unsupported().items():
-        raise HeadraceError(
-            ErrorCode.UNSUPPORTED_PARAMETER, f"{body.model or 'the model'} does not support {feature}", param=name
-        )
+        message = f"{quoted(body.model) if body.model else 'The model'} does not support {feature}. Leave out `{name}`."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
     fields = body.fields() | _options(body.options or {})
     fields["stream"] = body.stream is not False
     if body.model:
@@ -115,78 +123,52 @@ def _asked(body: ChatBody | GenerateBody, shape: Chat, max_body_bytes: int, list
     try:
         form = response_format(body.format)
     except ValueError as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`format`: {error}", param="format") from None
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"`format` must be {error}.", param="format") from None
     if form is not None:
         fields["response_format"] = form
-    # Written and read once more, so that everything is checked in one place.
+    # Encoded and decoded once more, so that one place checks every request.
     written = msgspec.json.encode(fields)
-    request = decode_chat(written, max_body_bytes=max_body_bytes)
+    try:
+        request = decode_chat(written, max_body_bytes=max_body_bytes)
+    except HeadraceError as error:
+        raise _in_ollamas_words(error, body.options or {}) from None
     return Asked(request, written, shape, stream=request.streams)
 
 
-def _as_given(value: Any) -> Any:
-    return value
+def _in_ollamas_words(error: HeadraceError, options: Mapping[str, Any]) -> HeadraceError:
+    """The same error with the option's name in its message, where the request's field was made from an option."""
+    for name, option in OPTIONS.items():
+        if name in options and option.field == error.param:
+            message = error.message.replace(f"`{option.field}", f"`options.{name}")
+            return HeadraceError(error.code, message, param=error.param)
+    return error
 
 
-def _limit(value: Any) -> Any:
-    """No limit is Ollama's 0, its -1, and its -2 (until the context is full)."""
-    return None if isinstance(value, int | float) and value <= 0 else _whole(value)
-
-
-def _whole(value: Any) -> Any:
-    """Clients in whose language all numbers are of one kind write 5.0, which Ollama takes for 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _seed(value: Any) -> Any:
-    return None if value == -1 else _whole(value)
-
-
-def _top_k(value: Any) -> Any:
-    """All tokens are Ollama's 0, and whatever is below."""
-    return 0 if isinstance(value, int | float) and value < 0 else _whole(value)
-
-
-def _stops(value: Any) -> Any:
-    stops = [value] if isinstance(value, str) else value
-    return [stop for stop in stops if stop] if isinstance(stops, list) else stops
-
-
-# Each option that is understood: the request's field, and how its value is carried over. Others are ignored, as Ollama
-# ignores those of other engines.
-_OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "num_predict": ("max_tokens", _limit),
-    "seed": ("seed", _seed),
-    "stop": ("stop", _stops),
-    "temperature": ("temperature", _as_given),
-    "top_p": ("top_p", _as_given),
-    "top_k": ("top_k", _top_k),
-    "min_p": ("min_p", _as_given),
-    "repeat_penalty": ("repetition_penalty", _as_given),
-    "presence_penalty": ("presence_penalty", _as_given),
-    "frequency_penalty": ("frequency_penalty", _as_given),
-}
-
-
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    read = {target: carry(given[name]) for name, (target, carry) in _OPTIONS.items() if name in given}
-    return {target: value for target, value in read.items() if value is not None}
+def _options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as fields of the request. A single `stop` string is accepted too, as OpenAI's clients send it."""
+    stop = given.get("stop")
+    try:
+        return read_options({**given, "stop": [stop]} if isinstance(stop, str) else given)
+    except BadOptionError as error:
+        kind = _KINDS[error.kind]
+        message = f"`options.{error.name}` must be {kind}, not {shown(given[error.name])}."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param=error.field) from None
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-class _Part(Part):
-    """With the pipeline's own account of the request."""
+class AccountedPart(Part):
+    """An answer of Ollama's, with the pipeline's own account of the request."""
 
     headrace: Any = UNSET
 
 
-class Chat:
+class OllamaChat:
     """The responses to a chat.
 
     Args:
-        model: as the request names it, which is how Ollama's clients know it again; empty for the one that answers.
+        model: as the request spells it, because Ollama's clients compare it; empty for the model that answers.
     """
 
     stream_type = NDJSON
@@ -196,20 +178,20 @@ class Chat:
         self._model = model
 
     def part(self, chunk: Chunk) -> bytes:
-        """One line; nothing for a chunk that only says how the answer ended, which the last line says."""
+        """One line; nothing for a chunk without text or tool calls: how the answer ended stands in the last line."""
         delta = chunk.choices[0].delta
         if not (delta.content or delta.tool_calls):
             return b""
-        calls = [_call_out(call.index, call.id, call.function) for call in delta.tool_calls or ()]
-        part = _Part(model=self._model or chunk.model, created_at=time_text(chunk.created), done=False)
+        calls = [write_answered_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
+        part = AccountedPart(model=self._model or chunk.model, created_at=time_text(chunk.created), done=False)
         return _line(self._fill(part, delta.content or "", calls))
 
     def end(self, completion: Completion) -> bytes:
-        """The last line: no text, but what it took."""
+        """The last line: no text, the durations and token counts."""
         return _line(self._closing(completion, AssistantMessage(content="")))
 
     def whole(self, answer: Success) -> bytes:
-        """All of it in one; raises as `expected`."""
+        """The body of a whole response; raises as `expected`."""
         completion = expected(answer, Completion)
         return msgspec.json.encode(self._closing(completion, completion.choices[0].message))
 
@@ -218,13 +200,15 @@ class Chat:
         return error_body(error)
 
     def error_part(self, error: ErrorBody) -> bytes:
-        """An error in a stream that has begun; Ollama's clients raise it."""
+        """An error in a stream that has begun. Ollama's clients raise it."""
         return error_body(error) + b"\n"
 
-    def _closing(self, completion: Completion, message: AssistantMessage) -> _Part:
-        calls = [_call_out(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())]
+    def _closing(self, completion: Completion, message: AssistantMessage) -> AccountedPart:
+        calls = [
+            write_answered_call(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())
+        ]
         account, usage = completion.headrace, completion.usage
-        part = _Part(
+        part = AccountedPart(
             model=self._model or completion.model,
             created_at=time_text(completion.created),
             done=True,
@@ -239,24 +223,24 @@ class Chat:
         )
         return self._fill(part, message.content or "", calls)
 
-    def _fill(self, part: _Part, text: str, calls: list[CallOut]) -> _Part:
-        part.message = Message("assistant", text, calls or None)
+    def _fill(self, part: AccountedPart, text: str, calls: list[OllamaCall]) -> AccountedPart:
+        part.message = AssistantTurn("assistant", text, calls or None)
         return part
 
 
-class Generate(Chat):
-    """The responses to a prompt; a prompt has no tools to be called."""
+class OllamaGenerate(OllamaChat):
+    """The responses to a prompt. A prompt has no tools."""
 
-    def _fill(self, part: _Part, text: str, _calls: list[CallOut]) -> _Part:
+    def _fill(self, part: AccountedPart, text: str, _calls: list[OllamaCall]) -> AccountedPart:
         part.response = text
         return part
 
 
-class Embed(Chat):
+class OllamaEmbed(OllamaChat):
     """The response to a call for embeddings."""
 
     def whole(self, answer: Success) -> bytes:
-        """As `Chat.whole`."""
+        """As `OllamaChat.whole`."""
         vectors = expected(answer, EmbeddingList)
         account = vectors.headrace
         fields = {
@@ -270,16 +254,16 @@ class Embed(Chat):
         return msgspec.json.encode(fields)
 
 
-class Embedding(Chat):
+class OllamaEmbedding(OllamaChat):
     """The response to a call for the embedding of one text."""
 
     def whole(self, answer: Success) -> bytes:
-        """As `Chat.whole`."""
+        """As `OllamaChat.whole`."""
         return msgspec.json.encode({"embedding": expected(answer, EmbeddingList).embeddings()[0].embedding})
 
 
 class Loaded(NamedTuple):
-    """A request that only asks for the model to be loaded, or unloaded: which is not a client's to decide here."""
+    """A request that only loads or unloads a model. Here no client decides that: the answer comes at once."""
 
     model: str
     call: Literal["chat", "generate", "embed", "embedding"]
@@ -287,38 +271,30 @@ class Loaded(NamedTuple):
 
     @property
     def embeds(self) -> bool:
-        """Whether the model is wanted for embeddings."""
+        """Whether the request is for embeddings."""
         return self.call in ("embed", "embedding")
 
     def body(self, now: float) -> bytes:
-        """The response, now being UTC unix seconds."""
+        """The response at `now` (UTC, unix seconds)."""
         if self.call == "embed":
             return msgspec.json.encode({"model": self.model, "embeddings": []})
         if self.call == "embedding":
             return msgspec.json.encode({"embedding": []})
-        part = _Part(model=self.model, created_at=time_text(now), done=True)
+        part = AccountedPart(model=self.model, created_at=time_text(now), done=True)
         part.done_reason = "unload" if self.unload else "load"
         if self.call == "chat":
-            part.message = Message("assistant", "")
+            part.message = AssistantTurn("assistant", "")
         else:
             part.response = ""
         return msgspec.json.encode(part)
 
 
-def _call_out(index: int, call_id: str, function: FunctionCall) -> CallOut:
-    try:
-        arguments = msgspec.json.decode(function.arguments)
-    except msgspec.DecodeError:
-        arguments = {"arguments": function.arguments}  # what the model wrote is not JSON; better whole than lost
-    return CallOut(call_id, FunctionOut(index, function.name, arguments))
-
-
-def _line(part: _Part) -> bytes:
+def _line(part: AccountedPart) -> bytes:
     return msgspec.json.encode(part) + b"\n"
 
 
 def error_body(error: ErrorBody) -> bytes:
-    """Ollama's error envelope, and beside it the pipeline's code for programs."""
+    """Ollama's error envelope, with the pipeline's `code` beside the text."""
     return msgspec.json.encode({"error": error.message, "code": error.code})
 
 
@@ -326,7 +302,7 @@ def error_body(error: ErrorBody) -> bytes:
 
 
 def _entry(name: str) -> dict[str, Any]:
-    """A model as lists show it. Of its files nothing is known here: the digest is that of its name."""
+    """A model as lists show it. The gateway knows no model files, so the digest is that of the name."""
     details = {
         "parent_model": "",
         "format": "",
@@ -340,13 +316,13 @@ def _entry(name: str) -> dict[str, Any]:
 
 
 def tags(names: Iterable[str], *, since: float) -> dict[str, Any]:
-    """The body of `GET /api/tags`; since when the models are known, UTC unix seconds."""
+    """The body of `GET /api/tags`. `since` (UTC, unix seconds) is shown as the time of the last change."""
     return {"models": [_entry(name) | {"modified_at": time_text(since)} for name in names]}
 
 
 def ps(names: Iterable[str]) -> dict[str, Any]:
     """The body of `GET /api/ps`."""
-    return {"models": [_entry(name) | {"expires_at": FOR_EVER, "size_vram": 0} for name in names]}
+    return {"models": [_entry(name) | {"expires_at": NEVER, "size_vram": 0} for name in names]}
 
 
 def show(name: str, *, since: float, capabilities: list[str]) -> dict[str, Any]:
@@ -360,14 +336,3 @@ def show(name: str, *, since: float, capabilities: list[str]) -> dict[str, Any]:
         "capabilities": capabilities,
         "modified_at": time_text(since),
     }
-
-
-def same_model(one: str, other: str) -> bool:
-    """Whether two names are one model's: Ollama takes the tag `latest` for granted."""
-    return one.removesuffix(":latest") == other.removesuffix(":latest")
-
-
-def spelled(requested: str, listed: Sequence[str]) -> str:
-    """The name as the lists have it, where a client has added the tag that Ollama takes for granted."""
-    bare = requested.removesuffix(":latest")
-    return bare if requested not in listed and bare in listed else requested

@@ -1,7 +1,7 @@
 """OpenAI's dialect: its requests as the pipeline's, the pipeline's answers as its responses. No I/O.
 
 Source of the shapes: the OpenAI API reference (chat completions, completions, embeddings, models, errors). The wire
-contract's requests are chat completions already, so those bodies go on as they came.
+contract's requests are chat completions already, so those bodies are published unchanged.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class StreamOptions(Struct):
-    """What a stream says besides its text."""
+    """What a stream carries beside its text."""
 
     include_usage: bool | None = None
 
 
 class _Extras(Struct):
-    """What is the gateway's business in a request; the rest is the pipeline's."""
+    """The fields of a request that the gateway reads. The pipeline reads the others."""
 
     stream_options: StreamOptions | None = None
 
 
 class _TextRequest(Struct):
-    """The body of a text completion, as far as it differs from a chat's."""
+    """The fields of a text completion that differ from a chat's."""
 
     prompt: str | list[Any]
     stream_options: StreamOptions | None = None
@@ -61,17 +61,17 @@ def read_chat(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     body = _object(body)
     request = decode_chat(body, max_body_bytes=max_body_bytes)
     if request.messages is None:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "`messages` is missing", param="messages")
-    # Looked for first: to read a long body once more takes longer than all the rest.
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "`messages` is required.", param="messages")
+    # The search comes first: decoding a long body a second time takes longer than everything else here.
     options = decode_body(body, _Extras).stream_options if b"stream_options" in body else None
-    return Asked(request, body, Chat(include_usage=_wants_usage(options)), stream=request.streams)
+    return Asked(request, body, OpenAIChat(include_usage=_wants_usage(options)), stream=request.streams)
 
 
 def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/completions`: its one prompt becomes the user's turn of a chat.
+    """The body of `POST /v1/completions`. Its one prompt becomes the user's turn of a chat.
 
     Raises:
-        HeadraceError: as `decode_chat`, and for prompts that are several or made of tokens.
+        HeadraceError: as `decode_chat`, and `unsupported_parameter` for several prompts or token ids.
     """
     body = _object(body)
     text = decode_body(body, _TextRequest)
@@ -80,7 +80,7 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
         if len(prompt) != 1 or not isinstance(prompt[0], str):
             raise HeadraceError(
                 ErrorCode.UNSUPPORTED_PARAMETER,
-                "`prompt` must be one string: not several, and no tokens",
+                "`prompt` must be one string. Several prompts and token ids are not supported.",
                 param="prompt",
             )
         prompt = prompt[0]
@@ -88,22 +88,22 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     fields["messages"] = [{"role": "user", "content": prompt}]
     del fields["prompt"]
     fields.pop("stream_options", None)
-    if fields.get("logprobs") == 0:  # here a count
+    if fields.get("logprobs") == 0:  # a count in this API
         del fields["logprobs"]
     asked = msgspec.json.encode(fields)
     request = decode_chat(asked, max_body_bytes=max_body_bytes)
-    shape = Text(include_usage=_wants_usage(text.stream_options))
+    shape = OpenAIText(include_usage=_wants_usage(text.stream_options))
     return Asked(request, asked, shape, stream=request.streams)
 
 
 def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/embeddings`: written anew, for a body with `messages` besides would be read as a chat's.
+    """The body of `POST /v1/embeddings`. It is encoded again: a worker would read a body with `messages` as a chat.
 
     Raises:
         HeadraceError: as `decode_embedding`.
     """
     request = decode_embedding(_object(body), max_body_bytes=max_body_bytes)
-    return Asked(request, msgspec.json.encode(request), Embeddings(), stream=False)
+    return Asked(request, msgspec.json.encode(request), OpenAIEmbeddings(), stream=False)
 
 
 def _wants_usage(options: StreamOptions | None) -> bool:
@@ -113,7 +113,7 @@ def _wants_usage(options: StreamOptions | None) -> bool:
 def _object(body: bytes) -> bytes:
     body = body.strip()
     if not body.startswith(b"{"):
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the body must be a JSON object")
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "The body must be a JSON object.")
     return body
 
 
@@ -137,11 +137,11 @@ class _ChatChunk(Struct):
     headrace: Account | UnsetType = UNSET
 
 
-class Chat:
+class OpenAIChat:
     """The responses to a chat completion.
 
     Args:
-        include_usage: whether a stream ends with the usage, and every chunk before it says `null`.
+        include_usage: whether a stream ends with the usage. Every chunk before it then has `usage: null`.
     """
 
     stream_type = SSE
@@ -157,7 +157,7 @@ class Chat:
         return event(_ChatChunk(chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
     def end(self, completion: Completion) -> bytes:
-        """What closes a stream: the usage where it was asked for, with the account of how it was served."""
+        """The end of a stream: the usage if it was requested, with the pipeline's account of the request."""
         if not self._include_usage:
             return _DONE
         last = completion
@@ -166,7 +166,7 @@ class Chat:
         )
 
     def whole(self, answer: Success) -> bytes:
-        """The body of a response that is not streamed; raises as `expected`."""
+        """The body of a whole response; raises as `expected`."""
         return msgspec.json.encode(expected(answer, Completion))
 
     def error(self, error: ErrorBody) -> bytes:
@@ -174,7 +174,7 @@ class Chat:
         return error_body(error)
 
     def error_part(self, error: ErrorBody) -> bytes:
-        """An error in a stream that has begun; OpenAI's clients raise it."""
+        """An error in a stream that has begun. OpenAI's clients raise it."""
         return b"data: " + error_body(error) + b"\n\n"
 
 
@@ -198,11 +198,11 @@ class _TextCompletion(Struct):
     headrace: Account | UnsetType = UNSET
 
 
-class Text(Chat):
+class OpenAIText(OpenAIChat):
     """The responses to a text completion."""
 
     def part(self, chunk: Chunk) -> bytes:
-        """As `Chat.part`."""
+        """As `OpenAIChat.part`."""
         choices = [
             _TextChoice(choice.delta.content or "", finish_reason=choice.finish_reason) for choice in chunk.choices
         ]
@@ -210,7 +210,7 @@ class Text(Chat):
         return event(_TextCompletion(chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
     def end(self, completion: Completion) -> bytes:
-        """As `Chat.end`."""
+        """As `OpenAIChat.end`."""
         if not self._include_usage:
             return _DONE
         last = self._completion(completion)
@@ -218,7 +218,7 @@ class Text(Chat):
         return event(last) + _DONE
 
     def whole(self, answer: Success) -> bytes:
-        """As `Chat.whole`."""
+        """As `OpenAIChat.whole`."""
         return msgspec.json.encode(self._completion(expected(answer, Completion)))
 
     def _completion(self, completion: Completion) -> _TextCompletion:
@@ -239,11 +239,11 @@ class Text(Chat):
 # ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
-class Embeddings(Chat):
-    """The response to a call for embeddings, which is never streamed."""
+class OpenAIEmbeddings(OpenAIChat):
+    """The response to a request for embeddings. It is never streamed."""
 
     def whole(self, answer: Success) -> bytes:
-        """As `Chat.whole`."""
+        """As `OpenAIChat.whole`."""
         return msgspec.json.encode(expected(answer, EmbeddingList))
 
 
@@ -267,5 +267,5 @@ def models(names: Iterable[str]) -> dict[str, Any]:
 
 
 def model(name: str) -> dict[str, Any]:
-    """The body of `GET /v1/models/{id}`. When a model was made is not known here: 0."""
+    """The body of `GET /v1/models/{id}`. The time of a model's creation is not known, so `created` is 0."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "headrace"}

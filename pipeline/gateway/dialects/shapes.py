@@ -1,10 +1,8 @@
-"""What the two dialects have in common: a request as it was asked, and the shape that its responses take."""
+"""What the dialects share: a request as it was read, and the shape of its responses."""
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol, TypeVar
-
-import msgspec
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import (
@@ -18,10 +16,10 @@ from pipeline.wire.messages import (
     ToolCallDelta,
 )
 from pipeline.wire.requests import Request
+from pipeline.wire.validation import NotValid, decode
 
 _T = TypeVar("_T")
 _Answer = TypeVar("_Answer", Completion, EmbeddingList)
-_MAX_ERROR_CHARS = 300
 
 
 class Shape(Protocol):
@@ -29,7 +27,7 @@ class Shape(Protocol):
 
     Attributes:
         stream_type: the media type of a streamed response.
-        keep_alive: what may be sent while there is nothing to say, or nothing.
+        keep_alive: sent while a client waits; empty where the dialect has no such message.
     """
 
     @property
@@ -39,19 +37,19 @@ class Shape(Protocol):
 
     @property
     def keep_alive(self) -> bytes:
-        """What may be sent while there is nothing to say; empty where the dialect has no such thing."""
+        """Sent while a client waits; empty where the dialect has no such message."""
         ...
 
     def part(self, chunk: Chunk) -> bytes:
-        """What a chunk is in a stream; empty for nothing."""
+        """A chunk as a part of a stream; empty where it has nothing to show."""
         ...
 
     def end(self, completion: Completion) -> bytes:
-        """What ends a stream."""
+        """The end of a stream."""
         ...
 
     def whole(self, answer: Success) -> bytes:
-        """The body of a response that is not streamed; raises as `expected`."""
+        """The body of a whole response; raises as `expected`."""
         ...
 
     def error(self, error: ErrorBody) -> bytes:
@@ -64,7 +62,14 @@ class Shape(Protocol):
 
 
 class Asked(NamedTuple):
-    """A request, read: as the pipeline understands it, as it is published, and how it wants its answer."""
+    """A request from a client.
+
+    Attributes:
+        request: decoded.
+        body: as it is published.
+        shape: of its responses.
+        stream: whether the response is streamed.
+    """
 
     request: Request
     body: bytes
@@ -73,20 +78,20 @@ class Asked(NamedTuple):
 
 
 def expected(answer: Success, kind: type[_Answer]) -> _Answer:
-    """The answer, which is of that kind.
+    """The answer, checked to be of a kind.
 
     Raises:
-        HeadraceError: `invalid_request` for an id under which something else was asked before.
+        HeadraceError: `invalid_request`: the id was used before, for a request of another kind.
     """
     if not isinstance(answer, kind):
         raise HeadraceError(
-            ErrorCode.INVALID_REQUEST, f"under the id {answer.id} something else was asked and answered: use another"
+            ErrorCode.INVALID_REQUEST, f"Request id {answer.id} was used for a different request. Use a new id."
         )
     return answer
 
 
 def as_chunk(completion: Completion) -> Chunk:
-    """A whole answer as the one chunk of a stream: for a reader who streams what was asked for whole."""
+    """A whole answer as the one chunk of a stream, for a client that streams a request which was first sent whole."""
     choice = completion.choices[0]
     calls = [ToolCallDelta(index, call.id, call.function) for index, call in enumerate(choice.message.tool_calls or ())]
     delta = Delta("assistant", choice.message.content, calls or None)
@@ -101,8 +106,8 @@ def decode_body(body: bytes, kind: type[_T]) -> _T:
         HeadraceError: `invalid_request`.
     """
     if not body.strip():
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "the request has no body: a JSON object is expected")
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "The request has no body. Send a JSON object.")
     try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, str(error)[:_MAX_ERROR_CHARS] or "bad JSON") from None
+        return decode(body, kind)
+    except NotValid as error:
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, error.sentence) from None

@@ -213,7 +213,7 @@ async def test_the_demo_model_calls_a_tool_it_is_given(client: AsyncClient) -> N
         ({"format": "json"}, 400, "form"),
         ({"messages": [{"role": "oracle", "content": "x"}]}, 400, "oracle"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "does not support images"),
-        ({"messages": "x"}, 400, "array"),
+        ({"messages": "x"}, 400, '`messages` must be a list, not "x".'),
         ({"messages": [{"role": "user", "content": "word " * 20_000}]}, 400, "input length exceeds the context length"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.models import Catalogue, is_internal, mlx_model_for, ollama_model_for, same_model
+from pipeline.core.models import Catalogue, is_internal, mlx_model_for, ollama_model_for, same_model, spelled
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
 INTERNAL = ["tinyllama"]
@@ -270,3 +270,22 @@ def test_no_engine_is_given_an_internal_model(mlx, ollama, requested):
     names = catalogue(mlx=[*mlx, "x/tinyllama"], ollama=[*ollama, "tinyllama:1b"], table={"a": "tinyllama:1b"})
     chosen = [names.model_on(engine, requested) for engine in ("mlx", "ollama")]
     assert not any(is_internal(name, INTERNAL) for name in chosen if name is not None)
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ("demo", "demo"),
+        ("demo:latest", "demo"),
+        ("Demo", "demo"),
+        ("library/demo", "demo"),
+        ("mini", "mini:latest"),
+        ("big:1b", "big:1b"),
+        ("big", "big"),
+        ("big:8b", "big:8b"),
+        ("org/Demo-4bit", "org/Demo-4bit"),
+        ("other:latest", "other:latest"),
+    ],
+)
+def test_a_requested_name_is_spelled_as_it_is_listed_and_a_tag_or_size_is_never_dropped(requested, expected):
+    assert spelled(requested, ("demo", "mini:latest", "big:1b", "org/Demo-4bit")) == expected

@@ -570,7 +570,7 @@ def test_tokens_are_refused_for_what_they_are(body):
 def test_a_refusal_names_what_is_accepted_as_json_has_it(fields, allowed):
     with pytest.raises(HeadraceError) as refusal:
         decode(f'{{"prompt": "x", {fields}}}'.encode())
-    assert refusal.value.message.endswith(f"only {allowed}")
+    assert refusal.value.message.endswith(f"or set it to {allowed}.")
 
 
 def test_there_are_no_more_texts_in_a_request_than_at_openai():

@@ -110,7 +110,7 @@ def test_texts_that_stand_for_values_are_told_as_they_were_written(value, senten
 
 def test_a_problem_gives_its_parts_to_those_who_write_their_own_sentence():
     found = problem({"name": "a", "floor": "first"}, Door, strict=False)
-    assert found == Problem("floor", '"first"', "an integer of at least 0")
+    assert found == Problem("floor", '"first"', "an integer of at least 0", value="first")
     missing = problem({}, Door)
     assert missing == Problem("name", accepted="1 or more small letters", missing=True)
 

@@ -159,7 +159,7 @@ def test_a_generated_text_has_ollamas_shape():
 
 
 def test_tool_calls_have_their_arguments_as_an_object():
-    shape = ollama.Chat("demo")
+    shape = ollama.OllamaChat("demo")
     for line in (shape.part(TOOL_CHUNK), shape.whole(TOOL_COMPLETION)):
         [call] = json.loads(line)["message"]["tool_calls"]
         assert call["function"] == {"index": 0, "name": "get_weather", "arguments": {"city": "Paris"}}
@@ -208,8 +208,8 @@ def test_what_changes_nothing_is_accepted():
 
 def test_an_error_has_ollamas_envelope():
     error = ErrorBody.of(HeadraceError(ErrorCode.MODEL_NOT_FOUND, "no such model"))
-    assert json.loads(ollama.Chat().error(error)) == {"error": "no such model", "code": "model_not_found"}
-    assert ollama.Chat().error_part(error).endswith(b"}\n")
+    assert json.loads(ollama.OllamaChat().error(error)) == {"error": "no such model", "code": "model_not_found"}
+    assert ollama.OllamaChat().error_part(error).endswith(b"}\n")
 
 
 def test_lists_are_what_ollamas_client_reads():
@@ -265,3 +265,21 @@ def test_what_cannot_be_embedded_is_refused():
         with pytest.raises(HeadraceError) as refusal:
             ollama.read_embed(body, LIMIT)
         assert refusal.value.code is ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_predict": "many"}, '`options.num_predict` must be an integer, not "many".'),
+        ({"repeat_penalty": -1}, "`options.repeat_penalty` must be a number above 0 and at most 10, not -1."),
+        ({"stop": 5}, "`options.stop` must be a list of strings, not 5."),
+    ],
+)
+def test_an_option_that_is_refused_has_the_name_that_the_client_used(options: dict[str, Any], sentence: str):
+    with pytest.raises(HeadraceError) as refusal:
+        read({"prompt": "x", "options": options}, chat=False)
+    assert (refusal.value.code, refusal.value.message) == (ErrorCode.INVALID_REQUEST, sentence)
+
+
+def test_a_single_stop_string_is_taken():
+    assert json.loads(read({"prompt": "x", "options": {"stop": "a"}}, chat=False).body)["stop"] == ["a"]

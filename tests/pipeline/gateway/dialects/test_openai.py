@@ -38,7 +38,7 @@ def test_a_chat_goes_on_as_it_came():
 
 
 def test_a_completion_has_openais_shape():
-    data = openai.Chat().whole(COMPLETION)
+    data = openai.OpenAIChat().whole(COMPLETION)
     read = ChatCompletion.model_validate_json(data, strict=True)
     assert read.choices[0].message.content == "Hello there"
     assert json.loads(data) == {
@@ -88,10 +88,10 @@ def test_a_stream_that_includes_usage_says_null_until_it_does():
 
 
 def test_tool_calls_come_in_openais_shape():
-    read = ChatCompletion.model_validate_json(openai.Chat().whole(TOOL_COMPLETION), strict=True)
+    read = ChatCompletion.model_validate_json(openai.OpenAIChat().whole(TOOL_COMPLETION), strict=True)
     assert read.choices[0].finish_reason == "tool_calls"
     assert read.choices[0].message.tool_calls[0].function.name == "get_weather"
-    [part] = events(openai.Chat().part(TOOL_CHUNK))
+    [part] = events(openai.OpenAIChat().part(TOOL_CHUNK))
     chunk = ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
     assert chunk.choices[0].delta.tool_calls[0].function.arguments == '{"city":"Paris"}'
 
@@ -155,8 +155,8 @@ def test_an_error_has_openais_envelope():
             "code": "model_not_found",
         }
     }
-    assert json.loads(openai.Chat().error(error)) == expected
-    assert events(openai.Chat().error_part(error)) == [expected]
+    assert json.loads(openai.OpenAIChat().error(error)) == expected
+    assert events(openai.OpenAIChat().error_part(error)) == [expected]
 
 
 def test_models_are_listed_as_openai_lists_them():
@@ -183,7 +183,7 @@ def test_however_the_input_is_spelled_it_is_read_by_the_worker():
 
 
 def test_embeddings_have_openais_shape():
-    data = openai.Embeddings().whole(EMBEDDINGS)
+    data = openai.OpenAIEmbeddings().whole(EMBEDDINGS)
     read = CreateEmbeddingResponse.model_validate_json(data, strict=True)
     assert [item.embedding for item in read.data] == [[0.5, -0.25], [1.0, 0.0]]
     assert json.loads(data) == {
@@ -201,7 +201,8 @@ def test_embeddings_have_openais_shape():
 
 
 @pytest.mark.parametrize(
-    ("shape", "answer"), [(openai.Embeddings(), COMPLETION), (openai.Chat(), EMBEDDINGS), (openai.Text(), EMBEDDINGS)]
+    ("shape", "answer"),
+    [(openai.OpenAIEmbeddings(), COMPLETION), (openai.OpenAIChat(), EMBEDDINGS), (openai.OpenAIText(), EMBEDDINGS)],
 )
 def test_the_answer_to_something_else_that_was_asked_under_the_same_id_is_not_given(shape, answer):
     with pytest.raises(HeadraceError, match="req-1") as refusal:
