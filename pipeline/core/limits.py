@@ -1,6 +1,6 @@
-"""How often one client may call: a token bucket for each client and each kind of call, so that none drains another.
+"""Rate limits: a token bucket for each client and each kind of call, so that no client or kind drains another's.
 
-A bucket holds at most its burst, gains its rate a second, and each call takes one. Time is an argument.
+A bucket holds at most its burst, gains its rate per second, and each call takes one token. Time is an argument.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# Above this many buckets the full ones are forgotten: they are as good as new ones.
+# Above this many buckets the full ones are dropped: a full bucket is the same as a new one.
 MAX_BUCKETS = 10_000
 
 
 class Rate(NamedTuple):
-    """So many calls a second, and so many at once after a rest. A rate of 0 is no limit."""
+    """Calls per second, and calls at once after a rest. A rate of 0 is no limit."""
 
     per_s: float
     burst: float
 
     @classmethod
     def of(cls, per_s: float, *, burst_s: float) -> Rate:
-        """A rate that may be used up burst_s ahead; at least one call fits."""
+        """A rate with a burst of burst_s seconds' worth of calls, and at least one."""
         return cls(per_s, max(1.0, per_s * burst_s))
 
 
-class Verdict(NamedTuple):
-    """Whether a call may go on.
+class Allowance(NamedTuple):
+    """Whether a call is allowed, and what is left.
 
     Attributes:
-        allowed: whether it may.
-        limit: how many calls fit at once; 0 where there is no limit.
-        remaining: how many are left now.
-        reset_s: until all of them are there again.
-        retry_after_s: until one is there again, 0 where the call is allowed.
+        allowed: whether it is.
+        limit: the calls that fit at once; 0 if there is no limit.
+        remaining: the calls that are left now.
+        reset_s: seconds until all of them are left again.
+        retry_after_s: seconds until one is left again; 0 if this call is allowed.
     """
 
     allowed: bool
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     retry_after_s: float = 0.0
 
 
-_UNLIMITED = Verdict(allowed=True)
+_UNLIMITED = Allowance(allowed=True)
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class _Bucket:
 
 @dataclass(slots=True)
 class Limits:
-    """The buckets of all clients. One writer: the process that takes the calls."""
+    """The buckets of all clients. One writer: the edge of the gateway."""
 
     max_buckets: int = MAX_BUCKETS
     _buckets: dict[tuple[Hashable, Hashable], _Bucket] = field(init=False, default_factory=dict)
@@ -64,13 +64,13 @@ class Limits:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, client: Hashable, kind: Hashable, rate: Rate, now: float) -> Verdict:
-        """Take one call of a kind for a client, if it has one left.
+    def take(self, client: Hashable, kind: Hashable, rate: Rate, now: float) -> Allowance:
+        """Take one token of a client's bucket, if one is left.
 
         Args:
-            client: who calls.
-            kind: what for; each kind has a bucket of its own.
-            rate: that applies to this client and kind.
+            client: the caller.
+            kind: the kind of the call; each kind has its own bucket.
+            rate: the rate of this client and kind.
             now: monotonic seconds.
         """
         if rate.per_s <= 0:
@@ -87,7 +87,7 @@ class Limits:
             bucket.tokens -= 1.0
         reset_s = (rate.burst - bucket.tokens) / rate.per_s
         bucket.full_at = bucket.at + reset_s
-        return Verdict(
+        return Allowance(
             allowed,
             limit=math.floor(rate.burst),
             remaining=math.floor(bucket.tokens),
@@ -96,7 +96,7 @@ class Limits:
         )
 
     def _make_room(self, now: float) -> None:
-        """Forget whose bucket is full again; where none is, the one that called first."""
+        """Drop the buckets that are full again; if none is, drop the oldest."""
         if len(self._buckets) < self.max_buckets:
             return
         self._buckets = {key: bucket for key, bucket in self._buckets.items() if bucket.full_at > now}

@@ -1,4 +1,4 @@
-"""The gateway: ways in for programs that do not speak JetStream: core request-reply, and HTTP in two dialects."""
+"""The gateway: core request-reply and HTTP (OpenAI's and Ollama's APIs) for programs that do not use JetStream."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
 
 
 def check_exposure(config: Config) -> None:
-    """See that nobody from outside can call without a key.
+    """Check that no other machine can call without a key.
 
     Raises:
         ConfigError: HTTP is bound to more than loopback, and there is no key.
     """
     if not config.http_keys and not is_loopback(config.http_host):
         raise ConfigError(
-            f"HTTP at {config.http_host} would be open to everybody who reaches this machine: set `http_keys` "
-            "(`headrace key add NAME` makes one), or leave `http_host` at 127.0.0.1"
+            f"Without `http_keys`, HTTP at {config.http_host} would be open to every machine that reaches this one. "
+            "Add a key (`headrace key add NAME`), or leave `http_host` at 127.0.0.1."
         )

@@ -1,4 +1,4 @@
-"""One call for an answer: its request is published, and its record becomes the response, whole or as it grows."""
+"""The response to one call for an answer: publishes the request, follows its record, sends it whole or as a stream."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
 
-# The pipeline itself answers a request whose time is up; this is for one that nobody has come to yet.
+# The pipeline ends a request at its deadline. After this grace the gateway ends one that the pipeline has not ended.
 _DEADLINE_GRACE_S = 1.0
 
 
 @dataclass(slots=True)
-class Desk:
-    """What all answers of one gateway share. `readers` counts the responses that follow a request."""
+class AnswerContext:
+    """What all answers of one gateway share. `readers` counts the responses that follow each request."""
 
     client: Asker
     peers: Peers
@@ -35,7 +35,7 @@ class Desk:
     readers: Counter[str] = field(default_factory=Counter)
 
     async def submit(self, intake: Intake) -> RecordReader:
-        """As `Client.submit`; a full lane says when to come back: after the wait that is predicted for it."""
+        """As `Asker.submit`. The error of a full lane has the lane's predicted wait as `Retry-After`."""
         try:
             return await self.client.submit(intake.outgoing)
         except HeadraceError as error:
@@ -47,17 +47,17 @@ class Desk:
 
 
 class Answering(Live):
-    """The response to one call for an answer. A client that goes away takes its request back.
+    """The response to one call for an answer. If the client disconnects, its request is cancelled.
 
     Args:
-        desk: shared with the others.
+        context: shared with the other responses.
         asked: the request as it was read, with the shape of its responses.
-        intake: as it is published.
+        intake: the request as it is published.
     """
 
-    def __init__(self, desk: Desk, asked: Asked, intake: Intake) -> None:
-        super().__init__(desk.registry)
-        self._desk = desk
+    def __init__(self, context: AnswerContext, asked: Asked, intake: Intake) -> None:
+        super().__init__(context.registry)
+        self._context = context
         self._shape = asked.shape
         self._stream = asked.stream
         self._intake = intake
@@ -65,35 +65,39 @@ class Answering(Live):
         self._accepted = False
 
     async def write(self, send: Send) -> None:
-        """Publish, follow, send."""
+        """Publish the request, follow its record, and send the response."""
         timeout_s = self._intake.timeout_s
         try:
             async with asyncio.timeout(None if timeout_s is None else timeout_s + _DEADLINE_GRACE_S):
                 await self._follow(send)
         except TimeoutError:
-            await self._take_back()
-            await self._fail(send, HeadraceError(ErrorCode.DEADLINE_EXCEEDED, f"request {self._id}: its time is up"))
+            await self._cancel()
+            message = f"The deadline of request {self._id} passed before the answer was complete."
+            await self._fail(send, HeadraceError(ErrorCode.DEADLINE_EXCEEDED, message))
         except HeadraceError as error:
             await self._fail(send, error)
 
     async def _follow(self, send: Send) -> None:
-        self._desk.readers[self._id] += 1
+        self._context.readers[self._id] += 1
         try:
-            async with await self._desk.submit(self._intake) as record:
+            async with await self._context.submit(self._intake) as record:
                 self._accepted = True
                 await (self._write_stream if self._stream else self._write_whole)(record, send)
         finally:
-            self._desk.readers[self._id] -= 1
-            if not self._desk.readers[self._id]:
-                del self._desk.readers[self._id]
+            self._context.readers[self._id] -= 1
+            if not self._context.readers[self._id]:
+                del self._context.readers[self._id]
 
     async def ended(self, why: End, send: Send) -> None:
-        """Gone: the request is taken back. Stopping: it goes on, and the client is told where."""
+        """If the client is gone, cancel the request. If the gateway stops, tell the client where to read the answer."""
         if why is End.GONE:
-            self._desk.metrics.count("headrace_http_gone_total")
-            await self._take_back()
+            self._context.metrics.count("headrace_http_gone_total")
+            await self._cancel()
             return
-        message = f"the gateway stops; request {self._id} goes on: read on at /queue/requests/{self._id}/events"
+        message = (
+            f"The gateway is stopping. Request {self._id} continues: "
+            f"read its answer at /queue/requests/{self._id}/events."
+        )
         await self._fail(send, HeadraceError(ErrorCode.UNAVAILABLE, message))
 
     async def _write_whole(self, record: RecordReader, send: Send) -> None:
@@ -117,7 +121,7 @@ class Answering(Live):
                     completion = expected(answer, Completion)
                     await self.begin(send, self._stream_headers())
                     if not streamed:
-                        # The same id was first asked for whole: its record holds no chunks.
+                        # The request was first sent without `stream`, so its record has no chunks.
                         await more(send, self._shape.part(as_chunk(completion)))
                     await finish(send, self._shape.end(completion))
                     return
@@ -127,7 +131,7 @@ class Answering(Live):
                     pass
 
     async def _next(self, record: RecordReader, send: Send) -> RecordEntry:
-        """The record's next message; while there is none, signs of life where the dialect has one."""
+        """The record's next message. Meanwhile keep-alives are sent, if the dialect has them."""
         while self._shape.keep_alive:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
@@ -150,9 +154,9 @@ class Answering(Live):
         else:
             await send_whole(send, status_of(error), self._shape.error(body), {**headers_of(error), **self._headers()})
 
-    async def _take_back(self) -> None:
-        """Cancel the request, unless somebody else here follows it; one that is still being stored sees to itself."""
-        if self._desk.readers[self._id] or not self._accepted:
+    async def _cancel(self) -> None:
+        """Cancel the request, unless another response follows it. `Asker.submit` cancels one that is not stored yet."""
+        if self._context.readers[self._id] or not self._accepted:
             return
         with contextlib.suppress(BusError):
-            await self._desk.client.cancel(self._id)
+            await self._context.client.cancel(self._id)

@@ -1,4 +1,4 @@
-"""Core request-reply: `nats req llm.ask.high 'Why is the sky blue?'` is answered by one message; nothing to set up."""
+"""Core request-reply: `nats req llm.ask.high 'Why is the sky blue?'` gets one answer, without any set-up."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ import logging
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from pipeline.aio import Background
 from pipeline.broker.asker import Asker
 from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import read_envelope
 from pipeline.telemetry import Tracing
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import encode, is_last
 from pipeline.wire.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
 
 log = logging.getLogger(__name__)
 
 _GROUP = "headrace-ask"
-# An asker waits for seconds; what cannot be stored by then is better refused.
+# A core request waits for seconds only, so one that cannot be stored within this time is refused.
 _PATIENCE_S = 2.0
-# Nobody waits longer on an inbox, and the record is kept no longer.
+# The record is kept this long.
 _FOLLOW_S = 600.0
 
 
 @dataclass(slots=True)
 class Ask:
-    """Puts core requests on the same queue as everything else, with their reply subject in `Reply-To`.
+    """Puts core requests on the queue, with their reply subject in `Reply-To`.
 
-    One that repeats another's id within two minutes is the same request: it is told what the record of that one says.
+    A second request with the same id within two minutes is the same request: it gets the messages of its record.
     """
 
     bus: Bus
     tracing: Tracing
     client: Asker
-    _followers: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+    _followers: Background = field(init=False, default_factory=Background)
 
     async def start(self) -> None:
-        """Listen. Call once; several gateways share the requests."""
+        """Subscribe. Call once. Several gateways share the requests."""
         await self.bus.subscribe(ASK, self._on_ask, queue=_GROUP)
 
     async def _on_ask(self, message: Message) -> None:
         if not message.reply:
-            log.info("%s came without a reply subject: nobody could read the answer", message.subject)
+            log.info("Ignoring a request on %s: it has no reply subject", message.subject)
             return
         headers = {MSG_ID: uuid4().hex, **message.headers, REPLY_TO: message.reply}
         error = await self._store(message, headers)
@@ -54,27 +55,28 @@ class Ask:
             await self.bus.publish(message.reply, encode(error_answer(envelope, error)))
 
     async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:
-        """Put the request on its lane. Returns what the asker is to be told where that fails."""
+        """Put the request on its lane. Returns the error for the client, or None."""
         name = message.subject.removeprefix("llm.ask.")
         try:
             subject = Lane(Priority(name), Task.UNTRIAGED).subject
         except ValueError:
-            return HeadraceError(ErrorCode.INVALID_REQUEST, f"no priority {name[:40]!r}: ask high, medium or low")
+            return HeadraceError(
+                ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(name, 40)}. Use high, medium or low."
+            )
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]):
             try:
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull:
-                return HeadraceError(ErrorCode.QUEUE_FULL, f"the lane {subject} is full: try again later")
+                return HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
             except BusError as error:
-                return HeadraceError(ErrorCode.UNAVAILABLE, f"the request could not be stored: {error}")
+                return HeadraceError(ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}. Retry later.")
         if ack.duplicate:
-            follower = asyncio.get_running_loop().create_task(self._follow(headers[MSG_ID], message.reply))
-            self._followers.add(follower)
-            follower.add_done_callback(self._followers.discard)
+            following = self._follow(headers[MSG_ID], message.reply)
+            self._followers.start(following, what=f"following request {headers[MSG_ID]}")
         return None
 
     async def _follow(self, request_id: str, reply: str) -> None:
-        """Pass the record of a request on, up to its last message."""
+        """Forward the record of a request, up to its last message."""
         try:
             async with asyncio.timeout(_FOLLOW_S), await self.client.read(request_id) as record:
                 ended = False
@@ -83,4 +85,4 @@ class Ask:
                     await self.bus.publish(reply, entry.data)
                     ended = is_last(entry.answer)
         except (BusError, TimeoutError) as error:
-            log.info("%s: who asked again is not told the answer: %s", request_id, error)
+            log.info("Request %s: a repeated request on %s gets no answer: %s", request_id, reply, error)

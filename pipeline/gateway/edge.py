@@ -1,65 +1,37 @@
-"""What every HTTP request passes first: is the name right, who calls, how often; and what is counted of it."""
+"""The first stop of every HTTP request: checks its host, its key and its rate, and counts it."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping
-from enum import StrEnum
+from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.config import Config
-from pipeline.core.limits import Limits, Rate, Verdict
-from pipeline.gateway.files import PARTS
+from pipeline.core.limits import Allowance, Limits, Rate
+from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
 from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback, is_page_of_this_machine
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
-# So many seconds' worth of calls fit at once.
+# A client can use this many seconds' worth of calls at once.
 _BURST_S = 10.0
-
-
-class Kind(StrEnum):
-    """What a call is for. Each kind has limits of its own."""
-
-    ANSWERS = "answers"
-    LISTS = "lists"
-    STATISTICS = "statistics"
-    PROBES = "probes"
-
-
-_ANSWERS = re.compile(r"/v1/(chat/completions|completions|embeddings)|/api/(chat|generate|embed|embeddings)")
-_STATISTICS = re.compile(r"/(queue/.*|load|metrics)")
-_PROBES = frozenset({"/healthz", "/readyz"})
-# What needs no key: whether it lives, and pages that hold nothing of anybody's.
-_OPEN = _PROBES | {"/", "/docs", "/openapi.json"}
-
-
-# Of a response's headers, what a script in a page may read besides those that it always may.
+# The response headers that a script in a page can read, beside those that it always can.
 _READABLE_HEADERS = (
     *("location", "preference-applied", "retry-after", "x-request-id", "x-should-retry"),
     *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
 )
 
 
-def kind_of(path: str) -> Kind:
-    """The kind of a call; what is not known counts as a list."""
-    path = path.removesuffix("\n")  # with which it has the same route: their patterns end with `$`
-    if _ANSWERS.fullmatch(path):
-        return Kind.ANSWERS
-    if path in _PROBES:
-        return Kind.PROBES
-    return Kind.STATISTICS if _STATISTICS.fullmatch(path) else Kind.LISTS
-
-
 class Pages(CORSMiddleware):
-    """Lets scripts of web pages call what is behind it, and read the answers.
+    """CORS: lets scripts in web pages call the application and read the responses.
 
-    Where keys are in use every page may: no browser sends a key by itself. Without, only pages of this machine.
+    With keys every page can call, because no browser sends a key by itself. Without keys only pages of this machine
+    can.
     """
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
@@ -69,7 +41,7 @@ class Pages(CORSMiddleware):
         self._every = bool(config.http_keys)
 
     def is_allowed_origin(self, origin: str) -> bool:
-        """Whether a page may call."""
+        """Whether scripts of a page with this origin can call."""
         return self._every or is_page_of_this_machine(origin)
 
 
@@ -79,13 +51,15 @@ class Edge:
     It puts the caller (`caller`) and the headers (`headers`, names in lower case) into the request's state.
 
     Args:
-        app: gets what may pass.
+        app: gets the requests that pass.
         config: keys and rates.
-        metrics: where requests are counted.
+        metrics: counts the requests.
+        directory: finds the endpoint of a path.
     """
 
-    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory) -> None:
         self._app = app
+        self._directory = directory
         self._keys = config.http_keys
         self._metrics = metrics
         self._limits = Limits()
@@ -98,30 +72,31 @@ class Edge:
         self._local_only = not self._keys and is_loopback(config.http_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
+        """Pass one request on, or refuse it."""
         path: str = scope["path"]
-        kind = kind_of(path)
+        endpoint = self._directory.find(path)
+        kind = Kind.LISTS if endpoint is None else endpoint.kind
         now = asyncio.get_running_loop().time
         began_at = now()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        verdict = Verdict(allowed=True)
+        allowance = Allowance(allowed=True)
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_limit_headers(verdict)]
+                message["headers"] = [*message.get("headers", ()), *_limit_headers(allowance)]
                 self._metrics.count("headrace_http_requests_total", kind=kind, status=str(message["status"]))
                 self._metrics.observe("headrace_http_first_byte_seconds", now() - began_at, kind=kind)
             await send(message)
 
         try:
-            caller = self._admitted(path, headers, scope)
-            verdict = self._limits.take(caller.name, kind, self._rate(caller, kind), began_at)
-            if not verdict.allowed:
+            caller = self._admitted(endpoint, headers, scope)
+            allowance = self._limits.take(caller.name, kind, self._rate(caller, kind), began_at)
+            if not allowance.allowed:
                 raise HttpError(
                     429,
                     ErrorCode.RATE_LIMITED,
-                    f"too many calls for {kind}: one more fits in {verdict.retry_after_s:.2f} s",
-                    retry_after_s=verdict.retry_after_s,
+                    f"Rate limit for {kind} exceeded. Retry in {allowance.retry_after_s:.2f} s.",
+                    retry_after_s=allowance.retry_after_s,
                 )
         except HeadraceError as error:
             await error_response(error, path)(scope, receive, counted)
@@ -129,11 +104,11 @@ class Edge:
         scope["state"].update(caller=caller, headers=headers)
         await self._app(scope, receive, counted)
 
-    def _admitted(self, path: str, headers: Mapping[str, str], scope: Scope) -> Caller:
+    def _admitted(self, endpoint: Endpoint[Any] | None, headers: Mapping[str, str], scope: Scope) -> Caller:
         address = (scope["client"] or ("unknown", 0))[0]
         if self._local_only:
             _check_names(headers)
-        if path in _OPEN or path.startswith(PARTS):
+        if endpoint is not None and endpoint.access is Access.OPEN:
             return Caller(address)
         return identify(self._keys, headers, address)
 
@@ -149,15 +124,15 @@ def _check_names(headers: Mapping[str, str]) -> None:
         raise HttpError(
             403,
             ErrorCode.UNAUTHORIZED,
-            "without API keys the gateway answers to this machine's own names only: localhost, 127.0.0.1",
+            "Without API keys this gateway serves only localhost. Call localhost or 127.0.0.1, or set `http_keys`.",
         )
 
 
-def _limit_headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
-    if not verdict.limit:
+def _limit_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+    if not allowance.limit:
         return []
     return [
-        (b"x-ratelimit-limit-requests", b"%d" % verdict.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % verdict.remaining),
-        (b"x-ratelimit-reset-requests", b"%.3fs" % verdict.reset_s),
+        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
+        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
+        (b"x-ratelimit-reset-requests", b"%.3fs" % allowance.reset_s),
     ]

@@ -1,20 +1,20 @@
-"""The gateway's pages: their files, and what a browser may do with them."""
+"""The gateway's pages: their files, and the headers that restrict what a browser does with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-# The files that the pages are made of stand under it; like the pages they hold nothing of anybody's.
+from pipeline.gateway.endpoint import Handler
+
+# The URL folder of the files that pages load. Like the pages, they contain no data.
 PARTS = "/pages/"
 _FOLDER = Path(__file__).parent / "pages"
 _PAGES = {"/": "index.html", "/docs": "docs.html"}
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# Nothing comes from another host, nothing runs that is not a file of ours, and no text is ever made into markup.
+# A page loads nothing from another host, runs no inline script, and cannot turn text into markup.
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -25,18 +25,18 @@ _HEADERS = {
 }
 
 
-def routes() -> list[Route]:
-    """A route for each page, and for each file that the pages are made of."""
+def handlers() -> dict[str, Handler]:
+    """The handler of each page, and of each file that the pages load, by path."""
     parts = [file.name for file in sorted(_FOLDER.iterdir()) if file.suffix in (".css", ".js")]
     files = _PAGES | {PARTS + name: name for name in parts}
-    return [Route(path, _sending(_FOLDER / name), methods=["GET"]) for path, name in files.items()]
+    return {path: _sending(_FOLDER / name) for path, name in files.items()}
 
 
-def _sending(file: Path) -> Callable[[Request], object]:
+def _sending(file: Path) -> Handler:
     content = file.read_bytes()
     media_type = _MEDIA_TYPES[file.suffix]
 
-    async def endpoint(_: Request) -> Response:
+    async def send(_: Request) -> Response:
         return Response(content, headers=_HEADERS, media_type=media_type)
 
-    return endpoint
+    return send

@@ -1,7 +1,7 @@
-"""Who calls, and what they may: API keys, priorities, the ids of their requests. No I/O.
+"""Callers and their permissions: API keys, priorities, the ids of their requests. No I/O.
 
-Keys are kept as `sha256:<salt>:<hex digest of salt and key>`: they are random and long, so one round of a fast hash is
-as good as many of a slow one. `headrace key add NAME` makes one.
+Keys are stored as `sha256:<salt>:<hex digest of salt and key>`. They are random and long, so one round of a fast hash
+is as safe as many rounds of a slow one. `headrace key add NAME` makes one.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
 class Caller(NamedTuple):
-    """Who calls.
+    """The caller of an HTTP request.
 
     Attributes:
-        name: by which limits are kept: the key's name, or the address.
-        tenant: for whom, or empty.
-        key: the API key's entry, None where keys are not in use.
+        name: the key's name, or the address; rate limits count by it.
+        tenant: of its requests; empty without keys.
+        key: the API key's entry; None if no keys are in use.
     """
 
     name: str
@@ -38,21 +38,21 @@ class Caller(NamedTuple):
 
     @property
     def sees_all(self) -> bool:
-        """Whether everybody's requests are shown to it: without keys, and to an operator."""
+        """Whether it sees the requests of all tenants: without keys, and as an operator."""
         return self.key is None or self.key.operator
 
     def may_see(self, tenant: str) -> bool:
-        """Whether what belongs to a tenant is shown to it; what belongs to nobody is the operators'."""
+        """Whether it sees what belongs to a tenant. Only operators see what has no tenant."""
         return self.sees_all or tenant == self.tenant
 
 
 def hashed(key: str, salt: str) -> str:
-    """A key as it is kept."""
+    """A key as it is stored."""
     return f"sha256:{salt}:{hashlib.sha256(f'{salt}{key}'.encode()).hexdigest()}"
 
 
 def make_key(name: str) -> tuple[str, HttpKey]:
-    """A new random key and the entry that knows it again."""
+    """A new random key, and its entry in the settings."""
     key = f"hr-{secrets.token_urlsafe(32)}"
     return key, HttpKey(name=name, hash=hashed(key, secrets.token_hex(8)))
 
@@ -63,12 +63,12 @@ def _is_hash_of(entry: HttpKey, key: str) -> bool:
 
 
 def identify(keys: Sequence[HttpKey], headers: Mapping[str, str], address: str) -> Caller:
-    """Who calls.
+    """The caller of a request.
 
     Args:
-        keys: those that may; without any, everybody may.
+        keys: the known API keys. Without any, every caller is accepted.
         headers: of the request, names in lower case.
-        address: where it comes from.
+        address: of the client.
 
     Raises:
         HttpError: 401.
@@ -78,19 +78,19 @@ def identify(keys: Sequence[HttpKey], headers: Mapping[str, str], address: str) 
     scheme, _, given = headers.get("authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
     if not key:
-        raise HttpError(401, ErrorCode.UNAUTHORIZED, "an API key is needed: send it as `Authorization: Bearer KEY`")
-    # All are looked at, so that the time taken says nothing of which one it is.
+        raise HttpError(401, ErrorCode.UNAUTHORIZED, "An API key is required. Send it as `Authorization: Bearer KEY`.")
+    # Every key is compared, so that the time does not reveal which one matches.
     known = [entry for entry in keys if _is_hash_of(entry, key)]
     if not known:
-        raise HttpError(401, ErrorCode.UNAUTHORIZED, "this API key is not known here")
+        raise HttpError(401, ErrorCode.UNAUTHORIZED, "Unknown API key.")
     return Caller(known[0].name, known[0].tenant or known[0].name, known[0])
 
 
 def priority_of(caller: Caller, wanted: str | None, default: Priority) -> Priority:
-    """The priority of a call: what it asks for, else its key's, else the default.
+    """The priority of a call: the requested one, else its key's, else the default.
 
     Raises:
-        HttpError: 400 for a priority that there is not, 403 for one above what the key may.
+        HttpError: 400 for an unknown priority, 403 for a priority above the key's highest.
     """
     if wanted is None:
         return min(caller.key.priority, caller.key.highest, key=_ORDER.__getitem__) if caller.key else default
@@ -98,32 +98,32 @@ def priority_of(caller: Caller, wanted: str | None, default: Priority) -> Priori
         priority = Priority(wanted.strip().lower())
     except ValueError:
         raise HttpError(
-            400, ErrorCode.INVALID_REQUEST, "X-Priority is high, medium or low", param="X-Priority"
+            400, ErrorCode.INVALID_REQUEST, "X-Priority must be high, medium or low.", param="X-Priority"
         ) from None
     if caller.key and _ORDER[priority] > _ORDER[caller.key.highest]:
         raise HttpError(
             403,
             ErrorCode.UNAUTHORIZED,
-            f"this API key may ask with priority {caller.key.highest} at most",
+            f"The highest priority of this API key is {caller.key.highest}. Lower X-Priority.",
             param="X-Priority",
         )
     return priority
 
 
 def own_id(caller: Caller, given: str) -> str:
-    """The request id behind one that a caller gives. Each key has its own: nobody meets another one's by chance."""
+    """The request id for an id that a caller chose. It begins with the key's name, so two keys never share an id."""
     if caller.key is None or given.startswith(f"{caller.key.name}-"):
         return given
     return f"{caller.key.name}-{given}"
 
 
 def meant_id(caller: Caller, given: str) -> str:
-    """The request id behind one by which a caller asks for a request that there is; an operator gives it whole."""
+    """The request id for an id by which a caller looks a request up. An operator gives it in full."""
     return given if caller.sees_all else own_id(caller, given)
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of a new request, and whether the caller gave it; one that no request may have is not taken."""
+    """The id of a new request, and whether the caller chose it. An id that is not valid is ignored."""
     for name in ("idempotency-key", "x-request-id"):
         given = headers.get(name, "")
         chosen = own_id(caller, given)
@@ -133,7 +133,7 @@ def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host to bind to is this machine's alone."""
+    """Whether a host to bind to is a loopback address."""
     if host.lower() == "localhost":
         return True
     try:
@@ -144,17 +144,17 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(256)
 def is_local_name(netloc: str) -> bool:
-    """Whether a `Host` or the host of an `Origin` names this machine as itself.
+    """Whether a `Host`, or the host of an `Origin`, is a local name of this machine.
 
-    An open gateway answers to no other name: a page from elsewhere could otherwise have its own name resolve to
-    loopback, and a visitor's browser talk to the models in its name.
+    A gateway without keys serves no other name. Otherwise a foreign page could let its own name resolve to loopback,
+    and call the models from a visitor's browser (DNS rebinding).
     """
     host = _host_of(netloc)
     return is_loopback(host) or host.endswith(_LOCAL_SUFFIXES)
 
 
 def is_page_of_this_machine(origin: str) -> bool:
-    """Whether an `Origin` is certain to be served by this machine: `.local` and `.internal` may be a neighbour."""
+    """Whether an `Origin` is certainly this machine's. `.local` and `.internal` can belong to another machine."""
     host = _host_of(origin.partition("://")[2])
     return is_loopback(host) or host.endswith(".localhost")
 

@@ -1,4 +1,4 @@
-"""From an HTTP request that was read to the message that is published: lane, id, deadline, trace. No I/O."""
+"""Turns an HTTP request into the message that is published: lane, id, timeout, trace. No I/O."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.core.triage import classify
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.requests import ChatRequest, Request
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
-# https://www.w3.org/TR/trace-context/: anything else starts a trace of its own.
+# https://www.w3.org/TR/trace-context/. A request with another header starts its own trace.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _MAX_TRACESTATE_CHARS = 512
-# As many ids are remembered at most, with some 200 bytes for each.
+# The most ids that are remembered, at about 200 bytes each.
 _MOST_REPEATS = 20_000
 
 
@@ -32,9 +32,9 @@ class Intake(NamedTuple):
 
     Attributes:
         outgoing: the request.
-        priority: that it has.
-        timeout_s: after which nobody wants the answer, or None.
-        respond_async: whether the caller goes away at once, and reads the answer later.
+        priority: of the request.
+        timeout_s: of the request, seconds; None without a timeout.
+        respond_async: whether the caller reads the answer later (`Prefer: respond-async`).
     """
 
     outgoing: Outgoing
@@ -47,15 +47,15 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
     """Make the message of a call.
 
     Args:
-        caller: who calls.
+        caller: of the HTTP request.
         headers: of the HTTP request, names in lower case.
-        asked: its body, read.
-        default: the priority of a call that names none, by a caller without a key.
-        saturated: whether MLX is: only then does the class of a request matter, and what is beyond doubt about it is
-            said here; the rest is found out by the router.
+        asked: its body, as it was read.
+        default: the priority if neither the call nor the key has one.
+        saturated: whether MLX is saturated. Only then the class of a request matters: a certain class is set here, the
+            router finds out the others.
 
     Raises:
-        HttpError: 400 or 403, for headers that cannot be followed.
+        HttpError: 400 or 403, for a header with a value that is not valid or not permitted.
     """
     priority, timeout_s = urgency(caller, headers, default=default)
     lane = Lane(priority, _task(asked.request) if saturated else Task.UNTRIAGED)
@@ -80,25 +80,25 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
 
 
 class Repeats:
-    """What was asked under the ids that callers gave lately: an id that comes again must mean the same request.
+    """Remembers the requests of recent ids that callers chose: an id that is used again must have the same request.
 
-    Otherwise who sends one id with two questions would be given the first one's answer to both. The broker remembers
-    ids for as long, and not what they stood for.
+    Otherwise a client that uses one id for two requests would get the first one's answer twice. The broker remembers
+    the ids for as long, and not the requests.
     """
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[float, bytes]] = {}  # by id, the oldest first: when, and a digest
+        self._asked: dict[str, tuple[float, bytes]] = {}  # by id, oldest first: when, and a digest
 
     def check(self, intake: Intake, request: Request, now: float) -> None:
-        """Remember what is asked under an id that the caller gave; whether it is streamed makes no difference.
+        """Remember the request of an id that the caller chose. Whether it is streamed makes no difference.
 
         Args:
             intake: the call.
-            request: what it asks for.
-            now: on a clock that never goes back.
+            request: its request.
+            now: monotonic seconds.
 
         Raises:
-            HeadraceError: `invalid_request` where something else was asked under the id.
+            HeadraceError: `invalid_request`: the id was used for a different request.
         """
         if not intake.outgoing.given_id:
             return
@@ -113,12 +113,13 @@ class Repeats:
         if self._asked.setdefault(intake.outgoing.id, (now, digest))[1] != digest:
             raise HeadraceError(
                 ErrorCode.INVALID_REQUEST,
-                f"under the id {intake.outgoing.id} something else was asked within two minutes: use another",
+                f"Idempotency key {quoted(intake.outgoing.id, 128)} was used for a different request "
+                "less than 2 minutes ago. Use a new key.",
             )
 
 
 def urgency(caller: Caller, headers: Mapping[str, str], *, default: Priority) -> tuple[Priority, float | None]:
-    """The priority of a call, and after how many seconds nobody wants its answer; raises HttpError as `take_in`."""
+    """The priority of a call, and its timeout in seconds; raises HttpError as `take_in`."""
     return priority_of(caller, headers.get("x-priority"), default), _timeout_s(headers)
 
 
@@ -128,7 +129,12 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
             continue
         seconds = float(given) if _SECONDS.fullmatch(given.strip()) else 0.0
         if not 0 < seconds <= MAX_TIMEOUT_S:
-            raise HttpError(400, ErrorCode.INVALID_REQUEST, f"{name} must be a number of seconds above 0", param=name)
+            raise HttpError(
+                400,
+                ErrorCode.INVALID_REQUEST,
+                f"{name} must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}.",
+                param=name,
+            )
         return seconds
     return None
 

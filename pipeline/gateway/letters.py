@@ -1,4 +1,4 @@
-"""Dead letters over HTTP: listed, shown, replayed and purged, each caller's own."""
+"""Dead letters over HTTP: a caller lists, reads, replays and deletes its own."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import answered, events_url
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.errors import ErrorCode
+from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.subjects import STREAM_DEAD, TENANT
 
-# Of more letters than these the latest are known here, and the latest of those listed.
+# The newest letters are kept, and the newest of those are listed.
 _KNOWN = 10_000
 _LISTED = 200
 
 
-class Entry(NamedTuple):
-    """What is kept of a letter between two looks: where it stands, whose it is, and how it is listed."""
+class KnownLetter(NamedTuple):
+    """What is kept of a letter between two reads: its sequence, its tenant, and its row in the list."""
 
     sequence: int
     tenant: str
@@ -36,22 +36,22 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Letters:
-    """The endpoints under `/queue/dead`."""
+    """The handlers of `/queue/dead`."""
 
     bus: Bus
-    _entries: deque[Entry] = field(init=False, default_factory=lambda: deque(maxlen=_KNOWN))
+    _entries: deque[KnownLetter] = field(init=False, default_factory=lambda: deque(maxlen=_KNOWN))
     _read_of: StreamState | None = field(init=False, default=None)
     _reading: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
 
     async def list_all(self, request: Request) -> Response:
-        """`GET /queue/dead`: the latest, newest first."""
+        """`GET /queue/dead`: newest first."""
         mine = await self._visible(request.state.caller)
         now = self.bus.clock.wall()
         rows = [msgspec.structs.replace(e.row, age_s=round(max(0.0, now - e.row.died_at), 1)) for e in mine]
         return json_response({"object": "list", "data": rows[: -_LISTED - 1 : -1], "total": len(rows)})
 
     async def show(self, request: Request) -> Response:
-        """`GET /queue/dead/{id}`: a letter whole."""
+        """`GET /queue/dead/{id}`: a letter with its request."""
         latest = (await self._found(request))[-1]
         letter = await answered(dead.letter(self.bus, latest.sequence))
         if letter is None:
@@ -61,35 +61,35 @@ class Letters:
         return json_response({"object": "headrace.dead", **fields, **whole})
 
     async def replay(self, request: Request) -> Response:
-        """`POST /queue/dead/{id}/replay`: the request is queued again, under its own id."""
+        """`POST /queue/dead/{id}/replay`: queue the request again, under its own id."""
         latest = (await self._found(request))[-1]
         replayed = await answered(dead.replay(self.bus, latest.sequence))
         if replayed is None:
             raise _no_letter(latest.row.id)
         if replayed.full:
-            message = f"{replayed.id} stays among the dead letters: the lane {replayed.subject} is full"
+            message = f"Lane {replayed.subject} is full. Request {replayed.id} stays in the dead letters. Retry later."
             raise HttpError(503, ErrorCode.QUEUE_FULL, message)
         fields = {"object": "headrace.replayed", "id": replayed.id, "subject": replayed.subject}
         return json_response({**fields, "events_url": events_url(replayed.id)}, 202)
 
     async def purge(self, request: Request) -> Response:
-        """`DELETE /queue/dead/{id}`: thrown away."""
+        """`DELETE /queue/dead/{id}`: delete every letter of this id."""
         found = await self._found(request)
         count = sum([await answered(dead.purge(self.bus, entry.sequence)) for entry in found])
         return json_response({"object": "headrace.purged", "id": found[-1].row.id, "purged": count})
 
-    async def _found(self, request: Request) -> list[Entry]:
-        """The caller's letters under the id in the path, oldest first, at least one; raises HttpError 404."""
+    async def _found(self, request: Request) -> list[KnownLetter]:
+        """The caller's letters of the id in the path, oldest first, at least one; raises HttpError 404."""
         given, caller = request.path_params["id"], request.state.caller
         mine = await self._visible(caller)
-        # A caller who gave the id of a request knows it without the key's name before it.
+        # A caller that chose the id knows it without the key's name in front.
         for meant in (given, own_id(caller, given)):
             if found := [entry for entry in mine if entry.row.id == meant]:
                 return found
         raise _no_letter(given[:128])
 
-    async def _visible(self, caller: Caller) -> list[Entry]:
-        """The letters that the caller may see, oldest first; read anew only where some have come or gone."""
+    async def _visible(self, caller: Caller) -> list[KnownLetter]:
+        """The letters that the caller can see, oldest first. They are read again only if the stream has changed."""
         async with self._reading:
             now = await answered(self.bus.stream_state(STREAM_DEAD))
             if now != self._read_of:
@@ -98,15 +98,15 @@ class Letters:
         return [entry for entry in self._entries if caller.may_see(entry.tenant)]
 
     async def _read(self) -> None:
-        entries: deque[Entry] = deque(maxlen=_KNOWN)
+        entries: deque[KnownLetter] = deque(maxlen=_KNOWN)
         async for letter in dead.letters(self.bus, dead.Chosen()):
             row = dead.as_row(letter, letter.died_at)
-            entries.append(Entry(letter.sequence, letter.headers.get(TENANT, ""), row))
+            entries.append(KnownLetter(letter.sequence, letter.headers.get(TENANT, ""), row))
         self._entries = entries
 
 
 def _request(letter: DeadLetter) -> object:
-    """The request's body: a JSON object as it is, anything else as text."""
+    """The request's body: a JSON object unchanged, anything else as text."""
     try:
         if letter.body.startswith(b"{"):
             msgspec.json.decode(letter.body)
@@ -117,4 +117,6 @@ def _request(letter: DeadLetter) -> object:
 
 
 def _no_letter(request_id: str) -> HttpError:
-    return HttpError(404, ErrorCode.INVALID_REQUEST, f"no dead letter has the id {request_id!r}", param="id")
+    return HttpError(
+        404, ErrorCode.INVALID_REQUEST, f"No dead letter has the id {quoted(request_id, 128)}.", param="id"
+    )

@@ -1,9 +1,8 @@
-"""What a person watches, as server-sent events: lanes, loads, workers, requests, moves; all of it, then changes."""
+"""The dashboard's data as server-sent events: lanes, loads, workers, requests and moves, first whole, then changes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.types import Send
 
+from pipeline.aio import wait_set
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import to_stored
 from pipeline.config import Config
@@ -21,7 +21,7 @@ from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, MoveSeen, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import Caller, own_id
-from pipeline.gateway.queue import Statistics
+from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, RequestEvent, WorkerStatus
@@ -30,7 +30,7 @@ from pipeline.wire.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, 
 log = logging.getLogger(__name__)
 
 _ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
-# Changes within this time are sent together, and a reader who is slower than that gets the newest.
+# Changes within this time are sent together. A slower client gets the newest state.
 _GATHER_S = 0.2
 _WAITING = b": waiting\n\n"
 _PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
@@ -42,18 +42,18 @@ _event_decoder = msgspec.json.Decoder(RequestEvent)
 
 @dataclass(slots=True)
 class Watch:
-    """Hears what the pipeline says of itself, and keeps what is recent. Reads and sends only while somebody looks."""
+    """Collects the pipeline's events and keeps the recent ones. It asks for statistics only while a client reads."""
 
     me: Role
     config: Config
-    statistics: Statistics
+    statistics: StatisticsCache
     registry: Registry
     recent: Recent = field(init=False, default_factory=Recent)
     times_lost: int = field(init=False, default=0)
     _lookers: set[asyncio.Event] = field(init=False, default_factory=set)
 
     async def start(self) -> None:
-        """Listen. Call once."""
+        """Subscribe to the pipeline's events. Call once."""
         await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
         self.me.bus.on_reconnect(self._on_reconnect)
@@ -63,7 +63,7 @@ class Watch:
         return Views(self, request.state.caller, self._lookers, self.registry)
 
     def on_change(self) -> None:
-        """A peer was heard."""
+        """Called when a worker or a load is heard of."""
         for engine in _ENGINES:
             load = self.me.peers.load(engine)
             if load is not None:
@@ -82,7 +82,7 @@ class Watch:
         try:
             event = _event_decoder.decode(message.data)
         except msgspec.DecodeError as error:
-            log.warning("%s says what no event says: %s", message.subject, error)
+            log.warning("Ignoring a malformed event on %s: %s", message.subject, error)
             return
         self.recent.event(event, self.me.bus.clock.wall())
         self._tell()
@@ -99,10 +99,10 @@ class Watch:
     # ---- what is shown
 
     def sections(self, caller: Caller, since: int, statistics: QueueStatistics | None) -> dict[str, Any]:
-        """Everything that is shown to caller: history after the change `since`, the rest as it is now."""
+        """The data that the caller can see: history after the change `since`, the rest as it is now."""
         internal = self.config.internal_models
         peers, recent = self.me.peers, self.recent
-        # As the statistics have them: without work a load is said so rarely that it would be taken for none.
+        # From the statistics: without work a load event is so rare that it would count as stale.
         loads = {} if statistics is None else statistics.engines
         shown = {
             "lanes": None if statistics is None else _lanes(statistics),
@@ -117,7 +117,7 @@ class Watch:
         return shown | {name: items for name, items in history.items() if items}
 
     def about(self, caller: Caller) -> dict[str, Any]:
-        """What does not change while a caller looks."""
+        """The data that does not change while a caller reads."""
         config, key = self.config, caller.key
         return {
             "tenant": caller.tenant,
@@ -131,7 +131,7 @@ class Watch:
 
 
 class Views(Live):
-    """The view of one caller. What it has not read when there is more is never kept for it: it gets the newest."""
+    """The stream of one caller. Nothing is kept for a slow client: it gets the newest state."""
 
     endless = True
 
@@ -145,16 +145,14 @@ class Views(Live):
         self._sent: dict[str, bytes] = {}
 
     async def write(self, send: Send) -> None:
-        """Send until the client has enough."""
+        """Send until the client disconnects."""
         changed = asyncio.Event()
         self._lookers.add(changed)
         try:
             await self._all(send)
             while True:
-                # Where nothing is heard for long, the monitor or the broker may be what has gone.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(KEEP_ALIVE_S):
-                        await changed.wait()
+                # After a silence too: it can mean that the monitor or the broker is gone.
+                await wait_set(changed, KEEP_ALIVE_S)
                 await asyncio.sleep(_GATHER_S)
                 changed.clear()
                 if self._times_lost != self._source.times_lost:
@@ -174,7 +172,7 @@ class Views(Live):
         await more(send, self._event(b"all", {"about": self._source.about(self._caller), **news}))
 
     async def _news(self) -> dict[str, Any]:
-        """What the caller has not got yet."""
+        """The sections that have changed since they were last sent."""
         statistics = await self._source.statistics.decoded()
         sections = self._source.sections(self._caller, self._since, statistics)
         self._since = self._source.recent.change
@@ -193,7 +191,7 @@ class Views(Live):
 
 
 def _lanes(statistics: QueueStatistics) -> dict[str, Any]:
-    """The statistics without what the view has of its own, and without what changes though nothing happens."""
+    """The statistics without the sections that the view has itself, and without the uptime, which always changes."""
     fields: dict[str, Any] = msgspec.to_builtins(statistics)
     return {name: value for name, value in fields.items() if name not in ("engines", "uptime_s")}
 
@@ -208,5 +206,5 @@ def _worker(status: WorkerStatus, internal: list[str]) -> WorkerStatus:
 
 
 def _without(said: _Said, internal: list[str]) -> _Said:
-    """The same without a reason that names an internal model."""
+    """The same, without a reason that names an internal model."""
     return replace(said, reason="") if is_internal(said.reason, internal) else said

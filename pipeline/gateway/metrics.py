@@ -1,4 +1,4 @@
-"""The gateway's own counts, and the pipeline's statistics, as Prometheus reads them (text format 0.0.4)."""
+"""The gateway's metrics and the pipeline's statistics in Prometheus' text format (0.0.4)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _HELP = {
     "headrace_http_requests_total": ("counter", "HTTP requests by kind of call and status."),
-    "headrace_http_gone_total": ("counter", "Clients that went away before their answer was complete."),
+    "headrace_http_gone_total": ("counter", "Clients that disconnected before their answer was complete."),
     "headrace_http_first_byte_seconds": ("histogram", "From a request's head to the first byte of its response."),
-    "headrace_http_open": ("gauge", "Responses that are being sent."),
-    "headrace_queued": ("gauge", "Requests that wait, by priority."),
-    "headrace_running": ("gauge", "Requests that an engine works on, by priority."),
-    "headrace_requests_total": ("counter", "Requests by priority and what became of them."),
+    "headrace_http_open": ("gauge", "Open responses."),
+    "headrace_queued": ("gauge", "Queued requests, by priority."),
+    "headrace_running": ("gauge", "Running requests, by priority."),
+    "headrace_requests_total": ("counter", "Requests by priority and outcome."),
     "headrace_dead": ("gauge", "Dead letters."),
-    "headrace_saturation": ("gauge", "Load of an engine over what it can do; 1 is full."),
-    "headrace_slots": ("gauge", "Places in the running batches of an engine."),
-    "headrace_slots_used": ("gauge", "Those that are taken."),
-    "headrace_tokens_per_second": ("gauge", "Output of an engine."),
+    "headrace_saturation": ("gauge", "Load of an engine over its capacity; 1 is full."),
+    "headrace_slots": ("gauge", "Slots of an engine."),
+    "headrace_slots_used": ("gauge", "Slots of an engine in use."),
+    "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }
 
 Labels = tuple[tuple[str, str], ...]
@@ -34,20 +34,20 @@ class Metrics:
         self._histograms: dict[tuple[str, Labels], list[float]] = {}
 
     def count(self, name: str, **labels: str) -> None:
-        """One more."""
+        """Add one to a counter."""
         key = (name, tuple(labels.items()))
         self._counters[key] = self._counters.get(key, 0) + 1
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
-        """One more observation of a time."""
+        """Add an observation to a histogram."""
         key = (name, tuple(labels.items()))
-        # One count for each bound, one for what is above all, and the sum.
+        # One count for each bound, one above the last bound, and the sum.
         cells = self._histograms.setdefault(key, [0.0] * (len(_BOUNDS_S) + 2))
         cells[sum(bound < seconds for bound in _BOUNDS_S)] += 1
         cells[-1] += seconds
 
     def text(self, statistics: QueueStatistics | None, *, open_responses: int) -> str:
-        """Everything, the pipeline's part only where its statistics are to be had."""
+        """All metrics; the pipeline's only if its statistics are known."""
         samples: list[tuple[str, Labels, float]] = [(name, at, value) for (name, at), value in self._counters.items()]
         samples.append(("headrace_http_open", (), open_responses))
         if statistics is not None:

@@ -1,4 +1,4 @@
-"""The queue over HTTP: statistics, where a request stands, its messages as server-sent events, the engines' load."""
+"""The queue over HTTP: statistics, a request's position and its messages as server-sent events, the engines' load."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
 
+from pipeline.aio import wait_set
 from pipeline.broker.asker import Asker, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
@@ -20,21 +21,21 @@ from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import meant_id
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.errors import ErrorCode
+from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.messages import EngineName, encode, is_last
 from pipeline.wire.subjects import QUEUE_STATS, is_request_id
 
 _T = TypeVar("_T")
 
 _ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
-# Statistics that are no older than this are given again: many who look cost no more than one.
+# Statistics are reused for this long: many readers cost no more than one.
 _STATISTICS_KEPT_S = 0.1
 _WAITING = b": waiting\n\n"
 
 
 @dataclass(slots=True)
-class Statistics:
-    """The queue's statistics, asked for at most once in a while however many want them."""
+class StatisticsCache:
+    """The queue's statistics. The monitor is asked at most ten times a second, however many readers there are."""
 
     bus: Bus
     _body: bytes = field(init=False, default=b"")
@@ -42,19 +43,19 @@ class Statistics:
     _asking: asyncio.Task[bytes] | None = field(init=False, default=None)
 
     async def body(self) -> bytes:
-        """As the pipeline gives them; raises HttpError 503 where nobody does."""
+        """The JSON as the monitor sends it; raises HttpError 503 if no monitor answers."""
         if asyncio.get_running_loop().time() - self._at <= _STATISTICS_KEPT_S:
             return self._body
         if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._ask())
         try:
-            # Whoever goes away takes nothing from the others who wait.
+            # Shielded: a reader that disconnects must not cancel it for the others.
             return await asyncio.shield(self._asking)
         except Unreachable as error:
             raise _away(error) from error
 
     async def decoded(self) -> QueueStatistics | None:
-        """The same for programs, None where they are not to be had."""
+        """The statistics decoded, None if no monitor answers."""
         try:
             return msgspec.json.decode(await self.body(), type=QueueStatistics)
         except (HttpError, msgspec.DecodeError):
@@ -63,18 +64,18 @@ class Statistics:
     async def _ask(self) -> bytes:
         answer = await self.bus.request(QUEUE_STATS)
         if "Nats-Service-Error-Code" in answer.headers:
-            raise Unreachable(answer.headers.get("Nats-Service-Error", "no statistics"))
+            raise Unreachable(answer.headers.get("Nats-Service-Error", "no statistics yet"))
         self._body, self._at = answer.data, asyncio.get_running_loop().time()
         return answer.data
 
 
 @dataclass(slots=True)
 class Queue:
-    """The endpoints under `/queue`, and `/load`."""
+    """The handlers of `/queue/stats`, `/queue/requests` and `/load`."""
 
     client: Asker
     peers: Peers
-    statistics: Statistics
+    statistics: StatisticsCache
     registry: Registry
     _changed: set[asyncio.Event] = field(init=False, default_factory=set)
 
@@ -83,7 +84,7 @@ class Queue:
         return Response(await self.statistics.body(), media_type="application/json")
 
     async def show(self, request: Request) -> Response:
-        """`GET /queue/requests/{id}`: where it stands, and its last message once it is there."""
+        """`GET /queue/requests/{id}`: its state and position, and its last message once it has ended."""
         request_id = _asked_id(request)
         position = await answered(self.client.position(request_id))
         fields = msgspec.to_builtins(position) | {"object": "headrace.request", "events_url": events_url(request_id)}
@@ -103,27 +104,27 @@ class Queue:
         return json_response(msgspec.to_builtins(cancelled))
 
     async def events(self, request: Request) -> Response | Events:
-        """`GET /queue/requests/{id}/events`: the record from its start, or from behind `Last-Event-ID`."""
+        """`GET /queue/requests/{id}/events`: the record from its start, or after `Last-Event-ID`."""
         request_id = _asked_id(request)
         given = request.headers.get("last-event-id", "0").strip() or "0"
         if not (given.isascii() and given.isdecimal() and len(given) < 19):
             raise HttpError(
-                400, ErrorCode.INVALID_REQUEST, "Last-Event-ID is the id of an event", param="Last-Event-ID"
+                400, ErrorCode.INVALID_REQUEST, "Last-Event-ID must be the id of an event.", param="Last-Event-ID"
             )
         position = await answered(self.client.position(request_id))
         if position.state == "unknown":
             raise _unknown(request_id)
         last = await answered(self.client.last(request_id))
         if last is not None and is_last(last.answer) and last.sequence <= int(given):
-            return Response(status_code=204)  # which tells an EventSource not to come back
+            return Response(status_code=204)  # on which an EventSource does not reconnect
         return Events(self.client, request_id, int(given), self.registry)
 
     async def load(self, _: Request) -> Loads:
-        """`GET /load`: the last load of each engine, and from then on every change."""
+        """`GET /load`: each engine's load, now and at every change."""
         return Loads(self.peers, self._changed, self.registry)
 
     def on_change(self) -> None:
-        """A peer was heard."""
+        """Called when a worker or a load is heard of."""
         for event in self._changed:
             event.set()
 
@@ -140,7 +141,7 @@ class Events(Live):
         self._after = after
 
     async def write(self, send: Send) -> None:
-        """Send all events to the last message."""
+        """Send the events up to the last message."""
         async with await self._client.read(self._id, after=self._after) as record:
             await self.begin(send, {**SSE_HEADERS, "x-request-id": self._id})
             while not await self._one(record, send):
@@ -148,7 +149,7 @@ class Events(Live):
         await finish(send)
 
     async def _one(self, record: RecordReader, send: Send) -> bool:
-        """Send one event, or a sign of life. Returns whether it was the last one."""
+        """Send one event, or a keep-alive. Returns whether it was the last event."""
         try:
             async with asyncio.timeout(KEEP_ALIVE_S):
                 entry = await record.next()
@@ -160,7 +161,7 @@ class Events(Live):
 
 
 class Loads(Live):
-    """The engines' loads as server-sent events. A slow reader misses some, and always gets the newest."""
+    """The engines' loads as server-sent events. A slow client misses some, and always gets the newest."""
 
     endless = True
 
@@ -170,7 +171,7 @@ class Loads(Live):
         self._changed = changed
 
     async def write(self, send: Send) -> None:
-        """Send until the client has enough."""
+        """Send until the client disconnects."""
         changed = asyncio.Event()
         changed.set()
         self._changed.add(changed)
@@ -178,10 +179,7 @@ class Loads(Live):
         try:
             await self.begin(send, SSE_HEADERS)
             while True:
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE_S):
-                        await changed.wait()
-                except TimeoutError:
+                if not await wait_set(changed, KEEP_ALIVE_S):
                     await more(send, _WAITING)
                 changed.clear()
                 for engine in _ENGINES:
@@ -194,7 +192,7 @@ class Loads(Live):
 
 
 def events_url(request_id: str) -> str:
-    """Where a request's messages are read."""
+    """The URL of a request's messages."""
     return f"/queue/requests/{request_id}/events"
 
 
@@ -207,15 +205,20 @@ def _asked_id(request: Request) -> str:
 
 
 def _unknown(request_id: str) -> HttpError:
-    return HttpError(404, ErrorCode.INVALID_REQUEST, f"no request {request_id!r} is known here", param="id")
+    return HttpError(
+        404,
+        ErrorCode.INVALID_REQUEST,
+        f"No request has the id {quoted(request_id, 128)}, or its answer has expired.",
+        param="id",
+    )
 
 
 def _away(error: BusError) -> HttpError:
-    return HttpError(503, ErrorCode.UNAVAILABLE, f"the pipeline does not answer: {error}", retry_after_s=1)
+    return HttpError(503, ErrorCode.UNAVAILABLE, f"The pipeline is unavailable: {error}. Retry later.", retry_after_s=1)
 
 
 async def answered(answer: Awaitable[_T]) -> _T:
-    """The answer; raises HttpError 503 where nobody gives it."""
+    """The answer of the pipeline; raises HttpError 503 if it does not come."""
     try:
         return await answer
     except BusError as error:

@@ -1,4 +1,4 @@
-"""Responses that live as long as their client: written while there is news, ended when it goes or the gateway stops."""
+"""Responses that are written over time, and that end when the client disconnects or the gateway stops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pipeline.aio import wait_set
 from pipeline.gateway.dialects import ollama, openai
 from pipeline.gateway.statuses import headers_of, status_of
 from pipeline.wire.errors import HeadraceError
@@ -17,21 +18,21 @@ from pipeline.wire.messages import ErrorBody
 
 JSON = "application/json"
 SSE_HEADERS = {"content-type": openai.SSE, "cache-control": "no-store", "x-accel-buffering": "no"}
-# So that what stands between keeps the connection, and a reader knows that somebody is there.
+# A message at least this often keeps proxies from closing the connection, and tells the client that it is alive.
 KEEP_ALIVE_S = 10.0
-# Of the drain time, what is kept for telling those who still read that they must come back.
+# The part of the drain time that is kept for telling clients where to read on.
 FAREWELL_S = 0.5
 
 
 class End(StrEnum):
-    """Why a response ends before it is complete."""
+    """Why a response ends before it is complete: the client is gone, or the gateway stops."""
 
     GONE = "gone"
     STOPPING = "stopping"
 
 
 class Registry:
-    """The responses that are being sent. While it drains, those that have no end are ended as they come."""
+    """The open responses. While the gateway drains, endless ones are ended as they begin."""
 
     def __init__(self) -> None:
         self._open: set[Live] = set()
@@ -43,20 +44,20 @@ class Registry:
         return len(self._open)
 
     def add(self, response: Live) -> None:
-        """One begins."""
+        """A response begins."""
         self._open.add(response)
         self._idle.clear()
         if self._draining and response.endless:
             asyncio.get_running_loop().call_soon(response.end, End.STOPPING)
 
     def remove(self, response: Live) -> None:
-        """One has ended."""
+        """A response has ended."""
         self._open.discard(response)
         if not self._open:
             self._idle.set()
 
     async def drain(self, within_s: float) -> None:
-        """Let all come to their end; those that have not, for want of time or of an end, are ended."""
+        """Let responses finish. End the endless ones at once, and the others when the time is up."""
         self._draining = True
         for response in list(self._open):
             if response.endless:
@@ -67,21 +68,15 @@ class Registry:
             await self._idle_within(FAREWELL_S)
 
     async def _idle_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await wait_set(self._idle, max(0.0, seconds))
 
 
 class Live:
-    """An ASGI response that `write` sends. When the client goes away, or `end` is called, `write` is cancelled.
-
-    Subclasses say what is then to be done in `ended`. `registry` holds those that are being sent.
+    """An ASGI response that `write` sends. If the client disconnects, or `end` is called, `write` is cancelled and
+    `ended` runs. `registry` holds the open responses.
 
     Attributes:
-        endless: whether it goes on for as long as the client likes, or may be read on elsewhere as well.
+        endless: whether it lasts until the client disconnects, or the client can read the rest elsewhere.
         begun: whether its head has been sent.
     """
 
@@ -94,7 +89,7 @@ class Live:
         self.begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response; of its head alone, which Starlette has every GET answer, there is nothing to wait for."""
+        """Send the response. A HEAD request, which Starlette routes like a GET, gets the head at once."""
         if scope["method"] == "HEAD":
             await self.begin(send, SSE_HEADERS)
             await finish(send)
@@ -117,22 +112,22 @@ class Live:
             watcher.cancel()
 
     def end(self, why: End) -> None:
-        """End the response. Once it is complete this does nothing; the first reason holds."""
+        """End the response. The first reason counts. Does nothing once the response is complete."""
         if self._task is not None and self._why is None:
             self._why = why
             self._task.cancel()
 
     async def write(self, send: Send) -> None:
-        """Send all of it."""
+        """Send the response."""
         raise NotImplementedError
 
     async def ended(self, why: End, send: Send) -> None:
-        """It was cut short; where the gateway is what ends, the client is told that there is no more."""
+        """Called after `write` was cut short. If the gateway stops, the response is closed properly."""
         if why is End.STOPPING:
             await (finish(send) if self.begun else send_whole(send, 503, b"{}", {"retry-after": "1"}))
 
     async def begin(self, send: Send, headers: Mapping[str, str]) -> None:
-        """Begin the response, with status 200; the second time this does nothing."""
+        """Send the head with status 200. Does nothing the second time."""
         if not self.begun:
             self.begun = True
             await start(send, 200, headers)
@@ -144,23 +139,23 @@ class Live:
 
 
 async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    """Begin a response."""
+    """Send the head of a response."""
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
 
 
 async def more(send: Send, data: bytes) -> None:
-    """Go on with it."""
+    """Send a part of the body."""
     await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def finish(send: Send, data: bytes = b"") -> None:
-    """End it."""
+    """Send the last part of the body."""
     await send({"type": "http.response.body", "body": data})
 
 
 async def send_whole(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-    """A response in one piece."""
+    """Send a whole response."""
     await start(send, status, {"content-type": JSON, "content-length": str(len(body)), **headers})
     await finish(send, body)
 
@@ -171,12 +166,12 @@ def json_response(body: object, status: int = 200, headers: Mapping[str, str] | 
 
 
 def error_response(error: HeadraceError, path: str) -> Response:
-    """An error in the dialect of the path."""
+    """An error response in the dialect of the path."""
     body = ErrorBody.of(error)
     text = ollama.error_body(body) if path.startswith("/api/") else openai.error_body(body)
     headers = headers_of(error)
     if status_of(error) == 401:
         headers["www-authenticate"] = "Bearer"
     if status_of(error) in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
+        headers["connection"] = "close"  # the rest of the body stays unread
     return Response(text, status_of(error), headers, JSON)

@@ -1,4 +1,4 @@
-"""Which HTTP status an error of the pipeline has, and when to come back."""
+"""The HTTP status of each error code, and when to retry."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 
-# 499 is what proxies log for a client that has closed its request: nobody else ends one by a cancellation.
+# 499: proxies log it for a client that closed its request. HTTP has no status of its own for a cancellation.
 STATUS_OF: dict[ErrorCode, int] = {
     ErrorCode.INVALID_REQUEST: 400,
     ErrorCode.UNSUPPORTED_PARAMETER: 400,
@@ -28,12 +28,12 @@ _MAX_RETRY_AFTER_S = 3600
 
 
 class HttpError(HeadraceError):
-    """An error of the pipeline with a status of its own, where HTTP knows it more exactly.
+    """An error with a status of its own, where HTTP has a more exact one than its code's.
 
     Args:
         status: of the response.
         code, message, param: as `HeadraceError`.
-        retry_after_s: when to try again, or None.
+        retry_after_s: seconds until a retry can succeed, or None.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class HttpError(HeadraceError):
 
 
 def status_of(error: HeadraceError) -> int:
-    """The status of the response that tells of error."""
+    """The status of an error's response."""
     return error.status if isinstance(error, HttpError) else STATUS_OF[error.code]
 
 
 def error_of(body: ErrorBody) -> HeadraceError:
-    """The error that an engine has written into a record."""
+    """An error message of a record, as an exception."""
     return HeadraceError(body.code, body.message, param=body.param)
 
 
 def headers_of(error: HeadraceError) -> dict[str, str]:
-    """What goes along with error: when to come back, and that a client need not try at once what cannot succeed."""
+    """An error's headers: when to retry, or that a retry cannot succeed."""
     headers = {} if error.retryable else {"x-should-retry": "false"}
     retry_after_s = error.retry_after_s if isinstance(error, HttpError) else None
     if retry_after_s is not None:

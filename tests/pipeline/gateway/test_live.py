@@ -21,7 +21,7 @@ from pipeline.core.statistics import LaneStatistics, QueueStatistics
 from pipeline.gateway import live
 from pipeline.gateway.identity import Caller, make_key
 from pipeline.gateway.live import Views, Watch
-from pipeline.gateway.queue import Statistics
+from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import Registry
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
@@ -281,7 +281,7 @@ async def test_a_reader_that_stands_still_gets_the_newest_and_nothing_is_kept_fo
     config: Config, bus: Bus, events: int
 ):
     role = Role("gateway", bus, Peers(bus), Tracing.from_environment(service="t", instance="t"))
-    watch = Watch(role, config, Statistics(bus), Registry())
+    watch = Watch(role, config, StatisticsCache(bus), Registry())
     await watch.start()
     sent: list[bytes] = []
     first, reads = asyncio.Event(), asyncio.Event()

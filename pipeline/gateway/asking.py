@@ -1,0 +1,81 @@
+"""The endpoints that queue a request and respond with its answer, in every dialect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from pipeline.config import Config
+from pipeline.gateway.answering import AnswerContext, Answering
+from pipeline.gateway.bodies import read_body
+from pipeline.gateway.dialects.ollama import Loaded
+from pipeline.gateway.dialects.shapes import Asked
+from pipeline.gateway.endpoint import JSON, Handler
+from pipeline.gateway.intake import Repeats, take_in, urgency
+from pipeline.gateway.models import Models
+from pipeline.gateway.queue import events_url
+from pipeline.gateway.responses import json_response
+from pipeline.process.role import Role
+from pipeline.wire.requests import EmbeddingRequest
+
+# Reads a body, given the size limit of a published body and the listed models.
+Reader = Callable[[bytes, int, Sequence[str]], Asked | Loaded]
+
+
+@dataclass(slots=True)
+class Asking:
+    """Reads a call for an answer, publishes its request, and responds."""
+
+    me: Role
+    config: Config
+    models: Models
+    context: AnswerContext
+    _repeats: Repeats = field(init=False, default_factory=Repeats)
+
+    def handler(self, read: Reader) -> Handler:
+        """The handler of an endpoint whose bodies `read` reads."""
+
+        async def ask(request: Request) -> ASGIApp:
+            limit = self.config.max_body_bytes
+            body = await read_body(request, limit=limit, within_s=self.config.http_stall_timeout_s)
+            asked = read(body, limit, self.models.listed())
+            if isinstance(asked, Loaded):
+                return self._loaded(request, asked)
+            return await self._answer(request, asked)
+
+        return ask
+
+    def _loaded(self, request: Request, asked: Loaded) -> Response:
+        """Respond to a request that only loads a model; its headers are checked all the same."""
+        self.models.check(asked.model, embeds=asked.embeds)
+        urgency(request.state.caller, request.state.headers, default=self.config.http_priority)
+        return Response(asked.body(self.me.bus.clock.wall()), media_type=JSON)
+
+    async def _answer(self, request: Request, asked: Asked) -> ASGIApp:
+        self.models.check(asked.request.wanted_model, embeds=isinstance(asked.request, EmbeddingRequest))
+        load = self.me.peers.load("mlx")
+        intake = take_in(
+            request.state.caller,
+            request.state.headers,
+            asked,
+            default=self.config.http_priority,
+            saturated=load is not None and load.level == "saturated",
+        )
+        self._repeats.check(intake, asked.request, time.monotonic())
+        if not intake.respond_async:
+            return Answering(self.context, asked, intake)
+        record = await self.context.submit(intake)
+        await record.close()
+        return _accepted(intake.outgoing.id)
+
+
+def _accepted(request_id: str) -> Response:
+    url = f"/queue/requests/{request_id}"
+    fields = {"object": "headrace.accepted", "id": request_id, "url": url, "events_url": events_url(request_id)}
+    headers = {"location": url, "preference-applied": "respond-async", "x-request-id": request_id}
+    return json_response(fields, 202, headers)

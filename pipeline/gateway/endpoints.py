@@ -1,0 +1,279 @@
+"""Every endpoint of the gateway, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway import files, schemas
+from pipeline.gateway.asking import Asking, Reader
+from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.document import ERRORS
+from pipeline.gateway.endpoint import BODY_ERRORS, JSON, SSE, USUAL_ERRORS, Access, Endpoint, Handler, Kind, Schema
+from pipeline.gateway.letters import Letters
+from pipeline.gateway.live import Watch
+from pipeline.gateway.models import Models
+from pipeline.gateway.probes import Probes
+from pipeline.gateway.queue import Queue
+from pipeline.gateway.schemas import ANSWER, ID
+from pipeline.wire import ollama as ollama_wire
+from pipeline.wire.messages import Cancelled, Completion, EmbeddingList, Position
+from pipeline.wire.requests import EmbeddingRequest
+
+_NDJSON = "application/x-ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one gateway that have handlers."""
+
+    asking: Asking
+    models: Models
+    queue: Queue
+    letters: Letters
+    watch: Watch
+    probes: Probes
+
+
+def _ask(
+    path: str,
+    read: Reader,
+    summary: str,
+    tag: str,
+    body: Schema,
+    *required: str,
+    stream: str = "",
+    answer: Schema | None = None,
+) -> Endpoint[Parts]:
+    """An endpoint that queues a request and responds with its answer. `stream` is the media type of a streamed one."""
+    return Endpoint(
+        "POST",
+        path,
+        Kind.ANSWERS,
+        summary,
+        lambda parts: parts.asking.handler(read),
+        tag=tag,
+        parameters=schemas.ASKING,
+        body=body,
+        required=required,
+        answer=answer or {},
+        media=(JSON, stream) if stream else (JSON,),
+        also={202: {"description": "Queued. Read the answer at the given URL.", "content": {JSON: {"schema": {}}}}},
+        errors=frozenset(ERRORS),
+    )
+
+
+def _get(path: str, kind: Kind, summary: str, serve: Callable[[Parts], Handler], **more: Any) -> Endpoint[Parts]:
+    return Endpoint("GET", path, kind, summary, serve, **more)
+
+
+_LISTS, _STATISTICS = Kind.LISTS, Kind.STATISTICS
+_OPENAI: tuple[Endpoint[Parts], ...] = (
+    _ask(
+        "/v1/chat/completions",
+        openai.read_chat,
+        "Chat",
+        "OpenAI",
+        schemas.CHAT,
+        "messages",
+        stream=SSE,
+        answer=ANSWER[Completion],
+    ),
+    _ask("/v1/completions", openai.read_text, "Text completion", "OpenAI", schemas.COMPLETION, "prompt", stream=SSE),
+    _ask(
+        "/v1/embeddings",
+        openai.read_embeddings,
+        "Embeddings",
+        "OpenAI",
+        schemas.fields(EmbeddingRequest),
+        "input",
+        answer=ANSWER[EmbeddingList],
+    ),
+    _get("/v1/models", _LISTS, "The available models", lambda parts: parts.models.openai_list, tag="OpenAI"),
+    _get(
+        "/v1/models/{id:path}",
+        _LISTS,
+        "One model",
+        lambda parts: parts.models.openai_one,
+        tag="OpenAI",
+        parameters=(schemas.MODEL_ID,),
+    ),
+)
+_OLLAMA: tuple[Endpoint[Parts], ...] = (
+    _ask(
+        "/api/chat",
+        ollama.read_chat,
+        "Chat",
+        "Ollama",
+        schemas.fields(ollama_wire.ChatBody),
+        stream=_NDJSON,
+        answer=ANSWER[ollama_wire.Part],
+    ),
+    _ask(
+        "/api/generate",
+        ollama.read_generate,
+        "Answer a prompt",
+        "Ollama",
+        schemas.fields(ollama_wire.GenerateBody),
+        stream=_NDJSON,
+        answer=ANSWER[ollama_wire.Part],
+    ),
+    _ask("/api/embed", ollama.read_embed, "Embeddings", "Ollama", schemas.fields(ollama_wire.EmbedBody)),
+    _ask(
+        "/api/embeddings",
+        ollama.read_embedding,
+        "The embedding of one text",
+        "Ollama",
+        schemas.fields(ollama_wire.EmbeddingBody),
+    ),
+    _get("/api/tags", _LISTS, "The available models", lambda parts: parts.models.tags, tag="Ollama"),
+    _get("/api/ps", _LISTS, "The loaded models", lambda parts: parts.models.ps, tag="Ollama"),
+    Endpoint(
+        "POST",
+        "/api/show",
+        _LISTS,
+        "One model's details",
+        lambda parts: parts.models.show,
+        tag="Ollama",
+        body=schemas.SHOW,
+        required=("model",),
+        errors=USUAL_ERRORS | BODY_ERRORS,
+    ),
+    _get(
+        "/api/version",
+        _LISTS,
+        "The implemented version of Ollama's API",
+        lambda parts: parts.models.version,
+        tag="Ollama",
+    ),
+)
+_QUEUE: tuple[Endpoint[Parts], ...] = (
+    _get(
+        "/queue/stats",
+        _STATISTICS,
+        "Counts and waits per priority, and each engine's load",
+        lambda parts: parts.queue.stats,
+        tag="queue",
+        answer=ANSWER[QueueStatistics],
+    ),
+    _get(
+        "/queue/requests/{id}",
+        _STATISTICS,
+        "A request's state and position, and its answer",
+        lambda parts: parts.queue.show,
+        tag="queue",
+        parameters=(ID,),
+        answer=ANSWER[Position],
+    ),
+    Endpoint(
+        "DELETE",
+        "/queue/requests/{id}",
+        _STATISTICS,
+        "Cancel a request",
+        lambda parts: parts.queue.cancel,
+        tag="queue",
+        parameters=(ID,),
+        answer=ANSWER[Cancelled],
+    ),
+    _get(
+        "/queue/requests/{id}/events",
+        _STATISTICS,
+        "A request's messages, as they come",
+        lambda parts: parts.queue.events,
+        tag="queue",
+        parameters=(ID, schemas.LAST_EVENT_ID),
+        media=(SSE,),
+        also={204: {"description": "No event follows that one."}},
+    ),
+    _get(
+        "/queue/live",
+        _STATISTICS,
+        "The dashboard's data: everything at first, then every change",
+        lambda parts: parts.watch.live,
+        tag="queue",
+        media=(SSE,),
+    ),
+    _get("/queue/dead", _STATISTICS, "Dead letters, newest first", lambda parts: parts.letters.list_all, tag="queue"),
+    _get(
+        "/queue/dead/{id}",
+        _STATISTICS,
+        "A dead letter with its request",
+        lambda parts: parts.letters.show,
+        tag="queue",
+        parameters=(ID,),
+    ),
+    Endpoint(
+        "DELETE",
+        "/queue/dead/{id}",
+        _STATISTICS,
+        "Delete a dead letter",
+        lambda parts: parts.letters.purge,
+        tag="queue",
+        parameters=(ID,),
+    ),
+    Endpoint(
+        "POST",
+        "/queue/dead/{id}/replay",
+        _STATISTICS,
+        "Queue a dead letter's request again",
+        lambda parts: parts.letters.replay,
+        tag="queue",
+        parameters=(ID,),
+        status=202,
+    ),
+    _get(
+        "/load",
+        _STATISTICS,
+        "Each engine's load, at every change",
+        lambda parts: parts.queue.load,
+        tag="queue",
+        media=(SSE,),
+    ),
+)
+_ITSELF: tuple[Endpoint[Parts], ...] = (
+    _get(
+        "/metrics",
+        _STATISTICS,
+        "Metrics for Prometheus",
+        lambda parts: parts.probes.metrics,
+        tag="gateway",
+        media=("text/plain",),
+    ),
+    _get(
+        "/healthz",
+        Kind.PROBES,
+        "Whether the gateway is alive",
+        lambda parts: parts.probes.healthz,
+        tag="gateway",
+        access=Access.OPEN,
+        errors=frozenset(),
+    ),
+    _get(
+        "/readyz",
+        Kind.PROBES,
+        "Whether requests are answered now",
+        lambda parts: parts.probes.readyz,
+        tag="gateway",
+        access=Access.OPEN,
+        errors=frozenset({503}),
+    ),
+    _get(
+        "/openapi.json",
+        _LISTS,
+        "This document",
+        lambda parts: parts.probes.document,
+        tag="gateway",
+        access=Access.OPEN,
+        errors=frozenset({429}),
+    ),
+)
+
+
+def _page(path: str, handler: Handler) -> Endpoint[Parts]:
+    return _get(path, _LISTS, "", lambda _: handler, access=Access.OPEN)
+
+
+_PAGES = tuple(_page(path, handler) for path, handler in files.handlers().items())
+ENDPOINTS = (*_OPENAI, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)

@@ -1,0 +1,50 @@
+"""The gateway about itself: whether it is alive and ready, its metrics, and its OpenAPI document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.broker.jetstream import Bus
+from pipeline.broker.peers import Peers
+from pipeline.gateway.endpoint import Schema
+from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
+from pipeline.gateway.queue import StatisticsCache
+from pipeline.gateway.responses import Registry, json_response
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """The handlers of `/healthz`, `/readyz`, `/metrics` and `/openapi.json`. `openapi` is the document."""
+
+    bus: Bus
+    peers: Peers
+    statistics: StatisticsCache
+    counts: Metrics
+    registry: Registry
+    openapi: Schema
+
+    async def healthz(self, _: Request) -> Response:
+        """`GET /healthz`."""
+        return json_response({"status": "ok"})
+
+    async def readyz(self, _: Request) -> Response:
+        """`GET /readyz`: 200 if the broker, the monitor and one engine are there, else 503."""
+        checks = {
+            "broker": self.bus.is_connected,
+            "monitor": await self.statistics.decoded() is not None,
+            "engine": any(worker.state == "ready" for e in ("mlx", "ollama") for worker in self.peers.workers(e)),
+        }
+        ready = all(checks.values())
+        return json_response({"status": "ready" if ready else "not ready", **checks}, 200 if ready else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """`GET /metrics`."""
+        text = self.counts.text(await self.statistics.decoded(), open_responses=len(self.registry))
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def document(self, _: Request) -> Response:
+        """`GET /openapi.json`."""
+        return json_response(self.openapi)

@@ -1,0 +1,54 @@
+"""Schemas of bodies and answers for the OpenAPI document, from the structs that read and write them. No I/O."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway.endpoint import Schema
+from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
+from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+
+_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody)
+_ANSWERS = (Completion, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
+_REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
+ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))
+# The struct keeps its vectors as raw JSON and has no type for them.
+_SCHEMAS["EmbeddingList"]["properties"]["data"] = {"type": "array", "items": ANSWER[Embedding]}
+# Bodies are described where they are used, by the fields that the endpoint reads.
+COMPONENTS: Schema = {name: each for name, each in _SCHEMAS.items() if name not in {body.__name__ for body in _BODIES}}
+
+TEXT: Schema = {"type": "string"}
+# The sampling parameters that an engine can honour. The struct has more fields, to refuse them by name.
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "stream")
+_CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, "tools", "tool_choice", "response_format")
+_USAGE: Schema = {"stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}}
+
+
+def fields(body: type, *names: str) -> Schema:
+    """The properties of a body's struct: those that are named, or all."""
+    properties = _SCHEMAS[body.__name__]["properties"]
+    return {name: properties[name] for name in names or properties}
+
+
+def header(name: str, description: str, **schema: Any) -> Schema:
+    """A header as a parameter."""
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
+
+
+CHAT: Schema = fields(ChatRequest, *_CHAT) | _USAGE
+COMPLETION: Schema = {"prompt": TEXT} | fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+SHOW: Schema = {"model": TEXT | {"minLength": 1}}
+ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
+MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+LAST_EVENT_ID = header("Last-Event-ID", "Send only the events after this one.", pattern="^[0-9]{0,18}$")
+ASKING = (
+    header("X-Priority", "The priority. The default is the key's, or medium.", enum=["high", "medium", "low"]),
+    header("X-Request-Timeout", "The timeout in seconds.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"),
+    header("Idempotency-Key", "The request's id. Within two minutes the same id is the same request."),
+    header("Prefer", "`respond-async`: respond with 202 at once, and keep the answer for a later read."),
+    header("traceparent", "W3C trace context. The request's spans join that trace."),
+)
