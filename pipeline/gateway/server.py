@@ -1,4 +1,15 @@
-"""The HTTP server: uvicorn with httptools, bounds on what a client may send before it is served, and an orderly end."""
+"""The HTTP server: uvicorn with httptools, bounds on slow and oversized requests, and an orderly stop.
+
+What is used of uvicorn's undocumented parts, all of it here:
+
+- `HttpToolsProtocol`, subclassed by `HttpConnection`: the `asyncio.Protocol` methods `connection_made`,
+  `connection_lost`, `data_received`, `pause_writing` and `resume_writing`; httptools' callbacks `on_message_begin` and
+  `on_headers_complete`; `_start_asgi_task(cycle, app)`, through which every request goes; the attributes `loop` and
+  `transport`. Each method calls the original.
+- `RequestResponseCycle`: the attributes `response_complete`, `disconnected` and `message_event`.
+- `flow_control.service_unavailable`: the application that uvicorn runs above `limit_concurrency`.
+- `Server.capture_signals`, overridden to leave signals to the lifecycle; `should_exit` and `force_exit`, which are set.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +33,7 @@ from pipeline.wire.errors import ErrorCode
 
 log = logging.getLogger(__name__)
 
-# The port that people and programs find the gateway at, where no other is given.
+# The gateway's port if no other is set.
 HTTP_PORT = 8411
 MAX_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 30.0
@@ -33,9 +44,9 @@ _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-lengt
 
 
 class Gathering(asyncio.Transport):
-    """A transport by which what is written in one turn of the event loop leaves in one piece.
+    """A transport that joins the writes of one turn of the event loop.
 
-    uvicorn writes a response's head and its body apart, which would be two packets, and a client that wakes twice.
+    uvicorn writes the head and the body of a response apart: two packets, and two wake-ups of the client.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,7 +56,7 @@ class Gathering(asyncio.Transport):
         self._held = bytearray()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send with the rest of this turn; at once where that has become much."""
+        """Send at the end of this turn, or at once if much is held."""
         if not self._held:
             self._loop.call_soon(self._flush)
         self._held += data
@@ -53,17 +64,17 @@ class Gathering(asyncio.Transport):
             self._flush()
 
     def close(self) -> None:
-        """Send what is held, and end."""
+        """Send the held data, and close."""
         self._flush()
         self._transport.close()
 
     def abort(self) -> None:
-        """End at once."""
+        """Close at once, without the held data."""
         self._held.clear()
         self._transport.abort()
 
     def is_closing(self) -> bool:
-        """Whether it ends, or has ended."""
+        """As `asyncio.BaseTransport.is_closing`."""
         return self._transport.is_closing()
 
     def pause_reading(self) -> None:
@@ -84,15 +95,16 @@ class Gathering(asyncio.Transport):
         self._held.clear()
 
 
-class Connection(HttpToolsProtocol):
-    """A connection that is not held open, nor filled, by a client that does not get on.
+class HttpConnection(HttpToolsProtocol):
+    """A connection that a slow client can neither keep open nor fill.
 
-    Its request's head must come within the stall timeout and be no larger than `MAX_HEAD_BYTES`; a response that it
-    does not read for so long ends the connection. How long the body may take is for whoever reads it; of one that
-    nobody reads, what is left and the next head must come within the stall timeout.
+    A request's head must arrive within the stall timeout and have at most `MAX_HEAD_BYTES`. A client that does not read
+    its response for the stall timeout is disconnected. The handler limits the time of a body that it reads. If it does
+    not read the body, the rest of it and the next head must arrive within the stall timeout.
     """
 
     stall_timeout_s = 20.0
+    most_connections = 2000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,40 +115,40 @@ class Connection(HttpToolsProtocol):
         self._served: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A head is expected."""
+        """Expect a head."""
         super().connection_made(Gathering(transport, self.loop))
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is expected any more; whoever answers is told."""
+        """Stop the timers, and tell the handler that is responding."""
         self._disarm()
-        # uvicorn tells the last request that has come, which is not the one being answered where they are pipelined.
+        # uvicorn tells the last request that arrived. With pipelining that is not the one being served.
         if self._served is not None and not self._served.response_complete:
             self._served.disconnected = True
             self._served.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what is a head, and refuse one that has no end."""
+        """Count the bytes of the head, and refuse one that is too large."""
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(_TOO_LARGE)
         elif self._late is None and self._served is not None and self._served.response_complete:
-            # The end of a body that nobody reads, or empty lines. The keep-alive timeout, which ends with any data, is
-            # over; nothing else would end this connection.
+            # The rest of an unread body, or empty lines. Any data ends uvicorn's keep-alive timeout, so without this
+            # timer the connection would stay open.
             self._expect_head()
 
     def on_message_begin(self) -> None:
-        """The next head begins."""
+        """A head has begun."""
         super().on_message_begin()
         self._in_head = True
         if self._late is None:
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is complete."""
         self._in_head, self._head_bytes = False, 0
         if self._late is not None:
             self._late.cancel()
@@ -144,12 +156,12 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read: it has so long to begin again."""
+        """The client does not read. Disconnect it after the stall timeout."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client reads on."""
+        """The client reads again."""
         super().resume_writing()
         if self._stalled is not None:
             self._stalled.cancel()
@@ -157,7 +169,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
-        served: Any = _too_many if app is service_unavailable else app
+        served: Any = _Full(self.most_connections) if app is service_unavailable else app
         super()._start_asgi_task(cycle, served)
 
     def _expect_head(self) -> None:
@@ -166,7 +178,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, answer: bytes) -> None:
         if not self.transport.is_closing():
             if self._served is None or self._served.response_complete:
-                self.transport.write(answer)  # else it would stand in the middle of another request's response
+                self.transport.write(answer)  # not into the middle of a response
             self.transport.close()
 
     def _disarm(self) -> None:
@@ -176,21 +188,27 @@ class Connection(HttpToolsProtocol):
         self._late = self._stalled = None
 
 
-async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
-    error = HttpError(503, ErrorCode.UNAVAILABLE, "this gateway has as many connections as it takes: try again later")
-    response = error_response(error, scope["path"])
-    response.headers["connection"] = "close"
-    await response(scope, receive, send)
+class _Full:
+    """The application that runs above the connection limit: status 503."""
+
+    def __init__(self, limit: int) -> None:
+        self._error = HttpError(503, ErrorCode.UNAVAILABLE, f"Connection limit ({limit}) reached. Retry later.")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = error_response(self._error, scope["path"])
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn on a socket that is bound already. Set `should_exit` to have it stop accepting and end."""
+    """uvicorn on a bound socket. Set `should_exit` to stop accepting connections and end."""
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
+        limits = {"stall_timeout_s": config.http_stall_timeout_s, "most_connections": config.http_connections}
         super().__init__(
             uvicorn.Config(
                 app,
-                http=type("Connection", (Connection,), {"stall_timeout_s": config.http_stall_timeout_s}),
+                http=type("HttpConnection", (HttpConnection,), limits),
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -206,7 +224,7 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the lifecycle's."""
+        """Leave signals to the lifecycle."""
         yield
 
 
@@ -214,7 +232,7 @@ def bind(config: Config) -> socket.socket:
     """The listening socket.
 
     Raises:
-        StartError: the port is taken, or the host is none of this machine's.
+        StartError: the port is in use, or the host is not an address of this machine.
     """
     host, port = config.http_host, config.http_port
     ports = [port] if port or config.state_dir else [HTTP_PORT, 0]
@@ -225,14 +243,14 @@ def bind(config: Config) -> socket.socket:
         except OSError as error:
             if last:
                 raise StartError(
-                    f"cannot serve HTTP at {host}:{each}: {error.strerror}; give another --http-host or --http-port"
+                    f"Cannot serve HTTP at {host}:{each}: {error.strerror}. Choose another --http-host or --http-port."
                 ) from None
     raise AssertionError
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a listening socket is reached on this machine."""
+    """The URL of a listening socket, for clients on this machine."""
     host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - all of this machine's addresses: one of them
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - every address of this machine; the URL has one of them
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,17 +1,17 @@
-// The last minutes: how loaded each engine is, and how many requests wait.
+// The last minutes: the saturation of each engine, and the number of queued requests.
 
 import { ENGINES, ENGINE_NAMES, PRIORITIES, byId, clock, element, setText, svg } from "./dom.js";
 
 const HEIGHT = 270;
 const TOP = 8;
-const SPLIT = 172;       // the saturation's base line
+const SPLIT = 172;       // base line of the saturation
 const DEPTH_TOP = 196;
-const BASE = 250;        // the depth's base line
+const BASE = 250;        // base line of the queue depth
 const LEFT = 44;
 const RIGHT = 10;
-const GAP_S = 12;        // without work a load is said every five seconds: after longer the monitor was away
+const GAP_S = 12;        // without work a load comes every five seconds; a longer gap means that the monitor was away
 
-/** Linear to 1, then logarithmic: 1 is full, and under overload it may be 60. */
+/** Linear up to 1, then logarithmic: 1 is full, and an overload can reach 60. */
 const squeeze = value => (value <= 1 ? value : 1 + Math.log2(value));
 
 export class Chart {
@@ -24,7 +24,7 @@ export class Chart {
     this.reading = byId("chart-reading");
     byId("load-legend").replaceChildren(
       ...ENGINES.map(e => element("span", { className: `key ${e}`, textContent: ENGINE_NAMES[e] })),
-      ...PRIORITIES.map(p => element("span", { className: "priority", textContent: `${p} waiting`, data: { priority: p } })));
+      ...PRIORITIES.map(p => element("span", { className: "priority", textContent: `${p} queued`, data: { priority: p } })));
     this.listen();
   }
 
@@ -172,11 +172,11 @@ export class Chart {
     const time = this.now - (this.cursor ?? 0);
     const said = ENGINES.map(engine => {
       const point = this.at(engine, time);
-      return `${ENGINE_NAMES[engine]} ${point ? `${point.saturation.toFixed(2)}, ${point.level}` : "not heard"}`;
+      return `${ENGINE_NAMES[engine]} ${point ? `${point.saturation.toFixed(2)}, ${point.level}` : "no data"}`;
     });
     const depth = this.waiting(time);
     const waiting = PRIORITIES.map(p => `${depth[p]} ${p}`).join(", ");
     const when = this.cursor === null ? "Now" : clock(time);
-    setText(this.reading, `${when}: ${said.join("; ")}. Waiting: ${waiting}.`);
+    setText(this.reading, `${when}: ${said.join("; ")}. Queued: ${waiting}.`);
   }
 }

@@ -1,4 +1,4 @@
-// The dashboard: takes the stream of changes apart and has each panel draw its own.
+// The dashboard: passes the parts of the stream of changes to the panels.
 
 import { byId, clock, setText } from "./dom.js";
 import { ask, errorOf, follow, hasKey, useKey } from "./stream.js";
@@ -12,7 +12,7 @@ const MOVES_KEPT = 150;
 const THEMES = ["system", "light", "dark"];
 
 const view = { about: null, lanes: null, loads: null, workers: [], moves: [] };
-let ahead = 0;         // the gateway's clock before ours, in seconds
+let ahead = 0;         // how far the gateway's clock is ahead of this one, in seconds
 let chart = null;
 const requests = new Requests(cancelRequest);
 const prompt = new Prompt(requests);
@@ -21,7 +21,7 @@ let dirty = new Set();
 
 const now = () => Date.now() / 1000 + ahead;
 
-// ---- what comes
+// ---- events
 
 function onEvent(name, data) {
   ahead = data.at - Date.now() / 1000;
@@ -34,7 +34,7 @@ function onEvent(name, data) {
       dirty.add(part);
     }
   }
-  if (points) chart.add(points, now());  // drawn as time passes
+  if (points) chart.add(points, now());  // drawn by the timer below
   if (moves.length) { view.moves = [...moves, ...view.moves].slice(0, MOVES_KEPT); dirty.add("moves"); }
   if (news.length) {
     requests.add(news);
@@ -84,11 +84,11 @@ function draw() {
   if (changed.has("requests")) requests.draw(now());
 }
 
-// Time passes though nothing is heard: the chart moves on and the bars of what waits or runs grow.
+// Without events too, the chart moves and the bars of waiting and running requests grow.
 setInterval(() => {
   if (document.hidden || !view.about || document.body.classList.contains("is-stale")) return;
   dirty.add("chart");
-  if (!requests.held) dirty.add("requests");
+  if (!requests.paused) dirty.add("requests");
   schedule();
 }, 1000);
 
@@ -105,8 +105,8 @@ function onState(state, why = "", retryIn = 0) {
   if (state === "live") setText(connection, "live");
   else if (state === "connecting") setText(connection, "connecting");
   else {
-    const since = view.about ? ` What is shown is of ${clock(now())}.` : "";
-    setText(connection, `cut off: ${why}.${since}${retryIn ? ` Trying again in ${Math.ceil(retryIn)} s.` : ""}`);
+    const since = view.about ? ` Showing data from ${clock(now())}.` : "";
+    setText(connection, `Disconnected. ${why}${since}${retryIn ? ` Retrying in ${Math.ceil(retryIn)} s.` : ""}`);
   }
 }
 
@@ -126,17 +126,17 @@ byId("key-form").addEventListener("submit", () => {
 });
 keyDialog.addEventListener("cancel", event => { if (!view.about) event.preventDefault(); });
 byId("change-key").addEventListener("click", async () => {
-  await askForKey("Another key shows what that one may see.");
+  await askForKey("Enter another API key.");
   location.reload();
 });
 
-// ---- cancelling, and the frame
+// ---- cancelling, and the theme
 
 async function cancelRequest(id) {
   const response = await ask(`queue/requests/${encodeURIComponent(id)}`, { method: "DELETE" });
   const notice = byId("notice");
   notice.hidden = response.ok;
-  if (!response.ok) setText(notice, `Not cancelled: ${await errorOf(response)}`);
+  if (!response.ok) setText(notice, `The request was not cancelled. ${await errorOf(response)}`);
 }
 
 const themeButton = byId("theme");
@@ -149,7 +149,7 @@ themeButton.addEventListener("click", () => {
   try {
     if (next === "system") localStorage.removeItem("headrace-theme");
     else localStorage.setItem("headrace-theme", next);
-  } catch { /* for this visit only */ }
+  } catch { /* without storage: for this visit only */ }
   nameTheme();
 });
 nameTheme();

@@ -18,7 +18,7 @@ function table(title, rows) {
   box.append(made);
   return box;
 }
-/** What a value may be. Null is left out: it says no more than a field that is not there. */
+/** The type of a value. Null is left out: it means the same as an absent field. */
 function typeOf(schema) {
   if (schema.enum) return schema.enum.join(", ");
   if (schema.$ref) return schema.$ref.split("/").pop();
@@ -57,4 +57,4 @@ fetch("openapi.json").then(answer => answer.json()).then(description => {
   }
   const place = document.getElementById("operations");
   for (const [tag, operations] of groups) place.append(element("h2", tag), ...operations);
-}).catch(error => { document.getElementById("about").append(" It cannot be read: " + error); });
+}).catch(error => { document.getElementById("about").append(" It could not be read: " + error); });

@@ -1,6 +1,6 @@
-// Elements and how numbers are written. Text from outside only ever becomes text.
+// Elements and number formats. Text from outside is only ever set as text.
 
-/** An element with properties, data attributes (`data`), classes and children; what is null or false is left out. */
+/** An element with properties, data attributes (`data`), classes and children. Children that are null or false are left out. */
 export function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   fill(made, properties, children);
@@ -25,7 +25,7 @@ function fill(made, properties, children) {
 
 export const byId = id => document.getElementById(id);
 
-/** Set a text only where it differs, so that nothing is drawn or announced for nothing. */
+/** Set a text only if it differs, so that nothing is drawn or announced without need. */
 export function setText(made, text) {
   if (made.textContent !== text) made.textContent = text;
 }
@@ -35,7 +35,7 @@ export const ENGINES = ["mlx", "ollama"];
 export const ENGINE_NAMES = { mlx: "MLX", ollama: "Ollama" };
 export const capital = word => word[0].toUpperCase() + word.slice(1);
 
-/** Milliseconds as people read them, with three digits at most. */
+/** Milliseconds as a short text with at most three digits. */
 export function duration(ms) {
   if (ms === null || ms === undefined) return "\u2013";
   if (ms < 0.95) return "0 ms";

@@ -1,11 +1,11 @@
-// Dead letters: shown, replayed, purged.
+// Dead letters: show, replay, delete.
 
 import { byId, capital, clock, element, facts, plural, setText } from "./dom.js";
 import { ask, errorOf } from "./stream.js";
 
 const path = (id, action = "") => `queue/dead/${encodeURIComponent(id)}${action}`;
 
-/** The time, and the day where it is another one. */
+/** The time, with the day if it is not today. */
 function when(at) {
   const day = new Date(at * 1000).toLocaleDateString("en-GB");
   return day === new Date().toLocaleDateString("en-GB") ? clock(at) : `${day} ${clock(at)}`;
@@ -21,7 +21,7 @@ export class Letters {
     byId("purge-yes").addEventListener("click", () => this.purge());
   }
 
-  /** Read the list, unless that is under way: then once more after it. */
+  /** Read the list. A call during a read repeats it afterwards. */
   async read() {
     this.again = this.reading;
     if (this.reading) return;
@@ -34,7 +34,7 @@ export class Letters {
       this.unread = false;
     } catch (error) {
       this.unread = true;
-      this.say(`The list cannot be read: ${error.message}.`);
+      this.say(`The list could not be read. ${error.message}`);
     }
     this.reading = false;
     if (this.again) this.read();
@@ -43,8 +43,8 @@ export class Letters {
   say(text) { setText(byId("dead-status"), text); }
 
   draw({ data, total }) {
-    setText(byId("dead-sum"), total ? `${plural(total, "request")} failed for good and can be replayed${total > data.length ? "; the latest" : ""}.`
-      : "None: no request has brought down all its attempts.");
+    setText(byId("dead-sum"), total ? `${plural(total, "request")} failed on every attempt. Replay queues a request again.${total > data.length ? ` Showing the newest ${data.length}.` : ""}`
+      : "No dead letters.");
     const link = byId("dead-link");
     link.hidden = !total;
     setText(link, plural(total, "dead letter"));
@@ -72,17 +72,17 @@ export class Letters {
         element("span", { textContent: `${when(letter.died_at)}, ${plural(letter.attempts, "attempt")}` })),
       element("span", { className: "why", textContent: `${letter.code}: ${letter.message}` }),
       element("span", { className: "actions" },
-        button("show", this.show), button("replay", this.replay), button("purge", this.askToPurge)));
+        button("show", this.show), button("replay", this.replay), button("delete", this.askToPurge)));
   }
 
   async show(id) {
     const response = await ask(path(id));
-    if (!response.ok) return this.say(`Not shown: ${await errorOf(response)}.`);
+    if (!response.ok) return this.say(`${id} could not be read. ${await errorOf(response)}`);
     const letter = await response.json();
     facts(byId("letter-facts"), [
       ["Id", letter.id], ["Priority", letter.priority], ["Error", `${letter.code}: ${letter.message}`],
-      ["Attempts", String(letter.attempts)], ["Died", new Date(letter.died_at * 1000).toLocaleString("en-GB")],
-      ["Stood on", letter.subject], ["Trace", letter.trace_id],
+      ["Attempts", String(letter.attempts)], ["Failed", new Date(letter.died_at * 1000).toLocaleString("en-GB")],
+      ["Subject", letter.subject], ["Trace", letter.trace_id],
     ]);
     const { request, headers } = letter;
     setText(byId("letter-request"), typeof request === "string" ? request : JSON.stringify(request, null, 2));
@@ -94,7 +94,7 @@ export class Letters {
     const response = await ask(path(id, "/replay"), { method: "POST" });
     const failed = !response.ok && await errorOf(response);
     await this.read();
-    this.say(failed ? `Not replayed: ${failed}.` : `${id} is queued again.`);
+    this.say(failed ? `${id} was not replayed. ${failed}` : `${id} was queued again.`);
   }
 
   askToPurge(id) {
@@ -108,6 +108,6 @@ export class Letters {
     const response = await ask(path(this.wanted), { method: "DELETE" });
     const failed = !response.ok && await errorOf(response);
     await this.read();
-    this.say(failed ? `Not purged: ${failed}.` : `${this.wanted} is purged.`);
+    this.say(failed ? `${this.wanted} was not deleted. ${failed}` : `${this.wanted} was deleted.`);
   }
 }

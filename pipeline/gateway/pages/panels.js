@@ -1,4 +1,4 @@
-// Lanes, engines and spills: what the stream says, as it stands.
+// Lanes, engines and spills: the newest data of the stream.
 
 import {
   ENGINES, ENGINE_NAMES, PRIORITIES, byId, bytes, capital, chip, clock, count, duration, element, plural, setText,
@@ -40,7 +40,7 @@ export function drawLanes(lanes, loads) {
     setText(cell.running, lane ? count(lane.running) : "\u2013");
     setText(cell.wait, duration(loads?.mlx?.predicted_wait_ms[priority]));
     cell.depth.style.width = lane ? `${100 * lane.queued / most}%` : "0";
-    setText(cell.more, lane ? laneHistory(lane) : "the monitor does not answer");
+    setText(cell.more, lane ? laneHistory(lane) : "no data: the monitor does not answer");
   }
   const errors = Object.entries(lanes?.errors ?? {}).sort((a, b) => b[1] - a[1]);
   setText(byId("errors"), lanes ? `Errors since the monitor started: ${
@@ -48,13 +48,13 @@ export function drawLanes(lanes, loads) {
 }
 
 function laneHistory(lane) {
-  const said = [`${count(lane.done)} done`];
-  for (const name of ["spilled", "failed", "cancelled", "expired"]) if (lane[name]) said.push(`${count(lane[name])} ${name}`);
+  const parts = [`${count(lane.done)} done`];
+  for (const name of ["spilled", "failed", "cancelled", "expired"]) if (lane[name]) parts.push(`${count(lane[name])} ${name}`);
   if (lane.done) {
-    said.push(`waited p50\u00a0${duration(lane.wait_ms.p50)}, p95\u00a0${duration(lane.wait_ms.p95)}`);
-    said.push(`first token ${duration(lane.ttft_ms.p50)}`);
+    parts.push(`wait p50\u00a0${duration(lane.wait_ms.p50)}, p95\u00a0${duration(lane.wait_ms.p95)}`);
+    parts.push(`first token ${duration(lane.ttft_ms.p50)}`);
   }
-  return said.join(" \u00b7 ");
+  return parts.join(" \u00b7 ");
 }
 
 // ---- engines
@@ -67,7 +67,7 @@ export function drawEngines(loads, workers) {
 function engineCard(engine, load, workers) {
   const flags = [
     workers.some(w => w.standin) && "stand-in, not Ollama",
-    workers.some(w => w.simulated) && "simulated, no model runs",
+    workers.some(w => w.simulated) && "simulated, no model",
     workers.some(w => w.models.some(isDemo)) && "demo model",
   ].filter(Boolean);
   const states = [...new Set(workers.map(w => w.state))];
@@ -78,8 +78,8 @@ function engineCard(engine, load, workers) {
       element("strong", { textContent: ENGINE_NAMES[engine] }),
       flags.length > 0 && element("span", { className: "placeholder", textContent: flags.join(" \u00b7 ") }),
       element("span", { className: "engine-state", data: { field: "state" } },
-        ...(states.length ? states.map(stateMark) : [chip("away", "bad")]), " ",
-        load ? chip(load.level, LEVEL_TONES[load.level]) : chip("not heard", "plain"))),
+        ...(states.length ? states.map(stateMark) : [chip("offline", "bad")]), " ",
+        load ? chip(load.level, LEVEL_TONES[load.level]) : chip("no data", "plain"))),
     element("p", { className: "engine-why", textContent: [load?.reason, ...troubles].filter(Boolean).join("; ") }),
     figures(load, workers),
     models.length > 0 && element("p", { className: "engine-models foot" },
@@ -87,7 +87,7 @@ function engineCard(engine, load, workers) {
       workers.length > 1 && ` \u00b7 ${workers.length} workers`));
 }
 
-/** What is as it should be is said quietly. */
+/** A ready worker gets no coloured chip. */
 function stateMark(state) {
   return state === "ready" ? element("span", { className: "quiet-state", textContent: state }) : chip(state, STATE_TONES[state] || "plain");
 }
@@ -121,11 +121,11 @@ function pips(slots) {
 export function drawMoves(moves, lanes) {
   const spilled = lanes ? PRIORITIES.reduce((sum, p) => sum + lanes[p].spilled, 0) : 0;
   setText(byId("moves-sum"), spilled
-    ? `${plural(spilled, "request")} went to Ollama since the monitor started. The latest ${count(moves.length)} by reason:`
-    : "None so far: requests go to Ollama only while MLX is saturated, and only the simple ones.");
+    ? `${plural(spilled, "request")} spilled to Ollama since the monitor started. The newest ${count(moves.length)} by reason:`
+    : "None yet. Simple requests go to Ollama while MLX is saturated.");
   const reasons = new Map();
   for (const move of moves) {
-    const reason = move.to === "ollama" ? move.reason || "no reason given" : `back to MLX: ${move.reason}`;
+    const reason = move.to === "ollama" ? move.reason || "no reason" : `back to MLX: ${move.reason}`;
     reasons.set(reason, (reasons.get(reason) || 0) + 1);
   }
   byId("moves-reasons").replaceChildren(...[...reasons].sort((a, b) => b[1] - a[1]).slice(0, 5).map(([reason, number]) =>

@@ -1,4 +1,4 @@
-// A prompt, asked as any client of OpenAI's dialect would ask it, and its answer as it comes.
+// A prompt, sent as any client of OpenAI's API sends it, and its streamed answer.
 
 import { ENGINE_NAMES, PRIORITIES, byId, duration, element, facts, plural } from "./dom.js";
 import { call, errorOf, events } from "./stream.js";
@@ -7,7 +7,7 @@ export class Prompt {
   constructor(requests) {
     this.requests = requests;
     this.asking = null;
-    this.prefix = "";  // of the ids of this key's requests
+    this.prefix = "";  // the ids of this key's requests begin with it
     this.form = byId("try-form");
     this.status = byId("try-status");
     this.answer = byId("try-answer");
@@ -22,7 +22,7 @@ export class Prompt {
     byId("try-cancel").addEventListener("click", () => this.cancel());
   }
 
-  /** Offer the models there are, and the priorities that the key may ask for. */
+  /** Offer the ready models, and the priorities that the key permits. */
   offer(models, highest) {
     const select = byId("model");
     const names = ["auto", ...models];
@@ -43,11 +43,11 @@ export class Prompt {
     this.status.dataset.tone = tone;
   }
 
-  /** What the stream of changes says of the request that is waited for. */
+  /** Show the state of the waiting request, from the stream of changes. */
   heard(request) {
     if (!this.asking || this.begun || request.id !== this.asking.id) return;
-    const said = { queued: "Queued.", triaged: "Queued for MLX.", spilled: "Spilled: queued for Ollama.", running: "Running." }[request.state];
-    if (said) this.say([said, request.reason].filter(Boolean).join(" "));
+    const state = { queued: "Queued.", triaged: "Queued for MLX.", spilled: "Spilled: queued for Ollama.", running: "Running." }[request.state];
+    if (state) this.say([state, request.reason].filter(Boolean).join(" "));
   }
 
   async send() {
@@ -62,7 +62,7 @@ export class Prompt {
     try {
       await this.follow(chosen);
     } catch (error) {
-      this.say(this.asking.cancelled ? "Cancelled." : `The connection broke off: ${error.message}`, "bad");
+      this.say(this.asking.cancelled ? "Cancelled." : `The connection was lost: ${error.message}`, "bad");
     }
     this.asking = null;
     this.busy(false);
@@ -108,14 +108,14 @@ export class Prompt {
   }
 
   tell({ headrace: account, model, usage, id }) {
-    this.say(`Answered by ${ENGINE_NAMES[account.engine]}${account.simulated ? ", simulated: no model was run" : ""}.`);
+    this.say(`Answered by ${ENGINE_NAMES[account.engine]}${account.simulated ? " (simulated, no model)" : ""}.`);
     facts(this.account, [
-      ["Where", `${ENGINE_NAMES[account.engine]}, ${model}${account.spilled ? ", spilled" : ""}`],
-      ["Why there", account.reason],
+      ["Engine", `${ENGINE_NAMES[account.engine]}, ${model}${account.spilled ? ", spilled" : ""}`],
+      ["Reason", account.reason],
       ["Priority", account.priority],
-      ["Waited", duration(account.queue_ms)],
+      ["Queue wait", duration(account.queue_ms)],
       ["First token", `after ${duration(account.ttft_ms)}`],
-      ["In all", `${duration(account.total_ms)}, ${plural(account.attempts, "attempt")}`],
+      ["Total", `${duration(account.total_ms)}, ${plural(account.attempts, "attempt")}`],
       ["Tokens", usage ? `${usage.prompt_tokens} in, ${usage.completion_tokens} out` : ""],
       ["Id", id],
     ]);
@@ -131,7 +131,7 @@ export class Prompt {
     let known = false;
     try {
       known = (await call(`queue/requests/${asking.id}`, { method: "DELETE" })).ok;
-    } catch { /* hanging up does it as well */ }
+    } catch { /* aborting the stream cancels it too */ }
     if (!known) asking.ending.abort();
   }
 

@@ -1,4 +1,4 @@
-// Recent requests: the state of each, and its times as a waterfall.
+// Recent requests: each with its state, and its times as a waterfall.
 
 import { ENGINE_NAMES, byId, capital, chip, clock, count, duration, element, facts, plural, setText } from "./dom.js";
 
@@ -17,7 +17,7 @@ const FILTERS = {
 };
 export const hasEnded = request => ENDED.includes(request.state);
 
-/** The parts of a request's time, as [name, class, from, to] in milliseconds since it was stored. */
+/** The phases of a request, as [name, class, from, to] in milliseconds since it was stored. */
 export function segments(r, nowMs) {
   const end = r.ended_ms ?? Math.max(nowMs, r.started_ms ?? 0, r.moved_ms ?? 0);
   const parts = [];
@@ -34,8 +34,8 @@ export function segments(r, nowMs) {
   const waits = r.started_ms ?? end;
   if (r.moved_ms === undefined) until("queued", "queued", waits);
   else if (r.state === "spilled" || r.engine === "ollama") until("queued for Ollama", "for-ollama", waits);
-  else until("queued for MLX again", "for-mlx", waits);
-  if (r.first_ms !== undefined) until("to the first token", "first", r.first_ms);
+  else until("requeued for MLX", "for-mlx", waits);
+  if (r.first_ms !== undefined) until("first token", "first", r.first_ms);
   if (r.state === "done") until("generating", "generating", end);
   else until("running", "running", end);
   return parts;
@@ -46,17 +46,17 @@ export class Requests {
     this.cancel = cancel;
     this.all = new Map();
     this.rows = new Map();
-    this.held = null;
+    this.paused = null;
     this.shown = FEW;
     this.mine = new Set();
     this.list = byId("requests-list");
     this.filter = byId("requests-filter");
     this.filter.addEventListener("change", () => this.draw());
-    const hold = byId("requests-hold");
-    hold.addEventListener("click", () => {
-      this.held = this.held ? null : [...this.all.values()];
-      hold.setAttribute("aria-pressed", String(this.held !== null));
-      hold.textContent = this.held ? "Go on" : "Hold";
+    const pause = byId("requests-pause");
+    pause.addEventListener("click", () => {
+      this.paused = this.paused ? null : [...this.all.values()];
+      pause.setAttribute("aria-pressed", String(this.paused !== null));
+      pause.textContent = this.paused ? "Resume" : "Pause";
       this.draw();
     });
     byId("requests-more").addEventListener("click", () => {
@@ -75,15 +75,14 @@ export class Requests {
 
   draw(now = this.now) {
     this.now = now;
-    const all = (this.held ?? [...this.all.values()]).sort((a, b) => b.change - a.change);
+    const all = (this.paused ?? [...this.all.values()]).sort((a, b) => b.change - a.change);
     const chosen = all.filter(FILTERS[this.filter.value]);
     const shown = chosen.slice(0, this.shown);
-    const states = Object.entries({ wait: "waiting", run: "running" })
-      .map(([word, filter]) => `${count(all.filter(FILTERS[filter]).length)} ${word}`);
+    const states = ["waiting", "running"].map(state => `${count(all.filter(FILTERS[state]).length)} ${state}`);
     setText(byId("requests-sum"), all.length
-      ? `The latest ${plural(all.length, "request")}: ${states.join(", ")}, ${count(all.filter(hasEnded).length)} ended. ` +
-        "The one last heard of first; all bars on one scale."
-      : "None so far.");
+      ? `${plural(all.length, "request")}: ${states.join(", ")}, ${count(all.filter(hasEnded).length)} ended. ` +
+        "Most recently updated first. All bars share one time scale."
+      : "None yet.");
     const more = byId("requests-more");
     more.hidden = chosen.length <= FEW;
     more.textContent = this.shown === FEW ? `Show all ${chosen.length}` : `Show ${FEW}`;
@@ -93,7 +92,7 @@ export class Requests {
     this.place(rows);
   }
 
-  /** Put the rows in order, moving as few as possible: a row that has the focus or is open stays what it is. */
+  /** Order the rows with as few moves as possible, so that a row keeps its focus and stays open. */
   place(rows) {
     const wanted = new Set(rows);
     for (const row of [...this.list.children]) if (!wanted.has(row)) row.remove();
@@ -108,7 +107,7 @@ export class Requests {
         at: element("time", { className: "at" }), state: element("span", { className: "state" }),
         priority: element("span", { className: "priority" }), id: element("span", { className: "id mono" }),
         bar: element("span", { className: "bar", role: "img" }), took: element("span", { className: "took" }),
-        more: element("dl", { className: "facts" }), cancel: element("button", { type: "button", textContent: "Cancel this request" }),
+        more: element("dl", { className: "facts" }), cancel: element("button", { type: "button", textContent: "Cancel request" }),
       };
       row.details = element("details", {},
         element("summary", {}, row.at, row.priority, row.state, row.id, row.bar, row.took),
@@ -131,8 +130,8 @@ export class Requests {
     row.priority.dataset.priority = r.priority;
     const where = r.engine && r.state !== "queued" ? ` \u00b7 ${ENGINE_NAMES[r.engine]}` : "";
     const state = (r.state === "spilled" ? "for Ollama" : r.state === "triaged" ? "for MLX" : r.state) + where;
-    if (row.said !== state) row.state.replaceChildren(chip(state, TONES[r.state] || "plain"));
-    row.said = state;
+    if (row.shown !== state) row.state.replaceChildren(chip(state, TONES[r.state] || "plain"));
+    row.shown = state;
     setText(row.id, r.id);
     row.id.title = r.id;
     const took = parts.at(-1)?.[3] ?? 0;
@@ -150,7 +149,7 @@ export class Requests {
       facts(row.more, [
         ["Id", r.id], ["Tenant", r.tenant], ["Stored", new Date(r.at * 1000).toLocaleString("en-GB")],
         ...parts.map(([name, , from, to]) => [capital(name), duration(to - from)]),
-        ["In all", hasEnded(r) ? duration(r.ended_ms) : ""], ["Why there", r.reason], ["Error", r.code],
+        ["Total", hasEnded(r) ? duration(r.ended_ms) : ""], ["Reason", r.reason], ["Error", r.code],
       ]);
     }
   }

@@ -1,32 +1,32 @@
-// Calls to the gateway with the caller's key, and the stream of changes, which is opened again for as long as it takes.
+// Calls to the gateway with the API key, and the stream of changes, which reconnects until it succeeds.
 
 const KEY = "headrace-key";
-// The gateway says something every ten seconds; a stream that is still for longer is dead.
+// The gateway sends something every ten seconds. A stream that is silent for longer is dead.
 const SILENCE_MS = 25000;
 const LONGEST_PAUSE_MS = 8000;
 let key = "";
-try { key = sessionStorage.getItem(KEY) || ""; } catch { /* no storage: asked for again */ }
+try { key = sessionStorage.getItem(KEY) || ""; } catch { /* without storage the page asks again */ }
 
 export const hasKey = () => key !== "";
 
 export function useKey(given) {
   key = given;
-  try { sessionStorage.setItem(KEY, given); } catch { /* kept until the page is left */ }
+  try { sessionStorage.setItem(KEY, given); } catch { /* without storage it is kept until the page closes */ }
 }
 
-/** As fetch, with the key. */
+/** fetch with the key. */
 export function call(path, options = {}) {
   const headers = { ...options.headers };
   if (key) headers.authorization = `Bearer ${key}`;
   return fetch(path, { ...options, headers, cache: "no-store" });
 }
 
-/** As call, for one answer: where nobody answers, a response that says so. */
+/** call for one response. Without an answer it is a response with status 503. */
 export async function ask(path, options = {}) {
   try {
     return await call(path, options);
   } catch {
-    return new Response(JSON.stringify({ error: { message: "the gateway does not answer" } }), { status: 503 });
+    return new Response(JSON.stringify({ error: { message: "The gateway does not answer." } }), { status: 503 });
   }
 }
 
@@ -36,7 +36,7 @@ export async function errorOf(response) {
     const body = await response.json();
     return body.error.message || body.error;
   } catch {
-    return `status ${response.status}`;
+    return `The gateway responded with status ${response.status}.`;
   }
 }
 
@@ -62,7 +62,7 @@ export async function* events(response, onBytes = () => {}) {
   }
 }
 
-/** Wait so long, or until the browser is online again. */
+/** Wait for a time, or until the browser is online again. */
 const pause = ms => new Promise(resolve => {
   const over = () => {
     clearTimeout(timer);
@@ -74,14 +74,14 @@ const pause = ms => new Promise(resolve => {
 });
 
 /**
- * Follow the stream for ever.
+ * Follow the stream, and reconnect after each failure.
  * on.event(name, data): one event. on.state("connecting" | "live" | "off", why, retryInSeconds).
- * on.denied(why): resolves once there is another key to try.
+ * on.denied(why): resolves when there is another key to try.
  */
 export async function follow(path, on) {
   let failures = 0;
   for (;;) {
-    let why = "the gateway does not answer";
+    let why = "The gateway does not answer.";
     const ending = new AbortController();
     let watchdog;
     const alive = () => { clearTimeout(watchdog); watchdog = setTimeout(() => ending.abort(), SILENCE_MS); };
@@ -90,7 +90,7 @@ export async function follow(path, on) {
       const response = await call(path, { signal: ending.signal });
       if (response.status === 401 || response.status === 403) {
         clearTimeout(watchdog);
-        on.state("off", "not let in");
+        on.state("off", "An API key is required.");
         await on.denied(await errorOf(response));
         continue;
       }
@@ -100,12 +100,12 @@ export async function follow(path, on) {
           on.event(name, JSON.parse(data));
           on.state("live");
         }
-        why = "the gateway ended the connection";
+        why = "The gateway closed the connection.";
       } else {
         why = await errorOf(response);
       }
     } catch (error) {
-      if (error instanceof SyntaxError) why = "the gateway said what is no event";
+      if (error instanceof SyntaxError) why = "The gateway sent a malformed event.";
     }
     clearTimeout(watchdog);
     ending.abort();

@@ -1,4 +1,4 @@
-// The chosen theme, before anything is drawn; without a choice it is the system's.
+// Applies the chosen theme before the first paint. The default is the system's.
 "use strict";
 try {
   const theme = localStorage.getItem("headrace-theme");
