@@ -20,8 +20,8 @@ from pipeline.settings import (
     ENV_PREFIX,
     ConfigError,
     Given,
-    Kind,
     Setting,
+    ValueKind,
     converted,
     declared,
     entries,
@@ -36,39 +36,39 @@ __all__ = ["ENV_PREFIX", "KEYS", "SETTINGS", "Config", "ConfigError", "HttpKey",
 # Excludes infinity.
 _MOST = sys.float_info.max
 
-Port = Annotated[int, Meta(ge=0, le=65535), Kind("PORT", "a port number (0 to 65535)")]
-Count = Annotated[int, Meta(ge=1), Kind("N", "a whole number of 1 or more")]
-Slots = Annotated[int, Meta(ge=1, le=1024), Kind("N", "a whole number from 1 to 1024")]
-Bytes = Annotated[int, Meta(ge=1), Kind("BYTES", "a number of bytes, 1 or more")]
-BytesOrZero = Annotated[int, Meta(ge=0), Kind("BYTES", "a number of bytes, 0 or more")]
-Seconds = Annotated[float, Meta(gt=0, le=_MOST), Kind("SECONDS", "a number of seconds greater than 0")]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=_MOST), Kind("SECONDS", "a number of seconds, 0 or more")]
-Lease = Annotated[float, Meta(ge=1, le=_MOST), Kind("SECONDS", "a number of seconds, 1 or more")]
-Rate = Annotated[float, Meta(ge=0, le=_MOST), Kind("RATE", "a rate of 0 or more")]
-Speed = Annotated[float, Meta(gt=0, le=_MOST), Kind("RATE", "a rate greater than 0")]
-Share = Annotated[float, Meta(ge=0, le=1), Kind("SHARE", "a number from 0 to 1")]
-Cost = Annotated[float, Meta(ge=0, le=_MOST), Kind("COST", "a number of 0 or more")]
-Saturation = Annotated[float, Meta(gt=0, le=_MOST), Kind("SATURATION", "a number greater than 0")]
-Switch = Annotated[bool, Kind("", "true or false")]
-Url = Annotated[str, Kind("URL", "a URL")]
-Folder = Annotated[str, Kind("DIR", "the name of a folder")]
-Host = Annotated[str, Kind("HOST", "a host name or an address")]
-OllamaHost = Annotated[str, Kind("HOST", "a host, `host:port` or URL")]
-ModelName = Annotated[str, Kind("MODEL", "the name of a model")]
-ModelPlace = Annotated[str, Kind("NAME_OR_PATH", "the name or the folder of a model")]
-Urgency = Annotated[Priority, Kind("PRIORITY", "a priority (high, medium or low)")]
-Engine = Annotated[Literal["mlx", "simulated"], Kind("ENGINE", "an engine (mlx or simulated)")]
-Replicas = Annotated[Literal[1, 3, 5], Kind("N", "a number of copies (1, 3 or 5)")]
+Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 to 65535)")]
+Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
+Slots = Annotated[int, Meta(ge=1, le=1024), ValueKind("N", "a whole number from 1 to 1024")]
+Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
+BytesOrZero = Annotated[int, Meta(ge=0), ValueKind("BYTES", "a number of bytes, 0 or more")]
+Seconds = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SECONDS", "a number of seconds greater than 0")]
+SecondsOrZero = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("SECONDS", "a number of seconds, 0 or more")]
+Lease = Annotated[float, Meta(ge=1, le=_MOST), ValueKind("SECONDS", "a number of seconds, 1 or more")]
+Rate = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("RATE", "a rate of 0 or more")]
+Speed = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("RATE", "a rate greater than 0")]
+Share = Annotated[float, Meta(ge=0, le=1), ValueKind("SHARE", "a number from 0 to 1")]
+Cost = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("COST", "a number of 0 or more")]
+Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a number greater than 0")]
+Switch = Annotated[bool, ValueKind("", "true or false")]
+Url = Annotated[str, ValueKind("URL", "a URL")]
+Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
+Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
+OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port` or URL")]
+ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
+ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name or the folder of a model")]
+Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
+Engine = Annotated[Literal["mlx", "simulated"], ValueKind("ENGINE", "an engine (mlx or simulated)")]
+Replicas = Annotated[Literal[1, 3, 5], ValueKind("N", "a number of copies (1, 3 or 5)")]
 LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], Kind("LEVEL", "a log level (debug, info, warning or error)")
+    Literal["debug", "info", "warning", "error"], ValueKind("LEVEL", "a log level (debug, info, warning or error)")
 ]
 Weights = Annotated[
     dict[Priority, Annotated[float, Meta(gt=0, le=_MOST)]],
     Meta(min_length=len(Priority)),
-    Kind("TABLE", "a table with a number greater than 0 for each of high, medium and low"),
+    ValueKind("TABLE", "a table with a number greater than 0 for each of high, medium and low"),
 ]
-ModelPairs = Annotated[dict[str, str], Kind("TABLE", "a table of model names")]
-ModelNames = Annotated[list[str], Kind("LIST", "a list of model names")]
+ModelPairs = Annotated[dict[str, str], ValueKind("TABLE", "a table of model names")]
+ModelNames = Annotated[list[str], ValueKind("LIST", "a list of model names")]
 
 
 class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -89,17 +89,17 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     name: Annotated[
         str,
         Meta(pattern="^(?!LLM$)[A-Za-z0-9]{1,32}$"),
-        Kind("NAME", "a valid key name", 'Use 1 to 32 letters or digits, except "LLM".'),
+        ValueKind("NAME", "a valid key name", 'Use 1 to 32 letters or digits, except "LLM".'),
     ]
     hash: Annotated[
         str,
         Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$"),
-        Kind("HASH", "a key's hash (sha256:<salt>:<digest>)", "`headrace key add` makes one.", secret=True),
+        ValueKind("HASH", "a key's hash (sha256:<salt>:<digest>)", "`headrace key add` makes one.", secret=True),
     ]
     tenant: Annotated[
         str,
         Meta(pattern="^[A-Za-z0-9_.-]{0,64}$"),
-        Kind("TENANT", "a valid tenant", "Use at most 64 letters, digits, `_`, `.` or `-`."),
+        ValueKind("TENANT", "a valid tenant", "Use at most 64 letters, digits, `_`, `.` or `-`."),
     ] = ""
     priority: Urgency = Priority.MEDIUM
     highest: Urgency = Priority.HIGH
@@ -109,7 +109,7 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     statistics_per_s: Rate | None = None
 
 
-HttpKeys = Annotated[list[HttpKey], Kind("LIST", "a list of tables, one for each API key")]
+HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for each API key")]
 
 
 class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """What the values of a type are called.
 
     Attributes:
@@ -61,7 +61,7 @@ class Key(NamedTuple):
 
     name: str
     default: Any
-    kind: Kind
+    kind: ValueKind
     setting: Setting
 
     @property
@@ -96,7 +96,7 @@ class Given(NamedTuple):
     place: str
 
 
-_N = TypeVar("_N", Kind, Setting)
+_N = TypeVar("_N", ValueKind, Setting)
 _S = TypeVar("_S", bound=Struct)
 
 
@@ -104,7 +104,7 @@ def declared(config: type[Struct]) -> dict[str, Key]:
     """Return the settings that the fields of a struct declare, by name, in their order."""
     defaults = msgspec.to_builtins(config())
     return {
-        each.name: Key(each.name, defaults[each.name], _note(each.type, Kind), _note(each.type, Setting))
+        each.name: Key(each.name, defaults[each.name], _note(each.type, ValueKind), _note(each.type, Setting))
         for each in msgspec.structs.fields(config)
     }
 
@@ -174,7 +174,7 @@ def converted(struct: type[_S], values: Mapping[str, Given]) -> _S:
         try:
             fitting[name] = msgspec.convert(value, fields[name], strict=False)
         except msgspec.ValidationError:
-            raise ConfigError(_refusal(value, place, _note(fields[name], Kind))) from None
+            raise ConfigError(_refusal(value, place, _note(fields[name], ValueKind))) from None
     return struct(**fitting)
 
 
@@ -202,7 +202,7 @@ def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
     return converted(struct, {name: Given(value, f"{place}, {name}") for name, value in table.items()})
 
 
-def _refusal(value: Any, place: str, kind: Kind) -> str:
+def _refusal(value: Any, place: str, kind: ValueKind) -> str:
     shown = "the value" if kind.secret else _shown(value)
     return f"{place}: {shown} is not {kind.phrase}. {kind.advice}".removeprefix(": ").rstrip()
 

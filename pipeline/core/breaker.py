@@ -14,7 +14,7 @@ class Circuit(StrEnum):
     HALF_OPEN = "half_open"
 
 
-class Permit(NamedTuple):
+class BreakerPermit(NamedTuple):
     """Permission for one call. Report the outcome of the call with `succeeded`, `failed` or `abandoned`."""
 
     period: int
@@ -74,17 +74,17 @@ class Breaker:
         """The failure that opened the breaker; empty while it is closed."""
         return self._reason
 
-    def permit(self, now: float) -> Permit | None:
+    def permit(self, now: float) -> BreakerPermit | None:
         """A permit for one call, or None if the engine must not be called now."""
         if self._circuit is Circuit.CLOSED:
-            return Permit(self._period)
+            return BreakerPermit(self._period)
         self._expire_probe(now)
         if self._circuit is Circuit.HALF_OPEN or now < self._wake:
             return None
         self._enter(Circuit.HALF_OPEN, wake=now + self._probe_timeout_s)
-        return Permit(self._period)
+        return BreakerPermit(self._period)
 
-    def succeeded(self, permit: Permit) -> None:
+    def succeeded(self, permit: BreakerPermit) -> None:
         """The engine answered the call."""
         if permit.period != self._period:
             return
@@ -94,7 +94,7 @@ class Breaker:
             self._reason = ""
             self._enter(Circuit.CLOSED)
 
-    def failed(self, permit: Permit, now: float, reason: str) -> None:
+    def failed(self, permit: BreakerPermit, now: float, reason: str) -> None:
         """The call failed because of the engine, not because of the request."""
         if permit.period != self._period:
             return
@@ -102,7 +102,7 @@ class Breaker:
         if self._circuit is Circuit.HALF_OPEN or self._failures >= self._failures_to_trip:
             self._open(now, reason)
 
-    def abandoned(self, permit: Permit, now: float) -> None:
+    def abandoned(self, permit: BreakerPermit, now: float) -> None:
         """The call was given up before it had an outcome. The next probe is due at once."""
         if permit.period == self._period and self._circuit is Circuit.HALF_OPEN:
             self._enter(Circuit.OPEN, wake=now)

@@ -20,7 +20,7 @@ from consumers.engines.ollama.wire import (
     says_too_long,
 )
 from pipeline.config import Config
-from pipeline.core.breaker import Breaker, Permit
+from pipeline.core.breaker import Breaker, BreakerPermit
 from pipeline.core.models import embedder_for, is_internal, ollama_model_for
 from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -220,7 +220,7 @@ class OllamaEngine:
         self._breaker.succeeded(permit)
         return embedded
 
-    def _permit(self, now: float) -> Permit:
+    def _permit(self, now: float) -> BreakerPermit:
         permit = self._breaker.permit(now) if self._breaker.closed else None
         if permit is None:
             raise HeadraceError(
@@ -228,7 +228,7 @@ class OllamaEngine:
             )
         return permit
 
-    def _failure(self, permit: Permit, error: OllamaError, *, final: bool = False) -> HeadraceError:
+    def _failure(self, permit: BreakerPermit, error: OllamaError, *, final: bool = False) -> HeadraceError:
         """The request's error after one of the server's; tells the breaker. `final`: no attempt here can succeed."""
         fault_of_request = blames_request(error.message) or (
             error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
@@ -246,7 +246,7 @@ class OllamaEngine:
         message = f"Ollama failed: {error.message}"
         return HeadraceError(ErrorCode.ENGINE_FAILED, message) if final else Misbehaved(message)
 
-    def _ended(self, generation: OllamaGeneration, permit: Permit) -> None:
+    def _ended(self, generation: OllamaGeneration, permit: BreakerPermit) -> None:
         now = asyncio.get_running_loop().time()
         if generation.whole:
             self._breaker.succeeded(permit)
