@@ -198,6 +198,7 @@ async def test_only_an_operator_reaches_the_requests_of_others(serve: Serve, eng
             return msgspec.json.encode({"id": body.decode(), "state": "queued" if body == b"alice-job" else "unknown"})
 
         await engine.bus.serve("queue", "a monitor", {"llm.queue.position": known})
+        await engine.bus.nc.flush()
         assert (await client.get("/queue/requests/job", headers=bearer(SECRET))).status_code == 200
         assert (await client.get("/queue/requests/alice-job", headers=bearer(BOSS_SECRET))).status_code == 200
         assert (await client.get("/queue/requests/job", headers=bearer(BOSS_SECRET))).status_code == 404
