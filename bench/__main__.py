@@ -13,7 +13,7 @@ BENCHMARKS = {
     "triage": "what triage gets right, and what it costs",
     "durability": "what a PubAck costs, by what it promises",
     "replies": "what it costs that an answer outlives its broker",
-    "loop_lag": "how late the MLX consumer's event loop is under a full batch",
+    "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 
 
