@@ -70,6 +70,16 @@ class Pipeline:
         """Kill the process of one role as a crash would."""
         os.kill(self.pid(f"pipeline.cli run {role}"), signal.SIGKILL)
 
+    @contextmanager
+    def frozen_engine(self) -> Iterator[None]:
+        """MLX's engine process stands still for the time of the block."""
+        child = child_of(self.pid("pipeline.cli run mlx"), "consumers.engines.local.child")
+        os.kill(child, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(child, signal.SIGCONT)
+
     def stop(self) -> int:
         """Stop it as Ctrl-C does. Returns the exit code."""
         if self._process.poll() is None:
