@@ -37,7 +37,7 @@ from uvicorn.server import ServerState
 from consumers.engines.ollama.client import OllamaClient
 from pipeline.broker.connection import _Client
 from pipeline.config import Config
-from pipeline.gateway.server import Connection, HttpServer
+from pipeline.gateway.server import HttpConnection, HttpServer
 from tests.support import wait_until
 from tests.waiting import eventually
 
@@ -173,7 +173,7 @@ async def close(protocol: HttpToolsProtocol) -> None:
 
 
 async def test_uvicorn_still_writes_head_and_body_apart_and_our_transport_joins_them():
-    for kind, writes in ((HttpToolsProtocol, 2), (Connection, 1)):
+    for kind, writes in ((HttpToolsProtocol, 2), (HttpConnection, 1)):
         protocol, transport = connected(kind, answers)
         protocol.data_received(GET)
         await eventually(lambda written=transport.written: b"".join(written).endswith(b"\r\n\r\nok"))
@@ -236,7 +236,7 @@ async def test_uvicorn_calls_the_hooks_of_a_request_head_in_order():
 
 
 async def test_uvicorn_still_tells_only_the_last_pipelined_request_that_its_client_is_gone():
-    for kind, told in ((HttpToolsProtocol, False), (Connection, True)):
+    for kind, told in ((HttpToolsProtocol, False), (HttpConnection, True)):
         protocol, _ = connected(kind, never_answers)
         protocol.data_received(GET)
         first = protocol.cycle

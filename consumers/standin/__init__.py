@@ -1,3 +1,3 @@
-"""The stand-in for an absent Ollama: a server of its own process that speaks Ollama's protocol in front of the demo
-model, so that spilling is real HTTP to a real second engine. It never claims to be Ollama.
+"""The stand-in for a missing Ollama: a server process with Ollama's API in front of the demo model, so that spilled
+requests go over HTTP to a second engine. It never claims to be Ollama.
 """

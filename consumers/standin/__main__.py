@@ -32,7 +32,7 @@ def main() -> int:
     """Serve until SIGTERM or SIGINT; the settings come from the environment (`HEADRACE_*`).
 
     Returns:
-        0, or 2 where the settings or the model cannot be used.
+        0, or 2 if the settings or the model cannot be used.
     """
     options = _parse(sys.argv[1:])
     try:
@@ -47,10 +47,10 @@ def main() -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m consumers.standin", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="where to serve on loopback; 0 is any free port")
-    parser.add_argument("--model-name", default=f"{MODEL_NAME}-mini", help="the model's name here")
-    parser.add_argument("--parallel", type=int, help="answers at once; by default the setting ollama_slots")
-    parser.add_argument("--ready-file", type=Path, help="where to write, as JSON, the URL once it serves")
+    parser.add_argument("--port", type=int, default=0, help="the port on loopback; 0 is any free port")
+    parser.add_argument("--model-name", default=f"{MODEL_NAME}-mini", help="the name of the model")
+    parser.add_argument("--parallel", type=int, help="answers at once; the default is the setting ollama_slots")
+    parser.add_argument("--ready-file", type=Path, help="write the URL here, as JSON, when the server is ready")
     return parser.parse_args(arguments)
 
 
@@ -61,7 +61,7 @@ async def _serve(options: argparse.Namespace, config: Config) -> int:
     config = msgspec.structs.replace(config, model=MODEL_NAME, slots=parallel, default_max_tokens=2**31 - 1)
     async with EngineProcess(config, model_path=located(config.model), served_name=options.model_name) as engine:
         if not await _is_ready(engine):
-            log.critical("the model cannot be used: %s", engine.status().reason)
+            log.critical("The model cannot be used: %s", engine.status().reason)
             return 2
         server = Server(
             engine, name=options.model_name, behind=config.model, parallel=parallel, weights=_weights(config)
@@ -87,7 +87,11 @@ def _weights(config: Config) -> Path | None:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn on loopback, which says when it serves."""
+    """uvicorn on loopback. It writes the ready file when it serves.
+
+    Overridden parts of uvicorn: `Server.startup` and `Server.capture_signals`. `started`, `servers` and `handle_exit`
+    are used.
+    """
 
     def __init__(self, server: Server, port: int, ready_file: Path | None) -> None:
         super().__init__(
@@ -110,7 +114,7 @@ class _Uvicorn(uvicorn.Server):
         port = self.servers[0].sockets[0].getsockname()[1]
         ready = {"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}
         if self._ready_file is not None:
-            # Written beside and renamed, so that whoever waits for the file never reads half of it.
+            # Written beside and renamed, so that no reader sees half of the file.
             draft = self._ready_file.with_name(f"{self._ready_file.name}.part")
             draft.write_bytes(msgspec.json.encode(ready))
             draft.replace(self._ready_file)
@@ -118,9 +122,7 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT drain. uvicorn's own way raises them again afterwards, and so would end the process before
-        the engine has ended.
-        """
+        """SIGTERM and SIGINT drain. uvicorn would raise them again, and end the process before the engine."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)

@@ -1,4 +1,4 @@
-"""Dead letters: what is kept of a request that brought down all its attempts, and the request it becomes again."""
+"""Dead letters: the stored form of a request that failed on every attempt, and its replay."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _OURS = frozenset({DEAD_ID, DEAD_SUBJECT, DEAD_ERROR, DEAD_ATTEMPTS, DEAD_TRACE_
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One request among the dead letters.
+    """One dead letter.
 
     Attributes:
         id: the request's.
         priority: its own.
         sequence: the letter's in `LLM_DEAD`.
         died_at: when the letter was stored, UTC seconds.
-        created: tells the request's record from another one under the same id.
-        subject: where the request stood at its end.
-        error: what its reader was told.
-        attempts: how many it had.
-        trace_id: of its trace, empty where none was recorded.
+        created: when the request was stored, UTC seconds; it distinguishes records of the same id.
+        subject: the request's subject at its end.
+        error: the error that its client got.
+        attempts: the number of its attempts.
+        trace_id: of its trace; empty if none was recorded.
         headers: the request's own.
         body: as it was published.
     """
@@ -67,10 +67,10 @@ class DeadLetter:
     def replay(self, wall_now: float) -> tuple[str, dict[str, str]]:
         """The subject and headers under which the request is stored again, at wall_now (UTC seconds).
 
-        It keeps its id, so that whoever knows it finds the new answer, and its publisher's headers; its timeout counts
-        anew. Its time is always in a later second than before, for that tells its record from the one that ended: the
-        old answer makes way. The message id is the letter's: replaying a letter twice stores one request. What had been
-        spilled starts on its own lane again.
+        It keeps its id, so that a client finds the new answer under it, and its publisher's headers. Its timeout begins
+        again. Its time is always in a later second than before: that distinguishes its record from the ended one, whose
+        answer is replaced. The message id is made from the letter, so that replaying a letter twice stores one request.
+        A request that was spilled starts on its own lane again.
         """
         lane = LANE_OF_SUBJECT.get(self.subject, Lane(self.priority, Task.UNTRIAGED))
         own = {
@@ -96,11 +96,11 @@ def letter_headers(
     Args:
         envelope: the request's.
         headers: the request's, as it was delivered.
-        subject: where it was delivered from.
-        sequence: of the message that was delivered. It makes the letter's message id: burying a request again, after a
-            crash between the letter and the ack, stores one letter, and the same id in other hands gets its own.
-        error: what its reader is told.
-        attempts: how many it had.
+        subject: of the delivered message.
+        sequence: of the delivered message. The letter's message id is made from it: burying a request again, after a
+            crash between the letter and the ack, stores one letter, and another request of the same id gets its own.
+        error: the error that its client gets.
+        attempts: the number of its attempts.
         trace_id: of its trace, or empty.
     """
     return _own(headers) | {
@@ -115,7 +115,7 @@ def letter_headers(
 
 
 def read_letter(subject: str, sequence: int, died_at: float, headers: Mapping[str, str], body: bytes) -> DeadLetter:
-    """Read a message of `LLM_DEAD`. Never raises: what a letter does not say is unknown.
+    """Read a message of `LLM_DEAD`. Never raises: missing or malformed headers get defaults.
 
     Args:
         subject: the letter's.
@@ -130,7 +130,7 @@ def read_letter(subject: str, sequence: int, died_at: float, headers: Mapping[st
     try:
         error = msgspec.json.decode(headers.get(DEAD_ERROR, ""), type=ErrorBody)
     except msgspec.DecodeError:
-        error = ErrorBody.of(HeadraceError(ErrorCode.ENGINE_FAILED, "the letter does not say why"))
+        error = ErrorBody.of(HeadraceError(ErrorCode.ENGINE_FAILED, "The dead letter has no error."))
     return DeadLetter(
         id=headers.get(DEAD_ID, f"DEAD-{sequence}"),
         priority=Priority(priority) if priority in Priority.__members__.values() else Priority.LOW,
@@ -151,5 +151,5 @@ def _own(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_number(text: str) -> bool:
-    """Whether text is digits, and no more of them than a number has that is meant."""
+    """Whether text is a number of at most `_MAX_DIGITS` digits."""
     return text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS

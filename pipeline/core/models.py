@@ -1,8 +1,7 @@
-"""Which models there are, which of them answer users, and which engine may answer a request that names one.
+"""The known models: which of them answer users, and which engine can answer a request that names one.
 
 Names come in two dialects. Ollama's are `[registry/][namespace/]name[:tag]`, where a missing tag is `latest` and the
-registry and `library/` may be left out. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, and stand for
-themselves.
+registry and `library/` are optional. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, compared as they are.
 """
 
 from __future__ import annotations
@@ -11,24 +10,23 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName
 
 _DEFAULT_TAG = "latest"
 _DEFAULT_PREFIXES = ("registry.ollama.ai/", "library/")
-# A point between digits belongs to a version or a size: `llama3.2` is another family than `llama3`.
+# A point between digits is part of a version or a size: `llama3.2` and `llama3` are different families.
 _WORDS = re.compile(r"(?:[^\W_]|(?<=\d)\.(?=\d))+")
-_SHOWN_CHARS = 80
 
 
 def is_internal(name: str, internal: Sequence[str]) -> bool:
-    """Whether name is a model that the pipeline keeps for its own work.
+    """Whether name is an internal model, which only the pipeline itself uses.
 
-    A listed name without a tag (or with `latest`) takes the whole family: every name in which it stands as a word of
-    its own, or as neighbouring words written apart (`tiny-llama`), whatever registry, owner, size, quantization or tag
-    surrounds it. That takes `my-tinyllama-finetune` too, since the weights behind such a name may be the listed ones,
-    but not `tinyllama2`, which is another word. A listed name with a tag takes that tag, its finer ones (`1.1b` takes
-    `1.1b-chat`), and the bare name, which may stand for any tag.
+    A listed name without a tag (or with `latest`) covers the whole family: every name that contains it as a word, or as
+    neighbouring words (`tiny-llama`), with any registry, owner, size, quantization or tag around it. That includes
+    `my-tinyllama-finetune`, whose weights can be the listed ones, but not `tinyllama2`, which is another word. A listed
+    name with a tag covers that tag, its finer ones (`1.1b` covers `1.1b-chat`), and the bare name, which can mean any
+    tag.
     """
     return any(_is_of(name, listed) for listed in internal)
 
@@ -50,7 +48,7 @@ def _words(text: str) -> list[str]:
 
 
 def _ends_of_run(words: Sequence[str], wanted: str) -> list[int]:
-    """Where neighbouring words end that, joined, are the wanted one."""
+    """The ends of the runs of neighbouring words that, joined, are the wanted word."""
     if not wanted:
         return []
     ends = []
@@ -66,7 +64,7 @@ def _ends_of_run(words: Sequence[str], wanted: str) -> list[int]:
 
 
 def _split_tag(name: str) -> tuple[str, str]:
-    """An Ollama name's path and tag; a colon before the last slash is a registry's port."""
+    """The path and the tag of an Ollama name. A colon before the last slash is a registry's port."""
     path, colon, tag = name.rpartition(":")
     if not colon or "/" in tag:
         return name, _DEFAULT_TAG
@@ -81,7 +79,7 @@ def _canonical(name: str) -> str:
 
 
 def same_model(a: str, b: str) -> bool:
-    """Whether two Ollama names are one model: `x` is `x:latest` is `library/x`, in any letter case."""
+    """Whether two Ollama names are the same model: `x`, `x:latest` and `library/x` are, in any letter case."""
     return _canonical(a) == _canonical(b)
 
 
@@ -95,16 +93,16 @@ def spelled(requested: str, listed: Sequence[str]) -> str:
 def ollama_model_for(
     requested: str | None, table: Mapping[str, str], available: Iterable[str], internal: Sequence[str]
 ) -> str | None:
-    """The model by which Ollama may answer a request, as Ollama spells it, or None where it must not answer.
+    """The model by which Ollama can answer a request, as Ollama spells it, or None if it cannot.
 
     Args:
-        requested: the model that the request names, or None where any may answer.
+        requested: the model that the request names, or None for any.
         table: configured equivalents, MLX's name to Ollama's.
-        available: the models that Ollama has and that can chat.
-        internal: models that answer nobody.
+        available: Ollama's models that chat.
+        internal: models that answer no request.
 
-    A request that names a model gets it or its equivalent. One that names none gets the first equivalent of the table
-    that is there, else the first available model by name: a choice that Ollama's order does not change.
+    A request that names a model gets it or its equivalent. A request that names none gets the first available
+    equivalent of the table, else the first available model by name, so that Ollama's order does not matter.
     """
     if requested is not None and is_internal(requested, internal):
         return None
@@ -120,15 +118,15 @@ def ollama_model_for(
 def embedder_for(
     requested: str | None, embedders: Iterable[str], chatting: Iterable[str], internal: Sequence[str]
 ) -> str | None:
-    """The model by which Ollama embeds for a request, as Ollama spells it, or None where none may.
+    """The model by which Ollama makes a request's embeddings, as Ollama spells it, or None if it cannot.
 
     Args:
-        requested: the model that the request names, or None: then the first embedder by name.
-        embedders: the models that Ollama has for nothing else.
-        chatting: those that chat; one of them embeds where it is asked for by name.
-        internal: models that work for nobody.
+        requested: the model that the request names, or None for the first embedding model by name.
+        embedders: Ollama's models that only make embeddings.
+        chatting: Ollama's models that chat. One of them makes embeddings if a request names it.
+        internal: models that answer no request.
 
-    There are no equivalents: vectors of two models cannot be compared.
+    Embedding models have no equivalents: the vectors of two models cannot be compared.
     """
     available = embedders if requested is None else [*embedders, *chatting]
     return ollama_model_for(requested, {}, available, internal)
@@ -137,13 +135,13 @@ def embedder_for(
 def mlx_model_for(
     requested: str | None, table: Mapping[str, str], served: Sequence[str], internal: Sequence[str]
 ) -> str | None:
-    """The model by which MLX may answer a request, or None: the counterpart of `ollama_model_for`.
+    """The model by which MLX can answer a request, or None: the counterpart of `ollama_model_for`.
 
     Args:
-        requested: the model that the request names, or None where any may answer: then the first served.
+        requested: the model that the request names, or None for the first served.
         table: configured equivalents, MLX's name to Ollama's.
-        served: the models that MLX answers to.
-        internal: models that answer nobody.
+        served: the models that MLX serves.
+        internal: models that answer no request.
     """
     if requested is not None and is_internal(requested, internal):
         return None
@@ -167,14 +165,14 @@ def _same_mlx(a: str, b: str) -> bool:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The models known now, on both engines.
+    """The models of both engines, as they are known now.
 
     Args:
-        mlx: what MLX serves, or will once it is loaded.
-        ollama: what Ollama has and can chat with; empty where it does not answer.
+        mlx: the models that MLX serves, or will serve once they are loaded.
+        ollama: Ollama's models that chat; empty if it does not answer.
         table: configured equivalents, MLX's name to Ollama's.
-        internal: models that answer nobody.
-        embedders: what Ollama has for embeddings alone.
+        internal: models that answer no request.
+        embedders: Ollama's models that only make embeddings.
     """
 
     mlx: Sequence[str]
@@ -184,16 +182,17 @@ class Catalogue:
     embedders: Sequence[str] = ()
 
     def model_on(self, engine: EngineName, requested: str | None) -> str | None:
-        """The model by which engine may answer the request, or None."""
+        """The model by which an engine can answer the request, or None."""
         if engine == "mlx":
             return mlx_model_for(requested, self.table, self.mlx, self.internal)
         return ollama_model_for(requested, self.table, self.ollama, self.internal)
 
     def engines_for(self, requested: str | None) -> frozenset[EngineName]:
-        """The engines that may answer the request; at least one.
+        """The engines that can answer the request; at least one.
 
         Raises:
-            HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` for a model that only embeds.
+            HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` for a model that only makes
+                embeddings.
         """
         self._check_internal(requested)
         engines: tuple[EngineName, ...] = ("mlx", "ollama")
@@ -202,14 +201,14 @@ class Catalogue:
             if requested is not None and self.only_embeds(requested):
                 raise HeadraceError(
                     ErrorCode.UNSUPPORTED_PARAMETER,
-                    f"the model {requested[:_SHOWN_CHARS]!r} makes embeddings and does not chat",
+                    f"Model {quoted(requested)} only makes embeddings and does not chat. Choose another model.",
                     param="model",
                 )
             raise self._missing(requested, embeds=False)
         return able
 
     def embedder(self, requested: str | None) -> str:
-        """The model that embeds for the request, as Ollama spells it.
+        """The model that makes the request's embeddings, as Ollama spells it.
 
         Raises:
             HeadraceError: `model_internal` or `model_not_found`.
@@ -221,32 +220,32 @@ class Catalogue:
         return found
 
     def only_embeds(self, name: str) -> bool:
-        """Whether a model is there that makes embeddings and does not chat."""
+        """Whether name is an available model that makes embeddings and does not chat."""
         return embedder_for(name, self.embedders, (), self.internal) is not None
 
     def embedder_on_ollama(self, requested: str | None) -> str | None:
-        """The model by which Ollama may embed for the request, or None."""
+        """The model by which Ollama can make the request's embeddings, or None."""
         return embedder_for(requested, self.embedders, self.ollama, self.internal)
 
     def _check_internal(self, requested: str | None) -> None:
         if requested is not None and is_internal(requested, self.internal):
             raise HeadraceError(
                 ErrorCode.MODEL_INTERNAL,
-                f"the model {requested[:_SHOWN_CHARS]!r} is kept for the pipeline's own work: name another",
+                f"Model {quoted(requested)} is internal and cannot be requested. Choose another model.",
                 param="model",
             )
 
     def _missing(self, requested: str | None, *, embeds: bool) -> HeadraceError:
         if requested is None:
-            message = f"no engine has a model that {'makes embeddings' if embeds else 'may answer'}"
+            message = f"No engine has a model that {'makes embeddings' if embeds else 'chats'}."
         else:
             known = ", ".join(name for name in self.listed() if (name in self.embedders) is embeds) or "none"
             served = self.model_on("mlx", requested) is not None
-            message = f"no engine has the model {requested[:_SHOWN_CHARS]!r}{' for embeddings' if served else ''}"
-            message += f"; there are: {known}"
+            purpose = " for embeddings" if served else ""
+            message = f"Model {quoted(requested)} is not available{purpose}. Available models: {known}."
         return HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
     def listed(self) -> list[str]:
-        """The names shown to clients: MLX's, then Ollama's by name, each once, internal ones left out."""
+        """The names that clients see: MLX's, then Ollama's by name, each once, without internal ones."""
         names = dict.fromkeys((*self.mlx, *sorted((*self.ollama, *self.embedders))))
         return [name for name in names if not is_internal(name, self.internal)]

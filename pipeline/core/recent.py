@@ -1,4 +1,4 @@
-"""What happened lately, for whoever looks: requests with the times of each, moves between engines, loads."""
+"""Recent history for the dashboard: requests with their times, moves between engines, loads."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from pipeline.wire.subjects import Move, Priority
 State = Literal["queued", "triaged", "spilled", "running", "done", "failed", "cancelled", "expired"]
 
 WINDOW_S = 300.0
-# Loads of one level that are closer than this to each other are one point.
+# Loads of one level within this time are one point.
 _POINT_EVERY_S = 0.5
 _POINTS_MAX = 1200
-# An announcement and an event tell of the same request where both say that it was stored within this time.
+# An announcement and an event are about the same request if their times of storing differ by less than this.
 _SAME_S = 1.0
 _STATE_OF_MOVE: dict[Move | None, State] = {Move.SPILLED: "spilled", Move.COMPLEX: "triaged", Move.RETURNED: "triaged"}
 
 
 class Seen(Struct, frozen=True, omit_defaults=True):
-    """One request as it was last heard of. Times in milliseconds since it was first stored, None where not known.
+    """The newest state of one request. Times in milliseconds since it was first stored, None if not known.
 
     Attributes:
-        change: counts what was heard; of two, the higher was heard later.
+        change: the number of the change; a later change has a higher number.
         at: when it was stored, UTC seconds.
-        tenant: whom it is for; empty where that is nobody, or not known.
-        triage_ms: when the router was handed it.
-        moved_ms: when it was last stored anew: for Ollama, or marked for MLX.
-        started_ms: when the present or last engine began.
-        first_ms: when the first token was there.
-        ended_ms: when its last message was stored, or heard of.
-        reason: why it was moved, or why that engine answered it.
-        code: of the error that it ended with.
+        tenant: the request's tenant; empty if it has none, or it is not known.
+        triage_ms: when the router received it.
+        moved_ms: when it was last moved: to Ollama's lane, or to one that only MLX serves.
+        started_ms: when the current or last engine began.
+        first_ms: when the first token came.
+        ended_ms: when its last message was stored, or when its end was heard of.
+        reason: why it was moved, or why this engine answered it.
+        code: of the error with which it ended.
     """
 
     id: str
@@ -59,12 +59,12 @@ class Seen(Struct, frozen=True, omit_defaults=True):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether it has ended."""
         return self.state in ("done", "failed", "cancelled", "expired")
 
 
 class MoveSeen(Struct, frozen=True, omit_defaults=True):
-    """A request changed the engine that it waits for. `at` in UTC seconds."""
+    """A move of a request to the other engine. `at` in UTC seconds."""
 
     id: str
     priority: Priority
@@ -76,7 +76,7 @@ class MoveSeen(Struct, frozen=True, omit_defaults=True):
 
 
 class Point(Struct, frozen=True, array_like=True):
-    """An engine's load at one time, as a chart draws it; on the wire an array."""
+    """An engine's load at one time, for a chart. Encoded as an array."""
 
     at: float
     saturation: float
@@ -92,14 +92,14 @@ _Item = TypeVar("_Item", Seen, MoveSeen)
 
 @dataclass(slots=True)
 class Recent:
-    """Keeps what was heard, bounded. One writer: the gateway's subscriptions.
+    """Keeps a bounded history. One writer: the gateway's subscriptions.
 
-    Everything kept has the number of its change, so that a reader who names the last one it has gets what is newer:
-    the newest state of each request, however long it did not look.
+    Each item has the number of its change. A reader names the last change that it has and gets the newer ones: the
+    newest state of each request, however long ago the reader last read.
 
     Attributes:
-        kept: so many requests; the one that was not heard of for longest makes way.
-        shown: at most so many requests, and so many moves, are given to a reader.
+        kept: the most requests that are kept; the one without news for longest is dropped.
+        shown: the most requests, and the most moves, that a reader gets.
     """
 
     kept: int = 4000
@@ -115,10 +115,10 @@ class Recent:
     def __len__(self) -> int:
         return len(self._requests)
 
-    # ---- hearing
+    # ---- writing
 
     def stored(self, envelope: Envelope, placed_at: float) -> None:
-        """A request was stored in a lane, at placed_at (UTC seconds); a move stores it anew."""
+        """A request was stored in a lane at placed_at (UTC seconds). A move stores it again."""
         known = self._requests.get(envelope.id)
         if known is not None and abs(known.at - envelope.stored_at) > _SAME_S:
             known = None
@@ -127,7 +127,7 @@ class Recent:
         if known is None:
             known = Seen(envelope.id, envelope.priority, "queued", 0, envelope.stored_at)
         known = replace(known, at=envelope.stored_at, tenant=envelope.tenant)
-        # What an engine has begun or ended since is heard on other ways, and may be heard before.
+        # An event of the engine can arrive before the announcement of an earlier move.
         is_news = not known.ended and (known.started_ms is None or known.started_ms < placed_ms)
         if moved is not None and is_news:
             reason = envelope.move_reason or known.reason
@@ -140,7 +140,7 @@ class Recent:
             )
 
     def event(self, event: RequestEvent, wall_now: float) -> None:
-        """Something happened to a request; heard at wall_now (UTC seconds)."""
+        """An event of a request was heard at wall_now (UTC seconds)."""
         known = self._requests.get(event.id)
         if known is None or (known.ended and event.kind == "started"):
             at = wall_now - (event.total_ms or event.wait_ms or 0.0) / 1000
@@ -159,7 +159,7 @@ class Recent:
             case "returned":
                 known = replace(known, state="queued", engine=None, started_ms=None)
             case "done":
-                # The account of the answer is exact, and a part of it is the last attempt's start.
+                # The times of the answer's account are exact, and its start is the last attempt's.
                 known = replace(
                     known,
                     state="done",
@@ -174,7 +174,7 @@ class Recent:
         self._keep(known)
 
     def load(self, load: Load) -> None:
-        """An engine's load was heard; the same one again is no news."""
+        """A load of an engine was heard. A repeated one is ignored."""
         points = self._points.setdefault(load.engine, deque(maxlen=_POINTS_MAX))
         if points and points[-1].at == load.at:
             return
@@ -189,9 +189,9 @@ class Recent:
             points.popleft()
 
     def forget_unfinished(self) -> None:
-        """Something was missed: what is known of requests that have not ended may be true no more.
+        """Events were missed, so the state of unfinished requests is not known any more.
 
-        A reader has to begin anew. What goes on is entered again when it is next heard of.
+        Readers must begin again. An unfinished request is entered again with its next event.
         """
         self.change += 1
         self._requests = OrderedDict((name, request) for name, request in self._requests.items() if request.ended)
@@ -203,18 +203,18 @@ class Recent:
         if len(self._requests) > self.kept:
             self._requests.popitem(last=False)
 
-    # ---- telling
+    # ---- reading
 
     def requests(self, since: int, may_see: Callable[[str], bool]) -> list[Seen]:
-        """What changed after the change `since`, the latest first; of the tenants that may_see says yes to."""
+        """The requests that changed after `since`, newest first, of the tenants for which may_see is true."""
         return self._newest(reversed(self._requests.values()), since, may_see)
 
     def moves(self, since: int, may_see: Callable[[str], bool]) -> list[MoveSeen]:
-        """Moves between engines after the change `since`, the latest first; of the tenants that may_see says yes to."""
+        """The moves after the change `since`, newest first, of the tenants for which may_see is true."""
         return self._newest(reversed(self._moves), since, may_see)
 
     def points(self, since: int) -> dict[EngineName, list[Point]]:
-        """The loads of each engine heard after the change `since`, oldest first; engines without any left out."""
+        """The loads of each engine after the change `since`, oldest first. Engines without any are left out."""
         newer = {engine: [p for p in points if p.change > since] for engine, points in self._points.items()}
         return {engine: points for engine, points in newer.items() if points}
 
@@ -229,5 +229,5 @@ class Recent:
 
 
 def _since(at: float, then: float) -> float:
-    """Milliseconds from at to then; clocks of two machines may say less than 0."""
+    """Milliseconds from at to then, at least 0: the clocks of two machines can differ."""
     return max(0.0, round((then - at) * 1000, 3))

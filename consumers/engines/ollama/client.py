@@ -1,4 +1,4 @@
-"""Calls to an Ollama server: the one home of the `ollama` client, whose exceptions end here."""
+"""Calls to an Ollama server. Only this module uses the `ollama` client, and it translates the client's exceptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TOKENS = 8
 # A server that is busy, and gates that find no server behind them: the same call may succeed later.
 _COME_AGAIN = frozenset({408, 425, 429, 502, 503, 504})
-# A proxy of the environment is for the world outside; httpx would send calls to this machine there as well.
+# Calls to this machine use no proxy. httpx would send them to the environment's proxy too.
 _DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {
     "all://127.0.0.1": None,
     "all://localhost": None,
@@ -42,11 +42,11 @@ class OllamaError(Exception):
 
 
 class OllamaClient:
-    """One server, over any number of connections.
+    """A client of one server, with any number of connections.
 
     Args:
         host: as `OLLAMA_HOST`: `host`, `host:port`, `:port` or a URL; empty for `OLLAMA_HOST` or the default.
-        idle_timeout_s: how long an answer may stand still, its first part included.
+        idle_timeout_s: the longest silence in an answer, before its first part too.
     """
 
     def __init__(self, host: str, *, idle_timeout_s: float) -> None:
@@ -59,7 +59,7 @@ class OllamaClient:
 
     @property
     def url(self) -> str:
-        """Where the server is."""
+        """The URL of the server."""
         return self._ollama.url
 
     async def close(self) -> None:
@@ -67,17 +67,17 @@ class OllamaClient:
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
-        """What the server has; raises OllamaError."""
+        """The models of the server; raises OllamaError."""
         try:
             return read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
             raise _translated(error) from None
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The vectors of texts. Cancelling it hangs up, and the server stops.
+        """The vectors of texts. Cancelling disconnects, and the server stops.
 
         Raises:
-            OllamaError: it failed.
+            OllamaError: the call failed.
         """
         try:
             return await self._ollama.body("POST", "/api/embed", body)
@@ -85,10 +85,10 @@ class OllamaClient:
             raise _translated(error) from None
 
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The parts of a streamed answer. Closing the iterator, or cancelling it, hangs up, and the server stops.
+        """The parts of a streamed answer. Closing or cancelling the iterator disconnects, and the server stops.
 
         Raises:
-            OllamaError: at any part; nothing follows it.
+            OllamaError: at any part. It is the end of the answer.
         """
         try:
             async with aclosing(self._ollama.parts("POST", "/api/chat", body)) as parts:
@@ -98,9 +98,9 @@ class OllamaClient:
             raise _translated(error) from None
 
     async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
-        """A few words from a model, for the pipeline's own work, or None where it is missing, slow or broken.
+        """A short answer of a model for the pipeline's own work, or None if the model is missing, slow or broken.
 
-        Never raises. The model's caller answers for its being one that may be asked.
+        Never raises. The caller checks that the model is an internal one.
         """
         body = {
             "model": model,
@@ -119,8 +119,10 @@ class OllamaClient:
 
 
 class _Ollama(AsyncClient):
-    """The official client, driven below its typed methods: those copy messages and tools into models of their own and
-    lose what they don't know (the nested properties of a tool's schema, the ids of tool calls).
+    """The official client, used below its typed methods. Those copy messages and tools into models of their own, and
+    lose unknown fields (nested properties of a tool's schema, the ids of tool calls).
+
+    Private parts in use: `_client` (for its `base_url`) and `_request`.
     """
 
     @property

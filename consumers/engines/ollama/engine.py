@@ -1,4 +1,4 @@
-"""Ollama behind the worker's seam: which models, how many at once, and when to leave the server alone."""
+"""Ollama as an engine: its models, its slots, and the circuit breaker that pauses calls to a failing server."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from consumers.engines.ollama.wire import (
     read_embedded,
     says_too_long,
 )
+from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
 from pipeline.core.models import embedder_for, is_internal, ollama_model_for
 from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, Work
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName, WorkerState
 from pipeline.wire.requests import EmbeddingRequest
 
-REFRESH_S = 10.0  # between two looks at the models of a healthy server
-RETRY_S = 0.2  # between the first two looks at a server that does not answer; then the breaker says
+REFRESH_S = 10.0  # between two reads of the models of a healthy server
+RETRY_S = 0.2  # before the second try at a server that does not answer; then the breaker sets the pauses
 LOOK_TIMEOUT_S = 3.0
 SIMULATED_FAMILY = "simulated"
 STANDIN_FAMILY = "headrace"
 _FAILURES_TO_TRIP = 2
-# Statuses that speak of the server or its gate, and not of what the request asks for.
+# Statuses that are about the server or its proxy, and not about the request.
 _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
 
 
@@ -61,7 +62,7 @@ class OllamaEngine:
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._rates = Rates()
         self._models: list[OllamaModel] = []
-        self._unseen = "nobody has looked yet"
+        self._unseen = "not checked yet"
         self._generations: set[OllamaGeneration] = set()
         self._callbacks: list[Callable[[], None]] = []
         self._told: object = None
@@ -85,7 +86,7 @@ class OllamaEngine:
 
     @property
     def url(self) -> str:
-        """Where the server is."""
+        """The URL of the server."""
         return self._client.url
 
     @property
@@ -99,12 +100,12 @@ class OllamaEngine:
         return [model.name for model in self._models if model.embeds and not is_internal(model.name, internal)]
 
     def status(self) -> EngineStatus:
-        """The engine as it is now; down while the server does not answer, refuses to work, or has no usable model."""
+        """The engine as it is now. It is down while the server does not answer, fails, or has no usable model."""
         reason = self._breaker.reason or self._unseen
         models = [model.name for model in self._usable]
         embedding_models = self._embedding_models
         if not reason and not (models or embedding_models):
-            reason = f"the Ollama at {self.url} has no model that may answer: pull one with `ollama pull`"
+            reason = f"Ollama at {self.url} has no usable model. Pull one with `ollama pull`."
         state: WorkerState = "down" if reason else "ready"
         return EngineStatus(
             state=state,
@@ -121,7 +122,7 @@ class OllamaEngine:
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """As `Engine.on_change`; rates and pending tokens, which move all the time, do not count."""
+        """As `Engine.on_change`. Changes of rates and pending tokens do not count, because they never stop."""
         self._callbacks.append(callback)
 
     def _changed(self) -> None:
@@ -133,44 +134,42 @@ class OllamaEngine:
                 callback()
 
     def resolve(self, model: str | None) -> str:
-        """Ollama's name of the model asked for, or of its equivalent; None: the first equivalent there is, else the
+        """Ollama's name of the requested model, or of its equivalent. None: the first available equivalent, else the
         first model by name.
 
         Raises:
-            HeadraceError: `model_internal`, `model_not_found`; `unavailable` while nobody knows what the server has.
+            HeadraceError: `model_internal`, `model_not_found`; `unavailable` while the server's models are not known.
         """
         internal = self._config.internal_models
         self._check_internal(model)
         names = [usable.name for usable in self._usable]
         found = ollama_model_for(model, self._config.spill_models, names, internal)
         if found is None:
-            raise self._missing(model, "any model that may answer")
+            raise self._missing(model, "a model that chats")
         return found
 
     def embedding_model(self, model: str | None) -> str:
-        """As `Embedder.embedding_model`; None: the first by name."""
+        """As `Embedder.embedding_model`. None: the first by name."""
         self._check_internal(model)
         chatting = [usable.name for usable in self._usable]
         found = embedder_for(model, self._embedding_models, chatting, self._config.internal_models)
         if found is None:
-            raise self._missing(model, "any model that makes embeddings")
+            raise self._missing(model, "a model that makes embeddings")
         return found
 
     def _check_internal(self, model: str | None) -> None:
         if model is not None and is_internal(model, self._config.internal_models):
             raise HeadraceError(
                 ErrorCode.MODEL_INTERNAL,
-                f"the model {model[:80]!r} is kept for the pipeline's own work and answers no requests",
+                f"Model {quoted(model)} is internal and cannot be requested. Choose another model.",
                 param="model",
             )
 
     def _missing(self, model: str | None, any_: str) -> HeadraceError:
         if not self._models and self._unseen:
-            return HeadraceError(ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} does not answer: {self._unseen}")
-        asked = any_ if model is None else f"the model {model[:80]!r}"
-        return HeadraceError(
-            ErrorCode.MODEL_NOT_FOUND, f"the Ollama at {self.url} does not have {asked}", param="model"
-        )
+            return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama at {self.url} does not answer: {self._unseen}.")
+        asked = any_ if model is None else f"model {quoted(model)}"
+        return HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"Ollama at {self.url} does not have {asked}.", param="model")
 
     # ---- work --------------------------------------------------------------------------------------------------------
 
@@ -203,7 +202,7 @@ class OllamaEngine:
         return generation
 
     async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
-        """As `Embedder.embed`. What it takes is no part of the rates, which are those of answers."""
+        """As `Embedder.embed`. Embeddings do not count in the rates, which are for answers."""
         loop = asyncio.get_running_loop()
         permit = self._permit(loop.time())
         try:
@@ -224,7 +223,7 @@ class OllamaEngine:
         permit = self._breaker.permit(now) if self._breaker.closed else None
         if permit is None:
             raise HeadraceError(
-                ErrorCode.UNAVAILABLE, f"the Ollama at {self.url} is left alone: {self._breaker.reason}"
+                ErrorCode.UNAVAILABLE, f"Calls to Ollama are paused after failures: {self._breaker.reason}."
             )
         return permit
 
@@ -259,13 +258,9 @@ class OllamaEngine:
     # ---- health ------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Look at the server from time to time: after a failure at once, and as the breaker says while it is open."""
+        """Check the server from time to time: at once after a failure, and by the breaker's plan while it is open."""
         while True:
-            try:
-                async with asyncio.timeout(self._pause_s()):
-                    await self._look_now.wait()
-            except TimeoutError:
-                pass
+            await wait_set(self._look_now, self._pause_s())
             self._look_now.clear()
             await self._look()
 
@@ -277,7 +272,7 @@ class OllamaEngine:
         return RETRY_S if self._unseen else REFRESH_S
 
     async def _look(self) -> None:
-        """One look at the models, if the breaker allows it; an open one is closed by it, or held longer."""
+        """Read the models, if the breaker permits it. The result closes an open breaker, or prolongs its pause."""
         loop = asyncio.get_running_loop()
         probing = not self._breaker.closed
         permit = self._breaker.permit(loop.time())
@@ -291,9 +286,9 @@ class OllamaEngine:
             self._breaker.failed(permit, loop.time(), f"{self.url}: {self._unseen}")
         else:
             self._unseen = ""
-            # The stand-in names the family of what it serves, also where no model runs behind it.
+            # The stand-in reports the family `simulated` if no model runs behind it.
             self.simulated = any(model.family == SIMULATED_FAMILY for model in self._usable)
-            if probing:  # a list is no proof that answers work, so it clears no failures of those
+            if probing:  # a list does not prove that answers work, so it does not clear their failures
                 self._breaker.succeeded(permit)
         self._changed()
 

@@ -1,4 +1,4 @@
-"""One answer from Ollama on its way: read by a task of its own, taken piece by piece."""
+"""One answer of Ollama: a task reads it, the worker takes it piece by piece."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.wire.errors import HeadraceError
 class OllamaGeneration:
     """A running request.
 
-    Its task alone reads the stream, so that a caller who gives up on `next` interrupts no read.
+    Only its task reads the stream, so that cancelling `next` interrupts no read.
 
     Args:
         request_id: the request's id.
-        parts: the streamed answer; it is closed when this ends.
-        expected_tokens: how long the answer will probably be.
-        failure: what an error means to the request.
-        ended: called once, when the stream has ended in any way.
+        parts: the streamed answer. It is closed at the end.
+        expected_tokens: the probable length of the answer.
+        failure: turns an error of the server into the request's.
+        ended: called once, at the end of the stream, whatever ended it.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class OllamaGeneration:
         self._over = False
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(), name=f"ollama-{request_id}")
-        # Of the task, and not its last line: one that is cancelled before its first step has none.
+        # A callback, because a task that is cancelled before its first step runs no `finally`.
         self._task.add_done_callback(self._end)
 
     @property
     def pending_tokens(self) -> float:
-        """The output still expected; a part counts as a token until the server has counted them."""
+        """The output that is still expected. A part counts as one token until the server has counted them."""
         return max(self._expected_tokens - self.tokens, 1.0)
 
     async def next(self) -> Piece:
-        """Wait until there is something, and take all of it. Cancelling is safe: nothing is lost.
+        """Wait for output, and take all of it. Cancelling is safe: no output is lost.
 
         Raises:
-            HeadraceError: what the server's failure means, once what came before it has been taken.
+            HeadraceError: the request failed. Earlier output is given first.
         """
         await self._news.wait()
         if self._piece is not None:
@@ -74,7 +74,7 @@ class OllamaGeneration:
         raise RuntimeError("the generation has ended: nothing comes after its last piece")
 
     async def close(self) -> None:
-        """Hang up, which makes the server stop. Twice is harmless."""
+        """Disconnect, which stops the server. Does nothing the second time."""
         if not self._over:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -86,7 +86,7 @@ class OllamaGeneration:
                 if self.whole:
                     break
             else:
-                self._error = self._failure(OllamaError("the answer broke off"))
+                self._error = self._failure(OllamaError("the answer ended too early"))
         except OllamaError as error:
             self._error = self._failure(error)
         except msgspec.ValidationError as error:

@@ -1,16 +1,16 @@
-"""How fast Ollama serves, measured from what it finished: Ollama itself does not say. No I/O."""
+"""The speed of an Ollama server, measured from its finished answers: Ollama does not report it. No I/O."""
 
 from __future__ import annotations
 
-_MEMORY_S = 20.0  # busy seconds after which what was measured counts half
-_NEW_SHARE = 0.2  # what the latest request adds to the mean length of an answer
+_MEMORY_S = 20.0  # busy seconds after which a measurement counts half
+_NEW_SHARE = 0.2  # the share of the latest request in the mean length of an answer
 
 
 class Rates:
     """Tokens per second while at least one request is in flight, and tokens per request.
 
-    Below full load the rate understates what the server can do, which errs towards sending it less. One writer: the
-    engine, with `now` from the event loop's clock.
+    Below full load the rate is lower than the server's capacity, so the server gets less work than it could do. One
+    writer: the engine, with `now` from the event loop's clock.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Rates:
 
     @property
     def in_flight(self) -> int:
-        """Requests begun and not ended."""
+        """The requests that have begun and not ended."""
         return self._in_flight
 
     @property
@@ -31,12 +31,12 @@ class Rates:
         return self._tokens / self._busy_s if self._tokens and self._busy_s else 0.0
 
     def begun(self, now: float) -> None:
-        """A request is on its way."""
+        """A request has begun."""
         self._advance(now)
         self._in_flight += 1
 
     def ended(self, now: float, *, tokens: int, whole: bool) -> None:
-        """A request has left, with so many tokens; whole where it was answered to its end."""
+        """A request has ended after `tokens` tokens. `whole` is whether its answer is complete."""
         self._advance(now)
         self._in_flight -= 1
         self._tokens += tokens
@@ -45,7 +45,7 @@ class Rates:
             self.tokens_per_request = mean + _NEW_SHARE * (tokens - mean)
 
     def expected_tokens(self, limit: int) -> float:
-        """How long an answer of at most limit tokens will probably be."""
+        """The probable length of an answer of at most `limit` tokens."""
         return min(limit, self.tokens_per_request or limit)
 
     def _advance(self, now: float) -> None:

@@ -201,7 +201,7 @@ def test_a_model_nobody_may_answer_with_is_refused_by_code(requested, code):
 
 
 def test_a_refusal_names_the_models_there_are_and_no_internal_one():
-    with pytest.raises(HeadraceError, match=r"org/Big-4bit, big:8b, small:1b$"):
+    with pytest.raises(HeadraceError, match=r"org/Big-4bit, big:8b, small:1b\.$"):
         catalogue().engines_for("gpt-9")
 
 
@@ -217,7 +217,7 @@ def test_lists_show_each_model_once_and_no_internal_one():
 
 def test_a_request_that_names_no_embedder_gets_the_first_by_name_and_no_chatting_model():
     assert catalogue(embedders=["nomic-embed-text", "all-minilm"]).embedder(None) == "all-minilm"
-    with pytest.raises(HeadraceError, match="no engine has a model that makes embeddings"):
+    with pytest.raises(HeadraceError, match="No engine has a model that makes embeddings"):
         catalogue().embedder(None)
 
 
@@ -243,9 +243,13 @@ def test_no_other_model_embeds_in_the_place_of_the_one_that_is_named(requested, 
 
 def test_a_refusal_names_those_that_do_what_is_asked():
     names = catalogue(embedders=["all-minilm:latest", "tinyllama:embed"])
-    with pytest.raises(HeadraceError, match=r"'org/Big-4bit' for embeddings; there are: all-minilm:latest$"):
+    with pytest.raises(
+        HeadraceError, match=r'"org/Big-4bit" is not available for embeddings. Available models: all-minilm:latest\.$'
+    ):
         names.embedder("org/Big-4bit")
-    with pytest.raises(HeadraceError, match=r"the model 'gpt-9'; there are: org/Big-4bit, big:8b, small:1b$"):
+    with pytest.raises(
+        HeadraceError, match=r'Model "gpt-9" is not available. Available models: org/Big-4bit, big:8b, small:1b\.$'
+    ):
         names.engines_for("gpt-9")
 
 
