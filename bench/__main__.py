@@ -13,6 +13,7 @@ BENCHMARKS = {
     "triage": "what triage gets right, and what it costs",
     "durability": "what a PubAck costs, by what it promises",
     "replies": "what it costs that an answer outlives its broker",
+    "monitor": "what a long queue costs the monitor, and how soon another one takes over",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 

@@ -50,6 +50,10 @@ class Unreachable(BusError):
     """The broker did not answer in time. The operation may or may not have happened."""
 
 
+class NoResponders(Unreachable):
+    """No process subscribes to the subject of a request. The broker reports this at once."""
+
+
 @dataclass(slots=True)
 class Message:
     """A received message, free of the client's types."""
@@ -116,14 +120,28 @@ class Delivery:
 
 
 class _Client(Client):
-    """The client with two faults corrected.
+    """The client with two faults corrected and one short cut.
 
     It stops reading when it cannot parse a message's headers. Publishers write those, so one malformed request would
     disconnect each worker that it is delivered to.
 
     Its PING overtakes data that waits to be written, so the PONG confirms nothing. A subscription would count as
     cancelled before the broker knows, and a request delivered to it would be lost until its lease runs out.
+
+    It also passes the messages of the subscriptions in `takers` on unparsed, as (headers, body) in bytes. Parsing the
+    headers of a long stream takes four fifths of the time that receiving it takes.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takers: dict[int, Callable[[bytes, bytes], None]] = {}
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        take = self.takers.get(sid)
+        if take is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        else:
+            take(headers or b"", data)
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         if self._transport is not None and self.is_connected and self._pending:
@@ -147,7 +165,7 @@ class Connection:
         clock: the broker's time; see `pipeline.broker.jetstream.Bus.keep_clock`.
     """
 
-    nc: Client
+    nc: _Client
     js: JetStreamContext
     clock: Clock = field(default_factory=Clock)
     _reconnected: list[Callable[[], None]] = field(default_factory=list)
@@ -263,6 +281,8 @@ class Connection:
         cancelled_before = task.cancelling() if task is not None else 0
         try:
             answer = await self.nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+        except nats.errors.NoRespondersError as error:
+            raise NoResponders(f"No answer from {subject}: {what(error)}") from error
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"No answer from {subject}: {what(error)}") from error
         if task is not None and task.cancelling() > cancelled_before:
@@ -301,13 +321,19 @@ class Connection:
         consumer, delivered, sequence, _, time_ns, pending = tokens[3:9] if len(tokens) == 9 else tokens[5:11]
         return Delivery(message, consumer, int(sequence), int(delivered), int(time_ns) / 1e9, int(pending), self)
 
-    async def serve(self, name: str, description: str, endpoints: Mapping[str, Service]) -> None:
+    async def serve(
+        self, name: str, description: str, endpoints: Mapping[str, Service], *, queue: str = ""
+    ) -> Callable[[], Awaitable[None]]:
         """Answer requests on the given subjects as a NATS service, which `nats micro ls` lists.
 
         Args:
             name: the service's name.
             description: shown by `nats micro info`.
             endpoints: by subject, the function that returns the body of an answer.
+            queue: the queue group, of which one member receives each request. By default the service's name.
+
+        Returns:
+            A function that ends the service.
         """
         service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
 
@@ -327,8 +353,16 @@ class Connection:
 
         for subject, endpoint in endpoints.items():
             await service.add_endpoint(
-                name=subject.replace(".", "_"), subject=subject, handler=answering(endpoint), queue_group=name
+                name=subject.replace(".", "_"), subject=subject, handler=answering(endpoint), queue_group=queue or name
             )
+
+        async def stop() -> None:
+            try:
+                await service.stop()
+            except (nats.errors.Error, TimeoutError) as error:
+                log.debug("Service %s was not stopped in order: %s", name, error)
+
+        return stop
 
 
 def to_message(message: Msg) -> Message:

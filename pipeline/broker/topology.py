@@ -29,6 +29,7 @@ from pipeline.wire.subjects import (
     DEAD,
     DUPLICATE_WINDOW_S,
     LANES,
+    LEADER,
     LOAD,
     QUEUED_PREFIX,
     RETURNED,
@@ -128,7 +129,7 @@ def streams(config: Config) -> tuple[Stream, ...]:
     )
     state = StreamConfig(
         name=STREAM_STATE,
-        subjects=[f"{LOAD}.*", f"{RETURNED}.*"],
+        subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*"],
         retention=RetentionPolicy.LIMITS,
         # As durable as the delivery counts from which the returns noted here are subtracted.
         storage=StorageType.FILE,

@@ -23,18 +23,18 @@ SETTLED_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class AdmissionRequest:
     """A request that was just stored.
 
     Attributes:
         priority: its own.
-        place: how many requests of its priority wait before it.
+        position: how many requests of its priority wait before it.
         left_s: until its deadline.
         may_spill: whether the other engine may take it.
     """
 
     priority: Priority
-    place: int
+    position: int
     left_s: float
     may_spill: bool
 
@@ -62,39 +62,39 @@ class Admission:
             self._full_since.pop(engine, None)
 
     def decide(
-        self, engine: EngineName, waiting: Waiting, queued: Mapping[Priority, int], now: float
+        self, engine: EngineName, request: AdmissionRequest, queued: Mapping[Priority, int], now: float
     ) -> HeadraceError | None:
         """None where a request may wait for engine, else the error that ends it.
 
         Args:
             engine: whose queue it stands in.
-            waiting: the request.
+            request: the request.
             queued: the depths of that queue's lanes.
             now: monotonic seconds.
         """
-        wait_s = self.predicted_wait_s(engine, waiting, queued, now)
-        if wait_s is None or wait_s <= waiting.left_s * SAFETY:
+        wait_s = self.predicted_wait_s(engine, request, queued, now)
+        if wait_s is None or wait_s <= request.left_s * SAFETY:
             return None
         return HeadraceError(
             ErrorCode.DEADLINE_EXCEEDED,
-            f"its turn is expected in {wait_s:.1f} s, and its {TIMEOUT} leaves {max(0.0, waiting.left_s):.1f} s: "
+            f"its turn is expected in {wait_s:.1f} s, and its {TIMEOUT} leaves {max(0.0, request.left_s):.1f} s: "
             "refused at once; send it again later, with more time, or with a higher priority",
             param=TIMEOUT,
         )
 
     def predicted_wait_s(
-        self, engine: EngineName, waiting: Waiting, queued: Mapping[Priority, int], now: float
+        self, engine: EngineName, request: AdmissionRequest, queued: Mapping[Priority, int], now: float
     ) -> float | None:
         """Until an engine begins the request, in seconds, or None where too little is known to say."""
         own = self._capacities.get(engine)
         if own is None or not _measured(own):
             return None
-        before = {**queued, waiting.priority: waiting.place}
-        wait_s = predicted_waits_s(own, before, self.shares, self.target_wait_s)[waiting.priority]
+        before = {**queued, request.priority: request.position}
+        wait_s = predicted_waits_s(own, before, self.shares, self.target_wait_s)[request.priority]
         rate = self._requests_per_s(engine, now)
         both = rate
         for other, capacity in self._capacities.items():
-            if waiting.may_spill and other != engine and capacity.slots_total:
+            if request.may_spill and other != engine and capacity.slots_total:
                 if not _measured(capacity):
                     return None
                 both += self._requests_per_s(other, now)

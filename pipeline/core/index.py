@@ -1,152 +1,226 @@
-"""Where each waiting request stands: its priority, its place in the stream, how many are before it, until when."""
+"""Where each unfinished request stands in the queue, how many are queued before it, and when its deadline passes.
+
+A request is identified by its place, the stream and sequence at which it is stored. Its id only leads to the place. A
+place belongs to one request for good; an id can be used again.
+
+The index holds a million requests in about 100 MB, so nothing here is a Python object per request: a lane is a sorted
+set of sequences, ids are 64-bit hashes, and a deadline is one integer. A second order inside a lane (by tenant, say)
+is one more `Sequences` per tenant, with the same places.
+"""
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from itertools import islice
+from typing import Literal, NamedTuple
 
+from pipeline.core.placetable import PlaceTable, table_key
+from pipeline.core.sequences import Sequences
 from pipeline.wire.messages import RequestEvent
-from pipeline.wire.subjects import Priority
+from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
 
 State = Literal["queued", "running"]
 
-# A worker ends what it runs at the deadline. What still runs so much later has lost its worker.
+# A worker ends a running request at its deadline. A request that still runs so much later has lost its worker.
 RUNNING_GRACE_S = 10.0
-# Deadlines of finished requests are kept until they would be as many as this, or as those that count.
+# Deadlines of finished requests are kept until they are as many as this, and as those that count.
 _LEAST_KEPT = 1000
 
+_STREAMS = (STREAM_REQUESTS, STREAM_OLLAMA)
+_PRIORITIES = tuple(Priority)
+_STREAM_BITS = {stream: number for number, stream in enumerate(_STREAMS)}
+_PRIORITY_BITS = {priority: number << 1 for number, priority in enumerate(_PRIORITIES)}
+_PLACE_MASK = (1 << 64) - 1
 
-@dataclass(slots=True)
-class Entry:
-    """One request that is not finished, and where it was last stored. `deadline` in UTC seconds."""
+
+class Place(NamedTuple):
+    """Where a request is stored. Stream and sequence identify it; `priority` tells its lane."""
 
     stream: str
     priority: Priority
     sequence: int
-    state: State = "queued"
-    deadline: float | None = None
+
+    def packed(self) -> int:
+        """The place as a 64-bit integer, never 0."""
+        return self.sequence << 3 | _PRIORITY_BITS[self.priority] | _STREAM_BITS[self.stream]
+
+    @classmethod
+    def unpacked(cls, packed: int) -> Place:
+        """The inverse of `packed`."""
+        return cls(_STREAMS[packed & 1], _PRIORITIES[packed >> 1 & 3], packed >> 3)
 
 
-@dataclass(slots=True)
 class QueueIndex:
-    """The unfinished requests by id. One writer: the monitor, from announcements and events.
+    """The places of all unfinished requests. One writer: the monitor's queue view.
 
-    Both are sent once and unconfirmed, so an entry may be missing or left over; `forget_before` removes what cannot be
-    there any more.
+    It follows announcements and events, which are core messages: one can be missed. So a place can be missing, or stay
+    after its request has ended; `forget_before` removes the places that the stream has passed.
     """
 
-    _entries: dict[str, Entry] = field(init=False, default_factory=dict)
-    _depths: Counter[tuple[str, Priority]] = field(init=False, default_factory=Counter)
-    # (when, id, sequence); what does not fit its entry any more is passed over.
-    _deadlines: list[tuple[float, str, int]] = field(init=False, default_factory=list)
+    def __init__(self) -> None:
+        self._queued = {(stream, priority): Sequences() for stream in _STREAMS for priority in Priority}
+        # Packed places.
+        self._running: set[int] = set()
+        self._places = PlaceTable(self._is_live)
+        # Heap of deadline (microseconds, UTC), packed place, and whether the grace of a running request has begun.
+        # An entry whose place is not live any more is passed over.
+        self._deadlines: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._running) + sum(map(len, self._queued.values()))
 
-    def stored(
-        self,
-        request_id: str,
-        stream: str,
-        priority: Priority,
-        sequence: int,
-        deadline: float | None = None,
-        state: State = "queued",
-    ) -> int:
-        """A request was stored; a move stores it anew. Returns how many of its priority are queued before it.
+    # ---- what happened
 
-        What is known to stand there stays as it is: it may run already. Of what is not known, `state` says whether it
-        does.
+    def stored(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> int:
+        """A request was stored at place; when a request moves, it leaves its former place.
+
+        Args:
+            request_id: the request's id.
+            place: where it is stored.
+            deadline: UTC seconds.
+            state: whether it runs already. A place that is known keeps its state.
+
+        Returns:
+            How many requests of its lane are queued before it.
         """
-        known = self._entries.get(request_id)
-        if known is not None and (known.stream, known.sequence) == (stream, sequence):
-            return self.position(request_id)
-        self.remove(request_id)
-        place = self.depth(stream, priority)
-        entry = self._entries[request_id] = Entry(stream, priority, sequence, state, deadline)
-        self._count(entry, 1)
-        if deadline is not None:
-            self._watch(deadline, request_id, sequence)
-        return place
+        key, packed = table_key(request_id), place.packed()
+        known = self._places.find(key)
+        if known is not None and known != packed:
+            self.remove(Place.unpacked(known))
+        if not self._is_live(packed):
+            self._enter(packed, place, deadline, state)
+        if known != packed:
+            self._places.put(key, packed)
+        return self.position(place)
+
+    def found(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> bool:
+        """A request was read from the stream, behind the announcements: what is known of its id already is newer.
+
+        Returns:
+            Whether it was entered.
+        """
+        key, packed = table_key(request_id), place.packed()
+        known = self._places.find(key)
+        if self._is_live(packed) or (known is not None and self._is_live(known)):
+            return False
+        self._enter(packed, place, deadline, state)
+        self._places.put(key, packed)
+        return True
 
     def record(self, event: RequestEvent) -> None:
         """Something happened to a request."""
-        entry = self._entries.get(event.id)
-        if entry is None:
+        place = self.find(event.id)
+        if place is None:
             return
         match event.kind:
             case "started":
-                self._count(entry, -1)
-                entry.state = "running"
+                if self._queued[place[:2]].discard(place.sequence):
+                    self._running.add(place.packed())
             case "returned":
-                self._count(entry, -1)
-                entry.state = "queued"
-                self._count(entry, 1)
+                if place.packed() in self._running:
+                    self._running.remove(place.packed())
+                    self._queued[place[:2]].add(place.sequence)
             case "done" | "failed" | "cancelled" | "expired":
-                self.remove(event.id)
+                self.remove(place)
+                self._places.remove(table_key(event.id))
 
-    def remove(self, request_id: str) -> None:
-        """Forget a request, if it is known."""
-        entry = self._entries.pop(request_id, None)
-        if entry is not None:
-            self._count(entry, -1)
+    def remove(self, place: Place) -> None:
+        """The request at place has ended or is about to."""
+        self._queued[place[:2]].discard(place.sequence)
+        self._running.discard(place.packed())
 
-    def find(self, request_id: str) -> Entry | None:
-        """The entry of a request that is not finished."""
-        return self._entries.get(request_id)
-
-    def position(self, request_id: str) -> int:
-        """How many queued requests of its priority and stream stand before a request; 0 if it is not queued itself."""
-        entry = self._entries.get(request_id)
-        if entry is None or entry.state != "queued":
-            return 0
-        return sum(
-            other.sequence < entry.sequence
-            for other in self._entries.values()
-            if other.state == "queued" and other.stream == entry.stream and other.priority is entry.priority
-        )
-
-    def depth(self, stream: str, priority: Priority) -> int:
-        """How many requests of a priority are queued in a stream."""
-        return self._depths[stream, priority]
+    def put_back(self, place: Place, deadline: float | None) -> None:
+        """The request at place, which was removed, was not ended; deadline in UTC seconds."""
+        if not self._is_live(place.packed()):
+            self._enter(place.packed(), place, deadline, "queued")
 
     def forget_before(self, stream: str, first_sequence: int) -> None:
-        """Remove what stood before a stream's first message: it is finished, though nobody said so."""
-        gone = [key for key, e in self._entries.items() if e.stream == stream and e.sequence < first_sequence]
-        for request_id in gone:
-            self.remove(request_id)
+        """Remove the places before a stream's first message. Their requests have ended, though no event said so."""
+        for (of, _), queued in self._queued.items():
+            if of == stream:
+                queued.discard_below(first_sequence)
+        bit = _STREAM_BITS[stream]
+        self._running = {p for p in self._running if p & 1 != bit or p >> 3 >= first_sequence}
+
+    def forget_stream(self, stream: str) -> None:
+        """Remove every place of a stream: it was replaced by one that numbers its messages anew."""
+        self.forget_before(stream, 1 << 61)
+
+    # ---- what is known
+
+    def find(self, request_id: str) -> Place | None:
+        """Where the unfinished request of that id was stored last."""
+        packed = self._places.find(table_key(request_id))
+        return Place.unpacked(packed) if packed is not None and self._is_live(packed) else None
+
+    def state(self, place: Place) -> State | None:
+        """Whether the request at place is queued or running; None where no unfinished one is known there."""
+        if place.packed() in self._running:
+            return "running"
+        return "queued" if place.sequence in self._queued[place[:2]] else None
+
+    def position(self, place: Place) -> int:
+        """How many queued requests of its lane are before place."""
+        return self._queued[place[:2]].rank(place.sequence)
+
+    def behind(self, place: Place) -> int:
+        """How many queued requests of its lane are behind place."""
+        queued = self._queued[place[:2]]
+        return len(queued) - queued.rank(place.sequence + 1)
+
+    def depth(self, stream: str, priority: Priority) -> int:
+        """How many requests of a lane are queued."""
+        return len(self._queued[stream, priority])
+
+    # ---- deadlines
 
     def next_deadline(self) -> float | None:
-        """When `expired` has something to say, UTC seconds; None where nothing has a deadline."""
-        while self._deadlines and not self._counts(self._deadlines[0]):
+        """When `expired` has something to return, UTC seconds; None where no request has a deadline."""
+        while self._deadlines and not self._is_live(self._deadlines[0] >> 1 & _PLACE_MASK):
             heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        return (self._deadlines[0] >> 65) / 1e6 if self._deadlines else None
 
-    def expired(self, wall_now: float) -> list[tuple[str, Entry]]:
-        """Take out what has waited past its deadline, and what should have been ended by who runs it, but was not."""
-        found = []
+    def expired(self, wall_now: float, most: int) -> list[Place]:
+        """Remove and return the requests to be ended, earliest deadline first.
+
+        These are the queued requests whose deadline has passed, and the running ones whose worker has not ended them
+        within the grace.
+
+        Args:
+            wall_now: UTC seconds.
+            most: return at most so many.
+        """
+        return list(islice(self._expired(wall_now), most))
+
+    def _expired(self, wall_now: float) -> Iterator[Place]:
         while (due := self.next_deadline()) is not None and due <= wall_now:
-            _, request_id, sequence = heapq.heappop(self._deadlines)
-            entry = self._entries[request_id]
-            if entry.state == "running" and due == entry.deadline:
-                self._watch(wall_now + RUNNING_GRACE_S, request_id, sequence)
-            else:
-                self.remove(request_id)
-                found.append((request_id, entry))
-        return found
+            entry = heapq.heappop(self._deadlines)
+            packed = entry >> 1 & _PLACE_MASK
+            if packed in self._running and not entry & 1:
+                self._watch(wall_now + RUNNING_GRACE_S, packed, grace=1)
+                continue
+            place = Place.unpacked(packed)
+            self.remove(place)
+            yield place
 
-    def _watch(self, when: float, request_id: str, sequence: int) -> None:
-        if len(self._deadlines) > max(_LEAST_KEPT, 2 * len(self._entries)):
-            self._deadlines = list(filter(self._counts, self._deadlines))
+    # ---- inside
+
+    def _enter(self, packed: int, place: Place, deadline: float | None, state: State) -> None:
+        if state == "running":
+            self._running.add(packed)
+        else:
+            self._queued[place[:2]].add(place.sequence)
+        if deadline is not None:
+            self._watch(deadline, packed)
+
+    def _is_live(self, packed: int) -> bool:
+        if packed in self._running:
+            return True
+        return packed >> 3 in self._queued[_STREAMS[packed & 1], _PRIORITIES[packed >> 1 & 3]]
+
+    def _watch(self, when: float, packed: int, *, grace: int = 0) -> None:
+        if len(self._deadlines) > max(_LEAST_KEPT, 2 * len(self)):
+            self._deadlines = [entry for entry in self._deadlines if self._is_live(entry >> 1 & _PLACE_MASK)]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (when, request_id, sequence))
-
-    def _counts(self, watched: tuple[float, str, int]) -> bool:
-        _, request_id, sequence = watched
-        entry = self._entries.get(request_id)
-        return entry is not None and entry.sequence == sequence
-
-    def _count(self, entry: Entry, change: int) -> None:
-        if entry.state == "queued":
-            self._depths[entry.stream, entry.priority] += change
+        heapq.heappush(self._deadlines, max(0, round(when * 1e6)) << 65 | packed << 1 | grace)

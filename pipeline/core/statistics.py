@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from pipeline.wire.messages import EngineName, Load, RequestEvent
 from pipeline.wire.subjects import Priority
@@ -37,8 +39,22 @@ class LaneStatistics(Struct):
     ttft_ms: Quantiles = Quantiles()
 
 
+Unknown = Literal["queued", "running", "positions"]
+
+
 class QueueStatistics(Struct):
-    """The body of `llm.queue.stats`."""
+    """The body of `llm.queue.stats`.
+
+    Attributes:
+        high, medium, low: the lanes.
+        engines: the last load of each engine that one is known of.
+        errors: how many requests ended with each error code since the monitor started.
+        dead: dead letters.
+        uptime_s: since when the monitor counts.
+        unknown: what a monitor that has just started does not know yet. `queued` and `running` are 0 until they are
+            known; `positions` are those of single requests.
+        filled: the part of the queue that the monitor has read, 0 to 1.
+    """
 
     high: LaneStatistics
     medium: LaneStatistics
@@ -47,6 +63,8 @@ class QueueStatistics(Struct):
     errors: dict[str, int]
     dead: int
     uptime_s: float
+    unknown: list[Unknown] = field(default_factory=list)
+    filled: float = 1.0
 
 
 def quantiles(values: list[float]) -> Quantiles:
@@ -64,11 +82,11 @@ def quantiles(values: list[float]) -> Quantiles:
 
 @dataclass(slots=True)
 class _Lane:
-    counts: dict[str, int] = field(
+    counts: dict[str, int] = dataclass_field(
         default_factory=lambda: dict.fromkeys(("done", "failed", "spilled", "cancelled", "expired"), 0)
     )
-    wait_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    ttft_ms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    wait_ms: deque[float] = dataclass_field(default_factory=lambda: deque(maxlen=WINDOW))
+    ttft_ms: deque[float] = dataclass_field(default_factory=lambda: deque(maxlen=WINDOW))
 
 
 @dataclass(slots=True)
@@ -76,8 +94,8 @@ class Statistics:
     """Counts events. One writer: the monitor."""
 
     started_at: float
-    _lanes: dict[Priority, _Lane] = field(init=False, default_factory=lambda: {p: _Lane() for p in Priority})
-    _errors: dict[str, int] = field(init=False, default_factory=dict)
+    _lanes: dict[Priority, _Lane] = dataclass_field(init=False, default_factory=lambda: {p: _Lane() for p in Priority})
+    _errors: dict[str, int] = dataclass_field(init=False, default_factory=dict)
 
     def record(self, event: RequestEvent) -> None:
         """Count one event."""
@@ -99,8 +117,10 @@ class Statistics:
         loads: Mapping[EngineName, Load],
         dead: int,
         now: float,
+        unknown: Sequence[Unknown] = (),
+        filled: float = 1.0,
     ) -> QueueStatistics:
-        """The statistics as of now (monotonic seconds, as `started_at`)."""
+        """The statistics as of now (monotonic seconds, as `started_at`); the rest as in `QueueStatistics`."""
 
         def lane(priority: Priority) -> LaneStatistics:
             kept = self._lanes[priority]
@@ -120,4 +140,7 @@ class Statistics:
             errors=dict(self._errors),
             dead=dead,
             uptime_s=round(now - self.started_at, 1),
+            unknown=list(unknown),
+            # Rounded down: 1 is the whole queue.
+            filled=int(filled * 1000) / 1000,
         )

@@ -323,16 +323,25 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
 
 
 class Position(Struct):
-    """The state of a request (`queued`, `running`, `finished`, `unknown`), its position and the expected wait."""
+    """The state of a request, its position and the expected wait.
+
+    `state` is `queued`, `running`, `finished`, `unknown` or `filling`. `filling`: the monitor has just started and is
+    still reading the queue, and has not read this request yet; `position` and `eta_ms` are then left out. `estimated`
+    is present, and true, only if `position` is derived from the broker's count of the lane.
+    """
 
     id: str
     state: str
-    position: int = 0
-    eta_ms: float = 0.0
+    position: int | msgspec.UnsetType = 0
+    eta_ms: float | msgspec.UnsetType = 0.0
+    estimated: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Cancelled(Struct):
-    """The result of a cancellation: `cancelled`, `finished` or `unknown`."""
+    """The result of a cancellation: `cancelled`, `finished`, `unknown` or `pending`.
+
+    `pending`: the monitor is still reading the queue. It cancels the request when it reads it.
+    """
 
     id: str
     state: str

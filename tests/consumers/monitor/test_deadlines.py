@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -13,10 +13,7 @@ import pytest
 
 from consumers.monitor.monitor import Monitor
 from pipeline.broker.jetstream import Bus
-from pipeline.config import Config
 from pipeline.delivery.taking import Source
-from pipeline.process.lifecycle import Lifecycle
-from pipeline.process.role import role
 from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
@@ -36,30 +33,6 @@ __all__ = ["client", "start"]  # fixtures
 
 HIGH = Lane(Priority.HIGH, Task.COMPLEX).subject
 SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES})
-
-
-@pytest.fixture
-async def monitor(config: Config, bus: Bus) -> AsyncIterator[Callable]:
-    """Starts the monitor; it is ready when this returns."""
-    async with AsyncExitStack() as stack:
-
-        @asynccontextmanager
-        async def running(settings: Config) -> AsyncIterator[Monitor]:
-            async with role("monitor", settings) as me:
-                lifecycle = Lifecycle("monitor", drain_timeout_s=5)
-                it = Monitor(me, settings)
-                task = asyncio.create_task(it.run(lifecycle))
-                try:
-                    await eventually(lambda: it._loads, what="the monitor's first look")
-                    yield it
-                finally:
-                    lifecycle.stop()
-                    await asyncio.wait_for(task, 10)
-
-        async def begin(**settings) -> Monitor:
-            return await stack.enter_async_context(running(msgspec.structs.replace(config, **settings)))
-
-        yield begin
 
 
 @pytest.fixture
@@ -93,7 +66,7 @@ async def busy_worker(bus: Bus) -> AsyncIterator[None]:
 
 
 async def knows_the_worker(monitor: Monitor) -> None:
-    await eventually(lambda: monitor._loads["mlx"].slots.total == 4, what="the worker is known")
+    await eventually(lambda: monitor.load.loads["mlx"].slots.total == 4, what="the worker is known")
 
 
 async def test_a_hopeless_request_is_refused_at_once_and_the_others_wait_on(monitor, busy_worker, client):
@@ -101,13 +74,11 @@ async def test_a_hopeless_request_is_refused_at_once_and_the_others_wait_on(moni
     await knows_the_worker(it)
     for number in range(60):
         await client.ask(f"w{number}", lane="high.complex")
-    stored_at = time.time()
     await client.ask("patient", lane="high.complex", Llm_Timeout="1000")
     await client.ask("hopeless", lane="high.complex", Llm_Timeout="3")
     error = (await client.answer("hopeless")).error
     assert error.code == "deadline_exceeded"
-    assert "expected in" in error.message
-    assert time.time() < stored_at + 3, "not only at its deadline"
+    assert "expected in" in error.message, "refused, and not ended by its deadline"
     await client.none_waits(but=61)
     assert await client.record("patient") == []
 
@@ -119,7 +90,7 @@ async def test_what_is_refused_makes_room_in_the_prediction_for_those_behind_it(
     await asyncio.gather(*(client.ask(f"h{n}", lane="high.complex", Llm_Timeout="0.8") for n in range(300)))
     await client.ask("last", lane="high.complex", Llm_Timeout="20")
     # Place 300 would mean 37 s even for an engine four times as fast.
-    await eventually(lambda: it._index.find("h299") is None and it._index.find("last"), what="h299 was refused")
+    await eventually(lambda: it.view.find("h299") is None and it.view.find("last"), what="h299 was refused")
     await client.none_waits(but=1)
     assert await client.record("last") == []
 
@@ -173,7 +144,7 @@ async def test_the_earliest_deadline_is_kept_whatever_came_before_it(monitor, cl
     await client.ask("first", Llm_Timeout="0.5")
     await eventually(lambda: len(order) == 3)
     assert order == ["first", "second", "third"]
-    assert it._index.next_deadline() > time.time() + 900
+    assert it.view.next_deadline() > time.time() + 900
     await client.none_waits(but=1)
 
 
@@ -203,7 +174,7 @@ async def test_a_running_request_is_left_to_its_worker_and_ends_once(monitor, st
     await monitor()
     worker = await start()
     heard = await client.listen("llm.reply.r1")
-    await client.stream("r1", Llm_Timeout="1")
+    await client.stream("r1", Llm_Timeout="2")
     (await worker.engine.generation("r1")).say("so far")
     assert await client.code("r1") == "deadline_exceeded"
     await client.none_waits()
@@ -218,7 +189,7 @@ async def test_a_request_that_was_given_back_after_it_began_is_ended_behind_what
     # What a worker wrote that was told to stop, and gave the request back.
     chunk = Chunk("r1", int(stored.stored_at), "m", [ChunkChoice(Delta(content="so far"))], 0, 1)
     await bus.store("llm.out.r1", encode(chunk), headers={MSG_ID: "c"})
-    await eventually(lambda: it._index.find("r1"))
+    await eventually(lambda: it.view.find("r1"))
     if how == "cancel":
         answer = await bus.request("llm.cancel.r1")
         assert msgspec.json.decode(answer.data)["state"] == "cancelled"
@@ -241,12 +212,12 @@ async def test_a_request_that_begins_while_its_cancel_is_underway_is_stopped(mon
     it = await monitor()
     freed = asyncio.Event()
     for _ in range(16):
-        it._withdrawals.soon(freed.wait)
-    await eventually(it._withdrawals._jobs.empty, what="everybody is busy")
+        it.endings._soon(freed.wait)
+    await eventually(it.endings._jobs.empty, what="everybody is busy")
     await (client.stream if streams else client.ask)("r1")
-    await eventually(lambda: it._index.find("r1"))
+    await eventually(lambda: it.view.find("r1"))
     answer = asyncio.create_task(bus.request("llm.cancel.r1", timeout_s=20))
-    await eventually(lambda: not it._withdrawals._jobs.empty(), what="the cancel was heard")
+    await eventually(lambda: not it.endings._jobs.empty(), what="the cancel was heard")
     worker = await start()
     generation = await worker.engine.generation("r1")
     freed.set()
@@ -260,16 +231,16 @@ async def test_a_cancel_goes_before_a_flood_of_other_endings(monitor, client, bu
     it = await monitor()
     freed = asyncio.Event()
     for _ in range(16):
-        it._withdrawals.soon(freed.wait)
-    await eventually(it._withdrawals._jobs.empty, what="everybody is busy")
+        it.endings._soon(freed.wait)
+    await eventually(it.endings._jobs.empty, what="everybody is busy")
     order: list[str] = []
 
     async def note(name: str) -> None:
         order.append(name)
 
     for name in ("first", "second"):
-        it._withdrawals.soon(partial(note, name))
-    it._withdrawals.soon(partial(note, "urgent"), urgent=True)
+        it.endings._soon(partial(note, name))
+    it.endings._soon(partial(note, "urgent"), urgent=True)
     freed.set()
     await eventually(lambda: len(order) == 3)
     assert order == ["urgent", "first", "second"]

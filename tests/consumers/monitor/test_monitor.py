@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 
 import msgspec
 import pytest
 
-from consumers.monitor.monitor import Monitor
+from consumers.monitor import load
 from pipeline.delivery.puller import Puller
-from pipeline.process.lifecycle import Lifecycle
-from pipeline.process.role import role
 from pipeline.wire.messages import Load, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import STREAM_REQUESTS, STREAM_STATE
+from tests.consumers.monitor.conftest import ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 
@@ -24,30 +22,6 @@ async def client(bus):
     return Client(bus)
 
 
-@pytest.fixture
-async def monitor(config, bus):
-    """Starts a monitor; a second call starts another one."""
-    tasks = []
-
-    async def run(ready):
-        lifecycle = Lifecycle("monitor", drain_timeout_s=5)
-        lifecycle.report = lambda state, *_, **__: ready.set() if state == "ready" else None
-        async with role("monitor", config) as me:
-            await Monitor(me, config).run(lifecycle)
-
-    async def start():
-        ready = asyncio.Event()
-        tasks.append(asyncio.create_task(run(ready)))
-        await asyncio.wait({tasks[-1], asyncio.ensure_future(ready.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        assert not tasks[-1].done()
-
-    yield start
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-
-
 class Loads:
     """The load events of one engine as a subscriber hears them."""
 
@@ -55,11 +29,11 @@ class Loads:
         self.heard = []
 
     async def on_load(self, message):
-        self.heard.append((time.monotonic(), msgspec.json.decode(message.data, type=Load)))
+        self.heard.append(msgspec.json.decode(message.data, type=Load))
 
     @property
     def last(self):
-        return self.heard[-1][1]
+        return self.heard[-1]
 
     async def until(self, level):
         await eventually(lambda: self.heard and self.last.level == level, what=level)
@@ -94,33 +68,34 @@ async def say(bus, message):
     await bus.publish(f"llm.worker.{message.worker}", encode(message))
 
 
-async def ask_service(bus, subject, body=b""):
-    return msgspec.json.decode((await bus.request(subject, body)).data)
+@pytest.fixture
+def only_changes(monkeypatch):
+    """Nothing is looked at or published because time has passed: what is heard causes everything."""
+    monkeypatch.setattr(load, "_EVERY_S", 3600.0)
+    monkeypatch.setattr(load, "_EVERY_IDLE_S", 3600.0)
 
 
-async def test_load_goes_up_and_down_through_its_levels_at_once(monitor, bus, loads):
+async def test_load_goes_up_and_down_through_its_levels_at_once(only_changes, monitor, bus, loads):
     await say(bus, status())
     await monitor()
     await say(bus, status())
     await loads.until("normal")
-    caused_at = time.monotonic()
+    calm = len(loads.heard)
     await say(bus, status(4, pending=400.0))
-    said_at, load = await loads.until("saturated")
-    assert said_at - caused_at < 0.1
-    assert (load.slots.used, load.slots.total) == (4, 4)
-    assert load.saturation >= 1.0
-    levels = [load.level for _, load in loads.heard]
-    assert levels[levels.index("saturated") - 1] == "busy"
+    full = await loads.until("saturated")
+    assert (full.slots.used, full.slots.total) == (4, 4)
+    assert full.saturation >= 1.0
+    assert [heard.level for heard in loads.heard[calm:]][:2] == ["busy", "saturated"]
 
     async def idle_again():
         await say(bus, status())
         return loads.last.level == "normal"
 
     await eventually(idle_again)
-    assert "busy" in [load.level for _, load in loads.heard[levels.index("saturated") :]]
+    assert "busy" in [heard.level for heard in loads.heard[calm + 2 :]]
 
 
-async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(monitor, bus, client, loads):
+async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(only_changes, monitor, bus, client, loads):
     """An overload begins with all slots in use and nothing waiting: by that alone nothing would be spilled yet."""
     await say(bus, status())
     await monitor()
@@ -132,22 +107,18 @@ async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(monitor, bus
     for number in range(8):
         await client.ask(f"r{number}", lane="low")
     await eventually(lambda: loads.last.predicted_wait_ms.low > 0)
-    await eventually(lambda: len(loads.heard) > told + 10, what="ten more")
-    first, last = (load for _, load in (loads.heard[told], loads.heard[told + 10]))
-    assert {load.level for _, load in loads.heard[told:]} == {"saturated"}
-    assert last.at - first.at < 5.0, "more often than once a second"
+    await eventually(lambda: len(loads.heard) > told + 10, what="ten more, though the level stays")
+    assert {heard.level for heard in loads.heard[told:]} == {"saturated"}
 
 
-async def test_requests_that_are_stored_count_at_once(monitor, bus, loads, client):
+async def test_requests_that_are_stored_count_at_once(only_changes, monitor, bus, loads, client):
     await monitor()
     await say(bus, status(4))
     await loads.until("saturated")
-    caused_at = time.monotonic()
     for number in range(3):
         await client.ask(f"r{number}", lane="low.simple")
     await say(bus, status(4))
     await eventually(lambda: loads.last.queued.low == 3)
-    assert loads.heard[-1][0] - caused_at < 2.0
     assert loads.last.predicted_wait_ms.low > loads.last.predicted_wait_ms.high
 
 
@@ -161,8 +132,7 @@ async def test_the_last_load_is_kept_for_whoever_comes_late(monitor, bus, loads)
 
 async def test_an_engine_without_a_worker_is_saturated_and_says_why(monitor, bus, loads):
     await monitor()
-    _, load = await loads.until("saturated")
-    assert "no worker" in load.reason
+    assert "no worker" in (await loads.until("saturated")).reason
 
 
 async def test_the_statistics_count_what_happened(monitor, bus, client):
@@ -192,6 +162,7 @@ async def test_the_statistics_count_what_happened(monitor, bus, client):
     assert statistics["engines"]["mlx"]["object"] == "headrace.load"
     assert statistics["dead"] == 0
     assert statistics["uptime_s"] >= 0
+    assert (statistics["filled"], "positions" in statistics["unknown"]) == (1.0, False)
 
 
 async def test_a_position_counts_those_before_it_in_the_same_lane(monitor, bus, client):
@@ -201,17 +172,14 @@ async def test_a_position_counts_those_before_it_in_the_same_lane(monitor, bus, 
     await client.ask("other", lane="high")
     await say(bus, status(4))
 
-    async def position(request_id):
-        return await ask_service(bus, "llm.queue.position", request_id.encode())
-
     async def third():
-        found = await position("r2")
+        found = await position(bus, "r2")
         return found if (found["position"], found["state"]) == (2, "queued") and found["eta_ms"] > 0 else None
 
     assert await eventually(third)
-    assert (await position("r0"))["position"] == 0
-    assert (await position("nobody"))["state"] == "unknown"
-    assert (await position("* evil >"))["state"] == "unknown"
+    assert (await position(bus, "r0"))["position"] == 0
+    assert (await position(bus, "nobody"))["state"] == "unknown"
+    assert (await position(bus, "* evil >"))["state"] == "unknown"
 
 
 async def test_a_monitor_that_comes_later_knows_what_runs(monitor, bus, client):
@@ -237,10 +205,6 @@ async def test_models_are_listed_once_and_internal_ones_never(monitor, bus):
         return [model["id"] for model in (await ask_service(bus, "llm.models"))["data"]] == ["m", "qwen"]
 
     await eventually(listed)
-
-
-async def cancel(bus, request_id):
-    return (await ask_service(bus, f"llm.cancel.{request_id}"))["state"]
 
 
 @pytest.mark.parametrize("first", ["the request", "the monitor"])

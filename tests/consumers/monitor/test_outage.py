@@ -10,10 +10,11 @@ from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.wire.messages import RequestEvent, encode
 from pipeline.wire.subjects import STREAM_REQUESTS, Priority
-from tests.consumers.monitor.test_monitor import ask_service, cancel, client, monitor
+from tests.consumers.monitor.conftest import ask_service, cancel
+from tests.pipeline.worker.conftest import client, start
 from tests.waiting import eventually
 
-__all__ = ["client", "monitor"]  # fixtures
+__all__ = ["client", "start"]  # fixtures
 
 
 async def test_what_was_stored_while_the_connection_was_away_is_known_afterwards(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.admission import SAFETY, SETTLED_AFTER_S, Admission, Waiting
+from pipeline.core.admission import SAFETY, SETTLED_AFTER_S, Admission, AdmissionRequest
 from pipeline.core.saturation import Capacity
 from pipeline.wire.subjects import Priority
 
@@ -24,8 +24,8 @@ def settled(**engines: Capacity) -> Admission:
     return admission
 
 
-def waiting(place: int, left_s: float, *, priority: Priority = HIGH, may_spill: bool = False) -> Waiting:
-    return Waiting(priority, place, left_s, may_spill)
+def waiting(place: int, left_s: float, *, priority: Priority = HIGH, may_spill: bool = False) -> AdmissionRequest:
+    return AdmissionRequest(priority, place, left_s, may_spill)
 
 
 def depths(**queued: int) -> dict[Priority, int]:

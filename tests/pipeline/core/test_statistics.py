@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.statistics import WINDOW, Quantiles, Statistics, quantiles
+from pipeline.core.statistics import WINDOW, Quantiles, QueueStatistics, Statistics, quantiles
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import Priority
@@ -106,9 +106,23 @@ def test_the_report_has_the_depths_it_was_told_and_zero_for_what_it_was_not():
     assert (found.dead, found.uptime_s) == (4, 10.0)
 
 
+def test_the_report_tells_what_is_not_known_and_rounds_what_is_filled_down():
+    found = report(Statistics(started_at=0.0), unknown=["positions"], filled=0.99999)
+    assert (found.unknown, found.filled) == (["positions"], 0.999)
+    found = report(Statistics(started_at=0.0))
+    assert (found.unknown, found.filled) == ([], 1.0)
+
+
+def test_statistics_of_the_version_before_are_complete():
+    fields = msgspec.to_builtins(report(Statistics(started_at=0.0)))
+    del fields["unknown"], fields["filled"]
+    read = msgspec.convert(fields, QueueStatistics)
+    assert (read.unknown, read.filled) == ([], 1.0)
+
+
 def test_the_report_has_the_shape_of_the_protocol():
     body = msgspec.to_builtins(report(counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))))
-    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s"}
+    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s", "unknown", "filled"}
     for priority in Priority:
         lane = body[priority.value]
         assert set(lane) == {

@@ -18,7 +18,7 @@ from pipeline.broker.jetstream import Bus, Stored, to_stored
 from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.core.envelope import Envelope, read_envelope
-from pipeline.core.index import Entry
+from pipeline.core.index import Place
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import MLX_SOURCE, OLLAMA_SOURCE, Taking
@@ -263,7 +263,7 @@ class Life:
         process.doom, process.steps = doom, steps
         stream = STREAM_REQUESTS if copy.subject in LANE_OF_SUBJECT else STREAM_OLLAMA
         hand = Hand("monitor", process, None)
-        hand.begin(withdraw(process, Entry(stream, Priority.HIGH, copy.sequence), error))
+        hand.begin(withdraw(process, Place(stream, Priority.HIGH, copy.sequence), error))
         self.hands.append(hand)
 
     async def lease_runs_out(self, hand: Hand) -> None:

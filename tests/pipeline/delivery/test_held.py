@@ -23,7 +23,7 @@ from pipeline.core.ending import (
     Settled,
 )
 from pipeline.core.envelope import read_envelope
-from pipeline.core.index import Entry
+from pipeline.core.index import Place
 from pipeline.delivery.held import Fresh, Held, MustEnd, Resumed
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
@@ -294,7 +294,7 @@ async def test_a_request_is_fresh_until_something_is_said_and_settled_once_it_ha
     assert isinstance(opened, Resumed)
     assert (opened.record.last_sequence, other.attempt) == (1, 2)
     await other.end(Failed(CANCELLED))
-    assert not await withdraw(bus, Entry(STREAM_REQUESTS, Priority.HIGH, 1), EXPIRED)
+    assert not await withdraw(bus, Place(STREAM_REQUESTS, Priority.HIGH, 1), EXPIRED)
 
 
 async def test_a_closed_record_settles_the_next_delivery(publish, bus):
@@ -341,7 +341,7 @@ async def test_without_the_lease_nothing_is_said(publish, bus):
 async def test_a_request_that_waits_is_closed_and_then_deleted(bus):
     process = Recorded(bus)
     sequence = await bus.store("llm.request.high", b"x", headers={MSG_ID: "r1", REPLY_TO: INBOX})
-    assert await withdraw(process, Entry(STREAM_REQUESTS, Priority.HIGH, sequence), CANCELLED)
+    assert await withdraw(process, Place(STREAM_REQUESTS, Priority.HIGH, sequence), CANCELLED)
     assert process.done == list(ending.steps(Failed(CANCELLED)))
     assert [message.error.code for message in await record(bus)] == ["cancelled"]
     assert await left(bus, STREAM_REQUESTS) == 0
@@ -349,7 +349,7 @@ async def test_a_request_that_waits_is_closed_and_then_deleted(bus):
 
 async def test_what_stands_at_another_sequence_is_left_alone_though_it_bears_the_same_id(bus):
     first = await bus.store("llm.request.high", b"x", headers={MSG_ID: "r1"})
-    place = Entry(STREAM_REQUESTS, Priority.HIGH, first)
+    place = Place(STREAM_REQUESTS, Priority.HIGH, first)
     assert await withdraw(bus, place, CANCELLED)
     await bus.purge("LLM_REPLIES", "llm.reply.r1", up_to=1 << 40)
     # As if the two minutes were over in which the same id is the same request.
@@ -362,7 +362,7 @@ async def test_what_stands_at_another_sequence_is_left_alone_though_it_bears_the
 async def test_an_answer_that_has_begun_is_ended_or_left_alone_as_its_caller_wants(publish, bus):
     held = await publish()
     await held.say(Status("r1", "started", held.envelope.created, "mlx", "m", 1, 0.0))
-    place = Entry(STREAM_REQUESTS, Priority.HIGH, held.delivery.sequence)
+    place = Place(STREAM_REQUESTS, Priority.HIGH, held.delivery.sequence)
     assert not await withdraw(bus, place, CANCELLED, untouched=True)
     assert len(await record(bus)) == 1
     assert await withdraw(bus, place, CANCELLED)

@@ -1,0 +1,143 @@
+"""What the monitor answers: statistics of the queue, the position of a request, and the models that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
+from consumers.monitor.view import QueueView
+from pipeline.config import Config
+from pipeline.core.index import Place
+from pipeline.core.statistics import Statistics, Unknown
+from pipeline.process.role import Role
+from pipeline.wire.messages import Model, ModelList, Position, RequestEvent, decode_answer, is_last
+from pipeline.wire.subjects import (
+    MODELS,
+    QUEUE_POSITION,
+    QUEUE_STATS,
+    STREAM_DEAD,
+    STREAM_REPLIES,
+    Priority,
+    is_request_id,
+    reply_subject,
+)
+
+# A worker publishes its status every second: after this long, all of them have been heard.
+_WORKERS_HEARD_AFTER_S = 1.5
+
+
+@dataclass(slots=True)
+class QueueAnswers:
+    """The monitor's services. The one writer of the statistics.
+
+    Args:
+        me: the role.
+        config: the settings.
+        view: which requests are queued and running.
+        load: the depths and the loads.
+    """
+
+    me: Role
+    config: Config
+    view: QueueView
+    load: LoadReporter
+    _statistics: Statistics = field(init=False)
+    _stop: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._statistics = Statistics(self.me.bus.clock.now())
+
+    async def start(self) -> None:
+        """Begin to answer; twice is harmless.
+
+        Each monitor answers in a queue group of its own: a group hands each question to one member, and one that is
+        frozen would keep it.
+        """
+        if self._stop is None:
+            self._stop = await self.me.bus.serve(
+                "headrace-queue",
+                "Queue statistics, a request's position, and the models that answer",
+                {QUEUE_STATS: self._stats, QUEUE_POSITION: self._position, MODELS: self._models},
+                queue=self.me.bus.new_inbox(),
+            )
+
+    async def stop(self) -> None:
+        """Stop answering; twice is harmless."""
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            await stop()
+
+    def record(self, event: RequestEvent) -> None:
+        """Count what happened to a request."""
+        self._statistics.record(event)
+
+    async def state_on_record(self, request_id: str) -> str:
+        """`finished` where an answer is kept, `running` where one is being written, else `unknown`.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        if not is_request_id(request_id):
+            return "unknown"
+        found = await self.me.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
+        if found is None:
+            return "unknown"
+        return "finished" if is_last(decode_answer(found[1])) else "running"
+
+    async def _stats(self, _: bytes) -> bytes:
+        queued, running = self.load.queued, dict.fromkeys(Priority, 0)
+        for engine in ENGINES:
+            for status in self.me.peers.workers(engine):
+                for priority in Priority:
+                    running[priority] += getattr(status.running, priority)
+        dead = (await self.me.bus.stream_state(STREAM_DEAD)).messages
+        return msgspec.json.encode(
+            self._statistics.report(
+                queued={p: sum(queued[engine][p] for engine in ENGINES) for p in Priority},
+                running=running,
+                loads=self.load.loads,
+                dead=dead,
+                now=self.me.bus.clock.now(),
+                unknown=self._unknown(),
+                filled=self.view.filled,
+            )
+        )
+
+    def _unknown(self) -> list[Unknown]:
+        unknown: list[Unknown] = []
+        if not self.load.is_known:
+            unknown.append("queued")
+        if self.me.bus.clock.now() - self._statistics.started_at < _WORKERS_HEARD_AFTER_S:
+            unknown.append("running")
+        if self.view.filling:
+            unknown.append("positions")
+        return unknown
+
+    async def _models(self, _: bytes) -> bytes:
+        return msgspec.json.encode(ModelList([Model(name) for name in self.me.peers.catalogue(self.config).listed()]))
+
+    async def _position(self, body: bytes) -> bytes:
+        request_id = body.decode(errors="replace").strip().strip('"')
+        place = self.view.find(request_id)
+        if place is not None and self.view.state(place) == "queued":
+            return msgspec.json.encode(self._queued(request_id, place))
+        # The record is closed before the event is published, and a reader of the record may ask at once.
+        state = await self.state_on_record(request_id)
+        if state == "unknown" and place is not None:
+            state = "running"
+        if state == "unknown" and self.view.filling and is_request_id(request_id):
+            return msgspec.json.encode(Position(request_id, "filling", msgspec.UNSET, msgspec.UNSET))
+        return msgspec.json.encode(Position(request_id, state))
+
+    def _queued(self, request_id: str, place: Place) -> Position:
+        engine = ENGINE_OF[place.stream]
+        depth = self.load.queued[engine][place.priority]
+        position, estimated = self.view.position(place, depth)
+        eta_ms, load = 0.0, self.load.loads.get(engine)
+        if load is not None:
+            whole = max(position + 1, self.view.depth(place), depth if estimated else 0)
+            eta_ms = round(load.predicted_wait_ms.of(place.priority) * (position + 1) / whole, 1)
+        return Position(request_id, "queued", position, eta_ms, estimated or msgspec.UNSET)

@@ -1,0 +1,144 @@
+"""Which of several monitors acts: this one renews the lease while it holds it, and else waits for it to run out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from pipeline.broker import topology
+from pipeline.broker.connection import BusError, NoResponders, Unreachable
+from pipeline.broker.jetstream import Bus, Fenced
+from pipeline.config import Config
+from pipeline.core.leadership import LOOK_EVERY_S, RENEW_EVERY_S, Leadership, Voice
+from pipeline.wire.subjects import LEADER_MONITOR, QUEUE_POSITION, STREAM_STATE
+
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 0.2
+_VOICE_TIMEOUT_S = 0.5
+
+
+class LeaseNote(msgspec.Struct):
+    """The lease as it is stored: the process that holds it. `token` is new in each process."""
+
+    holder: str
+    token: str
+
+
+_note_decoder = msgspec.json.Decoder(LeaseNote)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """Holds the monitors' lease, or stands by for it.
+
+    Args:
+        bus: the connection.
+        config: the settings, with which the lease's stream is restored.
+        name: of this process.
+        on_change: called when this process takes the lease (True), or learns that it does not hold it (False); the
+            first time in any case.
+    """
+
+    bus: Bus
+    config: Config
+    name: str
+    on_change: Callable[[bool], Awaitable[None]]
+    _leadership: Leadership = field(init=False, default_factory=Leadership)
+    _token: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
+    _told: bool | None = field(init=False, default=None)
+
+    def leads(self) -> bool:
+        """Whether this process may act now."""
+        return self._leadership.leads(self.bus.clock.now())
+
+    async def run(self) -> None:
+        """Take part until cancelled."""
+        while True:
+            try:
+                pause_s = await (self._renew() if self._leadership.holds else self._look())
+            except BusError as error:
+                log.debug("The monitors' lease: %s", error)
+                pause_s = _RETRY_AFTER_S
+            await asyncio.sleep(pause_s)
+
+    async def _renew(self) -> float:
+        """Renew the lease. Returns the pause until the next renewal."""
+        try:
+            await self._write()
+        except Fenced:
+            # A write whose answer was lost is the last one.
+            if not await self._is_ours():
+                log.warning("Another monitor leads: this one stands by.")
+                await self._tell(holds=False)
+                return 0.0
+        return RENEW_EVERY_S
+
+    async def _look(self) -> float:
+        """Take the lease if it has run out. Returns the pause until the next look."""
+        await self._is_ours()
+        voice = await self._voice()
+        if self._leadership.may_take(self.bus.clock.now(), voice):
+            try:
+                await self._write()
+            except Fenced:
+                return 0.0
+            log.info("This monitor leads.")
+            await self._tell(holds=True)
+            return RENEW_EVERY_S
+        await self._tell(holds=False)
+        return LOOK_EVERY_S
+
+    async def _is_ours(self) -> bool:
+        """Read the lease's last note, and learn whether this process wrote it."""
+        found = await self.bus.last_message(STREAM_STATE, LEADER_MONITOR)
+        sequence, data = found or (0, b"")
+        if found is not None and _token(data) == self._token:
+            self._leadership.sequence = sequence
+            return True
+        self._leadership.heard(sequence, self.bus.clock.now())
+        return False
+
+    async def _voice(self) -> Voice:
+        """Whether a monitor answers. The version before the lease answers too, and is then left to it."""
+        try:
+            await self.bus.request(QUEUE_POSITION, timeout_s=_VOICE_TIMEOUT_S)
+        except NoResponders:
+            return "absent"
+        except Unreachable:
+            return "silent"
+        return "answers"
+
+    async def _write(self) -> None:
+        sent_at = self.bus.clock.now()
+        note = msgspec.json.encode(LeaseNote(self.name, self._token))
+        try:
+            ack = await self.bus.put(LEADER_MONITOR, note, expected_last=self._leadership.sequence, patience_s=0.0)
+        except NoResponders:
+            # A process of the version before the lease has put the stream's subjects back to what it knows.
+            await self._restore()
+            raise
+        self._leadership.renewed(ack.sequence, sent_at)
+
+    async def _restore(self) -> None:
+        try:
+            await topology.apply(self.bus.js, self.config)
+        except topology.TopologyError as error:
+            log.warning("The monitors' lease cannot be stored: %s", error)
+
+    async def _tell(self, *, holds: bool) -> None:
+        if holds is not self._told:
+            self._told = holds
+            await self.on_change(holds)
+
+
+def _token(data: bytes) -> str:
+    try:
+        return _note_decoder.decode(data).token
+    except msgspec.DecodeError:
+        return ""

@@ -1,0 +1,297 @@
+"""The end of requests that wait: at their deadline, when they are cancelled, or at once where waiting is in vain.
+
+An ending means the request at one place, a stream and a sequence. It never means an id, which can be used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import NamedTuple
+
+import msgspec
+
+from consumers.monitor.view import QueueView
+from pipeline.aio import Background, wait_set
+from pipeline.broker.connection import BusError
+from pipeline.broker.jetstream import Bus
+from pipeline.core.answer import expired
+from pipeline.core.cancels import Cancels
+from pipeline.core.envelope import Envelope, read_envelope
+from pipeline.core.index import Place
+from pipeline.core.leadership import LEASE_S
+from pipeline.delivery.withdraw import withdraw
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Cancelled
+from pipeline.wire.subjects import CANCEL, RELAYED, Move
+
+log = logging.getLogger(__name__)
+
+# Requests that are ended side by side: a burst must neither crowd out all else nor take a second per hundred.
+_AT_ONCE = 16
+# Deadlines that are taken at once: a million that pass together wait in the index, not here.
+_MOST_EXPIRED = 256
+_RETRY_AFTER_S = 1.0
+# Without a deadline that is nearer.
+_LOOK_AGAIN_S = 10.0
+# A cancelled request may be moving: it is looked for where it is stored next.
+_CANCEL_TRIES = 3
+# A second monitor takes over within this time, and then ends what the first was told to cancel.
+_TAKEOVER_S = LEASE_S + 2.0
+
+_Job = Callable[[], Awaitable[None]]
+
+
+class Ending(NamedTuple):
+    """The end of the request at a place.
+
+    Attributes:
+        place: where it is stored.
+        error: what its reader is told.
+        untouched: leave the request alone if an attempt has written already.
+        deadline: of the request, UTC seconds, where one is known.
+    """
+
+    place: Place
+    error: HeadraceError
+    untouched: bool = False
+    deadline: float | None = None
+
+
+@dataclass(slots=True)
+class Endings:
+    """Ends waiting requests side by side while this monitor leads. The one writer of cancels, timers and jobs.
+
+    Args:
+        bus: the connection.
+        view: which requests wait. A request is removed from it as soon as its end is decided.
+        leads: whether this monitor acts. Another one that stands by follows the cancels, so that none is lost with the
+            monitor that heard it.
+        state_on_record: what a request's record tells about it, as `QueueAnswers.state_on_record`.
+        lease_s: after which a worker that has died lost its requests.
+    """
+
+    bus: Bus
+    view: QueueView
+    leads: Callable[[], bool]
+    state_on_record: Callable[[str], Awaitable[str]]
+    lease_s: float
+    _cancels: Cancels = field(init=False, default_factory=Cancels)
+    # (rank, number, job): urgent jobs first, then in the order in which they came.
+    _jobs: asyncio.PriorityQueue[tuple[int, int, _Job]] = field(init=False, default_factory=asyncio.PriorityQueue)
+    _numbers: count[int] = field(init=False, default_factory=count)
+    _retries: Background = field(init=False, default_factory=Background)
+    _wake_at: float = field(init=False, default=0.0)
+    _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch())
+                for _ in range(_AT_ONCE):
+                    group.create_task(self._work())
+        finally:
+            self._retries.cancel()
+
+    def wake(self) -> None:
+        """This monitor leads from now on: deadlines may have passed."""
+        self._sooner.set()
+
+    def end(self, ending: Ending) -> None:
+        """Have the request at a place ended; tried again while the broker is away."""
+        self.view.remove(ending.place)
+        self._soon(partial(self._end, ending))
+
+    # ---- timers
+
+    def expect(self, deadline: float) -> None:
+        """A request was stored that has a deadline, UTC seconds."""
+        if deadline < self._wake_at:
+            self._sooner.set()
+
+    async def _watch(self) -> None:
+        """One timer, for the earliest of deadlines and cancels."""
+        while True:
+            self._sooner.clear()
+            if self.leads():
+                await self._expire()
+            for request_id, place in self._cancels.due(self.bus.clock.now()):
+                if self.leads() and self.view.state(place) is not None:
+                    self.end(Ending(place, _cancelled(request_id)))
+            await wait_set(self._sooner, self._pause_s())
+
+    async def _expire(self) -> None:
+        while True:
+            wall_now = self.bus.clock.wall()
+            places = self.view.expired(wall_now, _MOST_EXPIRED)
+            for place in places:
+                self._soon(partial(self._end, Ending(place, expired(), deadline=wall_now)))
+            if len(places) < _MOST_EXPIRED:
+                return
+            await self._jobs.join()
+
+    def _pause_s(self) -> float:
+        wall_now, now = self.bus.clock.wall(), self.bus.clock.now()
+        pause_s = _LOOK_AGAIN_S
+        if self.leads() and (deadline := self.view.next_deadline()) is not None:
+            pause_s = min(pause_s, deadline - wall_now)
+        if (due := self._cancels.next_due()) is not None:
+            pause_s = min(pause_s, due - now)
+        self._wake_at = wall_now + pause_s
+        return max(0.0, pause_s)
+
+    # ---- jobs
+
+    def _soon(self, job: _Job, *, urgent: bool = False) -> None:
+        """Have a job done; an urgent one, for which a client waits, comes first. It may raise `BusError` only."""
+        self._jobs.put_nowait((0 if urgent else 1, next(self._numbers), job))
+
+    async def _work(self) -> None:
+        while True:
+            _, _, job = await self._jobs.get()
+            try:
+                await job()
+            except BusError as error:
+                log.warning("A waiting request was not ended: %s", error)
+            finally:
+                self._jobs.task_done()
+
+    async def _end(self, ending: Ending) -> None:
+        if not self.leads():
+            self.view.put_back(ending.place, ending.deadline)
+            return
+        try:
+            await withdraw(self.bus, ending.place, ending.error, untouched=ending.untouched)
+        except BusError as error:
+            place = ending.place
+            log.warning("The request at %s %d is not ended yet: %s", place.stream, place.sequence, error)
+            self._retries.start(self._again(ending), what=f"ending the request at {place.stream} {place.sequence}")
+
+    async def _again(self, ending: Ending) -> None:
+        await asyncio.sleep(_RETRY_AFTER_S)
+        self._soon(partial(self._end, ending))
+
+    # ---- cancels
+
+    def cancel(self, request_id: str, reply: str) -> None:
+        """A client wants a request cancelled; the outcome is published to reply, if there is one."""
+        place = self.view.find(request_id)
+        waits = place is not None and self.view.state(place) == "queued"
+        if place is None and self.view.filling:
+            self._cancels.expect(request_id)
+        if self.leads():
+            self._soon(partial(self._answer_cancel, request_id, reply, place, waits=waits), urgent=True)
+        elif place is not None:
+            self._soon(partial(self._follow_read, request_id, place, _TAKEOVER_S), urgent=True)
+
+    def stored(self, envelope: Envelope, place: Place) -> None:
+        """A request was announced: it may be one that was cancelled, and moves."""
+        moved = _is_moved(envelope)
+        if self._cancels.announced(envelope.id, envelope.stored_at, place, moved=moved) and self.leads():
+            self._soon(partial(self._cancel_again, envelope.id, place), urgent=True)
+
+    def read(self, envelope: Envelope, place: Place) -> None:
+        """A request was read from the queue: a cancel may be waiting for it."""
+        if not self._cancels.read(envelope.id, envelope.stored_at):
+            return
+        if self.leads():
+            self._soon(partial(self._cancel_again, envelope.id, place), urgent=True)
+        else:
+            self._follow(envelope.id, place, envelope.stored_at, _TAKEOVER_S)
+
+    def filled(self) -> None:
+        """The whole queue was read: cancels that still wait for a request mean none."""
+        self._cancels.filled()
+
+    async def _answer_cancel(self, request_id: str, reply: str, place: Place | None, *, waits: bool) -> None:
+        """Cancel a request, and tell the client.
+
+        Args:
+            request_id: its id.
+            reply: where the client waits.
+            place: where the request was stored when the cancel came.
+            waits: whether it was queued then. A worker that has begun it since took the cancel for another's.
+        """
+        try:
+            state = await self._cancel(request_id, place, waits=waits)
+            if reply:
+                await self.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
+        except BusError as error:
+            log.warning("%s: not cancelled: %s", request_id, error)
+
+    async def _cancel(self, request_id: str, place: Place | None, *, waits: bool) -> str:
+        if place is not None and await self._cancel_at(request_id, place, waits=waits):
+            return "cancelled"
+        state = await self.state_on_record(request_id)
+        if place is None and state == "unknown":
+            return "pending" if self.view.filling else "unknown"
+        return "finished" if state == "finished" else "cancelled"
+
+    async def _cancel_at(self, request_id: str, place: Place, *, waits: bool) -> bool:
+        """Cancel a request that waits; one that runs is cancelled by its worker, which heard the cancel as well.
+
+        Returns:
+            Whether the request was ended here.
+        """
+        stored_at, ended = None, False
+        for _ in range(_CANCEL_TRIES):
+            envelope = await self._envelope_at(place, request_id)
+            if envelope is not None:
+                stored_at = envelope.stored_at
+                if self.view.state(place) != "queued" or (ended := await self._withdrawn(request_id, place)):
+                    break
+            place = await self._moved_to(request_id, place, stored_at) or place
+        if waits:
+            await self.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
+        if not ended:
+            # A worker that has died hears of no cancel, nor does the worker that goes on with the request.
+            self._follow(request_id, place, stored_at, self.lease_s + 1.0)
+        return ended
+
+    async def _withdrawn(self, request_id: str, place: Place) -> bool:
+        return await withdraw(self.bus, place, _cancelled(request_id))
+
+    async def _moved_to(self, request_id: str, place: Place, stored_at: float | None) -> Place | None:
+        """Where a request has moved from place; None where it has not, also if a new request bears its id now."""
+        found = self.view.find(request_id)
+        if found is None or found == place:
+            return None
+        envelope = await self._envelope_at(found, request_id)
+        if envelope is None or not _is_moved(envelope) or stored_at not in (None, envelope.stored_at):
+            return None
+        return found
+
+    async def _cancel_again(self, request_id: str, place: Place) -> None:
+        """Carry out a cancel that came before its request could be found here."""
+        await self._cancel_at(request_id, place, waits=self.view.state(place) == "queued")
+
+    async def _follow_read(self, request_id: str, place: Place, after_s: float) -> None:
+        envelope = await self._envelope_at(place, request_id)
+        if envelope is not None:
+            self._follow(request_id, place, envelope.stored_at, after_s)
+
+    def _follow(self, request_id: str, place: Place, stored_at: float | None, after_s: float) -> None:
+        self._cancels.follow(request_id, place, stored_at, self.bus.clock.now() + after_s)
+        self._sooner.set()
+
+    async def _envelope_at(self, place: Place, request_id: str) -> Envelope | None:
+        """The request at a place; None where there is none, or another than that of the id (the view keeps hashes)."""
+        stored = await self.bus.stored(place.stream, place.sequence)
+        if stored is None:
+            return None
+        envelope = read_envelope(stored, place.priority)
+        return envelope if envelope.id == request_id else None
+
+
+def _is_moved(envelope: Envelope) -> bool:
+    """Whether the same request was stored elsewhere before. A dead letter that is replayed is a new request."""
+    return envelope.move is not None and envelope.move is not Move.REPLAYED
+
+
+def _cancelled(request_id: str) -> HeadraceError:
+    return HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")

@@ -1,0 +1,146 @@
+"""The engines' load: counts the lanes, watches the workers, and publishes a load event for each engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from consumers.monitor.view import STREAMS
+from pipeline.aio import wait_set
+from pipeline.broker.connection import BusError
+from pipeline.config import Config
+from pipeline.core.saturation import Capacity, SaturationMonitor
+from pipeline.core.scheduler import shares
+from pipeline.process.role import Role
+from pipeline.wire.messages import EngineName, Load, encode
+from pipeline.wire.subjects import LANES, LOAD, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
+
+log = logging.getLogger(__name__)
+
+ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
+STREAM_OF: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
+ENGINE_OF: dict[str, EngineName] = dict(zip(STREAMS, ENGINES, strict=True))
+# Facts that come within this time are looked at together; well below the 100 ms that a change of level may take.
+_GATHER_S = 0.02
+_EVERY_S = 1.0
+_EVERY_IDLE_S = 5.0
+# Spilling goes by the predicted waits, which grow from nothing as an overload begins.
+_EVERY_SATURATED_S = 0.1
+
+_CONSUMERS: dict[EngineName, dict[str, Priority]] = {
+    "mlx": {lane.consumer: lane.priority for lane in LANES},
+    "ollama": {ollama_consumer(priority): priority for priority in Priority},
+}
+
+
+@dataclass(slots=True)
+class LoadReporter:
+    """Publishes load events while this monitor leads. The one writer of the depths, the levels and the loads.
+
+    Args:
+        me: the role.
+        config: the settings.
+        leads: whether this monitor acts.
+        on_capacity: called with each engine's workers and monotonic seconds, before its load is published.
+        on_look: called after each look at both engines.
+    """
+
+    me: Role
+    config: Config
+    leads: Callable[[], bool]
+    on_capacity: Callable[[EngineName, Capacity, float], None]
+    on_look: Callable[[], None]
+    queued: dict[EngineName, dict[Priority, int]] = field(init=False)
+    loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
+    _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
+    _counted_at: dict[EngineName, float] = field(init=False, default_factory=dict)
+    _published_at: dict[EngineName, float] = field(init=False, default_factory=dict)
+    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        parts = shares(config.weights, config.floor_share)
+        self._saturation = {
+            engine: SaturationMonitor(engine, parts, config.target_wait_s, config.busy_at, config.saturated_at)
+            for engine in ENGINES
+        }
+        self.queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the lanes have been counted and each engine has a load."""
+        return len(self.loads) == len(ENGINES)
+
+    def wake(self) -> None:
+        """Something has changed: look at it soon."""
+        self._changed.set()
+
+    def recount(self, engine: EngineName) -> None:
+        """A request came or went: the depths of the engine's lanes have changed."""
+        self._counted_at.pop(engine, None)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            self._changed.clear()
+            if self.leads():
+                try:
+                    await self._look()
+                except BusError as error:
+                    log.warning("No load events: %s", error)
+            await wait_set(self._changed, self._pause_s())
+            await asyncio.sleep(_GATHER_S)
+
+    async def _look(self) -> None:
+        """Publish every load that has changed its level or is due."""
+        for engine in ENGINES:
+            await self._count(engine)
+            await self._observe(engine)
+        self.on_look()
+
+    async def _count(self, engine: EngineName) -> None:
+        """Ask for the depths of an engine's lanes where something came or went, and else now and then."""
+        now = self.me.bus.clock.now()
+        if now - self._counted_at.get(engine, -_EVERY_S) < _EVERY_S:
+            return
+        self._counted_at[engine] = now
+        consumers = {state.name: state for state in await self.me.bus.consumers(STREAM_OF[engine])}
+        queued = dict.fromkeys(Priority, 0)
+        for name, priority in _CONSUMERS[engine].items():
+            if name in consumers:
+                queued[priority] += consumers[name].num_pending
+        self.queued[engine] = queued
+
+    async def _observe(self, engine: EngineName) -> None:
+        clock = self.me.bus.clock
+        capacity = Capacity.of(self.me.peers.workers(engine))
+        self.on_capacity(engine, capacity, clock.now())
+        changed = True
+        while changed and self.leads():
+            now = clock.now()
+            load, changed = self._saturation[engine].observe(
+                capacity, self.queued[engine], now=now, wall_now=clock.wall()
+            )
+            self.loads[engine] = load
+            if changed:
+                log.info("%s is %s: %s", engine, load.level, load.reason)
+            if changed or now - self._published_at.get(engine, -_EVERY_IDLE_S) >= self._every_s(engine):
+                await self.me.bus.publish(f"{LOAD}.{engine}", encode(load))
+                self._published_at[engine] = now
+
+    def _every_s(self, engine: EngineName) -> float:
+        load = self.loads[engine]
+        if load.slots.used or any(self.queued[engine].values()):
+            return _EVERY_SATURATED_S if load.level == "saturated" else _EVERY_S
+        return _EVERY_IDLE_S
+
+    def _pause_s(self) -> float:
+        """Until the next load is due, or a level may be left."""
+        now = self.me.bus.clock.now()
+        if not self.leads():
+            return _EVERY_S
+        due = [self._published_at.get(engine, now) + self._every_s(engine) for engine in self.loads]
+        leaving = [wake for s in self._saturation.values() if (wake := s.next_wake()) is not None]
+        return max(0.0, min([*due, *leaving, now + _EVERY_S]) - now)

@@ -1,0 +1,242 @@
+"""The monitor's view of the queue: which requests are unfinished, where each is stored, how many are before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.broker.bulk import read_heads, to_head
+from pipeline.broker.connection import BusError, Message
+from pipeline.broker.jetstream import Bus, Stored, to_stored
+from pipeline.core.envelope import Envelope, read_envelope
+from pipeline.core.filling import Filling
+from pipeline.core.index import Place, QueueIndex, State
+from pipeline.wire.messages import RequestEvent
+from pipeline.wire.subjects import (
+    LANES,
+    STORED_SUBJECT,
+    STREAM_OLLAMA,
+    STREAM_REQUESTS,
+    Priority,
+    Task,
+    ollama_consumer,
+    ollama_subject,
+)
+
+log = logging.getLogger(__name__)
+
+STREAMS = (STREAM_REQUESTS, STREAM_OLLAMA)
+_RETRY_AFTER_S = 1.0
+_FORGET_EVERY_S = 60.0
+# Requests entered at a stretch, about 3 ms; then the event loop gets a turn.
+_STRETCH = 200
+
+_SUBJECT_OF_CONSUMER = {lane.consumer: lane.subject for lane in LANES} | {
+    ollama_consumer(priority): ollama_subject(priority) for priority in Priority
+}
+_LANE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
+    ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
+}
+# What no engine but MLX takes, and what waits for Ollama already.
+_SETTLED_SUBJECTS = {lane.subject for lane in LANES if lane.task is Task.COMPLEX} | {
+    ollama_subject(priority) for priority in Priority
+}
+
+
+class Announcement(NamedTuple):
+    """A request that was just stored.
+
+    Attributes:
+        envelope: what its headers say.
+        place: where it is stored.
+        position: how many requests of its lane are queued before it.
+        may_spill: whether the other engine may take it.
+    """
+
+    envelope: Envelope
+    place: Place
+    position: int
+    may_spill: bool
+
+
+@dataclass(slots=True)
+class QueueView:
+    """Follows the queue: reads it once, then hears announcements and events. The one writer of its index.
+
+    Args:
+        bus: the connection.
+        default_timeout_s: for requests that name no timeout.
+        on_stored: called with each request that is announced.
+        on_read: called with each request that is read from the queue, and its place.
+        on_filled: called when the whole queue was read.
+        forget_every_s: pause between two searches for places that the streams have passed.
+        read: reads the headers of a stream, as `read_heads`.
+    """
+
+    bus: Bus
+    default_timeout_s: float | None
+    on_stored: Callable[[Announcement], None]
+    on_read: Callable[[Envelope, Place], None]
+    on_filled: Callable[[], None]
+    forget_every_s: float = _FORGET_EVERY_S
+    read: Callable[[Bus, str, int], Awaitable[list[bytes]]] = read_heads
+    _index: QueueIndex = field(init=False, default_factory=QueueIndex)
+    _filling: Filling = field(init=False, default_factory=lambda: Filling(STREAMS))
+    _missed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Read the queue, and again what was missed, until cancelled."""
+        self._missed.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_filled())
+            group.create_task(self._forget_passed())
+
+    def on_reconnect(self) -> None:
+        """The connection was lost and is back: announcements may have been missed."""
+        self._filling.begin()
+        self._missed.set()
+
+    # ---- what is known
+
+    @property
+    def filling(self) -> bool:
+        """Whether requests may be in the queue that are not known yet."""
+        return self._filling.active
+
+    @property
+    def filled(self) -> float:
+        """The part of the queue that was read, 0 to 1."""
+        return self._filling.part
+
+    def find(self, request_id: str) -> Place | None:
+        """Where the unfinished request of that id is stored, None where none is known."""
+        return self._index.find(request_id)
+
+    def state(self, place: Place) -> State | None:
+        """Whether the request at place is queued or running; None where no unfinished one is known there."""
+        return self._index.state(place)
+
+    def position(self, place: Place, depth: int) -> tuple[int, bool]:
+        """How many queued requests of its lane are before place, and whether that is an estimate.
+
+        Args:
+            place: where the request is stored.
+            depth: how many requests the broker counts in the lane. While the view is filling, the requests behind place
+                are known and those before it are not; they are the rest of that count.
+        """
+        if self._filling.knows_all_before(place):
+            return self._index.position(place), False
+        return max(self._index.position(place), depth - self._index.behind(place) - 1), True
+
+    def depth(self, place: Place) -> int:
+        """How many requests are known to be queued in the lane of place."""
+        return self._index.depth(place.stream, place.priority)
+
+    # ---- what endings do to it
+
+    def remove(self, place: Place) -> None:
+        """The request at place is about to be ended."""
+        self._index.remove(place)
+
+    def put_back(self, place: Place, deadline: float | None) -> None:
+        """The request at place, which was removed, was not ended; deadline in UTC seconds."""
+        self._index.put_back(place, deadline)
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of all, UTC seconds; None where there is none."""
+        return self._index.next_deadline()
+
+    def expired(self, wall_now: float, most: int) -> list[Place]:
+        """Remove and return up to `most` requests whose deadline has passed (UTC seconds)."""
+        return self._index.expired(wall_now, most)
+
+    # ---- listening
+
+    def announced(self, message: Message) -> str | None:
+        """A request was stored: its headers, with those of the stream. Returns the stream."""
+        # Not by `Nats-Stream`: it comes first, and is damaged where the publisher's headers had no proper end.
+        subject = message.headers.get(STORED_SUBJECT, "")
+        lane = _LANE_OF_SUBJECT.get(subject)
+        if lane is None:
+            return None
+        envelope, place = self._read(to_stored(message), lane)
+        if self._filling.announced(place.stream, place.sequence):
+            self.on_reconnect()
+        position = self._index.stored(envelope.id, place, _deadline(envelope))
+        self.on_stored(Announcement(envelope, place, position, subject not in _SETTLED_SUBJECTS))
+        return place.stream
+
+    def record(self, event: RequestEvent) -> None:
+        """Something happened to a request."""
+        if self._index.find(event.id) is None:
+            self._filling.happened(event)
+        self._index.record(event)
+
+    def _read(self, stored: Stored, lane: tuple[str, Priority]) -> tuple[Envelope, Place]:
+        envelope = read_envelope(stored, lane[1], default_timeout_s=self.default_timeout_s)
+        return envelope, Place(*lane, stored.sequence)
+
+    # ---- filling
+
+    async def _keep_filled(self) -> None:
+        while True:
+            await self._missed.wait()
+            self._missed.clear()
+            try:
+                for stream in STREAMS:
+                    await self._fill(stream)
+            except BusError as error:
+                log.info("The queue could not be read; trying again: %s", error)
+                self._missed.set()
+                await asyncio.sleep(_RETRY_AFTER_S)
+                continue
+            if not self._missed.is_set():
+                self._filling.end()
+                self.on_filled()
+
+    async def _fill(self, stream: str) -> None:
+        """Learn what a stream holds, and what was handed to a worker, beyond what is known of it."""
+        states = await self.bus.consumers(stream)
+        begun = {_SUBJECT_OF_CONSUMER.get(state.name, ""): state.delivered.stream_seq for state in states}
+        state = await self.bus.stream_state(stream)
+        start, replaced = self._filling.begin_stream(stream, state.first_seq, state.last_seq)
+        if replaced:
+            self._index.forget_stream(stream)
+        while start <= state.last_seq and (heads := await self.read(self.bus, stream, start)):
+            for first in range(0, len(heads), _STRETCH):
+                start = 1 + self._enter(stream, heads[first : first + _STRETCH], begun)
+                await asyncio.sleep(0)
+        self._filling.end_stream(stream)
+
+    def _enter(self, stream: str, heads: Iterable[bytes], begun: Mapping[str, int]) -> int:
+        """Enter requests that were read. Returns the last sequence."""
+        sequence = 0
+        for stored in map(to_head, heads):
+            sequence = stored.sequence
+            lane = _LANE_OF_SUBJECT.get(stored.subject)
+            if lane is None:
+                continue
+            envelope, place = self._read(stored, lane)
+            state = self._filling.state(envelope.id, begun=sequence <= begun.get(stored.subject, 0))
+            if state is not None and self._index.found(envelope.id, place, _deadline(envelope), state):
+                self.on_read(envelope, place)
+        self._filling.read(stream, sequence)
+        return sequence
+
+    async def _forget_passed(self) -> None:
+        """Events can be missed: what stood before a stream's first message has ended, though no event said so."""
+        while True:
+            await asyncio.sleep(self.forget_every_s)
+            try:
+                for stream in STREAMS:
+                    self._index.forget_before(stream, (await self.bus.stream_state(stream)).first_seq)
+            except BusError as error:
+                log.debug("The view of the queue was not tidied: %s", error)
+
+
+def _deadline(envelope: Envelope) -> float | None:
+    """A request with a fault is refused by the worker that gets it, at any time."""
+    return envelope.deadline if envelope.fault is None else None

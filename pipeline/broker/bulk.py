@@ -1,0 +1,82 @@
+"""Reading what a long stream holds, headers only: five times as fast as `Bus.scan`, and without keeping the bodies.
+
+A work queue takes no second consumer, so headers-only delivery is not to be had: nats-server 2.15 refuses a consumer
+beside the lanes' own with the errors 10098 to 10100. What remains is batched direct get (NATS ADR-31), which sends the
+bodies too. They are dropped as they arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import msgspec
+import nats.errors
+
+from pipeline.broker.connection import REQUEST_TIMEOUT_S, Message, Unreachable, what
+from pipeline.broker.jetstream import Bus, Stored, to_stored
+
+# One batch holds up the connection's other messages for as long as it takes to receive: a few milliseconds.
+BATCH_MESSAGES = 500
+BATCH_BYTES = 1 << 20
+
+_STATUS = re.compile(rb"NATS/1\.0 +([0-9]{3})")
+_END_OF_BATCH = (b"204", b"404")
+
+
+async def read_heads(
+    bus: Bus, stream: str, start: int, *, messages: int = BATCH_MESSAGES, max_bytes: int = BATCH_BYTES
+) -> list[bytes]:
+    """The headers of the messages of a stream from sequence start on, for `to_head`; none at the stream's end.
+
+    Args:
+        bus: the connection.
+        stream: the stream's name.
+        start: the first sequence.
+        messages: at most so many.
+        max_bytes: stop once they have so many bytes, bodies included, with one message at least.
+
+    Raises:
+        Unreachable: the stream does not answer.
+    """
+    inbox, heads = bus.nc.new_inbox(), list[bytes]()
+    status: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def take(head: bytes, _: bytes) -> None:
+        found = _STATUS.match(head)
+        if found is None:
+            heads.append(head)
+        elif not status.done():
+            status.set_result(found[1])
+
+    try:
+        subscription = await bus.nc.subscribe(inbox)
+        bus.nc.takers[subscription._id] = take  # noqa: SLF001 - the number by which the client knows it
+        try:
+            body = {"seq": start, "next_by_subj": ">", "batch": messages, "max_bytes": max_bytes}
+            await bus.nc.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), reply=inbox)
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                ended_with = await status
+        finally:
+            bus.nc.takers.pop(subscription._id, None)  # noqa: SLF001 - as above
+            await bus.unsubscribe(subscription)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"{stream} does not answer: {what(error)}") from error
+    if ended_with not in _END_OF_BATCH:
+        raise Unreachable(f"{stream} does not answer: status {ended_with.decode()}")
+    return heads
+
+
+def to_head(head: bytes) -> Stored:
+    """A stored message without its body, from its headers as the broker sent them.
+
+    Raises:
+        KeyError, ValueError: the broker's own headers are not among them.
+    """
+    # No header that is read here has a value beyond ASCII that counts, and latin-1 decodes any byte.
+    headers = {}
+    for line in head.decode("latin-1").split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip()] = value.strip()
+    return to_stored(Message("", b"", headers, ""))

@@ -1,0 +1,79 @@
+"""An ending means the request at one place, and never the next one of the same id."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.wire.messages import RequestEvent, encode
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Priority
+from tests.consumers.monitor.conftest import cancel
+from tests.pipeline.worker.conftest import client, start
+from tests.waiting import eventually
+
+__all__ = ["client", "start"]  # fixtures
+
+
+@pytest.fixture
+def config(config):
+    return replace(config, lease_s=1.0)
+
+
+async def seems_to_run(bus, it, request_id):
+    """As where a worker has died in the middle of a request."""
+    await eventually(lambda: it.view.find(request_id))
+    await bus.publish("llm.event.high.started", encode(RequestEvent(request_id, "started", Priority.HIGH, "mlx")))
+    await eventually(lambda: it.view.state(it.view.find(request_id)) == "running")
+
+
+async def test_a_request_is_answered_whose_id_was_cancelled_before_it_was_used(monitor, start, client, bus):
+    it = await monitor()
+    assert await cancel(bus, "job-7") == "unknown"
+    # What is cancelled after it, and has lost its worker, is ended later than `job-7` could be.
+    await client.ask("orphan", lane="low")
+    await seems_to_run(bus, it, "orphan")
+    assert await cancel(bus, "orphan") == "cancelled"
+    worker = await start()
+    await client.stream("job-7")
+    generation = await worker.engine.generation("job-7")
+    generation.say("so far")
+    orphan = await worker.engine.generation("orphan")
+    assert await client.code("orphan") == "cancelled"
+    orphan.finish()
+    assert not generation.closed
+    generation.finish(", so good")
+    assert (await client.answer("job-7")).choices[0].message.content == "so far, so good"
+
+
+async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(monitor, client, bus):
+    it = await monitor()
+    await client.ask("job-7")
+    await seems_to_run(bus, it, "job-7")
+    assert await cancel(bus, "job-7") == "cancelled"
+    # It ends by itself, and its name is used again; the broker remembers names for two minutes.
+    await bus.delete(STREAM_REQUESTS, 1)
+    await bus.publish("llm.event.high.done", encode(RequestEvent("job-7", "done", Priority.HIGH, "mlx")))
+    await eventually(lambda: it.view.find("job-7") is None)
+    headers = {MSG_ID: "job-7:replayed:1-1"}
+    await bus.store("llm.request.high", b'{"prompt":"x"}', headers=headers)
+    await seems_to_run(bus, it, "job-7")
+    await client.ask("later")
+    await seems_to_run(bus, it, "later")
+    assert await cancel(bus, "later") == "cancelled"
+    assert await client.code("later") == "cancelled"
+    assert await client.record("job-7") == []
+    assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
+
+
+async def test_a_cancelled_request_is_ended_where_it_has_moved_to(monitor, client, bus):
+    """Its mover had it in hand when the cancel came."""
+    it = await monitor()
+    await client.ask("r1")
+    await seems_to_run(bus, it, "r1")
+    stored = await bus.stored(STREAM_REQUESTS, 1)
+    assert await cancel(bus, "r1") == "cancelled"
+    headers = {MSG_ID: "r1:spilled:1-1", "Llm-Stored-At": repr(stored.stored_at), "Llm-Task": "simple"}
+    await bus.store("llm.ollama.high", stored.data, headers=headers)
+    await bus.delete(STREAM_REQUESTS, 1)
+    assert await client.code("r1") == "cancelled"
+    assert (await bus.stream_state("LLM_OLLAMA")).messages == 0

@@ -1,0 +1,88 @@
+"""A cancel means one request, and not the next one of the same id."""
+
+from __future__ import annotations
+
+from pipeline.core.cancels import Cancels
+from pipeline.core.index import Place
+from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
+
+FIRST = Place(STREAM_REQUESTS, Priority.HIGH, 1)
+NEXT = Place(STREAM_REQUESTS, Priority.HIGH, 2)
+SPILLED = Place(STREAM_OLLAMA, Priority.HIGH, 9)
+
+
+def following(stored_at=100.0):
+    cancels = Cancels()
+    cancels.follow("a", FIRST, stored_at, 5.0)
+    return cancels
+
+
+def expecting():
+    cancels = Cancels()
+    cancels.expect("a")
+    return cancels
+
+
+def test_nothing_is_due_where_nothing_was_cancelled():
+    cancels = Cancels()
+    assert (cancels.next_due(), cancels.due(1e9)) == (None, [])
+    assert not cancels.announced("a", 100.0, FIRST, moved=True)
+    assert not cancels.read("a", 100.0)
+
+
+def test_a_followed_request_is_due_once_at_its_time():
+    cancels = following()
+    assert (cancels.next_due(), cancels.due(4.9)) == (5.0, [])
+    assert cancels.due(5.0) == [("a", FIRST)]
+    assert (cancels.next_due(), cancels.due(6.0)) == (None, [])
+
+
+def test_a_followed_request_is_looked_for_where_it_moved():
+    cancels = following()
+    assert cancels.announced("a", 100.0, SPILLED, moved=True)
+    assert cancels.due(5.0) == [("a", SPILLED)]
+
+
+def test_the_next_request_of_the_same_id_is_not_meant_nor_its_moves():
+    cancels = following()
+    assert not cancels.announced("a", 200.0, NEXT, moved=False)
+    assert not cancels.announced("a", 200.0, SPILLED, moved=True)
+    assert cancels.due(5.0) == [("a", FIRST)]
+
+
+def test_a_request_that_had_left_before_anyone_could_look_is_known_by_its_move():
+    cancels = following(stored_at=None)
+    assert not cancels.announced("a", 200.0, NEXT, moved=False)
+    assert not cancels.announced("a", 200.0, SPILLED, moved=True), "that is the next one"
+    assert cancels.announced("a", 100.0, SPILLED, moved=True)
+    assert cancels.due(5.0) == [("a", SPILLED)]
+
+
+def test_an_expected_request_is_found_once_when_it_is_read():
+    cancels = expecting()
+    assert not cancels.read("b", 100.0)
+    assert cancels.read("a", 100.0)
+    assert not cancels.read("a", 100.0)
+
+
+def test_an_expected_request_is_found_when_it_moves():
+    assert expecting().announced("a", 100.0, SPILLED, moved=True)
+
+
+def test_what_came_after_the_cancel_is_not_expected():
+    cancels = expecting()
+    assert not cancels.announced("a", 200.0, NEXT, moved=False)
+    assert not cancels.read("a", 200.0)
+    assert cancels.read("a", 100.0)
+
+
+def test_when_the_whole_queue_was_read_nothing_is_expected_any_more_and_the_followed_still_are():
+    cancels = expecting()
+    cancels.follow("b", FIRST, 100.0, 5.0)
+    cancels.filled()
+    assert not cancels.read("a", 100.0)
+    assert cancels.due(5.0) == [("b", FIRST)]
+
+
+def test_an_expected_cancel_has_no_time():
+    assert (expecting().next_due(), expecting().due(1e9)) == (None, [])
