@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -63,3 +64,17 @@ async def wait_set(event: asyncio.Event, timeout_s: float | None) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+@contextmanager
+def cancellation_kept() -> Iterator[None]:
+    """Cancel the task at the end of the block if it was cancelled in it and a call swallowed that.
+
+    Before Python 3.12 `asyncio.wait_for`, which the NATS client uses, loses a cancellation that arrives together with
+    the result.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    yield
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError

@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from nats.micro import add_service
 from nats.micro.request import Request
 
+from pipeline.aio import cancellation_kept
 from pipeline.broker.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -277,17 +278,14 @@ class Connection:
         Raises:
             Unreachable: the subject has no subscriber, or no answer came in time.
         """
-        task = asyncio.current_task()
-        cancelled_before = task.cancelling() if task is not None else 0
+        sent = dict(headers) if headers else None
         try:
-            answer = await self.nc.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+            with cancellation_kept():
+                answer = await self.nc.request(subject, data, timeout=timeout_s, headers=sent)
         except nats.errors.NoRespondersError as error:
             raise NoResponders(f"No answer from {subject}: {what(error)}") from error
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"No answer from {subject}: {what(error)}") from error
-        if task is not None and task.cancelling() > cancelled_before:
-            # Before Python 3.12 the client's `wait_for` loses a cancellation that arrives together with the answer.
-            raise asyncio.CancelledError
         return to_message(answer)
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:

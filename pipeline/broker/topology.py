@@ -23,6 +23,7 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, NotFoundError
 
+from pipeline.aio import cancellation_kept
 from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
 from pipeline.wire.subjects import (
@@ -173,11 +174,12 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     changes = []
     try:
         for stream in streams(config):
-            if action := await _apply_stream(js, stream.config):
-                changes.append(Change(f"stream {stream.name}", action))
-            for consumer in stream.consumers:
-                action = await _apply_consumer(js, stream.name, consumer)
-                changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
+            with cancellation_kept():
+                if action := await _apply_stream(js, stream.config):
+                    changes.append(Change(f"stream {stream.name}", action))
+                for consumer in stream.consumers:
+                    action = await _apply_consumer(js, stream.name, consumer)
+                    changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
     except (nats.errors.Error, TimeoutError) as error:
         raise Unreachable(f"The broker's streams cannot be read: {str(error) or type(error).__name__}") from error
     return changes

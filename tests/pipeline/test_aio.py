@@ -1,9 +1,10 @@
 import asyncio
+import contextlib
 import logging
 
 import pytest
 
-from pipeline.aio import Background, wait_set
+from pipeline.aio import Background, cancellation_kept, wait_set
 
 
 async def test_what_a_background_task_raises_is_logged_with_its_name(caplog: pytest.LogCaptureFixture):
@@ -48,3 +49,19 @@ async def test_an_event_is_awaited_until_its_time_is_over():
     assert not await wait_set(event, 0.0)
     event.set()
     assert await wait_set(event, None)
+
+
+async def test_a_cancellation_that_a_call_swallows_ends_the_block():
+    begun = asyncio.Event()
+
+    async def swallow() -> None:
+        with cancellation_kept():
+            begun.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(swallow())
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
