@@ -101,6 +101,7 @@ SIGNATURES = [
     ("uvicorn", uvicorn.Server, "serve", ["self", "sockets"]),
     ("nats-py", Client, "_send_ping", ["self", "future"]),
     ("nats-py", Client, "_process_headers", ["self", "headers"]),
+    ("nats-py", Client, "_process_msg", ["self", "sid", "subject", "reply", "data", "headers"]),
     ("ollama", ollama.AsyncClient, "_request", ["self", "cls", "args", "stream", "kwargs"]),
     ("opentelemetry-exporter-otlp-proto-http", OTLPSpanExporter, "export", ["self", "spans"]),
     ("opentelemetry-exporter-otlp-proto-http", OTLPSpanExporter, "shutdown", ["self"]),
