@@ -244,7 +244,7 @@ async def test_uvicorn_still_tells_only_the_last_pipelined_request_that_its_clie
         protocol.data_received(GET)
         assert protocol.cycle is not first
         await close(protocol)
-        assert first.disconnected is told, changed("uvicorn", "whom connection_lost tells")
+        assert first.disconnected is told, changed("uvicorn", "which requests connection_lost tells")
 
 
 async def test_uvicorn_serves_within_capture_signals_which_we_replace():

@@ -34,7 +34,7 @@ def key(*arguments: object) -> int:
 
 
 def name_behind(secret: str, file: Path) -> str:
-    """Whom the gateway takes the bearer of a key for."""
+    """The name that the gateway gives to the bearer of a key."""
     keys = load(environ={}, file=file).http_keys
     return identify(keys, {"authorization": f"Bearer {secret.strip()}"}, "1.2.3.4").name
 

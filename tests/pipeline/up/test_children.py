@@ -167,7 +167,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Killed, but not collected: the init of a container may not do it."""
+    """Killed, but not collected: the init process of a container can omit it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:

@@ -53,7 +53,7 @@ from pipeline.config import load
 from pipeline.up import server
 from pipeline.up.local import RoleProcess, up
 
-# A busy machine may take its time to end a killed server.
+# On a busy machine, a killed server takes longer to end.
 server.LOCK_PATIENCE_S = server.START_TIMEOUT_S = 60
 
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
