@@ -130,7 +130,7 @@ class Endings:
             wall_now = self.bus.clock.wall()
             places = self.view.expired(wall_now, _MOST_EXPIRED)
             for place in places:
-                self._soon(partial(self._end, Ending(place, expired(), deadline=wall_now)))
+                self._soon(partial(self._end, Ending(place, expired(queued=True), deadline=wall_now)))
             if len(places) < _MOST_EXPIRED:
                 return
             await self._jobs.join()

@@ -144,9 +144,14 @@ def decide(envelope: Envelope, *, tries: int, max_attempts: int, wall_now: float
     return None
 
 
-def expired() -> HeadraceError:
-    """The error of a request whose deadline has passed."""
-    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, "The deadline passed before the answer was complete.")
+def expired(*, queued: bool = False) -> HeadraceError:
+    """The error of a request whose deadline has passed, in its queue or afterwards.
+
+    A worker and the monitor may find at the same moment that a request has expired. Each knows its own message by its
+    bytes, so the two have different texts: the second writer is fenced, and the request is counted once.
+    """
+    when = "while the request was queued" if queued else "before the answer was complete"
+    return HeadraceError(ErrorCode.DEADLINE_EXCEEDED, f"The deadline passed {when}.")
 
 
 # ---- the answer ------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ async def test_without_a_worker_a_request_is_answered_at_its_deadline_and_not_be
     await client.ask("r2")
     error = (await client.answer("r1")).error
     assert time.time() >= before + 0.7
-    assert (error.code, error.message) == ("deadline_exceeded", "The deadline passed before the answer was complete.")
+    assert (error.code, error.message) == ("deadline_exceeded", "The deadline passed while the request was queued.")
     await client.none_waits(but=1)
     assert await client.record("r2") == []
 

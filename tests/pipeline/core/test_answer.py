@@ -85,6 +85,13 @@ def test_a_request_past_its_deadline_expires_rather_than_fails():
     assert expired().code is ErrorCode.DEADLINE_EXCEEDED
 
 
+def test_a_worker_and_the_monitor_end_an_expired_request_in_different_words():
+    """Equal bytes would pass for the other's own message, and the request would be counted twice."""
+    worker, monitor = error_answer(envelope(), expired()), error_answer(envelope(), expired(queued=True))
+    assert worker.error.code is monitor.error.code
+    assert encode(worker) != encode(monitor)
+
+
 def test_attempts_are_used_up_after_the_last_one():
     assert decide(envelope(), tries=3, max_attempts=3, wall_now=STORED_AT) is None
     error = decide(envelope(), tries=4, max_attempts=3, wall_now=STORED_AT)

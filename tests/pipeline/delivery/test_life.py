@@ -231,7 +231,7 @@ class Walk:
                 elif consumer != "high_complex":
                     found += [("route", "router", consumer, how) for how in (Move.SPILLED, Move.COMPLEX, None)]
             if await self.life.copies():
-                found += [("withdraw", error) for error in (CANCELLED, expired())]
+                found += [("withdraw", error) for error in (CANCELLED, expired(queued=True))]
         if any(hand.engine.is_asked for hand in hands):
             found += 9 * [("act", "say")]
             found += [("act", what) for what in _ACTS]
@@ -361,7 +361,7 @@ WAYS = {
     ("running", "expired"): [*TO["running"], ("act", "say"), ("act", "expire")],
     ("failed", "queued"): [*TO["failed"], ("replay",)],
     **{(at, "cancelled"): [*TO[at], ("withdraw", CANCELLED)] for at in ("queued", "triaged", "spilled")},
-    **{(at, "expired"): [*TO[at], ("withdraw", expired())] for at in ("queued", "triaged", "spilled")},
+    **{(at, "expired"): [*TO[at], ("withdraw", expired(queued=True))] for at in ("queued", "triaged", "spilled")},
 }
 
 
