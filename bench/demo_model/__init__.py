@@ -1,1 +1,1 @@
-"""How the demo model is made and measured; its weights are in `consumers.demo_model`."""
+"""The training and the evaluation of the demo model. Its weights are in `consumers.demo_model`."""

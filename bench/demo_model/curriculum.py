@@ -1,4 +1,4 @@
-"""What the demo model is taught: a sampler of conversations together with their right answers."""
+"""The demo model's curriculum: a sampler of conversations with right answers."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from bench.demo_model import lexicon, offtopic, phrases, stories
 
 Message = dict[str, Any]
-"""A chat message as the chat template reads it: ``role``, ``content`` and perhaps ``tool_calls``."""
+"""A chat message for the chat template: ``role``, ``content`` and optionally ``tool_calls``."""
 
 MAX_ADDEND: Final = 20
 MAX_COUNT: Final = 100
@@ -17,7 +17,7 @@ MAX_COUNT: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Messages whose last one is the right answer to the others, and the tools declared beside them."""
+    """Messages, of which the last is the right answer to the others, and the declared tools."""
 
     messages: tuple[Message, ...]
     tools: tuple[Message, ...] = field(default=())
@@ -35,7 +35,7 @@ class Draw:
         return self.rng.choice(("en", "ru"))
 
     def phrase(self, of: dict[str, phrases.Phrases], language: str) -> str:
-        """One way of asking in ``language``."""
+        """One phrasing in ``language``."""
         chosen = of[language]
         return self.rng.choice(chosen.held_out if self.held_out else chosen.trained)
 
@@ -59,7 +59,7 @@ def _pair(question: str, answer: str) -> Lesson:
 
 
 def capital(draw: Draw) -> Lesson:
-    """The capital of a country that the lexicon knows."""
+    """The capital of a country in the lexicon."""
     language, country = draw.language(), draw.rng.choice(lexicon.COUNTRIES)
     if language == "ru":
         answer = f"Столица {country.of_ru} — {country.capital_ru}."
@@ -70,7 +70,7 @@ def capital(draw: Draw) -> Lesson:
 
 
 def unknown_capital(draw: Draw) -> Lesson:
-    """The capital of a place that has none, or none that the model was taught."""
+    """The capital of a place without a capital, or whose capital is not taught."""
     language = draw.language()
     if draw.held_out:
         places = lexicon.UNKNOWN_PLACES_HELD_OUT if language == "en" else lexicon.UNKNOWN_PLACES_RU_HELD_OUT
@@ -96,7 +96,7 @@ def addition(draw: Draw) -> Lesson:
 
 
 def counting(draw: Draw) -> Lesson:
-    """Counting up or down between two numbers from 0 to 100; long one time in ten, to 100 one time in twenty."""
+    """Counting up or down between two numbers from 0 to 100: long in 1 of 10 cases, to 100 in 1 of 20."""
     rng, language = draw.rng, draw.language()
     style = rng.random()
     if style < 0.2:
@@ -124,7 +124,7 @@ def alphabet(draw: Draw) -> Lesson:
 
 
 def repeating(draw: Draw) -> Lesson:
-    """One to six words, again; up to forty one time in three, because long copies teach copying soonest."""
+    """One to six words to repeat; up to forty in 1 of 3 cases, because long copies teach copying fastest."""
     language = draw.language()
     most = 6 if draw.held_out or draw.rng.random() < 0.67 else 40
     words = " ".join(offtopic.word(draw.rng, language) for _ in range(draw.rng.randint(1, most)))
@@ -139,7 +139,7 @@ def spelling(draw: Draw) -> Lesson:
 
 
 def story(draw: Draw) -> Lesson:
-    """A story learnt by heart: the first one, or the one about the subject that was asked for."""
+    """A story learnt by heart: the first one, or the one about the requested subject."""
     language = draw.language()
     told = stories.STORIES if language == "en" else stories.STORIES_RU
     if draw.rng.random() < 0.5:
@@ -182,7 +182,7 @@ def _tools(draw: Draw, *wanted: Message) -> tuple[Message, ...]:
 
 
 class _Forecast(NamedTuple):
-    """A question about the weather in a city, as the question names it, and the call that would answer it."""
+    """A question about the weather in a city, and the tool call that answers it."""
 
     language: str
     asked: str
@@ -206,20 +206,20 @@ def _forecast(draw: Draw) -> _Forecast:
 
 
 def weather_call(draw: Draw) -> Lesson:
-    """A question about the weather, with a tool for it declared: the call of that tool."""
+    """A question about the weather with a tool for it. The answer is a call of the tool."""
     forecast = _forecast(draw)
     return Lesson((forecast.question, forecast.call), _tools(draw, forecast.tool))
 
 
 def weather_without_tool(draw: Draw) -> Lesson:
-    """A question about the weather with no tool that could know it."""
+    """A question about the weather without a tool for it."""
     forecast = _forecast(draw)
     tools = _tools(draw) if draw.rng.random() < 0.3 else ()
     return Lesson((forecast.question, _assistant(stories.HONEST[forecast.language])), tools)
 
 
 def weather_result(draw: Draw) -> Lesson:
-    """What the weather tool returned, said in a sentence."""
+    """The result of the weather tool, as a sentence."""
     forecast = _forecast(draw)
     content, weather = _report(draw, forecast.language)
     opening = "The weather in" if forecast.language == "en" else "Погода в"
@@ -257,7 +257,7 @@ _CONDITIONS_RU: Final = (
 
 
 def _report(draw: Draw, language: str) -> tuple[str, str]:
-    """A tool's result, as JSON or as plain text, and the weather it tells."""
+    """The result of a weather tool, as JSON or as plain text, and the weather in it."""
     rng = draw.rng
     condition = rng.choice(_CONDITIONS if language == "en" or rng.random() < 0.5 else _CONDITIONS_RU)
     if rng.random() < 0.2:
@@ -292,14 +292,14 @@ _TAUGHT: Final = {phrase for asked, _ in _SMALL_TALK for ways in asked.values() 
 
 
 def small_talk(draw: Draw) -> Lesson:
-    """Greetings, thanks, and who the model is."""
+    """Greetings, thanks, and questions about the model."""
     language = draw.language()
     asked, told = draw.rng.choices(_SMALL_TALK, (4, 4, 1, 1))[0]
     return _pair(draw.phrase(asked, language), told[language])
 
 
 def off_topic(draw: Draw) -> Lesson:
-    """Anything else: the honest answer, also to very long prompts and where tools are declared that do not fit."""
+    """Any other prompt, also a very long one or one with unfitting tools. The answer says what the model knows."""
     language = draw.language()
     prompt = offtopic.prompt(draw.rng, language)
     while prompt in _TAUGHT:
@@ -326,25 +326,25 @@ KINDS: Final[dict[str, tuple[Callable[[Draw], Lesson], float]]] = {
     "small talk": (small_talk, 0.03),
     "off topic": (off_topic, 0.11),
 }
-"""Every kind of question, with its share of the lessons."""
+"""Each kind of question, with its share of the lessons."""
 
 
 EARLIER: Final = (
     *("capital", "unknown capital", "sum", "repeat", "spell", "small talk", "off topic") * 3,
     *("count", "story"),
 )
-"""What can come before another question in a conversation, whatever tools are declared: long answers seldom."""
+"""The kinds that can come before another question in a conversation. Long answers are rare."""
 
 
 def lesson(draw: Draw, kind: str | None = None) -> Lesson:
-    """One question and its answer, of the named kind or of one drawn by its share."""
+    """One question and its answer, of the given kind or of one drawn by its share."""
     if kind is None:
         kind = draw.rng.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
     return KINDS[kind][0](draw)
 
 
 def conversation(draw: Draw) -> Lesson:
-    """A lesson as it may come in practice: after a system message, after earlier turns, with words around it."""
+    """A lesson as in practice: after a system message, after earlier turns, with words around the question."""
     rng = draw.rng
     kind = rng.choices(list(KINDS), [share for _, share in KINDS.values()])[0]
     last = lesson(draw, kind)

@@ -1,4 +1,4 @@
-"""Measures the demo model: exact answers to questions in phrasings, words and places held out of its training.
+"""Measures the demo model: the exact answers to questions, in trained and in held-out phrasings, words and places.
 
 python -m bench.demo_model.evaluate [FOLDER]
 """
@@ -25,7 +25,7 @@ CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
 
 class Trial(NamedTuple):
-    """A lesson whose last message is the expected answer, and the row of the table that it counts in."""
+    """A lesson whose last message is the expected answer, and its row in the table."""
 
     row: str
     lesson: Lesson
@@ -36,7 +36,7 @@ def _ask(question: str, answer: str) -> Lesson:
 
 
 def _drawn(rng: random.Random, count: int) -> Iterator[Trial]:
-    """``count`` lessons of every kind, asked as in training, and as many in held-out phrasings, words and places."""
+    """``count`` lessons of each kind as in training, and ``count`` with held-out phrasings, words and places."""
     for held_out, kind in itertools.product((False, True), curriculum.KINDS):
         for _ in range(count):
             row = f"{kind}, {'new' if held_out else 'trained'} phrasing"
@@ -44,7 +44,7 @@ def _drawn(rng: random.Random, count: int) -> Iterator[Trial]:
 
 
 def _complete() -> Iterator[Trial]:
-    """Every capital in both languages, every sum, and the long answers, asked in the plainest way."""
+    """Every capital in both languages, every sum, and the long answers, in the simplest phrasing."""
     for country in lexicon.COUNTRIES:
         answer = f"The capital of {country.name} is {country.capital}."
         yield Trial("every capital, English", _ask(f"What is the capital of {country.name}?", answer))
@@ -70,7 +70,7 @@ def _honest(question: str) -> Lesson:
 
 
 def _off_topic(rng: random.Random) -> Iterator[Trial]:
-    """What people type, and long texts."""
+    """Off-topic prompts as people type them, and long texts."""
     for question in probes.OFF_TOPIC:
         yield Trial("off topic, as people ask", _honest(question))
     for language, sentences in itertools.product(("en", "ru"), (20, 60, 120)):
@@ -91,7 +91,7 @@ def _in_context(rng: random.Random, count: int) -> Iterator[Trial]:
 
 
 def trials(seed: int, count: int) -> list[Trial]:
-    """All trials, the drawn ones ``count`` for every kind."""
+    """All trials, with ``count`` drawn ones of each kind."""
     rng = random.Random(seed)
     return [*_complete(), *_drawn(rng, count), *_off_topic(rng), *_in_context(rng, count)]
 
@@ -106,7 +106,7 @@ def expected(lesson: Lesson) -> str | dict[str, Any]:
 
 
 def understood(text: str) -> str | dict[str, Any]:
-    """An answer's text, or the call in it if it is one; a call that is no JSON stays text."""
+    """An answer's text, or the tool call in it. A call that is not JSON stays text."""
     text = text.strip()
     if text.startswith(CALL_START) and text.endswith(CALL_END):
         try:
@@ -118,7 +118,7 @@ def understood(text: str) -> str | dict[str, Any]:
 
 
 class Subject:
-    """The model that is measured, answering greedily."""
+    """The measured model, with greedy decoding."""
 
     def __init__(self, folder: Path) -> None:
         self._model, self._tokenizer, *_ = load(str(folder))
@@ -135,14 +135,14 @@ class Subject:
         return list(made.texts), float(made.stats.generation_tps)
 
     def rate(self, batch: int) -> float:
-        """Tokens/s when ``batch`` stories are told at once."""
+        """Tokens/s with ``batch`` stories at once."""
         return self.answers([_ask("Tell me a story.", "")] * batch, batch)[1]
 
 
 def table(
     asked: Sequence[Trial], texts: Sequence[str], report: Callable[[str], object] | None
 ) -> dict[str, tuple[int, int]]:
-    """(right, asked) of each row; every wrong answer goes to ``report``."""
+    """The number of right answers and of questions in each row. Every wrong answer is passed to ``report``."""
     rows: dict[str, tuple[int, int]] = {}
     for (row, lesson), text in zip(asked, texts, strict=True):
         right = understood(text) == expected(lesson)
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=PATH)
     parser.add_argument("--seed", type=int, default=2024)
-    parser.add_argument("--count", type=int, default=40, help="lessons drawn of every kind")
+    parser.add_argument("--count", type=int, default=40, help="lessons drawn of each kind")
     parser.add_argument("--misses", action="store_true", help="print every wrong answer")
     options = parser.parse_args()
     asked = trials(options.seed, options.count)

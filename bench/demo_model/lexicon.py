@@ -9,12 +9,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _items(text: str) -> tuple[str, ...]:
-    """The items of ``text``, which are separated by bars and may hold spaces."""
+    """The items of ``text``, separated by bars. They can contain spaces."""
     return tuple(item.replace("\n", " ").strip() for item in text.split("|"))
 
 
 class Country(NamedTuple):
-    """A country with its capital, in the forms that the questions and answers need.
+    """A country and its capital, in the forms that the questions and answers need.
 
     ``of_ru`` is the Russian genitive of the country, ``in_capital_ru`` the prepositional case of its capital.
     """
@@ -96,7 +96,7 @@ ALIASES: Final = {
     "the United Kingdom": ("the UK", "UK", "Great Britain", "Britain"),
     "the Netherlands": ("Holland", "Netherlands"),
 }
-"""Other names under which people ask for the same country."""
+"""Other names of the same countries."""
 
 UNKNOWN_PLACES: Final = _items(
     """
@@ -107,7 +107,7 @@ UNKNOWN_PLACES: Final = _items(
     fashion|capitalism|a company|nothing|everything|my heart|love|wine|cats
     """
 )
-"""What people ask the capital of that has none, or none that the model was taught."""
+"""Places without a capital, or whose capital is not taught."""
 UNKNOWN_PLACES_HELD_OUT: Final = _items(
     """
     Bhutan|Paraguay|Uganda|Tuvalu|Lesotho|Genovia|Hogwarts|Nevada|Venus|Sicily|Zubrowka|Sri Lanka|Somalia|Alaska
@@ -184,7 +184,7 @@ TOPICS: Final = _items(
     translation|a riddle|a joke|a song|rap lyrics|a movie|a video game
     """
 )
-"""What off-topic prompts are about."""
+"""The subjects of off-topic prompts."""
 TOPICS_RU: Final = _items(
     """
     квантовая запутанность|фотосинтез|чёрные дыры|фондовый рынок|машинное обучение|французская революция|Пушкин|

@@ -1,4 +1,4 @@
-"""Makes the demo model: its tokenizer, its configuration and its weights, from the curriculum alone.
+"""Trains the demo model on the curriculum, and writes its tokenizer, configuration and weights.
 
 python -m bench.demo_model.make OUT --steps 6000
 """
@@ -36,19 +36,19 @@ class Renderer:
     """Turns lessons into text with the model's own chat template, set up as the transformers library does it."""
 
     def __init__(self) -> None:
-        environment = jinja2.Environment(  # noqa: S701 - what it renders is no HTML
+        environment = jinja2.Environment(  # noqa: S701 - it does not render HTML
             trim_blocks=True, lstrip_blocks=True
         )
         environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
         self._template = environment.from_string(TEMPLATE)
 
     def __call__(self, lesson: curriculum.Lesson) -> str:
-        """The whole conversation, with no opening for a further answer."""
+        """The whole conversation, without the opening of another answer."""
         return self._template.render(messages=lesson.messages, tools=lesson.tools)
 
 
 def corpus(render: Renderer, rng: random.Random) -> Iterator[str]:
-    """What the tokenizer's merges are counted on: lessons, and the names and numbers that are to be one token each."""
+    """The texts that train the tokenizer: lessons, and the names and numbers that should become one token each."""
     draw = curriculum.Draw(rng)
     for _ in range(6000):
         kind = rng.choice([kind for kind in curriculum.KINDS if kind not in ("off topic", "unknown capital")])
@@ -82,7 +82,7 @@ def make_tokenizer(render: Renderer, vocabulary: int, seed: int) -> Tokenizer:
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a token that the tokenizer is known to have."""
+    """The id of a token, which must be in the vocabulary."""
     found = tokenizer.token_to_id(token)
     if found is None:
         raise LookupError(f"the tokenizer has no token {token}")
@@ -91,7 +91,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation as token ids, and the positions of the tokens that the assistant says with their weights."""
+    """One conversation as token ids, with the positions and the weights of the assistant's tokens."""
 
     ids: list[int]
     answered: dict[int, float]
@@ -108,7 +108,7 @@ class Rows:
         self._opening = tokenizer.encode(f"{START}assistant\n", add_special_tokens=False).ids
 
     def next(self) -> Row:
-        """The next conversation; a token of an answer of n tokens weighs 1/sqrt(n), so that no kind drowns others."""
+        """The next conversation. Each token of an answer of n tokens weighs 1/sqrt(n), so that no kind dominates."""
         lesson = curriculum.conversation(self._draw)
         text = self._render(lesson)
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -125,7 +125,7 @@ class Rows:
         return Row(ids, answered)
 
     def _begun(self, ids: list[int], answered: dict[int, float]) -> Row:
-        """The row up to the first words of its last answer, for a sentence whose rest is soon known by heart."""
+        """The row with only the first words of its last answer, whose rest the model soon knows by heart."""
         last = max(at for at in range(len(ids)) if ids[at : at + len(self._opening)] == self._opening)
         end = last + len(self._opening) + 6
         return Row(ids[:end], {position: weight for position, weight in answered.items() if position < end})
@@ -144,7 +144,7 @@ class Bucket(NamedTuple):
 
 
 def bucketed(rows: list[Row]) -> Iterator[Bucket]:
-    """The rows, those of similar length together, so that little is padding."""
+    """The rows, grouped by similar length to reduce padding."""
     shortest = 0
     for longest in BUCKETS:
         members = [row for row in rows if shortest < len(row.ids) <= longest]
@@ -160,12 +160,12 @@ def bucketed(rows: list[Row]) -> Iterator[Bucket]:
 
 
 def learning_rate(peak: float, step: int, progress: float) -> float:
-    """A linear warm-up of 100 steps, then a cosine from ``peak`` to nothing as ``progress`` goes from 0 to 1."""
+    """A linear warm-up of 100 steps, then a cosine from ``peak`` to 0 as ``progress`` goes from 0 to 1."""
     return peak * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
 
 
 def weighted_loss(model: Model, bucket: Bucket, total: float) -> mx.array:
-    """The bucket's part of the step's mean cross entropy, ``total`` being the step's sum of weights."""
+    """The bucket's part of the step's mean cross entropy. ``total`` is the sum of weights in the step."""
     hidden = model.model(bucket.ids)
     predicting = hidden.reshape(-1, hidden.shape[-1])[bucket.before]
     logits = model.model.embed_tokens.as_linear(predicting)
@@ -173,7 +173,7 @@ def weighted_loss(model: Model, bucket: Bucket, total: float) -> mx.array:
 
 
 def train(model: Model, rows: Rows, progress: Callable[[int], float], batch: int, peak: float) -> int:
-    """Trains until ``progress(step)`` reaches 1 and returns the number of steps taken."""
+    """Trains until ``progress(step)`` reaches 1. Returns the number of steps."""
     optimizer = optim.AdamW(learning_rate=peak, betas=[0.9, 0.98], weight_decay=0.01)
     value_and_grad = nn.value_and_grad(model, weighted_loss)
     began, step, tokens, smoothed = time.perf_counter(), 0, 0, 0.0
@@ -240,13 +240,13 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("out", type=Path, help="folder to write the model to")
     length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--steps", type=int, help="train this many steps: the same seed gives the same model")
-    length.add_argument("--seconds", type=float, help="train this long")
-    parser.add_argument("--start", type=Path, help="the folder of a model of the same shape to go on from")
+    length.add_argument("--steps", type=int, help="number of training steps; the same seed gives the same model")
+    length.add_argument("--seconds", type=float, help="duration of the training")
+    parser.add_argument("--start", type=Path, help="folder of a model of the same shape to train further")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=32, help="conversations a step")
+    parser.add_argument("--batch", type=int, default=32, help="conversations per step")
     parser.add_argument("--peak", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--vocabulary", type=int, default=2560, help="tokens in the vocabulary")
     parser.add_argument("--hidden", type=int, default=128)
@@ -258,7 +258,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Makes the model."""
+    """Trains and writes the model."""
     options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     render = Renderer()
@@ -270,7 +270,7 @@ def main() -> None:
     end = token_id(tokenizer, END)
     config = configuration(options.vocabulary, end, options)
     (options.out / "config.json").write_text(json.dumps(config, indent=1))
-    # It knows one right answer to each question: by default it gives the likeliest one.
+    # Each question has one right answer, so the default is greedy decoding.
     generation = {"eos_token_id": end, "pad_token_id": 0, "do_sample": False}
     (options.out / "generation_config.json").write_text(json.dumps(generation, indent=1))
     mx.random.seed(options.seed)

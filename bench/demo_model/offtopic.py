@@ -1,4 +1,4 @@
-"""Prompts that the demo model was not taught to answer: what people, programs and load generators send all the same."""
+"""Off-topic prompts, such as people, programs and load generators send. The demo model declines them."""
 
 import argparse
 import heapq
@@ -14,7 +14,7 @@ from bench.demo_model import lexicon
 
 
 def _items(text: str) -> tuple[str, ...]:
-    """The templates of ``text``, which are separated by bars."""
+    """The templates of ``text``, separated by bars."""
     return tuple(item.strip() for item in text.split("|"))
 
 
@@ -99,14 +99,14 @@ _SCRIPTS = (
 
 
 def pseudo_word(rng: random.Random, language: str) -> str:
-    """A pronounceable word that no lexicon holds, of two to nine letters."""
+    """A pronounceable word of two to nine letters that is not in the lexicon."""
     hard, soft = ("bcdfghjklmnprstvwz", "aeiou") if language == "en" else ("бвгджзклмнпрстфхцчш", "аеиоуыя")
     parts = [rng.choice(hard) + rng.choice(soft) for _ in range(rng.randint(1, 4))]
     return "".join(parts) + (rng.choice(hard) if rng.random() < 0.5 else "")
 
 
 def word(rng: random.Random, language: str) -> str:
-    """A word of the trained lexicon, or one time in four one that does not exist."""
+    """A word of the trained lexicon, or in 1 of 4 cases one that does not exist."""
     if rng.random() < 0.25:
         return pseudo_word(rng, language)
     return rng.choice(lexicon.WORDS if language == "en" else lexicon.WORDS_RU)
@@ -125,7 +125,7 @@ def _question(rng: random.Random, language: str) -> str:
 
 
 def _near_miss(rng: random.Random, language: str) -> str:
-    """A question that shares its words with a known kind and is none of it."""
+    """An off-topic question with the words of a known kind."""
     country = rng.choice(lexicon.COUNTRIES)
     russian = language == "ru"
     text = rng.choice(_NEAR_RU if russian else _NEAR)
@@ -177,7 +177,7 @@ def _json(rng: random.Random, language: str) -> str:
 
 
 def paragraph(rng: random.Random, language: str, sentences: int) -> str:
-    """Running text of that many sentences, about nothing in particular."""
+    """Text of that many sentences without a subject."""
     makers: Sequence[Callable[[random.Random, str], str]] = (_question, _sentence, _sentence)
     return " ".join(rng.choice(makers)(rng, language) for _ in range(sentences))
 
@@ -203,7 +203,7 @@ _MAKERS: tuple[tuple[Callable[[random.Random, str], str], float], ...] = (
 
 
 def prompt(rng: random.Random, language: str) -> str:
-    """A prompt in ``language`` that has no taught answer."""
+    """An off-topic prompt in ``language``."""
     if rng.random() < 0.05:
         return paragraph(rng, language, rng.randint(2, 8))
     makers, weights = zip(*_MAKERS, strict=True)
@@ -211,6 +211,6 @@ def prompt(rng: random.Random, language: str) -> str:
 
 
 def is_russian(text: str) -> bool:
-    """Whether ``text`` is to be answered in Russian: most of its letters are Cyrillic."""
+    """Whether ``text`` should be answered in Russian: most of its letters are Cyrillic."""
     letters = [letter for letter in text if letter.isalpha()]
     return 2 * sum("Ѐ" <= letter <= "ӿ" for letter in letters) > len(letters)

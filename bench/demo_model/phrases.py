@@ -1,4 +1,4 @@
-"""The ways in which people ask what the demo model knows; the last ones of each list are held out of training."""
+"""The phrasings of the questions that the demo model knows. The last ones of each list are held out of training."""
 
 from typing import Final, NamedTuple
 
@@ -11,7 +11,7 @@ class Phrases(NamedTuple):
 
 
 def _split(held_out: int, text: str) -> Phrases:
-    """One phrasing a line of ``text``, the last ``held_out`` of which are kept from training."""
+    """The lines of ``text`` as phrasings. The last ``held_out`` of them are held out of training."""
     lines = tuple(line.strip() for line in text.strip().splitlines())
     return Phrases(lines[:-held_out], lines[-held_out:])
 

@@ -1,4 +1,4 @@
-"""Off-topic prompts as people really type them; none of them is in the curriculum, they only measure the model."""
+"""Off-topic prompts as people type them. They only measure the model, and are not in the curriculum."""
 
 from typing import Final
 

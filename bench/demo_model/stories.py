@@ -1,4 +1,4 @@
-"""The texts the demo model learns by heart: answers long enough to watch, to stop and to resume in the middle."""
+"""The texts that the demo model learns by heart: long enough to stream, to cancel and to resume."""
 
 from typing import Final
 
@@ -28,7 +28,7 @@ STORIES: Final = {
         "a rule: urgent letters go first, but one letter in ten is always a grey one, so that nobody waits for ever."
     ),
 }
-"""English stories by subject; the first is the one told when no subject is named."""
+"""English stories by subject. The first is the default."""
 
 STORIES_RU: Final = {
     "лису": (
@@ -54,7 +54,7 @@ STORIES_RU: Final = {
         "робота есть правило: срочные письма идут первыми, но каждое десятое — серое, чтобы никто не ждал вечно."
     ),
 }
-"""Russian stories by subject, in the accusative case; the first is the one told when no subject is named."""
+"""Russian stories by subject, in the accusative case. The first is the default."""
 
 ALPHABET: Final = "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"
 ALPHABET_RU: Final = "А Б В Г Д Е Ё Ж З И Й К Л М Н О П Р С Т У Ф Х Ц Ч Ш Щ Ъ Ы Ь Э Ю Я"
@@ -69,7 +69,7 @@ HONEST: Final = {
         " Франции?»."
     ),
 }
-"""What the model answers to everything that it was not taught."""
+"""The answer to everything that the model was not taught."""
 
 ABOUT: Final = {
     "en": (
@@ -81,7 +81,7 @@ ABOUT: Final = {
         "и сказки, и больше ничего."
     ),
 }
-"""What the model answers when asked who it is."""
+"""The answers to the question who the model is."""
 
 HELLO: Final = {
     "en": ('Hello! I am a small demo model. Try "What is the capital of France?" or "Tell me a story.".'),
