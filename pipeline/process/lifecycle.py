@@ -147,7 +147,11 @@ class Lifecycle:
                 raise
             return self._abort_code
         except (ConfigError, HeadraceError, StartError) as error:
-            _log.error("%s", error)
+            if self._parent is not None:
+                _log.error("%s", error)
+            else:
+                # A person at a terminal reads it, not a log.
+                sys.stderr.write(f"headrace: {error}\n")
             return 1
         except Exception:
             _log.exception("%s failed", self.name)

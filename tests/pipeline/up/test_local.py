@@ -289,7 +289,9 @@ def test_one_can_follow_at_once_on_one_that_was_killed(up):
 def test_a_taken_port_is_refused_with_a_clear_message(up, nats_server: NatsServer):
     running = up(nats_port=nats_server.port)
     assert running.process.wait(TIMEOUT_S) == 1
-    assert f"Port {nats_server.port} is taken. Choose another --nats-port" in running.output()
+    assert running.output() == (
+        f"headrace: Port {nats_server.port} is taken. Choose another --nats-port, or 0 for a free one.\n"
+    )
 
 
 def test_a_broker_elsewhere_is_used_and_left_alone(up, nats_server: NatsServer):
