@@ -10,12 +10,12 @@ from typing import Any, cast
 import httpx
 from ollama import AsyncClient, ResponseError
 
-from consumers.engines.ollama.wire import OllamaModel, error_text, read_models
+from consumers.engines.ollama.wire import BadAnswer, OllamaModel, error_text, read_models
 
 CONNECT_TIMEOUT_S = 5.0
 _ANSWER_TOKENS = 8
-# A server that is busy, and gates that find no server behind them: the same call may succeed later.
-_COME_AGAIN = frozenset({408, 425, 429, 502, 503, 504})
+# A busy server, and proxies that find no server behind them: the same call can succeed later.
+_RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
 # Calls to this machine use no proxy. httpx would send them to the environment's proxy too.
 _DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {
     "all://127.0.0.1": None,
@@ -29,9 +29,9 @@ class OllamaError(Exception):
     """A call that failed.
 
     Args:
-        message: what the server said, or what became of the connection.
-        status: the HTTP status, or None where the connection or the answer broke.
-        away: whether the server was not reached, or says to come again later: it has done nothing with the call.
+        message: the server's error, or what happened to the connection.
+        status: the HTTP status; None if the connection or the answer broke.
+        away: whether the server was not reached, or asks for a later retry: it has done nothing with the call.
     """
 
     def __init__(self, message: str, status: int | None = None, *, away: bool = False) -> None:
@@ -141,15 +141,17 @@ class _Ollama(AsyncClient):
 
 def _translated(error: Exception) -> OllamaError:
     if isinstance(error, ResponseError):
-        # An error inside a stream has no status; the client says -1.
+        # An error inside a stream has no status. The client gives -1.
         status = error.status_code if error.status_code > 0 else None
         message = error_text(str(error.error)) or f"status {error.status_code}"
-        return OllamaError(message, status, away=status in _COME_AGAIN)
-    # The client makes a ConnectionError of its own of a connection that is refused.
+        return OllamaError(message, status, away=status in _RETRY_LATER)
+    # For a refused connection the client raises its own ConnectionError.
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
         return OllamaError(f"the connection failed: {str(error) or type(error).__name__}", away=True)
     if isinstance(error, httpx.TimeoutException):
         return OllamaError("no answer in time")
     if isinstance(error, httpx.TransportError | OSError):
         return OllamaError(f"the connection broke: {str(error) or type(error).__name__}")
-    return OllamaError(f"an answer that is not Ollama's: {type(error).__name__}: {str(error)[:200]}")
+    if isinstance(error, BadAnswer):
+        return OllamaError(str(error))
+    return OllamaError(f"the answer is not Ollama's ({type(error).__name__}: {str(error)[:200]})")

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
-import msgspec
-
 from consumers.engines.ollama.client import OllamaClient, OllamaError
 from consumers.engines.ollama.generation import OllamaGeneration
 from consumers.engines.ollama.rates import Rates
 from consumers.engines.ollama.wire import (
+    BadAnswer,
     OllamaModel,
     blames_request,
     chat_body,
@@ -39,12 +38,12 @@ _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
 
 
 class OllamaEngine:
-    """An Ollama server as an engine. Entered, it has looked at the server once; a server that is away is `down` until a
-    probe finds it.
+    """An Ollama server as an engine. Entering it checks the server once. A server that is away is `down` until a later
+    check finds it.
 
     Ollama reports text without token ids, so it cannot continue an answer that another attempt began: such work is
-    refused with `engine_failed`, and only another engine may continue it, from its text. An answer that breaks off here
-    ends the same way if its reader has seen a part of it; else another attempt may succeed (`Misbehaved`).
+    refused with `engine_failed`, and only another engine can continue it, from its text. An answer that breaks off here
+    ends the same way if its client has seen a part of it. Otherwise another attempt can succeed (`Misbehaved`).
 
     Args:
         config: the settings; `ollama_*`, `spill_models`, `internal_models` and `default_max_tokens` are read.
@@ -177,7 +176,7 @@ class OllamaEngine:
         """Begin work.
 
         Raises:
-            HeadraceError: `unavailable` while the server is left alone; `engine_failed` for work that was begun
+            HeadraceError: `unavailable` while calls are paused; `engine_failed` for work that was begun
                 elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
         """
         if work.resume_text or work.resume_tokens:
@@ -193,8 +192,8 @@ class OllamaEngine:
             work.id,
             self._client.chat(body),
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
-            # What a reader has already seen of the answer cannot be taken back, and Ollama cannot go on with it.
-            failure=lambda error: self._failure(permit, error, final=work.request.streams and generation.said),
+            # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
+            failure=lambda error: self._failure(permit, error, final=work.request.streams and generation.begun),
             ended=lambda ended: self._ended(ended, permit),
         )
         self._generations.add(generation)
@@ -210,9 +209,8 @@ class OllamaEngine:
             embedded = read_embedded(answer, len(request.texts))
         except OllamaError as error:
             raise self._failure(permit, error) from None
-        except msgspec.ValidationError as error:
-            wrong = OllamaError(f"an answer that is not Ollama's: {error}")
-            raise self._failure(permit, wrong) from None
+        except BadAnswer as error:
+            raise self._failure(permit, OllamaError(str(error))) from None
         except asyncio.CancelledError:
             self._breaker.abandoned(permit, loop.time())
             raise
@@ -236,7 +234,7 @@ class OllamaEngine:
             self._breaker.succeeded(permit)
         else:
             self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
-            self._changed()  # the next look may find it well before anybody was told that it is left alone
+            self._changed()  # before the next check, which can find the server well again
         self._look_now.set()
         if fault_of_request:
             return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")

@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-import msgspec
-
 from consumers.engines.ollama.client import OllamaError
-from consumers.engines.ollama.wire import PartReader, join
+from consumers.engines.ollama.wire import BadAnswer, PartReader, join
 from pipeline.engine import Piece
 from pipeline.wire.errors import HeadraceError
 
@@ -38,7 +36,7 @@ class OllamaGeneration:
     ) -> None:
         self.tokens = 0
         self.whole = False
-        self.said = False
+        self.begun = False
         self._reader = PartReader(request_id)
         self._parts = parts
         self._expected_tokens = expected_tokens
@@ -89,8 +87,8 @@ class OllamaGeneration:
                 self._error = self._failure(OllamaError("the answer ended too early"))
         except OllamaError as error:
             self._error = self._failure(error)
-        except msgspec.ValidationError as error:
-            self._error = self._failure(OllamaError(f"an answer that is not Ollama's: {error}"))
+        except BadAnswer as error:
+            self._error = self._failure(OllamaError(str(error)))
         finally:
             await self._parts.aclose()
 
@@ -105,7 +103,7 @@ class OllamaGeneration:
             self.tokens = piece.usage.completion_tokens
             self.whole = True
         if piece.text or piece.tool_calls:
-            self.said = True
+            self.begun = True
         elif piece.usage is None:
             return
         self._piece = piece if self._piece is None else join(self._piece, piece)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -18,6 +18,9 @@ from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import FinishReason, ToolCall, Usage
 from pipeline.wire.ollama import OllamaCall, format_of, read_call, write_call, write_options
 from pipeline.wire.requests import ChatMessage, EmbeddingRequest
+from pipeline.wire.validation import explain
+
+_T = TypeVar("_T")
 
 # Ollama's sampler takes a seed of 32 bits, and -1 draws one.
 _SEED_MODULUS = 2**31
@@ -106,6 +109,18 @@ def _call(index: int, call: ToolCall) -> OllamaCall:
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
+class BadAnswer(ValueError):
+    """An answer of the server that is not Ollama's. The message is a sentence."""
+
+
+def _converted(answer: dict[str, Any], kind: type[_T]) -> _T:
+    try:
+        return msgspec.convert(answer, kind)
+    except msgspec.ValidationError as error:
+        problem = explain(error, kind, answer)
+        raise BadAnswer(f"Ollama sent a malformed answer. {problem.sentence(whole='It')}") from None
+
+
 class _LineMessage(Struct):
     content: str = ""
     tool_calls: list[OllamaCall] | None = None
@@ -132,9 +147,9 @@ class PartReader:
         """A part of the answer as a piece.
 
         Raises:
-            msgspec.ValidationError: the part does not have the shape of Ollama's.
+            BadAnswer: the part does not have the shape of Ollama's.
         """
-        read = msgspec.convert(part, _AnswerLine)
+        read = _converted(part, _AnswerLine)
         piece = Piece(
             text=read.message.content, tool_calls=[self._tool_call(call) for call in read.message.tool_calls or ()]
         )
@@ -164,11 +179,11 @@ def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
     """The vectors in an answer of `POST /api/embed`.
 
     Raises:
-        msgspec.ValidationError: another shape, or not one vector for each text.
+        BadAnswer: another shape, or not one vector for each text.
     """
-    read = msgspec.convert(answer, _Embeddings)
+    read = _converted(answer, _Embeddings)
     if len(read.embeddings) != texts:
-        raise msgspec.ValidationError(f"{len(read.embeddings)} vectors for {texts} texts")
+        raise BadAnswer(f"Ollama sent {len(read.embeddings)} embeddings for {texts} texts.")
     return Embedded(read.embeddings, read.prompt_eval_count)
 
 
@@ -254,5 +269,5 @@ class _Tags(Struct):
 
 
 def read_models(answer: dict[str, Any]) -> list[OllamaModel]:
-    """The models in an answer of `GET /api/tags`; raises msgspec.ValidationError for another shape."""
-    return msgspec.convert(answer, _Tags).models or []
+    """The models in an answer of `GET /api/tags`; raises BadAnswer for another shape."""
+    return _converted(answer, _Tags).models or []
