@@ -1,4 +1,4 @@
-"""What the monitor answers: statistics of the queue, the position of a request, and the models that there are."""
+"""The monitor's services: statistics of the queue, the position of a request, the list of models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipeline.wire.subjects import (
     reply_subject,
 )
 
-# A worker publishes its status every second: after this long, all of them have been heard.
+# Each worker publishes its status every second, so all of them have been heard after this time.
 _WORKERS_HEARD_AFTER_S = 1.5
 
 
@@ -36,8 +36,8 @@ class QueueAnswers:
     Args:
         me: the role.
         config: the settings.
-        view: which requests are queued and running.
-        load: the depths and the loads.
+        view: the unfinished requests.
+        load: the lanes' depths and the engines' loads.
     """
 
     me: Role
@@ -51,10 +51,9 @@ class QueueAnswers:
         self._statistics = Statistics(self.me.bus.clock.now())
 
     async def start(self) -> None:
-        """Begin to answer; twice is harmless.
+        """Begin to reply; twice is harmless.
 
-        Each monitor answers in a queue group of its own: a group hands each question to one member, and one that is
-        frozen would keep it.
+        Each monitor replies in a queue group of its own. A shared group would give some requests to a frozen member.
         """
         if self._stop is None:
             self._stop = await self.me.bus.serve(
@@ -65,7 +64,7 @@ class QueueAnswers:
             )
 
     async def stop(self) -> None:
-        """Stop answering; twice is harmless."""
+        """Stop replying; twice is harmless."""
         stop, self._stop = self._stop, None
         if stop is not None:
             await stop()
@@ -75,7 +74,7 @@ class QueueAnswers:
         self._statistics.record(event)
 
     async def state_on_record(self, request_id: str) -> str:
-        """`finished` where an answer is kept, `running` where one is being written, else `unknown`.
+        """Return `finished` if the record is closed, `running` if it is open, `unknown` if there is none.
 
         Raises:
             Unreachable: the broker does not answer.

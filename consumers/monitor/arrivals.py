@@ -1,4 +1,4 @@
-"""Requests that were just stored, until it is decided whether each may wait."""
+"""Requests that were just stored, until admission has decided whether each may wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Arrival(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """A request that would begin only after its deadline, and what its reader is told."""
+    """A request that would begin only after its deadline, and the error that ends it."""
 
     arrival: Arrival
     error: HeadraceError
@@ -33,7 +33,7 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class Arrivals:
-    """Collects requests between two looks at the engines, and refuses the hopeless ones. The one writer of both.
+    """Collects requests between two observations of the engines, and refuses the hopeless ones. The one writer of both.
 
     Args:
         admission: predicts when a request begins.
@@ -47,7 +47,7 @@ class Arrivals:
         self._waiting.append(arrival)
 
     def keep(self, waits: Callable[[Place], bool]) -> None:
-        """Drop the requests that do not wait any more."""
+        """Drop the requests that no longer wait."""
         self._waiting = [arrival for arrival in self._waiting if waits(arrival.place)]
 
     def observe(self, engine: EngineName, capacity: Capacity, now: float) -> None:
@@ -57,10 +57,10 @@ class Arrivals:
     def decide(
         self, queued: Mapping[EngineName, Mapping[Priority, int]], *, now: float, wall_now: float
     ) -> list[Refusal]:
-        """Decide on all requests that came since the last time.
+        """Decide on all requests that were added since the last call.
 
         Args:
-            queued: the depths of the lanes, as the broker counts them.
+            queued: the broker's counts of the lanes.
             now: monotonic seconds.
             wall_now: UTC seconds.
         """
@@ -73,7 +73,7 @@ class Arrivals:
             lane = (place.stream, place.priority)
             request = AdmissionRequest(
                 priority=place.priority,
-                # Whatever the view has missed, no more can be before it than the broker has.
+                # The view can have missed an event; no more requests are before this one than the broker counts.
                 position=max(0, min(arrival.position - refused[lane], queued[engine][place.priority] - 1)),
                 left_s=arrival.deadline - wall_now,
                 may_spill=arrival.may_spill,

@@ -1,4 +1,4 @@
-"""Which of several monitors acts: this one renews the lease while it holds it, and else waits for it to run out."""
+"""Decides with a lease which of several monitors acts. The holder renews it; the others wait for it to run out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from pipeline.aio import wait_set
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError, NoResponders, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced
@@ -24,7 +25,7 @@ _VOICE_TIMEOUT_S = 0.5
 
 
 class LeaseNote(msgspec.Struct):
-    """The lease as it is stored: the process that holds it. `token` is new in each process."""
+    """The stored lease: the process that holds it. Each process has its own `token`."""
 
     holder: str
     token: str
@@ -35,14 +36,13 @@ _note_decoder = msgspec.json.Decoder(LeaseNote)
 
 @dataclass(slots=True)
 class Candidate:
-    """Holds the monitors' lease, or stands by for it.
+    """Holds the monitors' lease or stands by for it.
 
     Args:
         bus: the connection.
-        config: the settings, with which the lease's stream is restored.
-        name: of this process.
-        on_change: called when this process takes the lease (True), or learns that it does not hold it (False); the
-            first time in any case.
+        config: the settings, to restore the lease's stream.
+        name: the name of this process.
+        on_change: called when this process takes the lease (True) or learns that another one holds it (False).
     """
 
     bus: Bus
@@ -52,29 +52,36 @@ class Candidate:
     _leadership: Leadership = field(init=False, default_factory=Leadership)
     _token: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
     _told: bool | None = field(init=False, default=None)
+    _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def leads(self) -> bool:
         """Whether this process may act now."""
         return self._leadership.leads(self.bus.clock.now())
 
     async def run(self) -> None:
-        """Take part until cancelled."""
+        """Renew the lease or stand by until cancelled."""
+        self.bus.on_reconnect(self._on_reconnect)
         while True:
+            self._sooner.clear()
             try:
                 pause_s = await (self._renew() if self._leadership.holds else self._look())
             except BusError as error:
                 log.debug("The monitors' lease: %s", error)
                 pause_s = _RETRY_AFTER_S
-            await asyncio.sleep(pause_s)
+            await wait_set(self._sooner, pause_s)
+
+    def _on_reconnect(self) -> None:
+        self._leadership.doubt()
+        self._sooner.set()
 
     async def _renew(self) -> float:
         """Renew the lease. Returns the pause until the next renewal."""
         try:
             await self._write()
         except Fenced:
-            # A write whose answer was lost is the last one.
+            # If the reply to a write was lost, that write is the last one.
             if not await self._is_ours():
-                log.warning("Another monitor leads: this one stands by.")
+                log.warning("Another monitor took the lease. This one stands by.")
                 await self._tell(holds=False)
                 return 0.0
         return RENEW_EVERY_S
@@ -95,7 +102,7 @@ class Candidate:
         return LOOK_EVERY_S
 
     async def _is_ours(self) -> bool:
-        """Read the lease's last note, and learn whether this process wrote it."""
+        """Read the lease. Returns whether this process wrote it."""
         found = await self.bus.last_message(STREAM_STATE, LEADER_MONITOR)
         sequence, data = found or (0, b"")
         if found is not None and _token(data) == self._token:
@@ -105,7 +112,7 @@ class Candidate:
         return False
 
     async def _voice(self) -> Voice:
-        """Whether a monitor answers. The version before the lease answers too, and is then left to it."""
+        """Whether a monitor replies. A version without the lease replies too, and is left alone."""
         try:
             await self.bus.request(QUEUE_POSITION, timeout_s=_VOICE_TIMEOUT_S)
         except NoResponders:
@@ -120,7 +127,7 @@ class Candidate:
         try:
             ack = await self.bus.put(LEADER_MONITOR, note, expected_last=self._leadership.sequence, patience_s=0.0)
         except NoResponders:
-            # A process of the version before the lease has put the stream's subjects back to what it knows.
+            # A process of a version without the lease has reset the stream's subjects.
             await self._restore()
             raise
         self._leadership.renewed(ack.sequence, sent_at)
@@ -129,7 +136,7 @@ class Candidate:
         try:
             await topology.apply(self.bus.js, self.config)
         except topology.TopologyError as error:
-            log.warning("The monitors' lease cannot be stored: %s", error)
+            log.warning("The lease of the monitors cannot be stored: %s", error)
 
     async def _tell(self, *, holds: bool) -> None:
         if holds is not self._told:

@@ -1,6 +1,6 @@
-"""The end of requests that wait: at their deadline, when they are cancelled, or at once where waiting is in vain.
+"""Ends requests that wait: at their deadline, when they are cancelled, or at once if they would wait in vain.
 
-An ending means the request at one place, a stream and a sequence. It never means an id, which can be used again.
+An ending applies to the request at one place, a stream and a sequence. It never applies to an id, which can be reused.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pipeline.wire.subjects import CANCEL, RELAYED, Move
 
 log = logging.getLogger(__name__)
 
-# Requests that are ended side by side: a burst must neither crowd out all else nor take a second per hundred.
+# Requests that are ended concurrently. A burst must not crowd out everything else.
 _AT_ONCE = 16
-# Deadlines that are taken at once: a million that pass together wait in the index, not here.
+# Expired requests that are taken from the index at once. A million that expire together wait there.
 _MOST_EXPIRED = 256
 _RETRY_AFTER_S = 1.0
-# Without a deadline that is nearer.
+# The pause if no deadline is nearer.
 _LOOK_AGAIN_S = 10.0
-# A cancelled request may be moving: it is looked for where it is stored next.
+# A cancelled request can be moving. It is then looked for at its next place.
 _CANCEL_TRIES = 3
-# A second monitor takes over within this time, and then ends what the first was told to cancel.
+# A monitor that stands by takes over within this time. It then carries out the cancels that the first one left.
 _TAKEOVER_S = LEASE_S + 2.0
 
 _Job = Callable[[], Awaitable[None]]
@@ -51,9 +51,9 @@ class Ending(NamedTuple):
 
     Attributes:
         place: where it is stored.
-        error: what its reader is told.
-        untouched: leave the request alone if an attempt has written already.
-        deadline: of the request, UTC seconds, where one is known.
+        error: the last message of its record.
+        untouched: leave the request alone if an attempt has begun its answer.
+        deadline: the request's, UTC seconds; None if it is not known.
     """
 
     place: Place
@@ -64,15 +64,15 @@ class Ending(NamedTuple):
 
 @dataclass(slots=True)
 class Endings:
-    """Ends waiting requests side by side while this monitor leads. The one writer of cancels, timers and jobs.
+    """Ends waiting requests while this monitor leads, several at a time. The one writer of cancels, timers and jobs.
 
     Args:
         bus: the connection.
-        view: which requests wait. A request is removed from it as soon as its end is decided.
-        leads: whether this monitor acts. Another one that stands by follows the cancels, so that none is lost with the
-            monitor that heard it.
-        state_on_record: what a request's record tells about it, as `QueueAnswers.state_on_record`.
-        lease_s: after which a worker that has died lost its requests.
+        view: the unfinished requests. A request is removed from it as soon as its end is decided.
+        leads: whether this monitor acts. A monitor that stands by follows the cancels, so that none is lost with the
+            monitor that received it.
+        state_on_record: the state of a request by its record, as `QueueAnswers.state_on_record`.
+        lease_s: the time after which a worker that has died loses its requests.
     """
 
     bus: Bus
@@ -99,18 +99,18 @@ class Endings:
             self._retries.cancel()
 
     def wake(self) -> None:
-        """This monitor leads from now on: deadlines may have passed."""
+        """This monitor leads from now on. Deadlines can have passed."""
         self._sooner.set()
 
     def end(self, ending: Ending) -> None:
-        """Have the request at a place ended; tried again while the broker is away."""
+        """End the request at a place soon. Retries while the broker is away."""
         self.view.remove(ending.place)
         self._soon(partial(self._end, ending))
 
     # ---- timers
 
     def expect(self, deadline: float) -> None:
-        """A request was stored that has a deadline, UTC seconds."""
+        """A request with this deadline (UTC seconds) was stored."""
         if deadline < self._wake_at:
             self._sooner.set()
 
@@ -148,7 +148,7 @@ class Endings:
     # ---- jobs
 
     def _soon(self, job: _Job, *, urgent: bool = False) -> None:
-        """Have a job done; an urgent one, for which a client waits, comes first. It may raise `BusError` only."""
+        """Run a job soon. Urgent jobs, for which a client waits, come first. A job raises `BusError` only."""
         self._jobs.put_nowait((0 if urgent else 1, next(self._numbers), job))
 
     async def _work(self) -> None:
@@ -157,7 +157,7 @@ class Endings:
             try:
                 await job()
             except BusError as error:
-                log.warning("A waiting request was not ended: %s", error)
+                log.warning("A queued request was not ended: %s", error)
             finally:
                 self._jobs.task_done()
 
@@ -169,7 +169,9 @@ class Endings:
             await withdraw(self.bus, ending.place, ending.error, untouched=ending.untouched)
         except BusError as error:
             place = ending.place
-            log.warning("The request at %s %d is not ended yet: %s", place.stream, place.sequence, error)
+            log.warning(
+                "The request at sequence %d of %s was not ended; retrying: %s", place.sequence, place.stream, error
+            )
             self._retries.start(self._again(ending), what=f"ending the request at {place.stream} {place.sequence}")
 
     async def _again(self, ending: Ending) -> None:
@@ -179,7 +181,7 @@ class Endings:
     # ---- cancels
 
     def cancel(self, request_id: str, reply: str) -> None:
-        """A client wants a request cancelled; the outcome is published to reply, if there is one."""
+        """Cancel a request soon, and publish the outcome to reply, if there is one."""
         place = self.view.find(request_id)
         waits = place is not None and self.view.state(place) == "queued"
         if place is None and self.view.filling:
@@ -190,13 +192,13 @@ class Endings:
             self._soon(partial(self._follow_read, request_id, place, _TAKEOVER_S), urgent=True)
 
     def stored(self, envelope: Envelope, place: Place) -> None:
-        """A request was announced: it may be one that was cancelled, and moves."""
+        """A request was announced. It can be a cancelled one that moves."""
         moved = _is_moved(envelope)
         if self._cancels.announced(envelope.id, envelope.stored_at, place, moved=moved) and self.leads():
             self._soon(partial(self._cancel_again, envelope.id, place), urgent=True)
 
     def read(self, envelope: Envelope, place: Place) -> None:
-        """A request was read from the queue: a cancel may be waiting for it."""
+        """A request was read from the queue. A cancel can be waiting for it."""
         if not self._cancels.read(envelope.id, envelope.stored_at):
             return
         if self.leads():
@@ -205,24 +207,24 @@ class Endings:
             self._follow(envelope.id, place, envelope.stored_at, _TAKEOVER_S)
 
     def filled(self) -> None:
-        """The whole queue was read: cancels that still wait for a request mean none."""
+        """The whole queue was read. Cancels that still wait for a request apply to none."""
         self._cancels.filled()
 
     async def _answer_cancel(self, request_id: str, reply: str, place: Place | None, *, waits: bool) -> None:
-        """Cancel a request, and tell the client.
+        """Cancel a request and reply to the client.
 
         Args:
             request_id: its id.
-            reply: where the client waits.
+            reply: the subject of the reply, or empty.
             place: where the request was stored when the cancel came.
-            waits: whether it was queued then. A worker that has begun it since took the cancel for another's.
+            waits: whether it was queued then. A worker that has started it since ignored the cancel.
         """
         try:
             state = await self._cancel(request_id, place, waits=waits)
             if reply:
                 await self.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
         except BusError as error:
-            log.warning("%s: not cancelled: %s", request_id, error)
+            log.warning("Request %s was not cancelled: %s", request_id, error)
 
     async def _cancel(self, request_id: str, place: Place | None, *, waits: bool) -> str:
         if place is not None and await self._cancel_at(request_id, place, waits=waits):
@@ -233,7 +235,7 @@ class Endings:
         return "finished" if state == "finished" else "cancelled"
 
     async def _cancel_at(self, request_id: str, place: Place, *, waits: bool) -> bool:
-        """Cancel a request that waits; one that runs is cancelled by its worker, which heard the cancel as well.
+        """Cancel a queued request. A running one is cancelled by its worker, which receives the cancel too.
 
         Returns:
             Whether the request was ended here.
@@ -249,7 +251,7 @@ class Endings:
         if waits:
             await self.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
         if not ended:
-            # A worker that has died hears of no cancel, nor does the worker that goes on with the request.
+            # A worker that has died receives no cancel, and the worker that resumes the request missed it.
             self._follow(request_id, place, stored_at, self.lease_s + 1.0)
         return ended
 
@@ -257,7 +259,7 @@ class Endings:
         return await withdraw(self.bus, place, _cancelled(request_id))
 
     async def _moved_to(self, request_id: str, place: Place, stored_at: float | None) -> Place | None:
-        """Where a request has moved from place; None where it has not, also if a new request bears its id now."""
+        """The place to which a request has moved; None if it has not, also if a new request has its id now."""
         found = self.view.find(request_id)
         if found is None or found == place:
             return None
@@ -267,7 +269,7 @@ class Endings:
         return found
 
     async def _cancel_again(self, request_id: str, place: Place) -> None:
-        """Carry out a cancel that came before its request could be found here."""
+        """Carry out a cancel that arrived before its request was found."""
         await self._cancel_at(request_id, place, waits=self.view.state(place) == "queued")
 
     async def _follow_read(self, request_id: str, place: Place, after_s: float) -> None:
@@ -280,7 +282,7 @@ class Endings:
         self._sooner.set()
 
     async def _envelope_at(self, place: Place, request_id: str) -> Envelope | None:
-        """The request at a place; None where there is none, or another than that of the id (the view keeps hashes)."""
+        """The request at a place; None if it is gone or has another id (the view compares hashes of ids only)."""
         stored = await self.bus.stored(place.stream, place.sequence)
         if stored is None:
             return None
@@ -289,9 +291,9 @@ class Endings:
 
 
 def _is_moved(envelope: Envelope) -> bool:
-    """Whether the same request was stored elsewhere before. A dead letter that is replayed is a new request."""
+    """Whether the request was stored elsewhere before. A replayed dead letter counts as a new request."""
     return envelope.move is not None and envelope.move is not Move.REPLAYED
 
 
 def _cancelled(request_id: str) -> HeadraceError:
-    return HeadraceError(ErrorCode.CANCELLED, f"request {request_id} was cancelled while it waited")
+    return HeadraceError(ErrorCode.CANCELLED, f"Request {request_id} was cancelled before it started.")

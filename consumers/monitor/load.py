@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
 STREAM_OF: dict[EngineName, str] = {"mlx": STREAM_REQUESTS, "ollama": STREAM_OLLAMA}
 ENGINE_OF: dict[str, EngineName] = dict(zip(STREAMS, ENGINES, strict=True))
-# Facts that come within this time are looked at together; well below the 100 ms that a change of level may take.
+# Messages within this time are handled together. A change of level must be published within 100 ms.
 _GATHER_S = 0.02
 _EVERY_S = 1.0
 _EVERY_IDLE_S = 5.0
-# Spilling goes by the predicted waits, which grow from nothing as an overload begins.
+# Spilling depends on the predicted waits, which grow from 0 when an overload begins.
 _EVERY_SATURATED_S = 0.1
 
 _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
@@ -44,7 +44,7 @@ class LoadReporter:
         config: the settings.
         leads: whether this monitor acts.
         on_capacity: called with each engine's workers and monotonic seconds, before its load is published.
-        on_look: called after each look at both engines.
+        on_look: called after each observation of both engines.
     """
 
     me: Role
@@ -74,34 +74,34 @@ class LoadReporter:
         return len(self.loads) == len(ENGINES)
 
     def wake(self) -> None:
-        """Something has changed: look at it soon."""
+        """Something has changed: observe the engines soon."""
         self._changed.set()
 
     def recount(self, engine: EngineName) -> None:
-        """A request came or went: the depths of the engine's lanes have changed."""
+        """The depths of the engine's lanes have changed."""
         self._counted_at.pop(engine, None)
 
     async def run(self) -> None:
-        """Watch until cancelled."""
+        """Observe and publish until cancelled."""
         while True:
             self._changed.clear()
             if self.leads():
                 try:
                     await self._look()
                 except BusError as error:
-                    log.warning("No load events: %s", error)
+                    log.warning("No load event was published: %s", error)
             await wait_set(self._changed, self._pause_s())
             await asyncio.sleep(_GATHER_S)
 
     async def _look(self) -> None:
-        """Publish every load that has changed its level or is due."""
+        """Publish each load whose level has changed or that is due."""
         for engine in ENGINES:
             await self._count(engine)
             await self._observe(engine)
         self.on_look()
 
     async def _count(self, engine: EngineName) -> None:
-        """Ask for the depths of an engine's lanes where something came or went, and else now and then."""
+        """Ask the broker for the depths of an engine's lanes, if they have changed or are a second old."""
         now = self.me.bus.clock.now()
         if now - self._counted_at.get(engine, -_EVERY_S) < _EVERY_S:
             return
@@ -137,7 +137,7 @@ class LoadReporter:
         return _EVERY_IDLE_S
 
     def _pause_s(self) -> float:
-        """Until the next load is due, or a level may be left."""
+        """Seconds until the next load is due or a level can be left."""
         now = self.me.bus.clock.now()
         if not self.leads():
             return _EVERY_S

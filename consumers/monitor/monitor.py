@@ -1,4 +1,4 @@
-"""The backpressure monitor: its parts, and what each of them hears."""
+"""The backpressure monitor: its parts, and the messages that each of them receives."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _event_decoder = msgspec.json.Decoder(RequestEvent)
 class Monitor:
     """Publishes each engine's load, answers for the queue, ends what waits too long.
 
-    It hears every stored request, every worker and every event, and counts the lanes when one of them tells that
-    something has changed. Several monitors may run: all follow the queue, one of them acts.
+    It receives each announcement, worker status and event, and counts the lanes when one of them indicates a change.
+    Several monitors can run: all of them follow the queue, and one acts.
 
     Attributes:
         candidate: whether this monitor acts.
-        view: which requests are unfinished, and where they are stored.
+        view: the unfinished requests and their places.
         load: the lanes' depths and the engines' loads.
         arrivals: the requests that admission has not decided on yet.
-        endings: what is about to be ended.
+        endings: the requests that are about to be ended.
         answers: the services.
     """
 
@@ -57,7 +57,7 @@ class Monitor:
         self._ready_detail = ""
 
     async def run(self, lifecycle: Lifecycle) -> None:
-        """Watch and answer until lifecycle asks to stop."""
+        """Run all parts until lifecycle asks to stop."""
         bus = self._me.bus
         self._me.peers.on_change = self.load.wake
         bus.on_reconnect(self.view.on_reconnect)
@@ -75,7 +75,7 @@ class Monitor:
             await self.answers.stop()
 
     async def _report(self, lifecycle: Lifecycle) -> None:
-        """Tell once that this monitor serves: it has published a load, or stands by for another one."""
+        """Report once that this monitor is ready: it has published a load, or it stands by."""
         await self._ready.wait()
         lifecycle.report("ready", self._ready_detail)
 

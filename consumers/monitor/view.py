@@ -1,4 +1,4 @@
-"""The monitor's view of the queue: which requests are unfinished, where each is stored, how many are before it."""
+"""The monitor's view of the queue: the unfinished requests, their places and their positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 STREAMS = (STREAM_REQUESTS, STREAM_OLLAMA)
 _RETRY_AFTER_S = 1.0
 _FORGET_EVERY_S = 60.0
-# Requests entered at a stretch, about 3 ms; then the event loop gets a turn.
+# Requests that are entered before the event loop gets a turn; about 3 ms.
 _STRETCH = 200
 
 _SUBJECT_OF_CONSUMER = {lane.consumer: lane.subject for lane in LANES} | {
@@ -40,7 +40,7 @@ _SUBJECT_OF_CONSUMER = {lane.consumer: lane.subject for lane in LANES} | {
 _LANE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
     ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
 }
-# What no engine but MLX takes, and what waits for Ollama already.
+# Subjects whose requests cannot be spilled: only MLX takes them, or they wait for Ollama already.
 _SETTLED_SUBJECTS = {lane.subject for lane in LANES if lane.task is Task.COMPLEX} | {
     ollama_subject(priority) for priority in Priority
 }
@@ -50,7 +50,7 @@ class Announcement(NamedTuple):
     """A request that was just stored.
 
     Attributes:
-        envelope: what its headers say.
+        envelope: its headers, read.
         place: where it is stored.
         position: how many requests of its lane are queued before it.
         may_spill: whether the other engine may take it.
@@ -64,7 +64,7 @@ class Announcement(NamedTuple):
 
 @dataclass(slots=True)
 class QueueView:
-    """Follows the queue: reads it once, then hears announcements and events. The one writer of its index.
+    """Follows the queue: reads it once, then receives announcements and events. The one writer of its index.
 
     Args:
         bus: the connection.
@@ -72,7 +72,7 @@ class QueueView:
         on_stored: called with each request that is announced.
         on_read: called with each request that is read from the queue, and its place.
         on_filled: called when the whole queue was read.
-        forget_every_s: pause between two searches for places that the streams have passed.
+        forget_every_s: the pause between two searches for places that the streams have passed.
         read: reads the headers of a stream, as `read_heads`.
     """
 
@@ -95,7 +95,7 @@ class QueueView:
             group.create_task(self._forget_passed())
 
     def on_reconnect(self) -> None:
-        """The connection was lost and is back: announcements may have been missed."""
+        """The connection was lost and is back. Announcements can have been missed."""
         self._filling.begin()
         self._missed.set()
 
@@ -103,7 +103,7 @@ class QueueView:
 
     @property
     def filling(self) -> bool:
-        """Whether requests may be in the queue that are not known yet."""
+        """Whether the queue can hold requests that are not known yet."""
         return self._filling.active
 
     @property
@@ -112,11 +112,11 @@ class QueueView:
         return self._filling.part
 
     def find(self, request_id: str) -> Place | None:
-        """Where the unfinished request of that id is stored, None where none is known."""
+        """The place of the unfinished request of that id; None if none is known."""
         return self._index.find(request_id)
 
     def state(self, place: Place) -> State | None:
-        """Whether the request at place is queued or running; None where no unfinished one is known there."""
+        """Whether the request at place is queued or running; None if no unfinished one is known there."""
         return self._index.state(place)
 
     def position(self, place: Place, depth: int) -> tuple[int, bool]:
@@ -124,8 +124,8 @@ class QueueView:
 
         Args:
             place: where the request is stored.
-            depth: how many requests the broker counts in the lane. While the view is filling, the requests behind place
-                are known and those before it are not; they are the rest of that count.
+            depth: the broker's count of the lane. While the view is filling, the requests behind place are known, and
+                those before it are the rest of that count.
         """
         if self._filling.knows_all_before(place):
             return self._index.position(place), False
@@ -142,11 +142,11 @@ class QueueView:
         self._index.remove(place)
 
     def put_back(self, place: Place, deadline: float | None) -> None:
-        """The request at place, which was removed, was not ended; deadline in UTC seconds."""
+        """Enter the request at place again: it was removed and not ended. Deadline in UTC seconds."""
         self._index.put_back(place, deadline)
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline of all, UTC seconds; None where there is none."""
+        """The earliest deadline, UTC seconds; None if there is none."""
         return self._index.next_deadline()
 
     def expired(self, wall_now: float, most: int) -> list[Place]:
@@ -156,8 +156,8 @@ class QueueView:
     # ---- listening
 
     def announced(self, message: Message) -> str | None:
-        """A request was stored: its headers, with those of the stream. Returns the stream."""
-        # Not by `Nats-Stream`: it comes first, and is damaged where the publisher's headers had no proper end.
+        """Enter a request that was just stored, by its headers and those of the stream. Returns the stream."""
+        # Not by `Nats-Stream`: it comes first, and is damaged if the publisher's headers had no proper end.
         subject = message.headers.get(STORED_SUBJECT, "")
         lane = _LANE_OF_SUBJECT.get(subject)
         if lane is None:
@@ -198,7 +198,7 @@ class QueueView:
                 self.on_filled()
 
     async def _fill(self, stream: str) -> None:
-        """Learn what a stream holds, and what was handed to a worker, beyond what is known of it."""
+        """Read what a stream holds beyond what is known, and which requests were delivered to a worker."""
         states = await self.bus.consumers(stream)
         begun = {_SUBJECT_OF_CONSUMER.get(state.name, ""): state.delivered.stream_seq for state in states}
         state = await self.bus.stream_state(stream)
@@ -227,16 +227,16 @@ class QueueView:
         return sequence
 
     async def _forget_passed(self) -> None:
-        """Events can be missed: what stood before a stream's first message has ended, though no event said so."""
+        """Forget the requests before a stream's first message. They have ended, and the event was missed."""
         while True:
             await asyncio.sleep(self.forget_every_s)
             try:
                 for stream in STREAMS:
                     self._index.forget_before(stream, (await self.bus.stream_state(stream)).first_seq)
             except BusError as error:
-                log.debug("The view of the queue was not tidied: %s", error)
+                log.debug("Passed requests were not forgotten: %s", error)
 
 
 def _deadline(envelope: Envelope) -> float | None:
-    """A request with a fault is refused by the worker that gets it, at any time."""
+    """The deadline that counts. A request with a fault has none: a worker refuses it whenever it receives it."""
     return envelope.deadline if envelope.fault is None else None

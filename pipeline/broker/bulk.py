@@ -1,8 +1,8 @@
-"""Reading what a long stream holds, headers only: five times as fast as `Bus.scan`, and without keeping the bodies.
+"""Reads the headers of a long stream, five times as fast as `Bus.scan`, and does not keep the bodies.
 
-A work queue takes no second consumer, so headers-only delivery is not to be had: nats-server 2.15 refuses a consumer
-beside the lanes' own with the errors 10098 to 10100. What remains is batched direct get (NATS ADR-31), which sends the
-bodies too. They are dropped as they arrive.
+A consumer with `headers_only` is not possible: a work queue allows no second consumer of a subject (nats-server 2.15
+refuses it with the errors 10098 to 10100). Batched direct get (NATS ADR-31) sends the bodies too; they are dropped on
+arrival.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import nats.errors
 from pipeline.broker.connection import REQUEST_TIMEOUT_S, Message, Unreachable, what
 from pipeline.broker.jetstream import Bus, Stored, to_stored
 
-# One batch holds up the connection's other messages for as long as it takes to receive: a few milliseconds.
+# Other messages on the connection wait while a batch is received, a few milliseconds.
 BATCH_MESSAGES = 500
 BATCH_BYTES = 1 << 20
 
@@ -27,14 +27,14 @@ _END_OF_BATCH = (b"204", b"404")
 async def read_heads(
     bus: Bus, stream: str, start: int, *, messages: int = BATCH_MESSAGES, max_bytes: int = BATCH_BYTES
 ) -> list[bytes]:
-    """The headers of the messages of a stream from sequence start on, for `to_head`; none at the stream's end.
+    """Return the headers of the messages of a stream from sequence start on, for `to_head`; none at the end.
 
     Args:
         bus: the connection.
         stream: the stream's name.
         start: the first sequence.
-        messages: at most so many.
-        max_bytes: stop once they have so many bytes, bodies included, with one message at least.
+        messages: the most messages.
+        max_bytes: the most bytes, bodies included, but at least one message.
 
     Raises:
         Unreachable: the stream does not answer.
@@ -51,7 +51,7 @@ async def read_heads(
 
     try:
         subscription = await bus.nc.subscribe(inbox)
-        bus.nc.takers[subscription._id] = take  # noqa: SLF001 - the number by which the client knows it
+        bus.nc.takers[subscription._id] = take  # noqa: SLF001 - the client's number of it
         try:
             body = {"seq": start, "next_by_subj": ">", "batch": messages, "max_bytes": max_bytes}
             await bus.nc.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), reply=inbox)
@@ -68,12 +68,12 @@ async def read_heads(
 
 
 def to_head(head: bytes) -> Stored:
-    """A stored message without its body, from its headers as the broker sent them.
+    """Parse the headers of a stored message, as the broker sent them, to a message without a body.
 
     Raises:
         KeyError, ValueError: the broker's own headers are not among them.
     """
-    # No header that is read here has a value beyond ASCII that counts, and latin-1 decodes any byte.
+    # latin-1 decodes any byte. No header that is used here may have a value beyond ASCII.
     headers = {}
     for line in head.decode("latin-1").split("\r\n"):
         name, colon, value = line.partition(":")

@@ -1,9 +1,9 @@
-"""Whether work that was just stored may wait: what would begin only after its deadline is refused at once.
+"""Whether a request that was just stored may wait: one that would begin only after its deadline is refused at once.
 
-A refusal is for good, a prediction is not, so every doubt is the request's: nothing is refused without measured rates,
-nor where the wait is only a little longer than the time that is left. An engine that has not been full for a while has
-been measured with a part of its batch; it is then taken to be as many times as fast as it has slots, which no batch is.
-What may go to the other engine as well is taken to be served by both.
+A refusal is final and a prediction is not, so a request has the benefit of the doubt. It is not refused without
+measured rates, nor if the wait is only a little longer than the time left. The rates of an engine that has not been
+full for a while were measured with part of a batch. Its speed is then multiplied by its slots, more than any batch
+achieves. A request that can be spilled counts as served by both engines.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import TIMEOUT, Priority
 
-# The predicted wait had a median error of 16 %, and what stands before a request may be shorter than the average.
+# The predicted wait had a median error of 16 %, and the requests before this one can be shorter than the average.
 SAFETY = 1.5
-# The engines' rates follow what they measure within about a second.
+# Measured rates follow a change within about a second.
 SETTLED_AFTER_S = 2.0
 
 
@@ -41,7 +41,7 @@ class AdmissionRequest:
 
 @dataclass(slots=True)
 class Admission:
-    """Refuses what waits in vain. One writer: the backpressure monitor's loop.
+    """Refuses requests that would wait in vain. One writer: the monitor's arrivals.
 
     Args:
         shares: each priority's part of the service.
@@ -54,7 +54,7 @@ class Admission:
     _full_since: dict[EngineName, float] = field(init=False, default_factory=dict)
 
     def observe(self, engine: EngineName, capacity: Capacity, now: float) -> None:
-        """Take in what an engine's workers say now (monotonic seconds)."""
+        """Take in the capacity of an engine, as of now (monotonic seconds)."""
         self._capacities[engine] = capacity
         if capacity.slots_total and capacity.slots_used >= capacity.slots_total:
             self._full_since.setdefault(engine, now)
@@ -64,10 +64,10 @@ class Admission:
     def decide(
         self, engine: EngineName, request: AdmissionRequest, queued: Mapping[Priority, int], now: float
     ) -> HeadraceError | None:
-        """None where a request may wait for engine, else the error that ends it.
+        """Return None if a request may wait for engine, else the error that ends it.
 
         Args:
-            engine: whose queue it stands in.
+            engine: the engine whose queue it is in.
             request: the request.
             queued: the depths of that queue's lanes.
             now: monotonic seconds.
@@ -77,15 +77,15 @@ class Admission:
             return None
         return HeadraceError(
             ErrorCode.DEADLINE_EXCEEDED,
-            f"its turn is expected in {wait_s:.1f} s, and its {TIMEOUT} leaves {max(0.0, request.left_s):.1f} s: "
-            "refused at once; send it again later, with more time, or with a higher priority",
+            f"Rejected: the expected wait is {wait_s:.1f} s and {TIMEOUT} leaves {max(0.0, request.left_s):.1f} s. "
+            "Raise the timeout, use a higher priority, or retry later.",
             param=TIMEOUT,
         )
 
     def predicted_wait_s(
         self, engine: EngineName, request: AdmissionRequest, queued: Mapping[Priority, int], now: float
     ) -> float | None:
-        """Until an engine begins the request, in seconds, or None where too little is known to say."""
+        """Seconds until an engine begins the request; None if too little is known for a prediction."""
         own = self._capacities.get(engine)
         if own is None or not _measured(own):
             return None
@@ -101,7 +101,7 @@ class Admission:
         return wait_s * _requests_per_s(own) / both
 
     def _requests_per_s(self, engine: EngineName, now: float) -> float:
-        """What an engine may be able to do with a full batch."""
+        """The highest rate that the engine can have with a full batch."""
         capacity = self._capacities[engine]
         settled = now - self._full_since.get(engine, now) >= SETTLED_AFTER_S
         return _requests_per_s(capacity) * (1 if settled else capacity.slots_total)

@@ -1,6 +1,6 @@
-"""Cancels that are not carried out yet: each means one request, whatever is stored later under the same id.
+"""Cancels that are not carried out yet. Each applies to one request, and not to a later one of the same id.
 
-A request is told apart from another of the same id by when the broker first stored it, which a move preserves.
+Requests of the same id differ in the time at which the broker first stored them, which a move preserves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pipeline.core.index import Place
 
 @dataclass(slots=True)
 class _OpenCancel:
-    """Attributes as in `Cancels.follow`; `later` are the requests stored after the cancel, which does not mean them."""
+    """Attributes as in `Cancels.follow`. The cancel does not apply to the requests stored at `later`, after it."""
 
     place: Place | None = None
     stored_at: float | None = None
@@ -25,7 +25,7 @@ class _OpenCancel:
 
 @dataclass(slots=True)
 class Cancels:
-    """Follows cancelled requests that are in other hands, and cancels whose request was not read yet.
+    """Follows cancelled requests that a worker or a move holds, and cancels whose request was not read yet.
 
     One writer: the monitor's endings. `now` and `look_at` are monotonic seconds, `stored_at` is UTC seconds.
     """
@@ -37,18 +37,18 @@ class Cancels:
 
         Args:
             request_id: its id.
-            place: where it was stored last.
-            stored_at: when it was first stored; None where it had left its place before anyone could look.
-            look_at: when to look again.
+            place: its last known place.
+            stored_at: when it was first stored; None if it left its place before that was read.
+            look_at: when it is due.
         """
         self._open[request_id] = _OpenCancel(place, stored_at, look_at)
 
     def expect(self, request_id: str) -> None:
-        """A cancel came for an id that is not known yet, because the view is filling."""
+        """A cancel arrived for an id that is not known yet, because the view is filling."""
         self._open.setdefault(request_id, _OpenCancel())
 
     def announced(self, request_id: str, stored_at: float, place: Place, *, moved: bool) -> bool:
-        """A request was stored: for the first time, or because it moved. Returns whether it is a cancelled one."""
+        """A request was stored, for the first time or by a move. Returns whether a cancel applies to it."""
         cancel = self._open.get(request_id)
         if cancel is None:
             return False
@@ -61,7 +61,7 @@ class Cancels:
         return True
 
     def read(self, request_id: str, stored_at: float) -> bool:
-        """A request was read from the queue. Returns whether a cancel was expecting it, which is then settled."""
+        """A request was read from the queue. Returns whether a cancel expected it, and removes that cancel."""
         cancel = self._open.get(request_id)
         if cancel is None or cancel.look_at is not None or not cancel.means(stored_at):
             return False
@@ -69,15 +69,15 @@ class Cancels:
         return True
 
     def filled(self) -> None:
-        """The whole queue was read: requests that are still expected are not there."""
+        """The whole queue was read. Requests that are still expected are not in it."""
         self._open = {request_id: cancel for request_id, cancel in self._open.items() if cancel.look_at is not None}
 
     def next_due(self) -> float | None:
-        """When `due` has something to return; None where no request is followed."""
+        """When the next followed request is due; None if none is followed."""
         return min((cancel.look_at for cancel in self._open.values() if cancel.look_at is not None), default=None)
 
     def due(self, now: float) -> list[tuple[str, Place]]:
-        """Take out the followed requests whose time has come, with the place where each was stored last."""
+        """Remove and return the followed requests that are due, each with its last known place."""
         due = {
             key: cancel for key, cancel in self._open.items() if cancel.look_at is not None and cancel.look_at <= now
         }

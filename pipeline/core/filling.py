@@ -1,4 +1,4 @@
-"""How far a view of streams has read them, and what happened meanwhile to requests that it had not read yet."""
+"""How far a view has read its streams, and what happened meanwhile to requests that it had not read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Reach:
 
 @dataclass(slots=True)
 class Filling:
-    """Which parts of the streams are known. One writer: the view that reads them.
+    """Tracks which parts of the streams are known. One writer: the view that reads them.
 
-    A stream announces each message that it stores, in order. So after the view has once read what was there, it only
-    reads again where an announcement is missing.
+    A stream announces each message that it stores, in order. So after the first reading, the view only has to read what
+    an announcement is missing for.
     """
 
     streams: Iterable[str]
@@ -38,14 +38,14 @@ class Filling:
         self._reaches = {stream: _Reach() for stream in self.streams}
 
     def begin(self) -> None:
-        """Announcements may have been missed."""
+        """Announcements can have been missed."""
         self.active = True
 
     def begin_stream(self, stream: str, first: int, last: int) -> tuple[int, bool]:
-        """Reading a stream begins, whose first and last sequences are these.
+        """Begin to read a stream that holds the sequences first to last.
 
         Returns:
-            From which sequence to read, and whether the stream numbers its messages anew: nothing of it is known then.
+            The sequence to read from, and whether the stream was replaced by a new one, of which nothing is known.
         """
         reach = self._reaches[stream]
         if replaced := last < reach.complete:
@@ -58,7 +58,7 @@ class Filling:
         self._reaches[stream].complete = sequence
 
     def end_stream(self, stream: str) -> None:
-        """Everything that the stream held when reading it began was read."""
+        """Everything that the stream held when reading began was read."""
         reach = self._reaches[stream]
         reach.complete = max(reach.complete, reach.horizon, reach.heard)
 
@@ -68,7 +68,7 @@ class Filling:
         self._happened.clear()
 
     def announced(self, stream: str, sequence: int) -> bool:
-        """A message was announced. Returns whether one before it was not."""
+        """A message was announced. Returns whether an announcement before it is missing."""
         reach = self._reaches[stream]
         reach.heard = max(reach.heard, sequence)
         if self.active or sequence <= reach.complete:
@@ -84,11 +84,11 @@ class Filling:
             self._happened[event.id] = event.kind
 
     def state(self, request_id: str, *, begun: bool) -> State | None:
-        """The state of a request that was just read; None where it has ended since.
+        """The state of a request that was just read; None if it has ended since.
 
         Args:
             request_id: its id.
-            begun: whether it was handed to a worker before reading began.
+            begun: whether it was delivered to a worker before reading began.
         """
         kind = self._happened.get(request_id)
         if kind in _ENDS:
@@ -101,7 +101,7 @@ class Filling:
 
     @property
     def part(self) -> float:
-        """The part that was read of what is being read, 0 to 1."""
+        """The part of the current reading that is done, 0 to 1."""
         if not self.active:
             return 1.0
         whole = sum(reach.horizon - reach.start + 1 for reach in self._reaches.values())

@@ -1,7 +1,7 @@
 """Where each unfinished request stands in the queue, how many are queued before it, and when its deadline passes.
 
-A request is identified by its place, the stream and sequence at which it is stored. Its id only leads to the place. A
-place belongs to one request for good; an id can be used again.
+A request is identified by its place, the stream and sequence at which it is stored. Its id only leads to the place: an
+id can be reused, a place cannot.
 
 The index holds a million requests in about 100 MB, so nothing here is a Python object per request: a lane is a sorted
 set of sequences, ids are 64-bit hashes, and a deadline is one integer. A second order inside a lane (by tenant, say)
@@ -22,9 +22,9 @@ from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Priority
 
 State = Literal["queued", "running"]
 
-# A worker ends a running request at its deadline. A request that still runs so much later has lost its worker.
+# A worker ends a running request at its deadline. If it still runs this much later, its worker has died.
 RUNNING_GRACE_S = 10.0
-# Deadlines of finished requests are kept until they are as many as this, and as those that count.
+# Deadlines of finished requests are removed when there are more of them than this and than of the others.
 _LEAST_KEPT = 1000
 
 _STREAMS = (STREAM_REQUESTS, STREAM_OLLAMA)
@@ -54,8 +54,8 @@ class Place(NamedTuple):
 class QueueIndex:
     """The places of all unfinished requests. One writer: the monitor's queue view.
 
-    It follows announcements and events, which are core messages: one can be missed. So a place can be missing, or stay
-    after its request has ended; `forget_before` removes the places that the stream has passed.
+    It follows announcements and events, which are core messages and can be lost. So a place can be missing, or remain
+    after its request has ended. `forget_before` removes the places that the stream has passed.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class QueueIndex:
         self._running: set[int] = set()
         self._places = PlaceTable(self._is_live)
         # Heap of deadline (microseconds, UTC), packed place, and whether the grace of a running request has begun.
-        # An entry whose place is not live any more is passed over.
+        # Entries whose place is no longer live are skipped.
         self._deadlines: list[int] = []
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class QueueIndex:
         return self.position(place)
 
     def found(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> bool:
-        """A request was read from the stream, behind the announcements: what is known of its id already is newer.
+        """A request was read from the stream. Anything known under its id was announced, and is newer.
 
         Returns:
             Whether it was entered.
@@ -131,12 +131,12 @@ class QueueIndex:
         self._running.discard(place.packed())
 
     def put_back(self, place: Place, deadline: float | None) -> None:
-        """The request at place, which was removed, was not ended; deadline in UTC seconds."""
+        """Enter the request at place again: it was removed and not ended. Deadline in UTC seconds."""
         if not self._is_live(place.packed()):
             self._enter(place.packed(), place, deadline, "queued")
 
     def forget_before(self, stream: str, first_sequence: int) -> None:
-        """Remove the places before a stream's first message. Their requests have ended, though no event said so."""
+        """Remove the places before a stream's first message. Their requests have ended."""
         for (of, _), queued in self._queued.items():
             if of == stream:
                 queued.discard_below(first_sequence)
@@ -144,18 +144,18 @@ class QueueIndex:
         self._running = {p for p in self._running if p & 1 != bit or p >> 3 >= first_sequence}
 
     def forget_stream(self, stream: str) -> None:
-        """Remove every place of a stream: it was replaced by one that numbers its messages anew."""
+        """Remove all places of a stream that was replaced by a new one."""
         self.forget_before(stream, 1 << 61)
 
     # ---- what is known
 
     def find(self, request_id: str) -> Place | None:
-        """Where the unfinished request of that id was stored last."""
+        """The place of the unfinished request of that id; None if none is known."""
         packed = self._places.find(table_key(request_id))
         return Place.unpacked(packed) if packed is not None and self._is_live(packed) else None
 
     def state(self, place: Place) -> State | None:
-        """Whether the request at place is queued or running; None where no unfinished one is known there."""
+        """Whether the request at place is queued or running; None if no unfinished one is known there."""
         if place.packed() in self._running:
             return "running"
         return "queued" if place.sequence in self._queued[place[:2]] else None
@@ -176,7 +176,7 @@ class QueueIndex:
     # ---- deadlines
 
     def next_deadline(self) -> float | None:
-        """When `expired` has something to return, UTC seconds; None where no request has a deadline."""
+        """The earliest deadline, UTC seconds; None if no request has one."""
         while self._deadlines and not self._is_live(self._deadlines[0] >> 1 & _PLACE_MASK):
             heapq.heappop(self._deadlines)
         return (self._deadlines[0] >> 65) / 1e6 if self._deadlines else None
@@ -189,7 +189,7 @@ class QueueIndex:
 
         Args:
             wall_now: UTC seconds.
-            most: return at most so many.
+            most: the most requests to return.
         """
         return list(islice(self._expired(wall_now), most))
 

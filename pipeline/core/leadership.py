@@ -1,9 +1,9 @@
-"""Which of several processes acts: a lease that its holder renews, and that a candidate takes when it has run out.
+"""Decides which of several processes acts, by a lease that the holder renews and a candidate takes when it runs out.
 
-The lease is a note on one subject that keeps its last message. Every write names the sequence that must be the last
-one, so of two candidates the broker refuses one. The holder stops acting `HOLD_S` after it *sent* its last accepted
-renewal; a candidate waits `LEASE_S` after it *heard* of that renewal, which is later. So no two act at once, and no
-clock but each process's own monotonic one is asked. (The same rule as in River, `internal/leadership`.)
+The lease is the last message of one subject. Each write names the sequence that must be the last one, so of two
+candidates the broker refuses one. The holder stops acting `HOLD_S` after it *sent* its last accepted renewal. A
+candidate waits `LEASE_S` after it *heard* of that renewal, which is later. So no two act at once, and no process needs
+another clock than its own monotonic one. (The same rule as in River, `internal/leadership`.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEASE_S = 3.0
 # A candidate looks at the lease this often.
 LOOK_EVERY_S = 0.5
 
-# What became of a question to whoever acts: an answer, none in time, or no process that listens for it.
+# The result of a request to the process that acts: a reply, no reply in time, or no subscriber.
 Voice = Literal["answers", "silent", "absent"]
 
 
@@ -26,7 +26,7 @@ class Leadership:
     """Decides whether this process acts. One writer: the process's candidate. Times are monotonic seconds.
 
     Attributes:
-        sequence: of the last note known, 0 where there is none.
+        sequence: the last known sequence of the lease; 0 if there is none.
         holds: whether this process wrote it, as far as it knows.
     """
 
@@ -36,22 +36,26 @@ class Leadership:
     _until: float = field(init=False, default=float("-inf"))
 
     def heard(self, sequence: int, now: float) -> None:
-        """The note of another process is the last one (0: there is none)."""
+        """Another process wrote the lease last (0: there is none)."""
         if sequence != self.sequence:
             self.sequence, self._heard_at = sequence, now
         self.holds = False
         self._until = float("-inf")
 
     def renewed(self, sequence: int, sent_at: float) -> None:
-        """The broker has accepted a note of ours, which was sent at sent_at."""
+        """The broker accepted a renewal that this process sent at sent_at."""
         self.sequence, self.holds = sequence, True
         self._until = sent_at + HOLD_S
 
-    def may_take(self, now: float, voice: Voice) -> bool:
-        """Whether to write a note of our own.
+    def doubt(self) -> None:
+        """The connection was lost: another process can have taken the lease. This one acts again once it has renewed."""
+        self._until = float("-inf")
 
-        A process that answers is left alone even if it holds no lease: the version before the lease knew none. The
-        broker tells at once that a process which has died does not listen. One that is silent may only be slow.
+    def may_take(self, now: float, voice: Voice) -> bool:
+        """Whether to take the lease.
+
+        A process that replies is left alone even if it holds no lease: an older version knows none. If a process has
+        died, the broker reports at once that there is no subscriber. A silent process can merely be slow.
         """
         match voice:
             case "answers":

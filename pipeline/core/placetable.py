@@ -1,7 +1,7 @@
 """A hash table from 64-bit keys to 64-bit values in plain arrays: 24 to 48 bytes an entry, where a dict takes 120.
 
-Keys are hashes already, so their bits choose the slot. The table consists of parts that grow one by one: growing never
-takes longer than a few milliseconds, however many entries there are.
+Keys are hashes, so their bits select the slot. The table consists of parts that grow separately, so growing takes a few
+milliseconds at most, with any number of entries.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PlaceTable:
     """Maps keys (0 to 2**64 - 1) to values (1 to 2**64 - 1). One writer: the index that it belongs to.
 
     Args:
-        alive: whether a value still counts. Entries that do not count are dropped when their part is full.
+        alive: whether a value is still valid. Invalid entries are dropped when their part is full.
     """
 
     def __init__(self, alive: Callable[[int], bool]) -> None:
@@ -93,7 +93,7 @@ class PlaceTable:
             part.free(at)
 
     def _rebuilt(self, part: _TablePart) -> _TablePart:
-        """The same part with room for as many entries again, without those that do not count any more."""
+        """Return a larger copy of a part, without the invalid entries."""
         entries = [(k, v) for k, v in zip(part.keys, part.values, strict=True) if v and self._alive(v)]
         slots = _LEAST_SLOTS
         while slots < 2 * (len(entries) + 1):

@@ -1,11 +1,11 @@
 """How loaded an engine is: saturation as a gradient, levels with hysteresis, predicted waits.
 
 Saturation is the largest of three terms, 1.0 being full: slots in use, KV memory in use, and the longest predicted wait
-over its target. Predicted wait and queue depth foretell a slow first token far better than step time or occupancy (AUC
+over its target. Predicted wait and queue depth predict a slow first token far better than step time or occupancy (AUC
 0.999 against 0.75 to 0.81 over 1,740 requests of a continuous batch).
 
-A level is entered as soon as its threshold is reached and left when saturation has stayed clearly below it for a
-while; it moves one step at a time, so a reader sees `busy` on the way between `normal` and `saturated`.
+A level is entered as soon as its threshold is reached, and left when saturation has stayed clearly below it for a
+while. It moves one step at a time, so a reader sees `busy` on the way between `normal` and `saturated`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ LEVELS: tuple[Level, ...] = ("normal", "busy", "saturated")
 # A level is left below this part of the threshold that entered it, after this long.
 LEAVE_RATIO = 0.85
 LEAVE_AFTER_S = 0.5
-# What a worker said of itself says nothing after this long.
+# A worker status that was heard longer ago does not count.
 STALE_S = 3.0
-# An engine without a worker that is ready has no rate to predict from; its requests are told this.
+# The predicted wait of an engine without a ready worker, which has no rate to predict from.
 UNKNOWN_WAIT_S = 60.0
-# A longer wait is no prediction, and a rate near 0 must not make it infinite: JSON has no such number.
+# The longest predicted wait. A rate near 0 would make it infinite, which JSON cannot express.
 MAX_WAIT_S = 24 * 3600.0
 
 
@@ -42,11 +42,11 @@ class Capacity:
 
     @classmethod
     def of(cls, statuses: list[WorkerStatus]) -> Capacity:
-        """Add up what the workers of one engine say; those that are not ready count for nothing."""
+        """Add up the statuses of one engine's workers. Workers that are not ready do not count."""
         ready = [status for status in statuses if status.state == "ready"]
         if not ready:
-            said = [f"{status.worker} is {status.state}" for status in statuses]
-            return cls(down_reason=", ".join(said) or "no worker")
+            states = ", ".join(f"{status.worker} is {status.state}" for status in statuses)
+            return cls(down_reason=f"no worker is ready: {states}" if states else "no worker is running")
         per_request = [status.tokens_per_request for status in ready if status.tokens_per_request > 0]
         return cls(
             slots_used=sum(status.slots.used for status in ready),
@@ -124,7 +124,7 @@ class SaturationMonitor:
             moves one step at a time.
         """
         if self._absent and capacity.slots_total:
-            # What was said of an engine without workers says nothing about the one that has come.
+            # The level of an engine without workers does not apply to the worker that has started.
             self._level = "normal"
         came_back, self._absent = self._absent and bool(capacity.slots_total), not capacity.slots_total
         waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s)
@@ -144,14 +144,14 @@ class SaturationMonitor:
         return load, changed or came_back
 
     def next_wake(self) -> float | None:
-        """When a level may be left though nothing new is heard, monotonic seconds; None where none is."""
+        """When a level can be left without a new status, monotonic seconds; None if no level can."""
         rank = LEVELS.index(self._level)
         since = self._below_since[rank - 1] if rank else None
         return None if since is None else since + LEAVE_AFTER_S
 
     def _saturation(self, capacity: Capacity, waits: Mapping[Priority, float]) -> tuple[float, str]:
         if not capacity.slots_total:
-            return max(1.0, self.saturated_at), f"no worker is ready: {capacity.down_reason or 'none has a slot'}"
+            return max(1.0, self.saturated_at), capacity.down_reason or "no worker has a slot"
         slowest = max(waits, key=lambda p: waits[p])
         terms = {
             f"{capacity.slots_used} of {capacity.slots_total} slots in use": capacity.slots_used / capacity.slots_total,

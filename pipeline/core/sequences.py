@@ -1,4 +1,4 @@
-"""A sorted set of stream sequences that answers how many members are below one: in O(log n), with 8 to 9 bytes each.
+"""A sorted set of stream sequences that counts the members below one in O(log n), and takes 8 to 9 bytes a member.
 
 The set is a list of sorted arrays of bounded length, with a Fenwick tree over their lengths (P. Fenwick, "A new data
 structure for cumulative frequency tables", 1994). Requests arrive in the order of their sequences, so nearly every
@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 
-# Moving half an array of this length takes less time than the binary searches around it.
+# Moving half of an array of this length takes less time than the binary searches.
 CHUNK = 512
 
 

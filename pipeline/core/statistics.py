@@ -1,4 +1,4 @@
-"""Queue statistics: what happened to requests, counted, and how long they waited, as quantiles of the recent ones."""
+"""Queue statistics: counts of what happened to requests, and quantiles of how long the recent ones waited."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW = 2000
 
 
 class Quantiles(Struct, frozen=True):
-    """Of the latest requests, in milliseconds; 0 where there were none."""
+    """Quantiles of the latest requests, in milliseconds; 0 if there were none."""
 
     p50: float = 0.0
     p95: float = 0.0
@@ -47,10 +47,10 @@ class QueueStatistics(Struct):
 
     Attributes:
         high, medium, low: the lanes.
-        engines: the last load of each engine that one is known of.
+        engines: the last load event of each engine; missing before the first.
         errors: how many requests ended with each error code since the monitor started.
         dead: dead letters.
-        uptime_s: since when the monitor counts.
+        uptime_s: seconds since the monitor started.
         unknown: what a monitor that has just started does not know yet. `queued` and `running` are 0 until they are
             known; `positions` are those of single requests.
         filled: the part of the queue that the monitor has read, 0 to 1.

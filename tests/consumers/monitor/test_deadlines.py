@@ -78,7 +78,7 @@ async def test_a_hopeless_request_is_refused_at_once_and_the_others_wait_on(moni
     await client.ask("hopeless", lane="high.complex", Llm_Timeout="3")
     error = (await client.answer("hopeless")).error
     assert error.code == "deadline_exceeded"
-    assert "expected in" in error.message, "refused, and not ended by its deadline"
+    assert "the expected wait is" in error.message, "refused, and not ended by its deadline"
     await client.none_waits(but=61)
     assert await client.record("patient") == []
 

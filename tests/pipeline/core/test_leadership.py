@@ -40,6 +40,15 @@ def test_a_holder_that_hears_of_another_one_stops_at_once():
     assert (found.leads(0.5), found.holds, found.sequence) == (False, False, 2)
 
 
+def test_a_holder_that_lost_its_connection_acts_again_once_it_has_renewed():
+    found = Leadership()
+    found.renewed(1, sent_at=0.0)
+    found.doubt()
+    assert (found.leads(0.5), found.holds) == (False, True)
+    found.renewed(2, sent_at=0.6)
+    assert found.leads(0.6)
+
+
 @pytest.mark.parametrize("now", [0.0, 100.0])
 def test_a_process_that_answers_is_left_alone(now):
     assert not standing_by().may_take(now, "answers")

@@ -104,11 +104,11 @@ def test_a_worker_that_is_not_ready_counts_for_nothing(state):
     assert Capacity.of([status(), status(worker="w2", state=state)]).slots_total == 8
     alone = Capacity.of([status(state=state)])
     assert alone.slots_total == 0
-    assert alone.down_reason == f"w1 is {state}"
+    assert alone.down_reason == f"no worker is ready: w1 is {state}"
 
 
 def test_no_worker_at_all_is_said_as_well():
-    assert Capacity.of([]).down_reason == "no worker"
+    assert Capacity.of([]).down_reason == "no worker is running"
 
 
 # ---- predicted waits
@@ -205,13 +205,13 @@ def test_an_engine_without_a_worker_is_saturated_and_says_why():
 
 def test_an_engine_without_a_worker_is_saturated_whatever_the_threshold():
     watch = monitor(saturated_at=3.0)
-    settle(watch, Capacity(down_reason="no worker"), 1.0)
+    settle(watch, Capacity(down_reason="no worker is running"), 1.0)
     assert watch.level == "saturated"
 
 
 def test_a_ready_worker_without_a_slot_is_named_as_the_reason():
     load, _ = monitor().observe(Capacity.of([status(slots=Slots(0, 0))]), NOTHING, now=1.0, wall_now=1e9)
-    assert load.reason == "no worker is ready: none has a slot"
+    assert load.reason == "no worker has a slot"
 
 
 def test_an_engine_that_comes_back_starts_at_normal_and_says_so_at_once():
