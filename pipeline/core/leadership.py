@@ -48,7 +48,7 @@ class Leadership:
         self._until = sent_at + HOLD_S
 
     def doubt(self) -> None:
-        """The connection was lost: another process can have taken the lease. This one acts again once it has renewed."""
+        """The connection was lost: another process can have the lease by now. This one acts again once it renewed."""
         self._until = float("-inf")
 
     def may_take(self, now: float, voice: Voice) -> bool:
