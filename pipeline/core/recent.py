@@ -37,7 +37,7 @@ class Seen(Struct, frozen=True, omit_defaults=True):
         moved_ms: when it was last moved: to Ollama's lane, or to one that only MLX serves.
         started_ms: when the current or last engine began.
         first_ms: when the first token came.
-        ended_ms: when its last message was stored, or when its end was heard of.
+        ended_ms: when its last message was stored, or when the event of its end arrived.
         reason: why it was moved, or why this engine answered it.
         code: of the error with which it ended.
     """
@@ -140,7 +140,7 @@ class Recent:
             )
 
     def event(self, event: RequestEvent, wall_now: float) -> None:
-        """An event of a request was heard at wall_now (UTC seconds)."""
+        """An event of a request arrived at wall_now (UTC seconds)."""
         known = self._requests.get(event.id)
         if known is None or (known.ended and event.kind == "started"):
             at = wall_now - (event.total_ms or event.wait_ms or 0.0) / 1000
@@ -174,7 +174,7 @@ class Recent:
         self._keep(known)
 
     def load(self, load: Load) -> None:
-        """A load of an engine was heard. A repeated one is ignored."""
+        """A load of an engine arrived. A repeated one is ignored."""
         points = self._points.setdefault(load.engine, deque(maxlen=_POINTS_MAX))
         if points and points[-1].at == load.at:
             return

@@ -63,7 +63,7 @@ class Watch:
         return Views(self, request.state.caller, self._lookers, self.registry)
 
     def on_change(self) -> None:
-        """Called when a worker or a load is heard of."""
+        """Called when a status or a load of a worker arrives."""
         for engine in _ENGINES:
             load = self.me.peers.load(engine)
             if load is not None:

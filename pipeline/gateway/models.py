@@ -25,7 +25,7 @@ class Models:
     """The models that clients can name.
 
     Args:
-        peers: the workers that are heard of.
+        peers: the known workers.
         config: the settings.
     """
 

@@ -124,7 +124,7 @@ class Queue:
         return Loads(self.peers, self._changed, self.registry)
 
     def on_change(self) -> None:
-        """Called when a worker or a load is heard of."""
+        """Called when a status or a load of a worker arrives."""
         for event in self._changed:
             event.set()
 

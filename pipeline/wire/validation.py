@@ -92,7 +92,7 @@ def decode(body: bytes, kind: type[_T]) -> _T:
 
 
 def _untyped(body: bytes) -> Any:
-    """The body without a type. A fault in the JSON may stand behind the field that was refused."""
+    """The body without a type. UNSET if the JSON is broken after the refused field."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
