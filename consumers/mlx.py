@@ -1,4 +1,4 @@
-"""The MLX consumer: requests of all lanes, answered by the model in the supervised child process."""
+"""The MLX worker: requests of all lanes, answered by the model in the supervised child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ollama consumer: spilled requests, answered by an Ollama server, and moved back to MLX where it fails."""
+"""The Ollama worker: spilled requests, answered by an Ollama server, and moved back to MLX where it fails."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ class Local:
             launch = partial(self._launch_standin, port, url)
             self._keep(group, Kept(STANDIN, launch, self._on_report, self._on_death))
         elif version is None:
-            # Without a server, the Ollama consumer does not get ready; do not wait for it.
+            # Without a server, the Ollama worker does not get ready; do not wait for it.
             self._unready.discard(OLLAMA)
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
         self._screen.ollama(url, version=version, standin=STANDIN in self._kept)
@@ -209,7 +209,7 @@ class Local:
     def _on_report(self, kept: Kept, report: Report) -> None:
         if kept.stopping:
             return
-        # The Ollama consumer is down until the server has a model for users; do not wait for one to be pulled.
+        # The Ollama worker is down until the server has a model for users; do not wait for one to be pulled.
         if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
             self._unready.discard(kept.name)
             self._note_http(report)
