@@ -24,6 +24,10 @@ class Operation(NamedTuple):
     data: bytes
 
 
+def _any(_: Operation) -> bool:
+    return True
+
+
 class Process(Bus):
     """A process's connection, and its fate.
 
@@ -42,14 +46,14 @@ class Process(Bus):
             setattr(self, one.name, getattr(bus, one.name))
         self.doom: Fate | None = None
         self.steps = 0
-        self.at: Callable[[Operation], bool] = lambda _: True
+        self.at: Callable[[Operation], bool] = _any
         self.struck = False
         self.thawed = asyncio.Event()
         self.answered: set[str] = set()
         self.seen: Callable[[Operation], None] = lambda _: None
 
-    def meets(self, fate: Fate, at: Callable[[Operation], bool], steps: int = 0) -> None:
-        """Let it meet its fate at an operation."""
+    def meets(self, fate: Fate | None, at: Callable[[Operation], bool] = _any, steps: int = 0) -> None:
+        """Let it meet its fate, a new one after `thaw`: after so many more of the operations that count."""
         self.doom, self.at, self.steps = fate, at, steps
         self.struck = False
         self.thawed.clear()

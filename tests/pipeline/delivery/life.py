@@ -216,7 +216,7 @@ class Life:
             return None
         hand = Hand(kind, process, delivery)
         self.hands.append(hand)
-        process.doom, process.steps = doom, steps
+        process.meets(doom, steps=steps)
         if hand.serves:
             self._serve(hand)
         return hand
@@ -260,7 +260,7 @@ class Life:
     def withdraws(self, copy: Stored, error: HeadraceError, doom: str | None, steps: int) -> None:
         """As the monitor does with what waits, or waited when it last heard of it."""
         process = Process(self.bus)
-        process.doom, process.steps = doom, steps
+        process.meets(doom, steps=steps)
         stream = STREAM_REQUESTS if copy.subject in LANE_OF_SUBJECT else STREAM_OLLAMA
         hand = Hand("monitor", process, None)
         hand.begin(withdraw(process, Place(stream, Priority.HIGH, copy.sequence), error))

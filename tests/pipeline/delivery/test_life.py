@@ -174,7 +174,7 @@ class Walk:
             return
         hand = hands[which % len(hands)]
         if hand.process.doom is None:
-            hand.process.doom, hand.process.steps = doom, steps
+            hand.process.meets(doom, steps=steps)
         generation = hand.engine.generation
         hand.engine.is_asked = False
         match what:
