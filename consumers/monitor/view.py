@@ -171,9 +171,8 @@ class QueueView:
 
     def record(self, event: RequestEvent) -> None:
         """Something happened to a request."""
-        if self._index.find(event.id) is None:
+        if not self._index.record(event):
             self._filling.happened(event)
-        self._index.record(event)
 
     def _read(self, stored: Stored, lane: tuple[str, Priority]) -> tuple[Envelope, Place]:
         envelope = read_envelope(stored, lane[1], default_timeout_s=self.default_timeout_s)

@@ -32,6 +32,8 @@ _PRIORITIES = tuple(Priority)
 _STREAM_BITS = {stream: number for number, stream in enumerate(_STREAMS)}
 _PRIORITY_BITS = {priority: number << 1 for number, priority in enumerate(_PRIORITIES)}
 _PLACE_MASK = (1 << 64) - 1
+# The bits of a packed place that tell its lane.
+_LANE_MASK = 7
 
 
 class Place(NamedTuple):
@@ -59,7 +61,8 @@ class QueueIndex:
     """
 
     def __init__(self) -> None:
-        self._queued = {(stream, priority): Sequences() for stream in _STREAMS for priority in Priority}
+        # By the last three bits of a packed place; two of the eight are no lane.
+        self._queued = [Sequences() for _ in range(8)]
         # Packed places.
         self._running: set[int] = set()
         self._places = PlaceTable(self._is_live)
@@ -68,7 +71,7 @@ class QueueIndex:
         self._deadlines: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._running) + sum(map(len, self._queued.values()))
+        return len(self._running) + sum(map(len, self._queued))
 
     # ---- what happened
 
@@ -87,12 +90,12 @@ class QueueIndex:
         key, packed = table_key(request_id), place.packed()
         known = self._places.find(key)
         if known is not None and known != packed:
-            self.remove(Place.unpacked(known))
+            self._leave(known)
         if not self._is_live(packed):
-            self._enter(packed, place, deadline, state)
+            self._enter(packed, deadline, state)
         if known != packed:
             self._places.put(key, packed)
-        return self.position(place)
+        return self._queued[packed & _LANE_MASK].rank(place.sequence)
 
     def found(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> bool:
         """A request was read from the stream. Anything known under its id was announced, and is newer.
@@ -104,43 +107,43 @@ class QueueIndex:
         known = self._places.find(key)
         if self._is_live(packed) or (known is not None and self._is_live(known)):
             return False
-        self._enter(packed, place, deadline, state)
+        self._enter(packed, deadline, state)
         self._places.put(key, packed)
         return True
 
-    def record(self, event: RequestEvent) -> None:
-        """Something happened to a request."""
-        place = self.find(event.id)
-        if place is None:
-            return
+    def record(self, event: RequestEvent) -> bool:
+        """Something happened to a request. Returns whether an unfinished request of that id is known."""
+        key = table_key(event.id)
+        packed = self._places.find(key)
+        if packed is None or not self._is_live(packed):
+            return False
         match event.kind:
             case "started":
-                if self._queued[place[:2]].discard(place.sequence):
-                    self._running.add(place.packed())
+                if self._queued[packed & _LANE_MASK].discard(packed >> 3):
+                    self._running.add(packed)
             case "returned":
-                if place.packed() in self._running:
-                    self._running.remove(place.packed())
-                    self._queued[place[:2]].add(place.sequence)
+                if packed in self._running:
+                    self._running.remove(packed)
+                    self._queued[packed & _LANE_MASK].add(packed >> 3)
             case "done" | "failed" | "cancelled" | "expired":
-                self.remove(place)
-                self._places.remove(table_key(event.id))
+                self._leave(packed)
+                self._places.remove(key)
+        return True
 
     def remove(self, place: Place) -> None:
         """The request at place has ended or is about to."""
-        self._queued[place[:2]].discard(place.sequence)
-        self._running.discard(place.packed())
+        self._leave(place.packed())
 
     def put_back(self, place: Place, deadline: float | None) -> None:
         """Enter the request at place again: it was removed and not ended. Deadline in UTC seconds."""
         if not self._is_live(place.packed()):
-            self._enter(place.packed(), place, deadline, "queued")
+            self._enter(place.packed(), deadline, "queued")
 
     def forget_before(self, stream: str, first_sequence: int) -> None:
         """Remove the places before a stream's first message. Their requests have ended."""
-        for (of, _), queued in self._queued.items():
-            if of == stream:
-                queued.discard_below(first_sequence)
         bit = _STREAM_BITS[stream]
+        for queued in self._queued[bit::2]:
+            queued.discard_below(first_sequence)
         self._running = {p for p in self._running if p & 1 != bit or p >> 3 >= first_sequence}
 
     def forget_stream(self, stream: str) -> None:
@@ -158,20 +161,20 @@ class QueueIndex:
         """Whether the request at place is queued or running; None if no unfinished one is known there."""
         if place.packed() in self._running:
             return "running"
-        return "queued" if place.sequence in self._queued[place[:2]] else None
+        return "queued" if place.sequence in self._lane(place) else None
 
     def position(self, place: Place) -> int:
         """How many queued requests of its lane are before place."""
-        return self._queued[place[:2]].rank(place.sequence)
+        return self._lane(place).rank(place.sequence)
 
     def behind(self, place: Place) -> int:
         """How many queued requests of its lane are behind place."""
-        queued = self._queued[place[:2]]
+        queued = self._lane(place)
         return len(queued) - queued.rank(place.sequence + 1)
 
     def depth(self, stream: str, priority: Priority) -> int:
         """How many requests of a lane are queued."""
-        return len(self._queued[stream, priority])
+        return len(self._queued[_PRIORITY_BITS[priority] | _STREAM_BITS[stream]])
 
     # ---- deadlines
 
@@ -206,18 +209,23 @@ class QueueIndex:
 
     # ---- inside
 
-    def _enter(self, packed: int, place: Place, deadline: float | None, state: State) -> None:
+    def _lane(self, place: Place) -> Sequences:
+        return self._queued[_PRIORITY_BITS[place.priority] | _STREAM_BITS[place.stream]]
+
+    def _leave(self, packed: int) -> None:
+        self._running.discard(packed)
+        self._queued[packed & _LANE_MASK].discard(packed >> 3)
+
+    def _enter(self, packed: int, deadline: float | None, state: State) -> None:
         if state == "running":
             self._running.add(packed)
         else:
-            self._queued[place[:2]].add(place.sequence)
+            self._queued[packed & _LANE_MASK].add(packed >> 3)
         if deadline is not None:
             self._watch(deadline, packed)
 
     def _is_live(self, packed: int) -> bool:
-        if packed in self._running:
-            return True
-        return packed >> 3 in self._queued[_STREAMS[packed & 1], _PRIORITIES[packed >> 1 & 3]]
+        return packed in self._running or packed >> 3 in self._queued[packed & _LANE_MASK]
 
     def _watch(self, when: float, packed: int, *, grace: int = 0) -> None:
         if len(self._deadlines) > max(_LEAST_KEPT, 2 * len(self)):

@@ -80,9 +80,11 @@ class Sequences:
 
     def rank(self, sequence: int) -> int:
         """How many members are below sequence, which need not be a member itself."""
-        number = bisect_left(self._tops, sequence)
-        if number == len(self._tops):
+        if not self._tops or sequence > self._tops[-1]:
             return self._len
+        if sequence == self._tops[-1]:
+            return self._len - (self._chunks[-1][-1] == sequence)
+        number = bisect_left(self._tops, sequence)
         rank, tree, node = bisect_left(self._chunks[number], sequence), self._built(), number
         while node:
             rank += tree[node]
