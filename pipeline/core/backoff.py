@@ -17,7 +17,7 @@ def doubled(first_s: float, failures: int, *, most_s: float) -> float:
 
 @dataclass(slots=True)
 class Backoff:
-    """Counts the failures in a row of one thing. One writer: whoever tries it."""
+    """Counts the failures in a row of one thing. One writer: the task that tries it."""
 
     first_s: float
     most_s: float

@@ -81,7 +81,6 @@ DUPLICATE_WINDOW_S = 120.0
 # Headers.
 MSG_ID = "Nats-Msg-Id"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
-STORED_STREAM = "Nats-Stream"
 STORED_SUBJECT = "Nats-Subject"
 STORED_SEQUENCE = "Nats-Sequence"
 STORED_TIME = "Nats-Time-Stamp"

@@ -55,7 +55,7 @@ class Worker:
         engine: entered by the caller, and left after `run`.
         config: the settings.
         source: where the requests come from.
-        patience_s: how long Ollama's workers have to report their models.
+        patience_s: how long the other engine's workers have to report their models.
     """
 
     me: Role

@@ -290,7 +290,7 @@ async def test_what_is_simple_goes_to_ollama_while_mlx_is_saturated(web: httpx.A
 
 # ---- 6
 
-INTERNAL = pytest.mark.check("tinyllama answers nobody")
+INTERNAL = pytest.mark.check("tinyllama answers no user")
 LISTS = ("/v1/models", "/api/tags", "/api/ps", "/queue/stats", "/metrics", "/openapi.json")
 
 

@@ -213,7 +213,7 @@ async def test_a_request_that_begins_while_its_cancel_is_underway_is_stopped(mon
     freed = asyncio.Event()
     for _ in range(16):
         it.endings._soon(freed.wait)
-    await eventually(it.endings._jobs.empty, what="everybody is busy")
+    await eventually(it.endings._jobs.empty, what="each worker is busy")
     await (client.stream if streams else client.ask)("r1")
     await eventually(lambda: it.view.find("r1"))
     answer = asyncio.create_task(bus.request("llm.cancel.r1", timeout_s=20))
@@ -232,7 +232,7 @@ async def test_a_cancel_goes_before_a_flood_of_other_endings(monitor, client, bu
     freed = asyncio.Event()
     for _ in range(16):
         it.endings._soon(freed.wait)
-    await eventually(it.endings._jobs.empty, what="everybody is busy")
+    await eventually(it.endings._jobs.empty, what="each worker is busy")
     order: list[str] = []
 
     async def note(name: str) -> None:
