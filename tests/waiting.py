@@ -28,3 +28,8 @@ async def eventually(
                 await asyncio.sleep(every_s)
     except TimeoutError:
         raise AssertionError(f"not within {timeout_s} s: {what or fact}") from None
+
+
+async def taken(puller: Any, consumer: str) -> Any:
+    """The delivery of a stored request. A consumer learns of it a moment after its publisher."""
+    return await eventually(lambda: puller.take(consumer), what=f"a request of {consumer}")

@@ -13,7 +13,7 @@ from pipeline.wire.messages import Load, RequestEvent, encode
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from tests.consumers.monitor.conftest import GatedRead, ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client, client
-from tests.waiting import eventually
+from tests.waiting import eventually, taken
 
 __all__ = ["client"]  # fixture
 
@@ -163,7 +163,7 @@ async def test_what_was_handed_to_a_worker_before_runs(monitor, bus, client):
         await client.ask(f"r{number}", lane="medium.simple")
     puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
     await puller.start()
-    assert await puller.take("medium_simple")
+    await taken(puller, "medium_simple")
     await monitor()
     await filled(bus)
     found = [await position(bus, f"r{number}") for number in range(3)]

@@ -14,7 +14,7 @@ from pipeline.wire.messages import Load, PerPriorityCount, RequestEvent, Slots, 
 from pipeline.wire.subjects import STREAM_REQUESTS, STREAM_STATE
 from tests.consumers.monitor.conftest import ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client
-from tests.waiting import eventually
+from tests.waiting import eventually, taken
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ async def test_a_monitor_that_comes_later_knows_what_runs(monitor, bus, client):
         await client.ask(f"r{number}", lane="medium.simple")
     puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
     await puller.start()
-    assert await puller.take("medium_simple")
+    await taken(puller, "medium_simple")
     await monitor()
     found = [await ask_service(bus, "llm.queue.position", f"r{number}".encode()) for number in range(3)]
     assert [(one["state"], one["position"]) for one in found] == [("running", 0), ("queued", 0), ("queued", 1)]

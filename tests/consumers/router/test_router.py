@@ -30,6 +30,7 @@ from pipeline.wire.messages import (
     encode,
 )
 from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from tests import waiting
 from tests.faults import Process
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
@@ -138,7 +139,7 @@ async def taken(bus, consumer):
 
     puller = Puller(bus, STREAM_REQUESTS, surplus, 30.0)
     await puller.start()
-    delivery = await puller.take(consumer)
+    delivery = await waiting.taken(puller, consumer)
     await puller.close()
     return delivery
 

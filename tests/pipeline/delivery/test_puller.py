@@ -13,7 +13,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.delivery.puller import Puller
 from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS
 from tests.faults import Process
-from tests.waiting import TIMEOUT_S, eventually
+from tests.waiting import TIMEOUT_S, eventually, taken
 
 CONSUMERS = [lane.consumer for lane in LANES]
 
@@ -81,10 +81,15 @@ async def held_by_somebody(bus):
     return sum(state.num_ack_pending for state in await bus.consumers(STREAM_REQUESTS))
 
 
+async def waiting_in(bus, consumer, count):
+    return any(one.name == consumer and one.num_pending == count for one in await bus.consumers(STREAM_REQUESTS))
+
+
 async def test_take_finds_the_oldest_request_of_a_lane(pulling):
     await publish(pulling.bus, "a")
     await publish(pulling.bus, "b")
-    delivery = await pulling.take()
+    await eventually(lambda: waiting_in(pulling.bus, "high", 2))
+    delivery = await taken(pulling, "high")
     assert delivery.message.headers[MSG_ID] == "a"
     assert (delivery.consumer, delivery.sequence, delivery.delivered, delivery.pending) == ("high", 1, 1, 1)
     assert delivery.message.data == b"hello"
@@ -180,7 +185,7 @@ async def test_what_comes_to_a_kept_pull_while_nobody_waits_is_surplus_and_a_tak
     await waiting
     await publish(pulling.bus, "c", "medium")
     await publish(pulling.bus, "b", "low")
-    assert (await pulling.take("medium")).message.headers[MSG_ID] == "c"
+    assert (await taken(pulling, "medium")).message.headers[MSG_ID] == "c"
     await eventually(lambda: pulling.surplus, what="the request of the kept pull")
     assert [one.message.headers[MSG_ID] for one in pulling.surplus] == ["b"]
     assert not pulling.puller.stands_on("low")
@@ -216,7 +221,7 @@ async def test_kept_pulls_are_armed_again_after_the_broker_was_killed(pulling, n
 
 async def test_a_request_without_a_body_that_looks_like_a_status_is_delivered(pulling):
     await pulling.bus.store("llm.request.high", b"", headers={MSG_ID: "a", "Status": "404"})
-    assert (await pulling.take()).message.headers[MSG_ID] == "a"
+    assert (await taken(pulling, "high")).message.headers[MSG_ID] == "a"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +238,7 @@ async def test_headers_that_cannot_be_read_cut_nobody_off(pulling, nats_server, 
     delivery = await eventually(pulling.take)
     assert delivery.message.data == b"hello"
     await publish(pulling.bus, "next")
-    assert (await pulling.take()).message.headers[MSG_ID] == "next"
+    assert (await taken(pulling, "high")).message.headers[MSG_ID] == "next"
 
 
 @pytest.mark.parametrize("how", ["take", "wait"])
@@ -298,7 +303,7 @@ async def test_wait_ends_when_its_consumer_is_deleted(pulling):
     assert await waiting is None
     # The other lanes are served as before.
     await publish(pulling.bus, "a", "low")
-    assert (await pulling.take("low")).message.headers[MSG_ID] == "a"
+    assert (await taken(pulling, "low")).message.headers[MSG_ID] == "a"
 
 
 async def test_pulls_are_armed_again_after_the_broker_was_killed(pulling, nats_server):

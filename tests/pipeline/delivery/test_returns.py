@@ -8,7 +8,7 @@ from pipeline.delivery.puller import Puller
 from pipeline.delivery.returns import note_return, times_returned
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from tests.faults import Process
-from tests.waiting import eventually
+from tests.waiting import eventually, taken
 
 
 async def delivered(bus, request_id="a"):
@@ -19,7 +19,7 @@ async def delivered(bus, request_id="a"):
 
     puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
     await puller.start()
-    return await eventually(lambda: puller.take("high"), what="a delivery")
+    return await taken(puller, "high")
 
 
 async def test_each_return_is_counted(bus):

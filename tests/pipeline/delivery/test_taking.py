@@ -13,6 +13,7 @@ from pipeline.delivery.returns import times_returned
 from pipeline.delivery.taking import MLX_SOURCE, Source, Taking
 from pipeline.process.role import role
 from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS, Lane, Priority, Task
+from tests import waiting
 from tests.waiting import eventually
 
 HIGH, LOW = Lane(Priority.HIGH, Task.UNTRIAGED), Lane(Priority.LOW, Task.UNTRIAGED)
@@ -154,7 +155,7 @@ async def test_surplus_may_be_kept(config, bus):
 
 async def test_a_request_that_arrives_after_a_standstill_is_abandoned_and_costs_no_attempt(taking, bus, config):
     await publish(bus, "r1")
-    delivery = await taking._puller.take("high")
+    delivery = await waiting.taken(taking._puller, "high")
     before = taking.me.bus.clock._monotonic
     taking.me.bus.clock._monotonic = lambda: before() + 1000
     taken = taking.receive(delivery)

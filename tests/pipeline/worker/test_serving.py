@@ -19,7 +19,7 @@ from pipeline.wire.messages import Chunk, Completion, EmbeddingList, RequestEven
 from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker.serving import Serving, ServingContext
 from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine
-from tests.waiting import eventually
+from tests.waiting import eventually, taken
 
 
 def text_of(chunks):
@@ -216,8 +216,7 @@ async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
     await puller.start()
     for turns in range(30):
         await client.stream(str(turns))
-        # A consumer learns of a stored request a moment after the publisher.
-        delivery = await eventually(lambda: puller.take("high"))
+        delivery = await taken(puller, "high")
         one = Serving(context, taking.hold(delivery), "its turn")
         running = asyncio.create_task(one.run())
         for _ in range(turns):
