@@ -20,7 +20,7 @@ from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.core.answer import expired
-from pipeline.core.cancels import Cancels
+from pipeline.core.cancels import Cancels, OpenCancel
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Place
 from pipeline.core.leadership import LEASE_S
@@ -38,12 +38,10 @@ _MOST_EXPIRED = 256
 _RETRY_AFTER_S = 1.0
 # The pause if no deadline is nearer.
 _LOOK_AGAIN_S = 10.0
-# A cancelled request can be moving. It is then looked for at its next place.
-_CANCEL_TRIES = 3
 # A monitor that stands by takes over within this time. It then carries out the cancels that the first one left.
 _TAKEOVER_S = LEASE_S + 2.0
 
-_Job = Callable[[], Awaitable[None]]
+_Job = Callable[[], Awaitable[object]]
 
 
 class Ending(NamedTuple):
@@ -183,102 +181,109 @@ class Endings:
     def cancel(self, request_id: str, reply: str) -> None:
         """Cancel a request soon, and publish the outcome to reply, if there is one."""
         place = self.view.find(request_id)
+        # Whatever happens to the request from now on, the cancel knows.
+        cancel = None if place is None else self._cancels.begin(request_id, place)
         waits = place is not None and self.view.state(place) == "queued"
-        if place is None and self.view.filling:
+        if cancel is None and self.view.filling:
             self._cancels.expect(request_id)
         if self.leads():
-            self._soon(partial(self._answer_cancel, request_id, reply, place, waits=waits), urgent=True)
-        elif place is not None:
-            self._soon(partial(self._follow_read, request_id, place, _TAKEOVER_S), urgent=True)
+            self._soon(partial(self._answer_cancel, request_id, reply, cancel, waits=waits), urgent=True)
+        elif cancel is not None:
+            self._soon(partial(self._leave, request_id, cancel), urgent=True)
 
     def stored(self, envelope: Envelope, place: Place) -> None:
         """A request was announced. It can be a cancelled one that moves."""
         moved = _is_moved(envelope)
-        if self._cancels.announced(envelope.id, envelope.stored_at, place, moved=moved) and self.leads():
-            self._soon(partial(self._cancel_again, envelope.id, place), urgent=True)
+        cancel = self._cancels.announced(envelope.id, envelope.stored_at, place, moved=moved)
+        if cancel is not None:
+            self._cancel_again(envelope.id, cancel, place)
 
     def read(self, envelope: Envelope, place: Place) -> None:
         """A request was read from the queue. A cancel can be waiting for it."""
-        if not self._cancels.read(envelope.id, envelope.stored_at):
-            return
-        if self.leads():
-            self._soon(partial(self._cancel_again, envelope.id, place), urgent=True)
-        else:
-            self._follow(envelope.id, place, envelope.stored_at, _TAKEOVER_S)
+        cancel = self._cancels.read(envelope.id, envelope.stored_at, place)
+        if cancel is not None:
+            self._cancel_again(envelope.id, cancel, place)
 
     def filled(self) -> None:
         """The whole queue was read. Cancels that still wait for a request apply to none."""
         self._cancels.filled()
 
-    async def _answer_cancel(self, request_id: str, reply: str, place: Place | None, *, waits: bool) -> None:
+    def _cancel_again(self, request_id: str, cancel: OpenCancel, place: Place) -> None:
+        """Carry out a cancel whose request was found only now."""
+        if not self.leads():
+            self._follow(cancel, _TAKEOVER_S)
+            return
+        self._cancels.begin(request_id, place)
+        waits = self.view.state(place) == "queued"
+        self._soon(partial(self._carry_out, request_id, cancel, waits=waits), urgent=True)
+
+    async def _answer_cancel(self, request_id: str, reply: str, cancel: OpenCancel | None, *, waits: bool) -> None:
         """Cancel a request and reply to the client.
 
         Args:
             request_id: its id.
             reply: the subject of the reply, or empty.
-            place: where the request was stored when the cancel came.
-            waits: whether it was queued then. A worker that has started it since ignored the cancel.
+            cancel: the cancel; None if no unfinished request of that id was known when it came.
+            waits: whether the request was queued then. A worker that has started it since ignored the cancel.
         """
         try:
-            state = await self._cancel(request_id, place, waits=waits)
+            state = await self._cancel(request_id, cancel, waits=waits)
             if reply:
                 await self.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
         except BusError as error:
             log.warning("Request %s was not cancelled: %s", request_id, error)
 
-    async def _cancel(self, request_id: str, place: Place | None, *, waits: bool) -> str:
-        if place is not None and await self._cancel_at(request_id, place, waits=waits):
+    async def _cancel(self, request_id: str, cancel: OpenCancel | None, *, waits: bool) -> str:
+        if cancel is not None and await self._carry_out(request_id, cancel, waits=waits):
             return "cancelled"
         state = await self.state_on_record(request_id)
-        if place is None and state == "unknown":
+        if cancel is None and state == "unknown":
             return "pending" if self.view.filling else "unknown"
         return "finished" if state == "finished" else "cancelled"
 
-    async def _cancel_at(self, request_id: str, place: Place, *, waits: bool) -> bool:
-        """Cancel a queued request. A running one is cancelled by its worker, which receives the cancel too.
+    async def _carry_out(self, request_id: str, cancel: OpenCancel, *, waits: bool) -> bool:
+        """End a queued request. A running one is cancelled by its worker, which receives the cancel too.
 
         Returns:
             Whether the request was ended here.
         """
-        stored_at, ended = None, False
-        for _ in range(_CANCEL_TRIES):
-            envelope = await self._envelope_at(place, request_id)
-            if envelope is not None:
-                stored_at = envelope.stored_at
-                if self.view.state(place) != "queued" or (ended := await self._withdrawn(request_id, place)):
-                    break
-            place = await self._moved_to(request_id, place, stored_at) or place
-        if waits:
-            await self.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
-        if not ended:
-            # A worker that has died receives no cancel, and the worker that resumes the request missed it.
-            self._follow(request_id, place, stored_at, self.lease_s + 1.0)
+        ended = False
+        try:
+            ended = await self._ended(request_id, cancel)
+            if waits:
+                await self.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
+        finally:
+            if ended:
+                self._cancels.done(request_id, cancel)
+            else:
+                # A worker that has died receives no cancel, and the worker that resumes the request missed it.
+                self._follow(cancel, self.lease_s + 1.0)
         return ended
 
-    async def _withdrawn(self, request_id: str, place: Place) -> bool:
-        return await withdraw(self.bus, place, _cancelled(request_id))
+    async def _ended(self, request_id: str, cancel: OpenCancel) -> bool:
+        """Withdraw the request of a cancel, wherever it moves, unless it runs. Returns whether that ended it."""
+        tried: set[Place] = set()
+        while (place := cancel.place) is not None and place not in tried:
+            tried.add(place)
+            envelope = await self._envelope_at(place, request_id)
+            if envelope is None:
+                continue
+            cancel.stored_at = envelope.stored_at
+            if self.view.state(place) == "queued" and await withdraw(self.bus, place, _cancelled(request_id)):
+                return True
+        return False
 
-    async def _moved_to(self, request_id: str, place: Place, stored_at: float | None) -> Place | None:
-        """The place to which a request has moved; None if it has not, also if a new request has its id now."""
-        found = self.view.find(request_id)
-        if found is None or found == place:
-            return None
-        envelope = await self._envelope_at(found, request_id)
-        if envelope is None or not _is_moved(envelope) or stored_at not in (None, envelope.stored_at):
-            return None
-        return found
+    async def _leave(self, request_id: str, cancel: OpenCancel) -> None:
+        """Leave a cancel to the monitor that leads, and carry it out after a takeover if that one has not."""
+        try:
+            envelope = None if cancel.place is None else await self._envelope_at(cancel.place, request_id)
+            if envelope is not None:
+                cancel.stored_at = envelope.stored_at
+        finally:
+            self._follow(cancel, _TAKEOVER_S)
 
-    async def _cancel_again(self, request_id: str, place: Place) -> None:
-        """Carry out a cancel that arrived before its request was found."""
-        await self._cancel_at(request_id, place, waits=self.view.state(place) == "queued")
-
-    async def _follow_read(self, request_id: str, place: Place, after_s: float) -> None:
-        envelope = await self._envelope_at(place, request_id)
-        if envelope is not None:
-            self._follow(request_id, place, envelope.stored_at, after_s)
-
-    def _follow(self, request_id: str, place: Place, stored_at: float | None, after_s: float) -> None:
-        self._cancels.follow(request_id, place, stored_at, self.bus.clock.now() + after_s)
+    def _follow(self, cancel: OpenCancel, after_s: float) -> None:
+        self._cancels.follow(cancel, self.bus.clock.now() + after_s)
         self._sooner.set()
 
     async def _envelope_at(self, place: Place, request_id: str) -> Envelope | None:

@@ -89,7 +89,7 @@ class Delivery:
         consumer: the durable consumer that delivered it.
         sequence: the message's, in its stream.
         delivered: how often it was delivered, from 1.
-        stored_at: the broker's time of storing, UTC seconds.
+        stored_at: the broker's time of storing, UTC seconds, to the microsecond.
         pending: how many more requests wait for the consumer.
     """
 
@@ -317,7 +317,9 @@ class Connection:
         tokens = message.reply.split(".")
         # `$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>`; newer: domain and account first.
         consumer, delivered, sequence, _, time_ns, pending = tokens[3:9] if len(tokens) == 9 else tokens[5:11]
-        return Delivery(message, consumer, int(sequence), int(delivered), int(time_ns) / 1e9, int(pending), self)
+        # Whole microseconds, as `to_stored` reads them: this time tells requests of the same id apart.
+        stored_at = int(time_ns) // 1000 / 1e6
+        return Delivery(message, consumer, int(sequence), int(delivered), stored_at, int(pending), self)
 
     async def serve(
         self, name: str, description: str, endpoints: Mapping[str, Service], *, queue: str = ""

@@ -10,9 +10,16 @@ from dataclasses import dataclass, field
 from pipeline.core.index import Place
 
 
-@dataclass(slots=True)
-class _OpenCancel:
-    """Attributes as in `Cancels.follow`. The cancel does not apply to the requests stored at `later`, after it."""
+@dataclass(slots=True, eq=False)
+class OpenCancel:
+    """One cancel.
+
+    Attributes:
+        place: the last known place of its request; None while the request is expected.
+        stored_at: when the request was first stored, UTC seconds; None while that is not known.
+        look_at: when the request is due, monotonic seconds; None while it is expected, or its cancel is carried out.
+        later: when requests of the same id were stored after the cancel, UTC seconds.
+    """
 
     place: Place | None = None
     stored_at: float | None = None
@@ -20,57 +27,68 @@ class _OpenCancel:
     later: set[float] = field(default_factory=set)
 
     def means(self, stored_at: float) -> bool:
+        """Whether the cancel applies to the request of its id that was first stored at that time, UTC seconds."""
         return stored_at == self.stored_at if self.stored_at is not None else stored_at not in self.later
 
 
 @dataclass(slots=True)
 class Cancels:
-    """Follows cancelled requests that a worker or a move holds, and cancels whose request was not read yet.
+    """Follows the requests that are to be cancelled until they have ended, also where they move meanwhile.
 
-    One writer: the monitor's endings. `now` and `look_at` are monotonic seconds, `stored_at` is UTC seconds.
+    One writer: the monitor's endings.
     """
 
-    _open: dict[str, _OpenCancel] = field(init=False, default_factory=dict)
+    _open: dict[str, OpenCancel] = field(init=False, default_factory=dict)
 
-    def follow(self, request_id: str, place: Place, stored_at: float | None, look_at: float) -> None:
-        """A cancelled request is running or moving. It is due at look_at, unless it has ended by then.
+    def begin(self, request_id: str, place: Place) -> OpenCancel:
+        """The cancel of the request at place is carried out from now on, until `follow` or `done`."""
+        cancel = self._open.get(request_id)
+        if cancel is None or cancel.place != place:
+            cancel = self._open[request_id] = OpenCancel(place)
+        cancel.look_at = None
+        return cancel
 
-        Args:
-            request_id: its id.
-            place: its last known place.
-            stored_at: when it was first stored; None if it left its place before that was read.
-            look_at: when it is due.
-        """
-        self._open[request_id] = _OpenCancel(place, stored_at, look_at)
+    def follow(self, cancel: OpenCancel, look_at: float) -> None:
+        """The request of a cancel runs or moves. It is due at look_at (monotonic seconds), unless it has ended."""
+        cancel.look_at = look_at
+
+    def done(self, request_id: str, cancel: OpenCancel) -> None:
+        """The request of a cancel has ended."""
+        if self._open.get(request_id) is cancel:
+            del self._open[request_id]
 
     def expect(self, request_id: str) -> None:
         """A cancel arrived for an id that is not known yet, because the view is filling."""
-        self._open.setdefault(request_id, _OpenCancel())
+        self._open.setdefault(request_id, OpenCancel())
 
-    def announced(self, request_id: str, stored_at: float, place: Place, *, moved: bool) -> bool:
-        """A request was stored, for the first time or by a move. Returns whether a cancel applies to it."""
+    def announced(self, request_id: str, stored_at: float, place: Place, *, moved: bool) -> OpenCancel | None:
+        """A request was stored, for the first time or by a move. Returns the cancel to be carried out now, if any.
+
+        A cancel that is being carried out is not returned: its `place` has changed.
+        """
         cancel = self._open.get(request_id)
         if cancel is None:
-            return False
+            return None
         if not moved:
             cancel.later.add(stored_at)
-            return False
-        if not cancel.means(stored_at):
-            return False
-        cancel.place, cancel.stored_at = place, stored_at
-        return True
+            return None
+        return self._found(cancel, stored_at, place)
 
-    def read(self, request_id: str, stored_at: float) -> bool:
-        """A request was read from the queue. Returns whether a cancel expected it, and removes that cancel."""
+    def read(self, request_id: str, stored_at: float, place: Place) -> OpenCancel | None:
+        """A request was read from the queue. Returns the cancel to be carried out now, if any, as `announced`."""
         cancel = self._open.get(request_id)
-        if cancel is None or cancel.look_at is not None or not cancel.means(stored_at):
-            return False
-        del self._open[request_id]
-        return True
+        return None if cancel is None else self._found(cancel, stored_at, place)
+
+    def _found(self, cancel: OpenCancel, stored_at: float, place: Place) -> OpenCancel | None:
+        if not cancel.means(stored_at):
+            return None
+        in_progress = cancel.place is not None and cancel.look_at is None
+        cancel.place, cancel.stored_at = place, stored_at
+        return None if in_progress else cancel
 
     def filled(self) -> None:
         """The whole queue was read. Requests that are still expected are not in it."""
-        self._open = {request_id: cancel for request_id, cancel in self._open.items() if cancel.look_at is not None}
+        self._open = {request_id: cancel for request_id, cancel in self._open.items() if cancel.place is not None}
 
     def next_due(self) -> float | None:
         """When the next followed request is due; None if none is followed."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
+from pipeline.core.ending import Moved
+from pipeline.core.envelope import read_envelope
+from pipeline.delivery.held import Held
+from pipeline.delivery.lease import LeaseKeeper
+from pipeline.delivery.puller import Puller
+from pipeline.telemetry import Tracing
 from pipeline.wire.messages import RequestEvent, encode
-from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Priority
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.consumers.monitor.conftest import cancel
 from tests.pipeline.worker.conftest import client, start
-from tests.waiting import eventually
+from tests.waiting import eventually, taken
 
 __all__ = ["client", "start"]  # fixtures
 
@@ -77,3 +85,41 @@ async def test_a_cancelled_request_is_ended_where_it_has_moved_to(monitor, clien
     await bus.delete(STREAM_REQUESTS, 1)
     assert await client.code("r1") == "cancelled"
     assert (await bus.stream_state("LLM_OLLAMA")).messages == 0
+
+
+async def nothing(_):
+    raise AssertionError
+
+
+async def test_no_request_escapes_its_cancel_by_moving_at_that_moment(monitor, client, bus):
+    """As where the router sorts a burst while its owner cancels it."""
+    it = await monitor()
+    names = [f"r{number}" for number in range(40)]
+    puller, leases = Puller(bus, STREAM_REQUESTS, nothing, 30.0), LeaseKeeper(30.0)
+    await puller.start()
+    in_hand = []
+    for name in names:
+        await client.ask(name)
+        delivery = await taken(puller, "high")
+        envelope = read_envelope(delivery, Priority.HIGH)
+        in_hand.append(Held.taken(bus, delivery, envelope, leases, tracing=Tracing()))
+    await eventually(lambda: all(it.view.find(name) for name in names))
+    there = Moved("llm.request.high.complex", Move.COMPLEX, Task.COMPLEX, "it is complex")
+    states, _ = await asyncio.gather(
+        asyncio.gather(*(cancel(bus, name) for name in names)),
+        asyncio.gather(*(held.end(there) for held in in_hand)),
+    )
+    assert set(states) == {"cancelled"}
+    for name in names:
+        assert await client.code(name) == "cancelled"
+
+
+async def test_a_request_has_one_time_of_storing_however_it_is_read(client, bus):
+    """It tells requests of the same id apart. The broker writes nanoseconds, in a different form for each way."""
+    puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
+    await puller.start()
+    for number in range(10):
+        await client.ask(f"r{number}")
+        delivery = await taken(puller, "high")
+        stored = await bus.stored(STREAM_REQUESTS, delivery.sequence)
+        assert repr(delivery.stored_at) == repr(stored.stored_at)

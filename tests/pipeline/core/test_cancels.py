@@ -13,7 +13,9 @@ SPILLED = Place(STREAM_OLLAMA, Priority.HIGH, 9)
 
 def following(stored_at=100.0):
     cancels = Cancels()
-    cancels.follow("a", FIRST, stored_at, 5.0)
+    cancel = cancels.begin("a", FIRST)
+    cancel.stored_at = stored_at
+    cancels.follow(cancel, 5.0)
     return cancels
 
 
@@ -27,7 +29,7 @@ def test_nothing_is_due_where_nothing_was_cancelled():
     cancels = Cancels()
     assert (cancels.next_due(), cancels.due(1e9)) == (None, [])
     assert not cancels.announced("a", 100.0, FIRST, moved=True)
-    assert not cancels.read("a", 100.0)
+    assert not cancels.read("a", 100.0, FIRST)
 
 
 def test_a_followed_request_is_due_once_at_its_time():
@@ -60,9 +62,11 @@ def test_a_request_that_had_left_before_anyone_could_look_is_known_by_its_move()
 
 def test_an_expected_request_is_found_once_when_it_is_read():
     cancels = expecting()
-    assert not cancels.read("b", 100.0)
-    assert cancels.read("a", 100.0)
-    assert not cancels.read("a", 100.0)
+    assert not cancels.read("b", 100.0, FIRST)
+    cancel = cancels.read("a", 100.0, FIRST)
+    assert cancel is not None
+    assert cancels.begin("a", FIRST) is cancel
+    assert not cancels.read("a", 100.0, FIRST)
 
 
 def test_an_expected_request_is_found_when_it_moves():
@@ -72,16 +76,45 @@ def test_an_expected_request_is_found_when_it_moves():
 def test_what_came_after_the_cancel_is_not_expected():
     cancels = expecting()
     assert not cancels.announced("a", 200.0, NEXT, moved=False)
-    assert not cancels.read("a", 200.0)
-    assert cancels.read("a", 100.0)
+    assert not cancels.read("a", 200.0, NEXT)
+    assert cancels.read("a", 100.0, FIRST)
 
 
 def test_when_the_whole_queue_was_read_nothing_is_expected_any_more_and_the_followed_still_are():
     cancels = expecting()
-    cancels.follow("b", FIRST, 100.0, 5.0)
+    cancels.follow(cancels.begin("b", FIRST), 5.0)
     cancels.filled()
-    assert not cancels.read("a", 100.0)
+    assert not cancels.read("a", 100.0, FIRST)
     assert cancels.due(5.0) == [("b", FIRST)]
+
+
+def test_a_cancel_that_is_being_carried_out_knows_where_its_request_moves_and_is_not_begun_twice():
+    cancels = Cancels()
+    cancel = cancels.begin("a", FIRST)
+    assert not cancels.announced("a", 100.0, SPILLED, moved=True)
+    assert (cancel.place, cancel.stored_at, cancels.next_due()) == (SPILLED, 100.0, None)
+    cancels.filled()
+    cancels.follow(cancel, 5.0)
+    assert cancels.due(5.0) == [("a", SPILLED)]
+
+
+def test_a_followed_request_that_is_read_is_cancelled_where_it_was_read():
+    """Its move was announced while the monitor was away from the broker."""
+    cancels = following()
+    assert not cancels.read("a", 200.0, NEXT)
+    assert cancels.read("a", 100.0, SPILLED)
+    assert cancels.due(5.0) == [("a", SPILLED)]
+
+
+def test_a_cancel_that_is_done_ends_no_other_of_its_id():
+    cancels = Cancels()
+    first = cancels.begin("a", FIRST)
+    again = cancels.begin("a", NEXT)
+    assert again is not first
+    cancels.done("a", first)
+    cancels.follow(again, 5.0)
+    assert cancels.due(5.0) == [("a", NEXT)]
+    cancels.done("a", again)
 
 
 def test_an_expected_cancel_has_no_time():
