@@ -3,8 +3,9 @@
 
 PYTHONS = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
 BIN     = .venv/bin
-PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-UV      = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+PIP     = $(BIN)/python -m pip install --disable-pip-version-check
+UV      = $(shell command -v uv || echo $(BIN)/uv)
+COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
           --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 SOURCES = pipeline consumers
 
@@ -68,15 +69,18 @@ format: .venv/dev
 	@$(BIN)/ruff format --quiet .
 
 lock: .venv/made
-	@$(PIP) --upgrade uv
+	@$(PIP) --quiet --upgrade uv
+	@echo '# The installer of the others. Written by `make lock`.' > requirements-uv.txt.new
+	@echo uv | $(filter-out pyproject.toml,$(COMPILE)) - --upgrade >> requirements-uv.txt.new
+	@mv requirements-uv.txt.new requirements-uv.txt
 	@echo '# The requirements to run and build headrace. Written by `make lock`.' > requirements.txt.new
-	@$(UV) --upgrade --group build >> requirements.txt.new
+	@$(COMPILE) --upgrade --group build >> requirements.txt.new
 	@mv requirements.txt.new requirements.txt
 	@echo '# The requirements to develop headrace, including requirements.txt. Written by `make lock`.' > requirements-dev.txt.new
-	@$(UV) --upgrade --group build --group dev --constraint requirements.txt >> requirements-dev.txt.new
+	@$(COMPILE) --upgrade --group build --group dev --constraint requirements.txt >> requirements-dev.txt.new
 	@mv requirements-dev.txt.new requirements-dev.txt
 	@echo '# The requirements of `make browser-test`. Written by `make lock`.' > requirements-browser.txt.new
-	@$(filter-out pyproject.toml,$(UV)) --upgrade --group browser --constraint requirements-dev.txt \
+	@$(filter-out pyproject.toml,$(COMPILE)) --upgrade --group browser --constraint requirements-dev.txt \
 	  >> requirements-browser.txt.new
 	@mv requirements-browser.txt.new requirements-browser.txt
 
@@ -86,26 +90,38 @@ clean:
 
 # The stamps record what is installed: `run` the requirements of headrace, `dev` those of its development as well.
 
+# $(call install,ARGUMENTS): by uv, and by pip where uv cannot be had or fails. uv reads no settings of pip, so it gets
+# pip's index from here.
+pip_setting = $(BIN)/python -m pip config get $(1) 2>/dev/null
+define install
+	@index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(call pip_setting,global.index-url) || $(call pip_setting,install.index-url) || true)}}}"; \
+	if [ -n "$$index" ]; then UV_DEFAULT_INDEX="$$index"; export UV_DEFAULT_INDEX; fi; \
+	if [ -x "$(UV)" ] && "$(UV)" pip install --python $(BIN)/python $(1); then exit; fi; \
+	$(PIP) $(1)
+endef
+
 .venv/run: .venv/made requirements.txt pyproject.toml
 	@echo 'Installing the requirements of headrace into .venv (once) ...'
-	@$(PIP) --require-hashes -r requirements.txt
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	$(call install,--require-hashes -r requirements.txt)
+	$(call install,--quiet --no-deps --no-build-isolation --editable .)
 	@touch $@
 
 .venv/dev: .venv/run requirements-dev.txt
 	@echo 'Installing the development requirements into .venv (once) ...'
-	@$(PIP) --require-hashes -r requirements-dev.txt
+	$(call install,--require-hashes -r requirements-dev.txt)
 	@touch $@
 
 .venv/browser: .venv/dev requirements-browser.txt
 	@echo 'Installing the browser driver into .venv (once) ...'
-	@$(PIP) --require-hashes -r requirements-browser.txt
+	$(call install,--require-hashes -r requirements-browser.txt)
 	@touch $@
 
 .venv/made:
 	@for python in $(PYTHONS); do \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    "$$python" -m venv .venv && touch $@; exit; \
+	    "$$python" -m venv .venv || exit; \
+	    command -v uv >/dev/null || $(PIP) --quiet --require-hashes -r requirements-uv.txt || true; \
+	    touch $@; exit; \
 	  fi; \
 	done; \
 	echo 'headrace needs Python 3.11 or newer. None of these is: $(PYTHONS).' >&2; \

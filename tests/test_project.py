@@ -13,7 +13,7 @@ from bench.house import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 NATS_CONFS = sorted((ROOT / "nats").glob("*.conf"))
-REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt"]
+REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt", ROOT / "requirements-uv.txt"]
 
 # What the configurations take from their environment.
 NATS_ENVIRONMENT = {
@@ -131,7 +131,7 @@ def test_every_dependency_is_among_the_requirements() -> None:
 
 def test_development_and_running_use_the_same_versions() -> None:
     run, dev = (
-        set(re.findall(r"^[\w.-]+==[^ ]+", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in REQUIREMENTS
+        set(re.findall(r"^[\w.-]+==[^ ]+", file.read_text(encoding="utf-8"), re.MULTILINE)) for file in REQUIREMENTS[:2]
     )
     assert run <= dev
 
