@@ -13,7 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 from pipeline import __version__
-from pipeline.commands.options import CLIENT_KEYS, add_options, config_from, names_a_broker, settings_file
+from pipeline.commands.options import (
+    CLIENT_KEYS,
+    add_options,
+    config_from,
+    given_options,
+    names_a_broker,
+    settings_file,
+)
 from pipeline.config import Config, ConfigError
 from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
 
@@ -78,10 +85,13 @@ def _add_servers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_options(role)
     role.set_defaults(command=_run)
 
-    demo = commands.add_parser("demo", help="start a separate pipeline, overload it and show what happens")
+    demo = commands.add_parser(
+        "demo", help="start a separate pipeline, overload it and show what happens", usage=_USAGE
+    )
     demo.add_argument(
         "--seconds", type=float, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
     )
+    add_options(demo)
     demo.set_defaults(command=_demo)
 
 
@@ -200,7 +210,8 @@ def _run(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     from pipeline.commands.demo import demo
 
-    return demo(seconds=args.seconds)
+    config_from(args)
+    return demo(seconds=args.seconds, options=given_options(args))
 
 
 def _send(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus, LaneFull
 from pipeline.commands.demo_view import View
 from pipeline.commands.ledger import Ledger
+from pipeline.commands.pace import Pace
 from pipeline.commands.send import Sending
 from pipeline.process.lifecycle import Report, StartError
 from pipeline.up.children import Process, last_line, spawn_tied
@@ -31,13 +32,10 @@ _SETTINGS = ("--slots", "2", "--target-wait-s", "0.5", "--drain-timeout-s", "5",
 _START_TIMEOUT_S = 180.0
 # How long to wait for answers after the last request.
 _FINISH_TIMEOUT_S = 120.0
-# The load is low until the first share of the time, high until the second, and low until the end.
-_CALM_UNTIL, _FLOOD_UNTIL = 0.15, 0.75
 _TICK_S = 0.1
-# Requests of high priority are sent at a fixed interval. Of the others, a number of requests is kept waiting that grows
-# until MLX is saturated.
-_HIGH_EVERY_S = 0.5
-_FLOOD_FIRST, _FLOOD_GROWTH, _FLOOD_MOST = 48.0, 1.03, 600.0
+# Requests that are sent at once to measure the engines, and the longest answer to any request, in tokens.
+_MEASURED = 8
+_MAX_TOKENS = 32
 
 _SIMPLE = (
     "What is the capital of France?",
@@ -59,31 +57,38 @@ _COMPLEX = (
 )
 
 
-def demo(*, seconds: float) -> int:
-    """Run the demonstration. Return 0 if every request got exactly one last message, else 1."""
-    return asyncio.run(_demo(seconds))
+def demo(*, seconds: float, options: Sequence[str] = ()) -> int:
+    """Run the demonstration. Return 0 if every request got exactly one last message, else 1.
+
+    Args:
+        seconds: how long to send requests.
+        options: of `headrace up`, for the pipeline.
+    """
+    return asyncio.run(_demo(seconds, options))
 
 
-async def _demo(seconds: float) -> int:
+async def _demo(seconds: float, options: Sequence[str]) -> int:
     view = View()
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
-        async with _pipeline(Path(folder), view) as here, Bus.connect(here.nats, name="headrace demo") as bus:
+        async with _pipeline(Path(folder), options, view) as here, Bus.connect(here.nats, name="headrace demo") as bus:
             crowd = Crowd(bus, seconds=seconds, rng=random.Random(7))  # noqa: S311 - prompts are drawn, not encrypted
+            answers_per_s = await crowd.measure()
+            view.note(f"The engines answer about {answers_per_s:.1f} requests per second.")
             with view:
-                await crowd.run(view)
+                await crowd.run(view, answers_per_s)
             view.summary(crowd.ledger, crowd.levels, seconds)
             return 0 if crowd.ledger.is_whole() else 1
 
 
 @contextlib.asynccontextmanager
-async def _pipeline(folder: Path, view: View) -> AsyncIterator[Instance]:
+async def _pipeline(folder: Path, given: Sequence[str], view: View) -> AsyncIterator[Instance]:
     """Run `headrace up` in a child process for the time of the block."""
     ready_file, log = folder / "ready.json", folder / "up.log"
-    options = ("--state-dir", str(folder / "state"), "--ready-file", str(ready_file), *_SETTINGS)
+    options = ("--state-dir", str(folder / "state"), "--ready-file", str(ready_file), *_SETTINGS, *given)
     up = await spawn_tied((sys.executable, "-m", "pipeline.cli", "up", *options), os.environ, log)
     waiter = asyncio.create_task(up.wait(_ignore))
     try:
-        view.note("Starting a separate pipeline: broker, MLX with the demo model, and a second engine.")
+        view.note("Starting a separate pipeline: broker, MLX and a second engine.")
         yield await _ready(up, ready_file, log)
     finally:
         up.drain(0)
@@ -119,17 +124,34 @@ class Crowd:
         self._bus = bus
         self._seconds = seconds
         self._rng = rng
-        self._flood = _FLOOD_FIRST
         self._began_at = time.monotonic()
-        self._next_high_at = 0.0
 
-    async def run(self, view: View) -> None:
-        """Send for the given time, then wait for the remaining answers."""
+    async def measure(self) -> float:
+        """How many requests of all kinds the engines answer per second.
+
+        Raises:
+            StartError: they answer none in time.
+        """
         await self._bus.subscribe("llm.reply.>", self._on_answer)
+        began_at = time.monotonic()
+        await asyncio.gather(*(self._send(Priority.HIGH) for _ in range(_MEASURED)))
+        while self.ledger.outstanding():
+            if time.monotonic() - began_at > _FINISH_TIMEOUT_S:
+                raise StartError(f"The engines did not answer {_MEASURED} requests within {_FINISH_TIMEOUT_S:.0f} s.")
+            await asyncio.sleep(_TICK_S / 10)
+        self.ledger = Ledger()
+        return _MEASURED / (time.monotonic() - began_at)
+
+    async def run(self, view: View, answers_per_s: float) -> None:
+        """Send for the given time, then wait for the remaining answers."""
+        pace = Pace(self._seconds, answers_per_s)
         await self._bus.subscribe(f"{LOAD}.*", self._on_load)
         self._began_at = time.monotonic()
         while (elapsed_s := time.monotonic() - self._began_at) < self._seconds:
-            await self._send_due(elapsed_s)
+            waiting = {priority: self.ledger.outstanding(priority) for priority in Priority}
+            mlx = self.loads.get("mlx")
+            saturated = mlx is not None and mlx.level == "saturated"
+            await asyncio.gather(*map(self._send, pace.due(elapsed_s, waiting, saturated=saturated)))
             view.update(self.ledger, self.loads, self.levels, elapsed_s, self._seconds)
             await asyncio.sleep(_TICK_S)
         give_up_at = time.monotonic() + _FINISH_TIMEOUT_S
@@ -137,23 +159,9 @@ class Crowd:
             view.update(self.ledger, self.loads, self.levels, time.monotonic() - self._began_at, self._seconds)
             await asyncio.sleep(_TICK_S)
 
-    async def _send_due(self, elapsed_s: float) -> None:
-        due = []
-        if elapsed_s >= self._next_high_at:
-            self._next_high_at = elapsed_s + _HIGH_EVERY_S
-            due.append(Priority.HIGH)
-        share = elapsed_s / self._seconds
-        if _CALM_UNTIL <= share < _FLOOD_UNTIL:
-            mlx = self.loads.get("mlx")
-            if mlx is not None and mlx.level != "saturated":
-                self._flood = min(_FLOOD_MOST, self._flood * _FLOOD_GROWTH)
-            for priority, part in ((Priority.MEDIUM, 1 / 3), (Priority.LOW, 2 / 3)):
-                due += [priority] * (int(self._flood * part) - self.ledger.outstanding(priority))
-        await asyncio.gather(*map(self._send, due))
-
     async def _send(self, priority: Priority) -> None:
         text = self._rng.choice(_SIMPLE if self._rng.random() < 0.6 else _COMPLEX)
-        sending = Sending(text=text, priority=priority)
+        sending = Sending(text=text, priority=priority, max_tokens=_MAX_TOKENS)
         request_id = secrets.token_hex(8)
         self.ledger.sent(request_id, priority, time.monotonic())
         try:

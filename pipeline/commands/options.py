@@ -41,6 +41,18 @@ def config_from(args: argparse.Namespace, environ: Mapping[str, str] = os.enviro
     return load(_options(args), environ=_settings(environ), file=settings_file(args, environ))
 
 
+def given_options(args: argparse.Namespace) -> list[str]:
+    """Return the options of settings that were given, as they can be given to another command."""
+    given = ["--config", args.config] if args.config else []
+    for name, value in _options(args).items():
+        if isinstance(value, bool):
+            option = SETTINGS[name].option
+            given.append(option if value else option.replace("--", "--no-", 1))
+        elif value is not None:
+            given += [SETTINGS[name].option, value]
+    return given
+
+
 def settings_file(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Path | None:
     """Return the settings file that `--config` or `HEADRACE_CONFIG` names, or None."""
     name = args.config or environ.get(_CONFIG_VARIABLE)

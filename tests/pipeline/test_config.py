@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.options import add_options, config_from, names_a_broker
+from pipeline.commands.options import add_options, config_from, given_options, names_a_broker
 from pipeline.config import KEYS, SETTINGS, Config, ConfigError, load, to_environment
 from pipeline.wire.subjects import Priority
 
@@ -188,3 +188,13 @@ def test_a_broker_is_named_by_option_environment_or_file(file):
     assert names_a_broker(parse(), {"HEADRACE_NATS_URL": "nats://127.0.0.1:4222"})
     file.write_text('nats_url = "nats://127.0.0.1:4222"')
     assert names_a_broker(parse("--config", str(file)), {})
+
+
+def test_the_options_given_to_one_command_can_be_given_to_another(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("slots = 3")
+    args = parse("--config", str(file), "--model", "a b", "--no-ollama-standin", "--engine-faults")
+    given = given_options(args)
+    assert set(given) == {"--config", str(file), "--model", "a b", "--no-ollama-standin", "--engine-faults"}
+    assert config_from(parse(*given), {}) == config_from(args, {})
+    assert given_options(parse()) == []
