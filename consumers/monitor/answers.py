@@ -13,7 +13,7 @@ from pipeline.config import Config
 from pipeline.core.index import Place
 from pipeline.core.statistics import Statistics, Unknown
 from pipeline.process.role import Role
-from pipeline.wire.messages import Model, ModelList, Position, RequestEvent, decode_answer, is_last
+from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
 from pipeline.wire.subjects import (
     MODELS,
     QUEUE_POSITION,
@@ -73,18 +73,16 @@ class QueueAnswers:
         """Count what happened to a request."""
         self._statistics.record(event)
 
-    async def state_on_record(self, request_id: str) -> str:
-        """Return `finished` if the record is closed, `running` if it is open, `unknown` if there is none.
+    async def newest_on_record(self, request_id: str) -> Answer | None:
+        """Return the newest message of a request's record, or None if there is none.
 
         Raises:
             Unreachable: the broker does not answer.
         """
         if not is_request_id(request_id):
-            return "unknown"
+            return None
         found = await self.me.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
-        if found is None:
-            return "unknown"
-        return "finished" if is_last(decode_answer(found[1])) else "running"
+        return None if found is None else decode_answer(found[1])
 
     async def _stats(self, _: bytes) -> bytes:
         queued, running = self.load.queued, dict.fromkeys(Priority, 0)
@@ -124,12 +122,14 @@ class QueueAnswers:
         if place is not None and self.view.state(place) == "queued":
             return msgspec.json.encode(self._queued(request_id, place))
         # The record is closed before the event is published, and a reader of the record may ask at once.
-        state = await self.state_on_record(request_id)
-        if state == "unknown" and place is not None:
-            state = "running"
-        if state == "unknown" and self.view.filling and is_request_id(request_id):
+        newest = await self.newest_on_record(request_id)
+        if newest is not None:
+            return msgspec.json.encode(Position(request_id, "finished" if is_last(newest) else "running"))
+        if place is not None:
+            return msgspec.json.encode(Position(request_id, "running"))
+        if self.view.filling and is_request_id(request_id):
             return msgspec.json.encode(Position(request_id, "filling", msgspec.UNSET, msgspec.UNSET))
-        return msgspec.json.encode(Position(request_id, state))
+        return msgspec.json.encode(Position(request_id, "unknown"))
 
     def _queued(self, request_id: str, place: Place) -> Position:
         engine = ENGINE_OF[place.stream]

@@ -26,7 +26,7 @@ from pipeline.core.index import Place
 from pipeline.core.leadership import LEASE_S
 from pipeline.delivery.withdraw import withdraw
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Cancelled
+from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
 from pipeline.wire.subjects import CANCEL, RELAYED, Move
 
 log = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ class Endings:
         view: the unfinished requests. A request is removed from it as soon as its end is decided.
         leads: whether this monitor acts. A monitor that stands by follows the cancels, so that none is lost with the
             monitor that received it.
-        state_on_record: the state of a request by its record, as `QueueAnswers.state_on_record`.
+        newest_on_record: the newest message of a request's record, as `QueueAnswers.newest_on_record`.
         lease_s: the time after which a worker that has died loses its requests.
     """
 
     bus: Bus
     view: QueueView
     leads: Callable[[], bool]
-    state_on_record: Callable[[str], Awaitable[str]]
+    newest_on_record: Callable[[str], Awaitable[Answer | None]]
     lease_s: float
     _cancels: Cancels = field(init=False, default_factory=Cancels)
     # (rank, number, job): urgent jobs first, then in the order in which they came.
@@ -118,9 +118,8 @@ class Endings:
             self._sooner.clear()
             if self.leads():
                 await self._expire()
-            for request_id, place in self._cancels.due(self.bus.clock.now()):
-                if self.leads() and self.view.state(place) is not None:
-                    self.end(Ending(place, _cancelled(request_id)))
+            for request_id, cancel in self._cancels.due(self.bus.clock.now()):
+                self._look(request_id, cancel)
             await wait_set(self._sooner, self._pause_s())
 
     async def _expire(self) -> None:
@@ -132,6 +131,17 @@ class Endings:
             if len(places) < _MOST_EXPIRED:
                 return
             await self._jobs.join()
+
+    def _look(self, request_id: str, cancel: OpenCancel) -> None:
+        """End the request of a cancel that is due, unless it has ended, or another monitor leads still."""
+        place = cancel.place
+        if place is None or self.view.state(place) is None:
+            self._cancels.done(request_id, cancel)
+        elif self.leads():
+            self._cancels.done(request_id, cancel)
+            self.end(Ending(place, _cancelled(request_id)))
+        else:
+            self._cancels.follow(cancel, self.bus.clock.now() + _TAKEOVER_S)
 
     def _pause_s(self) -> float:
         wall_now, now = self.bus.clock.wall(), self.bus.clock.now()
@@ -236,10 +246,14 @@ class Endings:
     async def _cancel(self, request_id: str, cancel: OpenCancel | None, *, waits: bool) -> str:
         if cancel is not None and await self._carry_out(request_id, cancel, waits=waits):
             return "cancelled"
-        state = await self.state_on_record(request_id)
-        if cancel is None and state == "unknown":
+        newest = await self.newest_on_record(request_id)
+        if cancel is None and newest is None:
             return "pending" if self.view.filling else "unknown"
-        return "finished" if state == "finished" else "cancelled"
+        # The worker of a request that was running has received the cancel too, and may have ended it already.
+        ended_by_it = (
+            cancel is not None and isinstance(newest, ErrorAnswer) and newest.error.code == ErrorCode.CANCELLED
+        )
+        return "finished" if newest is not None and is_last(newest) and not ended_by_it else "cancelled"
 
     async def _carry_out(self, request_id: str, cancel: OpenCancel, *, waits: bool) -> bool:
         """End a queued request. A running one is cancelled by its worker, which receives the cancel too.

@@ -52,7 +52,7 @@ class Monitor:
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share), config.target_wait_s))
         self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
-        self.endings = Endings(me.bus, self.view, leads, self.answers.state_on_record, config.lease_s)
+        self.endings = Endings(me.bus, self.view, leads, self.answers.newest_on_record, config.lease_s)
         self._ready = asyncio.Event()
         self._ready_detail = ""
 

@@ -94,11 +94,6 @@ class Cancels:
         """When the next followed request is due; None if none is followed."""
         return min((cancel.look_at for cancel in self._open.values() if cancel.look_at is not None), default=None)
 
-    def due(self, now: float) -> list[tuple[str, Place]]:
-        """Remove and return the followed requests that are due, each with its last known place."""
-        due = {
-            key: cancel for key, cancel in self._open.items() if cancel.look_at is not None and cancel.look_at <= now
-        }
-        for request_id in due:
-            del self._open[request_id]
-        return [(request_id, cancel.place) for request_id, cancel in due.items() if cancel.place is not None]
+    def due(self, now: float) -> list[tuple[str, OpenCancel]]:
+        """The cancels whose request is due, with its id. Each is `done`, or followed on, before this is asked again."""
+        return [(key, one) for key, one in self._open.items() if one.look_at is not None and one.look_at <= now]

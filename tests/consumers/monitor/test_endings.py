@@ -13,7 +13,8 @@ from pipeline.delivery.held import Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.telemetry import Tracing
-from pipeline.wire.messages import RequestEvent, encode
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.consumers.monitor.conftest import cancel
 from tests.pipeline.worker.conftest import client, start
@@ -123,3 +124,13 @@ async def test_a_request_has_one_time_of_storing_however_it_is_read(client, bus)
         delivery = await taken(puller, "high")
         stored = await bus.stored(STREAM_REQUESTS, delivery.sequence)
         assert repr(delivery.stored_at) == repr(stored.stored_at)
+
+
+async def test_a_running_request_that_its_worker_has_ended_by_the_cancel_is_cancelled(monitor, client, bus):
+    """The worker receives the cancel as well, and may be the first."""
+    it = await monitor()
+    await client.ask("r1")
+    await seems_to_run(bus, it, "r1")
+    error = ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "Request r1 was cancelled."))
+    await bus.store("llm.out.r1", encode(ErrorAnswer("r1", 1, error)), expected_last=0)
+    assert await cancel(bus, "r1") == "cancelled"

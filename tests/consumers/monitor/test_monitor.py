@@ -237,7 +237,7 @@ async def test_a_request_nobody_knows_to_be_done_is_finished_when_it_is(monitor,
     await monitor()
     await client.ask("r1")
     await eventually(lambda: _queued(bus, "r1"))
-    body = b'{"object":"error","id":"r1","created":1,"error":{"code":"cancelled","message":"","type":"","param":null,"retryable":false}}'  # noqa: E501
+    body = b'{"object":"error","id":"r1","created":1,"error":{"code":"deadline_exceeded","message":"","type":"","param":null,"retryable":false}}'  # noqa: E501
     await bus.store("llm.out.r1", body, expected_last=0)
     await bus.delete(STREAM_REQUESTS, 1)
     assert await cancel(bus, "r1") == "finished"

@@ -11,6 +11,14 @@ NEXT = Place(STREAM_REQUESTS, Priority.HIGH, 2)
 SPILLED = Place(STREAM_OLLAMA, Priority.HIGH, 9)
 
 
+def due(cancels, now):
+    """What is due, ended as the monitor ends it."""
+    found = cancels.due(now)
+    for request_id, cancel in found:
+        cancels.done(request_id, cancel)
+    return [(request_id, cancel.place) for request_id, cancel in found]
+
+
 def following(stored_at=100.0):
     cancels = Cancels()
     cancel = cancels.begin("a", FIRST)
@@ -27,29 +35,29 @@ def expecting():
 
 def test_nothing_is_due_where_nothing_was_cancelled():
     cancels = Cancels()
-    assert (cancels.next_due(), cancels.due(1e9)) == (None, [])
+    assert (cancels.next_due(), due(cancels, 1e9)) == (None, [])
     assert not cancels.announced("a", 100.0, FIRST, moved=True)
     assert not cancels.read("a", 100.0, FIRST)
 
 
 def test_a_followed_request_is_due_once_at_its_time():
     cancels = following()
-    assert (cancels.next_due(), cancels.due(4.9)) == (5.0, [])
-    assert cancels.due(5.0) == [("a", FIRST)]
-    assert (cancels.next_due(), cancels.due(6.0)) == (None, [])
+    assert (cancels.next_due(), due(cancels, 4.9)) == (5.0, [])
+    assert due(cancels, 5.0) == [("a", FIRST)]
+    assert (cancels.next_due(), due(cancels, 6.0)) == (None, [])
 
 
 def test_a_followed_request_is_looked_for_where_it_moved():
     cancels = following()
     assert cancels.announced("a", 100.0, SPILLED, moved=True)
-    assert cancels.due(5.0) == [("a", SPILLED)]
+    assert due(cancels, 5.0) == [("a", SPILLED)]
 
 
 def test_the_next_request_of_the_same_id_is_not_meant_nor_its_moves():
     cancels = following()
     assert not cancels.announced("a", 200.0, NEXT, moved=False)
     assert not cancels.announced("a", 200.0, SPILLED, moved=True)
-    assert cancels.due(5.0) == [("a", FIRST)]
+    assert due(cancels, 5.0) == [("a", FIRST)]
 
 
 def test_a_request_that_had_left_before_anyone_could_look_is_known_by_its_move():
@@ -57,7 +65,7 @@ def test_a_request_that_had_left_before_anyone_could_look_is_known_by_its_move()
     assert not cancels.announced("a", 200.0, NEXT, moved=False)
     assert not cancels.announced("a", 200.0, SPILLED, moved=True), "that is the next one"
     assert cancels.announced("a", 100.0, SPILLED, moved=True)
-    assert cancels.due(5.0) == [("a", SPILLED)]
+    assert due(cancels, 5.0) == [("a", SPILLED)]
 
 
 def test_an_expected_request_is_found_once_when_it_is_read():
@@ -85,7 +93,7 @@ def test_when_the_whole_queue_was_read_nothing_is_expected_any_more_and_the_foll
     cancels.follow(cancels.begin("b", FIRST), 5.0)
     cancels.filled()
     assert not cancels.read("a", 100.0, FIRST)
-    assert cancels.due(5.0) == [("b", FIRST)]
+    assert due(cancels, 5.0) == [("b", FIRST)]
 
 
 def test_a_cancel_that_is_being_carried_out_knows_where_its_request_moves_and_is_not_begun_twice():
@@ -95,7 +103,7 @@ def test_a_cancel_that_is_being_carried_out_knows_where_its_request_moves_and_is
     assert (cancel.place, cancel.stored_at, cancels.next_due()) == (SPILLED, 100.0, None)
     cancels.filled()
     cancels.follow(cancel, 5.0)
-    assert cancels.due(5.0) == [("a", SPILLED)]
+    assert due(cancels, 5.0) == [("a", SPILLED)]
 
 
 def test_a_followed_request_that_is_read_is_cancelled_where_it_was_read():
@@ -103,7 +111,7 @@ def test_a_followed_request_that_is_read_is_cancelled_where_it_was_read():
     cancels = following()
     assert not cancels.read("a", 200.0, NEXT)
     assert cancels.read("a", 100.0, SPILLED)
-    assert cancels.due(5.0) == [("a", SPILLED)]
+    assert due(cancels, 5.0) == [("a", SPILLED)]
 
 
 def test_a_cancel_that_is_done_ends_no_other_of_its_id():
@@ -113,9 +121,17 @@ def test_a_cancel_that_is_done_ends_no_other_of_its_id():
     assert again is not first
     cancels.done("a", first)
     cancels.follow(again, 5.0)
-    assert cancels.due(5.0) == [("a", NEXT)]
+    assert due(cancels, 5.0) == [("a", NEXT)]
     cancels.done("a", again)
 
 
+def test_a_cancel_that_is_due_stays_until_it_is_done_or_followed_on():
+    cancels = following()
+    ((_, cancel),) = cancels.due(5.0)
+    cancels.follow(cancel, 9.0)
+    assert (cancels.next_due(), cancels.due(8.9)) == (9.0, [])
+    assert due(cancels, 9.0) == [("a", FIRST)]
+
+
 def test_an_expected_cancel_has_no_time():
-    assert (expecting().next_due(), expecting().due(1e9)) == (None, [])
+    assert (expecting().next_due(), due(expecting(), 1e9)) == (None, [])

@@ -23,7 +23,7 @@ from pipeline.wire.requests import EmbeddingRequest
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from pipeline.worker.worker import Worker
 from tests.faults import Process
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 
 class ScriptedGeneration:
@@ -226,7 +226,7 @@ class Client:
 
         return await eventually(enough, what=f"{count} messages of {request_id}")
 
-    async def answer(self, request_id: str, timeout_s: float = 15.0):
+    async def answer(self, request_id: str, timeout_s: float = TIMEOUT_S):
         """The last message, once it is there and the request is settled."""
 
         async def closed():
@@ -235,7 +235,7 @@ class Client:
 
         return await eventually(closed, what=f"an answer to {request_id}", timeout_s=timeout_s)
 
-    async def code(self, request_id: str, timeout_s: float = 15.0) -> str:
+    async def code(self, request_id: str, timeout_s: float = TIMEOUT_S) -> str:
         return (await self.answer(request_id, timeout_s)).error.code
 
     async def none_waits(self, but: int = 0) -> None:
