@@ -10,12 +10,13 @@ COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test browser-test report check format house bench upgrade chaos soak lock clean
+.PHONY: help run demo test real browser-test report check format house bench upgrade chaos soak lock clean
 
 help:
 	@echo 'make run      run broker, engines and gateway on this machine (headrace up)'
 	@echo 'make demo     overload a separate pipeline for thirty seconds and show what happens'
 	@echo 'make test     run the tests'
+	@echo 'make real     run the tests of the default model and the second engine, and print a report'
 	@echo 'make report   run the acceptance checks and print a table of their measurements'
 	@echo 'make browser-test   test the dashboard in headless Chromium, if it is installed'
 	@echo 'make check    check style, types and import contracts'
@@ -36,6 +37,9 @@ demo: .venv/run
 
 test: .venv/dev
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+real: .venv/dev
+	@$(BIN)/python -m pytest -q -m "real and not slow" tests/real $(ARGS)
 
 report: .venv/dev
 	@$(BIN)/python -m pytest -q tests/acceptance --report $(ARGS)
