@@ -15,6 +15,7 @@ import nats.errors
 
 from pipeline.broker.connection import REQUEST_TIMEOUT_S, Message, Unreachable, what
 from pipeline.broker.jetstream import Bus, Stored, to_stored
+from pipeline.wire.subjects import with_known_names
 
 # Other messages on the connection wait while a batch is received, a few milliseconds.
 BATCH_MESSAGES = 500
@@ -79,4 +80,4 @@ def to_head(head: bytes) -> Stored:
         name, colon, value = line.partition(":")
         if colon:
             headers[name.strip()] = value.strip()
-    return to_stored(Message("", b"", headers, ""))
+    return to_stored(Message("", b"", with_known_names(headers), ""))

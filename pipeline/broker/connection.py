@@ -25,6 +25,7 @@ from nats.micro.request import Request
 
 from pipeline.aio import cancellation_kept
 from pipeline.broker.clock import Clock
+from pipeline.wire.subjects import with_known_names
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +153,11 @@ class _Client(Client):
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:
-            return await super()._process_headers(headers)
+            parsed = await super()._process_headers(headers)
         except (IndexError, UnicodeDecodeError) as error:
             log.info("Ignoring malformed headers of a message: %s", error)
             return None
+        return None if parsed is None else with_known_names(parsed)
 
 
 @dataclass(slots=True)

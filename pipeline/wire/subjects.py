@@ -88,6 +88,7 @@ REPLY_TO = "Reply-To"
 TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
+_SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, "traceparent", "tracestate")}
 # Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then `moved_id`, which no publisher's id equals.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
@@ -165,6 +166,17 @@ def split_moved_id(message_id: str) -> tuple[str, Move | None]:
     """The request's id in a `Nats-Msg-Id`, and the move that stored the request, or None."""
     found = _MOVED_ID.fullmatch(message_id)
     return (found[1], Move(found[2])) if found else (message_id, None)
+
+
+def with_known_names(headers: dict[str, str]) -> dict[str, str]:
+    """Headers with the names of a request's headers in this module's spelling: publishers write them in any case.
+
+    Where a name occurs in several spellings, this module's wins.
+    """
+    odd = {name: known for name in headers if (known := _SPELLING.get(name.lower(), name)) != name}
+    if not odd:
+        return headers
+    return {known: headers[name] for name, known in odd.items()} | {n: v for n, v in headers.items() if n not in odd}
 
 
 def carried(headers: Mapping[str, str]) -> dict[str, str]:

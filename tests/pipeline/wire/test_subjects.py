@@ -22,6 +22,7 @@ from pipeline.wire.subjects import (
     out_subject,
     reply_subject,
     split_moved_id,
+    with_known_names,
 )
 
 ids = st.text("abcXYZ019_-", min_size=1, max_size=128)
@@ -202,3 +203,15 @@ def test_an_id_without_a_move_is_left_as_it_is(text):
 def test_splitting_never_fails_and_loses_nothing(text):
     request_id, move = split_moved_id(text)
     assert text.startswith(request_id if move is None else f"{request_id}:{move}:")
+
+
+def test_header_names_are_read_in_any_case():
+    given = {"nats-msg-id": "a", "REPLY-TO": "_INBOX.x", "llm-Timeout": "3", "Traceparent": "t", "X-Mine": "m"}
+    named = {"Nats-Msg-Id": "a", "Reply-To": "_INBOX.x", "Llm-Timeout": "3", "traceparent": "t", "X-Mine": "m"}
+    assert with_known_names(given) == named
+    assert with_known_names(named) is named
+
+
+def test_of_two_spellings_of_a_header_the_documented_one_counts():
+    for headers in ({"llm-task": "simple", "Llm-Task": "complex"}, {"Llm-Task": "complex", "llm-task": "simple"}):
+        assert with_known_names(headers) == {"Llm-Task": "complex"}

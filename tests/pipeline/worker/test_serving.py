@@ -502,3 +502,15 @@ async def test_an_embedding_that_fails_for_no_reason_of_its_own_comes_again(star
     await eventually(lambda: len(embedder.asked) >= 2)
     embedder.refusal = None
     assert isinstance(await client.answer("r1"), EmbeddingList)
+
+
+async def test_the_headers_of_a_request_are_read_in_any_case(start, client, bus):
+    await start()
+    seen = await client.listen("_INBOX.me.2")
+    await bus.store(
+        "llm.request.high", b"x", headers={"nats-msg-id": "r1", "reply-to": "_INBOX.me.2", "LLM-TIMEOUT": "soon"}
+    )
+    answer = await client.answer("r1")
+    assert answer.error.code == "invalid_request"
+    await eventually(lambda: seen)
+    assert seen == [answer]
