@@ -6,6 +6,7 @@ declaration: it names the place where the value was given and the values that ar
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -127,21 +128,36 @@ def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
     return {key: Given(value, f"{key} in {file}") for key, value in values.items()}
 
 
+# The variables that Kubernetes sets in each pod beside a Service named `headrace` or `headrace-...`, and that
+# `docker --link` sets for a container of that name.
+_SERVICE_LINK = re.compile(
+    rf"{ENV_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|NAME|ENV_\w+)"
+)
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+
+
 def in_environment(environ: Mapping[str, str], known: Container[str]) -> dict[str, Given]:
-    """Return the values in the environment, by key.
+    """Return the values in the environment, by key, without the variables that announce a service.
 
     Raises:
         ConfigError: a variable that begins with `HEADRACE_` is not known, or as `read`.
     """
     values = {}
     for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX):
-            continue
         key = name.removeprefix(ENV_PREFIX).lower()
+        if not name.startswith(ENV_PREFIX) or _is_service_link(name, text, known=key in known):
+            continue
         if key not in known:
             raise ConfigError(f"Unknown setting {name}. {_LIST_SETTINGS}")
         values[key] = read(text, name)
     return values
+
+
+def _is_service_link(name: str, text: str, *, known: bool) -> bool:
+    """Whether a variable announces a service. `HEADRACE_HTTP_PORT` is both a setting and a link to `headrace-http`."""
+    if name.endswith("_PORT") and _SERVICE_ADDRESS.match(text):
+        return True
+    return not known and _SERVICE_LINK.fullmatch(name) is not None
 
 
 def read(value: Any, place: str) -> Given:

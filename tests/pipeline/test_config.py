@@ -198,3 +198,34 @@ def test_the_options_given_to_one_command_can_be_given_to_another(tmp_path):
     assert set(given) == {"--config", str(file), "--model", "a b", "--no-ollama-standin", "--engine-faults"}
     assert config_from(parse(*given), {}) == config_from(args, {})
     assert given_options(parse()) == []
+
+
+KUBERNETES = {
+    "HEADRACE_SERVICE_HOST": "10.96.0.12",
+    "HEADRACE_SERVICE_PORT": "8411",
+    "HEADRACE_SERVICE_PORT_HTTP": "8411",
+    "HEADRACE_PORT": "tcp://10.96.0.12:8411",
+    "HEADRACE_PORT_8411_TCP": "tcp://10.96.0.12:8411",
+    "HEADRACE_PORT_8411_TCP_PROTO": "tcp",
+    "HEADRACE_PORT_8411_TCP_PORT": "8411",
+    "HEADRACE_PORT_8411_TCP_ADDR": "10.96.0.12",
+    # Of Services named headrace-nats and headrace-http. The first and the last are also names of settings.
+    "HEADRACE_NATS_PORT": "tcp://10.96.0.13:4222",
+    "HEADRACE_NATS_SERVICE_HOST": "10.96.0.13",
+    "HEADRACE_NATS_PORT_4222_UDP_ADDR": "10.96.0.13",
+    "HEADRACE_HTTP_PORT": "tcp://10.96.0.14:8411",
+    # Of `docker --link`.
+    "HEADRACE_NAME": "/me/headrace",
+    "HEADRACE_ENV_PATH": "/bin",
+}
+
+
+def test_the_variables_that_announce_a_service_are_no_settings():
+    assert load(environ=KUBERNETES) == load(environ={})
+    assert load(environ=KUBERNETES | {"HEADRACE_HTTP_PORT": "8411"}).http_port == 8411
+
+
+@pytest.mark.parametrize("name", ["HEADRACE_HTP_PORT", "HEADRACE_SERVICE", "HEADRACE_PORTS", "HEADRACE_PORT"])
+def test_a_misspelt_variable_is_still_refused(name):
+    with pytest.raises(ConfigError, match=name):
+        load(environ={name: "8411"})
