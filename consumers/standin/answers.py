@@ -14,7 +14,7 @@ from consumers.standin.wire import ApiError, api_error
 from pipeline.engine import Engine, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
-from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, time_text, write_answered_call
+from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, time_text, write_call
 
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")
@@ -178,4 +178,4 @@ async def _hung_up(receive: Receive) -> None:
 
 
 def _calls_out(calls: list[ToolCall]) -> list[OllamaCall]:
-    return [write_answered_call(index, call.id, call.function) for index, call in enumerate(calls)]
+    return [write_call(index, call.id, call.function) for index, call in enumerate(calls)]

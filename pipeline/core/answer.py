@@ -173,6 +173,8 @@ class AnswerWriter:
         simulated: whether no model runs.
         record: what the answer holds so far.
         first_token_at: when the reader first saw a part of the answer, in whichever attempt.
+        notes: the request's, as `ChatRequest.notes`.
+        one_call: keep only the first tool call: the request has `parallel_tool_calls: false`.
     """
 
     envelope: Envelope
@@ -184,6 +186,8 @@ class AnswerWriter:
     simulated: bool = False
     record: Record = field(default_factory=Record)
     first_token_at: float | None = None
+    notes: list[str] = field(default_factory=list)
+    one_call: bool = False
     _held_tokens: list[int] = field(init=False, default_factory=list)
     _repeated_calls: int = field(init=False)
 
@@ -231,6 +235,8 @@ class AnswerWriter:
         self._held_tokens += piece.token_ids
         new_calls = piece.tool_calls[self._repeated_calls :]
         self._repeated_calls = max(0, self._repeated_calls - len(piece.tool_calls))
+        if self.one_call:
+            new_calls = [] if self.record.tool_calls else new_calls[:1]
         if not (piece.text or new_calls or piece.finish_reason):
             return None
         if self.first_token_at is None and (piece.text or new_calls):
@@ -306,6 +312,7 @@ class AnswerWriter:
             spilled=self.envelope.move is Move.SPILLED,
             reason=self.reason,
             simulated=True if self.simulated else msgspec.UNSET,
+            notes=self.notes or msgspec.UNSET,
         )
 
 

@@ -123,12 +123,14 @@ def meant_id(caller: Caller, given: str) -> str:
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of a new request, and whether the caller chose it. An id that is not valid is ignored."""
-    for name in ("idempotency-key", "x-request-id"):
-        given = headers.get(name, "")
-        chosen = own_id(caller, given)
-        if given and is_request_id(chosen) and not is_generated_id(chosen):
-            return chosen, True
+    """The id of a new request, and whether the caller chose it. An id that is not valid is ignored.
+
+    `X-Request-Id` is none: a proxy or an agent gives one to all the calls of one inbound request.
+    """
+    given = headers.get("idempotency-key", "")
+    chosen = own_id(caller, given)
+    if given and is_request_id(chosen) and not is_generated_id(chosen):
+        return chosen, True
     return own_id(caller, secrets.token_hex(12)), False
 
 

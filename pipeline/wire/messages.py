@@ -113,7 +113,8 @@ class Usage(Struct):
 class Account(Struct):
     """How a request was served: the `headrace` object of its last message. Times are in milliseconds.
 
-    `reason` is the reason why this engine answered. `simulated` is present, and true, only if no model ran.
+    `reason` is the reason why this engine answered. `simulated` is present, and true, only if no model ran. `notes` is
+    present if parameters of the request were not taken as they were written; each note is a sentence.
     """
 
     engine: EngineName
@@ -126,6 +127,7 @@ class Account(Struct):
     spilled: bool
     reason: str
     simulated: bool | msgspec.UnsetType = msgspec.UNSET
+    notes: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(Struct, tag_field="object", tag="chat.completion"):

@@ -145,24 +145,13 @@ def read_call(call: OllamaCall, default_id: str) -> ToolCall:
 
 
 def write_call(index: int, call_id: str | None, function: FunctionCall) -> OllamaCall:
-    """A tool call as Ollama has it.
-
-    Raises:
-        ValueError: its arguments are not a JSON object.
-    """
+    """A tool call as Ollama has it. Arguments that are not a JSON object, as a model may write them, are one string."""
+    arguments: dict[str, Any]
     try:
         arguments = msgspec.json.decode(function.arguments or "{}", type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        raise ValueError(f"the arguments of {function.name} are not a JSON object") from None
+        arguments = {"arguments": function.arguments}
     return OllamaCall(OllamaFunction(function.name, arguments, index), call_id or "")
-
-
-def write_answered_call(index: int, call_id: str | None, function: FunctionCall) -> OllamaCall:
-    """As `write_call`, for a call that the model made. Arguments that are not an object are kept as one string."""
-    try:
-        return write_call(index, call_id, function)
-    except ValueError:
-        return OllamaCall(OllamaFunction(function.name, {"arguments": function.arguments}, index), call_id or "")
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

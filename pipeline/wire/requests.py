@@ -6,16 +6,17 @@ shapes: the OpenAI API reference (chat completions, embeddings) and this project
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.habits import mended
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.validation import NotValid, decode
 
-MAX_STOPS = 16
+MAX_STOPS = 64
 MAX_TOOLS = 128
 MAX_NESTING = 64
 # As at OpenAI.
@@ -116,7 +117,7 @@ class ChatRequest(Struct, omit_defaults=True):
     model: _ModelName | None = None
     max_tokens: _Count | None = None
     max_completion_tokens: _Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -145,6 +146,8 @@ class ChatRequest(Struct, omit_defaults=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: Any = None
+    # Written by `decode_request`, whatever a body says: what became of values that are taken in another meaning.
+    notes: list[str] = field(default_factory=list, name="headrace.notes")
 
     @property
     def streams(self) -> bool:
@@ -203,6 +206,7 @@ class EmbeddingRequest(Struct, omit_defaults=True):
 
 
 Request = ChatRequest | EmbeddingRequest
+_R = TypeVar("_R", ChatRequest, EmbeddingRequest)
 
 
 def _wanted(model: str | None) -> str | None:
@@ -222,12 +226,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "suffix": ("",),
     "echo": (False,),
-    "parallel_tool_calls": (True,),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
+    "parallel_tool_calls": (True, False),
     "web_search_options": (),
     "tool_choice": ("none", "auto"),
 }
+
+
+# Parameters without an effect on today's engines, and the values that ask for what they do anyway.
+_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {"reasoning_effort": ("none",), "verbosity": ("medium",)}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
@@ -273,12 +280,30 @@ def _is_tokens(item: Any) -> bool:
 
 def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
     _check_size(body, max_body_bytes)
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     if not body.startswith(b"{"):
         return ChatRequest(prompt=_decode_text(body))
+    chat, notes = _decode_leniently(body, ChatRequest)
+    for name, neutral in _WITHOUT_EFFECT.items():
+        if (value := getattr(chat, name)) is not None and value not in neutral:
+            notes.append(f"`{name}` has no effect on this model.")
+    chat.notes = notes
+    return chat
+
+
+def _decode_leniently(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
+    """Read a body strictly, and where that fails with the values that are meant. Returns notes on these as well."""
     try:
-        return decode(body, ChatRequest)
-    except NotValid as error:
-        raise _invalid(error.sentence, error.problem.param) from None
+        return decode(body, kind), []
+    except NotValid as strict:
+        try:
+            meant, notes = mended(body)
+            return decode(meant, kind), notes
+        except NotValid as error:
+            # The first problem that is none of habit.
+            raise _invalid(error.sentence, error.problem.param) from None
+        except (TypeError, ValueError, RecursionError):
+            raise _invalid(strict.sentence, strict.problem.param) from None
 
 
 def _check_size(body: bytes, max_body_bytes: int) -> None:

@@ -195,6 +195,7 @@ class Serving:
         model = engine.resolve(request.wanted_model)
         answer = self._answer(model, record)
         answer.first_token_at = await held.first_said_at(record)
+        answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
         work = Work(
             envelope.id,
             request,

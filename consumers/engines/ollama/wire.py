@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Struct, field
 
 from pipeline.engine import Embedded, Piece, Work
-from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import FinishReason, ToolCall, Usage
 from pipeline.wire.ollama import OllamaCall, format_of, read_call, write_call, write_options
 from pipeline.wire.requests import ChatMessage, EmbeddingRequest
@@ -89,21 +88,13 @@ def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         }
         if turn.tool_calls:
             names |= {call.id: call.function.name for call in turn.tool_calls}
-            calls = [_call(index, call) for index, call in enumerate(turn.tool_calls)]
+            calls = [write_call(index, call.id, call.function) for index, call in enumerate(turn.tool_calls)]
             message["tool_calls"] = msgspec.to_builtins(calls)
         if turn.role == "tool":
             message["tool_name"] = names.get(turn.tool_call_id or "", turn.name or "")
             message["tool_call_id"] = turn.tool_call_id or ""
         messages.append(message)
     return messages
-
-
-def _call(index: int, call: ToolCall) -> OllamaCall:
-    try:
-        return write_call(index, call.id, call.function)
-    except ValueError:
-        message = f"The arguments of the tool call {quoted(call.function.name)} must be a JSON object."
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="messages") from None
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from pipeline.wire.ollama import (
     read_options,
     response_format,
     time_text,
-    write_answered_call,
+    write_call,
 )
 from pipeline.wire.requests import decode_chat, decode_embedding
 from pipeline.wire.validation import shown
@@ -182,7 +182,7 @@ class OllamaChat:
         delta = chunk.choices[0].delta
         if not (delta.content or delta.tool_calls):
             return b""
-        calls = [write_answered_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
+        calls = [write_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
         part = AccountedPart(model=self._model or chunk.model, created_at=time_text(chunk.created), done=False)
         return _line(self._fill(part, delta.content or "", calls))
 
@@ -204,9 +204,7 @@ class OllamaChat:
         return error_body(error) + b"\n"
 
     def _closing(self, completion: Completion, message: AssistantMessage) -> AccountedPart:
-        calls = [
-            write_answered_call(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())
-        ]
+        calls = [write_call(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())]
         account, usage = completion.headrace, completion.usage
         part = AccountedPart(
             model=self._model or completion.model,

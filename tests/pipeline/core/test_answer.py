@@ -249,6 +249,14 @@ def test_calls_are_indexed_across_chunks_and_come_whole_in_the_last_message():
     assert (message.content, message.tool_calls) == (None, [call("f"), call("g"), call("h")])
 
 
+def test_of_calls_that_may_not_be_parallel_the_first_one_is_the_answer():
+    writing = answer()
+    writing.one_call = True
+    writing.chunk(Piece(tool_calls=[call("f"), call("g")]), STORED_AT)
+    writing.chunk(Piece("", [2], [call("h")], finish_reason="tool_calls"), STORED_AT)
+    assert writing.completion("tool_calls", USAGE, now=STORED_AT).choices[0].message.tool_calls == [call("f")]
+
+
 def test_an_engine_that_begins_anew_does_not_repeat_the_calls_that_the_reader_has():
     first = answer()
     chunk = first.chunk(Piece(tool_calls=[call("f")]), STORED_AT)

@@ -131,7 +131,7 @@ async def test_a_page_from_anywhere_may_call_with_a_key(serve: Serve, engine: En
 
 async def test_an_id_that_comes_again_with_something_else_is_refused(serve: Serve, engine: Engine):
     async with serve() as client:
-        headers = {"X-Request-Id": "trace-1", "Prefer": "respond-async"}
+        headers = {"Idempotency-Key": "job-1", "Prefer": "respond-async"}
         other = {"messages": [{"role": "user", "content": "goodbye"}]}
         assert (await client.post(ASK, json=CHAT, headers=headers)).status_code == 202
         for path in (ASK, "/api/chat"):
@@ -139,6 +139,13 @@ async def test_an_id_that_comes_again_with_something_else_is_refused(serve: Serv
             assert refused.status_code == 400
             assert "used for a different request" in refused.text
         assert (await client.post("/api/chat", json=CHAT, headers=headers)).status_code == 202
+
+
+async def test_one_request_id_for_several_calls_makes_them_no_copies_of_each_other(serve: Serve, engine: Engine):
+    async with serve() as client:
+        headers = {"X-Request-Id": "run-1", "Prefer": "respond-async"}
+        ids = {(await client.post(ASK, json=CHAT, headers=headers)).headers["x-request-id"] for _ in range(2)}
+        assert len(ids) == 2
 
 
 # ---- limits

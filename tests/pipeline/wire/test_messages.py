@@ -83,7 +83,7 @@ def test_a_body_that_is_no_object_is_the_prompt_itself():
     assert [(m.role, m.text()) for m in request.chat] == [("user", "Почему небо синее?\n")]
 
 
-@pytest.mark.parametrize("body", [b"[1, 2]", b'"text"', b"null", b' {"prompt": "a"}', b"\x00", b"\xef\xbb\xbf{}"])
+@pytest.mark.parametrize("body", [b"[1, 2]", b'"text"', b"null", b' {"prompt": "a"}', b"\x00"])
 def test_only_a_brace_in_front_makes_json_of_a_body(body):
     assert decode(body).prompt == body.decode()
 
@@ -163,9 +163,6 @@ def test_streaming_is_off_unless_asked_for():
         (b'{"prompt": "a"', None),
         (b"{'prompt': 'a'}", None),
         (b'{"prompt": "\xff"}', None),
-        (b'{"prompt": "\\ud800"}', None),
-        (b'{"prompt": "\\udc00\\ud800"}', None),
-        (b'{"prompt": "a", "x_unknown": "\\ud800"}', None),
         (b'{"prompt": "a\nb"}', None),
         (b'{"prompt": "a", "temperature": NaN}', None),
         (b'{"prompt": "a", "temperature": Infinity}', None),
@@ -197,16 +194,16 @@ def test_a_malformed_body_is_an_invalid_request(body, param):
     ("field", "values"),
     [
         ("model", [5, ["m"], "m" * 257]),
-        ("max_tokens", [0, -1, 1.5, "5", True, 2**31, 10**30]),
-        ("max_completion_tokens", [0, 2**63]),
-        ("temperature", [-0.1, 2.1, "1", True, [], 10**400]),
-        ("top_p", [0, 1.1, -1]),
-        ("top_k", [-1, 1.5, 10**7]),
+        ("max_tokens", [1.5, "5", True, []]),
+        ("max_completion_tokens", [0.5, {}]),
+        ("temperature", [-0.1, 100.1, "1", True, [], 10**400]),
+        ("top_p", [1.1, -1, "0"]),
+        ("top_k", [1.5, 10**7, "-1"]),
         ("min_p", [-0.1, 1.1]),
-        ("repetition_penalty", [0, 11]),
+        ("repetition_penalty", [-1, 11]),
         ("presence_penalty", [-2.1, 2.1]),
         ("frequency_penalty", [-2.1, 2.1]),
-        ("stop", ["", [""], [5], ["a"] * (MAX_STOPS + 1), "a" * 257, {}]),
+        ("stop", [5, [5], ["a"] * (MAX_STOPS + 1), "a" * 257, {}]),
         ("seed", [1.5, "1", 2**63, -(2**63) - 1, 10**4999]),
         ("stream", ["yes", 1]),
         (
@@ -224,7 +221,7 @@ def test_a_malformed_body_is_an_invalid_request(body, param):
         ),
         ("tool_choice", ["maybe", 5, {"function": {}}]),
         ("response_format", ["json", {}, {"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "x": 1}]),
-        ("n", ["1", 1.0, True, 10**4999]),
+        ("n", ["1", 1.5, True, 10**4999]),
         ("logprobs", ["yes"]),
         ("logit_bias", [[], {"a": "b"}, {"a": 10**400}]),
         ("functions", [5]),
@@ -254,9 +251,6 @@ def test_a_field_of_the_wrong_kind_or_size_is_named(field, values):
         ("audio", [{"voice": "alloy"}], []),
         ("suffix", ["the end"], [""]),
         ("echo", [True], [False]),
-        ("parallel_tool_calls", [False], [True]),
-        ("reasoning_effort", ["high", "minimal"], ["none"]),
-        ("verbosity", ["low", "high"], ["medium"]),
         ("web_search_options", [{}, {"search_context_size": "low"}], []),
         ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}], ["none", "auto"]),
     ],
@@ -565,7 +559,7 @@ def test_tokens_are_refused_for_what_they_are(body):
 
 @pytest.mark.parametrize(
     ("fields", "allowed"),
-    [('"parallel_tool_calls": false', "`true`"), ('"suffix": "x"', '`""`'), ('"modalities": []', '`["text"]`')],
+    [('"echo": true', "`false`"), ('"suffix": "x"', '`""`'), ('"modalities": []', '`["text"]`')],
 )
 def test_a_refusal_names_what_is_accepted_as_json_has_it(fields, allowed):
     with pytest.raises(HeadraceError) as refusal:

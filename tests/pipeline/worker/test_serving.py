@@ -514,3 +514,16 @@ async def test_the_headers_of_a_request_are_read_in_any_case(start, client, bus)
     assert answer.error.code == "invalid_request"
     await eventually(lambda: seen)
     assert seen == [answer]
+
+
+async def test_an_answer_notes_the_parameters_that_were_taken_in_another_meaning(start, client):
+    worker = await start()
+    await client.ask("r1", b'{"prompt":"x","max_tokens":-1,"stop":""}')
+    (await worker.engine.generation("r1")).finish("so")
+    assert (await client.answer("r1")).headrace.notes == [
+        "`max_tokens` -1 means no limit.",
+        "An empty `stop` string stops nothing.",
+    ]
+    await client.ask("r2", b'{"prompt":"x","max_tokens":9}')
+    (await worker.engine.generation("r2")).finish("so")
+    assert (await client.answer("r2")).headrace.notes is msgspec.UNSET

@@ -84,8 +84,7 @@ def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit:
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation for a chat template: plain text, arguments as objects, `developer` as `system`.
 
-    Raises:
-        HeadraceError: `invalid_request` if the arguments of a tool call are not a JSON object.
+    Arguments that are not a JSON object, as a model may have written them, stay text.
     """
     return [_template_message(message) for message in messages]
 
@@ -103,13 +102,10 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
 
 
 def _template_call(call: ToolCall) -> dict[str, Any]:
+    arguments: dict[str, Any] | str
     try:
         arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise HeadraceError(
-            ErrorCode.INVALID_REQUEST,
-            f'The arguments of the tool call "{call.function.name[:40]}" are not a JSON object.',
-            param="messages",
-        ) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        arguments = call.function.arguments
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}

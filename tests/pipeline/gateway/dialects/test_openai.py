@@ -127,7 +127,7 @@ def test_a_text_stream_that_includes_usage_ends_with_it():
         (b"{", ErrorCode.INVALID_REQUEST, None),
         (b'{"prompt": "x"}', ErrorCode.INVALID_REQUEST, "messages"),
         (body(n=2), ErrorCode.UNSUPPORTED_PARAMETER, "n"),
-        (body(temperature=9), ErrorCode.INVALID_REQUEST, "temperature"),
+        (body(temperature=900), ErrorCode.INVALID_REQUEST, "temperature"),
         (body(stream_options={"include_usage": "yes"}), ErrorCode.INVALID_REQUEST, None),
     ],
     ids=["empty", "text", "list", "broken", "no-messages", "several", "hot", "bad-option"],

@@ -1,0 +1,116 @@
+"""Values that clients send by habit, in the meaning that other servers give them.
+
+`mlx_lm.server`, Ollama, LM Studio and vLLM take them, so clients write them: `max_tokens` -1 for no limit, `top_k` -1
+for all tokens, an empty `stop`, whole numbers as 256.0. A body is read strictly first. Only one that is refused comes
+here, so that a body without such values costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeGuard
+
+_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimensions")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_MOST_TOKENS = 2**31 - 1
+
+Note = Callable[[str], None]
+
+
+def mended(body: bytes) -> tuple[bytes, list[str]]:
+    """A JSON body with the values that are meant, and a note for each that changes how the request is answered.
+
+    Raises:
+        ValueError, RecursionError: it is not a JSON object.
+    """
+    given = json.loads(body)
+    if not isinstance(given, dict):
+        raise TypeError("the body is not an object")
+    notes: list[str] = []
+    given = _without_surrogates(given)
+    _numbers(given, notes.append)
+    _stop(given, notes.append)
+    for tool in _dicts(given.get("tools")):
+        _drop_nulls(tool.get("function"), "description", "parameters")
+    for message in _dicts(given.get("messages")):
+        for call in _dicts(message.get("tool_calls")):
+            _arguments(call.get("function"))
+    # Not a number and infinity are no JSON: what has them is refused as before.
+    return json.dumps(given, ensure_ascii=False, allow_nan=False).encode(), notes
+
+
+def _numbers(given: dict[str, Any], note: Note) -> None:
+    for name in _INTEGERS:
+        value = given.get(name)
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            given[name] = int(value)
+    for name in _LIMITS:
+        value = given.get(name)
+        if _is_whole(value) and not 1 <= value <= _MOST_TOKENS:
+            note(f"`{name}` {value} means no limit.")
+            del given[name]
+    top_k = given.get("top_k")
+    if _is_whole(top_k) and top_k < 0:
+        note(f"`top_k` {top_k} means all tokens.")
+        del given["top_k"]
+    if _is_zero(given.get("top_p")):
+        note("`top_p` 0 means the likeliest token, as `temperature` 0.")
+        del given["top_p"]
+        given["temperature"] = 0
+    if _is_zero(given.get("repetition_penalty")):
+        note("`repetition_penalty` 0 means no penalty.")
+        del given["repetition_penalty"]
+
+
+def _stop(given: dict[str, Any], note: Note) -> None:
+    stop = given.get("stop")
+    if stop == "":
+        del given["stop"]
+    elif isinstance(stop, list) and any(item in ("", None) for item in stop):
+        given["stop"] = [item for item in stop if item not in ("", None)]
+    else:
+        return
+    note("An empty `stop` string stops nothing.")
+
+
+def _arguments(function: Any) -> None:
+    """Arguments of an earlier tool call that are an object, or null, where a string belongs."""
+    if not isinstance(function, dict):
+        return
+    arguments = function.get("arguments")
+    if arguments is None:
+        function["arguments"] = "{}"
+    elif not isinstance(arguments, str):
+        function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+
+
+def _drop_nulls(fields: Any, *names: str) -> None:
+    if isinstance(fields, dict):
+        for name in names:
+            if name in fields and fields[name] is None:
+                del fields[name]
+
+
+def _dicts(items: Any) -> list[dict[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+
+
+def _without_surrogates(value: Any) -> Any:
+    """A halved character (an emoji cut by a program that counts in UTF-16) becomes U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(name): _without_surrogates(item) for name, item in value.items()}
+    return value
