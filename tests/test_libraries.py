@@ -188,7 +188,7 @@ async def test_uvicorn_keeps_its_state_in_the_attributes_that_are_read():
     cycle = protocol.cycle
     for owner, names in (
         (protocol, ("loop", "transport", "flow", "tasks", "connections")),
-        (cycle, ("response_complete", "disconnected", "message_event")),
+        (cycle, ("response_complete", "disconnected", "message_event", "scope")),
     ):
         for name in names:
             assert hasattr(owner, name), changed("uvicorn", f"{type(owner).__name__}.{name}")

@@ -6,7 +6,7 @@ What is used of uvicorn's undocumented parts, all of it here:
   `connection_lost`, `data_received`, `pause_writing` and `resume_writing`; httptools' callbacks `on_message_begin` and
   `on_headers_complete`; `_start_asgi_task(cycle, app)`, through which every request goes; the attributes `loop` and
   `transport`. Each method calls the original.
-- `RequestResponseCycle`: the attributes `response_complete`, `disconnected` and `message_event`.
+- `RequestResponseCycle`: the attributes `response_complete`, `disconnected`, `message_event` and `scope`.
 - `flow_control.service_unavailable`: the application that uvicorn runs above `limit_concurrency`.
 - `Server.capture_signals`, overridden to leave signals to the lifecycle; `should_exit` and `force_exit`, which are set.
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -170,6 +170,8 @@ class HttpConnection(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
         served: Any = _Full(self.most_connections) if app is service_unavailable else app
+        if cycle.scope["http_version"] == "1.0":
+            served = _Unchunked(served)
         super()._start_asgi_task(cycle, served)
 
     def _expect_head(self) -> None:
@@ -198,6 +200,31 @@ class _Full:
         response = error_response(self._error, scope["path"])
         response.headers["connection"] = "close"
         await response(scope, receive, send)
+
+
+class _Unchunked:
+    """An application for a client that speaks HTTP/1.0, which has no chunks: a stream is sent whole, at its end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message = {}
+        body = bytearray()
+
+        async def gather(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            body.extend(message.get("body", b""))
+            if not message.get("more_body", False):
+                headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+                headers.append((b"content-length", str(len(body)).encode()))
+                await send({**start, "headers": headers})
+                await send({"type": "http.response.body", "body": bytes(body)})
+
+        await self._app(scope, receive, gather)
 
 
 class HttpServer(uvicorn.Server):

@@ -6,6 +6,7 @@ The shapes, options and tool calls are in `pipeline.wire.ollama`.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -172,10 +173,15 @@ class OllamaChat:
     """
 
     stream_type = NDJSON
-    keep_alive = b""
 
     def __init__(self, model: str = "") -> None:
         self._model = model
+
+    @property
+    def keep_alive(self) -> bytes:
+        """A part without text: Ollama's clients accept it, and have no comments."""
+        part = AccountedPart(model=self._model or "auto", created_at=time_text(time.time()), done=False)
+        return _line(self._fill(part, "", []))
 
     def part(self, chunk: Chunk) -> bytes:
         """One line; nothing for a chunk without text or tool calls: how the answer ended stands in the last line."""

@@ -471,6 +471,36 @@ async def test_while_nobody_answers_a_stream_shows_that_it_lives(
         assert rest[-2] == "data: [DONE]"
 
 
+async def test_while_nobody_answers_a_stream_of_ollamas_api_has_parts_without_text(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.gateway.answering.KEEP_ALIVE_S", 0.05)
+    async with serve() as client, client.stream("POST", "/api/chat", json=CHAT) as response:
+        lines = response.aiter_lines()
+        first = json.loads(await anext(lines))
+        assert (first["message"], first["done"]) == ({"role": "assistant", "content": ""}, False)
+        await engine.answer(await engine.next_id())
+        rest = [json.loads(line) async for line in lines]
+        assert rest[-1]["done"]
+        assert "".join(part["message"]["content"] for part in rest)
+
+
+@pytest.mark.parametrize("path", [ASK, "/api/chat"])
+async def test_a_client_of_http_1_0_gets_a_stream_whole_and_without_chunks(serve: Serve, engine: Engine, path: str):
+    async with serve() as client, asyncio.timeout(60):
+        body = json.dumps(STREAM).encode()
+        head = f"POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        reader, writer = await raw(client, head.encode() + body)
+        await engine.answer(await engine.next_id())
+        answer = await reader.read()
+        writer.close()
+        head, _, text = answer.partition(b"\r\n\r\n")
+        assert b"200 OK" in head
+        assert b"transfer-encoding" not in head.lower()
+        assert f"content-length: {len(text)}".encode() in head.lower()
+        assert text.endswith(b"data: [DONE]\n\n" if path == ASK else b"}\n")
+
+
 async def test_without_a_monitor_the_queue_is_away_and_answers_go_on(serve: Serve, engine: Engine):
     async with serve() as client:
         for path in ("/queue/stats", "/queue/requests/x"):
