@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from pipeline.config import Config
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
+from pipeline.process.files import room_for
 from pipeline.process.lifecycle import StartError
 from pipeline.wire.errors import ErrorCode
 
@@ -231,7 +232,8 @@ class HttpServer(uvicorn.Server):
     """uvicorn on a bound socket. Set `should_exit` to stop accepting connections and end."""
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
-        limits = {"stall_timeout_s": config.http_stall_timeout_s, "most_connections": config.http_connections}
+        most = room_for(config.http_connections)
+        limits = {"stall_timeout_s": config.http_stall_timeout_s, "most_connections": most}
         super().__init__(
             uvicorn.Config(
                 app,
@@ -243,7 +245,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 date_header=False,
                 timeout_keep_alive=int(_KEEP_ALIVE_S),
-                limit_concurrency=config.http_connections + 1,
+                limit_concurrency=most + 1,
                 proxy_headers=False,
             )
         )
@@ -266,7 +268,8 @@ def bind(config: Config) -> socket.socket:
     for last, each in [(each == ports[-1], each) for each in ports]:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            return socket.create_server((host, each), family=family, backlog=_BACKLOG)
+            both = host == "::" and socket.has_dualstack_ipv6()
+            return socket.create_server((host, each), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         except OSError as error:
             if last:
                 raise StartError(
@@ -278,6 +281,6 @@ def bind(config: Config) -> socket.socket:
 def url_of(listening: socket.socket) -> str:
     """The URL of a listening socket, for clients on this machine."""
     host, port = listening.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - every address of this machine; the URL has one of them
-        host = "127.0.0.1"
+    # Every address of this machine: the URL has one of them.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -20,6 +20,7 @@ import msgspec
 
 from pipeline.aio import wait_set
 from pipeline.config import Config, ConfigError
+from pipeline.process.files import raise_limit
 from pipeline.wire.errors import HeadraceError
 
 REPORT_FD = "HEADRACE_REPORT_FD"
@@ -206,6 +207,7 @@ def run(
         0 after draining; 1 if main failed or exceeded its drain deadline; 128 + signal after a second signal.
     """
     configure_logging(log_level or config.log_level, name)
+    raise_limit()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(_live(main, config, name, drain_timeout_s or config.drain_timeout_s))
 

@@ -1,12 +1,16 @@
-"""What is written in one turn of the event loop leaves in one piece, and nothing of it is lost."""
+"""What is written in one turn of the event loop leaves in one piece; the address that is printed answers."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+from urllib.parse import urlsplit
 
 import pytest
 
-from pipeline.gateway.server import Gathering
+from pipeline.config import Config
+from pipeline.gateway.server import Gathering, bind, url_of
+from pipeline.process.lifecycle import StartError
 from tests.waiting import eventually
 
 
@@ -92,3 +96,17 @@ async def test_an_abort_drops_what_is_held_and_later_writes(ends):
     gathering.write(b"seen")
     await received.over.wait()
     assert (counting.pieces, received.data) == ([], b"")
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::", "0.0.0.0", "::1", "127.0.0.1"])
+def test_the_printed_address_is_one_that_answers(host: str):
+    try:
+        listening = bind(Config(http_host=host, state_dir="x"))
+    except StartError:
+        pytest.skip("IPv6 is switched off")
+    with listening:
+        address = urlsplit(url_of(listening))
+        socket.create_connection((address.hostname, address.port), timeout=10).close()
+        if host == "::":
+            socket.create_connection(("127.0.0.1", address.port), timeout=10).close()
