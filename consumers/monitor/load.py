@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from consumers.monitor.view import STREAMS
 from pipeline.aio import wait_set
+from pipeline.broker import topology
 from pipeline.broker.connection import BusError
 from pipeline.config import Config
 from pipeline.core.saturation import Capacity, SaturationMonitor
@@ -107,11 +108,21 @@ class LoadReporter:
             return
         self._counted_at[engine] = now
         consumers = {state.name: state for state in await self.me.bus.consumers(STREAM_OF[engine])}
+        if missing := sorted(_CONSUMERS[engine].keys() - consumers.keys()):
+            await self._restore(STREAM_OF[engine], missing)
         queued = dict.fromkeys(Priority, 0)
         for name, priority in _CONSUMERS[engine].items():
             if name in consumers:
                 queued[priority] += consumers[name].num_pending
         self.queued[engine] = queued
+
+    async def _restore(self, stream: str, missing: list[str]) -> None:
+        """Create consumers again that were deleted: their lanes would hang."""
+        log.warning("The consumers %s of %s are missing; creating them again.", ", ".join(missing), stream)
+        try:
+            await topology.apply(self.me.bus.js, self.config)
+        except topology.TopologyError as error:
+            log.error("They were not created: %s", error)  # noqa: TRY400 - the message says all
 
     async def _observe(self, engine: EngineName) -> None:
         clock = self.me.bus.clock

@@ -273,3 +273,15 @@ async def test_what_no_monitor_understands_stops_none(monitor, bus, client):
     await bus.publish("llm.queued.high", b"", headers={"Nats-Subject": "llm.request.high", "Nats-Sequence": "x"})
     await client.ask("r1")
     assert await eventually(lambda: _queued(bus, "r1"))
+
+
+@pytest.mark.parametrize(("stream", "consumer"), [(STREAM_REQUESTS, "high"), ("LLM_OLLAMA", "ollama_low")])
+async def test_a_consumer_that_was_deleted_is_created_again(monitor, bus, stream, consumer):
+    await monitor()
+    assert consumer in {state.name for state in await bus.consumers(stream)}
+    await bus.js.delete_consumer(stream, consumer)
+
+    async def back():
+        return consumer in {state.name for state in await bus.consumers(stream)}
+
+    await eventually(back)
