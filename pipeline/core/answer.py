@@ -316,6 +316,13 @@ class AnswerWriter:
         )
 
 
+def cut_short(limit: int | None, finish_reason: FinishReason, usage: Usage) -> list[str]:
+    """The note on an answer that ended before the client's limit, because the context was full; or nothing."""
+    if limit is None or finish_reason != "length" or usage.completion_tokens >= limit:
+        return []
+    return [f"The context was full after {usage.completion_tokens} tokens of the answer: `max_tokens` is {limit}."]
+
+
 def _as_base64(vector: list[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.broker.clock import Clock
 from pipeline.config import Config
-from pipeline.core.answer import AnswerWriter, Record, decide, expired
+from pipeline.core.answer import AnswerWriter, Record, cut_short, decide, expired
 from pipeline.core.ending import Abandoned, Answered, Loss, Outcome, Settled, failure
 from pipeline.core.envelope import Envelope
 from pipeline.core.placement import KnownModels, after_error
@@ -280,6 +280,7 @@ class Serving:
                 await self.held.say(chunk)
             if piece.finish_reason is not None and piece.usage is not None:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
+                answer.notes = answer.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
                 return answer.completion(piece.finish_reason, piece.usage, now=clock.wall())
 

@@ -20,6 +20,7 @@ from tests.waiting import eventually
 
 PRIORITIES = ("high", "medium", "low")
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+LONG = [{"role": "user", "content": "long " * 100_000}]
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
 ASK_WEATHER = [{"role": "user", "content": "What is the weather in Paris?"}]
 MODEL = "headrace-demo"
@@ -139,10 +140,10 @@ async def test_openai_parameters_are_honoured(gpt: openai.AsyncOpenAI):
         ({"model": "tinyllama"}, openai.NotFoundError, "model_internal"),
         ({"model": "gpt-17"}, openai.NotFoundError, "model_not_found"),
         ({"n": 3}, openai.BadRequestError, "unsupported_parameter"),
-        ({"temperature": 7}, openai.BadRequestError, "invalid_request"),
+        ({"temperature": 700}, openai.BadRequestError, "invalid_request"),
         ({"messages": []}, openai.BadRequestError, "invalid_request"),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "unsupported_parameter"),
-        ({"max_tokens": 2_000_000}, openai.BadRequestError, "context_length_exceeded"),
+        ({"messages": LONG}, openai.BadRequestError, "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * (2 << 20)}]}, openai.APIStatusError, "request_too_large"),
         ({"extra_headers": {"X-Priority": "urgent"}}, openai.BadRequestError, "invalid_request"),
         ({"extra_headers": {"X-Request-Timeout": "soon"}}, openai.BadRequestError, "invalid_request"),

@@ -15,6 +15,7 @@ from pipeline.core.answer import (
     AnswerWriter,
     Envelope,
     Record,
+    cut_short,
     decide,
     error_answer,
     expired,
@@ -481,3 +482,10 @@ class Attempts(RuleBasedStateMachine):
 
 TestAttempts = Attempts.TestCase
 TestAttempts.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_an_answer_that_the_context_cut_short_of_its_limit_says_so():
+    usage = Usage(90, 10, 100)
+    (note,) = cut_short(32_000, "length", usage)
+    assert note == "The context was full after 10 tokens of the answer: `max_tokens` is 32000."
+    assert cut_short(10, "length", usage) == cut_short(None, "length", usage) == cut_short(99, "stop", usage) == []

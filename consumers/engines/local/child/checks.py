@@ -47,21 +47,18 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
 
 
 def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, default: int) -> int:
-    """The most tokens that the answer may have. A limit from the client must fit; the default is reduced to fit.
+    """The most tokens that the answer may have: the client's limit or the default, reduced to what fits.
 
     Raises:
-        HeadraceError: `context_length_exceeded`.
+        HeadraceError: `context_length_exceeded`: the prompt leaves no room for an answer.
     """
     room = room_tokens - prompt_tokens
-    if wanted is None and room > 0:
-        return min(default, room)
-    if room > 0 and wanted is not None and wanted <= room:
-        return wanted
-    answer = f" and the answer up to {wanted}" if wanted is not None else ""
+    if room > 0:
+        return min(default if wanted is None else wanted, room)
     raise HeadraceError(
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-        f"The prompt has {prompt_tokens} tokens{answer}. Together they must fit in {room_tokens}.",
-        param="messages" if room <= 0 or wanted is None else "max_tokens",
+        f"The prompt has {prompt_tokens} tokens. Prompt and answer together must fit in {room_tokens}.",
+        param="messages",
     )
 
 
