@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -43,6 +45,10 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without Unicode gets question marks, and no traceback.
+            stream.reconfigure(errors="replace")
     parser = build_parser()
     args = parser.parse_args(argv)
     command: Command = args.command
@@ -287,11 +293,22 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _broker_url(args: argparse.Namespace) -> str:
-    """The broker of the settings, or of the instance that runs on the state folder, or the default."""
+    """The broker of the settings, or of the instance that runs on the state folder, or the default.
+
+    Raises:
+        StartError: a state folder is set, and no instance runs on it. Another one must not be asked instead.
+    """
     from pipeline.up.instance import find
 
     config = config_from(args)
-    running = None if names_a_broker(args) else find(config)
+    if names_a_broker(args):
+        return config.nats_url
+    running = find(config)
+    if running is None and config.state_dir and args.command is not _doctor:
+        raise StartError(
+            f"No headrace runs on the state folder {config.state_dir}. Start one with `headrace up --state-dir "
+            f"{shlex.quote(config.state_dir)}`, or name a broker with --nats-url."
+        )
     return running.nats if running is not None else config.nats_url
 
 

@@ -24,6 +24,11 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
+def visible(text: str) -> str:
+    """Return text with control characters escaped: a publisher wrote it, and it must not control the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def sentence(text: str) -> str:
     """Return text with a capital letter and a full stop."""
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

@@ -14,7 +14,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.broker.letters import Chosen, Row, as_row, letters
 from pipeline.broker.letters import purge as purge_one
 from pipeline.broker.letters import replay as replay_one
-from pipeline.commands import run_client, say, tell
+from pipeline.commands import run_client, say, tell, visible
 from pipeline.core.letters import DeadLetter
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
@@ -81,7 +81,8 @@ def _print_table(rows: list[Row]) -> None:
     for column in ("id", "priority", "code", "attempts", "age", "trace id"):
         table.add_column(column, justify="right" if column in ("attempts", "age") else "left", overflow="fold")
     for row in rows:
-        table.add_row(row.id, row.priority, row.code, str(row.attempts), _age(row.age_s), row.trace_id or "-")
+        cells = (row.id, row.priority, row.code, str(row.attempts), _age(row.age_s), row.trace_id or "-")
+        table.add_row(*map(visible, cells))
     Console(highlight=False, markup=False).print(table)
 
 
@@ -114,12 +115,7 @@ def _text(letter: DeadLetter) -> str:
     }
     lines = [f"{name + ':':<10}{value}" for name, value in what.items()]
     lines += ["", "headers:", *(f"  {name}: {value}" for name, value in sorted(letter.headers.items()))]
-    return _plain("\n".join([*lines, "", "body:", _body(letter.body)]))
-
-
-def _plain(text: str) -> str:
-    """Text with control characters escaped: a publisher wrote it, and it must not control the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return visible("\n".join([*lines, "", "body:", _body(letter.body)]))
 
 
 def _body(body: bytes) -> str:

@@ -42,8 +42,12 @@ async def _print_tables(bus: Bus, *, watch: bool) -> int:
     from rich.live import Live  # noqa: PLC0415
 
     console = Console(highlight=False)
-    if not watch:
+    if not (watch and console.is_terminal):
         console.print(await _fetched(bus))
+        while watch:
+            await asyncio.sleep(_WATCH_EVERY_S)
+            console.print()
+            console.print(await _fetched(bus))
         return 0
     with Live(await _fetched(bus), console=console, auto_refresh=False) as live:
         while True:

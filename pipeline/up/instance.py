@@ -72,8 +72,14 @@ def announced(instance: Instance, *files: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+def _for_this_user_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_name(f".{file.name}.{os.getpid()}")
-    whole.write_bytes(content)
+    # The broker's URL can hold a password.
+    with open(whole, "wb", opener=_for_this_user_only) as out:
+        out.write(content)
     whole.replace(file)

@@ -13,7 +13,7 @@ from pipeline.broker.connection import without_password
 OLLAMA_PORT = 11434
 NATS_PORT = 4222
 _LOOK_EVERY_S = 0.2
-_ANSWER_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 5.0
 
 
 def ollama_url(host: str) -> str:

@@ -233,8 +233,8 @@ def test_a_prompt_that_is_none_is_refused_before_anything_is_sent(prompt):
     assert done.stderr.startswith(b"headrace: The prompt is ")
 
 
-def test_a_limit_that_cannot_be_is_refused_in_one_line(nats_server: NatsServer):
-    done = headrace("send", "--max-tokens", "0", "--nats-url", nats_server.url, "x")
+def test_a_request_that_cannot_be_sent_is_refused_in_one_line(nats_server: NatsServer):
+    done = headrace("send", "--model", "m" * 300, "--nats-url", nats_server.url, "x")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("headrace: invalid_request: ")
@@ -392,3 +392,36 @@ def test_what_is_sent_is_a_request_of_the_contract():
     request = decode_request(body, max_body_bytes=1000)
     assert (request.wanted_model, request.token_limit, request.streams) == ("m", 3, False)
     assert msgspec.json.decode(body)["stream"] is False
+
+
+@pytest.mark.parametrize("command", [["send", "x"], ["stats"], ["cancel", "r1"], ["dead", "purge", "--all"]])
+def test_a_client_asks_no_other_instance_than_the_one_of_the_state_folder(command, tmp_path):
+    run = headrace(*command, "--state-dir", str(tmp_path / "stopped one"))
+    assert run.returncode == 1
+    assert "No headrace runs on the state folder" in run.stderr
+    assert f"--state-dir '{tmp_path}/stopped one'" in run.stderr
+
+
+def test_watching_into_a_file_writes_the_statistics_again_and_again(state, tmp_path):
+    out = tmp_path / "stats.txt"
+    with out.open("wb") as file:
+        command = [sys.executable, "-m", "pipeline.cli", "stats", "--watch", "--state-dir", str(state)]
+        watching = subprocess.Popen(command, stdout=file, env=environment())
+    try:
+        wait_until(lambda: out.read_text().count("Dead letters:") >= 2, what="two statistics")
+    finally:
+        watching.send_signal(signal.SIGINT)
+        watching.wait(TIMEOUT_S)
+
+
+def test_a_terminal_without_unicode_gets_question_marks():
+    code = "import sys; from pipeline.cli import main; from pipeline.commands import say; "
+    code += "sys.argv[1:] = ['key', 'list']; main(); say('Привет, мир')"
+    environ = environment() | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "??????, ???" in run.stdout
+
+
+def test_only_its_user_reads_the_file_that_holds_the_brokers_address(state):
+    assert (state / "run.json").stat().st_mode & 0o777 == 0o600
