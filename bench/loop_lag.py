@@ -79,7 +79,7 @@ async def queue(bus: Bus, requests: int) -> None:
 
 async def measure(slots: int, seconds: float, folder: Path) -> None:
     async with single(folder) as url:
-        config = Config(nats_url=url, state_dir=str(folder / "state"), slots=slots)
+        config = Config(nats_url=url, state_dir=str(folder / "state"), slots=slots, model="demo")
         idle = await sample(IDLE_S, None)
         model_path, served_name = located(config.model), served_name_of(config.model)
         async with (

@@ -26,6 +26,7 @@ ALONE = {"OLLAMA_STANDIN": "false", "OLLAMA_HOST": "127.0.0.1:9"}
 def process(*command: str, ready: Path, settings: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Run a headrace module as a process for the duration of the block; yields the content of its ready file."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
+    environ["HEADRACE_MODEL"] = "demo"
     environ |= {f"HEADRACE_{key}": value for key, value in settings.items()}
     with ended(
         subprocess.Popen(

@@ -82,7 +82,7 @@ class Version:
     def environ(self, settings: Mapping[str, str]) -> dict[str, str]:
         """The environment in which this tree is imported, whatever is installed."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
-        given = {f"HEADRACE_{key}": value for key, value in settings.items()}
+        given = {"HEADRACE_MODEL": "headrace-demo"} | {f"HEADRACE_{key}": value for key, value in settings.items()}
         return inherited | given | {"PYTHONPATH": str(self.root)}
 
     def start(self, log: Path, *arguments: str, settings: Mapping[str, str]) -> Program:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
 from consumers.engines.local.process import EngineProcess
-from consumers.models.names import located, served_name_of
+from consumers.models.obtain import GettingStopped, obtain
 from pipeline.config import Config
 from pipeline.delivery.taking import MLX_SOURCE
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.worker.worker import Worker
 
+_REPORT_EVERY_S: Final = 2.0
+
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
-    """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
-    model_path, served_name = located(config.model), served_name_of(config.model)
+    """Run the role until lifecycle asks to stop.
+
+    Raises:
+        ModelError: the model cannot be got.
+        BusError, TopologyError: as `pipeline.process.role.role`.
+    """
+    if config.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # inherited by the engine's process, which loads repositories
+    try:
+        model = await obtain(config, lifecycle, every_s=_REPORT_EVERY_S)
+    except GettingStopped:
+        return
     async with (
         role("mlx", config) as me,
-        EngineProcess(config, model_path=model_path, served_name=served_name) as engine,
+        EngineProcess(config, model_path=model.path, served_name=model.name) as engine,
     ):
         await Worker(me, engine, config, MLX_SOURCE).run(lifecycle)

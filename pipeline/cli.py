@@ -21,6 +21,7 @@ from pipeline.commands.options import (
     config_from,
     given_options,
     names_a_broker,
+    sets,
     settings_file,
 )
 from pipeline.config import Config, ConfigError
@@ -126,6 +127,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     _add_dead(commands)
     _add_key(commands)
+    _add_models(commands)
 
     doctor = commands.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
     add_options(doctor)
@@ -185,6 +187,25 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         add_options(action, keys=("http_keys",) if action is show_list else ())
 
 
+def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pull = commands.add_parser("pull", help="fetch a model into the store")
+    pull.add_argument(
+        "name",
+        metavar="NAME",
+        help="smollm2, a repository on the Hugging Face hub, a GGUF file, or the address of one",
+    )
+    pull.set_defaults(command=_pull)
+    models = commands.add_parser("models", help="list or remove the stored models")
+    models.set_defaults(command=_models, action="list")
+    actions = models.add_subparsers(metavar="ACTION")
+    show_list = actions.add_parser("list", help="list the stored models (default)")
+    remove = actions.add_parser("rm", help="remove a stored model")
+    remove.add_argument("name", metavar="NAME", help="name of the model")
+    remove.set_defaults(action="rm")
+    for parser in (pull, models, show_list, remove):
+        add_options(parser, keys=("models_dir",))
+
+
 def _up(args: argparse.Namespace) -> int:
     from pipeline.gateway import check_exposure
     from pipeline.up.local import up
@@ -192,7 +213,7 @@ def _up(args: argparse.Namespace) -> int:
     config = config_from(args)
     check_exposure(config)
     ready_file = Path(args.ready_file).absolute() if args.ready_file else None
-    return up(config, own_broker=not names_a_broker(args), ready_file=ready_file)
+    return up(config, own_broker=not names_a_broker(args), ready_file=ready_file, model_named=sets(args, "model"))
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -286,10 +307,29 @@ def _key(args: argparse.Namespace) -> int:
     return key.add(file, args.name, {field: getattr(args, field) for field in fields})
 
 
+def _pull(args: argparse.Namespace) -> int:
+    from pipeline.commands.pull import pull
+
+    config = config_from(args)
+    pulled = import_module("consumers.models.obtain").pulled
+    return pull(lambda on_progress: pulled(args.name, config, on_progress))
+
+
+def _models(args: argparse.Namespace) -> int:
+    from pipeline.commands import models
+
+    store = import_module("consumers.models.store").Store(config_from(args).models_dir)
+    if args.action == "rm":
+        return models.removed(args.name, store.remove(args.name))
+    return models.show_list(store.models(), store.root)
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from pipeline.commands.doctor import doctor
 
-    return doctor(config_from(args), _broker_url(args))
+    config = config_from(args)
+    about = import_module("consumers.models.obtain").about(config)
+    return doctor(config, _broker_url(args), about)
 
 
 def _broker_url(args: argparse.Namespace) -> str:

@@ -55,7 +55,7 @@ Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port` or URL")]
 ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
-ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name or the folder of a model")]
+ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")]
 Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
 Engine = Annotated[Literal["mlx", "simulated"], ValueKind("ENGINE", "an engine (mlx or simulated)")]
 Replicas = Annotated[Literal[1, 3, 5], ValueKind("N", "a number of copies (1, 3 or 5)")]
@@ -216,10 +216,25 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     model: Annotated[
         ModelPlace,
         Setting(
-            "model: a folder, a repository on the Hugging Face hub, or the demo model",
-            "A repository is downloaded at first use.",
+            "model: `smollm2`, `demo`, a name that `headrace models` lists, a folder, a GGUF file, or a repository on "
+            "the Hugging Face hub",
+            "`smollm2` and repositories are fetched at first use: see [Models](models.md).",
         ),
-    ] = "headrace-demo"
+    ] = "smollm2"
+    models_dir: Annotated[
+        Folder,
+        Setting(
+            "folder of fetched and converted models; empty selects the user's cache folder",
+            "The user's cache folder depends on the platform: `~/.cache/headrace/models` on Linux.",
+        ),
+    ] = ""
+    offline: Annotated[
+        Switch,
+        Setting(
+            "fetch no model",
+            "Without `model`, `headrace up` then uses the demo model unless `smollm2` is stored.",
+        ),
+    ] = False
     slots: Annotated[Slots, Setting("requests that the engine runs at once", "This is the size of the batch.")] = 8
     prefill_step_tokens: Annotated[
         Count,

@@ -15,16 +15,23 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, Config
 from tests.support import ROOT, NatsServer
 
+DEMO = "headrace-demo"
+
 
 def pytest_configure() -> None:
-    """Restore SIGINT: a suite in the background inherits it as ignored, and its children would too."""
+    """Restore SIGINT: a suite in the background inherits it as ignored, and its children would too.
+
+    Processes that session fixtures start use the demo model. No test but those marked `real` fetches one.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["HEADRACE_MODEL"] = DEMO
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("HEADRACE_MODEL", DEMO)
     # Child processes import this checkout, even if another one is installed.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
@@ -50,8 +57,8 @@ def shared_nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nat
 
 @pytest.fixture
 def config(nats_server: NatsServer, tmp_path: Path) -> Config:
-    """The default settings, with the URL of the test's own server."""
-    return Config(nats_url=nats_server.url, state_dir=str(tmp_path / "state"))
+    """The default settings, with the URL of the test's own server and the demo model."""
+    return Config(nats_url=nats_server.url, state_dir=str(tmp_path / "state"), model=DEMO)
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ class Plan:
         """The settings of the roles: small batches, answers of one to two seconds, enough attempts for many kills."""
         return Config(
             engine=self.engine,
+            model="headrace-demo",
             slots=4,
             simulated_tokens_per_s=160.0,
             simulated_answer_tokens=self.max_tokens,

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from importlib import metadata, util
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.broker import topology
@@ -20,7 +19,6 @@ from pipeline.config import Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.models import is_internal
 from pipeline.up.reach import broker_trouble, ollama_models, ollama_url, ollama_version, port_answers
-from pipeline.up.screen import DEMO_MODEL
 from pipeline.up.server import BrokerError, find_server
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
@@ -28,6 +26,10 @@ _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs"
 _MLX_PROBE = "import mlx.core as mx, mlx_lm; print(mlx_lm.__version__, mx.default_device(), sep=', ')"
 _MLX_PROBE_TIMEOUT_S = 60.0
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+About = tuple[bool, str, str]
+"""Of the model: whether it can be used, what it is, and what to do."""
 
 
 class Finding(NamedTuple):
@@ -39,17 +41,17 @@ class Finding(NamedTuple):
     next_step: str = ""
 
 
-def doctor(config: Config, url: str) -> int:
+def doctor(config: Config, url: str, model: About) -> int:
     """Print all findings. Return 1 if one of them is a failure, else 0."""
-    return asyncio.run(_doctor(config, url))
+    return asyncio.run(_doctor(config, url, model))
 
 
-async def _doctor(config: Config, url: str) -> int:
+async def _doctor(config: Config, url: str, model: About) -> int:
     from rich.console import Console  # noqa: PLC0415 - only needed to print
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
     code = 0
-    async for finding in findings(config, url):
+    async for finding in findings(config, url, model):
         console.print(f"{finding.level:<5}", style=_STYLES[finding.level], end="")
         console.print(f" {finding.what:<12} {finding.detail}")
         if finding.next_step:
@@ -58,7 +60,7 @@ async def _doctor(config: Config, url: str) -> int:
     return code
 
 
-async def findings(config: Config, url: str) -> AsyncIterator[Finding]:
+async def findings(config: Config, url: str, model: About) -> AsyncIterator[Finding]:
     """Yield the findings, each after those that it depends on."""
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield _packages()
@@ -69,7 +71,7 @@ async def findings(config: Config, url: str) -> AsyncIterator[Finding]:
         yield Finding("ok", "engine", "simulated: needs no model")
     else:
         yield await _mlx()
-        yield _model(config.model)
+        yield _model(model)
     yield await _ollama(config)
     yield await _traces()
 
@@ -161,20 +163,9 @@ async def _mlx() -> Finding:
     return Finding("ok", "mlx", f"mlx-lm {out.decode().strip()}")
 
 
-def _model(model: str) -> Finding:
-    if model == DEMO_MODEL:
-        return Finding("ok", "model", "the demo model, a toy; --model selects a real one")
-    path = Path(model).expanduser()
-    if (path / "config.json").is_file():
-        return Finding("ok", "model", str(path))
-    if path.is_absolute() or model.startswith((".", "~")):
-        return Finding(
-            "fail",
-            "model",
-            f"{path} is not a model: it has no config.json",
-            "use the folder of a model in MLX's format",
-        )
-    return Finding("ok", "model", f"{model}, downloaded from the Hugging Face hub at first use")
+def _model(about: About) -> Finding:
+    usable, detail, next_step = about
+    return Finding("ok" if usable else "fail", "model", detail, next_step)
 
 
 async def _ollama(config: Config) -> Finding:

@@ -65,7 +65,16 @@ def names_a_broker(args: argparse.Namespace, environ: Mapping[str, str] = os.env
     Raises:
         ConfigError: as `pipeline.config.given`.
     """
-    return "nats_url" in given(_options(args), environ=_settings(environ), file=settings_file(args, environ))
+    return sets(args, "nats_url", environ)
+
+
+def sets(args: argparse.Namespace, key: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether an option, the environment or the settings file sets a key.
+
+    Raises:
+        ConfigError: as `pipeline.config.given`.
+    """
+    return key in given(_options(args), environ=_settings(environ), file=settings_file(args, environ))
 
 
 def _add_option(group: argparse._ArgumentGroup, key: Key) -> None:

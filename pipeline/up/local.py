@@ -21,6 +21,7 @@ from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
+from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_url, ollama_version
 from pipeline.up.screen import Screen
 from pipeline.up.server import Broker, state_lock
@@ -65,6 +66,10 @@ class Local:
         screen: the output at the terminal.
         roles: the processes to run beside the broker.
         ready_file: written when everything is ready, removed at the end.
+        model_named: whether the user named the model. Then the demo model does not replace it.
+
+    Attributes:
+        gguf: the GGUF file with the weights of the model, if there is one. Known before the roles start.
     """
 
     def __init__(
@@ -75,7 +80,10 @@ class Local:
         screen: Screen,
         roles: Sequence[RoleProcess] = ROLES,
         ready_file: Path | None = None,
+        model_named: bool = False,
     ) -> None:
+        self.gguf: Path | None = None
+        self._model_named = model_named
         self._config = config
         self._own_broker = own_broker
         self._screen = screen
@@ -92,10 +100,13 @@ class Local:
         """Start everything, run until `lifecycle.stopping`, and stop everything. Cancelling kills everything.
 
         Raises:
-            LaunchError: the state folder is in use, a port is taken, or the streams cannot be created.
+            LaunchError: the state folder is in use, a port is taken, the streams cannot be created, or the model that
+                the user named cannot be got.
         """
         with state_lock(self._dir) as lock:
             (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
+            if not await self._get_model(lifecycle):
+                return
             broker = Broker(
                 self._dir,
                 lock=lock,
@@ -136,6 +147,29 @@ class Local:
         self._screen.stopping()
         await self._stop(self._config.drain_timeout_s)
         self._screen.stopped()
+
+    async def _get_model(self, lifecycle: Lifecycle) -> bool:
+        """Get the model of the MLX role. Return False if the command was stopped meanwhile."""
+        if self._config.engine == "simulated" or "mlx" not in {role.name for role in self._roles}:
+            return True
+        getting = asyncio.create_task(find_model(self._environ(), self._log("models"), self._screen.fetching))
+        try:
+            await _first(_ended(getting), lifecycle.stopping.wait())
+        finally:
+            getting.cancel()
+            self._screen.fetched()
+        if not getting.done():
+            return False
+        self._use(getting.result())
+        return True
+
+    def _use(self, found: ModelFound) -> None:
+        if found.trouble and self._model_named:
+            raise LaunchError(found.trouble)
+        self._screen.model(found.name or DEMO_MODEL, trouble=found.trouble)
+        self.gguf = found.gguf
+        if found.trouble:
+            self._config = msgspec.structs.replace(self._config, model=DEMO_MODEL)
 
     def _keep(self, group: asyncio.TaskGroup, kept: Kept) -> None:
         self._kept[kept.name] = kept
@@ -245,15 +279,32 @@ class Local:
 
 
 def up(
-    config: Config, *, own_broker: bool, roles: Sequence[RoleProcess] = ROLES, ready_file: Path | None = None
+    config: Config,
+    *,
+    own_broker: bool,
+    roles: Sequence[RoleProcess] = ROLES,
+    ready_file: Path | None = None,
+    model_named: bool = False,
 ) -> int:
     """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does."""
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:
-        local = Local(config, own_broker=own_broker, screen=Screen(config), roles=roles, ready_file=ready_file)
+        local = Local(
+            config,
+            own_broker=own_broker,
+            screen=Screen(config),
+            roles=roles,
+            ready_file=ready_file,
+            model_named=model_named,
+        )
         await local.serve(lifecycle)
 
     return run(main, config, "up", log_level="warning", drain_timeout_s=config.drain_timeout_s + OVERHEAD_S)
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """Wait for a task without raising what it raises, and without cancelling it."""
+    await asyncio.wait([task])
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:

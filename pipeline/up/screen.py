@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from pipeline.config import Config
 from pipeline.process.lifecycle import Report
+from pipeline.up.bar import FetchBar
 from pipeline.up.instance import Instance
+from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import NATS_PORT
 
 if TYPE_CHECKING:
     from rich.status import Status
 
-DEMO_MODEL = "headrace-demo"
 _PROGRESS_EVERY_S = 2.0
 
 
@@ -31,6 +32,8 @@ class Screen:
 
         self._config = config
         self._console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._bar = FetchBar(self._console, "model")
+        self._model = config.model
         self._status: Status | None = None
         self._loading = ""
         self._places: dict[str, str] = {}
@@ -43,6 +46,23 @@ class Screen:
         """Show the broker's address."""
         self._places["broker"] = f"{url}  ({'embedded nats-server' if own else 'not started by this command'})"
         self._line("broker", self._places["broker"])
+
+    def fetching(self, report: Report) -> None:
+        """Show the progress of the model that is being fetched."""
+        self._bar.update(report)
+
+    def fetched(self) -> None:
+        """Show that the model is no longer being fetched."""
+        self._bar.close()
+
+    def model(self, name: str, *, trouble: str) -> None:
+        """Note the model that is used. With a trouble, it is the demo model in place of the default one."""
+        if trouble:
+            advice = f"Using the demo model, a toy. `{command_name()} pull {self._config.model}` tries again."
+            self._line("model", f"{trouble} {advice}", style="yellow")
+        elif self._bar.shown:
+            self._line("model", f"{name} is ready")
+        self._model = name
 
     def ollama(self, url: str, *, version: str | None, standin: bool) -> None:
         """Note which Ollama server is used, for the overview."""
@@ -111,8 +131,8 @@ class Screen:
         said = self._states.get("mlx", Report("down")).detail
         if self._config.engine == "simulated":
             return "simulated  (no model runs; the answers are filler text)"
-        text = said if self._config.model in said else f"{self._config.model}  {said}".rstrip()
-        if self._config.model == DEMO_MODEL:
+        text = said if self._model in said else f"{self._model}  {said}".rstrip()
+        if self._model == DEMO_MODEL:
             text += "  (a toy; --model NAME_OR_PATH selects a real model)"
         return text
 

@@ -15,7 +15,7 @@ Starter = Callable[..., AbstractAsyncContextManager[EngineProcess]]
 
 @asynccontextmanager
 async def started(kind: str, **options) -> AsyncIterator[EngineProcess]:
-    settings = {"engine": kind, "slots": 8, "engine_faults": True, "step_timeout_s": 30.0}
+    settings = {"engine": kind, "slots": 8, "engine_faults": True, "step_timeout_s": 30.0, "model": "demo"}
     if kind == "simulated":
         settings |= {"simulated_tokens_per_s": 4000.0, "simulated_answer_tokens": 60}
     async with engine_of(Config(**settings | options)) as engine:

@@ -1,0 +1,60 @@
+"""Fetching a GGUF file from an address. An interrupted download is resumed if the server can."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from consumers.models.store import ModelError
+from consumers.models.watched import Headway, Note
+
+_TIMEOUT_S: Final = 30.0
+_NOTE_EVERY: Final = 1 << 18
+
+
+def download(address: str, target: Path, note: Note) -> None:
+    """Write what is at an address to target.
+
+    Raises:
+        ModelError: the server does not answer, or not with the file.
+    """
+    part = target.with_name(f"{target.name}.part")
+    try:
+        with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:
+            _read(client, address, part, note)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ModelError(f"Cannot download {address}: {str(error) or type(error).__name__}.") from None
+    part.replace(target)
+
+
+def _read(client: httpx.Client, address: str, part: Path, note: Note) -> None:
+    """Append what is missing to part; begin again if the server sends the whole file, or a different one."""
+    tag = part.with_name(f"{part.name}.tag")
+    have = part.stat().st_size if part.is_file() and tag.is_file() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
+    with client.stream("GET", address, headers=headers) as response:
+        if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()
+            raise ModelError(f"The download of {address} does not fit what is there of it. Try again.")
+        response.raise_for_status()
+        done = have if response.status_code == HTTPStatus.PARTIAL_CONTENT else 0
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        # A weak tag does not promise the same bytes.
+        if mark and not mark.startswith("W/"):
+            tag.write_text(mark)
+        else:
+            tag.unlink(missing_ok=True)
+        total = done + int(response.headers.get("Content-Length", 0))
+        with part.open("ab" if done else "wb") as out:
+            for block in response.iter_bytes(_NOTE_EVERY):
+                out.write(block)
+                done += len(block)
+                note(Headway("fetching", done, total))
+    tag.unlink(missing_ok=True)
+    if total and done != total:
+        raise ModelError(f"The download of {address} ended after {done} of {total} bytes. Try again.")

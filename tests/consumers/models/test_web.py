@@ -1,0 +1,84 @@
+"""GGUF files from an address: whole, resumed, begun again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from consumers.models.getting import get, pull
+from consumers.models.store import ModelError, Store
+from consumers.models.watched import Headway
+from consumers.models.web import download
+from tests.consumers.models.conftest import Site
+from tests.consumers.models.ggufs import written
+
+
+class GivenUpError(Exception):
+    """What a note raises to end the download."""
+
+
+def ignore(_: Headway) -> None:
+    pass
+
+
+def give_up_with_bytes(step: Headway) -> None:
+    if step.done:
+        raise GivenUpError
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "big.gguf").write_bytes(bytes(range(256)) * 8192)
+    with Site(tmp_path / "files") as site:
+        yield site
+
+
+def interrupted(files: Site, target: Path) -> int:
+    files.gate.clear()
+    with pytest.raises(GivenUpError):
+        download(f"{files.url}/big.gguf", target, give_up_with_bytes)
+    files.gate.set()
+    assert not target.exists()
+    return target.with_name("model.gguf.part").stat().st_size
+
+
+def test_an_interrupted_download_is_resumed(files: Site, tmp_path: Path):
+    target = tmp_path / "model.gguf"
+    have = interrupted(files, target)
+    assert have > 0
+    download(f"{files.url}/big.gguf", target, ignore)
+    assert target.read_bytes() == (files.folder / "big.gguf").read_bytes()
+    assert files.asked[-1] == ("/big.gguf", f"bytes={have}-")
+    assert [file.name for file in tmp_path.glob("model*")] == ["model.gguf"]
+
+
+def test_a_file_that_has_changed_is_fetched_anew(files: Site, tmp_path: Path):
+    target = tmp_path / "model.gguf"
+    interrupted(files, target)
+    (files.folder / "big.gguf").write_bytes(b"another" * 9999)
+    files.tag = '"two"'
+    download(f"{files.url}/big.gguf", target, ignore)
+    assert target.read_bytes() == b"another" * 9999
+
+
+def test_a_server_without_the_file_is_named(files: Site, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"Cannot download http://.*/none.gguf: .*404"):
+        download(f"{files.url}/none.gguf", tmp_path / "model.gguf", ignore)
+    with pytest.raises(ModelError, match=r"Cannot download http://127.0.0.1:9/x.gguf"):
+        download("http://127.0.0.1:9/x.gguf", tmp_path / "model.gguf", ignore)
+
+
+def test_a_model_is_pulled_by_its_address(files: Site, tmp_path: Path):
+    written(files.folder / "qwen.gguf", "qwen2")
+    store = Store(str(tmp_path / "store"))
+    model = pull(f"{files.url}/qwen.gguf?download=true", store, ignore)
+    assert get("qwen", store, ignore) == model
+    (listed,) = store.models()
+    assert listed.origin.startswith(files.url)
+
+
+def test_an_address_of_something_else_is_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match="is not the address of a GGUF file"):
+        pull("https://host/page.html", Store(str(tmp_path)), ignore)
