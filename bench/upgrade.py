@@ -61,7 +61,7 @@ POISON = "Tell me a story. [[fault:raise@2]]"
 
 # Settings that both versions know. The first is overloaded, so that requests wait in every lane and some are spilled.
 COMMON = {"ENGINE": "simulated", "SLOTS": "4", "OLLAMA_SLOTS": "2", "SIMULATED_ANSWER_TOKENS": "24", "HTTP_PORT": "0"}
-COMMON |= {"LOG_LEVEL": "info", "TARGET_WAIT_S": "1", "OLLAMA_HOST": "127.0.0.1:9"}
+COMMON |= {"LOG_LEVEL": "info", "TARGET_WAIT_S": "1", "OLLAMA_HOST": "none"}
 SLOW = COMMON | {"SIMULATED_TOKENS_PER_S": "60", "DRAIN_TIMEOUT_S": "0.3", "ENGINE_FAULTS": "true"}
 FAST = COMMON | {"SIMULATED_TOKENS_PER_S": "2000"}
 STEADY = COMMON | {"SIMULATED_TOKENS_PER_S": "300"}

@@ -31,7 +31,21 @@ from pipeline.settings import (
 )
 from pipeline.wire.subjects import Priority
 
-__all__ = ["ENV_PREFIX", "KEYS", "SETTINGS", "Config", "ConfigError", "HttpKey", "given", "load", "to_environment"]
+__all__ = [
+    "ENV_PREFIX",
+    "KEYS",
+    "NO_OLLAMA",
+    "SETTINGS",
+    "Config",
+    "ConfigError",
+    "HttpKey",
+    "given",
+    "load",
+    "to_environment",
+]
+
+# The value of `ollama_host` for no Ollama server.
+NO_OLLAMA = "none"
 
 # Excludes infinity.
 _MOST = sys.float_info.max
@@ -53,7 +67,7 @@ Switch = Annotated[bool, ValueKind("", "true or false")]
 Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
-OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port` or URL")]
+OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
 ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
 ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")]
 Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
@@ -341,7 +355,8 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         OllamaHost,
         Setting(
             "Ollama server that requests spill to; empty selects OLLAMA_HOST",
-            "If `OLLAMA_HOST` is not set either, it is `127.0.0.1:11434`.",
+            "If `OLLAMA_HOST` is not set either, it is `127.0.0.1:11434`. `headrace up` replaces no server that you "
+            "name, even if it does not answer. With `none`, it looks for no server.",
             section="Ollama",
         ),
     ] = ""
@@ -350,7 +365,11 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         Count, Setting("requests that can wait for Ollama beside the running ones; more are not spilled")
     ] = 4
     ollama_standin: Annotated[
-        Switch, Setting("let `headrace up` start a stand-in with the demo model if no Ollama server answers")
+        Switch,
+        Setting(
+            "let `headrace up` start a second engine with Ollama's API if it finds no Ollama server",
+            "It is llama.cpp with the model's GGUF file, or the demo model beside the demo model.",
+        ),
     ] = True
     ollama_timeout_s: Annotated[
         Seconds, Setting("an Ollama server that sends nothing for this long during an answer has failed")
@@ -366,14 +385,16 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         ModelNames,
         Setting(
             "models that users cannot request",
-            "A name matches with any owner, size or tag.",
+            "A name matches with any owner, size or tag. Where llama.cpp is the second engine, it serves the "
+            "pipeline's own requests under the first name, with the model that it has.",
         ),
     ] = field(default_factory=lambda: ["tinyllama"])
     classifier_model: Annotated[
         ModelName,
         Setting(
             "model on Ollama that classifies the prompts that triage is unsure of; none by default",
-            "Only an internal model is used.",
+            "Only an internal model is used. A very small one is no help: see "
+            "[triage](architecture.md#triage-and-spilling).",
         ),
     ] = ""
     classifier_timeout_s: Annotated[

@@ -1,3 +1,3 @@
-"""The stand-in for a missing Ollama: a server process with Ollama's API in front of the demo model, so that spilled
-requests go over HTTP to a second engine. It never claims to be Ollama.
+"""The second engine where no Ollama is found: a server process with Ollama's API, in front of llama.cpp with a GGUF
+file, or of the demo model. Spilled requests go to it over HTTP. It never claims to be Ollama.
 """

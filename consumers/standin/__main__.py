@@ -1,4 +1,4 @@
-"""The stand-in's process: `python -m consumers.standin --port 0 --ready-file PATH`."""
+"""The stand-in's process: `python -m consumers.standin --port 0 --ready-file PATH [--gguf FILE --name NAME]`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import uvicorn
 
 from consumers.demo_model import MODEL_NAME
+from consumers.engines.llamacpp import LlamaEngine, LlamaError
 from consumers.engines.local.process import EngineProcess
 from consumers.models.names import located
+from consumers.models.unpacked import for_llama
 from consumers.standin.server import Server
+from consumers.standin.shown import of_demo, of_llama
 from pipeline.config import Config, ConfigError, load
 from pipeline.engine import Engine
 
 DRAIN_S = 2
 
 log = logging.getLogger("standin")
+
+
+class _UnusableError(Exception):
+    """The model cannot be used. The message is a sentence."""
 
 
 def main() -> int:
@@ -42,13 +49,18 @@ def main() -> int:
         return 2
     logging.basicConfig(level=config.log_level.upper(), format="standin: %(levelname)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Before the server, because it takes seconds the first time.
+    options.file = options.gguf and for_llama(options.gguf)
     return asyncio.run(_serve(options, config))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m consumers.standin", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="the port on loopback; 0 is any free port")
-    parser.add_argument("--model-name", default=f"{MODEL_NAME}-mini", help="the name of the model")
+    parser.add_argument("--gguf", type=Path, help="run this file on llama.cpp, not the demo model")
+    parser.add_argument("--name", help=f"the name of the model; the default is the file's, or {MODEL_NAME}-mini")
+    parser.add_argument("--threads", type=int, default=0, help="threads of llama.cpp; 0 is half of the cores")
     parser.add_argument("--parallel", type=int, help="answers at once; the default is the setting ollama_slots")
     parser.add_argument("--ready-file", type=Path, help="write the URL here, as JSON, when the server is ready")
     return parser.parse_args(arguments)
@@ -56,18 +68,50 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 async def _serve(options: argparse.Namespace, config: Config) -> int:
     parallel = options.parallel or config.ollama_slots
-    # It stands in with the demo model, whatever the first engine runs.
+    if options.gguf is not None:
+        name = options.name or options.gguf.stem
+        serving = _llama(options.file, config, name=name, parallel=parallel, threads=options.threads)
+    else:
+        serving = _demo(config, name=options.name or f"{MODEL_NAME}-mini", parallel=parallel)
+    try:
+        async with serving as server:
+            await _Uvicorn(server, options.port, options.ready_file).serve()
+    except _UnusableError as error:
+        log.critical("%s", error)
+        return 2
+    return 0
+
+
+@contextlib.asynccontextmanager
+async def _llama(gguf: Path, config: Config, *, name: str, parallel: int, threads: int) -> AsyncIterator[Server]:
+    """A GGUF file on llama.cpp. The first of the internal models is the same weights."""
+    try:
+        async with LlamaEngine(gguf, slots=parallel, threads=threads) as engine:
+            model = of_llama(name, gguf, engine.facts)
+            internal = next(iter(config.internal_models), None)
+            yield Server(
+                engine,
+                model=model,
+                behind="llama.cpp",
+                parallel=parallel,
+                internal=of_llama(internal, gguf, engine.facts, parent=model.name) if internal else None,
+            )
+    except LlamaError as error:
+        raise _UnusableError(str(error)) from None
+
+
+@contextlib.asynccontextmanager
+async def _demo(config: Config, *, name: str, parallel: int) -> AsyncIterator[Server]:
+    """The demo model, whatever the first engine runs."""
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
     config = msgspec.structs.replace(config, model=MODEL_NAME, slots=parallel, default_max_tokens=2**31 - 1)
-    async with EngineProcess(config, model_path=located(config.model), served_name=options.model_name) as engine:
+    path = Path(located(config.model))
+    async with EngineProcess(config, model_path=str(path), served_name=name) as engine:
         if not await _is_ready(engine):
-            log.critical("The model cannot be used: %s", engine.status().reason)
-            return 2
-        server = Server(
-            engine, name=options.model_name, behind=config.model, parallel=parallel, weights=_weights(config)
-        )
-        await _Uvicorn(server, options.port, options.ready_file).serve()
-    return 0
+            raise _UnusableError(f"The model cannot be used: {engine.status().reason}")
+        folder = None if config.engine == "simulated" else path
+        model = of_demo(name, config.model, folder, simulated=engine.simulated)
+        yield Server(engine, model=model, behind="the demo model", parallel=parallel, hashes=True)
 
 
 async def _is_ready(engine: Engine) -> bool:
@@ -77,13 +121,6 @@ async def _is_ready(engine: Engine) -> bool:
         await changed.wait()
         changed.clear()
     return state == "ready"
-
-
-def _weights(config: Config) -> Path | None:
-    if config.engine == "simulated":
-        return None
-    folder = Path(located(config.model))
-    return folder if folder.is_dir() else None
 
 
 class _Uvicorn(uvicorn.Server):

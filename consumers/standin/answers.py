@@ -1,4 +1,4 @@
-"""One answer of the stand-in, from the engine's pieces to lines of JSON. A client that hangs up cancels it."""
+"""One answer of the stand-in, from the model's pieces to lines of JSON. A client that hangs up cancels it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from consumers.standin.wire import ApiError, api_error
-from pipeline.engine import Engine, Piece, Work
+from pipeline.engine import Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, time_text, write_call
@@ -20,10 +21,20 @@ _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")
 
 
+class Generator(Protocol):
+    """What the stand-in needs of an engine."""
+
+    simulated: bool
+
+    async def submit(self, work: Work) -> Generation:
+        """As `Engine.submit`."""
+        ...
+
+
 class Parallel:
     """Runs a fixed number of requests at once, as Ollama's parallel setting does. The others wait in order."""
 
-    def __init__(self, engine: Engine, parallel: int) -> None:
+    def __init__(self, engine: Generator, parallel: int) -> None:
         self.engine = engine
         self._free = asyncio.Semaphore(parallel)
 
@@ -40,8 +51,9 @@ class Parallel:
                     async for piece in pieces:
                         yield piece
             except HeadraceError as error:
-                # The engine refuses a token limit that exceeds the context. At Ollama the answer ends with the context.
-                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED or phases.first:
+                # An engine may refuse a limit beyond the context. At Ollama the answer ends with the context.
+                too_long = error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED and error.param == "max_tokens"
+                if not too_long or phases.first:
                     raise
                 unlimited = msgspec.structs.replace(work.request, max_tokens=None)
                 retry = msgspec.structs.replace(work, request=unlimited)

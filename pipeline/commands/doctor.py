@@ -15,7 +15,7 @@ from pipeline.broker import topology
 from pipeline.broker.clock import described
 from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
-from pipeline.config import Config
+from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.models import is_internal
 from pipeline.up.reach import broker_trouble, ollama_models, ollama_url, ollama_version, port_answers
@@ -170,19 +170,33 @@ def _model(about: About) -> Finding:
 
 async def _ollama(config: Config) -> Finding:
     url = ollama_url(config.ollama_host)
-    version = await ollama_version(url)
+    version = await ollama_version(url) if config.ollama_host != NO_OLLAMA else None
     if version is None:
-        if config.ollama_standin:
-            return Finding("ok", "ollama", f"no Ollama at {url}; `headrace up` starts a stand-in with the demo model")
-        return Finding(
-            "warn", "ollama", f"no Ollama at {url}", "start Ollama or set OLLAMA_HOST; until then no request spills"
-        )
+        return _no_ollama(config, url)
     models = [name for name in await ollama_models(url) if not is_internal(name, config.internal_models)]
     if not models:
         return Finding(
             "warn", "ollama", f"{version} at {url}, without a model for users", "pull one with `ollama pull NAME`"
         )
     return Finding("ok", "ollama", f"{version} at {url}, models: {', '.join(models)}")
+
+
+def _no_ollama(config: Config, url: str) -> Finding:
+    found = "no Ollama server is looked for" if config.ollama_host == NO_OLLAMA else f"no Ollama at {url}"
+    if config.ollama_host not in ("", NO_OLLAMA):
+        advice = "start it, correct --ollama-host or OLLAMA_HOST, or use llama.cpp instead: --ollama-host none"
+        return Finding("warn", "ollama", f"{found}; until it answers, no request spills", advice)
+    if not config.ollama_standin:
+        advice = "start Ollama or set OLLAMA_HOST; until then no request spills"
+        return Finding("warn", "ollama", found, advice)
+    if config.engine == "simulated" or config.model == DEMO_MODEL:
+        return Finding("ok", "ollama", f"{found}; `headrace up` starts a stand-in with the demo model")
+    try:
+        version = metadata.version("xllamacpp")
+    except metadata.PackageNotFoundError:
+        advice = "start Ollama, or reinstall headrace on a platform that xllamacpp has a wheel for"
+        return Finding("warn", "ollama", f"{found}, and llama.cpp is not installed; no request spills", advice)
+    return Finding("ok", "ollama", f"{found}; `headrace up` starts llama.cpp (xllamacpp {version})")
 
 
 async def _traces() -> Finding:

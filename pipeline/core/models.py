@@ -246,6 +246,10 @@ class Catalogue:
         return HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
     def listed(self) -> list[str]:
-        """The names that clients see: MLX's, then Ollama's by name, each once, without internal ones."""
-        names = dict.fromkeys((*self.mlx, *sorted((*self.ollama, *self.embedders))))
-        return [name for name in names if not is_internal(name, self.internal)]
+        """The names that clients see: MLX's, then Ollama's by name, each once, without internal ones. A model that both
+        engines have stands there under MLX's name: `smollm2` and not `smollm2:latest`.
+        """
+        names: dict[str, str] = {}
+        for name in (*self.mlx, *sorted((*self.ollama, *self.embedders))):
+            names.setdefault(_canonical(name), name)
+        return [name for name in names.values() if not is_internal(name, self.internal)]

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import msgspec
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
-from pipeline.config import ENV_PREFIX, Config, to_environment
+from pipeline.config import ENV_PREFIX, NO_OLLAMA, Config, to_environment
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
@@ -24,6 +25,7 @@ from pipeline.up.instance import Instance
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_url, ollama_version
 from pipeline.up.screen import Screen
+from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
 
 BROKER = "broker"
@@ -40,8 +42,8 @@ _BROKER_STOP_S = 2.0
 OVERHEAD_S = 4.0
 
 STANDIN_COMMAND = (sys.executable, "-m", "consumers.standin")
-# The stand-in loads the demo model while everything else on the machine starts as well.
-_STANDIN_START_S = 60.0
+# The stand-in loads its model while everything else on the machine starts as well. The first time, it also unpacks it.
+_STANDIN_START_S = 120.0
 
 
 class RoleProcess(msgspec.Struct, frozen=True):
@@ -67,9 +69,6 @@ class Local:
         roles: the processes to run beside the broker.
         ready_file: written when everything is ready, removed at the end.
         model_named: whether the user named the model. Then the demo model does not replace it.
-
-    Attributes:
-        gguf: the GGUF file with the weights of the model, if there is one. Known before the roles start.
     """
 
     def __init__(
@@ -82,13 +81,14 @@ class Local:
         ready_file: Path | None = None,
         model_named: bool = False,
     ) -> None:
-        self.gguf: Path | None = None
         self._model_named = model_named
         self._config = config
         self._own_broker = own_broker
         self._screen = screen
         self._roles = roles
         self._ready_file = ready_file
+        # The file of the model's weights for llama.cpp, if there is one. Known before the roles start.
+        self._gguf: Path | None = None
         self._dir = instance.state_dir(config)
         self._kept: dict[str, Kept] = {}
         self._unready = {role.name for role in roles}
@@ -167,8 +167,8 @@ class Local:
         if found.trouble and self._model_named:
             raise LaunchError(found.trouble)
         self._screen.model(found.name or DEMO_MODEL, trouble=found.trouble)
-        self.gguf = found.gguf
-        if found.trouble:
+        self._gguf = found.gguf
+        if found.trouble or found.name == DEMO_MODEL:
             self._config = msgspec.structs.replace(self._config, model=DEMO_MODEL)
 
     def _keep(self, group: asyncio.TaskGroup, kept: Kept) -> None:
@@ -198,27 +198,32 @@ class Local:
 
     async def _find_ollama(self, group: asyncio.TaskGroup) -> None:
         """Select the Ollama server that answers, or else start the stand-in, or use none."""
-        url = ollama_url(self._config.ollama_host)
-        version = await ollama_version(url)
-        if version is None and self._config.ollama_standin:
+        wanted = self._config.ollama_host != NO_OLLAMA
+        url = ollama_url(self._config.ollama_host) if wanted else NO_OLLAMA
+        version = await ollama_version(url) if wanted else None
+        has_llama = util.find_spec("xllamacpp") is not None
+        second = second_engine(self._config, version=version, gguf=self._gguf, has_llama=has_llama)
+        if second.standin is not None:
             port = _free_port()
             url = f"http://127.0.0.1:{port}"
             self._unready.add(STANDIN)
-            launch = partial(self._launch_standin, port, url)
+            launch = partial(self._launch_standin, port, url, second)
             self._keep(group, Kept(STANDIN, launch, self._on_report, self._on_death))
         elif version is None:
             # Without a server, the Ollama worker does not get ready; do not wait for it.
             self._unready.discard(OLLAMA)
+            if not wanted:
+                self._roles = [role for role in self._roles if role.name != OLLAMA]
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
-        self._screen.ollama(url, version=version, standin=STANDIN in self._kept)
+        self._screen.ollama(url, second.said)
 
     async def _launch(self, role: RoleProcess) -> Process:
         if role.name == OLLAMA and STANDIN in self._kept:
             await self._standin_ready.wait()
         return await spawn(role.command, self._environ(), self._log(role.name))
 
-    async def _launch_standin(self, port: int, url: str) -> Process:
-        command = (*STANDIN_COMMAND, "--port", str(port))
+    async def _launch_standin(self, port: int, url: str, second: Second) -> Process:
+        command = (*STANDIN_COMMAND, "--port", str(port), *(second.standin or ()))
         process = await spawn_tied(command, self._environ(), self._log(STANDIN))
         try:
             async with asyncio.timeout(_STANDIN_START_S):
@@ -230,7 +235,7 @@ class Local:
                 raise LaunchError(f"The stand-in did not answer at {url} within {_STANDIN_START_S:.0f} s.") from None
             raise
         if process.returncode is None:
-            self._on_report(self._kept[STANDIN], Report("ready", f"{url}, the demo model"))
+            self._on_report(self._kept[STANDIN], Report("ready", f"{url}, {second.runs}"))
         return process
 
     def _environ(self) -> dict[str, str]:

@@ -64,15 +64,9 @@ class Screen:
             self._line("model", f"{name} is ready")
         self._model = name
 
-    def ollama(self, url: str, *, version: str | None, standin: bool) -> None:
-        """Note which Ollama server is used, for the overview."""
-        if standin:
-            place = f"{url}  (a stand-in with the demo model; no Ollama server was found)"
-        elif version is None:
-            place = f"{url}  (no Ollama server answers; no request spills until one does)"
-        else:
-            place = f"{url}  (Ollama {version})"
-        self._places["ollama"] = place
+    def ollama(self, url: str, said: str) -> None:
+        """Note which second engine is used, for the overview."""
+        self._places["ollama"] = f"{url}  ({said})"
 
     def report(self, name: str, report: Report) -> None:
         """Show a report of a process."""

@@ -24,8 +24,8 @@ from tests.e2e.conftest import Pipeline, running
 from tests.support import ROOT, wait_until
 
 REPORT_COLUMNS = 118
-# No Ollama answers there, so `up` starts the stand-in on every machine.
-NO_OLLAMA = ("--ollama-host", "127.0.0.1:9")
+# No Ollama server is looked for, so `up` starts the stand-in on every machine.
+NO_OLLAMA = ("--ollama-host", "none")
 ROLES = ("mlx", "ollama", "router", "monitor", "gateway")
 
 
@@ -104,7 +104,7 @@ def pids_of(pipeline: Pipeline) -> dict[str, int]:
 def standin(folder: Path, model: str) -> Iterator[str]:
     """A stand-in with one model of this name; yields its URL."""
     ready = folder / "standin.json"
-    command = [sys.executable, "-m", "consumers.standin", "--model-name", model, "--ready-file", str(ready)]
+    command = [sys.executable, "-m", "consumers.standin", "--name", model, "--ready-file", str(ready)]
     environ = {**os.environ, "HEADRACE_ENGINE": "simulated"}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests import tiny_gguf
+
 ROOT = Path(__file__).parents[2]
 MODEL = "headrace-demo-mini"
 
@@ -80,6 +82,25 @@ def demo(launch: Launch) -> Iterator[StandIn]:
     """A stand-in in front of the demo model, four answers at once."""
     with launch("--parallel", "4", engine="mlx") as standin:
         yield standin
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of a model with random weights."""
+    return tiny_gguf.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def llama(launch: Launch, tiny: Path) -> Iterator[StandIn]:
+    """A stand-in in front of llama.cpp with that model, under the demo model's name, four answers at once."""
+    with launch("--gguf", str(tiny), "--name", MODEL, "--parallel", "4", "--threads", "1") as standin:
+        yield standin
+
+
+@pytest.fixture(params=["demo", "llama"])
+def either(request: pytest.FixtureRequest) -> StandIn:
+    """A stand-in in front of the demo model, and one in front of llama.cpp."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

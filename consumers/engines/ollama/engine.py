@@ -31,7 +31,6 @@ REFRESH_S = 10.0  # between two reads of the models of a healthy server
 RETRY_S = 0.2  # before the second try at a server that does not answer; then the breaker sets the pauses
 LOOK_TIMEOUT_S = 3.0
 SIMULATED_FAMILY = "simulated"
-STANDIN_FAMILY = "headrace"
 _FAILURES_TO_TRIP = 2
 # Statuses that are about the server or its proxy, and not about the request.
 _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
@@ -115,7 +114,7 @@ class OllamaEngine:
             tokens_per_s=self._rates.tokens_per_s,
             tokens_per_request=self._rates.tokens_per_request,
             reason=reason,
-            standin=any(model.family in (STANDIN_FAMILY, SIMULATED_FAMILY) for model in self._usable),
+            standin=any(model.standin for model in self._models),
             tool_models=[model.name for model in self._usable if model.calls_tools],
             embedding_models=embedding_models,
         )

@@ -215,12 +215,15 @@ class _Details(Struct):
 
 
 class OllamaModel(Struct):
-    """A model in Ollama's list. `capabilities` is None if the server is too old to report them."""
+    """A model in Ollama's list. `capabilities` is None if the server is too old to report them. `standin` is set by
+    headrace's own stand-in alone.
+    """
 
     name: str = ""
     details: _Details | None = None
     capabilities: list[str] | None = None
     remote_host: str = ""
+    standin: bool = False
 
     @property
     def chats(self) -> bool:

@@ -18,6 +18,7 @@ from ollama import AsyncClient, ChatResponse, ResponseError
 
 from consumers.standin.embedding import EMBEDDER, count, embedding
 from consumers.standin.server import Server
+from consumers.standin.shown import of_demo
 from pipeline.engine import EngineStatus, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import FunctionCall, ToolCall, Usage
@@ -28,14 +29,21 @@ STEADY = {"temperature": 0, "num_predict": 24}
 
 
 @pytest.fixture
-async def client(demo: StandIn) -> AsyncIterator[AsyncClient]:
+async def client(either: StandIn) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(either.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+async def toy(demo: StandIn) -> AsyncIterator[AsyncClient]:
+    """A client of the demo model."""
     async with AsyncClient(demo.url, trust_env=False, timeout=60) as client:
         yield client
 
 
 @pytest.fixture
-async def http(demo: StandIn) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=demo.url, trust_env=False, timeout=60) as client:
+async def http(either: StandIn) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=either.url, trust_env=False, timeout=60) as client:
         yield client
 
 
@@ -53,19 +61,19 @@ async def test_it_never_claims_to_be_ollama(http: httpx.AsyncClient) -> None:
     assert (await http.get("/api/version")).json() == {"version": "0.0.0-headrace-standin"}
 
 
-async def test_the_client_lists_and_shows_its_models(client: AsyncClient) -> None:
-    listed, embedder = (await client.list()).models
+async def test_the_client_lists_and_shows_its_models(toy: AsyncClient) -> None:
+    listed, embedder = (await toy.list()).models
     assert listed.model == f"{MODEL}:latest"
     assert listed.size is not None
     assert listed.size > 100_000
     assert listed.details is not None
     assert listed.details.family != "simulated"
-    shown = await client.show(MODEL)
+    shown = await toy.show(MODEL)
     assert "completion" in (shown.capabilities or [])
-    running, _ = (await client.ps()).models
+    running, _ = (await toy.ps()).models
     assert running.digest == listed.digest
     assert embedder.model == f"{EMBEDDER}:latest"
-    assert (await client.show(EMBEDDER)).capabilities == ["embedding"]
+    assert (await toy.show(EMBEDDER)).capabilities == ["embedding"]
 
 
 async def test_a_tag_of_latest_and_another_case_are_the_same_model(client: AsyncClient) -> None:
@@ -86,23 +94,23 @@ async def test_a_simulated_engine_says_so_in_the_list_and_in_every_answer(launch
 # ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
-async def test_it_embeds_one_text_or_several_alike(client: AsyncClient) -> None:
-    both = await client.embed(EMBEDDER, ["The cat sat.", "Zebras"])
+async def test_it_embeds_one_text_or_several_alike(toy: AsyncClient) -> None:
+    both = await toy.embed(EMBEDDER, ["The cat sat.", "Zebras"])
     assert [list(vector) for vector in both.embeddings] == [embedding("The cat sat."), embedding("Zebras")]
     assert both.prompt_eval_count == 4
-    one = await client.embed(EMBEDDER.upper(), "Zebras", dimensions=16)
+    one = await toy.embed(EMBEDDER.upper(), "Zebras", dimensions=16)
     assert [list(vector) for vector in one.embeddings] == [embedding("Zebras", 16)]
-    assert (await client.embed(EMBEDDER, "")).embeddings == []
+    assert (await toy.embed(EMBEDDER, "")).embeddings == []
 
 
 @pytest.mark.parametrize(
     ("model", "dimensions", "status"), [(MODEL, None, 501), ("nobody", None, 404), (EMBEDDER, 100_000, 400)]
 )
 async def test_what_cannot_be_embedded_is_refused(
-    client: AsyncClient, model: str, dimensions: int | None, status: int
+    toy: AsyncClient, model: str, dimensions: int | None, status: int
 ) -> None:
     with pytest.raises(ResponseError) as caught:
-        await client.embed(model, "x", dimensions=dimensions)
+        await toy.embed(model, "x", dimensions=dimensions)
     assert caught.value.status_code == status
 
 
@@ -184,11 +192,11 @@ async def test_asking_nothing_loads_the_model(client: AsyncClient) -> None:
     assert (await client.generate(MODEL, keep_alive=-1)).done_reason == "load"
 
 
-async def test_the_demo_model_calls_a_tool_it_is_given(client: AsyncClient) -> None:
+async def test_the_demo_model_calls_a_tool_it_is_given(toy: AsyncClient) -> None:
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     tool = {"function": {"name": "get_weather", "description": "The weather.", "parameters": parameters}}
     question = [{"role": "user", "content": "What is the weather in Paris?"}]
-    answer = await client.chat(MODEL, question, tools=[tool], options={"temperature": 0})
+    answer = await toy.chat(MODEL, question, tools=[tool], options={"temperature": 0})
     (call,) = answer.message.tool_calls or ()
     assert call.function.name == "get_weather"
     assert list(call.function.arguments) == ["city"]
@@ -209,7 +217,6 @@ async def test_the_demo_model_calls_a_tool_it_is_given(client: AsyncClient) -> N
         ({"options": {"num_predict": float("1e400")}}, 400, "JSON"),
         ({"think": True}, 400, "does not support thinking"),
         ({"format": 7}, 500, "invalid format"),
-        ({"format": "json"}, 400, "form"),
         ({"messages": [{"role": "oracle", "content": "x"}]}, 400, "oracle"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, 400, "does not support images"),
         ({"messages": "x"}, 400, '`messages` must be a list, not "x".'),
@@ -223,6 +230,12 @@ async def test_what_cannot_be_done_is_refused_with_ollamas_status(
     answer = await http.post("/api/chat", content=json.dumps(wanted).encode())
     assert answer.status_code == status
     assert says in answer.json()["error"]
+
+
+async def test_the_demo_model_refuses_a_format_that_it_cannot_keep(toy: AsyncClient) -> None:
+    with pytest.raises(ResponseError) as caught:
+        await toy.chat(MODEL, QUESTION, format="json")
+    assert (caught.value.status_code, "form" in caught.value.error) == (400, True)
 
 
 async def test_unknown_options_and_fields_are_ignored(client: AsyncClient) -> None:
@@ -355,7 +368,8 @@ class Scripted:
 
 
 def client_of(engine: Scripted) -> AsyncClient:
-    app = Server(engine, name=MODEL, behind="scripted", parallel=1, weights=None).app()  # type: ignore[arg-type]
+    model = of_demo(MODEL, "scripted", None, simulated=False)
+    app = Server(engine, model=model, behind="a script", parallel=1).app()  # type: ignore[arg-type]
     return AsyncClient("http://scripted", transport=httpx.ASGITransport(app))
 
 

@@ -215,6 +215,13 @@ def test_lists_show_each_model_once_and_no_internal_one():
     assert catalogue(mlx=["b", "a"], ollama=["z", "a", "tinyllama"]).listed() == ["b", "a", "z"]
 
 
+def test_a_model_that_both_engines_have_is_listed_once_under_mlx_name_and_either_may_answer():
+    names = catalogue(mlx=["smollm2"], ollama=["smollm2:latest", "qwen3:4b"], table={})
+    assert names.listed() == ["smollm2", "qwen3:4b"]
+    assert names.engines_for("smollm2") == {"mlx", "ollama"}
+    assert names.model_on("ollama", "smollm2") == "smollm2:latest"
+
+
 def test_a_request_that_names_no_embedder_gets_the_first_by_name_and_no_chatting_model():
     assert catalogue(embedders=["nomic-embed-text", "all-minilm"]).embedder(None) == "all-minilm"
     with pytest.raises(HeadraceError, match="No engine has a model that makes embeddings"):

@@ -174,7 +174,7 @@ def test_the_first_screen_says_what_runs_where_and_what_to_try(up):
         ready["nats"],
         "embedded nats-server",
         "headrace-demo",
-        "no Ollama server answers",
+        "this Ollama server does not answer",
         str(running.state),
     ):
         assert text in said

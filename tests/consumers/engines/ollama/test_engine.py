@@ -75,10 +75,10 @@ class Resolving(OllamaEngine):
         return await super().submit(msgspec.structs.replace(work, model=self.resolve(work.model or None)))
 
 
-@pytest.fixture
+@pytest.fixture(params=["demo", "llama"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[OllamaEngine]:
     # A real Ollama may be put to the same tests.
-    host = os.environ.get("TEST_OLLAMA_HOST") or request.getfixturevalue("demo").url
+    host = os.environ.get("TEST_OLLAMA_HOST") or request.getfixturevalue(request.param).url
     async with Resolving(CONFIG, host) as engine:
         yield engine
 
