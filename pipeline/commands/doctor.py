@@ -18,6 +18,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.models import is_internal
+from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import broker_trouble, ollama_models, ollama_url, ollama_version, port_answers
 from pipeline.up.server import BrokerError, find_server
 
@@ -189,7 +190,7 @@ def _no_ollama(config: Config, url: str) -> Finding:
     if not config.ollama_standin:
         advice = "start Ollama or set OLLAMA_HOST; until then no request spills"
         return Finding("warn", "ollama", found, advice)
-    if config.engine == "simulated" or config.model == DEMO_MODEL:
+    if config.engine == "simulated" or config.model in ("demo", DEMO_MODEL):
         return Finding("ok", "ollama", f"{found}; `headrace up` starts a stand-in with the demo model")
     try:
         version = metadata.version("xllamacpp")

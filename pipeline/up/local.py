@@ -69,6 +69,9 @@ class Local:
         roles: the processes to run beside the broker.
         ready_file: written when everything is ready, removed at the end.
         model_named: whether the user named the model. Then the demo model does not replace it.
+
+    Attributes:
+        gguf: the model's GGUF file, if there is one. Known before the roles start.
     """
 
     def __init__(
@@ -87,8 +90,7 @@ class Local:
         self._screen = screen
         self._roles = roles
         self._ready_file = ready_file
-        # The file of the model's weights for llama.cpp, if there is one. Known before the roles start.
-        self._gguf: Path | None = None
+        self.gguf: Path | None = None
         self._dir = instance.state_dir(config)
         self._kept: dict[str, Kept] = {}
         self._unready = {role.name for role in roles}
@@ -167,7 +169,7 @@ class Local:
         if found.trouble and self._model_named:
             raise LaunchError(found.trouble)
         self._screen.model(found.name or DEMO_MODEL, trouble=found.trouble)
-        self._gguf = found.gguf
+        self.gguf = found.gguf
         if found.trouble or found.name == DEMO_MODEL:
             self._config = msgspec.structs.replace(self._config, model=DEMO_MODEL)
 
@@ -202,7 +204,7 @@ class Local:
         url = ollama_url(self._config.ollama_host) if wanted else NO_OLLAMA
         version = await ollama_version(url) if wanted else None
         has_llama = util.find_spec("xllamacpp") is not None
-        second = second_engine(self._config, version=version, gguf=self._gguf, has_llama=has_llama)
+        second = second_engine(self._config, version=version, gguf=self.gguf, has_llama=has_llama)
         if second.standin is not None:
             port = _free_port()
             url = f"http://127.0.0.1:{port}"
