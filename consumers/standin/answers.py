@@ -66,7 +66,8 @@ class Parallel:
         try:
             while True:
                 piece = await generation.next()
-                phases.first = phases.first or time.monotonic_ns()
+                if piece != Piece():
+                    phases.first = phases.first or time.monotonic_ns()
                 yield piece
                 if piece.finish_reason is not None:
                     return
@@ -124,7 +125,8 @@ class StandinAnswer:
     async def _send_parts(self, send: Send) -> None:
         async with aclosing(self._parallel.pieces(self._work, self._phases)) as pieces:
             async for piece in pieces:
-                if piece.text or piece.tool_calls:
+                # An engine that reads a long prompt shows with empty pieces that it is alive. Clients ignore the line.
+                if piece.text or piece.tool_calls or piece == Piece():
                     await self._send_line(send, self._part(piece.text, piece.tool_calls))
                 if piece.finish_reason is not None:
                     await self._send_line(send, self._last("", [], piece))

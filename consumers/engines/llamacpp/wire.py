@@ -29,6 +29,7 @@ def body_of(work: Work) -> dict[str, Any]:
         "messages": [_message(turn) for turn in request.chat],
         "stream": True,
         "stream_options": {"include_usage": True},
+        "return_progress": True,
         "seed": work.seed % _SEED_MODULUS,
         "max_tokens": request.token_limit or -1,
         "stop": request.stops,
@@ -91,11 +92,23 @@ class _Problem(Struct):
     code: int = 500
 
 
+class _Progress(Struct):
+    """Tokens of the prompt. The first event comes before the first step, the last one after the last."""
+
+    total: int = 0
+    processed: int = 0
+
+    @property
+    def goes_on(self) -> bool:
+        return 0 < self.processed < self.total
+
+
 class _Event(Struct):
     """One event of a streamed answer, or the body of an error."""
 
     choices: list[_Choice] = field(default_factory=list)
     usage: _Usage | None = None
+    prompt_progress: _Progress | None = None
     error: _Problem | None = None
 
 
@@ -111,7 +124,7 @@ class EventReader:
         self._finish_reason: FinishReason | None = None
 
     def read(self, line: bytes) -> Piece | None:
-        """The piece that a line adds, if any. The last one has the counts.
+        """The piece that a line adds, if any. It is empty after a step of a long prompt. The last one has the counts.
 
         Raises:
             HeadraceError: the line is an error, or is not the server's.
@@ -128,7 +141,8 @@ class EventReader:
                 self._add(part)
             self._finish_reason = choice.finish_reason or self._finish_reason
         if event.usage is None or self._finish_reason is None:
-            return piece if piece.text else None
+            reads = event.prompt_progress is not None and event.prompt_progress.goes_on
+            return piece if piece.text or reads else None
         prompt, answer = event.usage.prompt_tokens, event.usage.completion_tokens
         piece.tool_calls = list(self._calls.values())
         piece.finish_reason, piece.usage = self._finish_reason, Usage(prompt, answer, prompt + answer)

@@ -177,6 +177,16 @@ async def test_an_answer_without_a_limit_ends_with_the_context(client: AsyncClie
     assert (answer.prompt_eval_count or 0) + (answer.eval_count or 0) == tiny_gguf.CONTEXT
 
 
+async def test_a_long_prompt_sends_signs_of_life_before_the_answer(client: AsyncClient) -> None:
+    turns = [{"role": "user", "content": "sign " * 380}]
+    parts = [part async for part in await client.chat(MODEL, turns, stream=True, options={"num_predict": 3})]
+    texts = [part.message.content for part in parts[:-1]]
+    signs = [text for text in texts if not text]
+    assert len(signs) >= 10
+    assert texts[: len(signs)] == signs
+    assert parts[-1].prompt_eval_duration
+
+
 async def test_tools_are_for_a_model_whose_template_has_them(
     client: AsyncClient, launch: Launch, tmp_path: Path
 ) -> None:

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
 from pipeline.broker import topology
@@ -19,6 +20,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.up.reach import jetstream_answers
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+from tests import tiny_gguf
 from tests.support import NatsServer, wait_until
 
 # Ends a test that hangs; nothing is expected within it.
@@ -51,7 +53,7 @@ import sys
 from pathlib import Path
 from pipeline.config import load
 from pipeline.up import server
-from pipeline.up.local import RoleProcess, up
+from pipeline.up.local import Local, RoleProcess, up
 
 # On a busy machine, a killed server takes longer to end.
 server.LOCK_PATIENCE_S = server.START_TIMEOUT_S = 60
@@ -59,6 +61,14 @@ server.LOCK_PATIENCE_S = server.START_TIMEOUT_S = 60
 folder, names = Path(sys.argv[1]), sys.argv[2].split(",")
 roles = [RoleProcess(name, (sys.executable, str(folder / "role.py"), name, str(folder))) for name in names]
 config = load()
+if gguf := sys.argv[4]:
+    find_ollama = Local._find_ollama
+
+    async def with_model(self, group):
+        self.gguf = Path(gguf)
+        await find_ollama(self, group)
+
+    Local._find_ollama = with_model
 sys.exit(up(config, own_broker=sys.argv[3] == "own", roles=roles, ready_file=folder / "ready.json"))
 """
 
@@ -68,7 +78,7 @@ NAMES = "gateway,monitor,router,mlx,ollama"
 class Up:
     """One `headrace up` and the folder it works in."""
 
-    def __init__(self, folder: Path, *, names: str, broker: str, settings: dict[str, object]) -> None:
+    def __init__(self, folder: Path, *, names: str, broker: str, gguf: str, settings: dict[str, object]) -> None:
         self.folder = folder
         self.ready_file = folder / "ready.json"
         self.state = folder / "state"
@@ -76,7 +86,7 @@ class Up:
         settings = {"state_dir": self.state, "ollama_standin": "false", "drain_timeout_s": 10, **settings}
         environ = {f"HEADRACE_{key.upper()}": str(value) for key, value in settings.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", UP, str(folder), names, broker],
+            [sys.executable, "-c", UP, str(folder), names, broker, gguf],
             env={**os.environ, "OLLAMA_HOST": "127.0.0.1:9", **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,13 +125,37 @@ class Up:
 def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def start(names: str = NAMES, *, broker: str = "own", **settings: object) -> Up:
-        started.append(Up(tmp_path, names=names, broker=broker, settings=settings))
+    def start(names: str = NAMES, *, broker: str = "own", gguf: str = "", **settings: object) -> Up:
+        started.append(Up(tmp_path, names=names, broker=broker, gguf=gguf, settings=settings))
         return started[-1]
 
     yield start
     for each in started:
         each.close()
+
+
+class Standin(NamedTuple):
+    pid: int
+    url: str
+
+
+def standin_of(running: Up) -> Standin:
+    """The stand-in of `up`, and the port in its command line."""
+    (pid,) = children_of(running.process.pid, "consumers.standin")
+    command = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    return Standin(pid, f"http://127.0.0.1:{command.split('--port ')[1].split()[0]}")
+
+
+def children_of(parent: int, command: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", command], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/api/version", trust_env=False, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def lives(pid: int) -> bool:
@@ -184,6 +218,43 @@ def test_the_first_screen_says_what_runs_where_and_what_to_try(up):
     assert "for at most 10 s. Queued requests are kept and resume at the next start.\n" in said
     assert said.endswith("Stopped.\n")
     assert "\x1b" not in said
+
+
+def test_llama_cpp_runs_where_no_ollama_is_and_comes_back_on_its_port_after_a_crash(up, tmp_path):
+    file = tiny_gguf.write(tmp_path / "tiny.gguf")
+    running = up(
+        "monitor", gguf=str(file), model=str(tmp_path), ollama_host="none", ollama_standin="true", log_level="info"
+    )
+    running.ready()
+    before = standin_of(running)
+    (model,) = httpx.get(f"{before.url}/api/tags", trust_env=False).json()["models"]
+    assert model["name"] == "tiny:latest"
+    os.kill(before.pid, signal.SIGSEGV)
+    wait_until(lambda: not lives(before.pid), what="the crash", timeout_s=TIMEOUT_S)
+    wait_until(lambda: answers(before.url), what="the next stand-in", timeout_s=TIMEOUT_S)
+    assert standin_of(running).pid != before.pid
+    running.stop()
+    said = running.output()
+    assert f"ollama    {before.url}  (llama.cpp with tiny; no Ollama server was found)" in said
+    assert f"stand-in  ready  {before.url}, llama.cpp with tiny" in said
+
+
+def test_an_ollama_that_the_user_named_is_never_replaced(up):
+    running = up("monitor", ollama_standin="true")
+    running.ready()
+    assert not children_of(running.process.pid, "consumers.standin")
+    running.stop()
+    assert (
+        "http://127.0.0.1:9  (this Ollama server does not answer; no request spills until it does)" in running.output()
+    )
+
+
+def test_without_any_second_engine_there_is_no_ollama_worker(up):
+    running = up("monitor,ollama", ollama_host="none")
+    running.ready()
+    assert not (running.folder / "ollama").exists()
+    running.stop()
+    assert "ollama    none  (no Ollama server was found" in running.output()
 
 
 def test_a_killed_role_comes_back_and_the_others_do_not_notice(up):
