@@ -52,6 +52,7 @@ _MOST = sys.float_info.max
 
 Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 to 65535)")]
 Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
+Threads = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
 Slots = Annotated[int, Meta(ge=1, le=1024), ValueKind("N", "a whole number from 1 to 1024")]
 Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
 BytesOrZero = Annotated[int, Meta(ge=0), ValueKind("BYTES", "a number of bytes, 0 or more")]
@@ -68,6 +69,7 @@ Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
+BlasLibrary = Annotated[str, ValueKind("NAME_OR_PATH", "auto, none, or a shared library")]
 ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
 ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")]
 Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
@@ -271,6 +273,29 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "Each request counts as if its answer reached its maximum length.",
         ),
     ] = 0
+    mlx_threads: Annotated[
+        Threads,
+        Setting(
+            "threads of MLX on a CPU; 0 selects the number",
+            "With 0, `headrace up` divides the cores between MLX and a second engine on the same CPU, and "
+            "`headrace run mlx` uses all cores. Container limits count.",
+        ),
+    ] = 0
+    blas: Annotated[
+        BlasLibrary,
+        Setting(
+            "BLAS library for MLX on Linux CPUs: auto, none, or a shared library",
+            "`auto` measures the libraries that it finds and selects the fastest one. `none` uses MLX's own, which is "
+            "many times slower. See [the engine process](architecture.md#speed-on-a-cpu).",
+        ),
+    ] = "auto"
+    float32_weights: Annotated[
+        Switch,
+        Setting(
+            "convert the weights to float32 on a CPU if there is enough memory",
+            "MLX's CPU build multiplies quantized and 16-bit weights many times slower than float32 ones.",
+        ),
+    ] = True
     step_timeout_s: Annotated[
         Seconds,
         Setting(
@@ -371,6 +396,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "It is llama.cpp with the model's GGUF file, or the demo model beside the demo model.",
         ),
     ] = True
+    ollama_threads: Annotated[
+        Threads,
+        Setting(
+            "threads of the second engine on this machine's CPU; 0 selects the number",
+            "With 0, `headrace up` divides the cores as for `mlx_threads`. An Ollama server gets it as `num_thread` "
+            "for models that it runs on a CPU.",
+        ),
+    ] = 0
     ollama_timeout_s: Annotated[
         Seconds, Setting("an Ollama server that sends nothing for this long during an answer has failed")
     ] = 120.0

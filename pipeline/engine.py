@@ -97,6 +97,7 @@ class EngineStatus(msgspec.Struct):
         standin: headrace's own stand-in answers in place of Ollama.
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only. They are not in `models`.
+        compute: what computes, and how fast, in words; empty if that is not known.
     """
 
     state: WorkerState
@@ -112,6 +113,7 @@ class EngineStatus(msgspec.Struct):
     standin: bool = False
     tool_models: list[str] = msgspec.field(default_factory=list)
     embedding_models: list[str] = msgspec.field(default_factory=list)
+    compute: str = ""
 
 
 class Embedder(Protocol):

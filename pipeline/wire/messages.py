@@ -277,6 +277,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         held: how many requests the worker holds by durable consumer, including those that have left their slot.
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only.
+        compute: what computes, and how fast, in words; empty if that is not known.
     """
 
     worker: str
@@ -297,6 +298,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     held: dict[str, int] = field(default_factory=dict)
     tool_models: list[str] = field(default_factory=list)
     embedding_models: list[str] = field(default_factory=list)
+    compute: str = ""
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]

@@ -255,7 +255,8 @@ class Worker:
             await self._publish_status(status.state)
             if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
                 told = (status.state, status.reason)
-                lifecycle.report(status.state, status.reason, models=status.models, simulated=self.engine.simulated)
+                said = status.reason or status.compute
+                lifecycle.report(status.state, said, models=status.models, simulated=self.engine.simulated)
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await self._changed.wait()
@@ -286,6 +287,7 @@ class Worker:
             tool_models=status.tool_models,
             embedding_models=status.embedding_models,
             held=self._held(),
+            compute=status.compute,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

@@ -42,10 +42,11 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 
 class OllamaServer:
-    """Answers `/api/tags` with its models, and leaves `/api/chat` to a handler that a test may change at any time."""
+    """Answers `/api/tags` and `/api/ps` with its models; a handler that a test may change at any time has the rest."""
 
     def __init__(self) -> None:
         self.models: list[dict[str, Any]] = [{"name": "good:latest"}]
+        self.loaded: list[dict[str, Any]] = []
         self.chat: Handler = refuse
         self.bodies: list[dict[str, Any]] = []
         self.url = ""
@@ -58,6 +59,8 @@ class OllamaServer:
             connection = Connection(head.split()[1], body, writer)
             if connection.path == "/api/tags":
                 await connection.answer({"models": self.models})
+            elif connection.path == "/api/ps":
+                await connection.answer({"models": self.loaded})
             else:
                 self.bodies.append(json.loads(body))
                 await self.chat(connection)

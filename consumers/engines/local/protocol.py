@@ -56,12 +56,20 @@ class Loading(Struct, tag="loading", array_like=True):
 
 
 class Facts(Struct, array_like=True):
-    """Facts about the loaded model. `kv_bytes_per_token` is the KV cache of one token of one sequence."""
+    """Facts about the loaded model.
+
+    Attributes:
+        kv_bytes_per_token: the KV cache of one token of one sequence.
+        gflops: the measured speed of a float32 product on the CPU, in 10⁹ operations a second; 0 on a GPU.
+        weights: the type of the weights on a CPU, such as `float32` or `4-bit`; empty on a GPU.
+    """
 
     context_tokens: int
     vocabulary: int
     calls_tools: bool
     kv_bytes_per_token: int
+    gflops: float = 0.0
+    weights: str = ""
 
 
 class Ready(Struct, tag="ready", array_like=True):

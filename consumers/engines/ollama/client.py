@@ -10,9 +10,11 @@ from typing import Any, cast
 import httpx
 from ollama import AsyncClient, ResponseError
 
-from consumers.engines.ollama.wire import BadAnswer, OllamaModel, error_text, read_models
+from consumers.engines.ollama.threads import Threads
+from consumers.engines.ollama.wire import BadAnswer, LoadedModel, OllamaModel, error_text, read_loaded, read_models
 
 CONNECT_TIMEOUT_S = 5.0
+_LOADED_TIMEOUT_S = 1.0
 _ANSWER_TOKENS = 8
 # A busy server, and proxies that find no server behind them: the same call can succeed later.
 _RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
@@ -47,9 +49,11 @@ class OllamaClient:
     Args:
         host: as `OLLAMA_HOST`: `host`, `host:port`, `:port` or a URL; empty for `OLLAMA_HOST` or the default.
         idle_timeout_s: the longest silence in an answer, before its first part too.
+        threads: how many threads the server uses for a model on its CPU; 0 leaves that to the server.
     """
 
-    def __init__(self, host: str, *, idle_timeout_s: float) -> None:
+    def __init__(self, host: str, *, idle_timeout_s: float, threads: int = 0) -> None:
+        self._threads = Threads(threads)
         self._ollama = _Ollama(
             host,
             timeout=httpx.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S),
@@ -69,9 +73,12 @@ class OllamaClient:
     async def models(self) -> list[OllamaModel]:
         """The models of the server; raises OllamaError."""
         try:
-            return read_models(await self._ollama.body("GET", "/api/tags"))
+            found = read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
             raise _translated(error) from None
+        if self._threads.wanted and (loaded := await self._loaded()) is not None:
+            self._threads.review(loaded)
+        return found
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The vectors of texts. Cancelling disconnects, and the server stops.
@@ -80,7 +87,7 @@ class OllamaClient:
             OllamaError: the call failed.
         """
         try:
-            return await self._ollama.body("POST", "/api/embed", body)
+            return await self._ollama.body("POST", "/api/embed", await self._with_threads(body))
         except Exception as error:
             raise _translated(error) from None
 
@@ -91,6 +98,7 @@ class OllamaClient:
             OllamaError: at any part. It is the end of the answer.
         """
         try:
+            body = await self._with_threads(body)
             async with aclosing(self._ollama.parts("POST", "/api/chat", body)) as parts:
                 async for part in parts:
                     yield part
@@ -111,11 +119,26 @@ class OllamaClient:
         }
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await self._ollama.body("POST", "/api/chat", body)
+                answer = await self._ollama.body("POST", "/api/chat", await self._with_threads(body))
             text = answer["message"]["content"]
         except Exception:
             return None
         return text.strip() or None if isinstance(text, str) else None
+
+    async def _with_threads(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A request's body with the threads for its model. While the server does not say what it has, without."""
+        model = body["model"]
+        if not self._threads.knows(model) and (loaded := await self._loaded()) is not None:
+            self._threads.choose(model, loaded)
+        return self._threads.added(body)
+
+    async def _loaded(self) -> list[LoadedModel] | None:
+        """The models in the server's memory, or None if it does not say."""
+        try:
+            async with asyncio.timeout(_LOADED_TIMEOUT_S):
+                return read_loaded(await self._ollama.body("GET", "/api/ps"))
+        except Exception:
+            return None
 
 
 class _Ollama(AsyncClient):

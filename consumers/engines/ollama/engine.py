@@ -56,7 +56,9 @@ class OllamaEngine:
     def __init__(self, config: Config, host: str = "") -> None:
         self.embedder = self
         self._config = config
-        self._client = OllamaClient(host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s)
+        self._client = OllamaClient(
+            host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s, threads=config.ollama_threads
+        )
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._rates = Rates()
         self._models: list[OllamaModel] = []

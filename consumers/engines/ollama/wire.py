@@ -1,7 +1,7 @@
 """The client's side of Ollama's API: request bodies from work, pieces from the parts of an answer. No I/O.
 
 Options and tool calls are translated by `pipeline.wire.ollama`. Source of the shapes: Ollama's API reference
-(`POST /api/chat`, `POST /api/embed`, `GET /api/tags`).
+(`POST /api/chat`, `POST /api/embed`, `GET /api/tags`, `GET /api/ps`).
 """
 
 from __future__ import annotations
@@ -265,3 +265,21 @@ class _Tags(Struct):
 def read_models(answer: dict[str, Any]) -> list[OllamaModel]:
     """The models in an answer of `GET /api/tags`; raises BadAnswer for another shape."""
     return _converted(answer, _Tags).models or []
+
+
+class LoadedModel(Struct):
+    """A model in the server's memory. `size_vram` is the part of it on a GPU, in bytes."""
+
+    name: str = ""
+    size_vram: int = 0
+
+
+class _Loaded(Struct):
+    """The answer of `GET /api/ps`."""
+
+    models: list[LoadedModel] | None = None
+
+
+def read_loaded(answer: dict[str, Any]) -> list[LoadedModel]:
+    """The models in an answer of `GET /api/ps`; raises BadAnswer for another shape."""
+    return _converted(answer, _Loaded).models or []

@@ -1,4 +1,4 @@
-"""The engine's child process (`python -m consumers.engines.local.child MODEL_PATH`).
+"""The engine's child process (`python -m consumers.engines.local.child MODEL_PATH BLAS`).
 
 Frames from the parent arrive on standard input, and frames to the parent leave on standard output. Both are moved to
 other descriptors first, so that the output of a library never mixes with the frames. The parent passes the settings in
@@ -118,18 +118,21 @@ class Reader(threading.Thread):
             self._commands.put(Begin(frame.epoch, sequence, fault))
 
 
-def open_backend(config: Config, model_path: str, note: Note) -> Backend:
-    """Load the backend that the settings select.
+def open_backend(config: Config, model_path: str, blas: str, note: Note) -> Backend:
+    """Load the backend that the settings select. `blas` is the library for MLX; empty for its own.
 
     Raises:
         LoadError: the model cannot be loaded.
+        OSError: the library cannot be loaded. The parent then starts a process without it.
     """
     if config.engine == "simulated":
         from consumers.engines.local.child.simulated import SimulatedBackend
 
         return SimulatedBackend(config, note)
     from consumers.engines.local.child.mlx import MlxBackend
+    from consumers.engines.local.child.speed import load_blas
 
+    load_blas(blas)
     return MlxBackend(config, model_path, note)
 
 
@@ -151,7 +154,7 @@ def main() -> None:
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     try:
-        backend = open_backend(config, sys.argv[1], lambda note: pipe.send(Loading(note)))
+        backend = open_backend(config, sys.argv[1], sys.argv[2], lambda note: pipe.send(Loading(note)))
     except LoadError as error:
         log.debug("The model could not be loaded.", exc_info=True)
         pipe.send(LoadFailed(str(error)))

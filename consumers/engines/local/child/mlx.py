@@ -1,4 +1,4 @@
-"""MLX as a backend. The only module that imports mlx and mlx_lm; it runs in the child process.
+"""MLX as a backend. It runs in the child process.
 
 Sampling parameters that a request omits come from the model's `generation_config.json` (`do_sample: false` is greedy).
 Parameters that are not there either have OpenAI's defaults (temperature 1, no truncation).
@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from consumers.engines.local.child import float32
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.checks import (
     answer_limit,
@@ -24,6 +25,7 @@ from consumers.engines.local.child.checks import (
     template_messages,
 )
 from consumers.engines.local.child.seeds import key_bits
+from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
@@ -65,7 +67,7 @@ class MlxBackend:
         except ImportError as error:
             raise LoadError(f"MLX is not installed ({error}). Run: pip install mlx-lm") from None
         self._mx = mx
-        if mx.default_device() == mx.cpu:
+        if on_cpu():
             # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
         note(f"loading {Path(model_path).name}")
@@ -78,6 +80,9 @@ class MlxBackend:
             self._defaults = _sampling_defaults(model_path)
         except Exception as error:
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
+        if on_cpu() and config.float32_weights:
+            note("converting the weights to float32")
+            float32.convert(self._model)
         # A copy for `prepare`, because two threads must not use one tokenizer.
         self._preparing = copy.deepcopy(self._tokenizer)
         note("warming up")
@@ -105,6 +110,8 @@ class MlxBackend:
             vocabulary=int(logits.shape[-1]),
             calls_tools=bool(self._tokenizer.has_tool_calling),
             kv_bytes_per_token=sum(layer.nbytes for layer in cache) // allocated_tokens,
+            gflops=gflops() if on_cpu() else 0.0,
+            weights=float32.kind_of(self._model) if on_cpu() else "",
         )
 
     def _new_batch(self) -> None:

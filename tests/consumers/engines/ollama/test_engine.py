@@ -693,3 +693,37 @@ def test_an_answer_that_was_cut_off_says_nothing_of_how_long_answers_are() -> No
     assert rates.tokens_per_request == 0
     assert rates.expected_tokens(50) == 50
     assert rates.tokens_per_s > 0
+
+
+async def answers_at_once(connection: Connection) -> None:
+    await connection.lines(text_part("Paris."), LAST)
+    await connection.end()
+
+
+async def test_every_request_for_a_model_on_the_cpu_has_the_same_number_of_threads():
+    async with ollama_server() as server, OllamaEngine(Config(ollama_threads=3), server.url) as engine:
+        server.chat = answers_at_once
+        for _ in range(2):
+            await pieces_of(await engine.submit(work("good:latest")))
+        assert [body["options"]["num_thread"] for body in server.bodies] == [3, 3]
+        client = OllamaClient(server.url, idle_timeout_s=5, threads=3)
+        await client.ask_internal("tinyllama", "?", timeout_s=5)
+        assert server.bodies[-1]["options"] == {"temperature": 0, "num_predict": 8, "num_thread": 3}
+        await client.close()
+
+
+async def test_a_model_on_a_gpu_or_a_server_that_does_not_say_gets_no_number_of_threads():
+    async with ollama_server() as server, OllamaEngine(Config(ollama_threads=3), server.url) as engine:
+        server.chat = answers_at_once
+        server.loaded = [{"name": 7}]
+        await pieces_of(await engine.submit(work("good:latest")))
+        server.loaded = [{"name": "good:latest", "size_vram": 1 << 30}]
+        await pieces_of(await engine.submit(work("good:latest")))
+        assert not any("num_thread" in body["options"] for body in server.bodies)
+
+
+async def test_without_the_setting_the_server_decides_about_its_threads():
+    async with ollama_server() as server, OllamaEngine(Config(), server.url) as engine:
+        server.chat = answers_at_once
+        await pieces_of(await engine.submit(work("good:latest")))
+        assert "num_thread" not in server.bodies[0]["options"]
