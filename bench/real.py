@@ -1,0 +1,310 @@
+"""What a real model does on this machine's CPU: `python -m bench.real MODEL_FOLDER [PART ...]`.
+
+    speed     tokens/s through headrace for 1, 8 and 32 requests at once, and of the bare `BatchGenerator` in the same
+              run; with MLX's own BLAS and with the selected one, weights as they are and as float32
+    engines   both engines busy at once, with a thread for each core each and with the cores divided (--gguf)
+    seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS
+
+A part without an option that it needs is left out. Figures of one run can be compared; those of two runs only if the
+machine was idle in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
+from consumers.engines.local.blas import selected, threads_environment
+from consumers.engines.local.process import EngineProcess
+from pipeline.config import Config
+from pipeline.core.cores import divide, usable_cores
+from pipeline.engine import Work
+from pipeline.machine import cpu_count, cpu_quota
+from pipeline.wire.requests import ChatRequest
+
+PROMPTS = (
+    "Tell me a story about a dog that lost its way home.",
+    "Explain why the sky is blue.",
+    "Write a letter to a friend who has moved to another city.",
+    "Describe how bread is made, step by step.",
+    "What should a traveller see in Rome?",
+    "Explain what a computer does to somebody who has never seen one.",
+    "Write about a day at the sea.",
+    "How do trees survive the winter?",
+)
+AT_ONCE = (1, 8, 32)
+CORES = usable_cores(cpu_count(), cpu_quota())
+
+_BARE = """
+import json, sys, time
+from consumers.engines.local.child.speed import load_blas
+blas, folder, tokens, at_once, prompts = json.loads(sys.argv[1])
+load_blas(blas)
+import mlx.core as mx, mlx_lm
+from mlx_lm.generate import BatchGenerator
+from consumers.engines.local.child import float32
+mx.disable_compile()
+model, tokenizer = mlx_lm.load(folder)
+if sys.argv[2] == "float32":
+    float32.convert(model)
+rates = []
+for many in at_once:
+    batch = BatchGenerator(model, completion_batch_size=many, prefill_batch_size=1)
+    texts = [[{"role": "user", "content": prompts[index % len(prompts)]}] for index in range(many)]
+    began_at, count = time.perf_counter(), 0
+    batch.insert([tokenizer.apply_chat_template(text, add_generation_prompt=True) for text in texts], [tokens] * many)
+    left = many
+    while left:
+        _, responses = batch.next()
+        count += len(responses)
+        ended = [response.uid for response in responses if response.finish_reason]
+        left -= len(ended)
+    rates.append(count / (time.perf_counter() - began_at))
+    batch.close()
+print(json.dumps(rates))
+mx.clear_streams()
+"""
+
+
+def request(index: int, tokens: int) -> dict[str, Any]:
+    """One request for a long answer, greedy."""
+    messages = [{"role": "user", "content": PROMPTS[index % len(PROMPTS)]}]
+    return {"messages": messages, "max_tokens": tokens, "temperature": 0}
+
+
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+
+async def through_headrace(url: str, tokens: int, at_once: Sequence[int]) -> list[float]:
+    """Tokens/s for each number of requests at once, over HTTP."""
+    rates = []
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:  # noqa: S113 - a model is slow
+
+        async def one(index: int) -> int:
+            answer = (await client.post("/v1/chat/completions", json=request(index, tokens))).raise_for_status()
+            return int(answer.json()["usage"]["completion_tokens"])
+
+        for many in at_once:
+            began_at = time.perf_counter()
+            counts = await asyncio.gather(*(one(index) for index in range(many)))
+            rates.append(sum(counts) / (time.perf_counter() - began_at))
+    return rates
+
+
+async def bare(
+    model: Path, blas: str, threads: int, tokens: int, at_once: Sequence[int], *, float32: bool
+) -> list[float]:
+    """Tokens/s of mlx_lm's generator alone, in a process of its own."""
+    given = json.dumps([blas, str(model), tokens, at_once, PROMPTS])
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _BARE, given, "float32" if float32 else "as it is"),
+        cwd=ROOT,
+        env=os.environ | threads_environment(threads),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    return list(json.loads(out))
+
+
+async def speed(model: Path, tokens: int, threads: int) -> None:
+    """A table of tokens/s: before, the BLAS alone, and with float32 weights."""
+    print(f"{model.name}: tokens/s for {', '.join(map(str, AT_ONCE))} at once, {threads} threads", flush=True)
+    quantized = "quantization" in json.loads((model / "config.json").read_text())
+    cases = [("none", False), ("auto", False), ("auto", True)] if quantized else [("none", False), ("auto", True)]
+    for blas, float32 in cases:
+        # With MLX's own BLAS, whole answers and 32 at once would take an hour.
+        length, at_once = (tokens, AT_ONCE) if float32 else (8, AT_ONCE[:-1])
+        library = await selected(blas, threads)
+        alone = await bare(model, library.library if library else "", threads, length, at_once, float32=float32)
+        settings = {
+            "MODEL": str(model),
+            "SLOTS": "32",
+            "BLAS": blas,
+            "FLOAT32_WEIGHTS": str(float32).lower(),
+            "MLX_THREADS": str(threads),
+        }
+        with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | settings) as here:
+            rates = await through_headrace(here["http"], length, at_once)
+        name = f"{library.name if library else 'own BLAS'}, weights {'float32' if float32 else 'as they are'}"
+        for what, figures in (("bare", alone), ("headrace", rates)):
+            print(f"  {name:<32} {what:<9} {'  '.join(f'{rate:6.1f}' for rate in figures)}", flush=True)
+
+
+# ---- both engines ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def llama(gguf: Path, threads: int) -> Iterator[str]:
+    """The stand-in with llama.cpp, on this many threads; yields its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready.json"
+        options = ["--gguf", gguf, "--name", "m", "--threads", threads, "--parallel", 4, "--ready-file", ready]
+        command = [sys.executable, "-m", "consumers.standin", *map(str, options)]
+        with ended(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)) as started:
+            give_up_at = time.monotonic() + START_TIMEOUT_S
+            while not ready.exists():
+                if started.poll() is not None or time.monotonic() > give_up_at:
+                    raise SystemExit("the stand-in did not start")
+                time.sleep(0.05)
+            yield json.loads(ready.read_text())["url"]
+
+
+async def asking_ollama(url: str, options: Mapping[str, Any], stop: asyncio.Event) -> float:
+    """Tokens/s of an Ollama server with four requests at a time, until stop."""
+    count, began_at = 0, time.perf_counter()
+
+    async def one(client: httpx.AsyncClient, index: int) -> None:
+        nonlocal count
+        body = {"model": "m", "messages": request(index, 0)["messages"]}
+        body["options"] = {"temperature": 0, "num_predict": 400, **options}
+        async with client.stream("POST", "/api/chat", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if stop.is_set():
+                    return
+                count += "done_reason" not in line
+
+    async def keep(client: httpx.AsyncClient, index: int) -> None:
+        while not stop.is_set():
+            await one(client, index)
+
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:  # noqa: S113 - a model is slow
+        await asyncio.gather(*(keep(client, index) for index in range(4)))
+    return count / (time.perf_counter() - began_at)
+
+
+async def asking_mlx(engine: EngineProcess, stop: asyncio.Event) -> float:
+    """Tokens/s of the engine with eight requests at a time, until stop."""
+    count, began_at = 0, time.perf_counter()
+
+    async def keep(index: int) -> None:
+        nonlocal count
+        while not stop.is_set():
+            asked = ChatRequest(prompt=PROMPTS[index], max_tokens=400, temperature=0)
+            generation = await engine.submit(Work(id=str(index), request=asked, model="", seed=1))
+            while not stop.is_set() and (piece := await generation.next()).finish_reason is None:
+                count += len(piece.token_ids)
+            await generation.close()
+
+    await asyncio.gather(*(keep(index) for index in range(8)))
+    return count / (time.perf_counter() - began_at)
+
+
+async def for_a_time(seconds: float, *busy: Callable[[asyncio.Event], Awaitable[float]]) -> list[float]:
+    """Run several at once for so many seconds."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(seconds, stop.set)
+    return list(await asyncio.gather(*(one(stop) for one in busy)))
+
+
+async def engines(model: Path, gguf: Path, seconds: float) -> None:
+    """A table of tokens/s, each engine alone and both at once."""
+    share = divide(CORES, second_shares=True)
+    print(f"tokens/s of both engines, on {CORES} cores: MLX (8 at once), llama.cpp (4 at once)")
+    for name, mlx_threads, second_threads in (
+        ("a thread for each core, each", CORES, CORES),
+        ("the cores divided", share.mlx, share.second),
+    ):
+        async with started(Config(model=str(model), mlx_threads=mlx_threads)) as engine:
+            with llama(gguf, second_threads) as url:
+                options = {"num_thread": second_threads}
+                mlx, second = (
+                    lambda stop: asking_mlx(engine, stop),
+                    lambda stop: asking_ollama(url, options, stop),  # noqa: B023
+                )
+                (mlx_alone,), (second_alone,) = await for_a_time(seconds, mlx), await for_a_time(seconds, second)
+                both = await for_a_time(seconds, mlx, second)
+        line = f"  {name:<30} {mlx_threads} + {second_threads} threads: alone {mlx_alone:5.1f} and {second_alone:5.1f}"
+        print(f"{line}, at once {both[0]:5.1f} and {both[1]:5.1f}", flush=True)
+
+
+# ---- seeds -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def started(config: Config) -> AsyncIterator[EngineProcess]:
+    """The engine, ready."""
+    async with EngineProcess(config, model_path=config.model, served_name="m") as engine:
+        changed = asyncio.Event()
+        engine.on_change(changed.set)
+        while engine.status().state != "ready":
+            await changed.wait()
+            changed.clear()
+        yield engine
+
+
+async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0) -> str:
+    """A seeded text. With crash_after, the child is killed once there are so many tokens."""
+    asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8)
+    generation = await engine.submit(Work(id=str(index), request=asked, model="", seed=index))
+    text, count = "", 0
+    while True:
+        piece = await generation.next()
+        text, count = text + piece.text, count + len(piece.token_ids)
+        if crash_after and count >= crash_after:
+            crash_after = 0
+            if engine.child_pid:
+                os.kill(engine.child_pid, signal.SIGKILL)
+        if piece.finish_reason is not None:
+            await generation.close()
+            return text
+
+
+async def seeds(model: Path, texts: int, tokens: int, blas: str, threads: int) -> None:
+    """How many texts differ from the one that the engine wrote alone."""
+    async with started(Config(model=str(model), blas=blas, mlx_threads=threads)) as engine:
+        alone = [await text_of(engine, index, tokens) for index in range(texts)]
+        batch, crash = [], []
+        for first in range(0, texts, 8):
+            some = range(first, min(first + 8, texts))
+            batch += await asyncio.gather(*(text_of(engine, index, tokens) for index in some))
+            cut = [tokens // 2 if index == first else 0 for index in some]
+            crash += await asyncio.gather(*map(lambda i, at: text_of(engine, i, tokens, at), some, cut))
+    for what, others in (("in a batch of 8", batch), ("in a batch of 8 over a crash", crash)):
+        differing = sum(one != other for one, other in zip(alone, others, strict=True))
+        print(f"  blas {blas:<5} {what:<30} {differing} of {texts} texts of {tokens} tokens differ", flush=True)
+
+
+async def _main(given: argparse.Namespace) -> None:
+    model = given.model.resolve()
+    if "speed" in given.parts:
+        await speed(model, given.tokens, given.threads)
+    if "engines" in given.parts and given.gguf is not None:
+        await engines(model, given.gguf.resolve(), given.seconds)
+    if "seeds" in given.parts:
+        print(f"seeded texts, temperature 0.8, {given.threads} threads, against the same text alone")
+        for blas in given.blas:
+            await seeds(model, given.texts, given.tokens, blas, given.threads)
+
+
+def main() -> None:
+    """Run the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="speed, engines, seeds (default: all)")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
+    parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for both engines (default: 20)")
+    parser.add_argument("--texts", type=int, default=24, metavar="N", help="seeded texts (default: 24)")
+    parser.add_argument("--blas", nargs="+", default=["auto", "none"], metavar="NAME", help="for seeds")
+    given = parser.parse_args()
+    given.parts = given.parts or ["speed", "engines", "seeds"]
+    asyncio.run(_main(given))
+
+
+if __name__ == "__main__":
+    main()
