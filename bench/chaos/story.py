@@ -54,6 +54,7 @@ class Plan:
             ollama_slots=2,
             target_wait_s=1.0,
             step_timeout_s=20.0,
+            blas="none",  # seeded texts are compared to the letter
             log_level="info",
         )
 
