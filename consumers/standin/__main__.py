@@ -60,7 +60,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="the port on loopback; 0 is any free port")
     parser.add_argument("--gguf", type=Path, help="run this file on llama.cpp, not the demo model")
     parser.add_argument("--name", help=f"the name of the model; the default is the file's, or {MODEL_NAME}-mini")
-    parser.add_argument("--threads", type=int, default=0, help="threads of llama.cpp; 0 is half of the cores")
+    parser.add_argument("--threads", type=int, default=0, help="of llama.cpp; 0 takes the setting ollama_threads")
     parser.add_argument("--parallel", type=int, help="answers at once; the default is the setting ollama_slots")
     parser.add_argument("--ready-file", type=Path, help="write the URL here, as JSON, when the server is ready")
     return parser.parse_args(arguments)
@@ -70,7 +70,8 @@ async def _serve(options: argparse.Namespace, config: Config) -> int:
     parallel = options.parallel or config.ollama_slots
     if options.gguf is not None:
         name = options.name or options.gguf.stem
-        serving = _llama(options.file, config, name=name, parallel=parallel, threads=options.threads)
+        threads = options.threads or config.ollama_threads
+        serving = _llama(options.file, config, name=name, parallel=parallel, threads=threads)
     else:
         serving = _demo(config, name=options.name or f"{MODEL_NAME}-mini", parallel=parallel)
     try:
