@@ -9,6 +9,7 @@ import msgspec
 
 from consumers.monitor.answers import QueueAnswers
 from consumers.monitor.arrivals import Arrival, Arrivals
+from consumers.monitor.cancelling import Cancelling
 from consumers.monitor.candidate import Candidate
 from consumers.monitor.endings import Ending, Endings
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
@@ -41,6 +42,7 @@ class Monitor:
         load: the lanes' depths and the engines' loads.
         arrivals: the requests that admission has not decided on yet.
         endings: the requests that are about to be ended.
+        cancelling: the open cancels.
         answers: the services.
     """
 
@@ -52,7 +54,8 @@ class Monitor:
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share), config.target_wait_s))
         self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
-        self.endings = Endings(me.bus, self.view, leads, self.answers.newest_on_record, config.lease_s)
+        self.endings = Endings(me.bus, self.view, leads)
+        self.cancelling = Cancelling(me.bus, self.view, leads, self.answers.newest_on_record, self.endings.soon)
         self._ready = asyncio.Event()
         self._ready_detail = ""
 
@@ -64,10 +67,11 @@ class Monitor:
         await bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await bus.subscribe(f"{EVENT}.>", self._on_event)
         await bus.subscribe(f"{CANCEL}.*", self._on_cancel)
-        parts = (self.candidate.run(), self.load.run(), self.view.run(), self.endings.run(), self._report(lifecycle))
+        parts = (self.candidate.run(), self.load.run(), self.view.run(), self.endings.run())
+        beside = (self.cancelling.run(), self._report(lifecycle))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(part) for part in parts]
+                tasks = [group.create_task(part) for part in (*parts, *beside)]
                 await lifecycle.stopping.wait()
                 for task in tasks:
                     task.cancel()
@@ -110,13 +114,13 @@ class Monitor:
 
     async def _on_cancel(self, message: Message) -> None:
         if RELAYED not in message.headers:
-            self.endings.cancel(message.subject.removeprefix(f"{CANCEL}."), message.reply)
+            self.cancelling.cancel(message.subject.removeprefix(f"{CANCEL}."), message.reply)
 
     # ---- what one part tells another
 
     def _on_announced(self, announcement: Announcement) -> None:
         envelope, place, position, may_spill = announcement
-        self.endings.stored(envelope, place)
+        self.cancelling.stored(envelope, place)
         if envelope.deadline is None or envelope.fault is not None:
             return
         self.endings.expect(envelope.deadline)
@@ -124,12 +128,12 @@ class Monitor:
             self.arrivals.add(Arrival(place, envelope.deadline, position, may_spill))
 
     def _on_read(self, envelope: Envelope, place: Place) -> None:
-        self.endings.read(envelope, place)
+        self.cancelling.read(envelope, place)
         if envelope.deadline is not None:
             self.endings.expect(envelope.deadline)
 
     def _on_filled(self) -> None:
-        self.endings.filled()
+        self.cancelling.filled()
 
     def _on_look(self) -> None:
         """Refuse the arrivals that would wait in vain."""

@@ -212,7 +212,7 @@ async def test_a_request_that_begins_while_its_cancel_is_underway_is_stopped(mon
     it = await monitor()
     freed = asyncio.Event()
     for _ in range(16):
-        it.endings._soon(freed.wait)
+        it.endings.soon(freed.wait)
     await eventually(it.endings._jobs.empty, what="each worker is busy")
     await (client.stream if streams else client.ask)("r1")
     await eventually(lambda: it.view.find("r1"))
@@ -231,7 +231,7 @@ async def test_a_cancel_goes_before_a_flood_of_other_endings(monitor, client, bu
     it = await monitor()
     freed = asyncio.Event()
     for _ in range(16):
-        it.endings._soon(freed.wait)
+        it.endings.soon(freed.wait)
     await eventually(it.endings._jobs.empty, what="each worker is busy")
     order: list[str] = []
 
@@ -239,8 +239,8 @@ async def test_a_cancel_goes_before_a_flood_of_other_endings(monitor, client, bu
         order.append(name)
 
     for name in ("first", "second"):
-        it.endings._soon(partial(note, name))
-    it.endings._soon(partial(note, "urgent"), urgent=True)
+        it.endings.soon(partial(note, name))
+    it.endings.soon(partial(note, "urgent"), urgent=True)
     freed.set()
     await eventually(lambda: len(order) == 3)
     assert order == ["urgent", "first", "second"]

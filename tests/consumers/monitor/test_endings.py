@@ -7,6 +7,8 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from consumers.monitor import cancelling
+from consumers.monitor.view import QueueView
 from pipeline.core.ending import Moved
 from pipeline.core.envelope import read_envelope
 from pipeline.delivery.held import Held
@@ -14,10 +16,10 @@ from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode, is_last
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.consumers.monitor.conftest import cancel
-from tests.pipeline.worker.conftest import client, start
+from tests.pipeline.worker.conftest import ScriptedEngine, client, start
 from tests.waiting import eventually, taken
 
 __all__ = ["client", "start"]  # fixtures
@@ -38,20 +40,48 @@ async def seems_to_run(bus, it, request_id):
 async def test_a_request_is_answered_whose_id_was_cancelled_before_it_was_used(monitor, start, client, bus):
     it = await monitor()
     assert await cancel(bus, "job-7") == "unknown"
+    worker = await start(ScriptedEngine(slots=1))
+    await client.stream("job-7")
+    generation = await worker.engine.generation("job-7")
+    generation.say("so far")
     # What is cancelled after it, and has lost its worker, is ended later than `job-7` could be.
     await client.ask("orphan", lane="low")
     await seems_to_run(bus, it, "orphan")
     assert await cancel(bus, "orphan") == "cancelled"
-    worker = await start()
-    await client.stream("job-7")
-    generation = await worker.engine.generation("job-7")
-    generation.say("so far")
-    orphan = await worker.engine.generation("orphan")
-    assert await client.code("orphan") == "cancelled"
-    orphan.finish()
     assert not generation.closed
     generation.finish(", so good")
     assert (await client.answer("job-7")).choices[0].message.content == "so far, so good"
+
+
+async def test_a_cancel_is_answered_when_a_request_whose_worker_died_has_ended(monitor, start, client, bus):
+    it = await monitor()
+    await client.ask("r1")
+    await seems_to_run(bus, it, "r1")
+    assert await cancel(bus, "r1") == "cancelled"
+    assert (await client.record("r1"))[-1].error.code == "cancelled"
+    assert (await bus.stream_state(STREAM_REQUESTS)).messages == 0
+    worker = await start()
+    await client.ask("r2")
+    (await worker.engine.generation("r2")).finish("yes")
+    await client.answer("r2")
+    assert len(await client.record("r1")) == 1
+
+
+async def test_an_answer_that_a_dead_worker_has_begun_is_cancelled_too(monitor, start, client, bus):
+    it = await monitor()
+    dying = await start()
+    await client.stream("r1")
+    (await dying.engine.generation("r1")).say("so far")
+    await client.until("r1", 2)
+    await dying.kill()
+    assert it.view.state(it.view.find("r1")) == "running"
+    assert await cancel(bus, "r1") == "cancelled"
+    assert (await client.record("r1"))[-1].error.code == "cancelled"
+    alive = await start()
+    await client.ask("r2")
+    (await alive.engine.generation("r2")).finish("yes")
+    assert (await client.answer("r2")).choices[0].message.content == "yes"
+    assert [last for last in await client.record("r1") if is_last(last)] == (await client.record("r1"))[-1:]
 
 
 async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(monitor, client, bus):
@@ -59,18 +89,13 @@ async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(m
     await client.ask("job-7")
     await seems_to_run(bus, it, "job-7")
     assert await cancel(bus, "job-7") == "cancelled"
-    # It ends by itself, and its name is used again; the broker remembers names for two minutes.
-    await bus.delete(STREAM_REQUESTS, 1)
-    await bus.publish("llm.event.high.done", encode(RequestEvent("job-7", "done", Priority.HIGH, "mlx")))
-    await eventually(lambda: it.view.find("job-7") is None)
-    headers = {MSG_ID: "job-7:replayed:1-1"}
-    await bus.store("llm.request.high", b'{"prompt":"x"}', headers=headers)
+    # Its name is used again; the broker remembers names for two minutes.
+    await bus.store("llm.request.high", b'{"prompt":"x"}', headers={MSG_ID: "job-7:replayed:1-1"})
     await seems_to_run(bus, it, "job-7")
     await client.ask("later")
     await seems_to_run(bus, it, "later")
     assert await cancel(bus, "later") == "cancelled"
-    assert await client.code("later") == "cancelled"
-    assert await client.record("job-7") == []
+    assert len(await client.record("job-7")) == 1
     assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
 
 
@@ -80,12 +105,38 @@ async def test_a_cancelled_request_is_ended_where_it_has_moved_to(monitor, clien
     await client.ask("r1")
     await seems_to_run(bus, it, "r1")
     stored = await bus.stored(STREAM_REQUESTS, 1)
-    assert await cancel(bus, "r1") == "cancelled"
+    asked = asyncio.create_task(cancel(bus, "r1"))
+    await eventually(lambda: it.cancelling._cancels._open)
     headers = {MSG_ID: "r1:spilled:1-1", "Llm-Stored-At": repr(stored.stored_at), "Llm-Task": "simple"}
     await bus.store("llm.ollama.high", stored.data, headers=headers)
     await bus.delete(STREAM_REQUESTS, 1)
+    assert await asked == "cancelled"
     assert await client.code("r1") == "cancelled"
     assert (await bus.stream_state("LLM_OLLAMA")).messages == 0
+
+
+async def test_a_request_that_is_announced_after_its_cancel_was_heard_is_cancelled(monitor, client, bus):
+    """The broker confirms a request to its publisher a moment before it announces it to the monitor."""
+    it = await monitor()
+    held = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QueueView, "announced", lambda _, message: held.append(message))
+        await client.ask("r1")
+        asked = asyncio.create_task(cancel(bus, "r1"))
+        await eventually(lambda: held and it.cancelling._waits._tasks)
+    it.view.announced(held[0])
+    assert await asked == "cancelled"
+    assert await client.code("r1") == "cancelled"
+
+
+async def test_a_request_that_is_stored_after_a_cancel_is_none_of_its(monitor, client, bus, monkeypatch):
+    monkeypatch.setattr(cancelling, "_CLOCK_ERROR_S", -1.0)
+    it = await monitor()
+    asked = asyncio.create_task(cancel(bus, "r1"))
+    await eventually(lambda: it.cancelling._waits._tasks)
+    await client.ask("r1")
+    assert await asked == "unknown"
+    assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
 
 
 async def nothing(_):

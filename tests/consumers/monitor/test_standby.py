@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from nats.js.api import RetentionPolicy, StreamConfig
 
-from consumers.monitor import endings
+from consumers.monitor import cancelling
 from pipeline.broker import topology
 from pipeline.broker.connection import NoResponders, Unreachable
 from pipeline.broker.jetstream import Fenced
@@ -248,7 +248,7 @@ async def _answers_once(bus):
 
 
 async def test_a_cancel_waits_for_a_takeover_however_long_that_takes(monitor, bus, client, monkeypatch):
-    monkeypatch.setattr(endings, "_TAKEOVER_S", 0.01)
+    monkeypatch.setattr(cancelling, "_TAKEOVER_S", 0.01)
     first, second = await monitor.start(), await monitor.start()
     await client.ask("r1")
     await eventually(lambda: second.it.view.find("r1"))

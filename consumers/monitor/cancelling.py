@@ -1,0 +1,274 @@
+"""Cancels requests, wherever they are: queued, running, moving, or in the hands of a worker that has died.
+
+The client is answered when the request's record is closed, so `cancelled` is a fact that a crash cannot undo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from consumers.monitor.view import QueueView
+from pipeline.aio import Background, wait_set
+from pipeline.broker.connection import BusError
+from pipeline.broker.jetstream import Bus
+from pipeline.core.cancels import Cancels, OpenCancel
+from pipeline.core.envelope import Envelope, read_envelope
+from pipeline.core.index import Place
+from pipeline.core.leadership import LEASE_S
+from pipeline.delivery.withdraw import withdraw
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
+from pipeline.wire.subjects import CANCEL, RELAYED, Move
+
+log = logging.getLogger(__name__)
+
+# A worker that has received the cancel of a request ends it within this time. Afterwards the monitor ends the request:
+# the worker has died, and another one would begin the request again.
+_WORKER_ENDS_S = 1.0
+_LOOK_EVERY_S = 0.05
+# A request that is being written is tried again.
+_TRIES = 20
+# A client may send a cancel as soon as it has the PubAck. The announcement of the request follows within this time.
+_ANNOUNCED_AFTER_S = (0.02, 0.03, 0.05, 0.1)
+# The largest error of this process's estimate of the broker's clock that matters here.
+_CLOCK_ERROR_S = 0.05
+_RETRY_AFTER_S = 1.0
+# A monitor that stands by takes over within this time. It then carries out the cancels that the first one left.
+_TAKEOVER_S = LEASE_S + 2.0
+_LOOK_AGAIN_S = 10.0
+
+
+class Soon(Protocol):
+    """Runs a job soon, as `Endings.soon`."""
+
+    def __call__(self, job: Callable[[], Awaitable[object]], *, urgent: bool = False) -> None:
+        """Run a job soon; an urgent one before the others."""
+        ...
+
+
+@dataclass(slots=True)
+class Cancelling:
+    """Carries out cancels while this monitor leads. The one writer of the open cancels.
+
+    A monitor that stands by follows them, so that none is lost with the monitor that received it.
+
+    Args:
+        bus: the connection.
+        view: the unfinished requests.
+        leads: whether this monitor acts.
+        newest_on_record: the newest message of a request's record, as `QueueAnswers.newest_on_record`.
+        soon: runs a job.
+    """
+
+    bus: Bus
+    view: QueueView
+    leads: Callable[[], bool]
+    newest_on_record: Callable[[str], Awaitable[Answer | None]]
+    soon: Soon
+    _cancels: Cancels = field(init=False, default_factory=Cancels)
+    _waits: Background = field(init=False, default_factory=Background)
+    _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Look at followed cancels when they are due, until cancelled."""
+        try:
+            while True:
+                self._sooner.clear()
+                now = self.bus.clock.now()
+                for request_id, cancel in self._cancels.due(now):
+                    self._look(request_id, cancel)
+                due = self._cancels.next_due()
+                await wait_set(self._sooner, _LOOK_AGAIN_S if due is None else max(0.0, due - now))
+        finally:
+            self._waits.cancel()
+
+    # ---- what is heard
+
+    def cancel(self, request_id: str, reply: str) -> None:
+        """Cancel a request, and publish the outcome to reply, if there is one."""
+        place = self.view.find(request_id)
+        if place is not None:
+            # Whatever happens to the request from now on, the cancel knows.
+            cancel = self._cancels.begin(request_id, place)
+            job = self._answered if self.leads() else self._leave
+            self.soon(partial(job, request_id, cancel, reply), urgent=True)
+            return
+        if filling := self.view.filling:
+            self._cancels.expect(request_id)
+        if self.leads():
+            work = self._unknown(request_id, reply) if filling else self._find(request_id, reply)
+            self._waits.start(work, what=f"the cancel of request {request_id}")
+
+    def stored(self, envelope: Envelope, place: Place) -> None:
+        """A request was announced. It can be a cancelled one that moves."""
+        moved = _is_moved(envelope)
+        cancel = self._cancels.announced(envelope.id, envelope.stored_at, place, moved=moved)
+        if cancel is not None:
+            self._resume(envelope.id, cancel)
+
+    def read(self, envelope: Envelope, place: Place) -> None:
+        """A request was read from the queue. A cancel can be waiting for it."""
+        cancel = self._cancels.read(envelope.id, envelope.stored_at, place)
+        if cancel is not None:
+            self._resume(envelope.id, cancel)
+
+    def filled(self) -> None:
+        """The whole queue was read. Cancels that still wait for a request apply to none."""
+        self._cancels.filled()
+
+    # ---- what is done
+
+    def _look(self, request_id: str, cancel: OpenCancel) -> None:
+        if cancel.place is None or self.view.state(cancel.place) is None:
+            self._cancels.done(request_id, cancel)
+        else:
+            self._resume(request_id, cancel)
+
+    def _resume(self, request_id: str, cancel: OpenCancel) -> None:
+        """Go on with a cancel that is followed, or whose request was found only now."""
+        if self.leads() and cancel.place is not None:
+            self._cancels.begin(request_id, cancel.place)
+            self.soon(partial(self._answered, request_id, cancel, ""), urgent=True)
+        else:
+            self._follow(cancel, _TAKEOVER_S)
+
+    async def _unknown(self, request_id: str, reply: str, state: str = "pending") -> None:
+        """Reply to a cancel whose request is not known: by its record, or else with state."""
+        try:
+            newest = await self.newest_on_record(request_id)
+            await self._reply(request_id, reply, state if newest is None else "finished")
+        except BusError as error:
+            log.warning("The cancel of request %s was not answered: %s", request_id, error)
+
+    async def _find(self, request_id: str, reply: str) -> None:
+        """Cancel a request that is announced only now. A cancel does not apply to one that is stored after it."""
+        heard_at = self.bus.clock.wall()
+        try:
+            for pause_s in _ANNOUNCED_AFTER_S:
+                await asyncio.sleep(pause_s)
+                place = self.view.find(request_id)
+                envelope = None if place is None else await self._envelope_at(place, request_id)
+                if place is not None and envelope is not None and envelope.stored_at <= heard_at + _CLOCK_ERROR_S:
+                    await self._answered(request_id, self._cancels.begin(request_id, place), reply)
+                    return
+        except BusError as error:
+            log.warning("Request %s was not cancelled: %s", request_id, error)
+        await self._unknown(request_id, reply, "unknown")
+
+    async def _answered(self, request_id: str, cancel: OpenCancel, reply: str) -> None:
+        """Cancel a request and reply to the client. A running request is left to its worker for a moment."""
+        try:
+            if await self._withdrawn(request_id, cancel, running=False):
+                await self._reply(request_id, reply, "cancelled")
+                return
+            # A worker that has started it since the cancel came has ignored that one.
+            await self.bus.publish(f"{CANCEL}.{request_id}", b"", headers={RELAYED: "monitor"})
+        except BusError as error:
+            log.warning("Request %s was not cancelled yet: %s", request_id, error)
+        self._waits.start(self._until_ended(request_id, cancel, reply), what=f"the cancel of request {request_id}")
+
+    async def _until_ended(self, request_id: str, cancel: OpenCancel, reply: str) -> None:
+        """Wait until a running request has ended, and end it if its worker does not."""
+        try:
+            state = await self._left_to_worker(request_id) or await self._forced(request_id, cancel)
+            if state is not None:
+                self._cancels.done(request_id, cancel)
+            await self._reply(request_id, reply, state or "cancelled")
+        except BusError as error:
+            log.warning("Request %s was not cancelled yet: %s", request_id, error)
+        finally:
+            # Without an effect if it is done.
+            self._follow(cancel, _RETRY_AFTER_S)
+
+    async def _left_to_worker(self, request_id: str) -> str | None:
+        give_up_at = self.bus.clock.now() + _WORKER_ENDS_S
+        while True:
+            state = await self._end_on_record(request_id)
+            if state is not None or self.bus.clock.now() >= give_up_at:
+                return state
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _forced(self, request_id: str, cancel: OpenCancel) -> str | None:
+        for _ in range(_TRIES):
+            if not self.leads():
+                return None
+            if await self._withdrawn(request_id, cancel, running=True):
+                return "cancelled"
+            if state := await self._end_on_record(request_id):
+                return state
+            if cancel.place is None or self.view.state(cancel.place) is None:
+                return None
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return None
+
+    async def _end_on_record(self, request_id: str) -> str | None:
+        """How the request ended, by its record; None while it has not."""
+        newest = await self.newest_on_record(request_id)
+        if newest is None or not is_last(newest):
+            return None
+        by_cancel = isinstance(newest, ErrorAnswer) and newest.error.code == ErrorCode.CANCELLED
+        return "cancelled" if by_cancel else "finished"
+
+    async def _withdrawn(self, request_id: str, cancel: OpenCancel, *, running: bool) -> bool:
+        """Withdraw the request of a cancel, wherever it moves. Returns whether that ended it.
+
+        Args:
+            request_id: its id.
+            cancel: the cancel.
+            running: also if the request runs.
+        """
+        tried: set[Place] = set()
+        while (place := cancel.place) is not None and place not in tried:
+            tried.add(place)
+            envelope = await self._envelope_at(place, request_id)
+            if envelope is None:
+                continue
+            cancel.stored_at = envelope.stored_at
+            state = self.view.state(place)
+            if state != "queued" and not (running and state == "running"):
+                continue
+            if await withdraw(self.bus, place, _cancelled(request_id, before=state == "queued")):
+                self._cancels.done(request_id, cancel)
+                return True
+        return False
+
+    async def _leave(self, request_id: str, cancel: OpenCancel, _reply: str) -> None:
+        """Leave a cancel to the monitor that leads, and carry it out after a takeover if that one has not."""
+        try:
+            envelope = None if cancel.place is None else await self._envelope_at(cancel.place, request_id)
+            if envelope is not None:
+                cancel.stored_at = envelope.stored_at
+        finally:
+            self._follow(cancel, _TAKEOVER_S)
+
+    async def _reply(self, request_id: str, reply: str, state: str) -> None:
+        if reply:
+            await self.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
+
+    def _follow(self, cancel: OpenCancel, after_s: float) -> None:
+        self._cancels.follow(cancel, self.bus.clock.now() + after_s)
+        self._sooner.set()
+
+    async def _envelope_at(self, place: Place, request_id: str) -> Envelope | None:
+        """The request at a place; None if it is gone or has another id (the view compares hashes of ids only)."""
+        stored = await self.bus.stored(place.stream, place.sequence)
+        if stored is None:
+            return None
+        envelope = read_envelope(stored, place.priority)
+        return envelope if envelope.id == request_id else None
+
+
+def _is_moved(envelope: Envelope) -> bool:
+    """Whether the request was stored elsewhere before. A replayed dead letter counts as a new request."""
+    return envelope.move is not None and envelope.move is not Move.REPLAYED
+
+
+def _cancelled(request_id: str, *, before: bool) -> HeadraceError:
+    return HeadraceError(ErrorCode.CANCELLED, f"Request {request_id} was cancelled{' before it started' * before}.")
