@@ -110,6 +110,7 @@ class Local:
         with state_lock(self._dir) as lock:
             (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
             if not await self._get_model(lifecycle):
+                self._screen.stopped()
                 return
             broker = Broker(
                 self._dir,
