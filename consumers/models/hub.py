@@ -23,7 +23,6 @@ def fetch(repository: str, folder: Path) -> str:
     """Fetch a repository into a folder. Returns what is wrong, or an empty text."""
     try:
         from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - absent where MLX is
-        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - as above
     except ImportError:
         return "huggingface_hub is not installed; it comes with mlx-lm."
     try:
@@ -37,7 +36,7 @@ def fetch(repository: str, folder: Path) -> str:
         sys.stdout.write(f"{sum(sizes[name] for name in wanted)}\n")
         sys.stdout.flush()
         snapshot_download(repository, revision=info.sha, local_dir=folder, allow_patterns=list(_PATTERNS))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub, of its HTTP client or of the disk
         return f"Cannot fetch {repository} from the Hugging Face hub ({' '.join(str(error).split())})."
     return ""
 

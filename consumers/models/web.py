@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
-
-import httpx
+from typing import TYPE_CHECKING, Final
 
 from consumers.models.store import ModelError
 from consumers.models.watched import Headway, Note
+
+if TYPE_CHECKING:
+    import httpx
 
 _TIMEOUT_S: Final = 30.0
 _NOTE_EVERY: Final = 1 << 18
@@ -21,6 +22,8 @@ def download(address: str, target: Path, note: Note) -> None:
     Raises:
         ModelError: the server does not answer, or not with the file.
     """
+    import httpx  # noqa: PLC0415 - slow to import, and most models come otherwise
+
     part = target.with_name(f"{target.name}.part")
     try:
         with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:

@@ -19,7 +19,7 @@ from pipeline.process.lifecycle import Report
 from pipeline.up.bar import FetchBar
 from pipeline.up.model import ModelFound, find_model
 from tests.consumers.models.ggufs import written
-from tests.support import ROOT
+from tests.support import ROOT, NatsServer
 
 TIMEOUT_S = 100.0
 # `up` with no role but a trivial one in the place of MLX's.
@@ -155,3 +155,13 @@ def test_on_a_terminal_progress_is_one_line_that_changes():
     assert "fetching x" in out.getvalue()
     assert "4.0/4.0 MB" in out.getvalue()
     assert "\x1b[2K" in out.getvalue()  # the line is erased
+
+
+def test_the_role_alone_fails_by_the_name_of_its_model(nats_server: NatsServer, tmp_path: Path):
+    environ = environment(tmp_path, nats_url=nats_server.url, model="smolm2")
+    command = [sys.executable, "-m", "pipeline.cli", "run", "mlx"]
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, check=False, timeout=TIMEOUT_S, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert 'headrace: There is no model "smolm2". Known and stored models: smollm2, demo. ' in done.stderr
