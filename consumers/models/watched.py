@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 _LOOK_EVERY_S: Final = 0.1
 _SAID_CHARS: Final = 300
+_END_BYTES: Final = 4096
 
 
 class Headway(NamedTuple):
@@ -27,7 +28,11 @@ Note = Callable[[Headway], None]
 
 
 class CommandFailed(Exception):
-    """A command ended with an error. The message is the last line that it printed."""
+    """A command ended with an error. The message is the last line that it printed, `output` the end of all of it."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 def watch(command: Sequence[str], look: Callable[[str], None], *, environ: Mapping[str, str] = os.environ) -> None:
@@ -57,7 +62,8 @@ def watch(command: Sequence[str], look: Callable[[str], None], *, environ: Mappi
             process.kill()
             process.wait()
         if process.returncode != 0:
-            raise CommandFailed(_last_line(err.fileno()) or f"exit code {process.returncode}")
+            said = _end(err.fileno())
+            raise CommandFailed(_last_line(err.fileno()) or f"exit code {process.returncode}", said)
 
 
 def largest_file(folder: Path) -> int:
@@ -79,6 +85,10 @@ def _sizes(folder: Path) -> Iterator[int]:
 
 
 def _last_line(descriptor: int) -> str:
-    size = os.fstat(descriptor).st_size
-    lines = os.pread(descriptor, 4096, max(0, size - 4096)).decode(errors="replace").strip().splitlines()
+    lines = _end(descriptor).splitlines()
     return lines[-1].strip()[-_SAID_CHARS:] if lines else ""
+
+
+def _end(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, _END_BYTES, max(0, size - _END_BYTES)).decode(errors="replace").strip()

