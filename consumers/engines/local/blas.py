@@ -46,6 +46,11 @@ class Blas(Struct, frozen=True):
     library: str
     gflops: float = 0.0
 
+    def is_gone(self) -> bool:
+        """Whether the file was removed since, for example with the user's cache folder."""
+        path = Path(self.library)
+        return path.is_absolute() and not path.exists()
+
 
 def threads_environment(threads: int) -> dict[str, str]:
     """The variables from which BLAS libraries read their number of threads. Those that the user has set win.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -168,6 +169,17 @@ async def test_the_engine_runs_without_a_library(library):
         assert str(library) not in mapped(engine)
         assert "its own BLAS" in engine.status().compute
         assert (await ask(engine, "What is 2 + 2?")).text
+
+
+async def test_a_library_that_is_removed_is_made_again_for_the_next_child(cache):
+    async with engine_of(Config(engine="mlx", mlx_threads=1)) as engine:
+        await until_ready(engine)
+        (library,) = cache.glob("*.so")
+        library.unlink()
+        before = engine.child_pid
+        os.kill(before, signal.SIGKILL)
+        await until(engine, lambda: engine.child_pid not in (None, before) and engine.status().state == "ready")
+        assert str(library) in mapped(engine)
 
 
 async def test_a_library_that_ends_the_engine_at_its_start_is_left_out(tmp_path, monkeypatch, caplog):
