@@ -154,7 +154,7 @@ def test_the_users_own_variables_win(monkeypatch):
 
 
 async def test_the_engine_computes_with_the_library_and_says_so(library):
-    async with engine_of(Config(engine="mlx", blas=str(library), mlx_threads=1)) as engine:
+    async with engine_of(Config(model="headrace-demo", blas=str(library), mlx_threads=1)) as engine:
         await until_ready(engine)
         assert str(library) in mapped(engine)
         assert "LD_PRELOAD" not in os.environ
@@ -164,7 +164,7 @@ async def test_the_engine_computes_with_the_library_and_says_so(library):
 
 
 async def test_the_engine_runs_without_a_library(library):
-    async with engine_of(Config(engine="mlx", blas="none")) as engine:
+    async with engine_of(Config(model="headrace-demo", blas="none")) as engine:
         await until_ready(engine)
         assert str(library) not in mapped(engine)
         assert "its own BLAS" in engine.status().compute
@@ -172,7 +172,7 @@ async def test_the_engine_runs_without_a_library(library):
 
 
 async def test_a_library_that_is_removed_is_made_again_for_the_next_child(cache):
-    async with engine_of(Config(engine="mlx", mlx_threads=1)) as engine:
+    async with engine_of(Config(model="headrace-demo", mlx_threads=1)) as engine:
         await until_ready(engine)
         (library,) = cache.glob("*.so")
         library.unlink()
@@ -187,7 +187,7 @@ async def test_a_library_that_ends_the_engine_at_its_start_is_left_out(tmp_path,
         return blas.Blas("broken", str(tmp_path / "gone.so"), 1.0)
 
     monkeypatch.setattr("consumers.engines.local.process.selected", chosen)
-    async with engine_of(Config(engine="mlx")) as engine:
+    async with engine_of(Config(model="headrace-demo")) as engine:
         await until(engine, lambda: engine.status().state == "ready")
         assert "its own BLAS" in engine.status().compute
     assert "starts without" in caplog.text
