@@ -188,15 +188,21 @@ class Connection:
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
-        connecting, refusals = True, list[Exception]()
+        connecting, refusals, said = True, list[Exception](), ""
 
         async def on_error(error: Exception) -> None:
+            nonlocal said
             if not connecting:
-                log.warning("Broker error: %s", what(error))
+                # Each attempt to reconnect fails with the same error.
+                level = logging.DEBUG if said == what(error) else logging.WARNING
+                said = what(error)
+                log.log(level, "Broker error: %s", said)
             elif not isinstance(error, OSError | TimeoutError):
                 refusals.append(error)
 
         async def on_reconnect() -> None:
+            nonlocal said
+            said = ""
             log.info("Reconnected to the broker.")
             for callback in bus._reconnected:
                 callback()

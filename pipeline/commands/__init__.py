@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pipeline.broker.connection import BusError, Unreachable
+from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
 from pipeline.up.reach import broker_trouble
+
+# A command waits this long for a broker that it has lost.
+_AWAY_S = 10.0
+_LOOK_EVERY_S = 0.2
 
 
 def say(text: str = "", *, end: str = "\n") -> None:
@@ -50,4 +54,22 @@ async def _connected(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, 
     if trouble := await broker_trouble(url):
         raise Unreachable(trouble)
     async with Bus.connect(url, name=name) as bus:
-        return await work(bus)
+        working, watching = asyncio.ensure_future(work(bus)), asyncio.ensure_future(_until_away(bus))
+        try:
+            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+        finally:
+            for task in (working, watching):
+                task.cancel()
+            await asyncio.wait((working, watching))
+        raise Unreachable(f"The broker at {without_password(url)} has been away for {_AWAY_S:.0f} s.")
+
+
+async def _until_away(bus: Bus) -> None:
+    """Return when the broker has been away for longer than it takes to restart."""
+    seen_at = now = asyncio.get_running_loop().time()
+    while now - seen_at < _AWAY_S:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        now = asyncio.get_running_loop().time()
+        seen_at = now if bus.is_connected else seen_at

@@ -438,3 +438,22 @@ def test_a_terminal_without_unicode_gets_question_marks():
 
 def test_only_its_user_reads_the_file_that_holds_the_brokers_address(state):
     assert (state / "run.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_send_whose_pipeline_stops_says_so_once_and_ends(tmp_path):
+    server = NatsServer(tmp_path)
+    server.start()
+
+    async def prepare():
+        async with Bus.connect(server.url, name="test") as bus:
+            await topology.apply(bus.js, Config())
+
+    asyncio.run(prepare())
+    command = [*HEADRACE, "send", "--nats-url", server.url, "--verbose", "x"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as sending:
+        assert "queued" in sending.stderr.readline()
+        server.kill()
+        _, err = sending.communicate(timeout=TIMEOUT_S)
+    assert sending.returncode == 1
+    assert "has been away for 10 s" in err.splitlines()[-1]
+    assert len(err.splitlines()) <= 4
