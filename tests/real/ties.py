@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
-
-from consumers.models.names import located
 
 
 def first_difference(one: str, other: str) -> int:
@@ -14,7 +11,7 @@ def first_difference(one: str, other: str) -> int:
     return next(same, min(len(one), len(other)))
 
 
-def gap_at(prompt: str, one: str, other: str) -> float:
+def gap_at(path: str, prompt: str, one: str, other: str) -> float:
     """The difference of the logarithms of the two greatest probabilities, at the first token in which two answers part.
 
     It runs the model in this process, with whatever BLAS MLX has here.
@@ -22,7 +19,7 @@ def gap_at(prompt: str, one: str, other: str) -> float:
     import mlx.core as mx
     import mlx_lm
 
-    model, tokenizer = mlx_lm.load(located(os.environ.get("HEADRACE_MODEL", "smollm2")))
+    model, tokenizer = mlx_lm.load(path)
     asked = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
     tokens = [tokenizer.encode(text, add_special_tokens=False) for text in (one, other)]
     pairs = zip(*tokens, strict=False)
