@@ -158,7 +158,6 @@ class _Client(Client):
             log.info("Ignoring malformed headers of a message: %s", error)
             return None
         return None if parsed is None else with_known_names(parsed)
-        return None if parsed is None else with_known_names(parsed)
 
 
 @dataclass(slots=True)
