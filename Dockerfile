@@ -1,5 +1,5 @@
-# One image for every role: `docker run headrace run router`. It includes MLX's CPU build, so `headrace run mlx` works.
-# Containers cannot use Metal.
+# One image for every role: `docker run headrace run router`. It includes MLX's CPU build, llama.cpp and the default model,
+# so `headrace run mlx` works without a network. Containers cannot use Metal.
 
 FROM python:3.12-slim AS build
 WORKDIR /src
@@ -15,5 +15,6 @@ COPY --from=build /opt/headrace /opt/headrace
 ENV PATH=/opt/headrace/bin:$PATH PYTHONUNBUFFERED=1
 USER headrace
 WORKDIR /home/headrace
+RUN headrace pull smollm2
 ENTRYPOINT ["headrace"]
 CMD ["--help"]
