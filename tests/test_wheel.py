@@ -11,7 +11,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).resolve().parent.parent
 # What trains a model, and the folders that stay in the repository.
-LEFT_OUT = ("mlx.nn", "mlx.optimizers", "mlx_lm.tuner", "bench", "tests")
+LEFT_OUT = ("mlx.optimizers", "mlx_lm.tuner", "bench", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_no_module_in_it_trains_a_model_or_imports_what_is_not_there(wheel: dict
 
 def test_the_check_would_find_the_training_code() -> None:
     source = (ROOT / "bench/demo_model/make.py").read_bytes()
-    assert {"mlx.nn", "mlx.optimizers"} <= imported(source)
+    assert "mlx.optimizers" in imported(source)
 
 
 def test_it_holds_what_the_modules_read_at_run_time(wheel: dict[str, bytes]) -> None:

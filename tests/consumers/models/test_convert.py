@@ -28,6 +28,13 @@ from tests.consumers.models.ggufs import HEAD, SPECIALS, tokens, written
 
 mx = pytest.importorskip("mlx.core")
 
+
+@pytest.fixture(autouse=True)
+def _stream():
+    """An engine of an earlier test in this process may have removed the default stream when it was closed."""
+    mx.set_default_stream(mx.new_stream(mx.default_device()))
+
+
 EXACT = [Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0]
 ROUNDED = [Kind.Q4_K, Kind.Q5_K]
 BITS = {Kind.Q4_0: 4, Kind.Q4_1: 4, Kind.Q5_0: 5, Kind.Q5_1: 5, Kind.Q8_0: 8, Kind.Q4_K: 4, Kind.Q5_K: 5}
