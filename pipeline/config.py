@@ -53,6 +53,7 @@ _MOST = sys.float_info.max
 Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 to 65535)")]
 Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
 Threads = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
+Number = Annotated[int, Meta(ge=0), ValueKind("N", "a whole number of 0 or more")]
 Slots = Annotated[int, Meta(ge=1, le=1024), ValueKind("N", "a whole number from 1 to 1024")]
 Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
 BytesOrZero = Annotated[int, Meta(ge=0), ValueKind("BYTES", "a number of bytes, 0 or more")]
@@ -255,10 +256,39 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     prefill_step_tokens: Annotated[
         Count,
         Setting(
-            "prompt tokens processed in one step",
-            "Smaller steps interrupt running answers for less time; a long prompt takes longer.",
+            "most prompt tokens read in one step",
+            "The engine reads fewer if more would take longer than `inter_token_target_s`.",
         ),
-    ] = 256
+    ] = 2048
+    inter_token_target_s: Annotated[
+        Seconds,
+        Setting(
+            "longest pause between the tokens of an answer",
+            "It bounds how much of a prompt is read in one step, and how many answers are written beside a HIGH one.",
+        ),
+    ] = 0.2
+    high_hold_s: Annotated[
+        Seconds,
+        Setting("longest time that MEDIUM and LOW answers pause while a HIGH prompt is read"),
+    ] = 2.0
+    max_preemptions: Annotated[
+        Number,
+        Setting(
+            "number of times that one request can be suspended in favour of more urgent ones; 0 turns preemption off",
+            "A suspended request stays with its worker and continues where it stopped.",
+        ),
+    ] = 8
+    max_suspended_s: Annotated[
+        Seconds,
+        Setting("total time that one request can be suspended; afterwards it continues beside the others"),
+    ] = 60.0
+    suspended_kv_bytes: Annotated[
+        BytesOrZero,
+        Setting(
+            "memory for the KV caches of suspended requests",
+            "Beyond it, the engine reads the prompt and the answer so far again when the request continues.",
+        ),
+    ] = 1 << 30
     default_max_tokens: Annotated[
         Count,
         Setting(

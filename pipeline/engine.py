@@ -13,6 +13,7 @@ import msgspec
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, FinishReason, ToolCall, Usage, WorkerState
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.subjects import Priority
 
 
 class Misbehaved(HeadraceError):
@@ -36,6 +37,9 @@ class Work(msgspec.Struct, frozen=True):
         resume_tokens: the tokens of earlier attempts. They may go beyond `resume_text`. Generation continues after
             them. If another engine wrote the text, its tokens are unknown: the list is empty, and generation continues
             after the text.
+        priority: the priority of the request. An engine that can suspend requests gives a more urgent one the place of
+            a less urgent one.
+        extra: another worker had begun the request: it runs at once, beyond the slots.
     """
 
     id: str
@@ -44,6 +48,8 @@ class Work(msgspec.Struct, frozen=True):
     seed: int
     resume_tokens: list[int] = msgspec.field(default_factory=list)
     resume_text: str = ""
+    priority: Priority = Priority.MEDIUM
+    extra: bool = False
 
 
 class Piece(msgspec.Struct):
@@ -86,7 +92,8 @@ class Generation(Protocol):
         ...
 
 
-# How many requests per slot an engine accepts at most: its own, and as many that another worker had begun.
+# How many requests per slot an engine accepts at most: its own, and as many that another worker had begun or that take
+# the place of less urgent ones.
 MOST_PER_SLOT = 2
 
 
@@ -98,6 +105,7 @@ class EngineStatus(msgspec.Struct):
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only. They are not in `models`.
         compute: what computes, and how fast, in words; empty if that is not known.
+        suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
     """
 
     state: WorkerState
@@ -114,6 +122,7 @@ class EngineStatus(msgspec.Struct):
     tool_models: list[str] = msgspec.field(default_factory=list)
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
+    suspends: bool = False
 
 
 class Embedder(Protocol):

@@ -62,6 +62,8 @@ class Facts(Struct, array_like=True):
         kv_bytes_per_token: the KV cache of one token of one sequence.
         gflops: the measured speed of a float32 product on the CPU, in 10⁹ operations a second; 0 on a GPU.
         weights: the type of the weights on a CPU, such as `float32` or `4-bit`; empty on a GPU.
+        kv_bytes_fixed: the KV cache of a sequence without tokens.
+        suspends: whether a sequence can leave the batch with its cache and come back.
     """
 
     context_tokens: int
@@ -70,6 +72,8 @@ class Facts(Struct, array_like=True):
     kv_bytes_per_token: int
     gflops: float = 0.0
     weights: str = ""
+    kv_bytes_fixed: int = 0
+    suspends: bool = True
 
 
 class Ready(Struct, tag="ready", array_like=True):

@@ -115,7 +115,8 @@ class Reader(threading.Thread):
             )
             self._pipe.send(Rejected.of(frame.key, failure))
         else:
-            self._commands.put(Begin(frame.epoch, sequence, fault))
+            work = frame.work
+            self._commands.put(Begin(frame.epoch, sequence, fault, work.priority, extra=work.extra))
 
 
 def open_backend(config: Config, model_path: str, blas: str, note: Note) -> Backend:

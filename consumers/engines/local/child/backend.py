@@ -37,13 +37,72 @@ class Prepared(Struct):
         return len(self.prompt) - self.position + self.transcript.max_tokens
 
 
+class Suspended(Struct):
+    """What became of sequences that were taken out of the batch.
+
+    Attributes:
+        kept_bytes: the size of the cache of each, by key.
+        sampled: pairs of key and token, for tokens that had been sampled and not been returned yet.
+    """
+
+    kept_bytes: dict[int, int]
+    sampled: list[tuple[int, int]]
+
+
+class Batch(Protocol):
+    """The sequences of a backend. Used by the child's main thread.
+
+    `pipeline.core.batch` decides what is done. After an exception, only `Backend.reset` and `Backend.close` may be
+    called.
+    """
+
+    def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Read so many of the next tokens of each of these sequences.
+
+        Returns pairs of key and token: one for each sequence of which nothing is left to read.
+        """
+        ...
+
+    def step(self) -> list[tuple[int, int]]:
+        """Decode one token for every sequence that has been read. Returns pairs of key and token.
+
+        A token may be returned one step later, except the first of a sequence.
+        """
+        ...
+
+    def suspend(self, keys: list[int]) -> Suspended:
+        """Take sequences out of the batch, with their caches."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Free the cache of a suspended sequence. All its tokens are read again."""
+        ...
+
+    def resume(self, keys: list[int]) -> None:
+        """Put suspended sequences back. They go on exactly where they were."""
+        ...
+
+    def remove(self, key: int) -> None:
+        """Remove a sequence, wherever it is. An unknown key is ignored."""
+        ...
+
+    def kv_bytes(self) -> int:
+        """The size of all KV caches, in bytes."""
+        ...
+
+
 class Backend(Protocol):
-    """Samples tokens for a batch of sequences. Used by the child's main thread, except `prepare`."""
+    """A model, and the sequences that it decodes. Used by the child's main thread, except `prepare`."""
 
     facts: Facts
 
+    @property
+    def batch(self) -> Batch:
+        """The sequences."""
+        ...
+
     def prepare(self, key: int, work: Work) -> Prepared:
-        """Check a request and tokenise it. Called from the reading thread; does not touch what `step` uses.
+        """Check a request and tokenise it. Called from the reading thread; does not touch what `batch` uses.
 
         Raises:
             HeadraceError: the request cannot be served.
@@ -51,26 +110,11 @@ class Backend(Protocol):
         ...
 
     def insert(self, sequence: Prepared) -> None:
-        """Add a sequence to the batch."""
-        ...
-
-    def remove(self, key: int) -> None:
-        """Remove a sequence from the batch. An unknown key is ignored."""
-        ...
-
-    def step(self) -> list[tuple[int, int]]:
-        """Prefill a bounded part of the prompts, and decode one token for every sequence whose prompt is done.
-
-        Returns pairs of key and token. After an exception, only `reset` and `close` may be called.
-        """
+        """Take a sequence. Nothing of it has been read."""
         ...
 
     def reset(self) -> None:
         """Replace the batch by an empty one. The model stays loaded."""
-        ...
-
-    def kv_bytes(self) -> int:
-        """The size of the batch's KV cache, in bytes."""
         ...
 
     def close(self) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from pipeline.core.batch import KV_STEP_TOKENS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
-
-_KV_STEP_TOKENS = 256
-"""MLX grows a KV cache in steps of this many tokens."""
 
 
 def offers_tools(request: ChatRequest) -> bool:
@@ -62,20 +59,12 @@ def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, de
     )
 
 
-def batch_kv_bytes(longest_tokens: Sequence[int], kv_bytes_per_token: int) -> int:
-    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
-    if not longest_tokens:
-        return 0
-    padded = -(-max(longest_tokens) // _KV_STEP_TOKENS) * _KV_STEP_TOKENS
-    return len(longest_tokens) * padded * kv_bytes_per_token
-
-
 def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> int:
     """The most tokens of a sequence: the model's context, or less if the KV limit is smaller (0: no limit)."""
     if not (kv_bytes_limit and kv_bytes_per_token):
         return context_tokens
-    steps = kv_bytes_limit // (kv_bytes_per_token * _KV_STEP_TOKENS)
-    return min(context_tokens, steps * _KV_STEP_TOKENS)
+    steps = kv_bytes_limit // (kv_bytes_per_token * KV_STEP_TOKENS)
+    return min(context_tokens, steps * KV_STEP_TOKENS)
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:

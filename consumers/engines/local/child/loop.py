@@ -1,6 +1,7 @@
-"""The engine's loop: read commands, insert and remove sequences, step, report. It runs in the child's main thread.
+"""The engine's loop: take commands, plan a turn, carry it out, report. It runs in the child's main thread.
 
-The model determines the cost of a step. The cost of the loop itself is bounded by the number of sequences in the batch.
+`pipeline.core.batch` plans each turn. The model determines its cost. The cost of the loop itself is bounded by the
+number of sequences.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections import deque
 from collections.abc import Callable
 
 from consumers.engines.local.child.backend import Backend, Prepared
-from consumers.engines.local.child.checks import batch_kv_bytes
 from consumers.engines.local.child.faults import Fault
-from consumers.engines.local.protocol import Cancel, FromChild, Rejected, Reset, Shutdown, Stats, Step
+from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
+from pipeline.core.batch import BatchLimits, BatchPlanner
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,22 @@ _RATE_WINDOW_S = 1.0
 
 
 class Begin:
-    """A prepared request that waits for the batch or is in it."""
+    """A prepared request, and how urgent it is. `extra`: it runs beyond the slots."""
 
-    def __init__(self, epoch: int, sequence: Prepared, fault: Fault | None) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        sequence: Prepared,
+        fault: Fault | None,
+        priority: Priority = Priority.MEDIUM,
+        *,
+        extra: bool = False,
+    ) -> None:
         self.epoch = epoch
         self.sequence = sequence
         self.fault = fault
+        self.priority = priority
+        self.extra = extra
 
 
 Command = Begin | Cancel | Shutdown
@@ -60,9 +71,8 @@ class EngineLoop:
         self._backend = backend
         self._commands = commands
         self._send = send
-        self._kv_limit = config.kv_bytes_limit
-        self._waiting: deque[Begin] = deque()
-        self._running: dict[int, Begin] = {}
+        self._planner = BatchPlanner(batch_limits(config, backend.facts))
+        self._begun: dict[int, Begin] = {}
         self._epoch = 0
         self._rates = _Rates()
 
@@ -76,17 +86,16 @@ class EngineLoop:
         try:
             if not self._take_commands():
                 return False
-            self._admit()
-            if self._running:
-                self._report(self._step())
+            if self._begun:
+                self._report(self._carry_out())
         except Exception as error:
-            log.exception("A step failed with %d requests in the batch. They run again.", len(self._running))
+            log.exception("A step failed with %d requests in the engine. They run again.", len(self._begun))
             self._reset(f"{type(error).__name__}: {error}")
         return True
 
     def _take_commands(self) -> bool:
         """Handle the commands in the queue. Wait for one only if there is no other work."""
-        wait = not self._running and not self._waiting
+        wait = not self._begun
         while True:
             try:
                 command = self._commands.get(block=wait)
@@ -98,24 +107,7 @@ class EngineLoop:
             if isinstance(command, Cancel):
                 self._drop(command.key)
             elif command.epoch == self._epoch:
-                self._waiting.append(command)
-
-    def _drop(self, key: int) -> None:
-        if self._running.pop(key, None):
-            self._backend.remove(key)
-        self._waiting = deque(begin for begin in self._waiting if begin.sequence.key != key)
-
-    def _admit(self) -> None:
-        """Begin waiting requests, in order, while the KV cache has room for all answers at their greatest lengths."""
-        while self._waiting:
-            begin = self._waiting[0]
-            lengths = [running.sequence.longest_tokens for running in self._running.values()]
-            lengths.append(begin.sequence.longest_tokens)
-            needed = batch_kv_bytes(lengths, self._backend.facts.kv_bytes_per_token)
-            if self._running and self._kv_limit and needed > self._kv_limit:
-                return
-            self._waiting.popleft()
-            self._begin(begin)
+                self._begin(command)
 
     def _begin(self, begin: Begin) -> None:
         sequence = begin.sequence
@@ -123,22 +115,59 @@ class EngineLoop:
         if piece.text or piece.finish_reason:
             self._send(Step([(sequence.key, piece)], self._stats()))
         if piece.finish_reason is None:
-            self._running[sequence.key] = begin
+            self._begun[sequence.key] = begin
+            self._planner.arrived(
+                sequence.key,
+                begin.priority,
+                tokens=len(sequence.prompt),
+                longest=sequence.longest_tokens,
+                extra=begin.extra,
+            )
             self._backend.insert(sequence)
 
-    def _step(self) -> list[tuple[int, int]]:
+    def _drop(self, key: int) -> None:
+        if self._begun.pop(key, None):
+            self._planner.ended(key)
+            self._backend.batch.remove(key)
+
+    def _carry_out(self) -> list[tuple[int, int]]:
+        """Make a plan and carry it out. Returns pairs of key and token."""
+        planner, batch = self._planner, self._backend.batch
         started = time.monotonic()
-        for begin in self._running.values():
+        plan = planner.plan(started)
+        sampled = []
+        if plan.suspend:
+            suspended = batch.suspend(plan.suspend)
+            sampled += suspended.sampled
+            for key, nbytes in suspended.kept_bytes.items():
+                planner.kept(key, nbytes)
+        for key in plan.drop:
+            batch.drop(key)
+        if plan.resume:
+            batch.resume(plan.resume)
+        if plan.read:
+            self._strike([key for key, _ in plan.read])
+            sampled += batch.read(plan.read)
+            now = time.monotonic()
+            planner.was_read(plan.read, seconds=now - started, now=now)
+        elif plan.step:
+            self._strike(planner.decoding())
+            sampled += batch.step()
+            now = time.monotonic()
+            planner.has_stepped(seconds=now - started, now=now)
+        self._rates.took(len(sampled), time.monotonic() - started)
+        return sampled
+
+    def _strike(self, keys: list[int]) -> None:
+        for key in keys:
+            begin = self._begun[key]
             if begin.fault and begin.sequence.transcript.tokens >= begin.fault.after_tokens:
                 begin.fault.strike()
-        sampled = self._backend.step()
-        self._rates.stepped(len(sampled), time.monotonic() - started)
-        return sampled
 
     def _reset(self, error: str) -> None:
         self._backend.reset()
-        self._running.clear()
-        self._waiting.clear()
+        self._begun.clear()
+        self._planner.clear()
         self._epoch += 1
         self._send(Reset(self._epoch, error))
 
@@ -151,7 +180,7 @@ class EngineLoop:
         self._send(Step(pieces, self._stats()))
 
     def _feed(self, key: int, token: int) -> Piece | None:
-        transcript = self._running[key].sequence.transcript
+        transcript = self._begun[key].sequence.transcript
         try:
             piece = transcript.feed(token)
         except Exception as error:
@@ -166,13 +195,30 @@ class EngineLoop:
         return piece
 
     def _stats(self) -> Stats:
-        sequences = [begin.sequence for begin in (*self._running.values(), *self._waiting)]
+        sequences = [begin.sequence for begin in self._begun.values()]
         return Stats(
             pending_tokens=sum(self._rates.pending(sequence) for sequence in sequences),
-            kv_bytes=self._backend.kv_bytes(),
+            kv_bytes=self._backend.batch.kv_bytes(),
             tokens_per_s=self._rates.tokens_per_s,
             tokens_per_request=self._rates.tokens_per_request,
         )
+
+
+def batch_limits(config: Config, facts: Facts) -> BatchLimits:
+    """The bounds of a batch by the settings and the model."""
+    return BatchLimits(
+        slots=config.slots,
+        piece_tokens=config.prefill_step_tokens,
+        target_s=config.inter_token_target_s,
+        hold_s=config.high_hold_s,
+        suspensions=config.max_preemptions,
+        suspended_s=config.max_suspended_s,
+        kept_bytes=config.suspended_kv_bytes,
+        kv_bytes=config.kv_bytes_limit,
+        suspends=facts.suspends,
+        kv_bytes_per_token=facts.kv_bytes_per_token,
+        kv_bytes_fixed=facts.kv_bytes_fixed,
+    )
 
 
 class _Rates:
@@ -181,11 +227,14 @@ class _Rates:
     def __init__(self) -> None:
         self.tokens_per_s = 0.0
         self.tokens_per_request = 0.0
+        self._silent_s = 0.0
 
-    def stepped(self, tokens: int, duration_s: float) -> None:
-        """A step took duration_s seconds and produced tokens, one for each sequence."""
+    def took(self, tokens: int, duration_s: float) -> None:
+        """A turn took duration_s seconds and produced tokens. Turns without tokens count to the next one."""
+        self._silent_s += duration_s
         if not tokens:
             return
+        duration_s, self._silent_s = self._silent_s, 0.0
         rate = tokens / max(duration_s, 1e-6)
         weight = min(1.0, duration_s / _RATE_WINDOW_S) if self.tokens_per_s else 1.0
         self.tokens_per_s += weight * (rate - self.tokens_per_s)

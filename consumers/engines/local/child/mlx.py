@@ -1,4 +1,4 @@
-"""MLX as a backend. It runs in the child process.
+"""MLX as a backend, in the child process: the model, its tokenizer, and sampling. `batch.py` drives the model.
 
 Sampling parameters that a request omits come from the model's `generation_config.json` (`do_sample: false` is greedy).
 Parameters that are not there either have OpenAI's defaults (temperature 1, no truncation).
@@ -17,6 +17,7 @@ import msgspec
 
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
+from consumers.engines.local.child.batch import MlxBatch, measure_cache
 from consumers.engines.local.child.checks import (
     answer_limit,
     offers_tools,
@@ -29,7 +30,7 @@ from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
-from pipeline.engine import MOST_PER_SLOT, Work
+from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
@@ -95,7 +96,7 @@ class MlxBackend:
             kv_bytes_per_token=self.facts.kv_bytes_per_token,
             kv_bytes_limit=config.kv_bytes_limit,
         )
-        self._new_batch()
+        self.batch = self._new_batch()
 
     def _warm_up(self, context_tokens: int) -> Facts:
         """Run the model on one token. This compiles its kernels, and measures what some configurations do not state."""
@@ -104,29 +105,20 @@ class MlxBackend:
         cache = make_prompt_cache(self._model)
         logits = self._model(self._mx.array([[0]]), cache=cache)
         self._mx.eval(logits)
-        allocated_tokens = 256
+        suspends, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
         return Facts(
             context_tokens=context_tokens,
             vocabulary=int(logits.shape[-1]),
             calls_tools=bool(self._tokenizer.has_tool_calling),
-            kv_bytes_per_token=sum(layer.nbytes for layer in cache) // allocated_tokens,
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
+            kv_bytes_per_token=kv_bytes_per_token,
+            kv_bytes_fixed=kv_bytes_fixed,
+            suspends=suspends,
         )
 
-    def _new_batch(self) -> None:
-        from mlx_lm.generate import BatchGenerator
-
-        self._uids: dict[int, int] = {}
-        self._keys: dict[int, int] = {}
-        # One prompt at a time, in bounded parts, so that a long prompt does not stall the sequences that decode.
-        self._batch = BatchGenerator(
-            self._model,
-            # The worker fills the slots. Requests that it takes over from another worker come on top.
-            completion_batch_size=MOST_PER_SLOT * self._config.slots,
-            prefill_batch_size=1,
-            prefill_step_size=self._config.prefill_step_tokens,
-        )
+    def _new_batch(self) -> MlxBatch:
+        return MlxBatch(self._model, on_cpu=self._mx.default_device() == self._mx.cpu)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -189,42 +181,23 @@ class MlxBackend:
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
         work: Work = sequence.detail
-        (uid,) = self._batch.insert(
-            [sequence.prompt],
-            # Only the transcript ends an answer.
-            max_tokens=[self.facts.context_tokens + 1],
-            samplers=[self._sampler(work.request, work.seed, sequence.position)],
-            logits_processors=[self._penalties(work.request, len(sequence.prompt) - sequence.position)],
+        self.batch.add(
+            sequence.key,
+            sequence.prompt,
+            self._sampler(work.request, work.seed, sequence.position),
+            self._penalties(work.request, len(sequence.prompt) - sequence.position),
         )
-        self._uids[sequence.key] = uid
-        self._keys[uid] = sequence.key
-
-    def remove(self, key: int) -> None:
-        """As `Backend.remove`."""
-        uid = self._uids.pop(key, None)
-        if uid is not None:
-            del self._keys[uid]
-            self._batch.remove([uid])
-
-    def step(self) -> list[tuple[int, int]]:
-        """As `Backend.step`."""
-        _, responses = self._batch.next()
-        return [(self._keys[response.uid], int(response.token)) for response in responses]
 
     def reset(self) -> None:
         """As `Backend.reset`."""
-        self._batch.close()
-        self._new_batch()
+        self.batch.close()
+        self.batch = self._new_batch()
         self._mx.clear_cache()
-
-    def kv_bytes(self) -> int:
-        """As `Backend.kv_bytes`."""
-        return int(self._batch.prompt_cache_nbytes)
 
     def close(self) -> None:
         """As `Backend.close`. In another order, the process sometimes aborts at its end."""
-        self._batch.close()
-        del self._batch, self._model
+        self.batch.close()
+        del self.batch, self._model
         self._mx.clear_streams()
 
     # ---- sampling ----------------------------------------------------------------------------------------------------

@@ -1,16 +1,16 @@
 """The simulated engine: it runs no model, and takes as long as one would. Every answer begins with `[simulated]`.
 
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
-rate is that of a full batch. Prefill adds its own time, in chunks, with the oldest prompt first. The text depends on
-the request, its seed and the position alone, so that any engine can resume an answer.
+rate is that of a full batch. Reading prompts takes its own time. The text depends on the request, its seed and the
+position alone, so that any engine can resume an answer.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from dataclasses import dataclass
 
-from consumers.engines.local.child.backend import Note, Prepared
+from consumers.engines.local.child.backend import Note, Prepared, Suspended
 from consumers.engines.local.child.checks import answer_limit, refuse_unsupported
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
@@ -27,15 +27,14 @@ _END = 0
 
 
 class SimulatedBackend:
-    """A batch whose sequences only take time."""
+    """Sequences that only take time."""
 
     def __init__(self, config: Config, note: Note) -> None:
         if config.simulated_load_s:
             note("simulating a model that loads")
             time.sleep(config.simulated_load_s)
         self._config = config
-        self._prefilling: deque[tuple[int, int]] = deque()
-        self._running: dict[int, Prepared] = {}
+        self.batch = SimulatedBatch(config)
         self.facts = Facts(context_tokens=CONTEXT_TOKENS, vocabulary=1 << 16, calls_tools=False, kv_bytes_per_token=0)
 
     def prepare(self, key: int, work: Work) -> Prepared:
@@ -65,58 +64,89 @@ class SimulatedBackend:
 
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
-        self._running[sequence.key] = sequence
-        self._prefilling.append((sequence.key, len(sequence.prompt)))
-
-    def remove(self, key: int) -> None:
-        """As `Backend.remove`."""
-        self._running.pop(key, None)
-        self._prefilling = deque(entry for entry in self._prefilling if entry[0] != key)
-
-    def step(self) -> list[tuple[int, int]]:
-        """As `Backend.step`. It blocks for as long as a model would."""
-        waiting = {key for key, _ in self._prefilling}
-        decoding = [sequence for key, sequence in self._running.items() if key not in waiting]
-        duration_s = self._prefill()
-        if decoding:
-            duration_s += self._config.slots / self._config.simulated_tokens_per_s
-        time.sleep(duration_s)
-        sampled = [(sequence.key, self._token(sequence)) for sequence in decoding]
-        for sequence in decoding:
-            sequence.position += 1
-        return sampled
-
-    def _prefill(self) -> float:
-        """Prefill what fits in one step, the oldest prompt first. Returns its duration in seconds."""
-        room = self._config.prefill_step_tokens
-        while self._prefilling and room:
-            key, left = self._prefilling.popleft()
-            tokens = min(left, room)
-            room -= tokens
-            if left > tokens:
-                self._prefilling.appendleft((key, left - tokens))
-        return (self._config.prefill_step_tokens - room) / self._config.simulated_prefill_tokens_per_s
-
-    def _token(self, sequence: Prepared) -> int:
-        seed, words = sequence.detail
-        if sequence.position >= self._config.simulated_answer_tokens - 1:
-            return _END
-        fixed = words - len(_FILLER) - 1
-        if sequence.position < fixed:
-            return sequence.position + 1
-        return fixed + 1 + key_bits(seed, sequence.position) % len(_FILLER)
+        self.batch.add(sequence)
 
     def reset(self) -> None:
         """As `Backend.reset`."""
-        self._running.clear()
-        self._prefilling.clear()
-
-    def kv_bytes(self) -> int:
-        """As `Backend.kv_bytes`. There is no cache."""
-        return 0
+        self.batch = SimulatedBatch(self._config)
 
     def close(self) -> None:
         """As `Backend.close`. There is nothing to free."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A sequence, how many of its tokens are still to be read, and how many were sampled here."""
+
+    sequence: Prepared
+    left: int
+    sampled: int = 0
+    suspended: bool = False
+
+
+class SimulatedBatch:
+    """A `Batch` without a model. Its caches have no size."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._places: dict[int, _Place] = {}
+
+    def add(self, sequence: Prepared) -> None:
+        """Take a sequence. Nothing of it has been read."""
+        self._places[sequence.key] = _Place(sequence, len(sequence.prompt))
+
+    def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """As `Batch.read`. It blocks for as long as a model would."""
+        time.sleep(sum(tokens for _, tokens in pieces) / self._config.simulated_prefill_tokens_per_s)
+        done = []
+        for key, tokens in pieces:
+            place = self._places[key]
+            place.left -= tokens
+            if not place.left:
+                done.append((key, self._token(place)))
+        return done
+
+    def step(self) -> list[tuple[int, int]]:
+        """As `Batch.step`. It blocks for as long as a model would."""
+        time.sleep(self._config.slots / self._config.simulated_tokens_per_s)
+        decoding = [(key, place) for key, place in self._places.items() if not (place.left or place.suspended)]
+        return [(key, self._token(place)) for key, place in decoding]
+
+    def suspend(self, keys: list[int]) -> Suspended:
+        """As `Batch.suspend`."""
+        for key in keys:
+            self._places[key].suspended = True
+        return Suspended(dict.fromkeys(keys, 0), [])
+
+    def drop(self, key: int) -> None:
+        """As `Batch.drop`."""
+        place = self._places[key]
+        place.left = len(place.sequence.prompt) + place.sampled
+
+    def resume(self, keys: list[int]) -> None:
+        """As `Batch.resume`."""
+        for key in keys:
+            self._places[key].suspended = False
+
+    def remove(self, key: int) -> None:
+        """As `Batch.remove`."""
+        self._places.pop(key, None)
+
+    def kv_bytes(self) -> int:
+        """As `Batch.kv_bytes`. There is no cache."""
+        return 0
+
+    def _token(self, place: _Place) -> int:
+        sequence = place.sequence
+        (seed, words), position = sequence.detail, sequence.position
+        sequence.position += 1
+        place.sampled += 1
+        if position >= self._config.simulated_answer_tokens - 1:
+            return _END
+        fixed = words - len(_FILLER) - 1
+        if position < fixed:
+            return position + 1
+        return fixed + 1 + key_bits(seed, position) % len(_FILLER)
 
 
 class _Words:

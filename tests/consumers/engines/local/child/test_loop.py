@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.engines.local import protocol
-from consumers.engines.local.child.checks import answer_limit, batch_kv_bytes, room_tokens, template_messages
+from consumers.engines.local.child.checks import answer_limit, room_tokens, template_messages
 from consumers.engines.local.child.loop import Begin, EngineLoop
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
 from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
+from pipeline.core.batch import batch_kv_bytes
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
+from pipeline.wire.subjects import Priority
 
 FAST = {"engine": "simulated", "simulated_tokens_per_s": 1e6, "simulated_prefill_tokens_per_s": 1e9}
 
@@ -32,18 +34,35 @@ class Scene:
         self.sent = []
         self.loop = EngineLoop(self.backend, self.commands, self.sent.append, config)
 
-    def begin(self, key: int, *, epoch: int = 0, max_tokens: int = 8) -> None:
-        request = ChatRequest(prompt="x", max_tokens=max_tokens)
+    def begin(
+        self, key: int, *, epoch: int = 0, max_tokens: int = 8, priority: Priority = Priority.MEDIUM, prompt: str = "x"
+    ) -> None:
+        request = ChatRequest(prompt=prompt, max_tokens=max_tokens)
         work = Work(id=f"r{key}", request=request, model="", seed=key)
-        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None))
+        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None, priority))
 
     def run(self) -> None:
         """Run the commands so far, and the requests that they began, to their end."""
         for _ in range(10_000):
-            if self.commands.empty() and not self.loop._running and not self.loop._waiting:
+            if self.commands.empty() and not self.loop._begun:
                 return
             self.loop.turn()
         raise AssertionError("the loop does not come to an end")
+
+    def until(self, *keys: int) -> None:
+        """Run until each of these requests has produced something."""
+        for _ in range(10_000):
+            if {key for key, _ in self.pieces()} >= set(keys):
+                return
+            self.loop.turn()
+        raise AssertionError("they produce nothing")
+
+    def answers(self) -> dict[int, list[int]]:
+        """The tokens of each request."""
+        tokens: dict[int, list[int]] = {}
+        for key, piece in self.pieces():
+            tokens.setdefault(key, []).extend(piece.token_ids)
+        return tokens
 
     def pieces(self) -> list[tuple[int, Piece]]:
         return [entry for frame in self.sent if isinstance(frame, Step) for entry in frame.pieces]
@@ -58,13 +77,48 @@ def test_one_frame_a_step_has_every_sequence():
     assert [key for key, _ in scene.sent[-1].pieces] == [1, 2, 3]
 
 
-def test_a_step_takes_in_as_many_prompts_as_it_has_room_for():
-    scene = Scene(prefill_step_tokens=2)
+def test_the_first_token_of_a_prompt_is_sent_as_soon_as_it_has_been_read():
+    scene = Scene()
+    scene.begin(1)
+    scene.loop.turn()
+    assert [key for key, _ in scene.sent[-1].pieces] == [1]
+
+
+def test_prompts_of_one_priority_are_read_together_in_pieces():
+    scene = Scene(prefill_step_tokens=32)
     for key in (1, 2, 3, 4):
-        scene.begin(key)
+        scene.begin(key, prompt="x" * 64)
     for _ in range(3):
         scene.loop.turn()
-    assert [[key for key, _ in frame.pieces] for frame in scene.sent] == [[], [1, 2], [1, 2, 3, 4]]
+    assert [[key for key, _ in frame.pieces] for frame in scene.sent] == [[], [1, 2, 3, 4], [1, 2, 3, 4]]
+
+
+def test_high_takes_the_place_of_low_which_goes_on_where_it_was():
+    undisturbed, scene = Scene(slots=1), Scene(slots=1)
+    undisturbed.begin(1, max_tokens=50)
+    undisturbed.run()
+    scene.begin(1, max_tokens=50, priority=Priority.LOW)
+    scene.until(1)
+    scene.begin(2, max_tokens=8, priority=Priority.HIGH)
+    scene.run()
+    order = [key for key, _ in scene.pieces()]
+    assert order.index(2) < 5
+    assert 1 not in order[order.index(2) : len(order) - order[::-1].index(2)]
+    assert scene.answers()[1] == undisturbed.answers()[1]
+
+
+@pytest.mark.parametrize("suspended_kv_bytes", [1 << 20, 0])
+def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(suspended_kv_bytes):
+    scene = Scene(slots=1, kv_bytes_per_token=10, suspended_kv_bytes=suspended_kv_bytes)
+    read = scene.backend.batch.read
+    pieces = []
+    scene.backend.batch.read = lambda planned: pieces.extend(planned) or read(planned)
+    scene.begin(1, max_tokens=20, priority=Priority.LOW, prompt="x" * 40)
+    scene.until(1)
+    scene.begin(2, priority=Priority.HIGH)
+    scene.run()
+    assert sum(tokens for key, tokens in pieces if key == 1) == (10 if suspended_kv_bytes else 10 + 10 + 1)
+    assert len(scene.answers()[1]) == 20
 
 
 def test_a_cancelled_sequence_produces_nothing_more_and_the_others_go_on():
@@ -86,7 +140,7 @@ def test_sequences_wait_in_order_for_memory_that_all_may_need():
     for key in (1, 2, 3):
         scene.begin(key)
     scene.loop.turn()
-    assert list(scene.loop._running) == [1, 2]
+    assert scene.loop._planner.running() == [1, 2]
     scene.run()
     assert {key for key, _ in scene.pieces()} == {1, 2, 3}
 
@@ -95,9 +149,8 @@ def test_a_step_that_raises_empties_the_batch_and_says_so():
     scene = Scene()
     scene.begin(1)
     scene.loop.turn()
-    scene.backend.step = lambda: 1 / 0
+    scene.backend.batch.step = lambda: 1 / 0
     scene.loop.turn()
-    del scene.backend.step
     assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero")
     scene.begin(2, epoch=0)
     scene.begin(3, epoch=1)
@@ -111,7 +164,7 @@ def test_an_answer_that_cannot_be_decoded_ends_alone():
     scene.begin(1)
     scene.begin(2)
     scene.loop.turn()
-    scene.loop._running[1].sequence.transcript.detokenizer = None
+    scene.loop._begun[1].sequence.transcript.detokenizer = None
     scene.run()
     (rejected,) = [frame for frame in scene.sent if isinstance(frame, Rejected)]
     assert (rejected.key, rejected.code) == (1, ErrorCode.ENGINE_FAILED)
@@ -126,7 +179,7 @@ def test_expected_tokens_are_those_of_an_average_answer():
     scene.begin(3, max_tokens=4)
     scene.loop.turn()
     assert scene.sent[-1].stats.tokens_per_request == 10
-    assert scene.sent[-1].stats.pending_tokens == 14
+    assert scene.sent[-1].stats.pending_tokens == 9 + 3
 
 
 def test_shutdown_ends_the_loop_whatever_runs():
@@ -156,11 +209,6 @@ def test_an_answer_never_leaves_its_room(prompt_tokens, wanted, default):
         assert prompt_tokens >= 200
     else:
         assert 1 <= limit <= 200 - prompt_tokens
-
-
-def test_a_batch_is_padded_to_its_longest_in_steps_of_256():
-    assert batch_kv_bytes([], 10) == 0
-    assert batch_kv_bytes([1, 257, 3], 10) == 3 * 512 * 10
 
 
 def test_room_is_the_context_or_what_the_memory_holds():

@@ -160,8 +160,10 @@ class TestMlxEngine(ExactConformance):
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
         prompt_tokens, steps = json.loads(done.stdout)
         assert prompt_tokens > 3 * 64
-        assert len(steps) > prompt_tokens // 64
-        assert steps == [*[[1]] * (len(steps) - 1), [1, 2]]
+        assert len(steps) > 2 * (prompt_tokens // 64)
+        assert steps[-1] == [2]
+        # Each piece is followed by a step. The tokens of the first one were sent before.
+        assert sum(1 in step for step in steps) >= len(steps) // 2 - 1
 
     async def test_a_tool_call_comes_whole_and_not_as_text(self, engine):
         request = ChatRequest(prompt="What is the weather in Paris?", tools=[WEATHER], temperature=0)

@@ -1,0 +1,339 @@
+"""The sequences of a model in MLX: prompts that are read, answers that are written, and caches of suspended sequences.
+
+mlx-lm's `BatchGenerator` decides by itself which prompt it reads, and reads one only after a step. Its two halves are
+driven directly here, so that `pipeline.core.batch` decides: `PromptProcessingBatch` reads pieces of prompts, and
+`GenerationBatch` decodes. Both keep the caches of several sequences in one padded array. A sequence leaves such an
+array with a cache of its own, and can join another one with it. Nothing of a cache is cut off: the token that was
+sampled last is kept beside it, so rotating and recurrent caches go on exactly as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from consumers.engines.local.child.backend import Suspended
+
+log = logging.getLogger(__name__)
+
+_ENDLESS: Final = 1 << 62
+"""The token limit for mlx-lm. Only the transcript ends an answer."""
+
+_CLEAR_EVERY_STEPS: Final = 512
+"""How often unused buffers are freed while sequences decode, as in `BatchGenerator`."""
+
+_SLOW_STEP_S: Final = 0.02
+"""On a CPU, steps longer than this do not overlap: a prompt that arrives waits for one step and not for two, and the
+time in which the next step is built is small beside them."""
+
+_TRIED_TOKENS: Final = 8
+
+_SHARED: Final = ("uids", "prompt_cache", "tokens", "samplers", "logits_processors", "max_tokens", "stop_sequences")
+"""What the two halves of mlx-lm's generator both hold for each sequence."""
+
+Sampler = Callable[[Any], Any]
+Processor = Callable[[Any, Any], Any]
+
+
+@dataclass(slots=True, eq=False)
+class MlxSequence:
+    """One sequence.
+
+    Attributes:
+        tokens: all that are known: of the prompt, then of the answer.
+        read: how many of them are in its cache.
+        cache: one for each layer while the sequence is in no array and something of it was read.
+        decodes: whether its last token was sampled here, and the cache holds all others.
+        said: whether the token that was sampled last has been returned.
+    """
+
+    key: int
+    tokens: list[int]
+    sampler: Sampler
+    processors: list[Processor]
+    read: int = 0
+    cache: list[Any] | None = None
+    decodes: bool = False
+    said: bool = True
+
+
+@dataclass(slots=True)
+class MlxBatch:
+    """A `Batch` on MLX.
+
+    Args:
+        model: the model.
+        on_cpu: whether it runs on the CPU.
+    """
+
+    model: Any
+    on_cpu: bool
+    _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
+    _cohorts: list[Any] = field(init=False, default_factory=list)
+    _decoding: Any = field(init=False)
+    _steps: int = field(init=False, default=0)
+    _step_s: float = field(init=False, default=0.0)
+    _wired_limit: int | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        from mlx_lm.generate import maybe_set_recommended_wired_limit
+
+        self._wired_limit = maybe_set_recommended_wired_limit()
+        self._decoding = _none_decodes(self.model)
+
+    def add(self, key: int, tokens: list[int], sampler: Sampler, processors: list[Processor]) -> None:
+        """Take a sequence. Nothing of it has been read."""
+        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors)
+
+    # ---- as `Batch` --------------------------------------------------------------------------------------------------
+
+    def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """As `Batch.read`."""
+        with _on_stream():
+            rows, ends = [self._rows[key] for key, _ in pieces], dict(pieces)
+            done = [row for row in rows if row.read + ends[row.key] == len(row.tokens)]
+            # The last token of a prompt is read by the pass that samples.
+            parts = {
+                row.key: row.tokens[row.read : row.read + ends[row.key]][: -1 if row in done else None] for row in rows
+            }
+            together = [row for row in rows if parts[row.key]]
+            if together:
+                cohort = self._cohort(together)
+                cohort.prompt([parts[key] for key in cohort.uids])
+                for row in together:
+                    row.read += len(parts[row.key])
+            return self._begin(done)
+
+    def step(self) -> list[tuple[int, int]]:
+        """As `Batch.step`. On a CPU, steps that take long are waited for, and their tokens are returned at once."""
+        started = time.monotonic()
+        with _on_stream():
+            sampled = []
+            for response in self._decoding.next():
+                row = self._rows[response.uid]
+                if not row.said:
+                    sampled.append((row.key, self._say(row, response.token)))
+                row.said = False
+                row.read += 1
+            if self.on_cpu and self._step_s > _SLOW_STEP_S:
+                sampled += self._say_due(self._decoding)
+        self._steps += 1
+        if self._steps % _CLEAR_EVERY_STEPS == 0:
+            _clear_unused()
+        self._step_s = time.monotonic() - started
+        return sampled
+
+    def suspend(self, keys: list[int]) -> Suspended:
+        """As `Batch.suspend`."""
+        with _on_stream():
+            rows = [self._rows[key] for key in keys]
+            due = dict(zip(self._decoding.uids, _tokens(self._decoding, rows), strict=True))
+            sampled = [(row.key, self._say(row, due[row.key])) for row in rows if not row.said]
+            self._take_out(rows)
+        return Suspended({row.key: _nbytes(row.cache or []) for row in rows}, sampled)
+
+    def drop(self, key: int) -> None:
+        """As `Batch.drop`."""
+        row = self._rows[key]
+        row.cache, row.read, row.decodes = None, 0, False
+
+    def resume(self, keys: list[int]) -> None:
+        """As `Batch.resume`. A sequence in the middle of its prompt joins others when it is read."""
+        back = [row for row in map(self._rows.__getitem__, keys) if row.decodes]
+        if back:
+            with _on_stream():
+                self._join(_going_on(self.model, back))
+            for row in back:
+                row.cache = None
+
+    def remove(self, key: int) -> None:
+        """As `Batch.remove`."""
+        row = self._rows.pop(key, None)
+        if row is not None:
+            with _on_stream():
+                self._leave([row])
+
+    def kv_bytes(self) -> int:
+        """As `Batch.kv_bytes`."""
+        arrays = [*self._cohorts, self._decoding]
+        kept = sum(_nbytes(row.cache) for row in self._rows.values() if row.cache)
+        return kept + sum(_nbytes(array.prompt_cache) for array in arrays)
+
+    def close(self) -> None:
+        """Free the caches."""
+        import mlx.core as mx
+
+        self._rows.clear()
+        self._cohorts.clear()
+        self._decoding = _none_decodes(self.model)
+        if self._wired_limit is not None:
+            mx.synchronize()
+            mx.set_wired_limit(self._wired_limit)
+            self._wired_limit = None
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def _cohort(self, rows: list[MlxSequence]) -> Any:
+        """The array that holds exactly these sequences, whose prompts are read together."""
+        keys = {row.key for row in rows}
+        for cohort in self._cohorts:
+            if set(cohort.uids) == keys:
+                return cohort
+        self._take_out(rows)
+        cohort = _reading(self.model, rows)
+        for row in rows:
+            row.cache = None
+        self._cohorts.append(cohort)
+        return cohort
+
+    def _begin(self, rows: list[MlxSequence]) -> list[tuple[int, int]]:
+        """Sample the first token of sequences of which one token is left to read."""
+        if not rows:
+            return []
+        cohort = self._cohort(rows)
+        self._cohorts.remove(cohort)
+        by_key = {row.key: row for row in rows}
+        begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
+        for row in rows:
+            row.read += 1
+            row.decodes, row.said = True, False
+        sampled = self._say_due(begun)
+        self._join(begun)
+        return sampled
+
+    # ---- decoding ----------------------------------------------------------------------------------------------------
+
+    def _join(self, begun: Any) -> None:
+        if len(self._decoding):
+            self._decoding.extend(begun)
+        else:
+            self._decoding = begun
+
+    def _say_due(self, decoding: Any) -> list[tuple[int, int]]:
+        """The tokens that the latest step sampled, if they have not been returned."""
+        rows = [self._rows[key] for key in decoding.uids]
+        due = _tokens(decoding, rows)
+        return [(row.key, self._say(row, token)) for row, token in zip(rows, due, strict=True) if not row.said]
+
+    def _say(self, row: MlxSequence, token: int) -> int:
+        row.tokens.append(token)
+        row.said = True
+        return token
+
+    # ---- between arrays ----------------------------------------------------------------------------------------------
+
+    def _take_out(self, rows: list[MlxSequence]) -> None:
+        """Give sequences caches of their own, and take them out of the arrays."""
+        import mlx.core as mx
+
+        for array in [*self._cohorts, self._decoding]:
+            for at, key in enumerate(array.uids):
+                row = self._rows[key]
+                if row in rows:
+                    row.cache = array.extract_cache(at)
+        mx.eval([layer.state for row in rows for layer in row.cache or []])
+        self._leave(rows)
+
+    def _leave(self, rows: list[MlxSequence]) -> None:
+        gone = {row.key for row in rows}
+        for array in [*self._cohorts, self._decoding]:
+            keep = [at for at, key in enumerate(array.uids) if key not in gone]
+            if len(keep) < len(array.uids):
+                array.filter(keep)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.uids]
+
+
+def measure_cache(model: Any) -> tuple[bool, int, int]:
+    """Try the caches of the model with a few tokens.
+
+    Returns whether a sequence can leave a batch with its cache and come back, and the size of its cache: bytes for each
+    token, and bytes that do not depend on the length. The caches that mlx-lm can merge are `KVCache`,
+    `RotatingKVCache`, `ArraysCache` and `CacheList`.
+    """
+    row, sizes = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, []), []
+    try:
+        with _on_stream():
+            for _ in range(2):
+                array = _reading(model, [row])
+                array.prompt([row.tokens[:_TRIED_TOKENS]])
+                row.cache = array.extract_cache(0)
+                sizes.append(_nbytes(row.cache))
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        log.warning("The KV caches of this model cannot leave a batch. Its requests are not suspended.", exc_info=True)
+        return False, 0, 0
+    per_token = (sizes[1] - sizes[0]) // _TRIED_TOKENS
+    return True, per_token, sizes[0] - per_token * _TRIED_TOKENS
+
+
+def _first_token(logprobs: Any) -> Any:
+    return logprobs.argmax(axis=-1)
+
+
+def _reading(model: Any, rows: list[MlxSequence]) -> Any:
+    from mlx_lm.generate import PromptProcessingBatch
+    from mlx_lm.models.cache import make_prompt_cache
+
+    return PromptProcessingBatch(
+        model,
+        [row.key for row in rows],
+        [make_prompt_cache(model) if row.cache is None else row.cache for row in rows],
+        # Only processors look at the tokens.
+        tokens=[row.tokens[: row.read] if row.processors else [] for row in rows],
+        prefill_step_size=_ENDLESS,
+        samplers=[row.sampler for row in rows],
+        logits_processors=[row.processors for row in rows],
+        max_tokens=[_ENDLESS] * len(rows),
+    )
+
+
+def _none_decodes(model: Any) -> Any:
+    from mlx_lm.generate import GenerationBatch
+    from mlx_lm.sample_utils import greedy_sampler
+
+    return GenerationBatch.empty(model, greedy_sampler)
+
+
+def _going_on(model: Any, rows: list[MlxSequence]) -> Any:
+    """A `GenerationBatch` of sequences that have been sampled before. Its constructor would take a step of its own."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import TokenBuffer
+
+    reading, decoding = _reading(model, rows), _none_decodes(model)
+    state = {
+        **{name: getattr(reading, name) for name in _SHARED},
+        "_next_tokens": mx.array([row.tokens[-1] for row in rows], dtype=mx.uint32),
+        "_next_logprobs": [mx.zeros(1) for _ in rows],
+        "_token_context": [TokenBuffer(tokens) for tokens in reading.tokens],
+        "_num_tokens": [0] * len(rows),
+        "_matchers": [sequences.matcher() for sequences in reading.stop_sequences],
+    }
+    for name, value in state.items():
+        setattr(decoding, name, value)
+    return decoding
+
+
+def _tokens(decoding: Any, rows: list[MlxSequence]) -> list[int]:
+    """The tokens that were sampled last; waits for them unless all of rows have returned theirs."""
+    if all(row.said for row in rows) or not len(decoding):
+        return [0] * len(decoding)
+    return [int(token) for token in decoding._next_tokens.tolist()]  # noqa: SLF001
+
+
+def _nbytes(cache: list[Any]) -> int:
+    return sum(int(layer.nbytes) for layer in cache)
+
+
+def _clear_unused() -> None:
+    import mlx.core as mx
+
+    mx.clear_cache()
+
+
+def _on_stream() -> Any:
+    import mlx.core as mx
+    from mlx_lm.generate import generation_stream
+
+    return mx.stream(generation_stream)

@@ -1,0 +1,420 @@
+"""What an engine's batch does next: which sequences run, which prompt is read, and whether all take a step.
+
+One plan is made for each turn, as vLLM's scheduler makes one for each step. A turn reads one piece of prompts or takes
+one step, so that the next plan, with the requests that have arrived meanwhile, is never far away.
+
+- **Places.** As many sequences run as there are slots. A more urgent sequence that finds no place takes that of a less
+  urgent one: the least urgent first, then the one preempted least, then the latest. The victim is suspended. It keeps
+  its KV cache while the caches of all suspended sequences fit a budget. Beyond it, its tokens are read again later.
+- **Prompts.** The most urgent are read first. While a HIGH prompt is read, the other answers stand still, at most
+  `hold_s` in a row, and so do the prompts of the other priorities. HIGH answers that are being written wait for a HIGH
+  prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
+- **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
+  measured at this depth. Prompts of one priority and of similar depth are read together.
+- **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
+  inter-token target.
+
+Nothing is suspended for ever: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
+memory for it, and one that was preempted `suspensions` times is not preempted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from pipeline.core.engine_pace import EnginePace
+from pipeline.wire.subjects import Priority
+
+KV_STEP_TOKENS: Final = 256
+"""MLX grows a KV cache in steps of this many tokens."""
+
+_FIRST_PIECE_TOKENS: Final = 32
+"""The size of a piece before any reading rate was measured. Pieces of this size cost no more than longer ones."""
+
+_LEAST_PIECE_TOKENS: Final = 8
+"""A smaller piece takes about as long as this one."""
+
+_HIGH_PIECE_TARGETS: Final = 5.0
+"""A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
+
+_SIMILAR_TOKENS: Final = 256
+"""Sequences whose depths differ by at most this much are read together: the shallower ones are padded."""
+
+_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+def batch_kv_bytes(longest_tokens: Iterable[int], kv_bytes_per_token: int) -> int:
+    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
+    lengths = list(longest_tokens)
+    if not lengths:
+        return 0
+    padded = -(-max(lengths) // KV_STEP_TOKENS) * KV_STEP_TOKENS
+    return len(lengths) * padded * kv_bytes_per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """The bounds of one engine's batch.
+
+    Attributes:
+        slots: sequences that run at once.
+        piece_tokens: the most prompt tokens of one piece, of all its sequences together.
+        target_s: the inter-token target.
+        hold_s: how long other answers stand still in a row while HIGH prompts are read.
+        suspensions: how often one sequence may be preempted.
+        suspended_s: how long one sequence may stand still in all.
+        kept_bytes: the budget of the suspended sequences' caches.
+        kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
+        suspends: whether the engine can suspend a sequence.
+        kv_bytes_per_token, kv_bytes_fixed: the measured size of one sequence's cache.
+    """
+
+    slots: int
+    piece_tokens: int
+    target_s: float
+    hold_s: float
+    suspensions: int
+    suspended_s: float
+    kept_bytes: int
+    kv_bytes: int = 0
+    suspends: bool = True
+    kv_bytes_per_token: int = 0
+    kv_bytes_fixed: int = 0
+
+
+class Stage(Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    READING = "reading"
+    DECODING = "decoding"
+    SUSPENDED = "suspended"
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One sequence.
+
+    Attributes:
+        order: of arrival.
+        left: tokens that are still to be read before the next one can be sampled.
+        depth: tokens in its cache.
+        longest: the most tokens that it may have.
+        extra: whether it runs beyond the slots, because another worker had begun it.
+        times: how often it was preempted.
+        stood_s: how long it has been suspended in all, without the present time.
+        since: when it was suspended.
+        kept_bytes: the size of its cache while it is suspended; 0 if it has none.
+    """
+
+    key: int
+    priority: Priority
+    order: int
+    left: int
+    longest: int
+    extra: bool = False
+    stage: Stage = Stage.WAITING
+    depth: int = 0
+    times: int = 0
+    stood_s: float = 0.0
+    since: float = 0.0
+    kept_bytes: int = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is in the batch."""
+        return self.stage in (Stage.READING, Stage.DECODING)
+
+    @property
+    def rank(self) -> int:
+        """Its priority as a number, 0 for the most urgent."""
+        return _RANK[self.priority]
+
+    def stood(self, now: float) -> float:
+        """How long it has been suspended in all, in seconds."""
+        return self.stood_s + (now - self.since if self.stage is Stage.SUSPENDED else 0.0)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One turn. To be carried out in this order; at most one of `read` and `step` is set.
+
+    Attributes:
+        suspend: take these out of the batch, with their caches.
+        drop: free the caches of these suspended sequences.
+        resume: put these back.
+        read: how many tokens to read of each of these prompts. One that is read to its end yields a token.
+        step: one token for each sequence whose prompt has been read.
+    """
+
+    suspend: list[int] = field(default_factory=list)
+    drop: list[int] = field(default_factory=list)
+    resume: list[int] = field(default_factory=list)
+    read: list[tuple[int, int]] = field(default_factory=list)
+    step: bool = False
+
+
+class BatchPlanner:
+    """The sequences of one engine, and the plan of each turn. One writer: the engine's loop. Times are monotonic.
+
+    A plan takes effect here as it is made: the loop carries it out, then reports with `was_read` or `has_stepped`.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.pace = EnginePace()
+        self._limits = limits
+        self._members: dict[int, Member] = {}
+        self._arrivals = 0
+        self._pieces = 0
+        self._just_read = False
+        # Since when the answers stand still, and since when no prompt of a priority was read; absent if there is none.
+        self._standing_since: float | None = None
+        self._unread_since: dict[Priority, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    # ---- what happens ------------------------------------------------------------------------------------------------
+
+    def arrived(self, key: int, priority: Priority, *, tokens: int, longest: int, extra: bool = False) -> None:
+        """A sequence of so many known tokens has come, which may grow to longest tokens."""
+        self._arrivals += 1
+        self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra)
+
+    def ended(self, key: int) -> None:
+        """A sequence has ended or was cancelled. Unknown keys are ignored."""
+        self._members.pop(key, None)
+
+    def clear(self) -> None:
+        """All sequences are lost."""
+        self._members.clear()
+
+    def kept(self, key: int, nbytes: int) -> None:
+        """The measured size of the cache of a sequence that was suspended."""
+        member = self._members.get(key)
+        if member is not None and member.stage is Stage.SUSPENDED and member.kept_bytes:
+            member.kept_bytes = nbytes
+
+    def was_read(self, pieces: list[tuple[int, int]], *, seconds: float, now: float) -> None:
+        """The pieces of a plan were read within so many seconds."""
+        read = [(self._members[key], tokens) for key, tokens in pieces if key in self._members]
+        self._just_read = True
+        self._pieces += 1
+        if not read:
+            return
+        depth, longest = max(member.depth for member, _ in read), max(tokens for _, tokens in read)
+        self.pace.was_read(longest * len(read), depth, seconds)
+        for member, tokens in read:
+            member.left -= tokens
+            member.depth += tokens
+            member.stage = Stage.READING if member.left else Stage.DECODING
+            self._unread_since[member.priority] = now
+
+    def has_stepped(self, *, seconds: float, now: float) -> None:
+        """All sequences whose prompts had been read got one token, within so many seconds."""
+        decoding = self._in(Stage.DECODING)
+        self._just_read = False
+        self._standing_since = now
+        self.pace.has_stepped(len(decoding), seconds)
+        for member in decoding:
+            member.depth += 1
+
+    # ---- the plan ----------------------------------------------------------------------------------------------------
+
+    def plan(self, now: float) -> Plan:
+        """The next turn. It is empty only if there is no sequence."""
+        plan = Plan()
+        self._place(plan, now)
+        self._drop_beyond_budget(plan)
+        self._work(plan, now)
+        return plan
+
+    def running(self) -> list[int]:
+        """The keys of the sequences in the batch."""
+        return [member.key for member in self._members.values() if member.runs]
+
+    def decoding(self) -> list[int]:
+        """The keys of the sequences that the next step serves."""
+        return [member.key for member in self._in(Stage.DECODING)]
+
+    # ---- places
+
+    def _place(self, plan: Plan, now: float) -> None:
+        wanting = [member for member in self._members.values() if not member.runs]
+        wanting.sort(key=lambda member: (member.rank, member.stage is Stage.WAITING, member.order))
+        for member in wanting:
+            if member.stage is Stage.SUSPENDED and member.stood(now) >= self._limits.suspended_s:
+                if not self._has_memory(member, []):
+                    return  # nothing begins before it
+                self._run(member, plan, now)
+        for member in wanting:
+            if member.runs:
+                continue
+            victims = self._victims_for(member, now)
+            if victims is None:
+                if self._has_place(member, []):
+                    return  # only memory is missing: it goes to the first in line
+                continue
+            for victim in victims:
+                self._suspend(victim, plan, now)
+            self._run(member, plan, now)
+        self._narrow(plan, now)
+
+    def _victims_for(self, member: Member, now: float) -> list[Member] | None:
+        """The sequences to suspend so that member can run, possibly none; None if it has to wait."""
+        victims: list[Member] = []
+        pool = self._preemptable(member.rank, now)
+        while not (self._has_place(member, victims) and self._has_memory(member, victims)):
+            if not pool:
+                return None
+            victims.append(pool.pop(0))
+        return victims
+
+    def _has_place(self, member: Member, without: list[Member]) -> bool:
+        taken = [other for other in self._members.values() if other.runs and not other.extra and other not in without]
+        places = self._limits.slots if member.priority is Priority.HIGH else self._width()
+        return member.extra or len(taken) < places
+
+    def _has_memory(self, member: Member, without: list[Member]) -> bool:
+        running = [other for other in self._members.values() if other.runs and other not in without]
+        needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv_bytes_per_token)
+        return not (running and self._limits.kv_bytes) or needed <= self._limits.kv_bytes
+
+    def _preemptable(self, rank: int, now: float) -> list[Member]:
+        """The running sequences that are less urgent than rank and may be suspended, the first to go in front."""
+        pool = [
+            member
+            for member in self._members.values()
+            if self._limits.suspends
+            and member.runs
+            and not member.extra
+            and member.rank > rank
+            and member.times < self._limits.suspensions
+            and member.stood(now) < self._limits.suspended_s
+        ]
+        return sorted(pool, key=lambda member: (-member.rank, member.times, -member.order))
+
+    def _width(self) -> int:
+        """How many sequences may run; fewer than there are slots while a HIGH answer is being written."""
+        high = sum(member.priority is Priority.HIGH for member in self._in(Stage.DECODING))
+        if not high:
+            return self._limits.slots
+        return max(high, self.pace.width_within(self._limits.target_s, self._limits.slots))
+
+    def _narrow(self, plan: Plan, now: float) -> None:
+        beyond = sum(member.runs and not member.extra for member in self._members.values()) - self._width()
+        if beyond > 0:
+            for member in self._preemptable(_RANK[Priority.HIGH], now)[:beyond]:
+                if member.key not in plan.resume:
+                    self._suspend(member, plan, now)
+
+    def _suspend(self, member: Member, plan: Plan, now: float) -> None:
+        member.stage, member.since = Stage.SUSPENDED, now
+        member.times += 1
+        if member.depth:
+            member.kept_bytes = self._limits.kv_bytes_fixed + member.depth * self._limits.kv_bytes_per_token
+        plan.suspend.append(member.key)
+
+    def _run(self, member: Member, plan: Plan, now: float) -> None:
+        if member.stage is Stage.SUSPENDED:
+            member.stood_s = member.stood(now)
+            member.kept_bytes = 0
+            plan.resume.append(member.key)
+        member.stage = Stage.READING if member.left else Stage.DECODING
+
+    def _drop_beyond_budget(self, plan: Plan) -> None:
+        kept = [member for member in self._in(Stage.SUSPENDED) if member.kept_bytes]
+        kept.sort(key=lambda member: (member.rank, member.order))
+        while sum(member.kept_bytes for member in kept) > self._limits.kept_bytes:
+            self._drop(kept.pop(), plan)
+
+    def _drop(self, member: Member, plan: Plan) -> None:
+        # The token that was sampled last is not in the cache.
+        member.left += member.depth + (0 if member.left else 1)
+        member.depth = member.kept_bytes = 0
+        plan.drop.append(member.key)
+
+    # ---- work
+
+    def _work(self, plan: Plan, now: float) -> None:
+        decoding, reading = self._in(Stage.DECODING), self._in(Stage.READING)
+        priority = self._note_standing(decoding, reading, now)
+        if priority is None:
+            plan.step = bool(decoding)
+        elif not decoding:
+            targets = _HIGH_PIECE_TARGETS if priority is Priority.HIGH else 1.0
+            plan.read = self._piece(priority, reading, targets * self._limits.target_s)
+        elif priority is Priority.HIGH:
+            self._read_high(plan, decoding, reading, now)
+        elif self._just_read:
+            plan.step = True
+        else:
+            plan.read = self._piece(priority, reading, self._beside(decoding))
+
+    def _note_standing(self, decoding: list[Member], reading: list[Member], now: float) -> Priority | None:
+        """Note since when answers and prompts stand still. Returns the priority whose prompts are next, None if none.
+
+        That is the most urgent one, unless another has waited for `hold_s`.
+        """
+        if not decoding:
+            self._standing_since = None
+        elif self._standing_since is None:
+            self._standing_since = now
+        waiting = {member.priority for member in reading}
+        self._unread_since = {priority: self._unread_since.get(priority, now) for priority in waiting}
+        overdue = [priority for priority in waiting if now - self._unread_since[priority] >= self._limits.hold_s]
+        if overdue:
+            return min(overdue, key=lambda priority: (self._unread_since[priority], -_RANK[priority]))
+        return min(waiting, key=lambda priority: _RANK[priority], default=None)
+
+    def _read_high(self, plan: Plan, decoding: list[Member], reading: list[Member], now: float) -> None:
+        """Read HIGH prompts while others stand still, unless those have stood long enough."""
+        target_s, hold_s = self._limits.target_s, self._limits.hold_s
+        stood_s = now - (now if self._standing_since is None else self._standing_since)
+        if stood_s >= hold_s:
+            plan.step = True
+        elif all(member.priority is not Priority.HIGH for member in decoding):
+            seconds = min(_HIGH_PIECE_TARGETS * target_s, hold_s - stood_s)
+            plan.read = self._piece(Priority.HIGH, reading, seconds)
+        elif stood_s + self._seconds_to_read(reading) <= 2 * target_s:
+            plan.read = self._piece(Priority.HIGH, reading, 2 * target_s)
+        elif self._just_read:
+            plan.step = True
+        else:
+            plan.read = self._piece(Priority.HIGH, reading, target_s)
+
+    def _beside(self, decoding: list[Member]) -> float:
+        """How long a piece may take beside these answers: with a step, HIGH's wait for the inter-token target."""
+        if all(member.priority is not Priority.HIGH for member in decoding):
+            return self._limits.target_s
+        return self._limits.target_s - self.pace.step_s(len(decoding))
+
+    def _seconds_to_read(self, reading: list[Member]) -> float:
+        """The expected time to read the HIGH prompts to their ends; 0 if no rate was measured."""
+        high = [member for member in reading if member.priority is Priority.HIGH]
+        rate = self.pace.reading_rate(max(member.depth for member in high))
+        return 0.0 if rate is None else sum(member.left for member in high) / rate
+
+    def _piece(self, priority: Priority, reading: list[Member], seconds: float) -> list[tuple[int, int]]:
+        """What is read of the prompts of one priority within so many seconds.
+
+        The prompts of which least was read and the oldest prompt take turns, so that short ones are not behind long
+        ones, and a long one is not behind an endless row of short ones.
+        """
+        own = sorted((m for m in reading if m.priority is priority), key=lambda member: member.order)
+        pivot = own[0] if self._pieces % 2 else min(own, key=lambda member: (member.depth, member.order))
+        similar = [member for member in own if abs(member.depth - pivot.depth) <= _SIMILAR_TOKENS]
+        rate = self.pace.reading_rate(pivot.depth)
+        tokens = _FIRST_PIECE_TOKENS if rate is None else int(rate * seconds)
+        tokens = min(max(tokens, _LEAST_PIECE_TOKENS), self._limits.piece_tokens)
+        count = max(1, min(len(similar), tokens // _LEAST_PIECE_TOKENS))
+        group = similar[:count] if pivot in similar[:count] else [pivot, *similar[: count - 1]]
+        each = max(1, tokens // count)
+        # One last token alone would cost a pass of its own.
+        return [(member.key, member.left if member.left <= each + 1 else each) for member in group]
+
+    def _in(self, stage: Stage) -> list[Member]:
+        return [member for member in self._members.values() if member.stage is stage]
