@@ -49,7 +49,7 @@ WHERE = {
     "ollama": "consumers/engines/ollama/client.py",
     "opentelemetry-sdk": "pipeline/telemetry/recording.py",
     "opentelemetry-exporter-otlp-proto-http": "pipeline/telemetry/recording.py",
-    "mlx-lm": "consumers/engines/local/child/mlx.py",
+    "mlx-lm": "consumers/engines/local/child/batch.py",
 }
 # Ends a test that hangs; nothing is expected within it.
 TIMEOUT_S = 60.0
@@ -461,3 +461,72 @@ def test_opentelemetry_still_logs_a_publishers_tracestate(unfiltered):
     carrier = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "tracestate": "s3cret"}
     TraceContextTextMapPropagator().extract(carrier)
     assert "s3cret" in unfiltered.text, "a malformed tracestate is not logged: the level need not be raised"
+
+
+# ---- mlx-lm
+
+# What a `GenerationBatch` holds. A sequence that goes on is put into one without its constructor, which takes a step.
+OF_DECODING = {
+    *("model", "uids", "prompt_cache", "tokens", "samplers", "fallback_sampler", "logits_processors"),
+    *("stop_sequences", "max_tokens"),
+    *("_current_tokens", "_current_logprobs", "_next_tokens", "_next_logprobs"),
+    *("_token_context", "_num_tokens", "_matchers"),
+}
+
+
+@pytest.fixture
+def halves() -> Any:
+    """The two halves of mlx-lm's batch generator."""
+    return pytest.importorskip("mlx_lm.generate", reason="MLX is not installed")
+
+
+@pytest.mark.parametrize(
+    ("half", "name", "parameters"),
+    [
+        ("PromptProcessingBatch", "prompt", ["self", "tokens"]),
+        ("PromptProcessingBatch", "generate", ["self", "tokens"]),
+        ("PromptProcessingBatch", "extract_cache", ["self", "idx"]),
+        ("PromptProcessingBatch", "filter", ["self", "keep"]),
+        ("GenerationBatch", "next", ["self"]),
+        ("GenerationBatch", "extend", ["self", "batch"]),
+        ("GenerationBatch", "extract_cache", ["self", "idx"]),
+        ("GenerationBatch", "filter", ["self", "keep"]),
+        ("GenerationBatch", "empty", ["model", "fallback_sampler"]),
+    ],
+)
+def test_the_halves_of_the_generator_have_the_methods_that_are_called(halves, half, name, parameters):
+    method = getattr(getattr(halves, half), name)
+    assert list(inspect.signature(method).parameters) == parameters, changed("mlx-lm", f"{half}.{name}")
+
+
+def test_a_prompt_batch_takes_the_arguments_that_are_given(halves):
+    given = ["model", "uids", "caches", "tokens", "prefill_step_size", "samplers", "logits_processors", "max_tokens"]
+    taken = inspect.signature(halves.PromptProcessingBatch).parameters
+    assert set(given) <= set(taken), changed("mlx-lm", "PromptProcessingBatch")
+    assert list(taken)[:3] == given[:3], changed("mlx-lm", "PromptProcessingBatch")
+
+
+def test_a_generation_batch_holds_what_a_sequence_that_goes_on_sets(halves):
+    batch = halves.GenerationBatch.empty(None, lambda logprobs: logprobs)
+    assert set(vars(batch)) == OF_DECODING, changed("mlx-lm", "the attributes of GenerationBatch")
+
+
+def test_mlx_lm_still_takes_a_step_when_a_generation_batch_is_made(halves):
+    source = inspect.getsource(halves.GenerationBatch.__init__)
+    assert "self._step()" in source, "a GenerationBatch takes no step: `_going_on` may be unnecessary"
+
+
+def test_mlx_lm_has_its_stream_and_its_wired_limit(halves):
+    assert halves.generation_stream is not None, changed("mlx-lm", "generation_stream")
+    assert callable(halves.maybe_set_recommended_wired_limit), changed("mlx-lm", "maybe_set_recommended_wired_limit")
+
+
+@pytest.mark.parametrize("kind", ["KVCache", "RotatingKVCache", "ArraysCache", "CacheList"])
+def test_the_caches_that_are_suspended_merge(halves, kind):
+    caches = importlib.import_module("mlx_lm.models.cache")
+    assert hasattr(getattr(caches, kind), "merge"), changed("mlx-lm", f"{kind}.merge")
+
+
+def test_a_token_buffer_is_made_from_tokens(halves):
+    caches = importlib.import_module("mlx_lm.models.cache")
+    assert caches.TokenBuffer([1, 2]).tokens.tolist() == [1, 2], changed("mlx-lm", "TokenBuffer")

@@ -3,7 +3,8 @@
 Temporal's slot suppliers are the model (temporalio/sdk-python, `worker/_tuning.py`): because a slot is reserved before
 the pull, a request that arrives always has one, and a second one that arrives at the same time cannot take it too.
 
-A request that another worker had begun does not wait for a slot. It gets an overflow permit, beyond the slots.
+A request that another worker had begun does not wait for a slot. It gets an overflow permit, beyond the slots. Nor does
+one that is more urgent than one that runs, on an engine that suspends requests: it gets a preempting permit.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ class Permits:
 
     total: int = field(init=False, default=0)
     _is_ready: bool = field(init=False, default=False)
+    _suspends: bool = field(init=False, default=False)
     _engine_used: int = field(init=False, default=0)
     _reserved: int = field(init=False, default=0)
     _running: int = field(init=False, default=0)
     _is_closed: bool = field(init=False, default=False)
 
-    def observe(self, *, ready: bool, total: int, used: int) -> None:
+    def observe(self, *, ready: bool, total: int, used: int, suspends: bool = False) -> None:
         """Take in the engine's status.
 
         Args:
@@ -49,8 +51,10 @@ class Permits:
             total: its slots.
             used: those that it counts as used. It may withhold free ones: all, while it loads or looks for the request
                 that crashes it.
+            suspends: whether it suspends a request in favour of a more urgent one.
         """
         self._is_ready, self.total, self._engine_used = ready, total, used
+        self._suspends = suspends
 
     def close(self) -> None:
         """Grant no more permits: the worker drains."""
@@ -65,6 +69,10 @@ class Permits:
     def overflow(self) -> Permit | None:
         """A permit for a request that another worker had begun; None if `overflow_room` is 0."""
         return self._granted() if self.overflow_room > 0 else None
+
+    def preempt(self, as_urgent: int) -> Permit | None:
+        """A permit for a request that takes the place of a less urgent one; None if `preempt_room` is 0."""
+        return self._granted() if self.preempt_room(as_urgent) > 0 else None
 
     def use(self, permit: Permit) -> None:
         """A request has arrived and runs under permit, which was reserved."""
@@ -103,10 +111,19 @@ class Permits:
 
         A reserved slot counts as unfilled. Its pull finds the request as well, since it is the first of its lane.
         """
-        withholds = self._engine_used > self._running
-        if self._is_closed or not self._is_ready or withholds or self._unfilled > 0:
+        return MOST_PER_SLOT * self.total - self._running - self._reserved if self._is_full else 0
+
+    def preempt_room(self, as_urgent: int, *, mine: int = 0) -> int:
+        """How many preempting permits can be granted: none while a slot is unfilled, or while the engine withholds any.
+
+        Args:
+            as_urgent: the running requests that are as urgent as the one that comes, or more.
+            mine: reserved permits that do not count, because the caller has them.
+        """
+        if not (self._is_full and self._suspends):
             return 0
-        return MOST_PER_SLOT * self.total - self._running - self._reserved
+        room = min(self.total - as_urgent, MOST_PER_SLOT * self.total - self._running)
+        return room - (self._reserved - mine)
 
     @property
     def used(self) -> int:
@@ -117,6 +134,12 @@ class Permits:
     def over(self) -> int:
         """Requests that run beyond the slots."""
         return max(0, self._running - self.total)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether the engine runs a request in each slot, and takes more."""
+        withholds = self._engine_used > self._running
+        return self._is_ready and not self._is_closed and not withholds and self._unfilled <= 0
 
     @property
     def _unfilled(self) -> int:

@@ -119,6 +119,15 @@ class Scheduler:
 
         return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
 
+    def may_preempt(self, priority: Priority, victim: Priority) -> bool:
+        """Whether the next request of a priority may take the place of one of the victim's priority.
+
+        It may if, in virtual time, it starts before the next request of the victim's priority ends. So a few requests
+        always may, and an endless row of them only until its priority has used its share.
+        """
+        account = self._accounts[victim]
+        return self._start_tag(priority) < account.virtual_time + self._estimate(account) / account.share
+
     def start(
         self,
         request_id: str,

@@ -173,6 +173,10 @@ class Taking:
             self._scheduler.empty(lane, clock.now(), announced=announced)
         return None
 
+    def may_preempt(self, priority: Priority, victim: Priority) -> bool:
+        """Whether a request of a priority may take the place of one of the victim's, by the shares of both."""
+        return self._scheduler.may_preempt(priority, victim)
+
     @property
     def refused(self) -> bool:
         """Whether the broker refused the latest pull, or was not reached: pause before the next one."""

@@ -77,6 +77,7 @@ class Serving:
         held: the request.
         reason: why this engine serves it.
         on_slot_left: called when the request has left the engine, before its end is written.
+        extra: another worker had begun the request.
 
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
@@ -86,6 +87,7 @@ class Serving:
     held: Held
     reason: str
     on_slot_left: Callable[[], None] = lambda: None
+    extra: bool = False
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
@@ -203,6 +205,8 @@ class Serving:
             seed=envelope.seed if request.seed is None else request.seed,
             resume_tokens=record.resumable_tokens if record.model == model else [],
             resume_text=record.text,
+            priority=envelope.priority,
+            extra=self.extra,
         )
         with self.context.me.tracing.chat(request, request_id=envelope.id, engine=engine.name, model=model) as chat:
             generation = await engine.submit(work)

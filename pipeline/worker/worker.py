@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from pipeline.aio import Background
+from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.config import Config
 from pipeline.core.ending import Failed, Returned
@@ -19,7 +21,7 @@ from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.wire.subjects import CANCEL, WORKER, Priority
+from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
 
@@ -31,6 +33,8 @@ _STATUS_GATHER_S = 0.02
 # With at least this many free slots besides that of the request that arrived, the other pulls stay open: one slot is
 # for the next request, one for a request that races with it.
 _KEEP_STANDING = 2
+# How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
+_LOOK_AGAIN_S = 0.5
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -102,6 +106,7 @@ class Worker:
         await self._taking.start()
         await self._orphans.start()
         self._rescue.start()
+        self.me.peers.on_change = self._room.set
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
@@ -123,11 +128,15 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
-            permit, taken = await self._reserved(), None
+            permit, lanes = await self._reserved()
+            taken = None
             try:
-                taken = await self._taking.next(
-                    self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
-                )
+                if lanes is None:
+                    taken = await self._taking.next(
+                        self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
+                    )
+                else:
+                    taken = await self._taking.next(partial(self._while_preempting, lanes), lanes=lanes)
             finally:
                 if taken is None:
                     self._release(permit)
@@ -136,13 +145,57 @@ class Worker:
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
-    async def _reserved(self) -> Permit:
-        """A permit, once a slot is free; until then the open pulls are cancelled."""
+    async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
+        """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
+
+        Until then the open pulls are cancelled.
+        """
         while (permit := self._observed().reserve()) is None:
             self._taking.withdraw()
+            if (lanes := self._preempting()) and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
+                return permit, lanes
             self._room.clear()
-            await self._room.wait()
-        return permit
+            await wait_set(self._room, _LOOK_AGAIN_S)
+        return permit, None
+
+    def _preempting(self, *, mine: int = 0) -> list[Lane]:
+        """The lanes whose requests may take the place of the least urgent one that runs, the most urgent first.
+
+        None, while another worker of this engine has a free slot.
+        """
+        permits, running = self._observed(), self._running()
+        if not running or self._others_have_room():
+            return []
+        *_, victim = (priority for priority in Priority if running[priority])
+        above = list(Priority)[: list(Priority).index(victim)]
+        allowed = [
+            priority
+            for priority in above
+            if permits.preempt_room(self._as_urgent(priority), mine=mine) > 0
+            and self._taking.may_preempt(priority, victim)
+        ]
+        return [lane for lane in self.source.consumers if lane.priority in allowed]
+
+    async def _while_preempting(self, lanes: Sequence[Lane]) -> None:
+        """Ends when other lanes than these may preempt, or a slot falls free."""
+        while self._preempting(mine=1) == lanes:
+            self._room.clear()
+            await wait_set(self._room, _LOOK_AGAIN_S)
+
+    def _running(self) -> Counter[Priority]:
+        return Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
+
+    def _as_urgent(self, priority: Priority) -> int:
+        """The running requests of this priority and of more urgent ones."""
+        running, order = self._running(), list(Priority)
+        return sum(running[each] for each in order[: order.index(priority) + 1])
+
+    def _others_have_room(self) -> bool:
+        return any(
+            status.state == "ready" and status.slots.used < status.slots.total
+            for status in self.me.peers.workers(self.engine.name)
+            if status.worker != self.me.name
+        )
 
     async def _until_no_slot(self) -> None:
         """Ends when the engine goes away, or withholds its slots, while pulls are open: others get the requests."""
@@ -168,7 +221,7 @@ class Worker:
             await self._on_surplus(delivery)
             return False
         log.info("Taking over request %d of %s.", delivery.sequence, consumer)
-        self._begin(self._taking.receive(delivery), permit)
+        self._begin(self._taking.receive(delivery), permit, extra=True)
         return True
 
     async def _on_surplus(self, delivery: Delivery) -> None:
@@ -182,7 +235,12 @@ class Worker:
     def _observed(self) -> Permits:
         """The permits, by what the engine reports now."""
         status = self.engine.status()
-        self._permits.observe(ready=status.state == "ready", total=status.slots_total, used=status.slots_used)
+        self._permits.observe(
+            ready=status.state == "ready",
+            total=status.slots_total,
+            used=status.slots_used,
+            suspends=status.suspends,
+        )
         return self._permits
 
     def _held(self) -> Counter[str]:
@@ -190,9 +248,9 @@ class Worker:
 
     # ---- serving
 
-    def _begin(self, taken: Taken, permit: Permit) -> None:
+    def _begin(self, taken: Taken, permit: Permit, *, extra: bool = False) -> None:
         self._permits.use(permit)
-        serving = Serving(self._context, taken.held, self._reason(taken), lambda: self._release(permit))
+        serving = Serving(self._context, taken.held, self._reason(taken), lambda: self._release(permit), extra)
         job = _Job(taken, serving, permit)
         self._jobs.add(job)
         self._tasks.start(self._serve(job), what=f"serving request {taken.envelope.id}")
@@ -267,7 +325,7 @@ class Worker:
 
     async def _publish_status(self, state: WorkerState) -> None:
         status, permits = self.engine.status(), self._observed()
-        running = Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
+        running = self._running()
         message = WorkerStatus(
             worker=self.me.name,
             engine=self.engine.name,

@@ -120,6 +120,7 @@ class EngineProcess:
             reason=self._reason,
             tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
+            suspends=offered and self._suspends,
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -228,6 +229,10 @@ class EngineProcess:
     def _now(self) -> float:
         """Monotonic seconds: the only clock that is read here."""
         return asyncio.get_running_loop().time()
+
+    @property
+    def _suspends(self) -> bool:
+        return self._facts is not None and self._facts.suspends and self._config.max_preemptions > 0
 
     def _compute(self) -> str:
         """How fast MLX computes on this machine, in words; empty on a GPU and before it is known."""

@@ -10,9 +10,9 @@ from pipeline.core.permits import Permits
 from pipeline.engine import MOST_PER_SLOT
 
 
-def ready(total: int, *, engine_used: int = 0) -> Permits:
+def ready(total: int, *, engine_used: int = 0, suspends: bool = False) -> Permits:
     permits = Permits()
-    permits.observe(ready=True, total=total, used=engine_used)
+    permits.observe(ready=True, total=total, used=engine_used, suspends=suspends)
     return permits
 
 
@@ -100,6 +100,43 @@ def test_slots_that_the_engine_withholds_count_as_used_and_grant_nothing():
     assert permits.free == 3
 
 
+def test_a_preempting_permit_is_granted_while_each_slot_is_filled_and_less_urgent_ones_fill_some():
+    permits = ready(3, suspends=True)
+    first, *_ = running(permits, 2)
+    assert permits.preempt(0) is None, "a slot is free"
+    running(permits, 1)
+    assert permits.preempt(3) is None, "all are as urgent"
+    permit = permits.preempt(2)
+    assert permit is not None
+    assert permits.preempt(2) is None, "the third slot is given away"
+    assert permits.preempt_room(2, mine=1) == 1
+    permits.use(permit)
+    assert permits.preempt(3) is None
+    assert (permits.used, permits.over, permits.free) == (3, 1, -1)
+    permits.release(first)
+    assert permits.reserve() is None, "the one that gave way goes on in the slot"
+
+
+def test_no_more_are_preempted_than_the_engine_accepts():
+    permits = ready(2, suspends=True)
+    running(permits, 2)
+    preempting = [permits.preempt(0), permits.preempt(0)]
+    for permit in preempting:
+        permits.use(permit)
+    assert permits.preempt(0) is None
+    assert permits.overflow() is None
+
+
+def test_an_engine_that_cannot_suspend_or_withholds_its_slots_grants_no_preempting_permit():
+    permits = ready(2)
+    running(permits, 2)
+    assert permits.preempt(0) is None
+    permits = ready(2, suspends=True)
+    running(permits, 1)
+    permits.observe(ready=True, total=2, used=2, suspends=True)
+    assert permits.preempt(0) is None
+
+
 def test_a_reservation_no_longer_holds_when_its_slot_is_gone():
     permits = ready(2)
     running(permits, 1)
@@ -123,13 +160,24 @@ class Worker(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.permits = ready(3)
+        self.permits = ready(3, suspends=True)
         self.reserved: list = []
         self.running: list = []
 
-    @rule(total=st.integers(0, 4), is_ready=st.booleans(), extra=st.integers(0, 2))
-    def observe(self, total, is_ready, extra):
-        self.permits.observe(ready=is_ready, total=total, used=min(total, len(self.running) + extra))
+    @rule(total=st.integers(0, 4), is_ready=st.booleans(), extra=st.integers(0, 2), suspends=st.booleans())
+    def observe(self, total, is_ready, extra, suspends):
+        used = min(total, len(self.running) + extra)
+        self.permits.observe(ready=is_ready, total=total, used=used, suspends=suspends)
+
+    @rule(as_urgent=st.integers(0, 8))
+    def preempt(self, as_urgent):
+        before, total = len(self.running) + len(self.reserved), self.permits.total
+        permit = self.permits.preempt(as_urgent)
+        if permit is not None:
+            self.reserved.append(permit)
+            assert total <= len(self.running)
+            assert before < MOST_PER_SLOT * total
+            assert as_urgent < total
 
     @rule(over=st.booleans())
     def grant(self, over):

@@ -325,6 +325,50 @@ def test_requests_much_shorter_than_the_first_estimate_do_not_push_a_returning_p
     assert BARE[HIGH] in engine.log[:8]
 
 
+# ---- preemption
+
+
+def held_by_low(cost, *, slots=8):
+    """An engine whose slots are all held by answers of LOW, which are as long as earlier ones were."""
+    engine = Engine(Scheduler(WEIGHTS), slots)
+    for _ in range(40 * slots):
+        engine.put(BARE[LOW], cost)
+    engine.run(until=lambda e: e.started[BARE[LOW]] >= 2 * slots)
+    return engine
+
+
+def preempts(scheduler, number, cost=None):
+    """Whether a request of HIGH may take a place; it then starts, and ends if it has a cost."""
+    scheduler.arrived(BARE[HIGH])
+    if not scheduler.may_preempt(HIGH, LOW):
+        return False
+    scheduler.start(f"high-{number}", BARE[HIGH], stored_at=0.0, pending=0, now=0.0, wall_now=0.0)
+    if cost is not None:
+        scheduler.finish(f"high-{number}", cost)
+    return True
+
+
+@pytest.mark.parametrize("cost", [96, 2000])
+def test_one_who_asks_short_questions_one_at_a_time_may_always_preempt(cost):
+    engine = held_by_low(cost)
+    for round_number in range(20):
+        assert all(preempts(engine.scheduler, f"{round_number}-{number}", cost=20) for number in range(cost // 40))
+        engine.advance()
+        engine.fill()
+
+
+def test_an_endless_row_preempts_until_its_priority_has_had_its_share():
+    engine = held_by_low(96)
+    numbers = itertools.count()
+    begun = [sum(preempts(engine.scheduler, next(numbers), cost=96) for _ in range(100)) for _ in range(2)]
+    # Beside what LOW is charged for its next request, HIGH gets six times as much.
+    assert begun[0] in (6, 7)
+    assert begun[1] == 0
+    scheduler = engine.scheduler
+    scheduler.start("low", BARE[LOW], stored_at=0.0, pending=1, now=0.0, wall_now=0.0)
+    assert sum(preempts(scheduler, next(numbers), cost=96) for _ in range(100)) in (5, 6, 7)
+
+
 def test_of_priorities_level_with_each_other_the_heavier_goes_first():
     scheduler = Scheduler(WEIGHTS)
     for saturated in (False, True):

@@ -69,6 +69,7 @@ class ScriptedEngine:
     name: str = "mlx"
     simulated: bool = False
     state: str = "ready"
+    suspends: bool = False
     refusal: HeadraceError | None = None
     embedder: ScriptedEmbedder | None = None
     submitted: list[ScriptedGeneration] = field(default_factory=list)
@@ -96,7 +97,8 @@ class ScriptedEngine:
         return generation
 
     def status(self) -> EngineStatus:
-        return EngineStatus(self.state, ["scripted"], len(self.running), self.slots)
+        used = min(len(self.running), self.slots)
+        return EngineStatus(self.state, ["scripted"], used, self.slots, suspends=self.suspends)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from pipeline.wire.messages import Completion, WorkerStatus
-from pipeline.wire.subjects import LANES, STREAM_REQUESTS
+from pipeline.wire.subjects import LANES, STREAM_REQUESTS, Priority
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.waiting import eventually
 
@@ -102,6 +102,101 @@ async def test_pulls_stay_open_while_slots_are_free_for_two_more_requests(start,
     await eventually(lambda: asked["high"] == 2, what="the answered lane is asked again")
     await eventually(lambda: _is_waiting(client.bus), what="the worker waits on all lanes")
     assert asked["low_complex"] == (1 if stay else 2)
+
+
+# ---- preemption
+
+
+async def full_of_low(start, client, *, slots=2, **options):
+    """A worker whose slots are all taken by LOW, with more of it waiting."""
+    engine = ScriptedEngine(slots=slots, suspends=True)
+    worker = await start(engine, **options)
+    for number in range(slots + 2):
+        await client.ask(f"low-{number}", lane="low")
+    await eventually(lambda: len(engine.running) == slots)
+    return worker
+
+
+async def test_a_full_worker_takes_high_and_passes_its_priority_on(start, client):
+    worker = await full_of_low(start, client)
+    seen = await statuses_of(client.bus)
+    await client.ask("high-1", lane="high.simple")
+    run = await worker.engine.generation("high-1")
+    assert (run.work.priority, run.work.extra) == (Priority.HIGH, False)
+    await eventually(lambda: seen and (seen[-1].running.high, seen[-1].running.low) == (1, 2))
+    assert (seen[-1].slots.used, seen[-1].slots.total) == (2, 2)
+    run.finish("x")
+    await client.answer("high-1")
+    assert len(worker.engine.submitted) == 3, "no further LOW was taken"
+
+
+async def test_medium_takes_a_place_from_low_and_not_from_its_own(start, client):
+    worker = await full_of_low(start, client)
+    for number in range(3):
+        await client.ask(f"medium-{number}", lane="medium")
+    await eventually(lambda: len(worker.engine.running) == 4)
+    await client.ask("high-1", lane="high")
+    assert [run.work.id[:3] for run in worker.engine.running] == ["low", "low", "med", "med"]
+    worker.engine.running[0].finish("x")
+    (await worker.engine.generation("high-1")).finish("x")
+    await client.answer("high-1")
+
+
+async def test_low_takes_no_place_and_a_slot_that_falls_free_is_for_all_lanes(start, client):
+    worker = await full_of_low(start, client)
+    await client.ask("high-1", lane="high")
+    await worker.engine.generation("high-1")
+    for _ in range(2):
+        worker.engine.running[0].finish("x")
+        await eventually(lambda: any(run.closed for run in worker.engine.submitted))
+    await worker.engine.generation("low-2")
+    assert len(worker.engine.running) <= 3
+
+
+async def test_an_engine_that_cannot_suspend_gets_nothing_beyond_its_slots(start, client):
+    worker = await full_of_low(start, client)
+    worker.engine.suspends = False
+    worker.engine.changed()
+    await client.ask("high-1", lane="high")
+    other = await start()
+    await other.engine.generation("high-1")
+    assert len(worker.engine.submitted) == 2
+
+
+async def test_another_worker_with_a_free_slot_comes_before_a_preemption(start, client):
+    worker = await full_of_low(start, client, slots=2)
+    other = await start(ScriptedEngine(slots=8, suspends=True))
+    await eventually(lambda: len(other.engine.running) == 2)
+    await eventually(worker.worker._others_have_room)
+
+    async def one_waits_for_high():
+        return (await client.bus.js.consumer_info(STREAM_REQUESTS, "high")).num_waiting == 1
+
+    await eventually(one_waits_for_high)
+    for number in range(4):
+        await client.ask(f"high-{number}", lane="high")
+        await other.engine.generation(f"high-{number}")
+    assert len(worker.engine.submitted) == 2
+
+
+async def test_an_endless_row_of_high_preempts_up_to_its_share(start, client):
+    worker = await full_of_low(start, client, slots=2, weights={"high": 6.0, "medium": 3.0, "low": 1.0})
+    begun = 0
+    for number in range(40):
+        await client.ask(f"high-{number}", lane="high")
+    high = LANES[0]
+
+    def high_runs():
+        return any(run.work.priority is Priority.HIGH for run in worker.engine.running)
+
+    while high in worker.worker._preempting(mine=1) or high_runs():
+        run = await eventually(lambda: next((r for r in worker.engine.running if r.work.id[:4] == "high"), None))
+        run.finish("x" * 64)
+        await client.answer(run.work.id)
+        begun += 1
+        assert begun < 40, "HIGH does not stop"
+    assert 5 <= begun <= 16
+    assert sum(run.work.priority is Priority.LOW for run in worker.engine.running) == 2
 
 
 async def test_an_engine_that_is_not_ready_gets_nothing(start, client):
