@@ -15,6 +15,7 @@ from pipeline.engine import Engine, Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import FinishReason, ToolCall, Usage
 from pipeline.wire.requests import ChatRequest
+from pipeline.wire.subjects import Priority
 
 PATIENCE_S = 60.0
 
@@ -39,9 +40,9 @@ class Answer(msgspec.Struct):
         self.finish_reason, self.usage = piece.finish_reason, piece.usage
 
 
-def work(request: ChatRequest | str, *, seed: int = 1, request_id: str = "r1", **resume: Any) -> Work:
+def work(request: ChatRequest | str, *, seed: int = 1, request_id: str = "r1", **more: Any) -> Work:
     request = ChatRequest(prompt=request) if isinstance(request, str) else request
-    return Work(id=request_id, request=request, model="", seed=seed, **resume)
+    return Work(id=request_id, request=request, model="", seed=seed, **more)
 
 
 async def read(generation: Generation) -> Answer:
@@ -209,6 +210,25 @@ class ExactConformance(Conformance):
         together = await asyncio.gather(*(ask(engine, request, seed=i) for i, request in enumerate(requests)))
         assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
         assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+    async def test_a_more_urgent_request_takes_a_place_and_the_others_go_on_exactly(self, engine):
+        assert engine.status().suspends
+        total = engine.status().slots_total
+        request = ChatRequest(prompt=self.unending.prompt, max_tokens=60, temperature=1)
+        alone = [await ask(engine, request, seed=seed) for seed in range(total)]
+        running = [
+            await engine.submit(work(request, seed=seed, request_id=f"low-{seed}", priority=Priority.LOW))
+            for seed in range(total)
+        ]
+        begun = [await generation.next() for generation in running]
+        short = ChatRequest(prompt=self.prompts[0], max_tokens=4, temperature=0)
+        await asyncio.gather(*(ask(engine, short, request_id=f"high-{n}", priority=Priority.HIGH) for n in range(3)))
+        assert engine.status().slots_used == total, "the answers of LOW are not done"
+        rests = await asyncio.gather(*map(read, running))
+        for whole, first, rest in zip(alone, begun, rests, strict=True):
+            assert first.token_ids + rest.token_ids == whole.token_ids
+            assert first.text + rest.text == whole.text
+            assert rest.usage == whole.usage
 
     @pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
     async def test_a_resumed_answer_equals_an_undisturbed_one(self, engine, part):
