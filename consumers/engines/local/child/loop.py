@@ -15,7 +15,7 @@ from consumers.engines.local.child.backend import Backend, Prepared
 from consumers.engines.local.child.faults import Fault
 from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
-from pipeline.core.batch import BatchLimits, BatchPlanner
+from pipeline.core.batch import BatchLimits, BatchPlanner, Plan
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import Priority
@@ -135,27 +135,33 @@ class EngineLoop:
         planner, batch = self._planner, self._backend.batch
         started = time.monotonic()
         plan = planner.plan(started)
-        sampled = []
-        if plan.suspend:
-            suspended = batch.suspend(plan.suspend)
-            sampled += suspended.sampled
-            for key, nbytes in suspended.kept_bytes.items():
-                planner.kept(key, nbytes)
-        for key in plan.drop:
-            batch.drop(key)
-        if plan.resume:
-            batch.resume(plan.resume)
+        sampled = self._arrange(plan)
+        began = time.monotonic()
         if plan.read:
             self._strike([key for key, _ in plan.read])
             sampled += batch.read(plan.read)
             now = time.monotonic()
-            planner.was_read(plan.read, seconds=now - started, now=now)
+            planner.was_read(plan.read, seconds=now - began, now=now)
         elif plan.step:
             self._strike(planner.decoding())
             sampled += batch.step()
             now = time.monotonic()
-            planner.has_stepped(seconds=now - started, now=now)
+            planner.has_stepped(seconds=now - began, now=now)
         self._rates.took(len(sampled), time.monotonic() - started)
+        return sampled
+
+    def _arrange(self, plan: Plan) -> list[tuple[int, int]]:
+        """Suspend, drop and resume. Returns the tokens that suspended sequences had not returned yet."""
+        batch, sampled = self._backend.batch, list[tuple[int, int]]()
+        if plan.suspend:
+            suspended = batch.suspend(plan.suspend)
+            sampled += suspended.sampled
+            for key, nbytes in suspended.kept_bytes.items():
+                self._planner.kept(key, nbytes)
+        for key in plan.drop:
+            batch.drop(key)
+        if plan.resume:
+            batch.resume(plan.resume)
         return sampled
 
     def _strike(self, keys: list[int]) -> None:
