@@ -401,17 +401,18 @@ class BatchPlanner:
     def _piece(self, priority: Priority, reading: list[Member], seconds: float) -> list[tuple[int, int]]:
         """What is read of the prompts of one priority within so many seconds.
 
-        The prompts of which least was read and the oldest prompt take turns, so that short ones are not behind long
-        ones, and a long one is not behind an endless row of short ones.
+        Those that are about as deep as the shallowest take turns with those about as deep as the oldest: short prompts
+        are not behind long ones, and a long one is not behind an endless row of short ones. In both groups the oldest
+        come first, so that a group stays together until one of it has been read.
         """
         own = sorted((m for m in reading if m.priority is priority), key=lambda member: member.order)
-        pivot = own[0] if self._pieces % 2 else min(own, key=lambda member: (member.depth, member.order))
-        similar = [member for member in own if abs(member.depth - pivot.depth) <= _SIMILAR_TOKENS]
-        rate = self.pace.reading_rate(pivot.depth)
+        depth = own[0].depth if self._pieces % 2 else min(member.depth for member in own)
+        similar = [member for member in own if abs(member.depth - depth) <= _SIMILAR_TOKENS]
+        rate = self.pace.reading_rate(depth)
         tokens = _FIRST_PIECE_TOKENS if rate is None else int(rate * seconds)
         tokens = min(max(tokens, _LEAST_PIECE_TOKENS), self._limits.piece_tokens)
         count = max(1, min(len(similar), tokens // _LEAST_PIECE_TOKENS))
-        group = similar[:count] if pivot in similar[:count] else [pivot, *similar[: count - 1]]
+        group = similar[:count]
         each = max(1, tokens // count)
         # One last token alone would cost a pass of its own.
         return [(member.key, member.left if member.left <= each + 1 else each) for member in group]

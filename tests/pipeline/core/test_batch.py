@@ -307,6 +307,18 @@ def test_short_prompts_of_one_priority_are_read_together():
     assert len(engine.turn().read) > 3
 
 
+def test_prompts_that_are_read_together_stay_together_until_one_has_been_read():
+    engine = Engine(limits=replace(LIMITS, slots=8), tokens_per_s=150)
+    for key in range(1, 9):
+        engine.ask(key, LOW, prompt=40)
+    engine.turn()
+    groups = []
+    while not any(engine.said.values()):
+        groups.append({key for key, _ in engine.turn().read})
+    assert len(groups) > 2
+    assert all(group == groups[0] for group in groups[1:])
+
+
 def test_a_deep_prompt_is_not_padded_into_a_piece_with_shallow_ones_and_both_get_on():
     engine = Engine(limits=replace(LIMITS, slots=8))
     engine.ask(1, LOW, prompt=3000)
