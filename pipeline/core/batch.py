@@ -10,7 +10,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   `hold_s` in a row, and so do the prompts of the other priorities. HIGH answers that are being written wait for a HIGH
   prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
-  measured at this depth. Prompts of one priority and of similar depth are read together.
+  measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
+  unless the answers are few and no more urgent than the prompts.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target.
 
@@ -349,7 +350,7 @@ class BatchPlanner:
             plan.read = self._piece(priority, reading, targets * self._limits.target_s)
         elif priority is Priority.HIGH:
             self._read_high(plan, decoding, reading, now)
-        elif self._just_read:
+        elif self._just_read and not self._may_pause(priority, decoding, reading, now):
             plan.step = True
         else:
             plan.read = self._piece(priority, reading, self._beside(decoding))
@@ -372,8 +373,7 @@ class BatchPlanner:
 
     def _read_high(self, plan: Plan, decoding: list[Member], reading: list[Member], now: float) -> None:
         """Read HIGH prompts while others stand still, unless those have stood long enough."""
-        target_s, hold_s = self._limits.target_s, self._limits.hold_s
-        stood_s = now - (now if self._standing_since is None else self._standing_since)
+        target_s, hold_s, stood_s = self._limits.target_s, self._limits.hold_s, self._stood_s(now)
         if stood_s >= hold_s:
             plan.step = True
         elif all(member.priority is not Priority.HIGH for member in decoding):
@@ -385,6 +385,20 @@ class BatchPlanner:
             plan.step = True
         else:
             plan.read = self._piece(Priority.HIGH, reading, target_s)
+
+    def _stood_s(self, now: float) -> float:
+        """How long the answers have stood still."""
+        return 0.0 if self._standing_since is None else now - self._standing_since
+
+    def _may_pause(self, priority: Priority, decoding: list[Member], reading: list[Member], now: float) -> bool:
+        """Whether answers wait for more than one piece of the prompts of priority.
+
+        A step costs about as much for few sequences as for many. So answers wait, at most for `hold_s`, if they are
+        fewer than the prompts and not more urgent.
+        """
+        readers = sum(member.priority is priority for member in reading)
+        as_urgent = all(member.rank >= _RANK[priority] for member in decoding)
+        return as_urgent and len(decoding) < readers and self._stood_s(now) < self._limits.hold_s
 
     def _beside(self, decoding: list[Member]) -> float:
         """How long a piece may take beside these answers: with a step, HIGH's wait for the inter-token target."""

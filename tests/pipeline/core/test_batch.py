@@ -307,6 +307,26 @@ def test_short_prompts_of_one_priority_are_read_together():
     assert len(engine.turn().read) > 3
 
 
+def test_a_few_answers_wait_for_more_prompts_of_their_priority_up_to_the_hold():
+    engine = Engine(limits=replace(LIMITS, slots=8))
+    engine.ask(1, LOW, prompt=10)
+    engine.until(lambda: len(engine.said[1]) == 3)
+    for key in range(2, 7):
+        engine.ask(key, LOW, prompt=100)
+    engine.until(lambda: engine.begun(*range(2, 7)))
+    assert 1.0 < max(engine.gaps(1)) <= LIMITS.hold_s + LIMITS.target_s + 0.1
+
+
+def test_a_medium_answer_waits_for_no_more_than_one_piece_of_low_prompts():
+    engine = Engine(limits=replace(LIMITS, slots=8))
+    engine.ask(1, MEDIUM, prompt=10)
+    engine.until(lambda: len(engine.said[1]) == 3)
+    for key in range(2, 7):
+        engine.ask(key, LOW, prompt=100)
+    engine.until(lambda: engine.begun(*range(2, 7)))
+    assert max(engine.gaps(1)) <= LIMITS.target_s + 0.3
+
+
 def test_prompts_that_are_read_together_stay_together_until_one_has_been_read():
     engine = Engine(limits=replace(LIMITS, slots=8), tokens_per_s=150)
     for key in range(1, 9):

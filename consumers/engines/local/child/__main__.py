@@ -41,6 +41,9 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
+_NICENESS: Final = 10
+"""The model uses all the processor time it gets. The processes that carry requests need little, and need it at once."""
+
 _GRACE_S: Final = 5.0
 """How long the running step may take after the parent has asked the child to end, or is gone."""
 
@@ -148,6 +151,7 @@ def main() -> None:
     pipe = Pipe()
     faulthandler.enable()
     _die_with_parent()
+    os.nice(_NICENESS)
     # A terminal or a service manager sends both signals to the whole process group. The parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
