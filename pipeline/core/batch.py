@@ -11,7 +11,7 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
   measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
-  unless the answers are few and no more urgent than the prompts.
+  unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target.
 
@@ -134,6 +134,11 @@ class Member:
         """Its priority as a number, 0 for the most urgent."""
         return _RANK[self.priority]
 
+    @property
+    def joins(self) -> bool:
+        """Whether its last token is read by a step, with those of the others, and not by a pass for it alone."""
+        return self.left == 1 and self.priority is not Priority.HIGH
+
     def stood(self, now: float) -> float:
         """How long it has been suspended in all, in seconds."""
         return self.stood_s + (now - self.since if self.stage is Stage.SUSPENDED else 0.0)
@@ -148,6 +153,7 @@ class Plan:
         drop: free the caches of these suspended sequences.
         resume: put these back.
         read: how many tokens to read of each of these prompts. One that is read to its end yields a token.
+        join: of these prompts the last token is left. The step reads it, and yields their first token.
         step: one token for each sequence whose prompt has been read.
     """
 
@@ -155,6 +161,7 @@ class Plan:
     drop: list[int] = field(default_factory=list)
     resume: list[int] = field(default_factory=list)
     read: list[tuple[int, int]] = field(default_factory=list)
+    join: list[int] = field(default_factory=list)
     step: bool = False
 
 
@@ -207,7 +214,9 @@ class BatchPlanner:
         if not read:
             return
         depth, longest = max(member.depth for member, _ in read), max(tokens for _, tokens in read)
-        self.pace.was_read(longest * len(read), depth, seconds)
+        # The last tokens of prompts are read by a pass like a step.
+        ending = sum(member.left == tokens for member, tokens in read)
+        self.pace.was_read(longest * len(read), depth, max(seconds - self.pace.step_s(ending), seconds / 2))
         for member, tokens in read:
             member.left -= tokens
             member.depth += tokens
@@ -341,7 +350,16 @@ class BatchPlanner:
     # ---- work
 
     def _work(self, plan: Plan, now: float) -> None:
-        decoding, reading = self._in(Stage.DECODING), self._in(Stage.READING)
+        reading = [member for member in self._in(Stage.READING) if not member.joins]
+        joining = [member for member in self._in(Stage.READING) if member.joins]
+        decoding = self._in(Stage.DECODING) + joining
+        self._decide(plan, decoding, reading, now)
+        if plan.step:
+            for member in joining:
+                member.left, member.stage = 0, Stage.DECODING
+                plan.join.append(member.key)
+
+    def _decide(self, plan: Plan, decoding: list[Member], reading: list[Member], now: float) -> None:
         priority = self._note_standing(decoding, reading, now)
         if priority is None:
             plan.step = bool(decoding)
@@ -428,8 +446,10 @@ class BatchPlanner:
         count = max(1, min(len(similar), tokens // _LEAST_PIECE_TOKENS))
         group = similar[:count]
         each = max(1, tokens // count)
-        # One last token alone would cost a pass of its own.
-        return [(member.key, member.left if member.left <= each + 1 else each) for member in group]
+        if priority is Priority.HIGH:
+            # One last token alone would cost a pass of its own.
+            return [(member.key, member.left if member.left <= each + 1 else each) for member in group]
+        return [(member.key, min(each, member.left - 1)) for member in group]
 
     def _in(self, stage: Stage) -> list[Member]:
         return [member for member in self._members.values() if member.stage is stage]

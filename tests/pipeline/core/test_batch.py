@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -54,6 +54,8 @@ class Engine:
             self.suspended[key] = self.suspended.get(key, 0) + 1
         if plan.read:
             seconds = len(plan.read) * max(tokens for _, tokens in plan.read) / self.tokens_per_s
+            ending = sum(self.planner._members[key].left == tokens for key, tokens in plan.read)
+            seconds += self.step_s + self.step_s_each * ending if ending else 0.0
             self.now += seconds
             before = set(self.planner.decoding())
             self.planner.was_read(plan.read, seconds=seconds, now=self.now)
@@ -221,7 +223,7 @@ def test_caches_beyond_the_budget_are_dropped_the_least_urgent_first_and_read_ag
         engine.planner.ended(key)
     engine.until(lambda: not engine.planner._members[2].left)
     read = sum(tokens for plan in engine.plans for key, tokens in plan.read if key == 2)
-    assert read == 20 + known[2]
+    assert read == 20 + known[2] - 2, "the last token is read by a step, each time"
 
 
 def test_the_measured_size_of_a_cache_replaces_the_estimate():
@@ -333,10 +335,10 @@ def test_prompts_that_are_read_together_stay_together_until_one_has_been_read():
         engine.ask(key, LOW, prompt=40)
     engine.turn()
     groups = []
-    while not any(engine.said.values()):
-        groups.append({key for key, _ in engine.turn().read})
-    assert len(groups) > 2
-    assert all(group == groups[0] for group in groups[1:])
+    while not engine.begun(*range(1, 9)):
+        groups.append(tuple(key for key, _ in engine.turn().read))
+    runs = [group for group, _ in groupby(group for group in groups if group)]
+    assert len(runs) == len(set(runs)) <= 4
 
 
 def test_a_deep_prompt_is_not_padded_into_a_piece_with_shallow_ones_and_both_get_on():

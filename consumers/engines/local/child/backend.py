@@ -63,6 +63,10 @@ class Batch(Protocol):
         """
         ...
 
+    def join(self, keys: list[int]) -> None:
+        """Let the next step read the last token of these sequences, and sample their first one."""
+        ...
+
     def step(self) -> list[tuple[int, int]]:
         """Decode one token for every sequence that has been read. Returns pairs of key and token.
 

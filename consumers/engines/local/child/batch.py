@@ -142,12 +142,18 @@ class MlxBatch:
 
     def resume(self, keys: list[int]) -> None:
         """As `Batch.resume`. A sequence in the middle of its prompt joins others when it is read."""
-        back = [row for row in map(self._rows.__getitem__, keys) if row.decodes]
+        back = [key for key in keys if self._rows[key].decodes]
         if back:
-            with _on_stream():
-                self._join(_going_on(self.model, back))
-            for row in back:
-                row.cache = None
+            self.join(back)
+
+    def join(self, keys: list[int]) -> None:
+        """As `Batch.join`. The last token of a prompt is like one that was sampled: it is due, and not in the cache."""
+        rows = [self._rows[key] for key in keys]
+        with _on_stream():
+            self._take_out(rows)
+            self._extend(_going_on(self.model, rows))
+        for row in rows:
+            row.cache, row.decodes = None, True
 
     def remove(self, key: int) -> None:
         """As `Batch.remove`."""
@@ -201,12 +207,12 @@ class MlxBatch:
             row.read += 1
             row.decodes, row.said = True, False
         sampled = self._say_due(begun)
-        self._join(begun)
+        self._extend(begun)
         return sampled
 
     # ---- decoding ----------------------------------------------------------------------------------------------------
 
-    def _join(self, begun: Any) -> None:
+    def _extend(self, begun: Any) -> None:
         if len(self._decoding):
             self._decoding.extend(begun)
         else:

@@ -144,6 +144,8 @@ class EngineLoop:
             planner.was_read(plan.read, seconds=now - began, now=now)
         elif plan.step:
             self._strike(planner.decoding())
+            if plan.join:
+                batch.join(plan.join)
             sampled += batch.step()
             now = time.monotonic()
             planner.has_stepped(seconds=now - began, now=now)

@@ -106,6 +106,11 @@ class SimulatedBatch:
                 done.append((key, self._token(place)))
         return done
 
+    def join(self, keys: list[int]) -> None:
+        """As `Batch.join`."""
+        for key in keys:
+            self._places[key].left = 0
+
     def step(self) -> list[tuple[int, int]]:
         """As `Batch.step`. It blocks for as long as a model would."""
         time.sleep(self._config.slots / self._config.simulated_tokens_per_s)

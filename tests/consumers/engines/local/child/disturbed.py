@@ -170,9 +170,16 @@ class Disturbed:
 
     def read(self, keys: set[int]) -> None:
         pieces = [(key, min(self.left[key], self.rng.randrange(1, 20))) for key in self.some(keys, 6)]
+        # Some prompts are read up to their last token, so that they join a step.
+        pieces = [(key, n - 1 if n == self.left[key] > 1 and self.rng.random() < 0.5 else n) for key, n in pieces]
         for key, tokens in pieces:
             self.left[key] -= tokens
         self.take(self.batch.read(pieces))
+
+    def join(self, keys: list[int]) -> None:
+        self.batch.join(keys)
+        for key in keys:
+            self.left[key] = 0
 
     def step(self) -> None:
         if self.slow:
@@ -199,7 +206,11 @@ class Disturbed:
         inside = set(self.left) - self.suspended
         reading = {key for key in inside if self.left[key]}
         choice = self.rng.random()
-        if choice < 0.3 and reading:
+        last = sorted(key for key in reading if self.left[key] == 1)
+        if choice < 0.5 and last:
+            self.join(last)
+            self.step()
+        elif choice < 0.3 and reading:
             self.read(reading)
         elif choice < 0.75 and inside - reading:
             self.step()
@@ -228,7 +239,7 @@ def main(shape: str, seed: str, suspensions: str, *mutant: str) -> None:
 
         def one_off(model, rows):
             batch = going_on(model, rows)
-            batch._next_tokens = mx.array([row.tokens[-2] for row in rows], dtype=mx.uint32)
+            batch._next_tokens = mx.array([row.tokens[-2 if row.decodes else -1] for row in rows], dtype=mx.uint32)
             return batch
 
         batch_module._going_on = one_off
