@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from io import FileIO
+from pathlib import Path
 from typing import Final
 
 from consumers.engines.local.child.backend import Backend, LoadError, Note
@@ -42,7 +43,8 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
 _NICENESS: Final = 10
-"""The model uses all the processor time it gets. The processes that carry requests need little, and need it at once."""
+"""A model on a CPU uses all the processor time it gets. The threads and processes that carry requests need little, and
+need it at once."""
 
 _GRACE_S: Final = 5.0
 """How long the running step may take after the parent has asked the child to end, or is gone."""
@@ -146,12 +148,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def yield_to_others(*, besides: int | None) -> None:
+    """Lower the priority of the threads of this process, but for one, and of those that they will start. Linux only."""
+    if sys.platform == "linux":
+        for thread in (int(task.name) for task in Path("/proc/self/task").iterdir()):
+            if thread != besides:
+                with contextlib.suppress(ProcessLookupError):
+                    os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+
+
 def main() -> None:
     """Run until the parent asks the child to end, or is gone."""
     pipe = Pipe()
     faulthandler.enable()
     _die_with_parent()
-    os.nice(_NICENESS)
     # A terminal or a service manager sends both signals to the whole process group. The parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -164,7 +174,10 @@ def main() -> None:
         log.debug("The model could not be loaded.", exc_info=True)
         pipe.send(LoadFailed(str(error)))
         sys.exit(1)
-    Reader(pipe, backend, commands, faults=config.engine_faults).start()
+    reader = Reader(pipe, backend, commands, faults=config.engine_faults)
+    reader.start()
+    if backend.on_cpu:
+        yield_to_others(besides=reader.native_id)
     pipe.send(Ready(backend.facts))
     EngineLoop(backend, commands, pipe.send, config).run()
     backend.close()

@@ -96,9 +96,15 @@ class Batch(Protocol):
 
 
 class Backend(Protocol):
-    """A model, and the sequences that it decodes. Used by the child's main thread, except `prepare`."""
+    """A model, and the sequences that it decodes. Used by the child's main thread, except `prepare`.
+
+    Attributes:
+        facts: of the model.
+        on_cpu: whether it runs on the CPU.
+    """
 
     facts: Facts
+    on_cpu: bool
 
     @property
     def batch(self) -> Batch:

@@ -68,7 +68,8 @@ class MlxBackend:
         except ImportError as error:
             raise LoadError(f"MLX is not installed ({error}). Run: pip install mlx-lm") from None
         self._mx = mx
-        if on_cpu():
+        self.on_cpu: bool = on_cpu()
+        if self.on_cpu:
             # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
         note(f"loading {Path(model_path).name}")
@@ -118,7 +119,7 @@ class MlxBackend:
         )
 
     def _new_batch(self) -> MlxBatch:
-        return MlxBatch(self._model, on_cpu=self._mx.default_device() == self._mx.cpu)
+        return MlxBatch(self._model, on_cpu=self.on_cpu)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 

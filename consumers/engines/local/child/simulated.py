@@ -29,6 +29,8 @@ _END = 0
 class SimulatedBackend:
     """Sequences that only take time."""
 
+    on_cpu = False
+
     def __init__(self, config: Config, note: Note) -> None:
         if config.simulated_load_s:
             note("simulating a model that loads")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +236,21 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs: one that ended and is not reaped yet does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return state.strip()[:1] not in ("", "Z")
+
+
+def niceness_of_threads(pid: int) -> dict[int, int]:
+    threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    return {thread: os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux only")
+async def test_a_model_on_a_cpu_yields_to_the_threads_that_carry_requests(start):
+    mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
+    if mx.default_device() != mx.cpu:
+        pytest.skip("the model runs on a GPU")
+    async with start("mlx") as engine:
+        await ask(engine, counting(20))
+        nice = niceness_of_threads(engine.child_pid)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert nice.pop(engine.child_pid) > own
+        assert own in nice.values(), "the thread that reads requests"

@@ -161,7 +161,7 @@ class TestMlxEngine(ExactConformance):
         prompt_tokens, steps = json.loads(done.stdout)
         assert prompt_tokens > 3 * 64
         assert len(steps) > 2 * (prompt_tokens // 64)
-        assert steps[-1] == [2]
+        assert 2 in steps[-1]
         # Each piece is followed by a step. The tokens of the first one were sent before.
         assert sum(1 in step for step in steps) >= len(steps) // 2 - 1
 
