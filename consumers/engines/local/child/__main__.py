@@ -42,9 +42,9 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
-_NICENESS: Final = 10
+_NICENESS: Final = 3
 """A model on a CPU uses all the processor time it gets. The threads and processes that carry requests need little, and
-need it at once."""
+need it at once. More would starve the model beside other programs that use all the time they get."""
 
 _GRACE_S: Final = 5.0
 """How long the running step may take after the parent has asked the child to end, or is gone."""
