@@ -13,7 +13,7 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
-  inter-token target.
+  inter-token target, but half of the slots in any case.
 
 Nothing is suspended for ever: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
 memory for it, and one that was preempted `suspensions` times is not preempted again.
@@ -308,11 +308,15 @@ class BatchPlanner:
         return sorted(pool, key=lambda member: (-member.rank, member.times, -member.order))
 
     def _width(self) -> int:
-        """How many sequences may run; fewer than there are slots while a HIGH answer is being written."""
+        """How many sequences may run; fewer than there are slots while a HIGH answer is being written.
+
+        Half of the slots run in any case: an engine whose shortest step misses the target would starve the others.
+        """
+        slots = self._limits.slots
         high = sum(member.priority is Priority.HIGH for member in self._in(Stage.DECODING))
         if not high:
-            return self._limits.slots
-        return max(high, self.pace.width_within(self._limits.target_s, self._limits.slots))
+            return slots
+        return max(high, (slots + 1) // 2, self.pace.width_within(self._limits.target_s, slots))
 
     def _narrow(self, plan: Plan, now: float) -> None:
         beyond = sum(member.runs and not member.extra for member in self._members.values()) - self._width()

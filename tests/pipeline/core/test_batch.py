@@ -385,6 +385,16 @@ def test_the_width_beside_a_high_answer_is_what_a_step_serves_within_the_target(
     assert len(engine.running()) == 23
 
 
+def test_an_engine_that_cannot_meet_the_target_does_not_starve_low_for_it():
+    engine = Engine(limits=replace(LIMITS, slots=8), step_s=0.5)
+    for key in range(1, 8):
+        engine.ask(key, LOW)
+    engine.until(lambda: engine.begun(*range(1, 8)))
+    engine.ask(99, HIGH, answer=50)
+    engine.until(lambda: len(engine.said[99]) == 40)
+    assert len(engine.running()) == 4
+
+
 # ---- random lives
 
 
