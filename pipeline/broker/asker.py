@@ -109,7 +109,11 @@ class Asker:
             except LaneFull:
                 raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
             except BusError as error:
-                raise HeadraceError(ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}") from error
+                message = (
+                    f"The broker did not confirm request {request.id} in time, and may have stored it. "
+                    "Send it again under the same id, so that it is answered once."
+                )
+                raise HeadraceError(ErrorCode.UNAVAILABLE, message) from error
 
     def _abandon(self, storing: asyncio.Future[Ack], request_id: str) -> None:
         """Cancel a request once it is stored: its submission was cancelled."""

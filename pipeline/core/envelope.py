@@ -159,8 +159,8 @@ def _read_reply_to(headers: Mapping[str, str], request_id: str) -> tuple[str | N
     if given is None or is_reply_to(given, request_id):
         return given, None
     hint = (
-        "Reply-To must be a literal subject under `_INBOX.` or `llm.reply.`. "
-        f"This error was sent to {reply_subject(request_id)}."
+        "Reply-To must be a literal subject of at most 256 characters under `_INBOX.` or `llm.reply.`, and not that of "
+        f"an id that the broker assigns. This error was sent to {reply_subject(request_id)}."
     )
     return None, HeadraceError(ErrorCode.REPLY_SUBJECT_DENIED, hint, param=REPLY_TO)
 
