@@ -140,10 +140,12 @@ class Cancelling:
             self._follow(cancel, _TAKEOVER_S)
 
     async def _unknown(self, request_id: str, reply: str, state: str = "pending") -> None:
-        """Reply to a cancel whose request is not known: by its record, or else with state."""
+        """Reply to a cancel whose request is not known: how it ended, by its record, or else state.
+
+        Its worker receives the cancel too. It may have ended the request before this process came to the cancel.
+        """
         try:
-            newest = await self.newest_on_record(request_id)
-            await self._reply(request_id, reply, state if newest is None else "finished")
+            await self._reply(request_id, reply, await self._end_on_record(request_id) or state)
         except BusError as error:
             log.warning("The cancel of request %s was not answered: %s", request_id, error)
 

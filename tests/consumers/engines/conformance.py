@@ -17,7 +17,7 @@ from pipeline.wire.messages import FinishReason, ToolCall, Usage
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 
-PATIENCE_S = 60.0
+PATIENCE_S = 110.0
 
 
 class Answer(msgspec.Struct):

@@ -185,3 +185,11 @@ async def test_a_running_request_that_its_worker_has_ended_by_the_cancel_is_canc
     error = ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "Request r1 was cancelled."))
     await bus.store("llm.out.r1", encode(ErrorAnswer("r1", 1, error)), expected_last=0)
     assert await cancel(bus, "r1") == "cancelled"
+
+
+async def test_a_cancel_that_is_heard_after_what_it_did_is_answered_with_that(monitor, bus):
+    """The event of the worker that ended the request can overtake the cancel."""
+    await monitor()
+    error = ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "Request r1 was cancelled."))
+    await bus.store("llm.out.r1", encode(ErrorAnswer("r1", 1, error)), expected_last=0)
+    assert await cancel(bus, "r1") == "cancelled"
