@@ -13,7 +13,7 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
-  inter-token target, but half of the slots in any case.
+  inter-token target, but half of the slots that HIGH leaves in any case.
 
 Nothing is suspended for ever: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
 memory for it, and one that was preempted `suspensions` times is not preempted again.
@@ -37,6 +37,9 @@ _FIRST_PIECE_TOKENS: Final = 32
 
 _LEAST_PIECE_TOKENS: Final = 8
 """A smaller piece takes about as long as this one."""
+
+_LEAST_HIGH_TOKENS: Final = 32
+"""A piece of HIGH prompts has at least this many tokens: the answers beside it wait for each pass, however short."""
 
 _HIGH_PIECE_TARGETS: Final = 5.0
 """A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
@@ -310,13 +313,15 @@ class BatchPlanner:
     def _width(self) -> int:
         """How many sequences may run; fewer than there are slots while a HIGH answer is being written.
 
-        Half of the slots run in any case: an engine whose shortest step misses the target would starve the others.
+        Half of the slots that HIGH leaves are used in any case: an engine whose shortest step misses the target would
+        starve the others.
         """
         slots = self._limits.slots
         high = sum(member.priority is Priority.HIGH for member in self._in(Stage.DECODING))
         if not high:
             return slots
-        return max(high, (slots + 1) // 2, self.pace.width_within(self._limits.target_s, slots))
+        least = high + (slots - high + 1) // 2
+        return max(least, self.pace.width_within(self._limits.target_s, slots))
 
     def _narrow(self, plan: Plan, now: float) -> None:
         beyond = sum(member.runs and not member.extra for member in self._members.values()) - self._width()
@@ -446,7 +451,8 @@ class BatchPlanner:
         similar = [member for member in own if abs(member.depth - depth) <= _SIMILAR_TOKENS]
         rate = self.pace.reading_rate(depth)
         tokens = _FIRST_PIECE_TOKENS if rate is None else int(rate * seconds)
-        tokens = min(max(tokens, _LEAST_PIECE_TOKENS), self._limits.piece_tokens)
+        least = _LEAST_HIGH_TOKENS if priority is Priority.HIGH else _LEAST_PIECE_TOKENS
+        tokens = min(max(tokens, least), self._limits.piece_tokens)
         count = max(1, min(len(similar), tokens // _LEAST_PIECE_TOKENS))
         group = similar[:count]
         each = max(1, tokens // count)

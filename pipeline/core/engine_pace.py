@@ -1,15 +1,21 @@
-"""How fast an engine reads prompts and steps its batch, as measured: the basis of how much it does at once."""
+"""How fast an engine reads prompts and steps its batch, as measured: the basis of how much it does at once.
+
+Other programs slow a measurement down, and none speeds one up. So an average follows a quicker measurement sooner than
+a slower one. Else one busy moment, such as the start of the other processes, would lead to small pieces of prompts, and
+small pieces, which take about as long as larger ones, to a low rate from then on.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final
 
-_WEIGHT: Final = 0.3
-"""The weight of the latest measurement in an average."""
+_QUICKER_WEIGHT: Final = 0.5
+_SLOWER_WEIGHT: Final = 0.1
+"""The weight of the latest measurement in an average, where it is quicker and where it is slower."""
 
-_FULL_WEIGHT_TOKENS: Final = 16
-"""A piece of fewer tokens counts for less: its duration is mostly that of any pass through the model."""
+_FULL_WEIGHT_TOKENS: Final = 32
+"""A slow piece of fewer tokens counts for less: its duration is mostly that of any pass through the model."""
 
 _DEPTH_STEP_TOKENS: Final = 256
 
@@ -32,8 +38,12 @@ class EnginePace:
             return
         level = _level(depth)
         mean, rate = self._reading.get(level), tokens / seconds
-        weight = _WEIGHT * min(1.0, tokens / _FULL_WEIGHT_TOKENS)
-        self._reading[level] = rate if mean is None else mean + weight * (rate - mean)
+        if mean is None:
+            self._reading[level] = rate
+        elif rate > mean:
+            self._reading[level] = mean + _QUICKER_WEIGHT * (rate - mean)
+        else:
+            self._reading[level] = mean + _SLOWER_WEIGHT * min(1.0, tokens / _FULL_WEIGHT_TOKENS) * (rate - mean)
 
     def reading_rate(self, depth: int) -> float | None:
         """Prompt tokens per second at this depth; None if none was measured. Reading slows down with depth.
@@ -48,8 +58,9 @@ class EnginePace:
         """A step for so many sequences took this long."""
         if width <= 0 or seconds <= 0:
             return
-        mean = self._steps.get(width)
-        self._steps[width] = seconds if mean is None else mean + _WEIGHT * (seconds - mean)
+        mean = self._steps.get(width, seconds)
+        weight = _QUICKER_WEIGHT if seconds < mean else _SLOWER_WEIGHT
+        self._steps[width] = mean + weight * (seconds - mean)
 
     def step_s(self, width: int) -> float:
         """The expected duration of a step for so many sequences; 0 if none was measured."""

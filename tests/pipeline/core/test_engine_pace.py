@@ -31,9 +31,21 @@ def test_a_small_piece_moves_the_rate_less():
     for tokens in (2, 32):
         pace = EnginePace()
         pace.was_read(100, 0, 1.0)
-        pace.was_read(tokens, 0, 1.0)
+        pace.was_read(tokens, 0, tokens / 50)
         rates.append(100 - pace.reading_rate(0))
-    assert rates[0] < rates[1] / 3
+    assert 0 < rates[0] < rates[1] / 3
+
+
+def test_a_quick_measurement_undoes_slow_ones():
+    pace = EnginePace()
+    for _ in range(20):
+        pace.was_read(8, 0, 2.0)
+        pace.has_stepped(8, 2.0)
+    for _ in range(4):
+        pace.was_read(32, 0, 0.2)
+        pace.has_stepped(8, 0.1)
+    assert pace.reading_rate(0) > 140
+    assert pace.step_s(8) < 0.25
 
 
 def test_a_step_between_two_measured_widths_lies_between_them():
