@@ -278,5 +278,5 @@ async def test_the_engine_runs_the_folder(architecture: str, tmp_path: Path):
     request = ChatRequest(prompt="hello", max_tokens=4, temperature=0)
     async with EngineProcess(Config(), model_path=str(tmp_path / "mlx"), served_name="tiny") as engine:
         await until_ready(engine)
-        answer = await ask(engine, request)
-        assert answer == await ask(engine, request)
+        answer, again = await ask(engine, request), await ask(engine, request)
+        assert (answer.token_ids, answer.usage) == (again.token_ids, again.usage)
