@@ -162,7 +162,8 @@ async def test_a_format_is_kept(client: AsyncClient) -> None:
     answer = await client.chat(MODEL, QUESTION, format=schema, options={"temperature": 1, "num_predict": 60})
     assert json.loads(answer.message.content or "")["n"] in (1, 2)
     started = await client.chat(MODEL, QUESTION, format="json", options={"num_predict": 8})
-    assert (started.message.content or "").lstrip().startswith("{")
+    # The grammar of JSON lets a model begin with any white space.
+    assert (started.message.content or "").lstrip()[:1] in ("", "{")
 
 
 async def test_a_schema_that_is_none_is_refused(client: AsyncClient) -> None:

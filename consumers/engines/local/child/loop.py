@@ -182,6 +182,9 @@ class EngineLoop:
     def _report(self, sampled: list[tuple[int, int]]) -> None:
         pieces = []
         for key, token in sampled:
+            if key not in self._begun:
+                # Its answer ended with an earlier token of this turn: the one that was due when it was suspended.
+                continue
             piece = self._feed(key, token)
             if piece is not None:
                 pieces.append((key, piece))

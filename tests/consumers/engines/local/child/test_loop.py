@@ -260,3 +260,13 @@ def test_frames_survive_the_pipe():
         assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
         assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame
     assert Rejected.of(1, error).error().param == "stop"
+
+
+def test_a_token_after_the_end_of_its_answer_in_the_same_turn_is_dropped():
+    """A suspended sequence returns the token that was due, and may step in the same turn."""
+    scene = Scene()
+    scene.begin(1, max_tokens=1)
+    scene.begin(2, max_tokens=5)
+    scene.loop._take_commands()
+    scene.loop._report([(1, 1), (1, 2), (2, 1)])
+    assert scene.answers() == {1: [1], 2: [1]}
