@@ -43,7 +43,7 @@ PROMPTS = (
     "Write a letter to a friend who has moved to another city.",
     "Describe how bread is made, step by step.",
     "What should a traveller see in Rome?",
-    "Explain what a computer does to somebody who has never seen one.",
+    "Explain a computer to a person who has never seen one.",
     "Write about a day at the sea.",
     "How do trees survive the winter?",
 )

@@ -15,7 +15,7 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
-Nothing is suspended for ever: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
+No sequence stays suspended: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
 memory for it, and one that was preempted `suspensions` times is not preempted again.
 """
 
