@@ -217,9 +217,9 @@ class BatchPlanner:
         if not read:
             return
         depth, longest = max(member.depth for member, _ in read), max(tokens for _, tokens in read)
-        # The last tokens of prompts are read by a pass like a step.
+        # The last tokens of prompts are read by a pass like a step. Too long a guess of it would raise the rate.
         ending = sum(member.left == tokens for member, tokens in read)
-        self.pace.was_read(longest * len(read), depth, max(seconds - self.pace.step_s(ending), seconds / 2))
+        self.pace.was_read(longest * len(read), depth, max(seconds - self.pace.least_step_s(ending), seconds / 2))
         for member, tokens in read:
             member.left -= tokens
             member.depth += tokens

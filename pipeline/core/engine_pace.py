@@ -77,6 +77,10 @@ class EnginePace:
         part = (width - below) / (above - below)
         return self._steps[below] + part * (self._steps[above] - self._steps[below])
 
+    def least_step_s(self, width: int) -> float:
+        """What a step for so many sequences takes at least: as long as one for fewer; 0 if none such was measured."""
+        return max((seconds for known, seconds in self._steps.items() if known <= width), default=0.0)
+
     def width_within(self, seconds: float, most: int) -> int:
         """The most sequences, `most` at most and 1 at least, that one step is expected to serve within seconds."""
         return next((width for width in range(most, 1, -1) if self.step_s(width) <= seconds), 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.batch import BatchLimits, BatchPlanner, Plan, Stage, batch_kv_bytes
@@ -483,6 +483,7 @@ def test_every_sequence_ends_and_every_bound_holds(life, slots, kept_bytes, kv_b
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 400), st.integers(1, 3), st.floats(30, 1000))
+@example(278, 3, 547.0)
 def test_low_answers_stand_still_no_longer_than_the_hold_however_high_prompts_come(prompt, slots, tokens_per_s):
     limits = replace(LIMITS, slots=slots + 1, suspensions=0, hold_s=1.0)
     engine = Engine(limits=limits, tokens_per_s=tokens_per_s)

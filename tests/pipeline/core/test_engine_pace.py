@@ -59,6 +59,14 @@ def test_a_step_between_two_measured_widths_lies_between_them():
     assert pace.width_within(0.01, 64) == 1
 
 
+def test_a_step_takes_at_least_as_long_as_one_for_fewer():
+    pace = EnginePace()
+    assert pace.least_step_s(8) == 0
+    pace.has_stepped(2, 0.06)
+    assert pace.least_step_s(1) == 0
+    assert pace.least_step_s(8) == 0.06
+
+
 @given(st.lists(st.tuples(st.integers(-1, 64), st.floats(-1, 10)), max_size=20), st.integers(1, 64), st.floats(0.01, 5))
 def test_a_width_that_fits_is_never_expected_to_take_longer(measured, most, seconds):
     pace = EnginePace()
