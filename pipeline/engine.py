@@ -56,13 +56,16 @@ class Piece(msgspec.Struct):
     """What an engine produced since the last piece: text, its tokens, and complete tool calls.
 
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
-    it was. Only the last piece has `finish_reason` and `usage`.
+    it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
+    now; None if that has not changed. Only the last piece has `finish_reason` and `usage`.
     """
 
     text: str = ""
     token_ids: list[int] = msgspec.field(default_factory=list)
     tool_calls: list[ToolCall] = msgspec.field(default_factory=list)
     restarted: int = 0
+    preempted: int = 0
+    suspended: bool | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
 

@@ -175,6 +175,7 @@ class AnswerWriter:
         first_token_at: when the reader first saw a part of the answer, in whichever attempt.
         notes: the request's, as `ChatRequest.notes`.
         one_call: keep only the first tool call: the request has `parallel_tool_calls: false`.
+        preempted: how many times the engine suspended the request.
     """
 
     envelope: Envelope
@@ -188,6 +189,8 @@ class AnswerWriter:
     first_token_at: float | None = None
     notes: list[str] = field(default_factory=list)
     one_call: bool = False
+    preempted: int = 0
+    _suspended: bool = field(init=False, default=False)
     _held_tokens: list[int] = field(init=False, default_factory=list)
     _repeated_calls: int = field(init=False)
 
@@ -212,6 +215,25 @@ class AnswerWriter:
         begins = self.status("restarted" if self.attempt > 1 else "started")
         says_spill = self.envelope.move is Move.SPILLED and not self.record.tells_spill
         return [self.status("spilled"), begins] if says_spill else [begins]
+
+    def before(self, piece: Piece) -> list[Status]:
+        """The status messages that go before what piece adds to the answer: `restarted`, `resumed`."""
+        self.preempted += piece.preempted
+        if piece.restarted:
+            self.attempt += piece.restarted
+            self._suspended = False
+            return [self.status("restarted")]
+        if self._suspended and piece.suspended is False:
+            self._suspended = False
+            return [self.status("resumed")]
+        return []
+
+    def after(self, piece: Piece) -> list[Status]:
+        """The status messages that go after what piece adds to the answer: `suspended`."""
+        if self._suspended or not piece.suspended:
+            return []
+        self._suspended = True
+        return [self.status("suspended")]
 
     def status(self, state: StatusState) -> Status:
         """A status message of this attempt."""
@@ -311,6 +333,7 @@ class AnswerWriter:
             total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
             spilled=self.envelope.move is Move.SPILLED,
             reason=self.reason,
+            preempted=self.preempted,
             simulated=True if self.simulated else msgspec.UNSET,
             notes=self.notes or msgspec.UNSET,
         )

@@ -17,7 +17,7 @@ from pipeline.wire.subjects import Priority, Task
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 EngineName = Literal["mlx", "ollama"]
-StatusState = Literal["started", "restarted", "spilled"]
+StatusState = Literal["started", "restarted", "spilled", "suspended", "resumed"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -37,7 +37,10 @@ class ToolCall(Struct):
 
 
 class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=True):
-    """An attempt has begun (`started`, `restarted`), or the request was spilled (`spilled`)."""
+    """An attempt has begun (`started`, `restarted`), or the request was spilled (`spilled`).
+
+    `suspended`: more urgent requests have taken its place in the engine. `resumed`: it has a place again.
+    """
 
     id: str
     state: StatusState
@@ -113,6 +116,7 @@ class Usage(Struct):
 class Account(Struct):
     """How a request was served: the `headrace` object of its last message. Times are in milliseconds.
 
+    `preempted` is how many times the worker that wrote it suspended the request in favour of more urgent ones.
     `reason` is the reason why this engine answered. `simulated` is present, and true, only if no model ran. `notes` is
     present if parameters of the request were not taken as they were written; each note is a sentence.
     """
@@ -126,6 +130,7 @@ class Account(Struct):
     total_ms: float
     spilled: bool
     reason: str
+    preempted: int = 0
     simulated: bool | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] | msgspec.UnsetType = msgspec.UNSET
 

@@ -270,10 +270,9 @@ class Serving:
             piece = await generation.next()
             if piece.finish_reason is not None:
                 await self._leave_slot(generation)
-            if piece.restarted:
-                answer.attempt += piece.restarted
+            for status in answer.before(piece):
                 if request.streams:
-                    await self.held.say(answer.status("restarted"))
+                    await self.held.say(status)
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             chunk = answer.chunk(piece, clock.wall())
@@ -282,6 +281,9 @@ class Serving:
                 chat.first_chunk(clock.now() - began_at)
             if request.streams and chunk is not None:
                 await self.held.say(chunk)
+            for status in answer.after(piece):
+                if request.streams:
+                    await self.held.say(status)
             if piece.finish_reason is not None and piece.usage is not None:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
                 answer.notes = answer.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)

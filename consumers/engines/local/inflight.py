@@ -121,6 +121,13 @@ class InFlight:
             # This request is cleared. It goes on when the other suspects have been tried.
             self._withdraw(run)
 
+    def moved(self, *, suspended: list[int], resumed: list[int]) -> None:
+        """The child took the requests that have the numbers `suspended` out of its batch, and put `resumed` back."""
+        for numbers, out in ((resumed, False), (suspended, True)):
+            for number in numbers:
+                if run := self._in_child.get(number):
+                    run.moved(out=out)
+
     def rejected(self, number: int, error: HeadraceError) -> None:
         """The child refused the request that has this number, or failed on it alone."""
         if run := self._in_child.get(number):

@@ -202,6 +202,7 @@ class EngineProcess:
             self._stats = frame.stats
             for number, piece in frame.pieces:
                 self._requests.produced(number, piece)
+            self._requests.moved(suspended=frame.suspended, resumed=frame.resumed)
         elif isinstance(frame, Rejected):
             self._requests.rejected(frame.key, frame.error())
         elif isinstance(frame, Loading):

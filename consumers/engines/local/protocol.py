@@ -116,10 +116,16 @@ class Stats(Struct, array_like=True):
 
 
 class Step(Struct, tag="step", array_like=True):
-    """One step: the pieces that the sequences produced, by key. A step of prefill alone has no pieces."""
+    """One step: the pieces that the sequences produced, by key. A step of prefill alone has no pieces.
+
+    Before it, the `resumed` sequences were put back into the batch, and the `suspended` ones taken out. The pieces of
+    a suspended sequence are from before.
+    """
 
     pieces: list[tuple[int, Piece]]
     stats: Stats = field(default_factory=Stats)
+    suspended: list[int] = field(default_factory=list)
+    resumed: list[int] = field(default_factory=list)
 
 
 class Reset(Struct, tag="reset", array_like=True):

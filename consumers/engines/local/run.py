@@ -85,10 +85,17 @@ class Run:
         self._over = piece.finish_reason is not None
         self._changed.set()
 
+    def moved(self, *, out: bool) -> None:
+        """The engine suspended this request (out), or resumed it."""
+        self._waiting.suspended = out
+        self._waiting.preempted += out
+        self._changed.set()
+
     def restarted(self) -> None:
         """The engine crashed, and runs this request again."""
         self.crashes += 1
         self._waiting.restarted += 1
+        self._waiting.suspended = None
         self._changed.set()
 
     def fail(self, error: HeadraceError) -> None:

@@ -275,6 +275,37 @@ def test_an_engine_that_goes_on_from_the_tokens_makes_new_calls_only():
     assert [(c.index, c.function.name) for c in new.choices[0].delta.tool_calls] == [(1, "g")]
 
 
+def states_of(writing, *pieces: Piece) -> list[str]:
+    """What the reader is told of each piece; its chunk is called `chunk`."""
+    told = []
+    for piece in pieces:
+        told += [status.state for status in writing.before(piece)]
+        told += ["chunk"] if writing.chunk(piece, STORED_AT) else []
+        told += [status.state for status in writing.after(piece)]
+    return told
+
+
+def test_a_pause_is_told_after_the_text_before_it_and_before_the_text_after_it():
+    writing = answer()
+    suspended, resumed = Piece("a", [1], preempted=1, suspended=True), Piece("b", [2], suspended=False)
+    assert states_of(writing, suspended, resumed) == ["chunk", "suspended", "resumed", "chunk"]
+    assert writing.completion("stop", USAGE, now=STORED_AT).headrace.preempted == 1
+
+
+def test_a_pause_that_was_over_before_it_could_be_told_is_only_counted():
+    writing = answer()
+    assert states_of(writing, Piece("ab", [1, 2], preempted=2, suspended=False)) == ["chunk"]
+    assert writing.preempted == 2
+    assert states_of(writing, *[Piece(suspended=True, preempted=1)] * 2) == ["suspended"]
+
+
+def test_a_request_that_is_restarted_while_it_is_suspended_is_suspended_no_longer():
+    writing = answer()
+    pieces = Piece(suspended=True, preempted=1), Piece(restarted=1), Piece("a", [1]), Piece(suspended=True, preempted=1)
+    assert states_of(writing, *pieces) == ["suspended", "restarted", "chunk", "suspended"]
+    assert writing.attempt == 2
+
+
 def test_an_empty_answer_has_an_empty_text():
     assert answer().completion("stop", USAGE, now=STORED_AT).choices[0].message.content == ""
 
@@ -293,6 +324,7 @@ def test_the_last_message_accounts_for_how_the_request_was_served():
         "total_ms": 2000.0,
         "spilled": True,
         "reason": "its turn",
+        "preempted": 0,
     }
     assert (found.usage, found.choices[0].finish_reason) == (USAGE, "length")
 

@@ -367,6 +367,21 @@ async def test_an_engine_that_restarts_a_request_says_so_to_its_reader(start, cl
     assert answer.choices[0].message.content == "Paris"
 
 
+async def test_a_request_that_the_engine_suspends_says_so_to_its_reader(start, client):
+    engine = (await start()).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("Par", preempted=1, suspended=True)
+    await client.until("r1", 3)
+    run.say("is", suspended=False)
+    run.finish()
+    answer = await client.answer("r1")
+    assert (answer.headrace.preempted, answer.headrace.attempts) == (1, 1)
+    states = [message.state for message in await client.record("r1") if isinstance(message, Status)]
+    assert states == ["started", "suspended", "resumed"]
+    assert answer.choices[0].message.content == "Paris"
+
+
 DEEP = b'{"prompt":"x","tools":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 MALFORMED = {

@@ -87,7 +87,7 @@ class EngineLoop:
             if not self._take_commands():
                 return False
             if self._begun:
-                self._report(self._carry_out())
+                self._report(*self._carry_out())
         except Exception as error:
             log.exception("A step failed with %d requests in the engine. They run again.", len(self._begun))
             self._reset(f"{type(error).__name__}: {error}")
@@ -130,8 +130,8 @@ class EngineLoop:
             self._planner.ended(key)
             self._backend.batch.remove(key)
 
-    def _carry_out(self) -> list[tuple[int, int]]:
-        """Make a plan and carry it out. Returns pairs of key and token."""
+    def _carry_out(self) -> tuple[Plan, list[tuple[int, int]]]:
+        """Make a plan and carry it out. Returns it, and pairs of key and token."""
         planner, batch = self._planner, self._backend.batch
         started = time.monotonic()
         plan = planner.plan(started)
@@ -150,7 +150,7 @@ class EngineLoop:
             now = time.monotonic()
             planner.has_stepped(seconds=now - began, now=now)
         self._rates.took(len(sampled), time.monotonic() - started)
-        return sampled
+        return plan, sampled
 
     def _arrange(self, plan: Plan) -> list[tuple[int, int]]:
         """Suspend, drop and resume. Returns the tokens that suspended sequences had not returned yet."""
@@ -179,7 +179,7 @@ class EngineLoop:
         self._epoch += 1
         self._send(Reset(self._epoch, error))
 
-    def _report(self, sampled: list[tuple[int, int]]) -> None:
+    def _report(self, plan: Plan, sampled: list[tuple[int, int]]) -> None:
         pieces = []
         for key, token in sampled:
             if key not in self._begun:
@@ -188,7 +188,8 @@ class EngineLoop:
             piece = self._feed(key, token)
             if piece is not None:
                 pieces.append((key, piece))
-        self._send(Step(pieces, self._stats()))
+        suspended = [key for key in plan.suspend if key in self._begun]
+        self._send(Step(pieces, self._stats(), suspended, plan.resume))
 
     def _feed(self, key: int, token: int) -> Piece | None:
         transcript = self._begun[key].sequence.transcript

@@ -81,6 +81,22 @@ async def test_after_a_crash_suspects_run_alone_from_their_tokens_the_last_one_f
     assert (await second.next()).restarted == 1
 
 
+async def test_a_suspended_request_is_so_for_its_reader_until_it_is_resumed_or_restarted():
+    scene = Scene(requests=2)
+    first, second = scene.runs
+    scene.produce(first, 1)
+    scene.flight.moved(suspended=[first.number, 99], resumed=[])
+    piece = await first.next()
+    assert (piece.token_ids, piece.suspended, piece.preempted) == ([1], True, 1)
+    scene.flight.moved(suspended=[second.number], resumed=[first.number])
+    scene.produce(first, 2)
+    piece = await first.next()
+    assert (piece.token_ids, piece.suspended, piece.preempted) == ([2], False, 0)
+    scene.crash()
+    piece = await second.next()
+    assert (piece.suspended, piece.preempted, piece.restarted) == (None, 1, 1)
+
+
 async def test_a_request_that_crashes_the_engine_alone_ends_and_the_error_names_the_cause():
     scene = Scene(requests=2)
     scene.crash()

@@ -14,7 +14,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
 from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
-from pipeline.core.batch import batch_kv_bytes
+from pipeline.core.batch import Plan, batch_kv_bytes
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
@@ -105,6 +105,8 @@ def test_high_takes_the_place_of_low_which_goes_on_where_it_was():
     assert order.index(2) < 5
     assert 1 not in order[order.index(2) : len(order) - order[::-1].index(2)]
     assert scene.answers()[1] == undisturbed.answers()[1]
+    assert [key for frame in scene.sent for key in frame.suspended] == [1]
+    assert [key for frame in scene.sent for key in frame.resumed] == [1]
 
 
 @pytest.mark.parametrize("suspended_kv_bytes", [1 << 20, 0])
@@ -255,7 +257,8 @@ def test_frames_survive_the_pipe():
     facts = protocol.Facts(4096, 640, calls_tools=True, kv_bytes_per_token=1024)
     error = HeadraceError(ErrorCode.INVALID_REQUEST, "no", param="stop")
     pieces = [(7, Piece(text="я", token_ids=[5], finish_reason="stop"))]
-    for frame in (protocol.Ready(facts), Rejected.of(1, error), Step(pieces), Reset(1, "e"), protocol.LoadFailed("x")):
+    step = Step(pieces, suspended=[7], resumed=[8])
+    for frame in (protocol.Ready(facts), Rejected.of(1, error), step, Reset(1, "e"), protocol.LoadFailed("x")):
         data = protocol.encode(frame)
         assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
         assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame
@@ -268,5 +271,6 @@ def test_a_token_after_the_end_of_its_answer_in_the_same_turn_is_dropped():
     scene.begin(1, max_tokens=1)
     scene.begin(2, max_tokens=5)
     scene.loop._take_commands()
-    scene.loop._report([(1, 1), (1, 2), (2, 1)])
+    scene.loop._report(Plan(suspend=[1, 2]), [(1, 1), (1, 2), (2, 1)])
     assert scene.answers() == {1: [1], 2: [1]}
+    assert scene.sent[-1].suspended == [2]
