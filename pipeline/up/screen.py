@@ -131,7 +131,7 @@ class Screen:
         return text
 
     def _commands(self, here: Instance, state_dir: Path) -> list[str]:
-        question = "'What is the capital of France?'"
+        question = "'What is the capital of Japan?'"
         where = f" --state-dir {state_dir}" if self._config.state_dir else ""
         server = "" if here.nats == f"nats://127.0.0.1:{NATS_PORT}" else f" -s {here.nats}"
         headrace = command_name()
