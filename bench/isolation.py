@@ -17,13 +17,13 @@ import asyncio
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.bare import Job, run
 from bench.running import ALONE, Client, up
 
 QUESTION = "What is the capital of France?"
@@ -42,28 +42,6 @@ SIMULATED = {
     "SIMULATED_ANSWER_TOKENS": "1000",
 }
 
-_BARE = """
-import json, sys, time
-import mlx.core as mx
-from mlx_lm import load
-from mlx_lm.generate import BatchGenerator
-if mx.default_device() == mx.cpu:
-    mx.disable_compile()
-model, tokenizer = load(sys.argv[1])
-prompt = tokenizer.apply_chat_template([{"role": "user", "content": sys.argv[2]}], add_generation_prompt=True)
-times = []
-for _ in range(int(sys.argv[3]) + 2):
-    generator = BatchGenerator(model)
-    started = time.perf_counter()
-    generator.insert([prompt], [8])
-    while not generator.next()[1]:
-        pass
-    times.append(time.perf_counter() - started)
-    generator.close()
-print(json.dumps(times[2:]))
-mx.clear_streams()
-"""
-
 
 def quantile(values: Sequence[float], part: float) -> float:
     """The value below which this part of values lies."""
@@ -71,11 +49,9 @@ def quantile(values: Sequence[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
 
 
-def bare(model: str, runs: int) -> list[float]:
+def alone_s(model: Path) -> list[float]:
     """Seconds from the prompt to its first token, in a process that does nothing else."""
-    command = [sys.executable, "-c", _BARE, model, QUESTION, str(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    return [took.first_s for took in run(model, [Job([QUESTION], [8])] * BARE_RUNS)]
 
 
 def caller(url: str, prompt: str, priority: str, tokens: int) -> Client:
@@ -151,19 +127,21 @@ def report(name: str, times: list[float], alone: float, rate: float) -> bool:
 def main() -> int:
     """Returns 0: the goals are printed beside what was measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.isolation", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", metavar="DIR", help="folder of a model; by default the simulated engine runs")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="folder of a model; by default the simulated engine runs"
+    )
     parser.add_argument("--low", type=int, nargs="+", default=[0, 4, 8, 24], metavar="N", help="LOW callers")
     parser.add_argument("--questions", type=int, default=22, metavar="N", help="HIGH questions beside each")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="slots of the engine")
     options = parser.parse_args()
-    engine = {"MODEL": options.model} if options.model else SIMULATED
+    engine = {"MODEL": str(options.model)} if options.model else SIMULATED
     own = {"SLOTS": str(options.slots), "HTTP_ANSWERS_PER_S": "0", "DRAIN_TIMEOUT_S": "1"}
 
     def measured(low: int) -> tuple[list[float], float]:
         with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | engine | own) as here:
             return asyncio.run(beside(here["http"], low, options.questions))
 
-    alone = bare(options.model, BARE_RUNS) if options.model else measured(0)[0]
+    alone = alone_s(options.model) if options.model else measured(0)[0]
     middle = statistics.median(alone)
     print(f"alone: median {middle:.2f} s, longest {max(alone):.2f} s ({len(alone)} runs)")
     print(f"HIGH's first text, seconds; goals {GOALS[0]} and {GOALS[1]} times as long as alone\n")
@@ -172,7 +150,7 @@ def main() -> int:
         times, rate = measured(low)
         report(str(low), times, middle, rate)
     if options.model:
-        again = bare(options.model, BARE_RUNS)
+        again = alone_s(options.model)
         print(f"\nbare generator again: median {statistics.median(again):.2f} s, longest {max(again):.2f} s")
     return 0
 

@@ -28,13 +28,13 @@ from typing import Any
 
 import httpx
 
+from bench.bare import CORES, Job, run
 from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
-from consumers.engines.local.blas import selected, threads_environment
+from consumers.engines.local.blas import selected
 from consumers.engines.local.process import EngineProcess
 from pipeline.config import Config
-from pipeline.core.cores import divide, usable_cores
+from pipeline.core.cores import divide
 from pipeline.engine import Work
-from pipeline.machine import cpu_count, cpu_quota
 from pipeline.wire.requests import ChatRequest
 
 PROMPTS = (
@@ -48,37 +48,6 @@ PROMPTS = (
     "How do trees survive the winter?",
 )
 AT_ONCE = (1, 8, 32)
-CORES = usable_cores(cpu_count(), cpu_quota())
-
-_BARE = """
-import json, sys, time
-from consumers.engines.local.child.speed import load_blas
-blas, folder, tokens, at_once, prompts = json.loads(sys.argv[1])
-load_blas(blas)
-import mlx.core as mx, mlx_lm
-from mlx_lm.generate import BatchGenerator
-from consumers.engines.local.child import float32
-mx.disable_compile()
-model, tokenizer = mlx_lm.load(folder)
-if sys.argv[2] == "float32":
-    float32.convert(model)
-rates = []
-for many in at_once:
-    batch = BatchGenerator(model, completion_batch_size=many, prefill_batch_size=1)
-    texts = [[{"role": "user", "content": prompts[index % len(prompts)]}] for index in range(many)]
-    began_at, count = time.perf_counter(), 0
-    batch.insert([tokenizer.apply_chat_template(text, add_generation_prompt=True) for text in texts], [tokens] * many)
-    left = many
-    while left:
-        _, responses = batch.next()
-        count += len(responses)
-        ended = [response.uid for response in responses if response.finish_reason]
-        left -= len(ended)
-    rates.append(count / (time.perf_counter() - began_at))
-    batch.close()
-print(json.dumps(rates))
-mx.clear_streams()
-"""
 
 
 def request(index: int, tokens: int) -> dict[str, Any]:
@@ -106,21 +75,6 @@ async def through_headrace(url: str, tokens: int, at_once: Sequence[int]) -> lis
     return rates
 
 
-async def bare(
-    model: Path, blas: str, threads: int, tokens: int, at_once: Sequence[int], *, float32: bool
-) -> list[float]:
-    """Tokens/s of mlx_lm's generator alone, in a process of its own."""
-    given = json.dumps([blas, str(model), tokens, at_once, PROMPTS])
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _BARE, given, "float32" if float32 else "as it is"),
-        cwd=ROOT,
-        env=os.environ | threads_environment(threads),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate()
-    return list(json.loads(out))
-
-
 async def speed(model: Path, tokens: int, threads: int) -> None:
     """A table of tokens/s: before, the BLAS alone, and with float32 weights."""
     print(f"{model.name}: tokens/s for {', '.join(map(str, AT_ONCE))} at once, {threads} threads", flush=True)
@@ -130,7 +84,8 @@ async def speed(model: Path, tokens: int, threads: int) -> None:
         # With MLX's own BLAS, whole answers and 32 at once would take an hour.
         length, at_once = (tokens, AT_ONCE) if float32 else (8, AT_ONCE[:-1])
         library = await selected(blas, threads)
-        alone = await bare(model, library.library if library else "", threads, length, at_once, float32=float32)
+        jobs = [Job([PROMPTS[index % len(PROMPTS)] for index in range(many)], [length] * many) for many in at_once]
+        alone = await asyncio.to_thread(run, model, jobs, blas=blas, threads=threads, full=float32)
         settings = {
             "MODEL": str(model),
             "SLOTS": "32",
@@ -141,7 +96,7 @@ async def speed(model: Path, tokens: int, threads: int) -> None:
         with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | settings) as here:
             rates = await through_headrace(here["http"], length, at_once)
         name = f"{library.name if library else 'own BLAS'}, weights {'float32' if float32 else 'as they are'}"
-        for what, figures in (("bare", alone), ("headrace", rates)):
+        for what, figures in (("bare", [took.tokens_per_s for took in alone]), ("headrace", rates)):
             print(f"  {name:<32} {what:<9} {'  '.join(f'{rate:6.1f}' for rate in figures)}", flush=True)
 
 

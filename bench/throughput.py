@@ -1,0 +1,107 @@
+"""Tokens per second of headrace against mlx-lm's own `BatchGenerator`, in one run.
+
+    python -m bench.throughput MODEL_FOLDER [--repeats N] [--threads N]
+
+Four workloads, each sent at once over HTTP: short questions at HIGH and at LOW, long answers, and a mixture. The
+generator gets the same prompts and lengths, all inserted at once, in a process that does nothing else. The two take
+turns; the table has the medians. Answers are greedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from bench.bare import CORES, Job, run
+from bench.running import ALONE, up
+
+QUESTIONS = (
+    "What is the capital of Japan?",
+    "What color is the sky?",
+    "What is two plus three?",
+    "How many days are in a week?",
+    "What do bees make?",
+    "Who wrote Hamlet?",
+    "What is the chemical symbol for water?",
+    "What animal says meow?",
+)
+TASKS = (
+    "Tell me a story about a dog that lost its way home.",
+    "Explain why the sky is blue.",
+    "Write a letter to a friend who has moved to another city.",
+    "Describe how bread is made, step by step.",
+    "What should a traveller see in Rome?",
+    "Explain a computer to a person who has never seen one.",
+    "Write about a day at the sea.",
+    "How do trees survive the winter?",
+)
+
+
+class Workload(NamedTuple):
+    """Requests that are sent at once."""
+
+    name: str
+    priority: str
+    job: Job
+
+
+WORKLOADS = (
+    Workload("8 short questions, HIGH", "high", Job([*QUESTIONS], [16] * 8)),
+    Workload("8 short questions, LOW", "low", Job([*QUESTIONS], [16] * 8)),
+    Workload("8 long answers, LOW", "low", Job([*TASKS], [128] * 8)),
+    Workload("32 mixed, LOW", "low", Job([*QUESTIONS, *TASKS] * 2, ([16] * 8 + [32, 64, 96, 128] * 2) * 2)),
+)
+
+
+async def through_headrace(url: str, workload: Workload) -> float:
+    """Tokens per second of all answers together."""
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:  # noqa: S113 - a model is slow
+
+        async def one(prompt: str, tokens: int) -> int:
+            body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "temperature": 0}
+            answer = await client.post("/v1/chat/completions", json=body, headers={"X-Priority": workload.priority})
+            return int(answer.raise_for_status().json()["usage"]["completion_tokens"])
+
+        began_at = time.perf_counter()
+        counts = await asyncio.gather(*map(one, workload.job.prompts, workload.job.tokens))
+        return sum(counts) / (time.perf_counter() - began_at)
+
+
+def main() -> int:
+    """Returns 0: the ratios are printed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each (default: 3)")
+    parser.add_argument("--slots", type=int, default=8, metavar="N", help="slots of headrace's engine (default: 8)")
+    parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
+    given = parser.parse_args()
+    own = {"MODEL": str(given.model.resolve()), "SLOTS": str(given.slots), "MLX_THREADS": str(given.threads)}
+    bare: list[list[float]] = [[] for _ in WORKLOADS]
+    ours: list[list[float]] = [[] for _ in WORKLOADS]
+    for _ in range(given.repeats):
+        for found, took in zip(
+            bare, run(given.model, [workload.job for workload in WORKLOADS], threads=given.threads), strict=True
+        ):
+            found.append(took.tokens_per_s)
+        with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | own) as here:
+            asyncio.run(through_headrace(here["http"], WORKLOADS[0]))
+            for found, workload in zip(ours, WORKLOADS, strict=True):
+                found.append(asyncio.run(through_headrace(here["http"], workload)))
+    print(f"tokens/s, median of {given.repeats}; {given.slots} slots, {given.threads} threads\n")
+    print(f"{'':<26} {'headrace':>9} {'bare':>7} {'ratio':>6}")
+    for workload, one, other in zip(WORKLOADS, ours, bare, strict=True):
+        middle, limit = statistics.median(one), statistics.median(other)
+        print(f"{workload.name:<26} {middle:9.1f} {limit:7.1f} {middle / limit:6.2f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
