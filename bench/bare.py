@@ -22,6 +22,8 @@ from bench.running import ROOT
 from consumers.engines.local.blas import selected, threads_environment
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.speed import load_blas, on_cpu
+from consumers.models.known import SMOLLM2
+from consumers.models.store import MLX, Store
 from pipeline.core.cores import usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 
@@ -46,6 +48,16 @@ class Took(Struct):
     def tokens_per_s(self) -> float:
         """Of all answers together."""
         return self.tokens / self.whole_s
+
+
+def default_model() -> Path:
+    """The MLX folder of the default model, which `headrace pull` stores."""
+    folder = Store().folder(SMOLLM2.name) / MLX
+    if not folder.is_dir():
+        raise SystemExit(
+            f"The model {SMOLLM2.name} is not stored. Run `headrace pull {SMOLLM2.name}`, or name a folder."
+        )
+    return folder
 
 
 def run(model: Path, jobs: Sequence[Job], *, blas: str = "auto", threads: int = CORES, full: bool = True) -> list[Took]:

@@ -1,4 +1,4 @@
-"""What a real model does on this machine's CPU: `python -m bench.real MODEL_FOLDER [PART ...]`.
+"""What a real model does on this machine's CPU: `python -m bench.real [--model DIR] [PART ...]`.
 
     speed     tokens/s through headrace for 1, 8 and 32 requests at once, and of the bare `BatchGenerator` in the same
               run; with MLX's own BLAS and with the selected one, weights as they are and as float32
@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from bench.bare import CORES, Job, run
+from bench.bare import CORES, Job, default_model, run
 from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
 from consumers.engines.local.blas import selected
 from consumers.engines.local.process import EngineProcess
@@ -235,7 +235,7 @@ async def seeds(model: Path, texts: int, tokens: int, blas: str, threads: int) -
 
 
 async def _main(given: argparse.Namespace) -> None:
-    model = given.model.resolve()
+    model = given.model.resolve() if given.model else default_model()
     if "speed" in given.parts:
         await speed(model, given.tokens, given.threads)
     if "engines" in given.parts and given.gguf is not None:
@@ -249,8 +249,8 @@ async def _main(given: argparse.Namespace) -> None:
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER")
     parser.add_argument("parts", nargs="*", metavar="PART", help="speed, engines, seeds (default: all)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")

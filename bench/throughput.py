@@ -1,6 +1,6 @@
 """Tokens per second of headrace against mlx-lm's own `BatchGenerator`, in one run.
 
-    python -m bench.throughput MODEL_FOLDER [--repeats N] [--threads N]
+    python -m bench.throughput [--model DIR] [--repeats N] [--threads N]
 
 Four workloads, each sent at once over HTTP: short questions at HIGH and at LOW, long answers, and a mixture. The
 generator gets the same prompts and lengths, all inserted at once, in a process that does nothing else. The two take
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import httpx
 
-from bench.bare import CORES, Job, run
+from bench.bare import CORES, Job, default_model, run
 from bench.running import ALONE, up
 
 QUESTIONS = (
@@ -78,17 +78,18 @@ async def through_headrace(url: str, workload: Workload) -> float:
 def main() -> int:
     """Returns 0: the ratios are printed."""
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", type=Path, metavar="MODEL_FOLDER")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each (default: 3)")
     parser.add_argument("--slots", type=int, default=8, metavar="N", help="slots of headrace's engine (default: 8)")
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
     given = parser.parse_args()
-    own = {"MODEL": str(given.model.resolve()), "SLOTS": str(given.slots), "MLX_THREADS": str(given.threads)}
+    model = given.model.resolve() if given.model else default_model()
+    own = {"MODEL": str(model), "SLOTS": str(given.slots), "MLX_THREADS": str(given.threads)}
     bare: list[list[float]] = [[] for _ in WORKLOADS]
     ours: list[list[float]] = [[] for _ in WORKLOADS]
     for _ in range(given.repeats):
         for found, took in zip(
-            bare, run(given.model, [workload.job for workload in WORKLOADS], threads=given.threads), strict=True
+            bare, run(model, [workload.job for workload in WORKLOADS], threads=given.threads), strict=True
         ):
             found.append(took.tokens_per_s)
         with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | own) as here:

@@ -89,7 +89,6 @@ TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
 _SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, "traceparent", "tracestate")}
-_SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, "traceparent", "tracestate")}
 # Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then `moved_id`, which no publisher's id equals.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
