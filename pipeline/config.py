@@ -437,6 +437,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     ollama_timeout_s: Annotated[
         Seconds, Setting("an Ollama server that sends nothing for this long during an answer has failed")
     ] = 120.0
+    ollama_load_timeout_s: Annotated[
+        Seconds,
+        Setting(
+            "time that an Ollama server has to begin an answer, loading its model included",
+            "It applies while the server answers other calls. If it does not, `ollama_timeout_s` applies.",
+        ),
+    ] = 600.0
     spill_models: Annotated[
         ModelPairs,
         Setting(

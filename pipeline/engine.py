@@ -27,6 +27,16 @@ class Misbehaved(HeadraceError):
         super().__init__(ErrorCode.ENGINE_FAILED, message)
 
 
+class TurnedAway(HeadraceError):
+    """The engine answered that it is busy, and did nothing with the request. Another attempt may succeed.
+
+    An engine that does not answer at all raises `unavailable` of no kind of its own: no request ends because of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
 class Work(msgspec.Struct, frozen=True):
     """One request for an engine.
 

@@ -370,11 +370,11 @@ async def test_the_typed_methods_of_ollama_still_lose_what_they_do_not_know():
 
 
 async def test_ollama_passes_our_options_to_httpx_and_keeps_its_client():
-    client = OllamaClient("somewhere:1", idle_timeout_s=7)
+    client = OllamaClient("somewhere:1", idle_timeout_s=7, load_timeout_s=7)
     inner = client._ollama._client
     assert client.url == "http://somewhere:1", changed("ollama", "AsyncClient._client")
     assert isinstance(inner, httpx.AsyncClient)
-    assert (inner.timeout.read, inner.timeout.connect) == (7, 5)
+    assert (inner.timeout.read, inner.timeout.connect) == (None, 5)
     await client.close()
 
 

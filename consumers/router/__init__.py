@@ -16,7 +16,12 @@ __all__ = ["Evacuation", "Router", "main"]
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
-    client = OllamaClient(config.ollama_host, idle_timeout_s=config.classifier_timeout_s, threads=config.ollama_threads)
+    client = OllamaClient(
+        config.ollama_host,
+        idle_timeout_s=config.ollama_timeout_s,
+        load_timeout_s=config.ollama_load_timeout_s,
+        threads=config.ollama_threads,
+    )
     try:
         async with role("router", config) as me, asyncio.TaskGroup() as group:
             evacuating = group.create_task(Evacuation(me, config).run())

@@ -11,7 +11,7 @@ from pipeline.core.backoff import doubled
 from pipeline.core.ending import Failed, Moved, Outcome, Returned, failure
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue, mlx_model_for
-from pipeline.engine import Misbehaved
+from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
 from pipeline.wire.requests import EmbeddingRequest, Request
@@ -20,6 +20,8 @@ from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 # A request is delivered again after this long, and after twice as long each further time.
 RETRY_DELAY_S = 0.5
 MOST_DELAY_S = 32.0
+# A request that a busy engine has turned away is delivered this many times before a delivery uses up an attempt.
+BUSY_DELIVERIES = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def after_error(
     request: Request,
     models: KnownModels,
     tries: int,
+    attempt: int,
     max_attempts: int,
 ) -> Outcome:
     """The outcome of a request that an engine refused or failed to answer.
@@ -56,13 +59,14 @@ def after_error(
         request: its body.
         models: all workers' models.
         tries: deliveries that counted as attempts, this one included.
+        attempt: the number of this attempt in the record, which counts the engine's restarts too.
         max_attempts: how many the request has.
     """
     if engine == "ollama":
         elsewhere = _from_ollama(error, envelope, request, models)
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
-    return elsewhere or _at_the_same_engine(error, envelope, tries, max_attempts)
+    return elsewhere or _at_the_same_engine(error, envelope, tries=tries, attempt=attempt, max_attempts=max_attempts)
 
 
 def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, why: str) -> Moved | None:
@@ -122,16 +126,19 @@ def _is_on_others(request: Request, models: KnownModels) -> bool:
     return mlx_model_for(wanted, catalogue.table, models.on_others, catalogue.internal) is not None
 
 
-def _at_the_same_engine(error: HeadraceError, envelope: Envelope, tries: int, max_attempts: int) -> Outcome:
+def _at_the_same_engine(
+    error: HeadraceError, envelope: Envelope, *, tries: int, attempt: int, max_attempts: int
+) -> Outcome:
     """Another attempt at the same engine, or the end."""
-    if error.code is ErrorCode.UNAVAILABLE:
+    busy_for_long = isinstance(error, TurnedAway) and envelope.delivered > BUSY_DELIVERIES
+    if error.code is ErrorCode.UNAVAILABLE and not busy_for_long:
         # The engine is away, and did nothing with the request: its deadline alone bounds the wait.
         return Returned(_delay_s(envelope.delivered), error=error)
-    if not isinstance(error, Misbehaved):
+    if not (busy_for_long or isinstance(error, Misbehaved)):
         return failure(error)
     if tries < max_attempts:
         return Returned(_delay_s(tries), uses_attempt=True, error=error)
-    attempts = "1 attempt" if tries == 1 else f"{tries} attempts"
+    attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
     return failure(
         HeadraceError(
             ErrorCode.ENGINE_FAILED,

@@ -47,7 +47,7 @@ _TYPES = {
     ErrorCode.UNAVAILABLE: "server_error",
 }
 
-_RETRYABLE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE})
+_RETRYABLE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
 
 
 class HeadraceError(Exception):

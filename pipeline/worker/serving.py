@@ -11,11 +11,11 @@ from typing import Any
 from pipeline.broker.clock import Clock
 from pipeline.config import Config
 from pipeline.core.answer import AnswerWriter, Record, cut_short, decide, expired
-from pipeline.core.ending import Abandoned, Answered, Loss, Outcome, Settled, failure
+from pipeline.core.ending import Abandoned, Answered, Loss, Moved, Outcome, Returned, Settled, failure
 from pipeline.core.envelope import Envelope
 from pipeline.core.placement import KnownModels, after_error
 from pipeline.delivery.held import Held, MustEnd
-from pipeline.engine import Engine, Generation, Misbehaved, Work
+from pipeline.engine import Engine, Generation, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -178,19 +178,29 @@ class Serving:
             return self._after(error, request, span)
 
     def _after(self, error: HeadraceError, request: Request, span: ProcessSpan) -> Outcome:
-        """How the request ends after an error of the engine's."""
-        if isinstance(error, Misbehaved) or error.code in (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE):
-            log.warning("%s: attempt %d failed: %s", self.envelope.id, self.held.attempt, error)
-            span.fail(error)
-        return after_error(
+        """How the request ends after an error of the engine's. The log says it once: `Held` tells of a dead letter."""
+        outcome = after_error(
             error,
             engine=self.context.engine.name,
             envelope=self.envelope,
             request=request,
             models=self.context.models(),
             tries=self.held.tries,
+            attempt=self.held.attempt,
             max_attempts=self.context.config.max_attempts,
         )
+        if error.code in (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE):
+            span.fail(error)
+            match outcome:
+                case Moved(to=to):
+                    log.warning("%s: moved to %s: %s", self.envelope.id, to, error)
+                case Returned(uses_attempt=True):
+                    log.warning("%s: attempt %d failed: %s", self.envelope.id, self.held.attempt, error)
+                case Returned():
+                    log.info("%s: returned to its lane: %s", self.envelope.id, error)
+                case _:
+                    pass
+        return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
         engine, envelope, held = self.context.engine, self.envelope, self.held
@@ -273,6 +283,7 @@ class Serving:
             for status in answer.before(piece):
                 if request.streams:
                     await self.held.say(status)
+            self.held.attempt = answer.attempt
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             chunk = answer.chunk(piece, clock.wall())

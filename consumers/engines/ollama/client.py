@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import ipaddress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import httpx
+import msgspec
 from ollama import AsyncClient, ResponseError
 
 from consumers.engines.ollama.threads import Threads
-from consumers.engines.ollama.wire import BadAnswer, LoadedModel, OllamaModel, error_text, read_loaded, read_models
+from consumers.engines.ollama.wire import (
+    BadAnswer,
+    LoadedModel,
+    OllamaModel,
+    error_text,
+    read_line,
+    read_loaded,
+    read_models,
+)
+
+_T = TypeVar("_T")
 
 CONNECT_TIMEOUT_S = 5.0
+# The longest line of a streamed answer, bytes. A server that sends more without an end would fill the memory.
+LONGEST_LINE = 64 * 1024 * 1024
+# While an answer has not begun, the server is asked this many times in each `idle_timeout_s` whether it is there.
+_LOOKS = 3
+_LOOK_TIMEOUT_S = 3.0
 _LOADED_TIMEOUT_S = 1.0
 _ANSWER_TOKENS = 8
 # A busy server, and proxies that find no server behind them: the same call can succeed later.
 _RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
-# Calls to this machine use no proxy. httpx would send them to the environment's proxy too.
-_DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {
-    "all://127.0.0.1": None,
-    "all://localhost": None,
-    "all://[::1]": None,
-    "all://0.0.0.0": None,
-}
 
 
 class OllamaError(Exception):
@@ -48,17 +58,21 @@ class OllamaClient:
 
     Args:
         host: as `OLLAMA_HOST`: `host`, `host:port`, `:port` or a URL; empty for `OLLAMA_HOST` or the default.
-        idle_timeout_s: the longest silence in an answer, before its first part too.
+        idle_timeout_s: the longest silence in an answer. Before its first part, the longest time for which the server
+            answers no other call either.
+        load_timeout_s: the longest time before the first part, in which the server may load the model.
         threads: how many threads the server uses for a model on its CPU; 0 leaves that to the server.
     """
 
-    def __init__(self, host: str, *, idle_timeout_s: float, threads: int = 0) -> None:
+    def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
+        self._idle_timeout_s = idle_timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._question: asyncio.Task[str | None] | None = None
         self._ollama = _Ollama(
             host,
-            timeout=httpx.Timeout(idle_timeout_s, connect=CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None),
-            mounts=_DIRECT,
         )
 
     @property
@@ -68,6 +82,9 @@ class OllamaClient:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._question is not None:
+            self._question.cancel()
+            await asyncio.wait([self._question])
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
@@ -87,7 +104,8 @@ class OllamaClient:
             OllamaError: the call failed.
         """
         try:
-            return await self._ollama.body("POST", "/api/embed", await self._with_threads(body))
+            body = await self._with_threads(body)
+            return await self._begun(self._ollama.body("POST", "/api/embed", body))
         except Exception as error:
             raise _translated(error) from None
 
@@ -99,17 +117,32 @@ class OllamaClient:
         """
         try:
             body = await self._with_threads(body)
-            async with aclosing(self._ollama.parts("POST", "/api/chat", body)) as parts:
-                async for part in parts:
+            async with aclosing(self._ollama.parts("/api/chat", body)) as parts:
+                part = await self._begun(_next(parts))
+                while part is not None:
                     yield part
+                    async with asyncio.timeout(self._idle_timeout_s):
+                        part = await _next(parts)
         except Exception as error:
             raise _translated(error) from None
 
     async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
         """A short answer of a model for the pipeline's own work, or None if the model is missing, slow or broken.
 
-        Never raises. The caller checks that the model is an internal one.
+        Never raises. The caller checks that the model is an internal one. A server that is disconnected stops loading
+        the model, so a question that takes longer than `timeout_s` goes on, and its answer is dropped. Until then, no
+        other question is asked.
         """
+        if self._question is not None and not self._question.done():
+            return None
+        self._question = asyncio.create_task(self._ask(model, prompt), name="ollama-question")
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(self._question)
+        except TimeoutError:
+            return None
+
+    async def _ask(self, model: str, prompt: str) -> str | None:
         body = {
             "model": model,
             "messages": [{"role": "user", "content": prompt}],
@@ -118,12 +151,50 @@ class OllamaClient:
             "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
         }
         try:
-            async with asyncio.timeout(timeout_s):
-                answer = await self._ollama.body("POST", "/api/chat", await self._with_threads(body))
+            answer = await self._begun(self._ollama.body("POST", "/api/chat", await self._with_threads(body)))
             text = answer["message"]["content"]
         except Exception:
             return None
         return text.strip() or None if isinstance(text, str) else None
+
+    # ---- loading -----------------------------------------------------------------------------------------------------
+
+    async def _begun(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for the beginning of an answer, which can take minutes while the server loads the model.
+
+        Raises:
+            OllamaError: the server answered no other call for `idle_timeout_s`, or `load_timeout_s` has passed.
+        """
+        loop = asyncio.get_running_loop()
+        last = loop.time() + self._load_timeout_s
+        try:
+            async with asyncio.timeout_at(min(loop.time() + self._idle_timeout_s, last)) as bound:
+                looking = asyncio.create_task(self._prolong(bound, last))
+                try:
+                    return await call
+                finally:
+                    looking.cancel()
+        except TimeoutError:
+            waited_s = self._load_timeout_s if loop.time() >= last else self._idle_timeout_s
+            raise OllamaError(f"no answer in time: it did not begin within {waited_s:g} s") from None
+
+    async def _prolong(self, bound: asyncio.Timeout, last: float) -> None:
+        """Move `bound` while the server answers other calls; to `last` at most (the event loop's time)."""
+        loop = asyncio.get_running_loop()
+        while not bound.expired():
+            await asyncio.sleep(self._idle_timeout_s / _LOOKS)
+            if await self._is_there() and not bound.expired():
+                bound.reschedule(min(loop.time() + self._idle_timeout_s, last))
+
+    async def _is_there(self) -> bool:
+        try:
+            async with asyncio.timeout(_LOOK_TIMEOUT_S):
+                await self._ollama.body("GET", "/api/tags")
+        except Exception:
+            return False
+        return True
+
+    # ---- threads -----------------------------------------------------------------------------------------------------
 
     async def _with_threads(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request's body with the threads for its model. While the server does not say what it has, without."""
@@ -143,10 +214,19 @@ class OllamaClient:
 
 class _Ollama(AsyncClient):
     """The official client, used below its typed methods. Those copy messages and tools into models of their own, and
-    lose unknown fields (nested properties of a tool's schema, the ids of tool calls).
+    lose unknown fields (nested properties of a tool's schema, the ids of tool calls). Its streams end lines at U+2028
+    and other characters that a text may contain, and fail at an empty line.
 
-    Private parts in use: `_client` (for its `base_url`) and `_request`.
+    A server on this machine is called directly. httpx would read the environment's proxies, and send the calls there.
+
+    Private parts in use: `_client`, its `base_url`, and `_request`.
     """
+
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host, trust_env=False, **options)
+        if not _is_local(self._client.base_url.host):
+            direct = self._client
+            super().__init__(str(direct.base_url), **options)
 
     @property
     def url(self) -> str:
@@ -155,14 +235,55 @@ class _Ollama(AsyncClient):
     async def body(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return await self._request(dict, method, path, stream=False, json=body)
 
-    async def parts(self, method: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        answer = await self._request(dict, method, path, stream=True, json=body)
-        async with aclosing(cast("AsyncGenerator[dict[str, Any], None]", answer)) as parts:
-            async for part in parts:
-                yield part
+    async def parts(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        async with self._client.stream("POST", path, json=body) as response:
+            if not response.is_success:
+                await response.aread()
+                raise ResponseError(response.text, response.status_code)
+            async with aclosing(_lines(response.aiter_bytes())) as lines:
+                async for line in lines:
+                    part = read_line(line)
+                    if error := part.get("error"):
+                        raise ResponseError(error if isinstance(error, str) else msgspec.json.encode(error).decode())
+                    yield part
+
+
+async def _lines(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The lines of a body, without empty ones. Raises BadAnswer for a line of more than `LONGEST_LINE`."""
+    pieces: list[bytes] = []
+    size = 0
+    async for read in data:
+        *ended, rest = read.split(b"\n")
+        for line in ended:
+            whole = b"".join([*pieces, line]).strip()
+            pieces, size = [], 0
+            if whole:
+                yield whole
+        pieces.append(rest)
+        size += len(rest)
+        if size > LONGEST_LINE:
+            raise BadAnswer(f"Ollama sent a line of more than {LONGEST_LINE} bytes.")
+    if whole := b"".join(pieces).strip():
+        yield whole
+
+
+async def _next(parts: AsyncGenerator[_T, None]) -> _T | None:
+    return await anext(parts, None)
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _translated(error: Exception) -> OllamaError:
+    if isinstance(error, OllamaError):
+        return error
     if isinstance(error, ResponseError):
         # An error inside a stream has no status. The client gives -1.
         status = error.status_code if error.status_code > 0 else None
@@ -171,8 +292,8 @@ def _translated(error: Exception) -> OllamaError:
     # For a refused connection the client raises its own ConnectionError.
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
         return OllamaError(f"the connection failed: {str(error) or type(error).__name__}", away=True)
-    if isinstance(error, httpx.TimeoutException):
-        return OllamaError("no answer in time")
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return OllamaError("no answer in time: nothing was sent for too long")
     if isinstance(error, httpx.TransportError | OSError):
         return OllamaError(f"the connection broke: {str(error) or type(error).__name__}")
     if isinstance(error, BadAnswer):

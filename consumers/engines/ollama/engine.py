@@ -22,7 +22,7 @@ from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
 from pipeline.core.models import embedder_for, is_internal, ollama_model_for
-from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, Work
+from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, TurnedAway, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName, WorkerState
 from pipeline.wire.requests import EmbeddingRequest
@@ -57,12 +57,16 @@ class OllamaEngine:
         self.embedder = self
         self._config = config
         self._client = OllamaClient(
-            host or config.ollama_host, idle_timeout_s=config.ollama_timeout_s, threads=config.ollama_threads
+            host or config.ollama_host,
+            idle_timeout_s=config.ollama_timeout_s,
+            load_timeout_s=config.ollama_load_timeout_s,
+            threads=config.ollama_threads,
         )
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._rates = Rates()
         self._models: list[OllamaModel] = []
         self._unseen = "not checked yet"
+        self._failed_for = ""  # the request that failed last; empty after an answer
         self._generations: set[OllamaGeneration] = set()
         self._callbacks: list[Callable[[], None]] = []
         self._told: object = None
@@ -194,7 +198,9 @@ class OllamaEngine:
             self._client.chat(body),
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
             # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
-            failure=lambda error: self._failure(permit, error, final=work.request.streams and generation.begun),
+            failure=lambda error: self._failure(
+                permit, error, request_id=work.id, final=work.request.streams and generation.begun
+            ),
             ended=lambda ended: self._ended(ended, permit),
         )
         self._generations.add(generation)
@@ -226,19 +232,28 @@ class OllamaEngine:
             )
         return permit
 
-    def _failure(self, permit: BreakerPermit, error: OllamaError, *, final: bool = False) -> HeadraceError:
-        """The request's error after one of the server's; tells the breaker. `final`: no attempt here can succeed."""
+    def _failure(
+        self, permit: BreakerPermit, error: OllamaError, *, request_id: str = "", final: bool = False
+    ) -> HeadraceError:
+        """The request's error after one of the server's; tells the breaker, once for all attempts of one request: a
+        request that makes a model fail takes the server from no other request. `final`: no attempt here can succeed.
+        """
         fault_of_request = blames_request(error.message) or (
             error.status is not None and 400 <= error.status < 500 and error.status not in _NOT_THE_REQUEST
         )
         if fault_of_request:
             self._breaker.succeeded(permit)
+        elif not error.away and request_id and request_id == self._failed_for:
+            self._breaker.abandoned(permit, asyncio.get_running_loop().time())
         else:
+            self._failed_for = request_id
             self._breaker.failed(permit, asyncio.get_running_loop().time(), f"{self.url}: {error.message}")
             self._changed()  # before the next check, which can find the server well again
         self._look_now.set()
         if fault_of_request:
             return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
+        if error.away and error.status is not None:
+            return TurnedAway(f"Ollama is busy: {error.message}")
         if error.away:
             return HeadraceError(ErrorCode.UNAVAILABLE, f"Ollama is away: {error.message}")
         message = f"Ollama failed: {error.message}"
@@ -247,6 +262,7 @@ class OllamaEngine:
     def _ended(self, generation: OllamaGeneration, permit: BreakerPermit) -> None:
         now = asyncio.get_running_loop().time()
         if generation.whole:
+            self._failed_for = ""
             self._breaker.succeeded(permit)
         else:
             self._breaker.abandoned(permit, now)

@@ -84,7 +84,7 @@ class OllamaGeneration:
                 if self.whole:
                     break
             else:
-                self._error = self._failure(OllamaError("the answer ended too early"))
+                self._error = self._failure(OllamaError("the answer ended without `done`"))
         except OllamaError as error:
             self._error = self._failure(error)
         except BadAnswer as error:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from pipeline.engine import Embedded, Piece, Work
-from pipeline.wire.messages import FinishReason, ToolCall, Usage
-from pipeline.wire.ollama import OllamaCall, format_of, read_call, write_call, write_options
+from pipeline.wire.errors import quoted
+from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.wire.ollama import format_of, write_call, write_options
 from pipeline.wire.requests import ChatMessage, EmbeddingRequest
 from pipeline.wire.validation import explain
 
@@ -112,19 +113,43 @@ def _converted(answer: dict[str, Any], kind: type[_T]) -> _T:
         raise BadAnswer(f"Ollama sent a malformed answer. {problem.sentence(whole='It')}") from None
 
 
+def read_line(line: bytes) -> dict[str, Any]:
+    """One line of a streamed answer; raises BadAnswer, which quotes a line that is not an object in JSON."""
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        raise BadAnswer(
+            f"Ollama sent a line that is not a JSON object: {quoted(line.decode(errors='replace'))}."
+        ) from None
+
+
+class _LineFunction(Struct):
+    """A function that the model calls. Servers like Ollama send its arguments as a string, or leave them out."""
+
+    name: str
+    arguments: dict[str, Any] | str | None = None
+
+
+class _LineCall(Struct):
+    function: _LineFunction
+    id: str | None = None
+
+
 class _LineMessage(Struct):
-    content: str = ""
-    tool_calls: list[OllamaCall] | None = None
+    content: str | None = None
+    tool_calls: list[_LineCall] | None = None
 
 
 class _AnswerLine(Struct):
-    """One line of a streamed answer. Ollama leaves out fields that are zero or empty."""
+    """One line of a streamed answer. Ollama leaves out fields that are zero or empty. null is read as left out, as
+    Ollama's own client reads it.
+    """
 
-    message: _LineMessage = field(default_factory=_LineMessage)
-    done: bool = False
-    done_reason: str = ""
-    prompt_eval_count: int = 0
-    eval_count: int = 0
+    message: _LineMessage | None = None
+    done: bool | None = None
+    done_reason: str | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
 
 
 class PartReader:
@@ -141,17 +166,23 @@ class PartReader:
             BadAnswer: the part does not have the shape of Ollama's.
         """
         read = _converted(part, _AnswerLine)
+        message = read.message or _LineMessage()
         piece = Piece(
-            text=read.message.content, tool_calls=[self._tool_call(call) for call in read.message.tool_calls or ()]
+            text=message.content or "", tool_calls=[self._tool_call(call) for call in message.tool_calls or ()]
         )
         if read.done:
-            piece.finish_reason = self._finish_reason(read.done_reason)
-            piece.usage = Usage(read.prompt_eval_count, read.eval_count, read.prompt_eval_count + read.eval_count)
+            prompt, answer = read.prompt_eval_count or 0, read.eval_count or 0
+            piece.finish_reason = self._finish_reason(read.done_reason or "")
+            piece.usage = Usage(prompt, answer, prompt + answer)
         return piece
 
-    def _tool_call(self, call: OllamaCall) -> ToolCall:
+    def _tool_call(self, call: _LineCall) -> ToolCall:
         self._calls += 1
-        return read_call(call, f"call_{self._request_id}_{self._calls}")  # a client answers a call by its id
+        said = call.function.arguments
+        arguments = said if isinstance(said, str) else msgspec.json.encode(said or {}).decode()
+        # A client answers a call by its id. Ollama numbers its calls since 0.12.
+        call_id = call.id or f"call_{self._request_id}_{self._calls}"
+        return ToolCall(FunctionCall(call.function.name, arguments or "{}"), id=call_id)
 
     def _finish_reason(self, done_reason: str) -> FinishReason:
         if done_reason == "length":
@@ -163,7 +194,7 @@ class _Embeddings(Struct):
     """The answer of `POST /api/embed`."""
 
     embeddings: list[list[float]]
-    prompt_eval_count: int = 0
+    prompt_eval_count: int | None = None
 
 
 def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
@@ -175,7 +206,7 @@ def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
     read = _converted(answer, _Embeddings)
     if len(read.embeddings) != texts:
         raise BadAnswer(f"Ollama sent {len(read.embeddings)} embeddings for {texts} texts.")
-    return Embedded(read.embeddings, read.prompt_eval_count)
+    return Embedded(read.embeddings, read.prompt_eval_count or 0)
 
 
 def join(first: Piece, then: Piece) -> Piece:

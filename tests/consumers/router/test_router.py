@@ -95,7 +95,7 @@ async def router(config):
     tasks = []
 
     async def run(lifecycle, settings, connected):
-        client = OllamaClient("127.0.0.1:1", idle_timeout_s=1)
+        client = OllamaClient("127.0.0.1:1", idle_timeout_s=1, load_timeout_s=1)
         async with role("router", settings) as me:
             process = Process(me.bus)
             connected.set_result(process)

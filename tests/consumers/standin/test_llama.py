@@ -113,7 +113,7 @@ def test_a_file_that_is_no_model_ends_it_with_a_sentence(tmp_path: Path, content
 async def test_the_same_weights_answer_internal_work_under_the_internal_name(
     client: AsyncClient, llama: StandIn
 ) -> None:
-    internal = OllamaClient(llama.url, idle_timeout_s=30)
+    internal = OllamaClient(llama.url, idle_timeout_s=30, load_timeout_s=30)
     said = await internal.ask_internal("tinyllama", "Is water wet?", timeout_s=30)
     await internal.close()
     options = {"temperature": 0, "num_predict": 8}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pipeline.core.ending import Buried, Failed, Moved, Returned
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue
-from pipeline.core.placement import KnownModels, after_error, back_to_mlx
-from pipeline.engine import Misbehaved
+from pipeline.core.placement import BUSY_DELIVERIES, KnownModels, after_error, back_to_mlx
+from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Move, Priority, Task
@@ -37,6 +37,7 @@ def after(error, request, *, engine="mlx", models=None, tries=1, max_attempts=3,
         request=request,
         models=models or KnownModels(CATALOGUE),
         tries=tries,
+        attempt=tries,
         max_attempts=max_attempts,
     )
 
@@ -158,3 +159,16 @@ def test_only_an_engine_that_is_away_or_models_not_yet_known_make_a_request_wait
         assert error.code is ErrorCode.UNAVAILABLE or not complete
     if isinstance(outcome, Returned) and outcome.uses_attempt:
         assert tries < 3
+
+
+def test_a_busy_engine_uses_up_attempts_only_after_many_deliveries():
+    busy = TurnedAway("Ollama is busy: server busy, please try again")
+    waits = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES)
+    assert waits == Returned(32.0, error=busy)
+    tried = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 1, tries=1)
+    assert tried == Returned(0.5, uses_attempt=True, error=busy)
+    ended = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 3, tries=3)
+    assert isinstance(ended, Buried)
+    assert "server busy" in ended.error.message
+    away = after(AWAY, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 9, tries=9)
+    assert away == Returned(32.0, error=AWAY), "an engine that does not answer is waited for"

@@ -20,7 +20,7 @@ CONTRACT = {
     "unauthorized": ("authentication_error", False),
     "deadline_exceeded": ("timeout_error", False),
     "cancelled": ("cancelled_error", False),
-    "engine_failed": ("server_error", True),
+    "engine_failed": ("server_error", False),
     "unavailable": ("server_error", True),
 }
 

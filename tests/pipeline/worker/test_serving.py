@@ -275,7 +275,7 @@ async def test_a_request_that_brings_the_engine_down_is_a_dead_letter(start, cli
     (await engine.generation("r1")).fail(ErrorCode.ENGINE_FAILED, "it crashed the engine")
     answer = await client.answer("r1")
     assert answer.error.code == "engine_failed"
-    assert answer.error.retryable
+    assert not answer.error.retryable
     await client.none_waits()
     (letter,) = await dead_letters(client.bus)
     assert letter.data == b'{"prompt":"x","stream":true}'
@@ -380,6 +380,19 @@ async def test_a_request_that_the_engine_suspends_says_so_to_its_reader(start, c
     states = [message.state for message in await client.record("r1") if isinstance(message, Status)]
     assert states == ["started", "suspended", "resumed"]
     assert answer.choices[0].message.content == "Paris"
+
+
+async def test_the_letter_and_the_reader_agree_on_the_attempts(start, client):
+    engine = (await start(max_attempts=1)).engine
+    await client.stream("r1")
+    run = await engine.generation("r1")
+    run.say("", restarted=1)
+    run.misbehave("the engine crashed")
+    answer = await client.answer("r1")
+    assert "after 2 attempts" in answer.error.message
+    assert max(message.attempt for message in await client.record("r1") if isinstance(message, Status)) == 2
+    (letter,) = await dead_letters(client.bus)
+    assert letter.headers["Llm-Attempts"] == "2"
 
 
 DEEP = b'{"prompt":"x","tools":' + b"[" * 100_000 + b"]" * 100_000 + b"}"

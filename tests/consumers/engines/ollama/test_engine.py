@@ -33,9 +33,9 @@ CONFIG = Config(default_max_tokens=24)
 LAST = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 2}
 
 
-def work(on: str, /, **fields: Any) -> Work:
+def work(on: str, /, request_id: str = "r1", **fields: Any) -> Work:
     fields = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0} | fields
-    return Work("r1", msgspec.convert(fields, ChatRequest), on, seed=7)
+    return Work(request_id, msgspec.convert(fields, ChatRequest), on, seed=7)
 
 
 def text_part(text: str) -> dict[str, Any]:
@@ -541,8 +541,8 @@ async def test_a_server_that_cannot_work_is_soon_left_alone(
         await connection.answer({"error": "server busy, please try again"}, status)
 
     ollama.chat = failing
-    for _ in range(2):
-        error = await failure_of(against, model="good")
+    for request_id in ("r1", "r2"):
+        error = await failure_of(against, model="good", request_id=request_id)
         assert error.code is (ErrorCode.UNAVAILABLE if away else ErrorCode.ENGINE_FAILED)
         assert isinstance(error, Misbehaved) is not away
         assert "server busy" in error.message
@@ -551,6 +551,20 @@ async def test_a_server_that_cannot_work_is_soon_left_alone(
     with pytest.raises(HeadraceError):
         await against.submit(work("good"))
     await changed_to(against, lambda: against.status().state == "ready")
+
+
+async def test_a_request_that_makes_a_model_fail_takes_the_server_from_no_other(
+    ollama: OllamaServer, against: OllamaEngine
+) -> None:
+    async def failing(connection: Connection) -> None:
+        await connection.answer({"error": "model requires more system memory (48.2 GiB) than is available"}, 500)
+
+    ollama.chat = failing
+    for _ in range(5):
+        error = await failure_of(against, model="good")
+        assert isinstance(error, Misbehaved)
+        assert "48.2 GiB" in error.message
+        assert against.status().state == "ready"
 
 
 @pytest.mark.parametrize(
@@ -599,7 +613,7 @@ async def test_an_internal_model_answers_the_pipeline_in_a_few_words(ollama: Oll
         await connection.answer({"message": {"role": "assistant", "content": " simple \n"}, "done": True})
 
     ollama.chat = simple
-    client = OllamaClient(ollama.url, idle_timeout_s=5)
+    client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
     assert await client.ask_internal("tinyllama", "simple or complex?", timeout_s=5) == "simple"
     assert ollama.bodies[0]["options"]["num_predict"] < 20
     await client.close()
@@ -614,7 +628,7 @@ async def test_a_pipeline_that_gets_no_word_in_time_goes_on_without(ollama: Olla
     async def nonsense(connection: Connection) -> None:
         await connection.answer({"message": None})
 
-    client = OllamaClient(ollama.url, idle_timeout_s=5)
+    client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
     assert await client.ask_internal("tinyllama", "?", timeout_s=5) is None
     ollama.chat = nonsense
     assert await client.ask_internal("tinyllama", "?", timeout_s=5) is None
@@ -622,7 +636,7 @@ async def test_a_pipeline_that_gets_no_word_in_time_goes_on_without(ollama: Olla
     assert await client.ask_internal("tinyllama", "?", timeout_s=0.1) is None
     released.set()
     await client.close()
-    closed = OllamaClient("127.0.0.1:1", idle_timeout_s=5)
+    closed = OllamaClient("127.0.0.1:1", idle_timeout_s=5, load_timeout_s=5)
     assert await closed.ask_internal("tinyllama", "?", timeout_s=5) is None
     await closed.close()
 
@@ -645,16 +659,17 @@ async def test_a_host_may_be_written_as_ollamas_own_variable(
     monkeypatch: pytest.MonkeyPatch, host: str, url: str
 ) -> None:
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    client = OllamaClient(host, idle_timeout_s=1)
+    client = OllamaClient(host, idle_timeout_s=1, load_timeout_s=1)
     assert client.url == url
     await client.close()
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5h://127.0.0.1:1", "nonsense"])
 async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
-    monkeypatch: pytest.MonkeyPatch, ollama: OllamaServer
+    monkeypatch: pytest.MonkeyPatch, ollama: OllamaServer, proxy: str
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.setenv(name, proxy)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with OllamaEngine(CONFIG, ollama.url) as engine:
@@ -706,7 +721,7 @@ async def test_every_request_for_a_model_on_the_cpu_has_the_same_number_of_threa
         for _ in range(2):
             await pieces_of(await engine.submit(work("good:latest")))
         assert [body["options"]["num_thread"] for body in server.bodies] == [3, 3]
-        client = OllamaClient(server.url, idle_timeout_s=5, threads=3)
+        client = OllamaClient(server.url, idle_timeout_s=5, load_timeout_s=5, threads=3)
         await client.ask_internal("tinyllama", "?", timeout_s=5)
         assert server.bodies[-1]["options"] == {"temperature": 0, "num_predict": 8, "num_thread": 3}
         await client.close()
