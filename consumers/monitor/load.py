@@ -136,7 +136,7 @@ class LoadReporter:
             )
             self.loads[engine] = load
             if changed:
-                log.info("%s is %s: %s", engine, load.level, load.reason)
+                log.info("%s is %s: %s", engine, load.level if load.available else "away", load.reason)
             if changed or now - self._published_at.get(engine, -_EVERY_IDLE_S) >= self._every_s(engine):
                 await self.me.bus.publish(f"{LOAD}.{engine}", encode(load))
                 self._published_at[engine] = now

@@ -80,7 +80,7 @@ class View:
         for name, load in sorted(loads.items()):
             engines.add_row(
                 name,
-                f"[{_LEVEL_STYLES[load.level]}]{load.level}[/]",
+                f"[{_LEVEL_STYLES[load.level]}]{load.level}[/]" if load.available else "[red]away[/]",
                 f"{load.saturation:.2f}",
                 f"{load.slots.used}/{load.slots.total}",
                 f"{load.tokens_per_s:.0f}",

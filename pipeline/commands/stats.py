@@ -78,7 +78,7 @@ def render(statistics: QueueStatistics) -> RenderableType:
         wait = load.predicted_wait_ms
         engines.add_row(
             name,
-            f"[{_LEVEL_STYLES[load.level]}]{load.level}[/]",
+            f"[{_LEVEL_STYLES[load.level]}]{load.level}[/]" if load.available else "[red]away[/]",
             f"{load.saturation:.2f}",
             f"{load.slots.used}/{load.slots.total}",
             f"{load.tokens_per_s:.0f}",
@@ -92,7 +92,7 @@ def render(statistics: QueueStatistics) -> RenderableType:
 
 def engine_line(name: str, load: Load) -> str:
     """Return a sentence about an engine's load: `MLX: saturated (all slots in use).`"""
-    state = load.level if load.slots.total else "offline"
+    state = load.level if load.available else "away"
     reason = f" ({load.reason})" if load.reason else ""
     return f"{_NAMES.get(name, name)}: {state}{reason}."
 

@@ -101,7 +101,7 @@ class SaturationMonitor:
     _level: Level = field(init=False, default="normal")
     # Since when saturation has been clearly below the threshold of each level but the first.
     _below_since: list[float | None] = field(init=False, default_factory=lambda: [None, None])
-    _absent: bool = field(init=False, default=False)
+    _available: bool = field(init=False, default=True)
 
     @property
     def level(self) -> Level:
@@ -120,16 +120,16 @@ class SaturationMonitor:
             wall_now: UTC seconds, which the event carries.
 
         Returns:
-            The load, and whether its level differs from the last one. Observe again at once after a change: the level
-            moves one step at a time.
+            The load, and whether its level or availability differs from the last one. Observe again at once after a
+            change: the level moves one step at a time.
         """
-        if self._absent and capacity.slots_total:
-            # The level of an engine without workers does not apply to the worker that has started.
-            self._level = "normal"
-        came_back, self._absent = self._absent and bool(capacity.slots_total), not capacity.slots_total
+        available = bool(capacity.slots_total)
+        came_or_went, self._available = self._available is not available, available
+        if not available:
+            self._level, self._below_since = "normal", [None, None]
         waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s)
         saturation, reason = self._saturation(capacity, waits)
-        changed = self._move(saturation, now)
+        changed = available and self._move(saturation, now)
         load = Load(
             engine=self.engine,
             level=self._level,
@@ -140,8 +140,9 @@ class SaturationMonitor:
             tokens_per_s=round(capacity.tokens_per_s, 1),
             reason=reason,
             at=wall_now,
+            available=available,
         )
-        return load, changed or came_back
+        return load, changed or came_or_went
 
     def next_wake(self) -> float | None:
         """When a level can be left without a new status, monotonic seconds; None if no level can."""
@@ -151,7 +152,7 @@ class SaturationMonitor:
 
     def _saturation(self, capacity: Capacity, waits: Mapping[Priority, float]) -> tuple[float, str]:
         if not capacity.slots_total:
-            return max(1.0, self.saturated_at), capacity.down_reason or "no worker has a slot"
+            return 0.0, capacity.down_reason or "no worker has a slot"
         slowest = max(waits, key=lambda p: waits[p])
         terms = {
             f"{capacity.slots_used} of {capacity.slots_total} slots in use": capacity.slots_used / capacity.slots_total,

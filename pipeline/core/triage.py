@@ -254,8 +254,8 @@ class Room(NamedTuple):
 
 
 def saturated(load: Load) -> bool:
-    """Whether a load event reports a saturated engine."""
-    return load.level == "saturated"
+    """Whether a load event reports an engine whose simple requests may go to another: it is saturated, or away."""
+    return load.level == "saturated" or not load.available
 
 
 def spill(waiting: Waiting, load: Load | None, ollama: Room) -> Decision:
@@ -286,4 +286,5 @@ def spill(waiting: Waiting, load: Load | None, ollama: Room) -> Decision:
         return Decision(Outcome.LEAVE, "ollama is full")
     if ollama.answer_ms >= load.predicted_wait_ms.of(waiting.priority):
         return Decision(Outcome.LEAVE, "mlx would answer sooner")
-    return Decision(Outcome.SPILL, f"mlx is saturated: {waiting.verdict.reason}")
+    state = "saturated" if load.available else "away"
+    return Decision(Outcome.SPILL, f"mlx is {state}: {waiting.verdict.reason}")

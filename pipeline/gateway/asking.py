@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from pipeline.config import Config
+from pipeline.core.triage import saturated
 from pipeline.gateway.answering import AnswerContext, Answering
 from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects.ollama import Loaded
@@ -64,7 +65,7 @@ class Asking:
             request.state.headers,
             asked,
             default=self.config.http_priority,
-            saturated=load is not None and load.level == "saturated",
+            saturated=load is not None and saturated(load),
         )
         self._repeats.check(intake, asked.request, time.monotonic())
         if not intake.respond_async:

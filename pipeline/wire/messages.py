@@ -255,7 +255,10 @@ class Slots(Struct):
 
 
 class Load(Struct, tag_field="object", tag="headrace.load"):
-    """The load of one engine, all its workers together. `saturation` 1.0 is full. `at` is UTC, unix seconds."""
+    """The load of one engine, all its workers together. `saturation` 1.0 is full. `at` is UTC, unix seconds.
+
+    `available` is whether a worker is ready. Without one, the level is `normal` and the saturation 0: no slot is used.
+    """
 
     engine: EngineName
     level: Level
@@ -266,6 +269,7 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     tokens_per_s: float
     reason: str
     at: float
+    available: bool = True
 
 
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):

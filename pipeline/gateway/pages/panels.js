@@ -79,7 +79,7 @@ function engineCard(engine, load, workers) {
       flags.length > 0 && element("span", { className: "placeholder", textContent: flags.join(" \u00b7 ") }),
       element("span", { className: "engine-state", data: { field: "state" } },
         ...(states.length ? states.map(stateMark) : [chip("offline", "bad")]), " ",
-        load ? chip(load.level, LEVEL_TONES[load.level]) : chip("no data", "plain"))),
+        !load ? chip("no data", "plain") : load.available ? chip(load.level, LEVEL_TONES[load.level]) : chip("away", "bad"))),
     element("p", { className: "engine-why", textContent: [load?.reason, ...troubles].filter(Boolean).join("; ") }),
     figures(load, workers),
     models.length > 0 && element("p", { className: "engine-models foot" },

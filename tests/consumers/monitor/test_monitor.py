@@ -130,9 +130,13 @@ async def test_the_last_load_is_kept_for_whoever_comes_late(monitor, bus, loads)
     assert msgspec.json.decode(kept, type=Load).engine == "mlx"
 
 
-async def test_an_engine_without_a_worker_is_saturated_and_says_why(monitor, bus, loads):
+async def test_an_engine_without_a_worker_is_away_and_says_why(monitor, bus, loads):
     await monitor()
-    assert "no worker" in (await loads.until("saturated")).reason
+    await eventually(lambda: loads.heard)
+    assert (loads.last.available, loads.last.level) == (False, "normal")
+    assert "no worker" in loads.last.reason
+    await say(bus, status())
+    await eventually(lambda: loads.last.available)
 
 
 async def test_the_statistics_count_what_happened(monitor, bus, client):

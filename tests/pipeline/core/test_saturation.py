@@ -193,20 +193,15 @@ def test_the_reason_names_the_term_that_won():
     assert reason == "a low request would wait 10.0 s"
 
 
-def test_an_engine_without_a_worker_is_saturated_and_says_why():
+def test_an_engine_without_a_worker_is_away_and_not_saturated():
     watch = monitor()
+    settle(watch, loaded(5.0), 0.5)
     gone = Capacity.of([status(state="loading")])
-    assert settle(watch, gone, 1.0) == ["busy", "saturated"]
-    load, _ = watch.observe(gone, NOTHING, now=1.0, wall_now=1e9)
-    assert load.saturation >= 1.0
+    load, changed = watch.observe(gone, NOTHING, now=1.0, wall_now=1e9)
+    assert (load.available, load.level, load.saturation, changed) == (False, "normal", 0.0, True)
     assert load.reason == "no worker is ready: w1 is loading"
     assert load.predicted_wait_ms.high == UNKNOWN_WAIT_S * 1000
-
-
-def test_an_engine_without_a_worker_is_saturated_whatever_the_threshold():
-    watch = monitor(saturated_at=3.0)
-    settle(watch, Capacity(down_reason="no worker is running"), 1.0)
-    assert watch.level == "saturated"
+    assert watch.observe(gone, NOTHING, now=1.1, wall_now=1e9)[1] is False
 
 
 def test_a_ready_worker_without_a_slot_is_named_as_the_reason():

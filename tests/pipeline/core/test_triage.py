@@ -187,7 +187,9 @@ ROOM = Room(healthy=True, free=2, answer_ms=800.0)
 
 def load(level="saturated", **wait_ms):
     waits = PerPriority(**({"high": 900, "medium": 2000, "low": 9000} | wait_ms))
-    return Load("mlx", level, 1.2, waits, PerPriorityCount(), Slots(8, 8), 400.0, "slots", 0.0)
+    available = level != "away"
+    level = level if available else "normal"
+    return Load("mlx", level, 1.2, waits, PerPriorityCount(), Slots(8, 8), 400.0, "slots", 0.0, available)
 
 
 def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_may=True, moved=False):
@@ -198,6 +200,7 @@ def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_ma
     ("request_", "load_", "room", "outcome", "reason"),
     [
         (waiting(), load(), ROOM, Outcome.SPILL, "mlx is saturated: short factual question"),
+        (waiting(), load("away"), ROOM, Outcome.SPILL, "mlx is away: short factual question"),
         (waiting(), None, ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
         (waiting(), load("busy"), ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),
         (waiting(COMPLEX), load("normal"), ROOM, Outcome.LEAVE, "mlx is not known to be saturated"),

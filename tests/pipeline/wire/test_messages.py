@@ -503,6 +503,7 @@ def test_a_load_event_has_the_shape_of_the_protocol():
         "tokens_per_s": 9.5,
         "reason": "why",
         "at": 1e9,
+        "available": True,
     }
     assert msgspec.json.decode(encode(load), type=Load) == load
     assert [load.predicted_wait_ms.of(priority) for priority in Priority] == [1.0, 2.0, 3.0]
