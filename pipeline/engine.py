@@ -118,6 +118,9 @@ class EngineStatus(msgspec.Struct):
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only. They are not in `models`.
         compute: what computes, and how fast, in words; empty if that is not known.
+        pending_tokens, pending_prompt_tokens: what is still to be written and read of the running requests.
+        tokens_per_s, prompt_tokens_per_s: how fast the engine writes while it reads no prompts, and reads.
+        tokens_per_request, prompt_tokens_per_request: of an average request.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
     """
 
@@ -128,6 +131,9 @@ class EngineStatus(msgspec.Struct):
     pending_tokens: float = 0.0
     tokens_per_s: float = 0.0
     tokens_per_request: float = 0.0
+    pending_prompt_tokens: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    prompt_tokens_per_request: float = 0.0
     kv_bytes: int = 0
     kv_bytes_limit: int = 0
     reason: str = ""

@@ -135,8 +135,5 @@ class QueueAnswers:
         engine = ENGINE_OF[place.stream]
         depth = self.load.queued[engine][place.priority]
         position, estimated = self.view.position(place, depth)
-        eta_ms, load = 0.0, self.load.loads.get(engine)
-        if load is not None:
-            whole = max(position + 1, self.view.depth(place), depth if estimated else 0)
-            eta_ms = round(load.predicted_wait_ms.of(place.priority) * (position + 1) / whole, 1)
+        eta_ms = round(1000 * self.load.wait_s(engine, place.priority, position), 1)
         return Position(request_id, "queued", position, eta_ms, estimated or msgspec.UNSET)

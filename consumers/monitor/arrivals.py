@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipeline.core.admission import Admission, AdmissionRequest
 from pipeline.core.index import Place
-from pipeline.core.saturation import Capacity
+from pipeline.core.waits import Capacity
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import STREAM_OLLAMA, Priority

@@ -12,8 +12,9 @@ from pipeline.aio import wait_set
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError
 from pipeline.config import Config
-from pipeline.core.saturation import Capacity, SaturationMonitor
+from pipeline.core.saturation import SaturationMonitor
 from pipeline.core.scheduler import shares
+from pipeline.core.waits import Capacity, predicted_wait_s
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, encode
 from pipeline.wire.subjects import LANES, LOAD, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
@@ -55,6 +56,8 @@ class LoadReporter:
     on_look: Callable[[], None]
     queued: dict[EngineName, dict[Priority, int]] = field(init=False)
     loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
+    _parts: dict[Priority, float] = field(init=False)
+    _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
     _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
     _counted_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _published_at: dict[EngineName, float] = field(init=False, default_factory=dict)
@@ -62,9 +65,9 @@ class LoadReporter:
 
     def __post_init__(self) -> None:
         config = self.config
-        parts = shares(config.weights, config.floor_share)
+        self._parts = shares(config.weights, config.floor_share)
         self._saturation = {
-            engine: SaturationMonitor(engine, parts, config.target_wait_s, config.busy_at, config.saturated_at)
+            engine: SaturationMonitor(engine, self._parts, config.target_wait_s, config.busy_at, config.saturated_at)
             for engine in ENGINES
         }
         self.queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
@@ -81,6 +84,14 @@ class LoadReporter:
     def recount(self, engine: EngineName) -> None:
         """The depths of the engine's lanes have changed."""
         self._counted_at.pop(engine, None)
+
+    def wait_s(self, engine: EngineName, priority: Priority, position: int) -> float:
+        """The predicted wait of the request at a position of a lane, in seconds; 0 before the first observation."""
+        capacity = self._capacities.get(engine)
+        if capacity is None:
+            return 0.0
+        ahead = {**self.queued[engine], priority: position}
+        return predicted_wait_s(capacity, ahead, priority, self._parts, self.config.target_wait_s)
 
     async def run(self) -> None:
         """Observe and publish until cancelled."""
@@ -127,6 +138,7 @@ class LoadReporter:
     async def _observe(self, engine: EngineName) -> None:
         clock = self.me.bus.clock
         capacity = Capacity.of(self.me.peers.workers(engine))
+        self._capacities[engine] = capacity
         self.on_capacity(engine, capacity, clock.now())
         changed = True
         while changed and self.leads():

@@ -13,7 +13,8 @@ from pipeline.broker.connection import Delivery
 from pipeline.config import Config
 from pipeline.core.ending import Moved, Returned
 from pipeline.core.placement import back_to_mlx
-from pipeline.core.saturation import STALE_S, Capacity
+from pipeline.core.saturation import STALE_S
+from pipeline.core.waits import Capacity
 from pipeline.delivery.held import Held
 from pipeline.delivery.taking import OLLAMA_SOURCE, Taken, Taking
 from pipeline.process.role import Role

@@ -19,8 +19,8 @@ from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.ending import Abandoned, Moved, Outcome, Returned, Settled
 from pipeline.core.rests import LaneRests
-from pipeline.core.saturation import Capacity
 from pipeline.core.triage import Room, saturated
+from pipeline.core.waits import Capacity
 from pipeline.delivery.held import Fresh, Held, Resumed
 from pipeline.delivery.taking import Source, Taken, Taking
 from pipeline.process.lifecycle import Lifecycle
@@ -102,8 +102,8 @@ class Router:
         queued = load.queued.high + load.queued.medium + load.queued.low if load is not None else 0
         waiting = max(queued, len(self._underway))
         answer_s = 0.0
-        if capacity.tokens_per_s > 0:
-            own_s = capacity.tokens_per_request * max(capacity.slots_used, 1) / capacity.tokens_per_s
+        if capacity.measured:
+            own_s = capacity.request_s * max(capacity.slots_used, 1)
             ahead = max(0, capacity.slots_used + waiting + 1 - capacity.slots_total)
             answer_s = own_s * (1 + ahead / max(capacity.slots_total, 1))
         return Room(

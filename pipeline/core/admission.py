@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.core.saturation import Capacity, predicted_waits_s
+from pipeline.core.waits import Capacity, predicted_wait_s
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import TIMEOUT, Priority
@@ -45,7 +45,7 @@ class Admission:
 
     Args:
         shares: each priority's part of the service.
-        target_wait_s: as in `predicted_waits_s`.
+        target_wait_s: as in `predicted_wait_s`.
     """
 
     shares: Mapping[Priority, float]
@@ -87,29 +87,21 @@ class Admission:
     ) -> float | None:
         """Seconds until an engine begins the request; None if too little is known for a prediction."""
         own = self._capacities.get(engine)
-        if own is None or not _measured(own):
+        if own is None or not own.measured:
             return None
         before = {**queued, request.priority: request.position}
-        wait_s = predicted_waits_s(own, before, self.shares, self.target_wait_s)[request.priority]
+        wait_s = predicted_wait_s(own, before, request.priority, self.shares, self.target_wait_s)
         rate = self._requests_per_s(engine, now)
         both = rate
         for other, capacity in self._capacities.items():
             if request.may_spill and other != engine and capacity.slots_total:
-                if not _measured(capacity):
+                if not capacity.measured:
                     return None
                 both += self._requests_per_s(other, now)
-        return wait_s * _requests_per_s(own) / both
+        return wait_s / own.request_s / both
 
     def _requests_per_s(self, engine: EngineName, now: float) -> float:
         """The highest rate that the engine can have with a full batch."""
         capacity = self._capacities[engine]
         settled = now - self._full_since.get(engine, now) >= SETTLED_AFTER_S
-        return _requests_per_s(capacity) * (1 if settled else capacity.slots_total)
-
-
-def _measured(capacity: Capacity) -> bool:
-    return capacity.slots_total > 0 and capacity.tokens_per_s > 0 and capacity.tokens_per_request > 0
-
-
-def _requests_per_s(capacity: Capacity) -> float:
-    return capacity.tokens_per_s / capacity.tokens_per_request
+        return (1 if settled else capacity.slots_total) / capacity.request_s

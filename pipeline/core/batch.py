@@ -253,6 +253,10 @@ class BatchPlanner:
         """The keys of the sequences that the next step serves."""
         return [member.key for member in self._in(Stage.DECODING)]
 
+    def unread_tokens(self) -> int:
+        """The tokens that are still to be read, of all sequences."""
+        return sum(member.left for member in self._members.values())
+
     # ---- places
 
     def _place(self, plan: Plan, now: float) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.wire.messages import EngineName, Level, Load, PerPriority, PerPriorityCount, Slots, WorkerStatus
+from pipeline.core.waits import Capacity, predicted_waits_s
+from pipeline.wire.messages import EngineName, Level, Load, PerPriority, PerPriorityCount, Slots
 from pipeline.wire.subjects import Priority
 
 LEVELS: tuple[Level, ...] = ("normal", "busy", "saturated")
@@ -22,71 +23,6 @@ LEAVE_RATIO = 0.85
 LEAVE_AFTER_S = 0.5
 # A worker status that was heard longer ago does not count.
 STALE_S = 3.0
-# The predicted wait of an engine without a ready worker, which has no rate to predict from.
-UNKNOWN_WAIT_S = 60.0
-# The longest predicted wait. A rate near 0 would make it infinite, which JSON cannot express.
-MAX_WAIT_S = 24 * 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """All workers of one engine together."""
-
-    slots_used: int = 0
-    slots_total: int = 0
-    pending_tokens: float = 0.0
-    tokens_per_s: float = 0.0
-    tokens_per_request: float = 0.0
-    kv_share: float = 0.0
-    down_reason: str = ""
-
-    @classmethod
-    def of(cls, statuses: list[WorkerStatus]) -> Capacity:
-        """Add up the statuses of one engine's workers. Workers that are not ready do not count."""
-        ready = [status for status in statuses if status.state == "ready"]
-        if not ready:
-            states = ", ".join(f"{status.worker} is {status.state}" for status in statuses)
-            return cls(down_reason=f"no worker is ready: {states}" if states else "no worker is running")
-        per_request = [status.tokens_per_request for status in ready if status.tokens_per_request > 0]
-        return cls(
-            slots_used=sum(status.slots.used for status in ready),
-            slots_total=sum(status.slots.total for status in ready),
-            pending_tokens=sum(status.pending_tokens for status in ready),
-            tokens_per_s=sum(status.tokens_per_s for status in ready),
-            tokens_per_request=sum(per_request) / len(per_request) if per_request else 0.0,
-            kv_share=max(
-                (status.kv_bytes / status.kv_bytes_limit for status in ready if status.kv_bytes_limit), default=0.0
-            ),
-        )
-
-
-def predicted_waits_s(
-    capacity: Capacity, queued: Mapping[Priority, int], shares: Mapping[Priority, float], target_wait_s: float
-) -> dict[Priority, float]:
-    """How long a request stored now in each lane would wait for a slot, in seconds.
-
-    A lane's backlog is served at the engine's rate times the lane's part of the shares of all lanes that have work,
-    itself included; before that a slot must fall free, at best after the running sequences' tokens are spread over the
-    slots. Without a measured rate, every full round of the slots is taken to last one target. At most `MAX_WAIT_S`.
-    """
-    if not capacity.slots_total:
-        return dict.fromkeys(queued, UNKNOWN_WAIT_S)
-    free = capacity.slots_total - capacity.slots_used
-    if free > sum(queued.values()):
-        return dict.fromkeys(queued, 0.0)
-    rounds_known = capacity.tokens_per_s > 0 and capacity.tokens_per_request > 0
-    waits = {}
-    for priority, depth in queued.items():
-        rivals = sum(shares[p] for p, other in queued.items() if other or p is priority)
-        part = shares[priority] / rivals
-        if rounds_known:
-            tokens_before = capacity.pending_tokens / max(capacity.slots_used, 1)
-            tokens_before += depth * capacity.tokens_per_request / part
-            wait_s = tokens_before / capacity.tokens_per_s
-        else:
-            wait_s = target_wait_s * depth / (capacity.slots_total * part)
-        waits[priority] = min(wait_s, MAX_WAIT_S)
-    return waits
 
 
 @dataclass(slots=True)

@@ -246,6 +246,10 @@ class PerPriorityCount(Struct):
     medium: int = 0
     low: int = 0
 
+    def of(self, priority: Priority) -> int:
+        """The count of one priority."""
+        return int(getattr(self, priority.value))
+
 
 class Slots(Struct):
     """The slots of an engine or a worker: room for sequences in the running batch."""
@@ -278,6 +282,11 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     Attributes:
         models: the names that the worker answers to, without internal models.
         pending_tokens: the output that is still expected of the running requests.
+        pending_prompt_tokens: what is still to be read of their prompts.
+        tokens_per_s: how fast the engine writes while it reads no prompts.
+        prompt_tokens_per_s: how fast it reads prompts.
+        tokens_per_request, prompt_tokens_per_request: of an average request. Rates and averages are 0 if not known.
+        suspends: whether a more urgent request can take the place of a less urgent one, at present.
         kv_bytes: the size of their KV cache.
         kv_bytes_limit: the largest allowed size of it (0: unknown).
         at: when the worker published this, UTC, unix seconds.
@@ -308,6 +317,10 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     tool_models: list[str] = field(default_factory=list)
     embedding_models: list[str] = field(default_factory=list)
     compute: str = ""
+    pending_prompt_tokens: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    prompt_tokens_per_request: float = 0.0
+    suspends: bool = False
 
 
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]

@@ -280,10 +280,11 @@ class Serving:
             piece = await generation.next()
             if piece.finish_reason is not None:
                 await self._leave_slot(generation)
-            for status in answer.before(piece):
+            opening = answer.before(piece)
+            self.held.attempt = answer.attempt
+            for status in opening:
                 if request.streams:
                     await self.held.say(status)
-            self.held.attempt = answer.attempt
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             chunk = answer.chunk(piece, clock.wall())

@@ -346,6 +346,10 @@ class Worker:
             embedding_models=status.embedding_models,
             held=self._held(),
             compute=status.compute,
+            pending_prompt_tokens=status.pending_prompt_tokens,
+            prompt_tokens_per_s=status.prompt_tokens_per_s,
+            prompt_tokens_per_request=status.prompt_tokens_per_request,
+            suspends=status.suspends,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable
 from typing import Final, Self
 
+import msgspec
+
 from consumers.engines.local.blas import Blas, selected
 from consumers.engines.local.host import Child
 from consumers.engines.local.inflight import InFlight
@@ -106,7 +108,7 @@ class EngineProcess:
         stats = self._stats
         if not self._requests:
             # The last step's frame still counts what has ended since.
-            stats = Stats(tokens_per_s=stats.tokens_per_s, tokens_per_request=stats.tokens_per_request)
+            stats = msgspec.structs.replace(stats, pending_tokens=0.0, pending_prompt_tokens=0.0, kv_bytes=0)
         return EngineStatus(
             state=self._state,
             models=self._listed,
@@ -115,6 +117,9 @@ class EngineProcess:
             pending_tokens=stats.pending_tokens,
             tokens_per_s=stats.tokens_per_s,
             tokens_per_request=stats.tokens_per_request,
+            pending_prompt_tokens=stats.pending_prompt_tokens,
+            prompt_tokens_per_s=stats.prompt_tokens_per_s,
+            prompt_tokens_per_request=stats.prompt_tokens_per_request,
             kv_bytes=stats.kv_bytes,
             kv_bytes_limit=self._config.kv_bytes_limit,
             reason=self._reason,

@@ -107,12 +107,15 @@ class Rejected(Struct, tag="rejected", array_like=True):
 
 
 class Stats(Struct, array_like=True):
-    """The engine after a step: output tokens still expected, size of the KV cache, rates (0: not known yet)."""
+    """The engine after a step: as the fields of `EngineStatus`. Rates and averages are 0 if not known yet."""
 
     pending_tokens: float = 0.0
     kv_bytes: int = 0
     tokens_per_s: float = 0.0
     tokens_per_request: float = 0.0
+    pending_prompt_tokens: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+    prompt_tokens_per_request: float = 0.0
 
 
 class Step(Struct, tag="step", array_like=True):

@@ -1,4 +1,4 @@
-"""How loaded an engine is: the terms of saturation, the levels' hysteresis, predicted waits."""
+"""How loaded an engine is: the terms of saturation, the levels' hysteresis."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from pipeline.core.saturation import (
-    LEAVE_AFTER_S,
-    LEAVE_RATIO,
-    LEVELS,
-    MAX_WAIT_S,
-    UNKNOWN_WAIT_S,
-    Capacity,
-    SaturationMonitor,
-    predicted_waits_s,
-)
+from pipeline.core.saturation import LEAVE_AFTER_S, LEAVE_RATIO, LEVELS, SaturationMonitor
+from pipeline.core.waits import MAX_WAIT_S, UNKNOWN_WAIT_S, Capacity
 from pipeline.wire.messages import Load, PerPriorityCount, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import Priority
 
@@ -79,77 +71,7 @@ def status(**fields):
     return WorkerStatus(**{**base, **fields})
 
 
-# ---- capacity
-
-
-def test_workers_of_an_engine_add_up_and_the_fullest_memory_counts():
-    two = [status(), status(worker="w2", slots=Slots(1, 4), tokens_per_request=40.0, kv_bytes=50)]
-    capacity = Capacity.of(two)
-    assert (capacity.slots_used, capacity.slots_total) == (3, 12)
-    assert (capacity.pending_tokens, capacity.tokens_per_s) == (200.0, 100.0)
-    assert capacity.tokens_per_request == 30.0
-    assert capacity.kv_share == 0.5
-
-
-def test_a_worker_without_a_measured_request_does_not_lower_the_mean():
-    assert Capacity.of([status(), status(tokens_per_request=0.0)]).tokens_per_request == 20.0
-
-
-def test_memory_without_a_limit_counts_as_unused():
-    assert Capacity.of([status(kv_bytes_limit=0)]).kv_share == 0.0
-
-
-@pytest.mark.parametrize("state", ["loading", "draining", "down", "gone"])
-def test_a_worker_that_is_not_ready_counts_for_nothing(state):
-    assert Capacity.of([status(), status(worker="w2", state=state)]).slots_total == 8
-    alone = Capacity.of([status(state=state)])
-    assert alone.slots_total == 0
-    assert alone.down_reason == f"no worker is ready: w1 is {state}"
-
-
-def test_no_worker_at_all_is_said_as_well():
-    assert Capacity.of([]).down_reason == "no worker is running"
-
-
-# ---- predicted waits
-
-
-def waits(capacity, **depths):
-    return predicted_waits_s(capacity, {p: depths.get(p.value, 0) for p in Priority}, SHARES, 2.0)
-
-
 FULL = Capacity(slots_used=8, slots_total=8, pending_tokens=800.0, tokens_per_s=100.0, tokens_per_request=100.0)
-
-
-def test_nobody_waits_while_more_slots_are_free_than_requests_are_queued():
-    assert waits(Capacity(slots_used=5, slots_total=8)) == dict.fromkeys(Priority, 0.0)
-    assert waits(Capacity(slots_used=5, slots_total=8), high=2) == dict.fromkeys(Priority, 0.0)
-    assert waits(Capacity(slots_used=5, slots_total=8), high=3)[HIGH] > 0
-
-
-def test_a_full_engine_with_empty_lanes_makes_a_request_wait_for_the_next_slot():
-    assert waits(FULL) == dict.fromkeys(Priority, 1.0)
-
-
-def test_a_lane_that_is_alone_has_the_whole_rate():
-    assert waits(FULL, low=5)[LOW] == pytest.approx(1.0 + 5.0)
-
-
-def test_shares_are_divided_among_the_lanes_that_have_work():
-    found = waits(FULL, high=6, low=1)
-    assert found[HIGH] == pytest.approx(1.0 + 6 / (0.6 / 0.7))
-    assert found[LOW] == pytest.approx(1.0 + 1 / (0.1 / 0.7))
-    assert found[MEDIUM] == pytest.approx(1.0)
-
-
-def test_without_a_rate_a_round_of_the_slots_takes_one_target():
-    unknown = Capacity(slots_used=8, slots_total=8)
-    assert waits(unknown, high=16)[HIGH] == pytest.approx(4.0)
-    assert waits(unknown, high=16, medium=1)[HIGH] == pytest.approx(4.0 * 0.9 / 0.6)
-
-
-def test_without_a_slot_the_wait_is_said_to_be_unknown():
-    assert waits(Capacity()) == dict.fromkeys(Priority, UNKNOWN_WAIT_S)
 
 
 capacities = st.builds(
@@ -165,14 +87,6 @@ depths = st.fixed_dictionaries({p: st.integers(0, 10_000_000) for p in Priority}
 shares_ = st.tuples(*[st.floats(0.01, 1)] * 3).map(
     lambda s: {p: part / sum(s) for p, part in zip(Priority, s, strict=True)}
 )
-
-
-@given(capacities, depths, shares_, st.sampled_from(list(Priority)), st.integers(0, 1000))
-def test_predicted_wait_grows_with_the_depth_of_any_lane(capacity, queued, shares, lane, more):
-    deeper = queued | {lane: queued[lane] + more}
-    before = predicted_waits_s(capacity, queued, shares, 2.0)
-    after = predicted_waits_s(capacity, deeper, shares, 2.0)
-    assert all(after[p] >= before[p] * (1 - 1e-9) for p in Priority)
 
 
 # ---- saturation
@@ -295,7 +209,7 @@ def test_the_load_event_carries_the_facts():
     assert (load.engine, load.at, load.tokens_per_s) == ("mlx", 1e9, 100.0)
     assert load.slots == Slots(8, 8)
     assert load.queued == PerPriorityCount(1, 2, 3)
-    assert load.predicted_wait_ms.of(LOW) == pytest.approx(1000 + 3000 / 0.1)
+    assert load.predicted_wait_ms.of(LOW) == pytest.approx(1000 + 6000), "all that is queued goes first"
 
 
 @given(capacities, depths, shares_, st.floats(0.001, 1e6))

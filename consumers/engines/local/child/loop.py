@@ -26,7 +26,7 @@ _SMOOTHING = 0.1
 """The weight of the latest answer in the average length of answers."""
 
 _RATE_WINDOW_S = 1.0
-"""The token rate is averaged over about this much time, without idle time."""
+"""A rate is averaged over about this much time of reading or writing."""
 
 
 class Begin:
@@ -149,7 +149,7 @@ class EngineLoop:
             sampled += batch.step()
             now = time.monotonic()
             planner.has_stepped(seconds=now - began, now=now)
-        self._rates.took(len(sampled), time.monotonic() - started)
+        self._rates.took(plan, len(sampled), time.monotonic() - started)
         return plan, sampled
 
     def _arrange(self, plan: Plan) -> list[tuple[int, int]]:
@@ -202,7 +202,8 @@ class EngineLoop:
             self._send(Rejected.of(key, failure))
             return None
         if piece.finish_reason is not None:
-            self._rates.finished(transcript.tokens)
+            begun = self._begun[key].sequence
+            self._rates.finished(transcript.tokens, len(begun.prompt) - begun.position)
             self._drop(key)
         return piece
 
@@ -213,6 +214,9 @@ class EngineLoop:
             kv_bytes=self._backend.batch.kv_bytes(),
             tokens_per_s=self._rates.tokens_per_s,
             tokens_per_request=self._rates.tokens_per_request,
+            pending_prompt_tokens=self._planner.unread_tokens(),
+            prompt_tokens_per_s=self._rates.prompt_tokens_per_s,
+            prompt_tokens_per_request=self._rates.prompt_tokens_per_request,
         )
 
 
@@ -234,30 +238,40 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
 
 
 class _Rates:
-    """Measured rates; 0 means not known yet."""
+    """Measured rates and averages; 0 means not known yet. Reading and writing are measured apart."""
 
     def __init__(self) -> None:
         self.tokens_per_s = 0.0
+        self.prompt_tokens_per_s = 0.0
         self.tokens_per_request = 0.0
+        self.prompt_tokens_per_request = 0.0
         self._silent_s = 0.0
 
-    def took(self, tokens: int, duration_s: float) -> None:
-        """A turn took duration_s seconds and produced tokens. Turns without tokens count to the next one."""
-        self._silent_s += duration_s
-        if not tokens:
-            return
-        duration_s, self._silent_s = self._silent_s, 0.0
-        rate = tokens / max(duration_s, 1e-6)
-        weight = min(1.0, duration_s / _RATE_WINDOW_S) if self.tokens_per_s else 1.0
-        self.tokens_per_s += weight * (rate - self.tokens_per_s)
+    def took(self, plan: Plan, tokens: int, duration_s: float) -> None:
+        """A turn took duration_s seconds and produced tokens. A step without tokens counts to the next one."""
+        if plan.read:
+            read = sum(count for _, count in plan.read)
+            self.prompt_tokens_per_s = _averaged(self.prompt_tokens_per_s, read, duration_s)
+        elif not tokens:
+            self._silent_s += duration_s
+        else:
+            self.tokens_per_s = _averaged(self.tokens_per_s, tokens, duration_s + self._silent_s)
+            self._silent_s = 0.0
 
-    def finished(self, tokens: int) -> None:
-        """An answer ended after this many tokens."""
+    def finished(self, tokens: int, prompt_tokens: int) -> None:
+        """An answer of so many tokens to a prompt of so many has ended."""
         weight = _SMOOTHING if self.tokens_per_request else 1.0
         self.tokens_per_request += weight * (tokens - self.tokens_per_request)
+        self.prompt_tokens_per_request += weight * (prompt_tokens - self.prompt_tokens_per_request)
 
     def pending(self, sequence: Prepared) -> float:
         """Tokens still expected of an answer, if it gets the average length: at least one, at most its limit."""
         left = sequence.transcript.max_tokens - sequence.transcript.tokens
         expected = self.tokens_per_request or sequence.transcript.max_tokens
         return min(left, max(1.0, expected - sequence.transcript.tokens))
+
+
+def _averaged(rate: float, tokens: int, duration_s: float) -> float:
+    """A rate with the latest turn taken into it."""
+    weight = min(1.0, duration_s / _RATE_WINDOW_S) if rate else 1.0
+    return rate + weight * (tokens / max(duration_s, 1e-6) - rate)
