@@ -38,6 +38,7 @@ from consumers.engines.ollama.client import OllamaClient
 from pipeline.broker.connection import _Client
 from pipeline.config import Config
 from pipeline.gateway.server import HttpConnection, HttpServer
+from pipeline.gateway.turns import Beginnings
 from tests.support import wait_until
 from tests.waiting import eventually
 
@@ -160,6 +161,8 @@ async def never_answers(scope: Any, receive: Any, send: Any) -> None:
 
 def connected(kind: type[HttpToolsProtocol], app: Any, **settings: Any) -> tuple[HttpToolsProtocol, Transport]:
     state = ServerState()
+    if issubclass(kind, HttpConnection):
+        kind = type(kind.__name__, (kind,), {"beginnings": Beginnings()})
     protocol = kind(config=uvicorn.Config(app, ws="none", lifespan="off", **settings), server_state=state, app_state={})
     transport = Transport()
     protocol.connection_made(transport)

@@ -29,7 +29,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             await gateway.start()
             await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing)).start()
             server = HttpServer(gateway.app(), config)
-            serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+            serving = asyncio.ensure_future(server.serve_on(listening))
             try:
                 lifecycle.report("ready", url_of(listening), http=url_of(listening))
                 stopping = asyncio.ensure_future(lifecycle.stopping.wait())

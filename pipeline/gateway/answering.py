@@ -17,6 +17,7 @@ from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
+from pipeline.gateway.turns import Turns
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
 
@@ -32,12 +33,14 @@ class AnswerContext:
     peers: Peers
     metrics: Metrics
     registry: Registry = field(default_factory=Registry)
+    turns: Turns = field(default_factory=Turns)
     readers: Counter[str] = field(default_factory=Counter)
 
     async def submit(self, intake: Intake) -> RecordReader:
         """As `Asker.submit`. The error of a full lane has the lane's predicted wait as `Retry-After`."""
         try:
-            return await self.client.submit(intake.outgoing)
+            async with self.turns.turn(intake.priority):
+                return await self.client.submit(intake.outgoing)
         except HeadraceError as error:
             if error.code is not ErrorCode.QUEUE_FULL:
                 raise

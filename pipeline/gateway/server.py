@@ -8,16 +8,19 @@ What is used of uvicorn's undocumented parts, all of it here:
   `transport`. Each method calls the original.
 - `RequestResponseCycle`: the attributes `response_complete`, `disconnected`, `message_event` and `scope`.
 - `flow_control.service_unavailable`: the application that uvicorn runs above `limit_concurrency`.
-- `Server.capture_signals`, overridden to leave signals to the lifecycle; `should_exit` and `force_exit`, which are set.
+- `Server.capture_signals`, overridden to leave signals to the lifecycle; `shutdown`, overridden to stop accepting;
+  `server_state`; `should_exit` and `force_exit`, which are set. `Config.http_protocol_class`, after `load`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -25,12 +28,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import service_unavailable
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
+from pipeline.gateway.turns import Beginnings
 from pipeline.process.files import room_for
 from pipeline.process.lifecycle import StartError
 from pipeline.wire.errors import ErrorCode
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +44,12 @@ log = logging.getLogger(__name__)
 HTTP_PORT = 8411
 MAX_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 30.0
-_BACKLOG = 2048
+# The kernel holds back this many connections at most, less if its own limit (net.core.somaxconn) is lower.
+_BACKLOG = 16_384
+# Connections that are accepted in one turn of the event loop.
+_BATCH = 256
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_ROOM_PAUSE_S = 1.0
 _GATHERED_BYTES = 32 << 10
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -106,6 +117,7 @@ class HttpConnection(HttpToolsProtocol):
 
     stall_timeout_s = 20.0
     most_connections = 2000
+    beginnings: Beginnings
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -173,7 +185,7 @@ class HttpConnection(HttpToolsProtocol):
         served: Any = _Full(self.most_connections) if app is service_unavailable else app
         if cycle.scope["http_version"] == "1.0":
             served = _Unchunked(served)
-        super()._start_asgi_task(cycle, served)
+        self.beginnings.add(_urgency(cycle.scope), partial(super()._start_asgi_task, cycle, served))
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)
@@ -189,6 +201,14 @@ class HttpConnection(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._late = self._stalled = None
+
+
+def _urgency(scope: Mapping[str, Any]) -> Priority:
+    """How urgent a request is, by its head alone. One that stores nothing (a health check, a page) is soon done."""
+    if scope["method"] != "POST":
+        return Priority.HIGH
+    said = next((value for name, value in scope["headers"] if name == b"x-priority"), b"").decode("latin-1").lower()
+    return Priority(said) if said in Priority.__members__.values() else Priority.MEDIUM
 
 
 class _Full:
@@ -228,12 +248,74 @@ class _Unchunked:
         await self._app(scope, receive, gather)
 
 
+class Acceptor:
+    """Accepts the connections of a listening socket in batches.
+
+    uvloop accepts one connection in each turn of the event loop. In a burst, each connection would wait for the work
+    on all that were accepted before it, whatever its priority.
+
+    Args:
+        listening: the socket. The acceptor makes it non-blocking, and closes it at its end.
+        protocol: makes the protocol of a connection.
+    """
+
+    def __init__(self, listening: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
+        listening.setblocking(False)
+        self._listening = listening
+        self._protocol = protocol
+        self._loop = asyncio.get_running_loop()
+        self._tasks = Background()
+        self._later: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def close(self) -> None:
+        """Accept no more; a second call changes nothing."""
+        if self._listening.fileno() >= 0:
+            self._loop.remove_reader(self._listening.fileno())
+            self._listening.close()
+        if self._later is not None:
+            self._later.cancel()
+
+    def _watch(self) -> None:
+        self._later = None
+        self._loop.add_reader(self._listening.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                connection, _ = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                log.warning("No connection is accepted for %g s: %s.", _NO_ROOM_PAUSE_S, error.strerror)
+                self._loop.remove_reader(self._listening.fileno())
+                self._later = self._loop.call_later(_NO_ROOM_PAUSE_S, self._watch)
+                return
+            connection.setblocking(False)
+            self._tasks.start(self._serve(connection), what="an accepted connection")
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol, connection)
+        except OSError:
+            connection.close()  # its client has gone
+
+
 class HttpServer(uvicorn.Server):
-    """uvicorn on a bound socket. Set `should_exit` to stop accepting connections and end."""
+    """uvicorn without sockets of its own. Connections come from an `Acceptor`; set `should_exit` to end.
+
+    `serve_on` runs it.
+    """
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
         most = room_for(config.http_connections)
-        limits = {"stall_timeout_s": config.http_stall_timeout_s, "most_connections": most}
+        limits = {
+            "stall_timeout_s": config.http_stall_timeout_s,
+            "most_connections": most,
+            "beginnings": Beginnings(),
+        }
         super().__init__(
             uvicorn.Config(
                 app,
@@ -249,7 +331,24 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,
             )
         )
+        self._acceptor: Acceptor | None = None
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+    async def serve_on(self, listening: socket.socket) -> None:
+        """Serve the connections of a listening socket until `should_exit` is set."""
+        self.config.load()
+        self._acceptor = Acceptor(listening, self._connection)
+        await self.serve(sockets=[])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, and wait for those that are open."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        kind: Any = self.config.http_protocol_class
+        return kind(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
