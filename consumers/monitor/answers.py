@@ -71,7 +71,7 @@ class QueueAnswers:
 
     def record(self, event: RequestEvent) -> None:
         """Count what happened to a request."""
-        self._statistics.record(event)
+        self._statistics.record(event, self.me.bus.clock.now())
 
     async def newest_on_record(self, request_id: str) -> Answer | None:
         """Return the newest message of a request's record, or None if there is none.

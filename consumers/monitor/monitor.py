@@ -51,7 +51,7 @@ class Monitor:
         self.candidate = Candidate(me.bus, config, me.name, self._on_change)
         leads = self.candidate.leads
         self.view = QueueView(me.bus, config.default_timeout_s, self._on_announced, self._on_read, self._on_filled)
-        self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share), config.target_wait_s))
+        self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
         self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
         self.endings = Endings(me.bus, self.view, leads)

@@ -1,6 +1,7 @@
 """Whether a request that was just stored may wait: one that would begin only after its deadline is refused at once.
 
-A refusal is final and a prediction is not, so a request has the benefit of the doubt. It is not refused without
+A refusal is final and a prediction is not, so a request has the benefit of the doubt. The wait is the optimistic one:
+no other request is stored, and lanes that run empty leave their share to the others. A request is not refused without
 measured rates, nor if the wait is only a little longer than the time left. The rates of an engine that has not been
 full for a while were measured with part of a batch. Its speed is then multiplied by its slots, more than any batch
 achieves. A request that can be spilled counts as served by both engines.
@@ -45,11 +46,9 @@ class Admission:
 
     Args:
         shares: each priority's part of the service.
-        target_wait_s: as in `predicted_wait_s`.
     """
 
     shares: Mapping[Priority, float]
-    target_wait_s: float
     _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
     _full_since: dict[EngineName, float] = field(init=False, default_factory=dict)
 
@@ -90,7 +89,7 @@ class Admission:
         if own is None or not own.measured:
             return None
         before = {**queued, request.priority: request.position}
-        wait_s = predicted_wait_s(own, before, request.priority, self.shares, self.target_wait_s)
+        wait_s = predicted_wait_s(own, before, request.priority, self.shares)
         rate = self._requests_per_s(engine, now)
         both = rate
         for other, capacity in self._capacities.items():

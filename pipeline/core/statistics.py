@@ -10,11 +10,14 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from pipeline.wire.messages import EngineName, Load, RequestEvent
+from pipeline.wire.messages import EngineName, EventKind, Load, RequestEvent
 from pipeline.wire.subjects import Priority
 
 # Quantiles are of this many of the latest requests of a priority.
 WINDOW = 2000
+_ENDS: tuple[EventKind, ...] = ("done", "failed", "cancelled", "expired")
+# The broker refuses a second request under the same id for two minutes.
+_SAME_REQUEST_S = 110.0
 
 
 class Quantiles(Struct, frozen=True):
@@ -96,9 +99,20 @@ class Statistics:
     started_at: float
     _lanes: dict[Priority, _Lane] = dataclass_field(init=False, default_factory=lambda: {p: _Lane() for p in Priority})
     _errors: dict[str, int] = dataclass_field(init=False, default_factory=dict)
+    # When each request ended in which way, the earliest first.
+    _ended: dict[tuple[str, EventKind], float] = dataclass_field(init=False, default_factory=dict)
 
-    def record(self, event: RequestEvent) -> None:
-        """Count one event."""
+    def record(self, event: RequestEvent, now: float) -> None:
+        """Count one event, as of now (monotonic seconds).
+
+        An end is counted once, even if two processes tell of it: a request that is being moved is in two queues, and
+        each copy can expire.
+        """
+        if event.kind == "started":
+            for kind in _ENDS:
+                self._ended.pop((event.id, kind), None)
+        elif event.kind in _ENDS and not self._is_first_end(event, now):
+            return
         lane = self._lanes[event.priority]
         if event.kind in lane.counts:
             lane.counts[event.kind] += 1
@@ -108,6 +122,15 @@ class Statistics:
             lane.wait_ms.append(event.wait_ms)
         if event.kind == "done" and event.ttft_ms is not None:
             lane.ttft_ms.append(event.ttft_ms)
+
+    def _is_first_end(self, event: RequestEvent, now: float) -> bool:
+        while self._ended and next(iter(self._ended.values())) < now - _SAME_REQUEST_S:
+            del self._ended[next(iter(self._ended))]
+        end = (event.id, event.kind)
+        if end in self._ended:
+            return False
+        self._ended[end] = now
+        return True
 
     def report(
         self,

@@ -113,7 +113,7 @@ def predicted_wait_s(
     ahead: Mapping[Priority, int],
     priority: Priority,
     shares: Mapping[Priority, float],
-    target_wait_s: float,
+    target_wait_s: float = 0.0,
 ) -> float:
     """How long a request of a priority waits for a slot, in seconds, at most `MAX_WAIT_S`.
 
@@ -126,7 +126,7 @@ def predicted_wait_s(
         ahead: the requests in each lane; in its own, those in front of it.
         priority: its own.
         shares: each priority's part of the service.
-        target_wait_s: the target of the longest wait.
+        target_wait_s: the target of the longest wait, for an engine without measured rates.
     """
     if not capacity.slots_total:
         return UNKNOWN_WAIT_S

@@ -18,7 +18,7 @@ NOTHING = dict.fromkeys(Priority, 0)
 
 
 def settled(**engines: Capacity) -> Admission:
-    admission = Admission(SHARES, 2.0)
+    admission = Admission(SHARES)
     for engine, capacity in engines.items():
         admission.observe(engine, capacity, 0.0)
     return admission
@@ -61,8 +61,25 @@ def test_the_wait_is_that_of_its_place_and_not_of_the_whole_lane():
 def test_a_lane_with_a_small_share_waits_longer_beside_others():
     admission = settled(mlx=FULL)
     alone = admission.predicted_wait_s("mlx", waiting(10, 1.0, priority=LOW), depths(low=11), LATER)
-    beside = admission.predicted_wait_s("mlx", waiting(10, 1.0, priority=LOW), depths(low=11, high=50), LATER)
-    assert beside == pytest.approx(alone * (10 + 50) / 10), "HIGH's lane runs empty first"
+    beside = admission.predicted_wait_s("mlx", waiting(10, 1.0, priority=LOW), depths(low=11, high=500), LATER)
+    assert beside == pytest.approx(alone * (SHARES[LOW] + SHARES[HIGH]) / SHARES[LOW])
+
+
+def test_a_lane_that_runs_empty_leaves_its_share_to_the_others():
+    """All work before the request takes 30 s; if HIGH never ran empty it would take 35 s."""
+    request = waiting(10, 21.0, priority=LOW)
+    admission = settled(mlx=FULL)
+    assert admission.predicted_wait_s("mlx", request, depths(low=11, high=50), LATER) == pytest.approx(30.0)
+    assert admission.decide("mlx", request, depths(low=11, high=50), LATER) is None
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300))
+def test_no_wait_is_longer_than_all_the_work_before_the_request(place, high, medium):
+    wait_s = settled(mlx=FULL).predicted_wait_s(
+        "mlx", waiting(place, 1.0, priority=LOW), depths(high=high, medium=medium, low=place + 1), LATER
+    )
+    per_request_s = FULL.tokens_per_request / FULL.tokens_per_s
+    assert place * per_request_s * 0.999 <= wait_s <= (place + high + medium) * per_request_s * 1.001
 
 
 @pytest.mark.parametrize(

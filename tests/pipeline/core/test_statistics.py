@@ -24,7 +24,7 @@ def report(statistics, **facts):
 def counted(*events):
     statistics = Statistics(started_at=0.0)
     for event in events:
-        statistics.record(event)
+        statistics.record(event, 0.0)
     return statistics
 
 
@@ -58,7 +58,7 @@ def test_quantiles_are_what_the_definition_says(values):
 
 def test_events_are_counted_per_priority_and_kind():
     statistics = counted(
-        *[RequestEvent("a", "done", HIGH)] * 3,
+        *[RequestEvent(f"a{number}", "done", HIGH) for number in range(3)],
         RequestEvent("b", "failed", LOW, code=ErrorCode.ENGINE_FAILED),
         RequestEvent("c", "cancelled", LOW, code=ErrorCode.CANCELLED),
         RequestEvent("d", "expired", MEDIUM, code=ErrorCode.DEADLINE_EXCEEDED),
@@ -96,7 +96,7 @@ def test_a_wait_of_zero_is_a_wait():
 def test_only_the_latest_waits_count():
     statistics = counted(*[RequestEvent("a", "started", HIGH, wait_ms=1e6)] * 10)
     for _ in range(WINDOW):
-        statistics.record(RequestEvent("a", "started", HIGH, wait_ms=1.0))
+        statistics.record(RequestEvent("a", "started", HIGH, wait_ms=1.0), 0.0)
     assert report(statistics).high.wait_ms == Quantiles(1.0, 1.0, 1.0)
 
 
@@ -135,6 +135,17 @@ def test_the_report_has_the_shape_of_the_protocol():
 def test_a_report_is_not_changed_by_what_happens_later():
     statistics = counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))
     before = report(statistics)
-    statistics.record(RequestEvent("b", "failed", HIGH, code=ErrorCode.UNAVAILABLE))
+    statistics.record(RequestEvent("b", "failed", HIGH, code=ErrorCode.UNAVAILABLE), 0.0)
     assert before.errors == {"unavailable": 1}
     assert math.isclose(before.high.failed, 1)
+
+
+def test_a_request_that_two_processes_end_is_counted_once():
+    end = RequestEvent("a", "expired", LOW, code=ErrorCode.DEADLINE_EXCEEDED)
+    statistics = counted(end, end, RequestEvent("b", "expired", LOW))
+    assert (report(statistics).low.expired, report(statistics).errors) == (2, {"deadline_exceeded": 1})
+    statistics.record(RequestEvent("a", "started", LOW), 1.0)  # replayed
+    statistics.record(end, 2.0)
+    assert report(statistics).low.expired == 3
+    statistics.record(end, 130.0)  # another request under the same id
+    assert report(statistics).low.expired == 4
