@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import msgspec
 
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
 from consumers.monitor.view import QueueView
+from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
 from pipeline.core.index import Place
 from pipeline.core.statistics import Statistics, Unknown
@@ -45,6 +47,7 @@ class QueueAnswers:
     view: QueueView
     load: LoadReporter
     _statistics: Statistics = field(init=False)
+    _dead: int = field(init=False, default=0)
     _stop: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -90,16 +93,19 @@ class QueueAnswers:
             for status in self.me.peers.workers(engine):
                 for priority in Priority:
                     running[priority] += getattr(status.running, priority)
-        dead = (await self.me.bus.stream_state(STREAM_DEAD)).messages
+        # Statistics are wanted most while the broker has a fault.
+        with contextlib.suppress(Unreachable):
+            self._dead = (await self.me.bus.stream_state(STREAM_DEAD)).messages
         return msgspec.json.encode(
             self._statistics.report(
                 queued={p: sum(queued[engine][p] for engine in ENGINES) for p in Priority},
                 running=running,
                 loads=self.load.loads,
-                dead=dead,
+                dead=self._dead,
                 now=self.me.bus.clock.now(),
                 unknown=self._unknown(),
                 filled=self.view.filled,
+                store=self.me.peers.store(),
             )
         )
 

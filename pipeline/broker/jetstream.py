@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +27,7 @@ from pipeline.core.backoff import Backoff
 from pipeline.wire.messages import Answer, decode_answer
 from pipeline.wire.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
+    STORE_FAILED,
     STORED_SEQUENCE,
     STORED_SUBJECT,
     STORED_TIME,
@@ -94,6 +96,7 @@ class StreamState(msgspec.Struct, frozen=True):
     """What a stream holds. Two equal states mean that nothing was stored or removed in between."""
 
     messages: int
+    bytes: int
     first_seq: int
     last_seq: int
 
@@ -183,6 +186,7 @@ class Bus(Connection):
             try:
                 ack = await self._store_once(subject, data, sent)
             except Unreachable:
+                await self._announce_failure(subject)
                 pause_s = backoff.failed()
                 if self.clock.now() + pause_s > deadline:
                     raise
@@ -195,6 +199,12 @@ class Bus(Connection):
             if ack.error.err_code == _FULL:
                 raise LaneFull(f"{subject} is full")
             raise BusError(f"The broker refused a message on {subject}: {ack.error.description}")
+
+    async def _announce_failure(self, subject: str) -> None:
+        """Tell the other processes that the broker is there and did not store a message."""
+        if self.is_connected:
+            with contextlib.suppress(Unreachable):
+                await self.publish(STORE_FAILED, subject.encode())
 
     async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> _PubAck:
         answer = await self.request(subject, data, headers=headers)

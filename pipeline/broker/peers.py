@@ -13,13 +13,14 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.core.roster import Roster
-from pipeline.wire.messages import EngineName, Load, WorkerStatus
-from pipeline.wire.subjects import LOAD, WORKER
+from pipeline.wire.messages import EngineName, Load, StoreReport, WorkerStatus
+from pipeline.wire.subjects import LOAD, STORE, STORE_FAILED, WORKER
 
 log = logging.getLogger(__name__)
 
 _status_decoder = msgspec.json.Decoder(WorkerStatus)
 _load_decoder = msgspec.json.Decoder(Load)
+_store_decoder = msgspec.json.Decoder(StoreReport)
 
 
 @dataclass(slots=True)
@@ -40,6 +41,8 @@ class Peers:
         """Subscribe. Call once."""
         await self.bus.subscribe(f"{WORKER}.*", self._on_status)
         await self.bus.subscribe(f"{LOAD}.*", self._on_load)
+        await self.bus.subscribe(STORE, self._on_store)
+        await self.bus.subscribe(STORE_FAILED, self._on_store_failed)
 
     def workers(self, engine: EngineName) -> list[WorkerStatus]:
         """The status of each worker of engine that was heard within the last three seconds."""
@@ -72,6 +75,10 @@ class Peers:
         """The engine's load, or None if no load event was heard within the last three seconds."""
         return self._roster.load(engine, self.bus.clock.now())
 
+    def store(self) -> StoreReport | None:
+        """Whether the broker can store requests; None if that is not known, which is so while no write fails."""
+        return self._roster.store(self.bus.clock.now())
+
     def _remembered(self, engine: EngineName) -> list[WorkerStatus]:
         return self._roster.remembered(engine, self.bus.clock.now())
 
@@ -92,4 +99,18 @@ class Peers:
             log.warning("Ignoring a malformed load event on %s: %s", message.subject, error)
             return
         self._roster.heard_load(load, self.bus.clock.now())
+        self.on_change()
+
+    async def _on_store(self, message: Message) -> None:
+        try:
+            report = _store_decoder.decode(message.data)
+        except msgspec.DecodeError as error:
+            log.warning("Ignoring a malformed report on %s: %s", message.subject, error)
+            return
+        self._roster.heard_store(report, self.bus.clock.now())
+        self.on_change()
+
+    async def _on_store_failed(self, message: Message) -> None:
+        subject = message.data.decode(errors="replace")
+        self._roster.heard_failure(subject, self.bus.clock.now())
         self.on_change()

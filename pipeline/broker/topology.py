@@ -24,7 +24,7 @@ from nats.js.api import (
 from nats.js.errors import APIError, NotFoundError
 
 from pipeline.aio import cancellation_kept
-from pipeline.broker.connection import Unreachable
+from pipeline.broker.connection import Connection, Unreachable
 from pipeline.config import Config
 from pipeline.wire.subjects import (
     DEAD,
@@ -195,6 +195,31 @@ async def present(js: JetStreamContext) -> set[str]:
         return {info.config.name or "" for info in await js.streams_info()}
     except (nats.errors.Error, TimeoutError) as error:
         raise Unreachable(f"The broker does not list its streams: {str(error) or type(error).__name__}") from error
+
+
+async def is_on(bus: Connection) -> bool:
+    """Whether JetStream answers on a connection. A broker that turned it off refuses at once, or stays silent."""
+    try:
+        answer = await bus.request("$JS.API.INFO")
+    except Unreachable:
+        return not bus.is_connected
+    return b'"error":{' not in answer.data
+
+
+async def limit_requests(js: JetStreamContext, config: Config, max_bytes: int) -> None:
+    """Limit the stream of requests to max_bytes; -1 for no limit. Those that it holds stay.
+
+    Raises:
+        TopologyError: the broker refused the change.
+        Unreachable: the broker does not answer.
+    """
+    wanted = streams(config)[0].config
+    wanted.max_bytes = max_bytes
+    try:
+        with cancellation_kept():
+            await _refusable(f"the limit of stream {wanted.name}", js.update_stream(wanted))
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"No answer: {str(error) or type(error).__name__}") from error
 
 
 async def _apply_stream(js: JetStreamContext, wanted: StreamConfig) -> str | None:

@@ -13,14 +13,17 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from pipeline.aio import wait_set
 from pipeline.broker import topology
 from pipeline.broker.clock import described
 from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.peers import Peers
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.cores import usable_cores
 from pipeline.core.models import is_internal
+from pipeline.core.room import Disk
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
@@ -32,6 +35,10 @@ _MLX_PROBE = ("-P", "-m", "consumers.engines.local.measure")
 _MLX_PROBE_TIMEOUT_S = 60.0
 _SLOW_GFLOPS = 8.0
 """The reference BLAS reaches 1 to 3; any other library on one core of a recent machine reaches more."""
+# The process that runs the broker reports every half second.
+_STORE_HEARD_S = 3.0
+_RESTART = "look at the server's log; if its disk was full, make room and restart nats-server"
+_MAKE_ROOM = "free space on that disk, or move the store: --state-dir"
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -122,6 +129,7 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             except Unreachable as error:
                 return [*found, Finding("warn", "streams", str(error), "use an account that can list streams")]
             found += await _clock(bus)
+            found.append(await _store(bus))
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
@@ -148,6 +156,25 @@ async def _clock(bus: Bus) -> list[Finding]:
         return [Finding("ok", "clock", described(offset_s))]
     advice = "set this machine's clock (NTP); headrace uses the broker's clock"
     return [Finding("warn", "clock", described(offset_s), advice)]
+
+
+async def _store(bus: Bus) -> Finding:
+    """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers."""
+    peers = Peers(bus)
+    await peers.start()
+    heard = asyncio.Event()
+    peers.on_change = heard.set
+    give_up_at = asyncio.get_running_loop().time() + _STORE_HEARD_S
+    while (store := peers.store()) is None and asyncio.get_running_loop().time() < give_up_at:
+        heard.clear()
+        await wait_set(heard, give_up_at - asyncio.get_running_loop().time())
+    if store is None:
+        if await topology.is_on(bus):
+            return Finding("ok", "store", "JetStream answers; no process reports on the disk of its store")
+        return Finding("fail", "store", "JetStream is off", _RESTART)
+    if store.state == "ok":
+        return Finding("ok", "store", str(Disk(store.free_bytes, store.total_bytes)))
+    return Finding("fail" if store.refuses else "warn", "store", store.reason, _MAKE_ROOM)
 
 
 async def _mlx(config: Config) -> Finding:

@@ -63,6 +63,7 @@ async def _fetched(bus: Bus) -> RenderableType:
 def render(statistics: QueueStatistics) -> RenderableType:
     """Return tables of lanes and engines, a line for each engine, and a line for everything else."""
     from rich.console import Group  # noqa: PLC0415 - as above
+    from rich.markup import escape  # noqa: PLC0415
 
     lanes = _table("lane", *_COUNTS)
     times = _table("lane", *(f"{what} {share}" for what in ("wait ms", "TTFT ms") for share in ("p50", "p95", "p99")))
@@ -87,6 +88,9 @@ def render(statistics: QueueStatistics) -> RenderableType:
         reasons.append(engine_line(name, load))
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
+    store = statistics.store
+    if store is not None and store.state != "ok":
+        reasons.insert(0, f"[{'red' if store.refuses else 'yellow'}]Store: {store.state}.[/] {escape(store.reason)}")
     return Group(lanes, "", times, "", engines, "", *reasons, rest)
 
 

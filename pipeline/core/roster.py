@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.core.room import Failures
 from pipeline.core.saturation import STALE_S
-from pipeline.wire.messages import EngineName, Load, WorkerStatus
+from pipeline.wire.messages import EngineName, Load, StoreReport, WorkerStatus
 
 # A worker that restarts keeps its models. Until it is back, a request for one of them waits instead of being refused.
 REMEMBERED_S = 30.0
@@ -21,6 +22,8 @@ class Roster:
 
     _statuses: dict[str, tuple[float, WorkerStatus]] = field(init=False, default_factory=dict)
     _loads: dict[EngineName, tuple[float, Load]] = field(init=False, default_factory=dict)
+    _store: tuple[float, StoreReport] | None = field(init=False, default=None)
+    _failures: Failures = field(init=False, default_factory=Failures)
 
     def heard(self, status: WorkerStatus, now: float) -> None:
         """A worker published its status. Workers not heard of for `REMEMBERED_S` are forgotten."""
@@ -44,6 +47,24 @@ class Roster:
         """The engine's load; None if none was heard within `STALE_S`."""
         heard_at, load = self._loads.get(engine, (now, None))
         return load if now - heard_at <= STALE_S else None
+
+    def heard_store(self, report: StoreReport, now: float) -> None:
+        """The process that runs the broker reported on its store."""
+        if self._store is not None and self._store[1].state == "failed" != report.state:
+            self._failures.forget()
+        self._store = (now, report)
+
+    def heard_failure(self, subject: str, now: float) -> None:
+        """A process announced that the broker did not store a message on subject."""
+        self._failures.heard(subject, now)
+
+    def store(self, now: float) -> StoreReport | None:
+        """The broker's store; None if nothing is known to be wrong and no process reports on it."""
+        heard_at, report = self._store or (float("-inf"), None)
+        report = report if now - heard_at <= STALE_S else None
+        if report is not None and report.refuses:
+            return report
+        return self._failures.report(now) or report
 
     def _since(self, engine: EngineName, oldest: float) -> list[WorkerStatus]:
         return [status for heard, status in self._statuses.values() if heard >= oldest and status.engine == engine]

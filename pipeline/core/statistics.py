@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from pipeline.wire.messages import EngineName, EventKind, Load, RequestEvent
+from pipeline.wire.messages import EngineName, EventKind, Load, RequestEvent, StoreReport
 from pipeline.wire.subjects import Priority
 
 # Quantiles are of this many of the latest requests of a priority.
@@ -57,6 +57,7 @@ class QueueStatistics(Struct):
         unknown: what a monitor that has just started does not know yet. `queued` and `running` are 0 until they are
             known; `positions` are those of single requests.
         filled: the part of the queue that the monitor has read, 0 to 1.
+        store: whether the broker can store requests; None if no process reports on it and no write fails.
     """
 
     high: LaneStatistics
@@ -68,6 +69,7 @@ class QueueStatistics(Struct):
     uptime_s: float
     unknown: list[Unknown] = field(default_factory=list)
     filled: float = 1.0
+    store: StoreReport | None = None
 
 
 def quantiles(values: list[float]) -> Quantiles:
@@ -142,6 +144,7 @@ class Statistics:
         now: float,
         unknown: Sequence[Unknown] = (),
         filled: float = 1.0,
+        store: StoreReport | None = None,
     ) -> QueueStatistics:
         """The statistics as of now (monotonic seconds, as `started_at`); the rest as in `QueueStatistics`."""
 
@@ -166,4 +169,5 @@ class Statistics:
             unknown=list(unknown),
             # Rounded down: 1 is the whole queue.
             filled=int(filled * 1000) / 1000,
+            store=store,
         )

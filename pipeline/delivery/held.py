@@ -71,6 +71,7 @@ class _Grip(Protocol):
     async def remove(self) -> None: ...
     async def nak(self, delay_s: float) -> None: ...
     async def note_return(self) -> None: ...
+    def owe_return(self) -> None: ...
     async def times_returned(self) -> int: ...
 
 
@@ -103,8 +104,13 @@ class _Leased:
     async def note_return(self) -> None:
         await note_return(self._bus, self._delivery)
 
+    def owe_return(self) -> None:
+        self._leases.owed.owe(self._bus, self._delivery)
+
     async def times_returned(self) -> int:
-        return await times_returned(self._bus, self._delivery)
+        # Counted first: a return that is noted meanwhile counts twice rather than not at all.
+        owed = self._leases.owed.count(self._delivery)
+        return owed + await times_returned(self._bus, self._delivery)
 
 
 class _Queued:
@@ -132,6 +138,9 @@ class _Queued:
         pass
 
     async def note_return(self) -> None:
+        pass
+
+    def owe_return(self) -> None:
         pass
 
     async def times_returned(self) -> int:
@@ -361,6 +370,9 @@ class Held:
             self.outcome = await self._carry_out(self.outcome)
         finally:
             self.release()
+        if self.outcome == Abandoned(Loss.BROKER):
+            # The broker failed, not the engine: the next delivery is no further attempt.
+            self._grip.owe_return()
         self._note(self.outcome)
         return self.outcome
 
@@ -445,7 +457,8 @@ class Held:
         try:
             await self._grip.note_return()
         except BusError as error:
-            log.warning("%s: this delivery counts as an attempt: its return was not noted: %s", self.envelope.id, error)
+            log.info("%s: its return is noted later: %s", self.envelope.id, error)
+            self._grip.owe_return()
 
     async def _tell(self, event: RequestEvent) -> None:
         """Events are for watchers: the request goes on where one is lost."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pipeline.broker.clock import Clock
 from pipeline.broker.connection import Delivery, Unreachable
 from pipeline.core.standstill import DOUBT_S, Standstill
+from pipeline.delivery.returns import OwedReturns
 
 # Renewals per lease: one may be late or lost.
 _RENEWALS = 3
@@ -42,11 +43,15 @@ class LeaseKeeper:
         lease_s: how long the broker waits for a renewal, seconds.
         on_renewed: called after each round of renewals; what it publishes reaches others after them.
         clock: measures the time that passes.
+
+    Attributes:
+        owed: the returns of this process that the broker has not stored.
     """
 
     lease_s: float
     on_renewed: Callable[[], None] = lambda: None
     clock: Clock = field(default_factory=Clock)
+    owed: OwedReturns = field(init=False, default_factory=OwedReturns)
     _leases: list[Lease] = field(init=False, default_factory=list)
     _standstill: Standstill = field(init=False)
 

@@ -6,8 +6,12 @@ and not to the request: where the request is moved or replayed, its deliveries a
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from typing import Protocol
 
+from pipeline.aio import Background
+from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.wire.subjects import RETURNED, STREAM_STATE
 
@@ -15,6 +19,8 @@ from pipeline.wire.subjects import RETURNED, STREAM_STATE
 _KEPT_S = 24 * 3600
 # How many processes may write the note of one message at the same moment.
 _TRIES = 5
+# A return that could not be noted is tried again for this long.
+_OWED_FOR_S, _OWED_PAUSE_S = 3600.0, 0.5
 
 
 class FromConsumer(Protocol):
@@ -29,6 +35,39 @@ class FromConsumer(Protocol):
     def sequence(self) -> int:
         """The message's in its stream."""
         ...
+
+
+class OwedReturns:
+    """Deliveries whose return could not be noted, because the broker stored nothing. It is noted once it does.
+
+    Until then this process counts them itself.
+    """
+
+    def __init__(self) -> None:
+        self._owed: Counter[str] = Counter()
+        self._noting = Background()
+
+    def owe(self, bus: Bus, delivery: FromConsumer) -> None:
+        """Note the return of one delivery as soon as the broker stores it."""
+        self._owed[_subject(delivery)] += 1
+        self._noting.start(self._note(bus, delivery), what=f"noting the return of {_subject(delivery)}")
+
+    def count(self, delivery: FromConsumer) -> int:
+        """How many returns of a message are not noted yet."""
+        return self._owed[_subject(delivery)]
+
+    async def _note(self, bus: Bus, delivery: FromConsumer) -> None:
+        give_up_at = bus.clock.now() + _OWED_FOR_S
+        try:
+            while bus.clock.now() < give_up_at:
+                try:
+                    await note_return(bus, delivery)
+                except BusError:
+                    await asyncio.sleep(_OWED_PAUSE_S)
+                else:
+                    return
+        finally:
+            self._owed -= Counter([_subject(delivery)])
 
 
 async def note_return(bus: Bus, delivery: FromConsumer) -> None:

@@ -27,7 +27,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         async with role("gateway", config) as me:
             gateway = Gateway(me, config)
             await gateway.start()
-            await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing)).start()
+            await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve_on(listening))
             try:

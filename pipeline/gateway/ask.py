@@ -11,8 +11,10 @@ from pipeline.aio import Background
 from pipeline.broker.asker import Asker
 from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
+from pipeline.broker.peers import Peers
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import read_envelope
+from pipeline.gateway.intake import refused_by_store
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import encode, is_last
@@ -37,6 +39,7 @@ class Ask:
     bus: Bus
     tracing: Tracing
     client: Asker
+    peers: Peers
     _followers: Background = field(init=False, default_factory=Background)
 
     async def start(self) -> None:
@@ -63,6 +66,8 @@ class Ask:
             return HeadraceError(
                 ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(name, 40)}. Use high, medium or low."
             )
+        if MSG_ID not in message.headers and (refusal := refused_by_store(self.peers.store())) is not None:
+            return refusal
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]):
             try:
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)

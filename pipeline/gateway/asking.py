@@ -17,7 +17,7 @@ from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects.ollama import Loaded
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
-from pipeline.gateway.intake import Repeats, take_in, urgency
+from pipeline.gateway.intake import Repeats, refused_by_store, take_in, urgency
 from pipeline.gateway.models import Models
 from pipeline.gateway.queue import events_url
 from pipeline.gateway.responses import json_response
@@ -68,6 +68,8 @@ class Asking:
             saturated=load is not None and saturated(load),
         )
         self._repeats.check(intake, asked.request, time.monotonic())
+        if not intake.outgoing.given_id and (refusal := refused_by_store(self.me.peers.store())) is not None:
+            raise refusal  # the answer of an id that was used before may be there
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
         record = await self.context.submit(intake)

@@ -16,6 +16,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.messages import StoreReport
 from pipeline.wire.requests import ChatRequest, Request
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
 
@@ -25,6 +26,8 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", 
 _MAX_TRACESTATE_CHARS = 512
 # The most ids that are remembered, at about 200 bytes each.
 _MOST_REPEATS = 20_000
+# When to try again while the broker has no room.
+_STORE_RETRY_S = 5.0
 
 
 class Intake(NamedTuple):
@@ -77,6 +80,14 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         timeout_s,
         "respond-async" in preferences,
     )
+
+
+def refused_by_store(store: StoreReport | None) -> HttpError | None:
+    """The error of a new request that the broker has no room for, or cannot store; None if it can."""
+    if store is None or not store.refuses:
+        return None
+    code = ErrorCode.QUEUE_FULL if store.state == "full" else ErrorCode.UNAVAILABLE
+    return HttpError(503, code, f"{store.reason} Retry later.", retry_after_s=_STORE_RETRY_S)
 
 
 class Repeats:

@@ -24,7 +24,7 @@ from pipeline.gateway.identity import Caller, own_id
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.process.role import Role
-from pipeline.wire.messages import EngineName, Load, RequestEvent, WorkerStatus
+from pipeline.wire.messages import EngineName, Load, RequestEvent, StoreReport, WorkerStatus
 from pipeline.wire.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, ollama_subject
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,7 @@ class Watch:
         shown = {
             "lanes": None if statistics is None else _lanes(statistics),
             "loads": {engine: _load(load, internal) for engine, load in loads.items()},
+            "store": _store(peers.store()),
             "workers": [_worker(status, internal) for engine in _ENGINES for status in peers.workers(engine)],
         }
         history = {
@@ -193,7 +194,12 @@ class Views(Live):
 def _lanes(statistics: QueueStatistics) -> dict[str, Any]:
     """The statistics without the sections that the view has itself, and without the uptime, which always changes."""
     fields: dict[str, Any] = msgspec.to_builtins(statistics)
-    return {name: value for name, value in fields.items() if name not in ("engines", "uptime_s")}
+    return {name: value for name, value in fields.items() if name not in ("engines", "uptime_s", "store")}
+
+
+def _store(store: StoreReport | None) -> dict[str, str] | None:
+    """What is wrong with the broker's store; None if nothing."""
+    return None if store is None or store.state == "ok" else {"state": store.state, "reason": store.reason}
 
 
 def _load(load: Load, internal: list[str]) -> Load:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from pipeline.core.statistics import QueueStatistics
+from pipeline.wire.messages import StoreReport, StoreState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -20,6 +22,9 @@ _HELP = {
     "headrace_saturation": ("gauge", "Load of an engine over its capacity; 1 is full."),
     "headrace_slots": ("gauge", "Slots of an engine."),
     "headrace_slots_used": ("gauge", "Slots of an engine in use."),
+    "headrace_store_state": ("gauge", "1 for the state of the broker's store: ok, low, full or failed."),
+    "headrace_store_free_bytes": ("gauge", "Free space on the disk of the broker's store."),
+    "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }
 
@@ -46,12 +51,14 @@ class Metrics:
         cells[sum(bound < seconds for bound in _BOUNDS_S)] += 1
         cells[-1] += seconds
 
-    def text(self, statistics: QueueStatistics | None, *, open_responses: int) -> str:
-        """All metrics; the pipeline's only if its statistics are known."""
+    def text(self, statistics: QueueStatistics | None, store: StoreReport | None, *, open_responses: int) -> str:
+        """All metrics; the pipeline's and the store's only if they are known."""
         samples: list[tuple[str, Labels, float]] = [(name, at, value) for (name, at), value in self._counters.items()]
         samples.append(("headrace_http_open", (), open_responses))
         if statistics is not None:
             samples += _of_pipeline(statistics)
+        if store is not None:
+            samples += _of_store(store)
         lines: list[str] = []
         for name, (kind, text) in _HELP.items():
             mine = [_line(name, labels, value) for each, labels, value in samples if each == name]
@@ -81,6 +88,14 @@ def _of_pipeline(statistics: QueueStatistics) -> Iterator[tuple[str, Labels, flo
         yield "headrace_slots_used", labels, load.slots.used
         yield "headrace_tokens_per_second", labels, load.tokens_per_s
     yield "headrace_dead", (), statistics.dead
+
+
+def _of_store(store: StoreReport) -> Iterator[tuple[str, Labels, float]]:
+    for state in get_args(StoreState):
+        yield "headrace_store_state", (("state", state),), int(state == store.state)
+    if store.total_bytes:
+        yield "headrace_store_free_bytes", (), store.free_bytes
+        yield "headrace_store_total_bytes", (), store.total_bytes
 
 
 def _rows(name: str, labels: Labels, cells: list[float]) -> Iterator[str]:

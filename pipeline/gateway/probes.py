@@ -31,18 +31,21 @@ class Probes:
         return json_response({"status": "ok"})
 
     async def readyz(self, _: Request) -> Response:
-        """`GET /readyz`: 200 if the broker, the monitor and one engine are there, else 503."""
+        """`GET /readyz`: 200 if the broker stores requests, and the monitor and one engine are there, else 503."""
+        store = self.peers.store()
         checks = {
             "broker": self.bus.is_connected,
             "monitor": await self.statistics.decoded() is not None,
+            "store": store is None or not store.refuses,
             "engine": any(worker.state == "ready" for e in ("mlx", "ollama") for worker in self.peers.workers(e)),
         }
         ready = all(checks.values())
-        return json_response({"status": "ready" if ready else "not ready", **checks}, 200 if ready else 503)
+        said = {"reason": store.reason} if store is not None and store.reason else {}
+        return json_response({"status": "ready" if ready else "not ready", **checks, **said}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         """`GET /metrics`."""
-        text = self.counts.text(await self.statistics.decoded(), open_responses=len(self.registry))
+        text = self.counts.text(await self.statistics.decoded(), self.peers.store(), open_responses=len(self.registry))
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def document(self, _: Request) -> Response:

@@ -38,6 +38,8 @@ _report_decoder = msgspec.json.Decoder(Report)
 
 # The pauses before a restart. A process that has run for `_STABLE_S` starts with the first one again.
 _FIRST_PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 10.0, 30.0
+# A process that is restarted has this long to stop.
+_RESTART_STOP_S = 3.0
 # How long to wait for the last reports of a process that has ended.
 _LAST_REPORTS_S = 1.0
 
@@ -188,6 +190,7 @@ class Kept:
         on_report: called with this object and each report.
         on_death: called with this object and a text: how the process ended, and when it restarts.
         first: the process, if it is running already.
+        most_pause_s: the longest pause before a restart; by default 10 s.
     """
 
     def __init__(
@@ -198,6 +201,7 @@ class Kept:
         on_death: Callable[[Kept, str], None],
         *,
         first: Process | None = None,
+        most_pause_s: float | None = None,
     ) -> None:
         self.name = name
         self.restarts = 0
@@ -206,7 +210,8 @@ class Kept:
         self._on_report = on_report
         self._on_death = on_death
         self._process = first
-        self._backoff = Backoff(_FIRST_PAUSE_S, _MOST_PAUSE_S)
+        self._backoff = Backoff(_FIRST_PAUSE_S, most_pause_s or _MOST_PAUSE_S)
+        self._why = ""
         self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -254,6 +259,17 @@ class Kept:
             _log.warning("%s did not stop within %.1f s; killing it", self.name, drain_s + KILL_GRACE_S)
             self.kill()
 
+    async def restart(self, why: str) -> None:
+        """End the process, which `run` then starts again; `on_death` is called with why."""
+        process = self._process
+        if process is None or self._stopping.is_set():
+            return
+        self._why = why
+        process.drain(_RESTART_STOP_S)
+        await asyncio.sleep(_RESTART_STOP_S)
+        if self._process is process:
+            process.kill()
+
     def kill(self) -> None:
         """Kill the process and do not restart it."""
         self._stopping.set()
@@ -272,6 +288,9 @@ class Kept:
             return str(error)
         finally:
             self._process = None
+        if self._why:
+            why, self._why = self._why, ""
+            return why
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
     async def _launched(self) -> Process:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.aio import Background
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
@@ -29,6 +30,7 @@ from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_shares_cpu, olla
 from pipeline.up.screen import Screen
 from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
+from pipeline.up.storekeeper import Storekeeper
 
 BROKER = "broker"
 OLLAMA = "ollama"
@@ -40,6 +42,8 @@ STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", OLLAMA), ("monitor",), (STANDIN,)
 _EDGE_SHARE = 0.5
 # The server writes each request before it acknowledges it, so it stops quickly.
 _BROKER_STOP_S = 2.0
+# The longest pause before the broker is started again: everything else waits for it.
+_BROKER_PAUSE_S = 2.0
 # The time beyond the drain time in which `up` kills processes that exceed it and stops the broker.
 OVERHEAD_S = 4.0
 
@@ -95,6 +99,7 @@ class Local:
         self.gguf: Path | None = None
         self._dir = instance.state_dir(config)
         self._kept: dict[str, Kept] = {}
+        self._beside = Background()
         self._unready = {role.name for role in roles}
         self._all_ready = asyncio.Event()
         self._standin_ready = asyncio.Event()
@@ -130,9 +135,16 @@ class Local:
                 try:
                     if started is not None:
                         launch = partial(self._launch_broker, broker)
-                        self._keep(group, Kept(BROKER, launch, self._on_report, self._on_death, first=started))
+                        kept = Kept(
+                            *(BROKER, launch, self._on_report, self._on_death),
+                            first=started,
+                            most_pause_s=_BROKER_PAUSE_S,
+                        )
+                        self._keep(group, kept)
+                        self._watch_store(broker, kept)
                     await self._run(lifecycle, group)
                 finally:
+                    self._beside.cancel()
                     for kept in self._kept.values():
                         kept.kill()
 
@@ -191,6 +203,15 @@ class Local:
         if BROKER in self._kept:
             self._on_report(self._kept[BROKER], Report("ready", broker.url))
         return server
+
+    def _watch_store(self, broker: Broker, kept: Kept) -> None:
+        """Report on the broker's store, and restart the broker when that is what the store needs."""
+
+        def restart(why: str) -> None:
+            self._beside.start(kept.restart(why), what="restarting the broker")
+
+        keeper = Storekeeper(self._config, broker.folder, self._log(BROKER), restart, self._screen.store)
+        self._beside.start(keeper.run(), what="watching the broker's store")
 
     async def _prepare(self, url: str) -> None:
         if trouble := await broker_trouble(url):

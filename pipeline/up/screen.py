@@ -17,6 +17,7 @@ from pipeline.up.bar import FetchBar
 from pipeline.up.instance import Instance
 from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import NATS_PORT
+from pipeline.wire.messages import StoreReport
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -86,6 +87,13 @@ class Screen:
         self._states.pop(name, None)
         self._died.add(name)
         self._line(name, how, style="yellow")
+
+    def store(self, report: StoreReport) -> None:
+        """Show that the state of the broker's store changed."""
+        if report.state == "ok":
+            self._line("store", "has room again")
+        else:
+            self._line("store", report.reason, style="red" if report.refuses else "yellow")
 
     def serving(self, here: Instance, state_dir: Path) -> None:
         """Show that everything is ready, with the addresses and commands to try."""

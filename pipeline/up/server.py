@@ -129,6 +129,11 @@ class Broker:
         self.port = 0
 
     @property
+    def folder(self) -> Path:
+        """The server's store."""
+        return self._dir
+
+    @property
     def url(self) -> str:
         """The URL for clients. It is known after the first start."""
         return f"nats://127.0.0.1:{self.port}"
@@ -170,7 +175,8 @@ class Broker:
             port = _read_port(ports)
             if port and await jetstream_answers(f"nats://127.0.0.1:{port}"):
                 self.port = port
-                self._port_file.write_text(str(port))
+                with contextlib.suppress(OSError):  # the disk may be full; the next run then takes another port
+                    self._port_file.write_text(str(port))
                 return True
             await asyncio.sleep(0.02)
         raise BrokerError(f"nats-server did not start within {START_TIMEOUT_S:.0f} s. Its log is {self._log}.")

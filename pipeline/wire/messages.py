@@ -323,6 +323,29 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     suspends: bool = False
 
 
+StoreState = Literal["ok", "low", "full", "failed"]
+
+
+class StoreReport(Struct, tag_field="object", tag="headrace.store"):
+    """Whether the broker can store requests, published twice a second by the process that runs the broker.
+
+    Attributes:
+        state: `low`: warn. `full`: new requests are refused. `failed`: the broker stores nothing.
+        reason: a sentence with what to do; empty for `ok`.
+        free_bytes, total_bytes: of the filesystem of the store; 0 if unknown.
+    """
+
+    state: StoreState
+    reason: str
+    free_bytes: int = 0
+    total_bytes: int = 0
+
+    @property
+    def refuses(self) -> bool:
+        """Whether new requests are refused."""
+        return self.state in ("full", "failed")
+
+
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]
 
 

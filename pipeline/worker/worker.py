@@ -128,6 +128,7 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
+            await self._until_stored()
             permit, lanes = await self._reserved()
             taken = None
             try:
@@ -144,6 +145,13 @@ class Worker:
                 self._begin(taken, permit)
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
+
+    async def _until_stored(self) -> None:
+        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
+        while (store := self.me.peers.store()) is not None and store.state == "failed":
+            self._taking.withdraw()
+            self._room.clear()
+            await wait_set(self._room, _LOOK_AGAIN_S)
 
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.

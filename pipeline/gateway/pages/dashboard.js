@@ -11,7 +11,7 @@ import { Requests } from "./requests.js";
 const MOVES_KEPT = 150;
 const THEMES = ["system", "light", "dark"];
 
-const view = { about: null, lanes: null, loads: null, workers: [], moves: [] };
+const view = { about: null, lanes: null, loads: null, store: null, workers: [], moves: [] };
 let ahead = 0;         // how far the gateway's clock is ahead of this one, in seconds
 let chart = null;
 const requests = new Requests(cancelRequest);
@@ -27,7 +27,7 @@ function onEvent(name, data) {
   ahead = data.at - Date.now() / 1000;
   if (name === "all") begin(data);
   const { requests: news = [], moves = [], points } = data;
-  for (const part of ["lanes", "loads", "workers"]) {
+  for (const part of ["lanes", "loads", "workers", "store"]) {
     if (part in data) {
       if (part === "lanes" && data.lanes?.dead !== view.lanes?.dead) letters.read();
       view[part] = data[part];
@@ -58,7 +58,7 @@ function begin(data) {
   who.hidden = !tenant;
   setText(who, all ? `operator (${tenant})` : `tenant ${tenant}`);
   byId("change-key").hidden = !hasKey();
-  dirty = new Set(["lanes", "loads", "workers", "chart", "moves", "requests"]);
+  dirty = new Set(["lanes", "loads", "workers", "store", "chart", "moves", "requests"]);
   letters.read();
 }
 
@@ -75,6 +75,10 @@ function draw() {
   dirty = new Set();
   if (changed.has("lanes") || changed.has("loads")) drawLanes(view.lanes, view.loads);
   if (changed.has("loads") || changed.has("workers")) drawEngines(view.loads, view.workers);
+  if (changed.has("store")) {
+    byId("store").hidden = !view.store;
+    setText(byId("store"), view.store?.reason ?? "");
+  }
   if (changed.has("workers") && view.about) {
     const models = new Set(view.workers.filter(w => w.state === "ready").flatMap(w => w.models));
     prompt.offer([...models], view.about.highest);

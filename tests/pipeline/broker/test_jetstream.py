@@ -7,10 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
+from pipeline.broker import topology
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced, LaneFull
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
-from pipeline.wire.subjects import MSG_ID, STREAM_REPLIES, STREAM_REQUESTS
+from pipeline.wire.subjects import MSG_ID, STORE_FAILED, STREAM_REPLIES, STREAM_REQUESTS
 from tests.waiting import eventually
 
 
@@ -248,3 +249,31 @@ async def test_whoever_asked_hears_that_the_connection_is_back(bus, nats_server)
     nats_server.start()
     await asyncio.wait_for(back.wait(), 15)
     assert (await bus.stream_state(STREAM_REQUESTS)).messages == 0
+
+
+async def test_a_message_that_the_broker_does_not_store_is_announced(bus):
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def on_failure(message):
+        await heard.put(message.data)
+
+    await bus.subscribe(STORE_FAILED, on_failure)
+    with pytest.raises(Unreachable):
+        await bus.store("llm.nothing.stores.this", b"x", headers={MSG_ID: "a"}, patience_s=0.0)
+    assert await asyncio.wait_for(heard.get(), 60) == b"llm.nothing.stores.this"
+
+
+async def test_the_requests_can_be_limited_and_the_limit_stays_when_a_role_applies_the_topology(bus, config):
+    """A role that starts while there is no room must not lift the limit."""
+    await bus.store("llm.request.high", b"x" * 100, headers={MSG_ID: "a"})
+    used = (await bus.stream_state(STREAM_REQUESTS)).bytes
+    await topology.limit_requests(bus.js, config, used)
+    assert await topology.apply(bus.js, config) == []
+    with pytest.raises(LaneFull):
+        await bus.store("llm.request.high", b"x" * 100, headers={MSG_ID: "b"})
+    await topology.limit_requests(bus.js, config, -1)
+    await bus.store("llm.request.high", b"x" * 100, headers={MSG_ID: "b"})
+
+
+async def test_jetstream_is_on_while_it_answers(bus):
+    assert await topology.is_on(bus)

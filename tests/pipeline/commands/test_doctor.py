@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from pipeline.commands.doctor import _ollama
+from pipeline.broker.jetstream import Bus
+from pipeline.commands.doctor import _ollama, _store
 from pipeline.config import Config
 from pipeline.up.screen import DEMO_MODEL
+from pipeline.wire.messages import StoreReport, encode
+from pipeline.wire.subjects import STORE
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,22 @@ async def test_it_says_which_second_engine_up_starts(settings, level, says):
     assert finding.level == level
     assert says in finding.detail
     assert bool(finding.next_step) is (level == "warn")
+
+
+@pytest.mark.parametrize(
+    ("report", "level", "says"),
+    [
+        (StoreReport("ok", "", 20 << 30, 100 << 30), "ok", "20 GiB of 100 GiB free"),
+        (StoreReport("low", "The disk has 1 GiB free.", 1 << 30, 100 << 30), "warn", "The disk has 1 GiB free."),
+        (StoreReport("failed", "The broker cannot write.", 0, 100 << 30), "fail", "The broker cannot write."),
+    ],
+)
+async def test_it_says_what_the_process_of_the_broker_reports_on_its_store(nats_server, report, level, says):
+    async with Bus.connect(nats_server.url, name="up") as up, Bus.connect(nats_server.url, name="doctor") as bus:
+        looking = asyncio.create_task(_store(bus))
+        while not looking.done():
+            await up.publish(STORE, encode(report))
+            await asyncio.sleep(0.01)
+        finding = await looking
+    assert (finding.level, finding.detail) == (level, says)
+    assert bool(finding.next_step) is (level != "ok")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
-from pipeline.commands.stats import engine_line
-from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
+from pipeline.commands.stats import engine_line, render
+from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport
 
 
 @pytest.mark.parametrize(
@@ -18,3 +20,20 @@ def test_an_engine_is_described_in_one_sentence(engine, level, total, reason, li
     load = Load(engine, level, 1.0, PerPriority(0, 0, 0), PerPriorityCount(0, 0, 0), Slots(0, total), 0.0, reason, 0.0)
     load.available = total > 0
     assert engine_line(engine, load) == line
+
+
+@pytest.mark.parametrize(
+    ("store", "line"),
+    [
+        (None, ""),
+        (StoreReport("ok", "", 5, 10), ""),
+        (StoreReport("full", "The disk has [0 MiB]. Make room."), "Store: full. The disk has [0 MiB]. Make room."),
+    ],
+)
+def test_what_is_wrong_with_the_store_is_said(store, line):
+    lanes = [LaneStatistics() for _ in range(3)]
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(render(QueueStatistics(*lanes, {}, {}, 0, 1.0, store=store)))
+    assert ("Store:" in said.get()) is bool(line)
+    assert line in said.get()

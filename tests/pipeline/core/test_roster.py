@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core.roster import REMEMBERED_S, Roster
 from pipeline.core.saturation import STALE_S
-from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, WorkerStatus
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, WorkerStatus
 
 
 def status(worker="w1", *, engine="mlx", state="ready", models=("m",), at=0.0):
@@ -63,3 +63,19 @@ def test_a_load_is_fresh_for_three_seconds_after_it_was_heard_whatever_its_own_t
     assert roster.load("mlx", 10.0 + STALE_S) == load(at=at)
     assert roster.load("mlx", 10.01 + STALE_S) is None
     assert roster.load("ollama", 10.0) is None
+
+
+def test_a_report_on_the_store_is_fresh_for_three_seconds(roster):
+    assert roster.store(0.0) is None
+    roster.heard_store(StoreReport("full", "no room"), 1.0)
+    assert roster.store(1.0 + STALE_S).state == "full"
+    assert roster.store(1.1 + STALE_S) is None
+
+
+def test_failed_writes_count_where_no_process_reports_on_the_store_and_until_it_was_restarted(roster):
+    for at in (1.0, 3.0):
+        roster.heard_failure("llm.out.x", at)
+    assert roster.store(3.0).state == "failed"
+    roster.heard_store(StoreReport("failed", "cannot write"), 3.1)
+    roster.heard_store(StoreReport("ok", ""), 3.2)
+    assert roster.store(3.2).state == "ok"

@@ -122,7 +122,7 @@ def test_statistics_of_the_version_before_are_complete():
 
 def test_the_report_has_the_shape_of_the_protocol():
     body = msgspec.to_builtins(report(counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))))
-    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s", "unknown", "filled"}
+    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s", "unknown", "filled", "store"}
     for priority in Priority:
         lane = body[priority.value]
         assert set(lane) == {

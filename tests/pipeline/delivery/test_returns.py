@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from pipeline.broker.connection import BusError
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.returns import note_return, times_returned
+from pipeline.delivery.returns import OwedReturns, note_return, times_returned
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from tests.faults import Process
 from tests.waiting import eventually, taken
@@ -60,3 +61,26 @@ async def test_two_processes_that_note_the_same_message_at_once_are_both_counted
     slow.thaw()
     await noting
     assert await times_returned(bus, delivery) == 2
+
+
+async def test_a_return_that_the_broker_does_not_store_is_counted_here_and_noted_once_it_does(bus):
+    """While the broker's disk is full, each failed write ends a delivery, and none of them is an attempt."""
+    delivery = await delivered(bus)
+    broken = Process(bus)
+    refused = asyncio.Event()
+
+    async def refuse(subject, data=b"", **more):
+        if subject.startswith("llm.returned."):
+            refused.set()
+            raise BusError("no space left on device")
+        return await bus.request(subject, data, **more)
+
+    broken.request = refuse
+    owed = OwedReturns()
+    owed.owe(broken, delivery)
+    await refused.wait()
+    assert owed.count(delivery) == 1
+    assert await times_returned(bus, delivery) == 0
+    del broken.request
+    await eventually(lambda: owed.count(delivery) == 0)
+    assert await times_returned(bus, delivery) == 1

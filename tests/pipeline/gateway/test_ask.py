@@ -19,7 +19,7 @@ from tests.waiting import eventually
 @pytest.fixture
 async def asking(config, bus):
     async with role("gateway", config) as me:
-        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing)).start()
+        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
         await me.bus.nc.flush()
         yield me
 
@@ -97,7 +97,7 @@ async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
 
 async def test_two_gateways_queue_each_question_once(bus, config, asking):
     async with role("gateway2", config) as me:
-        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing)).start()
+        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
         await me.bus.nc.flush()
         for number in range(20):
             await bus.publish("llm.ask.high", b"x", reply=f"_INBOX.me.{number}")

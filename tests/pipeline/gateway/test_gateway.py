@@ -19,8 +19,8 @@ from pipeline.gateway import responses, server
 from pipeline.gateway.identity import make_key
 from pipeline.process.lifecycle import StartError
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody
-from pipeline.wire.subjects import Priority
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreReport, StoreState, encode
+from pipeline.wire.subjects import STORE, Priority
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Life, Serve
 from tests.waiting import eventually
@@ -512,6 +512,39 @@ async def test_without_a_monitor_the_queue_is_away_and_answers_go_on(serve: Serv
         asking = asyncio.create_task(client.post(ASK, json=CHAT))
         await engine.answer(await engine.next_id())
         assert (await asking).status_code == 200
+
+
+# ---- the broker's store
+
+
+@pytest.mark.parametrize(("state", "code"), [("full", "queue_full"), ("failed", "unavailable")])
+async def test_while_the_broker_has_no_room_new_requests_are_refused_with_the_reason(
+    serve: Serve, bus: Bus, state: StoreState, code: str
+):
+    reason = "The disk of the broker's store is full."
+    async with serve() as client:
+
+        async def report(state: StoreState, reason: str = "") -> None:
+            await bus.publish(STORE, encode(StoreReport(state, reason, 7, 70)))
+            await eventually(lambda: said_by_metrics(client, f'headrace_store_state{{state="{state}"}} 1'))
+
+        await report("ok")
+        assert (await client.get("/readyz")).json()["store"] is True
+        await report(state, reason)
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["store"], ready.json()["reason"]) == (503, False, reason)
+        assert "headrace_store_free_bytes 7\n" in (await client.get("/metrics")).text
+        answer = await client.post(ASK, json=CHAT)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "5"
+        error = answer.json()["error"]
+        assert (error["code"], error["message"]) == (code, f"{reason} Retry later.")
+        asked = json.loads((await bus.request("llm.ask.high", b"hello")).data)
+        assert (asked["error"]["code"], asked["error"]["message"]) == (code, f"{reason} Retry later.")
+
+
+async def said_by_metrics(client: httpx.AsyncClient, line: str) -> bool:
+    return line in (await client.get("/metrics")).text
 
 
 # ---- the end

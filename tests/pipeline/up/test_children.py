@@ -98,6 +98,16 @@ async def test_a_process_that_keeps_dying_is_started_again_and_again(keep):
         assert "ended with code 7" in await role.death()
 
 
+async def test_a_restarted_process_says_why_and_comes_back(keep):
+    role = keep(DRAINS)
+    first = await role.until("ready")
+    restarting = asyncio.create_task(role.kept.restart("the disk was full."))
+    assert await role.death() == "the disk was full; restarting in 0.2 s"
+    assert (await role.until("ready")).facts["pid"] != first.facts["pid"]
+    await restarting
+    assert role.kept.pid is not None
+
+
 async def test_draining_ends_it_and_it_stays_ended(keep):
     role = keep(DRAINS)
     await role.until("ready")

@@ -1,0 +1,188 @@
+"""A store that cannot be written: the disk is full, or the server fails to write; and what becomes of the requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+
+from tests.e2e.conftest import LAST, Asker, Pipeline, asking, chat, running
+from tests.waiting import eventually
+
+OPTIONS = ("--engine", "simulated", "--no-ollama-standin", "--nats-port", "0", "--http-port", "0")
+
+
+class Disk:
+    """A small filesystem that a balloon fills."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._balloon = folder / "balloon"
+
+    def fill(self) -> None:
+        file = os.open(self._balloon, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        try:
+            for size in (1 << 16, 1 << 12):
+                try:
+                    while True:
+                        os.write(file, bytes(size))
+                except OSError:
+                    pass
+        finally:
+            os.close(file)
+
+    def empty(self) -> None:
+        self._balloon.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Disk]:
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield Disk(folder)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+async def readiness(pipeline: Pipeline) -> tuple[int, dict]:
+    async with httpx.AsyncClient(base_url=pipeline.http, timeout=10) as web:
+        answer = await web.get("/readyz")
+    return answer.status_code, answer.json()
+
+
+class Load:
+    """A client that publishes requests one after another. `accepted`: those that the broker confirmed."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+        self.accepted: list[str] = []
+        self.refused = 0
+
+    async def run(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            name = f"load-{number}"
+            try:
+                body = chat("Say something." * 20, stream=True, max_tokens=20)
+                await asyncio.wait_for(self._asker.ask("llm.request.medium", body, Nats_Msg_Id=name), 1)
+                self.accepted.append(name)
+            except (NatsError, APIError, TimeoutError):
+                self.refused += 1
+            await asyncio.sleep(0.02)
+
+
+async def all_answered(asker: Asker, accepted: list[str]) -> None:
+    """Each accepted request has one last message, which is its answer, and there is no dead letter.
+
+    Read from the stream: a subscriber misses what is said while the broker restarts.
+    """
+
+    async def last(request_id: str) -> dict | None:
+        try:
+            stored = await asker.js.get_last_msg("LLM_REPLIES", f"llm.reply.{request_id}")
+        except (NatsError, APIError, TimeoutError):
+            return None
+        message = json.loads(stored.data or b"{}")
+        return message if message["object"] in LAST else None
+
+    open_ids = set(accepted)
+    ends: dict[str, str] = {}
+
+    async def read() -> bool:
+        for request_id in list(open_ids):
+            if (message := await last(request_id)) is not None:
+                ends[request_id] = message["object"]
+                open_ids.discard(request_id)
+        return not open_ids
+
+    try:
+        await eventually(read, every_s=0.2)
+    finally:
+        print("without an answer:", sorted(open_ids))
+    assert set(ends.values()) == {"chat.completion"}
+    assert max(asker.lasts(i) for i in accepted) == 1
+    assert (await asker.request("llm.queue.stats"))["dead"] == 0
+
+
+@pytest.mark.parametrize("full_s", [10, pytest.param(40, marks=pytest.mark.slow)])
+async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path, full_s):
+    with small_disk(tmp_path / "disk", "24m") as disk, running(disk.folder, *OPTIONS) as pipeline:
+        async with asking(pipeline.url) as asker:
+            load = Load(asker)
+            publishing = asyncio.create_task(load.run())
+            await eventually(lambda: len(load.accepted) > 20)
+            # These are queued and running when the disk is full.
+            body = chat("Say something.", stream=True, max_tokens=300)
+            names = [f"burst-{number}" for number in range(60)]
+            await asyncio.gather(*(asker.ask("llm.request.low", body, Nats_Msg_Id=name) for name in names))
+            load.accepted += names
+            disk.fill()
+            now = asyncio.get_running_loop().time
+            full_at = now()
+            ready = await eventually(lambda: _when(pipeline, 503))
+            told_s = now() - full_at
+            assert "disk" in ready["reason"]
+            stats = await asker.request("llm.queue.stats")
+            assert stats["store"]["state"] in ("full", "failed")
+            async with httpx.AsyncClient(base_url=pipeline.http, timeout=10) as web:
+                refused = await web.post("/v1/chat/completions", json=chat("hello"))
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] in ("queue_full", "unavailable")
+                assert "disk" in refused.json()["error"]["message"]
+            await asyncio.sleep(full_s - (now() - full_at))
+            before = len(load.accepted)
+            disk.empty()
+            room_at = now()
+            await eventually(lambda: len(load.accepted) > before)
+            stored_s = now() - room_at
+            await eventually(lambda: _when(pipeline, 200))
+            ready_s = now() - room_at
+            await eventually(lambda: len(load.accepted) > before + 20)
+            publishing.cancel()
+            print(
+                f"full for {full_s} s: 503 after {told_s:.1f} s, stored again {stored_s:.1f} s and ready {ready_s:.1f} s "
+                f"after there was room; {len(load.accepted)} accepted, {load.refused} refused"
+            )
+            await all_answered(asker, load.accepted)
+
+
+async def _when(pipeline: Pipeline, status: int) -> dict | None:
+    found, body = await readiness(pipeline)
+    return body if found == status else None
+
+
+async def test_a_server_that_cannot_write_is_restarted_and_loses_nothing(tmp_path):
+    """Without a full disk: the server may write no file beyond a size, and logs the same failures."""
+    with running(tmp_path, *OPTIONS) as pipeline:
+        async with asking(pipeline.url) as asker:
+            load = Load(asker)
+            publishing = asyncio.create_task(load.run())
+            await eventually(lambda: len(load.accepted) > 20)
+            blocks = (tmp_path / "state" / "nats").glob("jetstream/*/streams/*/msgs/*.blk")
+            largest = max(block.stat().st_size for block in blocks)
+            resource.prlimit(pipeline.pid("nats-server"), resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+            await eventually(lambda: "cannot write to its store" in pipeline.screen)
+            before = len(load.accepted)
+            await eventually(lambda: len(load.accepted) > before + 20)
+            await eventually(lambda: _when(pipeline, 200))
+            publishing.cancel()
+            await all_answered(asker, load.accepted)
