@@ -263,6 +263,15 @@ class Bus(Connection):
         answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         return _stream_info.decode(answer.data).state
 
+    async def has(self, stream: str, consumer: str = "") -> bool:
+        """Whether the broker has a stream, or a consumer of it.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        kind, name = ("CONSUMER", f"{stream}.{consumer}") if consumer else ("STREAM", stream)
+        return _puback.decode((await self.request(f"$JS.API.{kind}.INFO.{name}")).data).error is None
+
     async def stored(self, stream: str, sequence: int) -> Stored | None:
         """One message of a stream, or None if it was removed.
 

@@ -25,6 +25,7 @@ from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
+from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_shares_cpu, ollama_url, ollama_version
 from pipeline.up.screen import Screen
@@ -194,15 +195,34 @@ class Local:
 
     async def _launch_broker(self, broker: Broker) -> Process:
         """Start the server and create the streams; those in memory are lost when the server dies."""
+        mending = Mending(broker.folder, self._log(BROKER))
+        try:
+            await asyncio.to_thread(mending.look)
+        except OSError as error:
+            trouble = f"A damaged file of the broker's store cannot be set aside: {error}. Make room on its disk."
+            raise LaunchError(trouble) from None
         server = await broker.start()
         try:
-            await self._prepare(broker.url)
+            await self._mended(mending, broker.url)
         except BaseException:
             server.kill()
             raise
         if BROKER in self._kept:
             self._on_report(self._kept[BROKER], Report("ready", broker.url))
         return server
+
+    async def _mended(self, mending: Mending, url: str) -> None:
+        """Set aside what the server could not load, create the streams, and say what was done."""
+        try:
+            async with Bus.connect(url, name="headrace up") as bus:
+                for said in await mending.mend(bus):
+                    self._screen.mended(said)
+            await self._prepare(url)
+            async with Bus.connect(url, name="headrace up") as bus:
+                for said in await mending.losses(bus):
+                    self._screen.mended(said)
+        except (BusError, OSError) as error:
+            raise LaunchError(f"The broker's store cannot be used: {error}") from None
 
     def _watch_store(self, broker: Broker, kept: Kept) -> None:
         """Report on the broker's store, and restart the broker when that is what the store needs."""

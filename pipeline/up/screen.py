@@ -95,6 +95,10 @@ class Screen:
         else:
             self._line("store", report.reason, style="red" if report.refuses else "yellow")
 
+    def mended(self, said: str) -> None:
+        """Show what was damaged in the broker's store, and what was done."""
+        self._line("store", said, style="yellow")
+
     def serving(self, here: Instance, state_dir: Path) -> None:
         """Show that everything is ready, with the addresses and commands to try."""
         self._end_progress()

@@ -159,8 +159,8 @@ async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path, full_s):
             await eventually(lambda: len(load.accepted) > before + 20)
             publishing.cancel()
             print(
-                f"full for {full_s} s: 503 after {told_s:.1f} s, stored again {stored_s:.1f} s and ready {ready_s:.1f} s "
-                f"after there was room; {len(load.accepted)} accepted, {load.refused} refused"
+                f"full for {full_s} s: 503 after {told_s:.1f} s; with room again, stored after {stored_s:.1f} s and "
+                f"ready after {ready_s:.1f} s; {len(load.accepted)} accepted, {load.refused} refused"
             )
             await all_answered(asker, load.accepted)
 
