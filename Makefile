@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test real browser-test report check format house bench upgrade chaos soak lock clean
+.PHONY: help run demo test real browser-test report check format house bench upgrade chaos store soak lock clean
 
 help:
 	@echo 'make run      run broker, engines and gateway on this machine (headrace up)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make bench    run the benchmarks'
 	@echo 'make upgrade  store requests with an older version and answer them with this one (--from REV)'
 	@echo 'make chaos    kill parts under load for ten minutes and check every answer (--engine mlx, --seconds N, --show NAME)'
+	@echo 'make store    fill the disk of the store, and damage each of its files in turn (Linux; root for a small disk)'
 	@echo 'make soak     the same for an hour (--seconds N)'
 	@echo 'make lock     update and hash the pinned requirements'
 	@echo 'make clean    remove all build products, including .venv'
@@ -49,6 +50,9 @@ browser-test: .venv/browser
 
 chaos: .venv/dev
 	@$(BIN)/python -m bench.chaos $(ARGS)
+
+store: .venv/dev
+	@$(BIN)/python -m pytest -q -rs -s -m "slow or not slow" tests/e2e/test_store.py tests/pipeline/up/test_mending.py $(ARGS)
 
 soak: .venv/dev
 	@$(BIN)/python -m bench.chaos --seconds 3600 $(ARGS)

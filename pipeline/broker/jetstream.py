@@ -24,7 +24,7 @@ from pipeline.broker.connection import (
     what,
 )
 from pipeline.core.backoff import Backoff
-from pipeline.wire.messages import Answer, decode_answer
+from pipeline.wire.messages import Answer, StoreFailure, decode_answer, encode
 from pipeline.wire.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     STORE_FAILED,
@@ -129,6 +129,7 @@ _consumer_list = msgspec.json.Decoder(_ConsumerList)
 _stream_info = msgspec.json.Decoder(_StreamInfo)
 _stamped = msgspec.json.Decoder(_Stamped)
 _puback = msgspec.json.Decoder(_PubAck)
+_failure = msgspec.json.Decoder(StoreFailure)
 
 
 class Bus(Connection):
@@ -204,7 +205,7 @@ class Bus(Connection):
         """Tell the other processes that the broker is there and did not store a message."""
         if self.is_connected:
             with contextlib.suppress(Unreachable):
-                await self.publish(STORE_FAILED, subject.encode())
+                await self.publish(STORE_FAILED, encode(StoreFailure(subject)))
 
     async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> _PubAck:
         answer = await self.request(subject, data, headers=headers)
@@ -358,6 +359,18 @@ class Bus(Connection):
         """Remove the messages of a stream on a subject, up to and including a sequence."""
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
         await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
+
+
+def read_failure(message: Message) -> str | None:
+    """The subject in an announcement that a message was not stored; None for anything else.
+
+    A client can have the broker's own answers sent here: an acknowledgement is no announcement, and what the broker
+    read from a stream has headers.
+    """
+    try:
+        return None if message.headers else _failure.decode(message.data).subject
+    except msgspec.DecodeError:
+        return None
 
 
 def to_stored(message: Message) -> Stored:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from pipeline.broker.connection import Message
-from pipeline.broker.jetstream import Bus
+from pipeline.broker.jetstream import Bus, read_failure
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.core.roster import Roster
@@ -102,6 +102,8 @@ class Peers:
         self.on_change()
 
     async def _on_store(self, message: Message) -> None:
+        if message.headers:
+            return  # of a client that had the broker's answer sent here
         try:
             report = _store_decoder.decode(message.data)
         except msgspec.DecodeError as error:
@@ -111,6 +113,8 @@ class Peers:
         self.on_change()
 
     async def _on_store_failed(self, message: Message) -> None:
-        subject = message.data.decode(errors="replace")
+        if (subject := read_failure(message)) is None:
+            log.info("Ignoring a message on %s that is no announcement of a failed write", message.subject)
+            return
         self._roster.heard_failure(subject, self.bus.clock.now())
         self.on_change()

@@ -70,7 +70,7 @@ def read_block(number: int, data: bytes) -> Block:
     return Block(number, first, last, damaged=False)
 
 
-class Held(NamedTuple):
+class Extent(NamedTuple):
     """What a stream held when its index was last written."""
 
     messages: int
@@ -78,7 +78,7 @@ class Held(NamedTuple):
     last: int
 
 
-def read_index(data: bytes) -> Held | None:
+def read_index(data: bytes) -> Extent | None:
     """The head of a stream's `index.db`; None if it makes no sense."""
     if len(data) < _INDEX_HEAD_BYTES or data[0] != _INDEX_MAGIC:
         return None
@@ -95,19 +95,19 @@ def read_index(data: bytes) -> Held | None:
                 break
         numbers.append(number)
     messages, _, first, _, last = numbers
-    return Held(messages, first, last) if messages <= last + 1 - first else None
+    return Extent(messages, first, last) if messages <= last + 1 - first else None
 
 
-def gaps(blocks: Sequence[Block], missing: Sequence[int], held: Held) -> list[Gap]:
+def gaps(blocks: Sequence[Block], missing: Sequence[int], extent: Extent) -> list[Gap]:
     """The sequences of a stream that damaged, emptied and missing blocks may have held.
 
     Args:
         blocks: those of the stream that exist. The numbers of blocks have holes: the server removes empty ones.
         missing: the numbers of blocks that the server did not find.
-        held: what the stream held before, as far as it is known.
+        extent: what the stream held before, as far as it is known.
     """
     found: list[Gap] = []
-    readable_to, doubtful = held.first - 1, False
+    readable_to, doubtful = extent.first - 1, False
     for block in sorted([*blocks, *(Block(number, 0, 0, damaged=True) for number in missing)]):
         if block.first:
             if doubtful and block.first > readable_to + 1:
@@ -115,6 +115,6 @@ def gaps(blocks: Sequence[Block], missing: Sequence[int], held: Held) -> list[Ga
             doubtful = False
         readable_to = max(readable_to, block.last)
         doubtful = doubtful or block.damaged
-    if readable_to < held.last and held.messages:
-        found.append(Gap(readable_to + 1, held.last))
+    if readable_to < extent.last and extent.messages:
+        found.append(Gap(readable_to + 1, extent.last))
     return found

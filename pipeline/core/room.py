@@ -86,7 +86,7 @@ class Failures:
 
 
 @dataclass(slots=True)
-class Room:
+class StoreHealth:
     """The state of one embedded broker's store. One writer: the process that owns the broker.
 
     Attributes:

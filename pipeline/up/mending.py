@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.broker.jetstream import Bus
-from pipeline.core.blocks import Block, Gap, Held, gaps, read_block, read_index
+from pipeline.core.blocks import Block, Extent, Gap, gaps, read_block, read_index
 
 # The newest blocks of each stream are read first. The others are read within this time.
 _READING_S = 5.0
@@ -28,7 +28,7 @@ class _Before:
     """A stream's files before the server starts."""
 
     blocks: list[Block] = field(default_factory=list)
-    index: Held | None = None
+    index: Extent | None = None
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class Mending:
                 continue
             state = await bus.stream_state(name)
             readable_to = max((block.last for block in before.blocks), default=0)
-            held = before.index or Held(1, min(state.first_seq, readable_to or 1), state.last_seq)
+            held = before.index or Extent(1, min(state.first_seq, readable_to or 1), state.last_seq)
             held = held._replace(last=max(held.last, state.last_seq))
             if found := gaps(before.blocks, missing, held):
                 said.append(_lost(name, found))
@@ -154,7 +154,7 @@ def _number(file: Path) -> int:
     return int(file.stem) if file.stem.isdecimal() else 0
 
 
-def _index(file: Path) -> Held | None:
+def _index(file: Path) -> Extent | None:
     try:
         return read_index(file.read_bytes())
     except OSError:

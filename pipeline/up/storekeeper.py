@@ -16,9 +16,9 @@ from pathlib import Path
 
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError, Message, Unreachable
-from pipeline.broker.jetstream import Bus
+from pipeline.broker.jetstream import Bus, read_failure
 from pipeline.config import Config
-from pipeline.core.room import Disk, Room, limit_bytes, moved_enough
+from pipeline.core.room import Disk, StoreHealth, limit_bytes, moved_enough
 from pipeline.wire.messages import StoreReport, encode
 from pipeline.wire.subjects import STORE, STORE_FAILED, STREAM_REQUESTS
 
@@ -47,7 +47,7 @@ class Storekeeper:
     log: Path
     restart: Callable[[str], None]
     on_report: Callable[[StoreReport], None]
-    _room: Room = field(init=False, default_factory=Room)
+    _health: StoreHealth = field(init=False, default_factory=StoreHealth)
     _read_to: int = field(init=False, default=0)
     _limit: int | None = field(init=False, default=None)
     _state: str = field(init=False, default="ok")
@@ -69,23 +69,23 @@ class Storekeeper:
             await asyncio.sleep(_EVERY_S)
 
     async def _on_failure(self, message: Message) -> None:
-        subject = message.data.decode(errors="replace")
-        self._room.failures.heard(subject, asyncio.get_running_loop().time())
+        if (subject := read_failure(message)) is not None:
+            self._health.failures.heard(subject, asyncio.get_running_loop().time())
 
     async def _look(self, bus: Bus) -> None:
         disk = self._disk()
         if error := self._logged_error():
-            self._room.write_failed(error)
+            self._health.write_failed(error)
         elif bus.is_connected and not await topology.is_on(bus):
-            self._room.write_failed("JetStream is off")
+            self._health.write_failed("JetStream is off")
         now = asyncio.get_running_loop().time()
-        report = self._room.observe(disk, now)
+        report = self._health.observe(disk, now)
         if report.state != self._state:
             self._state = report.state
             self.on_report(report)
         await self._publish(bus, report)
-        if self._room.may_restart(now):
-            self._room.restarted(now)
+        if self._health.may_restart(now):
+            self._health.restarted(now)
             self._read_to = self._log_size()
             self.restart(report.reason)
         elif report.state != "failed":
@@ -113,7 +113,7 @@ class Storekeeper:
         try:
             usage = shutil.disk_usage(self.folder)
         except OSError as error:
-            self._room.write_failed(error.strerror or str(error))
+            self._health.write_failed(error.strerror or str(error))
             return Disk(0, 0)
         return Disk(usage.free, usage.total)
 

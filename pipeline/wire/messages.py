@@ -346,6 +346,12 @@ class StoreReport(Struct, tag_field="object", tag="headrace.store"):
         return self.state in ("full", "failed")
 
 
+class StoreFailure(Struct, tag_field="object", tag="headrace.store_failure"):
+    """A process sent the broker a message on subject, and the broker did not store it."""
+
+    subject: str
+
+
 EventKind = Literal["started", "done", "failed", "cancelled", "expired", "spilled", "triaged", "returned"]
 
 

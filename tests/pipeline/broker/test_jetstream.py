@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from pipeline.broker import topology
-from pipeline.broker.connection import BusError, Unreachable
-from pipeline.broker.jetstream import Bus, Fenced, LaneFull
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
+from pipeline.broker.connection import BusError, Message, Unreachable
+from pipeline.broker.jetstream import Bus, Fenced, LaneFull, read_failure
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreFailure, encode
 from pipeline.wire.subjects import MSG_ID, STORE_FAILED, STREAM_REPLIES, STREAM_REQUESTS
 from tests.waiting import eventually
 
@@ -252,15 +252,27 @@ async def test_whoever_asked_hears_that_the_connection_is_back(bus, nats_server)
 
 
 async def test_a_message_that_the_broker_does_not_store_is_announced(bus):
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    heard: asyncio.Queue[Message] = asyncio.Queue()
 
-    async def on_failure(message):
-        await heard.put(message.data)
-
-    await bus.subscribe(STORE_FAILED, on_failure)
+    await bus.subscribe(STORE_FAILED, heard.put)
     with pytest.raises(Unreachable):
         await bus.store("llm.nothing.stores.this", b"x", headers={MSG_ID: "a"}, patience_s=0.0)
-    assert await asyncio.wait_for(heard.get(), 60) == b"llm.nothing.stores.this"
+    assert read_failure(await asyncio.wait_for(heard.get(), 60)) == "llm.nothing.stores.this"
+
+
+async def test_what_a_client_has_the_broker_send_there_is_no_announcement(bus):
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await bus.subscribe(STORE_FAILED, heard.put)
+    forged = encode(StoreFailure("llm.out.x"))
+    await bus.publish("llm.request.high", forged, reply=STORE_FAILED)
+    await eventually(lambda: _holds(bus, 1))
+    await bus.publish("$JS.API.DIRECT.GET.LLM", b'{"seq": 1}', reply=STORE_FAILED)
+    for _ in range(2):
+        assert read_failure(await asyncio.wait_for(heard.get(), 60)) is None
+
+
+async def _holds(bus, messages):
+    return (await bus.stream_state(STREAM_REQUESTS)).messages == messages
 
 
 async def test_the_requests_can_be_limited_and_the_limit_stays_when_a_role_applies_the_topology(bus, config):

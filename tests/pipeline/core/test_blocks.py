@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from pipeline.core.blocks import Block, Gap, Held, gaps, read_block, read_index
+from pipeline.core.blocks import Block, Extent, Gap, gaps, read_block, read_index
 
 TOMBSTONE, ERASED = 1 << 62, 1 << 63
 
@@ -51,26 +51,26 @@ def test_a_compressed_block_is_not_judged():
 
 def test_an_index_says_what_the_stream_held():
     # Of a real stream of seven messages, 2 to 8.
-    assert read_index(bytes.fromhex("0b0407dd1402d097b08cb8abcdfd3008")) == Held(7, 2, 8)
+    assert read_index(bytes.fromhex("0b0407dd1402d097b08cb8abcdfd3008")) == Extent(7, 2, 8)
     for data in (b"", bytes(40), bytes.fromhex("510407dd1402d097b08cb8ab"), b"\x0b\x04" + b"\xff" * 40):
         assert read_index(data) is None
 
 
 def test_what_a_damaged_block_held_lies_between_its_neighbours():
     blocks = [Block(1, 1, 9, damaged=False), Block(2, 10, 12, damaged=True), Block(4, 25, 30, damaged=False)]
-    assert gaps(blocks, [], Held(20, 1, 30)) == [Gap(13, 24)]
+    assert gaps(blocks, [], Extent(20, 1, 30)) == [Gap(13, 24)]
 
 
 def test_a_missing_block_is_a_gap_and_a_hole_in_the_numbers_alone_is_none():
     blocks = [Block(1, 1, 9, damaged=False), Block(3, 20, 30, damaged=False)]
-    assert gaps(blocks, [], Held(20, 1, 30)) == []
-    assert gaps(blocks, [2], Held(20, 1, 30)) == [Gap(10, 19)]
+    assert gaps(blocks, [], Extent(20, 1, 30)) == []
+    assert gaps(blocks, [2], Extent(20, 1, 30)) == [Gap(10, 19)]
 
 
 @pytest.mark.parametrize("blocks", [[], [Block(1, 0, 0, damaged=True)], [Block(1, 0, 0, damaged=False)]])
 def test_a_stream_of_which_nothing_can_be_read_lost_what_it_held(blocks):
-    assert gaps(blocks, [], Held(7, 2, 8)) == [Gap(2, 8)]
-    assert gaps(blocks, [], Held(0, 9, 8)) == []
+    assert gaps(blocks, [], Extent(7, 2, 8)) == [Gap(2, 8)]
+    assert gaps(blocks, [], Extent(0, 9, 8)) == []
 
 
 def test_gaps_are_written_as_ranges():

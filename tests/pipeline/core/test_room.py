@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.core.room import RESERVE_BYTES, Disk, Failures, Room, limit_bytes, moved_enough, size
+from pipeline.core.room import RESERVE_BYTES, Disk, Failures, StoreHealth, limit_bytes, moved_enough, size
 
 GIB = 1 << 30
 TOTAL = 100 * GIB
@@ -20,14 +20,14 @@ def test_a_small_disk_keeps_a_tenth_for_accepted_requests():
 
 @pytest.mark.parametrize(("disk", "state"), [(ROOMY, "ok"), (LOW, "low"), (FULL, "full"), (Disk(0, TOTAL), "full")])
 def test_the_state_follows_the_free_space_and_says_why(disk, state):
-    report = Room().observe(disk, 0.0)
+    report = StoreHealth().observe(disk, 0.0)
     assert (report.state, report.free_bytes, report.total_bytes) == (state, *disk)
     assert report.refuses is (state == "full")
     assert bool(report.reason) is (state != "ok")
 
 
 def test_a_state_is_left_only_well_above_its_threshold():
-    room = Room()
+    room = StoreHealth()
     assert room.observe(FULL, 0.0).state == "full"
     assert room.observe(Disk(RESERVE_BYTES + 1, TOTAL), 1.0).state == "full"
     assert room.observe(LOW, 2.0).state == "low"
@@ -36,7 +36,7 @@ def test_a_state_is_left_only_well_above_its_threshold():
 
 
 def test_a_write_error_lasts_until_a_restart_which_waits_for_room():
-    room = Room()
+    room = StoreHealth()
     room.write_failed("no space left on device")
     assert room.observe(FULL, 0.0).state == "failed"
     assert not room.may_restart(0.0)
@@ -49,7 +49,7 @@ def test_a_write_error_lasts_until_a_restart_which_waits_for_room():
 
 
 def test_restarts_that_do_not_help_become_rarer():
-    room, now, pauses = Room(), 0.0, []
+    room, now, pauses = StoreHealth(), 0.0, []
     for _ in range(6):
         room.write_failed("input/output error")
         room.observe(ROOMY, now)
@@ -67,7 +67,7 @@ def fail(failures, *times):
 
 
 def test_timeouts_alone_restart_nothing_but_after_a_full_disk_they_do():
-    room = Room()
+    room = StoreHealth()
     fail(room.failures, 0.0, 2.0)
     assert room.observe(ROOMY, 2.0).state == "ok"
     room.observe(FULL, 3.0)
