@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,12 @@ class Disk:
         self.folder = folder
         self._balloon = folder / "balloon"
 
-    def fill(self) -> None:
+    def fill(self, *, but: int = 0) -> None:
+        """Take all room, or all but so many bytes."""
+        if but:
+            with self._balloon.open("wb") as balloon:
+                os.posix_fallocate(balloon.fileno(), 0, shutil.disk_usage(self.folder).free - but)
+            return
         file = os.open(self._balloon, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         try:
             for size in (1 << 16, 1 << 12):
@@ -168,6 +174,40 @@ async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path, full_s):
             await all_answered(asker, load.accepted)
 
 
+async def test_before_the_disk_is_full_new_requests_are_refused_and_accepted_ones_are_answered(tmp_path):
+    with small_disk(tmp_path / "disk", "24m") as disk, running(disk.folder, *OPTIONS) as pipeline:
+        async with asking(pipeline.url) as asker:
+            body = chat("Say something.", stream=True, max_tokens=100)
+            names = [f"before-{number}" for number in range(20)]
+            await asyncio.gather(*(asker.ask("llm.request.low", body, Nats_Msg_Id=name) for name in names))
+            disk.fill(but=1500 << 10)
+            await eventually(lambda: _when(pipeline, 503))
+            assert (await asker.request("llm.queue.stats"))["store"]["state"] == "full"
+            async with httpx.AsyncClient(base_url=pipeline.http, timeout=10) as web:
+                refused = await web.post("/v1/chat/completions", json=chat("hello"))
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
+            asked = await asker.request("llm.ask.high", "hello")
+            assert asked["error"]["code"] == "queue_full"
+            await eventually(lambda: _refused_by_the_stream(asker))
+            await all_answered(asker, names)
+            assert "restarting" not in pipeline.screen
+            disk.empty()
+            await eventually(lambda: _when(pipeline, 200))
+            await eventually(lambda: _accepted(asker))
+
+
+async def _refused_by_the_stream(asker: Asker) -> bool:
+    try:
+        await asker.ask("llm.request.high", b"hello" * 100)
+    except APIError as error:
+        return error.err_code == 10077
+    return False
+
+
+async def _accepted(asker: Asker) -> bool:
+    return not await _refused_by_the_stream(asker)
+
+
 async def _when(pipeline: Pipeline, status: int) -> dict | None:
     found, body = await readiness(pipeline)
     return body if found == status else None
@@ -190,6 +230,34 @@ async def test_a_server_that_cannot_write_is_restarted_and_loses_nothing(tmp_pat
             await eventually(lambda: _when(pipeline, 200))
             publishing.cancel()
             await all_answered(asker, load.accepted)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+async def test_a_broker_of_another_owner_that_cannot_write_is_noticed_and_may_be_restarted_later(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    server = NatsServer(store)
+    server.start()
+    try:
+        with running(tmp_path, *OPTIONS, "--nats-url", server.url) as pipeline:
+            async with asking(pipeline.url) as asker:
+                load = Load(asker)
+                publishing = asyncio.create_task(load.run())
+                await eventually(lambda: len(load.accepted) > 20)
+                largest = max(block.stat().st_size for block in store.glob("jetstream/*/streams/*/msgs/*.blk"))
+                resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+                ready = await eventually(lambda: _when(pipeline, 503))
+                assert "restart nats-server" in ready["reason"]
+                assert (await asker.request("llm.queue.stats"))["store"]["state"] == "failed"
+                await asyncio.to_thread(server.stop)
+                await asyncio.to_thread(server.start)
+                before = len(load.accepted)
+                await eventually(lambda: len(load.accepted) > before + 20)
+                await eventually(lambda: _when(pipeline, 200))
+                publishing.cancel()
+                await all_answered(asker, load.accepted)
+    finally:
+        server.stop()
 
 
 def sequences_lost(screen: str) -> set[int]:
