@@ -42,6 +42,11 @@ class Disk(NamedTuple):
         """The room that is kept for accepted requests, bytes."""
         return min(RESERVE_BYTES, int(self.total * _RESERVE_SHARE))
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether a server could not even start."""
+        return self.free < min(_MIB, self.reserve // 2)
+
     def __str__(self) -> str:
         return f"{size(self.free)} of {size(self.total)} free"
 

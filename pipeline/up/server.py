@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pipeline.core.room import Disk
 from pipeline.up.children import LaunchError, Process, last_line, spawn_tied
 from pipeline.up.instance import process_lives
 from pipeline.up.reach import jetstream_answers
@@ -142,9 +143,11 @@ class Broker:
         """Start the server and wait until JetStream answers. Cancelling ends the server.
 
         Raises:
-            BrokerError: nats-server is not installed, the port is taken, or the server did not start.
+            BrokerError: nats-server is not installed, the port is taken, the disk is full, or the server did not start.
         """
         self._dir.mkdir(parents=True, exist_ok=True)
+        if (disk := disk_of(self._dir)).exhausted:
+            raise BrokerError(f"The disk of the state folder {self._dir.parent} has {disk}. Make room on it.")
         for candidate in [self.port] if self.port else self._ports:
             server = await self._spawn(candidate)
             try:
@@ -186,6 +189,12 @@ class Broker:
             return int(self._port_file.read_text())
         except (OSError, ValueError):
             return 0
+
+
+def disk_of(folder: Path) -> Disk:
+    """The filesystem of a folder; raises OSError."""
+    usage = shutil.disk_usage(folder)
+    return Disk(usage.free, usage.total)
 
 
 def _read_port(file: Path) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipeline.broker.connection import BusError, Message, Unreachable
 from pipeline.broker.jetstream import Bus, read_failure
 from pipeline.config import Config
 from pipeline.core.room import Disk, StoreHealth, limit_bytes, moved_enough
+from pipeline.up.server import disk_of
 from pipeline.wire.messages import StoreReport, encode
 from pipeline.wire.subjects import STORE, STORE_FAILED, STREAM_REQUESTS
 
@@ -111,11 +111,10 @@ class Storekeeper:
 
     def _disk(self) -> Disk:
         try:
-            usage = shutil.disk_usage(self.folder)
+            return disk_of(self.folder)
         except OSError as error:
             self._health.write_failed(error.strerror or str(error))
             return Disk(0, 0)
-        return Disk(usage.free, usage.total)
 
     def _log_size(self) -> int:
         try:

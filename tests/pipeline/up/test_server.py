@@ -19,6 +19,7 @@ from pipeline.up.instance import process_lives
 from pipeline.up.reach import jetstream_answers
 from pipeline.up.server import Broker, BrokerError, find_conf, find_server, state_lock
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+from tests.disks import small_disk
 
 # Ends a test that hangs; nothing is expected within it.
 TIMEOUT_S = 60.0
@@ -119,6 +120,18 @@ async def test_a_server_that_cannot_start_says_why(start, tmp_path):
     (tmp_path / "nats" / "jetstream").write_text("in the way")
     with pytest.raises(BrokerError, match="ended with code 1"):
         await start()
+
+
+async def test_on_a_full_disk_it_says_so_and_starts_once_there_is_room(tmp_path):
+    with small_disk(tmp_path / "disk", "24m") as disk, state_lock(disk.folder) as lock:
+        disk.fill()
+        broker = Broker(disk.folder, lock=lock, log=tmp_path / "log")
+        with pytest.raises(BrokerError, match=r"has 0 MiB of 24 MiB free\. Make room"):
+            await broker.start()
+        disk.empty()
+        process = await broker.start()
+        process.kill()
+        await ended(process)
 
 
 def test_a_state_folder_in_use_is_refused_with_the_pid_of_its_user(tmp_path):
