@@ -7,6 +7,7 @@ import time
 import msgspec
 import pytest
 
+from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import LaneFull
 from pipeline.core import ending
 from pipeline.core.answer import AnswerWriter, error_answer
@@ -395,3 +396,26 @@ async def test_a_request_that_was_moved_tells_its_event(publish, bus):
     await eventually(lambda: seen)
     event = msgspec.json.decode(seen[0], type=RequestEvent)
     assert (event.id, event.kind, event.reason) == ("r1", "spilled", "as the test wants it")
+
+
+class Broken(Recorded):
+    """Its broker stores no answers."""
+
+    async def put(self, subject, data, **more):
+        if subject.startswith("llm.out."):
+            raise Unreachable("no space left on device")
+        return await super().put(subject, data, **more)
+
+
+async def test_a_request_whose_answer_the_broker_does_not_store_has_used_up_no_attempt(publish, bus):
+    held = await publish(Broken(bus))
+    assert await held.end(Answered(answer_of(held))) == Abandoned(Loss.BROKER)
+    await eventually(lambda: _returns(bus, held.delivery, 1))
+    await held.delivery.nak()
+    held = await again(bus)
+    await held.open()
+    assert (held.envelope.delivered, held.tries) == (2, 1)
+
+
+async def _returns(bus, delivery, times):
+    return await times_returned(bus, delivery) == times
