@@ -148,7 +148,7 @@ class Worker:
 
     async def _until_stored(self) -> None:
         """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
-        while (store := self.me.peers.store()) is not None and store.state == "failed":
+        while self._store_failed:
             self._taking.withdraw()
             self._room.clear()
             await wait_set(self._room, _LOOK_AGAIN_S)
@@ -206,8 +206,11 @@ class Worker:
         )
 
     async def _until_no_slot(self) -> None:
-        """Ends when the engine goes away, or withholds its slots, while pulls are open: others get the requests."""
-        while self._observed().holds:
+        """Ends when the engine goes away, withholds its slots, or cannot have its answers stored, while pulls are open.
+
+        Others get the requests.
+        """
+        while self._observed().holds and not self._store_failed:
             self._room.clear()
             await self._room.wait()
 
@@ -302,6 +305,11 @@ class Worker:
                 job.serving.interrupt(Failed(error))
 
     # ---- status
+
+    @property
+    def _store_failed(self) -> bool:
+        store = self.me.peers.store()
+        return store is not None and store.state == "failed"
 
     @property
     def _saturated(self) -> bool:

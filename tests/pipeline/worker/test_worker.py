@@ -8,8 +8,8 @@ from collections import Counter
 import msgspec
 import pytest
 
-from pipeline.wire.messages import Completion, WorkerStatus
-from pipeline.wire.subjects import LANES, STREAM_REQUESTS, Priority
+from pipeline.wire.messages import Completion, StoreReport, WorkerStatus, encode
+from pipeline.wire.subjects import LANES, STORE, STREAM_REQUESTS, Priority
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.waiting import eventually
 
@@ -227,6 +227,28 @@ async def test_an_engine_that_goes_away_leaves_what_comes_to_others(start, clien
     (await other.engine.generation("r1")).finish("x")
     await client.answer("r1")
     assert worker.engine.submitted == []
+
+
+async def test_while_the_broker_stores_nothing_no_request_is_taken(start, client):
+    """Its answer could not be written."""
+    worker = await start()
+    await eventually(lambda: _is_waiting(client.bus))
+
+    async def nobody_waits():
+        await client.bus.publish(STORE, encode(StoreReport("failed", "The disk is full.")))
+        return not await _is_waiting(client.bus)
+
+    await eventually(nobody_waits)
+    await client.ask("r1")
+    assert not await worker_takes(client.bus)
+    await client.bus.publish(STORE, encode(StoreReport("ok", "")))
+    (await worker.engine.generation("r1")).finish("x")
+    await client.answer("r1")
+
+
+async def worker_takes(bus):
+    """Whether a request is in the hands of a worker."""
+    return (await counts(bus))[0] > 0
 
 
 async def test_the_status_follows_every_change(start, client):
