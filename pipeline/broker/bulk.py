@@ -68,6 +68,21 @@ async def read_heads(
     return heads
 
 
+async def readable(bus: Bus, stream: str) -> set[int]:
+    """The sequences of the messages of a stream that the broker can read. It skips one whose checksum is wrong.
+
+    Raises:
+        Unreachable: the stream does not answer.
+    """
+    found: set[int] = set()
+    start = 1
+    while heads := await read_heads(bus, stream, start):
+        sequences = [to_head(head).sequence for head in heads]
+        found.update(sequences)
+        start = sequences[-1] + 1
+    return found
+
+
 def to_head(head: bytes) -> Stored:
     """Parse the headers of a stored message, as the broker sent them, to a message without a body.
 

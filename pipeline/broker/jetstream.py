@@ -109,6 +109,14 @@ class _StreamInfo(msgspec.Struct):
     state: StreamState
 
 
+class _Removed(msgspec.Struct):
+    deleted: list[int] = msgspec.field(default_factory=list)
+
+
+class _StreamDetails(msgspec.Struct):
+    state: _Removed
+
+
 class _Stamped(msgspec.Struct):
     ts: datetime | None = None
 
@@ -127,6 +135,7 @@ class _PubAck(msgspec.Struct):
 
 _consumer_list = msgspec.json.Decoder(_ConsumerList)
 _stream_info = msgspec.json.Decoder(_StreamInfo)
+_stream_details = msgspec.json.Decoder(_StreamDetails)
 _stamped = msgspec.json.Decoder(_Stamped)
 _puback = msgspec.json.Decoder(_PubAck)
 _failure = msgspec.json.Decoder(StoreFailure)
@@ -272,6 +281,15 @@ class Bus(Connection):
         """
         kind, name = ("CONSUMER", f"{stream}.{consumer}") if consumer else ("STREAM", stream)
         return _puback.decode((await self.request(f"$JS.API.{kind}.INFO.{name}")).data).error is None
+
+    async def removed(self, stream: str) -> set[int]:
+        """The sequences between the first and the last one of a stream whose messages were removed.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        answer = await self.request(f"$JS.API.STREAM.INFO.{stream}", b'{"deleted_details": true}')
+        return set(_stream_details.decode(answer.data).state.deleted)
 
     async def stored(self, stream: str, sequence: int) -> Stored | None:
         """One message of a stream, or None if it was removed.

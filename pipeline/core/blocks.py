@@ -9,7 +9,7 @@ five varints: messages, bytes, first sequence, time, last sequence. Source: `ser
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _HEAD = struct.Struct("<IQqH")
@@ -30,12 +30,14 @@ class Block(NamedTuple):
         first: the lowest sequence of a message that can be read; 0 if there is none.
         last: the highest sequence of a message, or of a note that one was removed; 0 if there is none.
         damaged: whether a part of it is unreadable. The server drops everything from there on.
+        held: the sequences of its messages. Some may have been removed: the index tells.
     """
 
     number: int
     first: int
     last: int
     damaged: bool
+    held: frozenset[int] = frozenset()
 
 
 class Gap(NamedTuple):
@@ -52,22 +54,31 @@ def read_block(number: int, data: bytes) -> Block:
     """Read a block up to its end or the first record that makes no sense."""
     if data.startswith(_COMPRESSED):
         return Block(number, 0, 0, damaged=False)
-    at, first, last, before = 0, 0, 0, 0
-    while at < len(data):
-        if len(data) - at < _HEAD.size:
-            return Block(number, first, last, damaged=True)
-        length, sequence, _, subject_length = _HEAD.unpack_from(data, at)
-        length &= ~_HEADERS_BIT
-        if length < _HEAD.size + subject_length + _CHECKSUM_BYTES or at + length > len(data):
-            return Block(number, first, last, damaged=True)
-        if sequence & _TOMBSTONE_BIT:
+    at, first, last, before, held, damaged = 0, 0, 0, 0, set[int](), False
+    while at < len(data) and not damaged:
+        length, sequence = _record(data, at)
+        if length == 0:
+            damaged = True
+        elif sequence & _TOMBSTONE_BIT:
             last = max(last, sequence & ~(_ERASED_BIT | _TOMBSTONE_BIT))
         elif sequence and not sequence & _ERASED_BIT:
-            if sequence <= before:
-                return Block(number, first, last, damaged=True)
-            first, last, before = first or sequence, max(last, sequence), sequence
+            damaged = sequence <= before
+            if not damaged:
+                first, last, before = first or sequence, max(last, sequence), sequence
+                held.add(sequence)
         at += length
-    return Block(number, first, last, damaged=False)
+    return Block(number, first, last, damaged, frozenset(held))
+
+
+def _record(data: bytes, at: int) -> tuple[int, int]:
+    """The length and the sequence of the record at an offset; (0, 0) if it makes no sense."""
+    if len(data) - at < _HEAD.size:
+        return 0, 0
+    length, sequence, _, subject_length = _HEAD.unpack_from(data, at)
+    length &= ~_HEADERS_BIT
+    if length < _HEAD.size + subject_length + _CHECKSUM_BYTES or at + length > len(data):
+        return 0, 0
+    return length, sequence
 
 
 class Extent(NamedTuple):
@@ -117,4 +128,15 @@ def gaps(blocks: Sequence[Block], missing: Sequence[int], extent: Extent) -> lis
         doubtful = doubtful or block.damaged
     if readable_to < extent.last and extent.messages:
         found.append(Gap(readable_to + 1, extent.last))
+    return found
+
+
+def ranges(sequences: Iterable[int]) -> list[Gap]:
+    """Sequences as ranges, in order."""
+    found: list[Gap] = []
+    for sequence in sorted(sequences):
+        if found and found[-1].last + 1 == sequence:
+            found[-1] = Gap(found[-1].first, sequence)
+        else:
+            found.append(Gap(sequence, sequence))
     return found

@@ -14,11 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.broker.bulk import readable
 from pipeline.broker.jetstream import Bus
-from pipeline.core.blocks import Block, Extent, Gap, gaps, read_block, read_index
+from pipeline.core.blocks import Block, Extent, Gap, gaps, ranges, read_block, read_index
+from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REQUESTS
 
 # The newest blocks of each stream are read first. The others are read within this time.
 _READING_S = 5.0
+# The streams of which each message is read once, up to this many: a damaged body is found only so.
+_ACCEPTED = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_DEAD)
+_MOST_COMPARED = 100_000
 _REBUILT = re.compile(r"Filestore \[([^\]]+)\] Recovering stream state from index errored")
 _MISSING = re.compile(r"Filestore \[([^\]]+)\] .*could not locate msg block (\d+)")
 
@@ -106,16 +111,32 @@ class Mending:
         rebuilt = set(_REBUILT.findall(logged))
         said = []
         for name, before in self._streams.items():
+            found: list[Gap] = []
             missing = [int(number) for stream, number in _MISSING.findall(logged) if stream == name]
-            if not (missing or name in rebuilt or any(block.damaged for block in before.blocks)):
-                continue
-            state = await bus.stream_state(name)
-            readable_to = max((block.last for block in before.blocks), default=0)
-            held = before.index or Extent(1, min(state.first_seq, readable_to or 1), state.last_seq)
-            held = held._replace(last=max(held.last, state.last_seq))
-            if found := gaps(before.blocks, missing, held):
-                said.append(_lost(name, found))
+            if missing or name in rebuilt or any(block.damaged for block in before.blocks):
+                found += gaps(before.blocks, missing, await self._extent(bus, name, before))
+            elif name in _ACCEPTED:
+                found += ranges(await self._unreadable(bus, name, before))
+            if found:
+                said.append(_lost(name, sorted(found)))
         return said
+
+    async def _extent(self, bus: Bus, name: str, before: _Before) -> Extent:
+        state = await bus.stream_state(name)
+        readable_to = max((block.last for block in before.blocks), default=0)
+        extent = before.index or Extent(1, min(state.first_seq, readable_to or 1), state.last_seq)
+        return extent._replace(last=max(extent.last, state.last_seq))
+
+    async def _unreadable(self, bus: Bus, name: str, before: _Before) -> set[int]:
+        """The sequences of messages that are there, by the server's own index, and that it does not give out."""
+        held = {sequence for block in before.blocks for sequence in block.held}
+        if not held or len(held) > _MOST_COMPARED:
+            return set()
+        lost = held - await readable(bus, name)
+        if not lost:
+            return lost
+        first = (await bus.stream_state(name)).first_seq
+        return {sequence for sequence in lost - await bus.removed(name) if sequence >= first}
 
     def _folders(self) -> Iterator[Path]:
         yield from sorted(path for path in self.store.glob("jetstream/*/streams/*") if path.is_dir())

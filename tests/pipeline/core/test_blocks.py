@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from pipeline.core.blocks import Block, Extent, Gap, gaps, read_block, read_index
+from pipeline.core.blocks import Block, Extent, Gap, gaps, ranges, read_block, read_index
 
 TOMBSTONE, ERASED = 1 << 62, 1 << 63
 
@@ -20,7 +20,7 @@ WHOLE = b"".join(map(record, (3, 4, 5)))
 
 
 def test_a_whole_block_is_read_to_its_end():
-    assert read_block(1, WHOLE) == Block(1, 3, 5, damaged=False)
+    assert read_block(1, WHOLE) == Block(1, 3, 5, damaged=False, held=frozenset({3, 4, 5}))
     assert read_block(2, b"") == Block(2, 0, 0, damaged=False)
 
 
@@ -37,12 +37,14 @@ def test_a_whole_block_is_read_to_its_end():
     ],
 )
 def test_a_damaged_block_is_read_up_to_the_damage(data, last):
-    assert read_block(1, data) == Block(1, 3 if last else 0, last, damaged=True)
+    assert read_block(1, data) == Block(1, 3 if last else 0, last, damaged=True, held=frozenset(range(3, last + 1)))
 
 
 def test_a_removed_message_is_none_that_can_be_read():
-    assert read_block(1, record(3 | ERASED) + record(4)) == Block(1, 4, 4, damaged=False)
-    assert read_block(1, record(3) + record(9 | TOMBSTONE, b"", b"")) == Block(1, 3, 9, damaged=False)
+    assert read_block(1, record(3 | ERASED) + record(4)) == Block(1, 4, 4, damaged=False, held=frozenset({4}))
+    assert read_block(1, record(3) + record(9 | TOMBSTONE, b"", b"")) == Block(
+        1, 3, 9, damaged=False, held=frozenset({3})
+    )
 
 
 def test_a_compressed_block_is_not_judged():
@@ -75,3 +77,8 @@ def test_a_stream_of_which_nothing_can_be_read_lost_what_it_held(blocks):
 
 def test_gaps_are_written_as_ranges():
     assert [str(gap) for gap in (Gap(3, 3), Gap(3, 9))] == ["3", "3 to 9"]
+
+
+def test_sequences_are_put_together_to_ranges():
+    assert ranges({9, 4, 3, 5}) == [Gap(3, 5), Gap(9, 9)]
+    assert ranges([]) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.broker import topology
+from pipeline.broker.bulk import readable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.puller import Puller
@@ -170,6 +171,34 @@ async def test_what_is_damaged_is_set_aside_and_said(store, started, name, how, 
     assert any(sentence.startswith(says) for sentence in said)
     (copy,) = (store / "set-aside").glob(f"*/$G/streams/{kept}")
     assert copy.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("sequence", [2, 5, 8])
+async def test_a_message_whose_body_was_damaged_is_listed(store, started, sequence):
+    """The server skips it without a word."""
+    block = file_of(store, "LLM/msgs/1.blk")
+    data = bytearray(block.read_bytes())
+    data[data.index(b"x" * 300, data.index(f"r{sequence}\r\n".encode())) + 50] = 0
+    block.write_bytes(data)
+    url, said = await started()
+    assert listed(said, "LLM") == {sequence}
+    async with Bus.connect(url, name="test") as bus:
+        assert await readable(bus, STREAM_REQUESTS) == set(range(2, 9)) - {sequence}
+
+
+async def test_after_a_kill_nothing_is_said(store, started):
+    server = NatsServer(store)
+    server.start()
+    async with Bus.connect(server.url, name="test") as bus:
+        puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
+        await puller.start()
+        for _ in range(3):
+            await (await taken(puller, "high")).ack()
+        for number in range(3):
+            await bus.store("llm.request.high", b"x" * 300, headers={MSG_ID: f"late-{number}"})
+        await eventually(lambda: _holds(bus, 7))
+    server.kill()
+    assert (await started())[1] == []
 
 
 async def test_of_a_store_that_is_whole_nothing_is_said(store, started):
