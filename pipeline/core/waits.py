@@ -134,12 +134,13 @@ def predicted_wait_s(
     if free > sum(ahead.values()):
         return 0.0
     request_s = capacity.request_s or target_wait_s / capacity.slots_total
-    first_s = capacity.pending_s / max(capacity.slots_used, 1) if free <= 0 else 0.0
+    # Free slots take the first requests at once, which then share the engine: their work is half done on average.
+    first_s = -free * request_s / 2 if free > 0 else capacity.pending_s / max(capacity.slots_used, 1)
     own = ahead[priority] - _preempting(capacity, priority, shares)
     if own < 0:
         return 0.0
     work = {lane: depth * request_s for lane, depth in ahead.items() if lane is not priority}
-    return min(first_s + _served_after_s(own * request_s, work, priority, shares), MAX_WAIT_S)
+    return min(max(0.0, first_s + _served_after_s(own * request_s, work, priority, shares)), MAX_WAIT_S)
 
 
 def _preempting(capacity: Capacity, priority: Priority, shares: Mapping[Priority, float]) -> int:

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.scheduler import Scheduler
@@ -94,7 +94,7 @@ def waits(capacity, **depths):
 def test_no_request_waits_while_more_slots_are_free_than_requests_are_queued():
     assert waits(Capacity(slots_used=5, slots_total=8)) == dict.fromkeys(Priority, 0.0)
     assert waits(Capacity(slots_used=5, slots_total=8), high=2) == dict.fromkeys(Priority, 0.0)
-    assert waits(Capacity(slots_used=5, slots_total=8), high=3)[HIGH] > 0
+    assert waits(Capacity(slots_used=5, slots_total=8), high=4)[HIGH] > 0
 
 
 def test_a_full_engine_with_empty_lanes_makes_a_request_wait_for_the_next_slot():
@@ -209,19 +209,22 @@ class Engine:
         taken[priority] += 1
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.fixed_dictionaries({p: st.integers(0, 60) for p in Priority}), st.integers(1, 16), st.integers(0, 1000))
-def test_predictions_agree_with_an_engine_that_runs_empty(queued, slots, seed):
+def errors_of(seed: int) -> list[float]:
+    """The relative errors of the predictions for the requests of one engine that begin after its first answers."""
     drawn = random.Random(seed)
-    costs = {p: [drawn.randrange(50, 150) for _ in range(depth)] for p, depth in queued.items()}
-    engine = Engine(slots, 100.0, {p: list(tokens) for p, tokens in costs.items()})
+    queued, slots = {p: drawn.randint(0, 60) for p in Priority}, drawn.randint(1, 16)
+    engine = Engine(slots, 100.0, {p: [drawn.randrange(50, 150) for _ in range(n)] for p, n in queued.items()})
     engine.run()
-    capacity = Capacity(slots_used=slots, slots_total=slots, tokens_per_s=100.0, tokens_per_request=100.0)
-    late = {place: at for place, at in engine.waited.items() if at > 2 * slots}
-    if len(late) < 10:
-        return
-    errors = []
-    for (priority, position), waited in late.items():
-        predicted = predicted_wait_s(capacity, queued | {priority: position}, priority, SHARES, 2.0)
-        errors.append(abs(predicted - waited) / waited)
-    assert statistics.median(errors) <= 0.25
+    capacity = Capacity(slots_total=slots, tokens_per_s=100.0, tokens_per_request=100.0)
+    return [
+        abs(predicted_wait_s(capacity, queued | {priority: position}, priority, SHARES, 2.0) - waited) / waited
+        for (priority, position), waited in engine.waited.items()
+        if waited > slots
+    ]
+
+
+def test_predictions_agree_with_an_engine_that_runs_empty():
+    errors = [error for seed in range(100) for error in errors_of(seed)]
+    assert len(errors) > 1000
+    assert statistics.median(errors) <= 0.1
+    assert statistics.quantiles(errors, n=20)[-1] <= 0.5
