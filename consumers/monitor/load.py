@@ -14,7 +14,7 @@ from pipeline.broker.connection import BusError
 from pipeline.config import Config
 from pipeline.core.saturation import SaturationMonitor
 from pipeline.core.scheduler import shares
-from pipeline.core.waits import Capacity, predicted_wait_s
+from pipeline.core.waits import Capacity, Inflow, predicted_wait_s
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, encode
 from pipeline.wire.subjects import LANES, LOAD, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
@@ -58,6 +58,7 @@ class LoadReporter:
     loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
     _parts: dict[Priority, float] = field(init=False)
     _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
+    _inflow: dict[EngineName, Inflow] = field(init=False)
     _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
     _counted_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _published_at: dict[EngineName, float] = field(init=False, default_factory=dict)
@@ -66,6 +67,7 @@ class LoadReporter:
     def __post_init__(self) -> None:
         config = self.config
         self._parts = shares(config.weights, config.floor_share)
+        self._inflow = {engine: Inflow() for engine in ENGINES}
         self._saturation = {
             engine: SaturationMonitor(engine, self._parts, config.target_wait_s, config.busy_at, config.saturated_at)
             for engine in ENGINES
@@ -91,7 +93,12 @@ class LoadReporter:
         if capacity is None:
             return 0.0
         ahead = {**self.queued[engine], priority: position}
-        return predicted_wait_s(capacity, ahead, priority, self._parts, self.config.target_wait_s)
+        inflow = self._inflow[engine].per_s(self.me.bus.clock.now())
+        return predicted_wait_s(capacity, ahead, priority, self._parts, self.config.target_wait_s, inflow)
+
+    def arrived(self, engine: EngineName, priority: Priority) -> None:
+        """A request was stored in a lane of the engine."""
+        self._inflow[engine].arrived(priority, self.me.bus.clock.now())
 
     async def run(self) -> None:
         """Observe and publish until cancelled."""
@@ -144,7 +151,11 @@ class LoadReporter:
         while changed and self.leads():
             now = clock.now()
             load, changed = self._saturation[engine].observe(
-                capacity, self.queued[engine], now=now, wall_now=clock.wall()
+                capacity,
+                self.queued[engine],
+                now=now,
+                wall_now=clock.wall(),
+                inflow=self._inflow[engine].per_s(now),
             )
             self.loads[engine] = load
             if changed:

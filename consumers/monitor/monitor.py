@@ -121,6 +121,7 @@ class Monitor:
     def _on_announced(self, announcement: Announcement) -> None:
         envelope, place, position, may_spill = announcement
         self.cancelling.stored(envelope, place)
+        self.load.arrived(ENGINE_OF[place.stream], place.priority)
         if envelope.deadline is None or envelope.fault is not None:
             return
         self.endings.expect(envelope.deadline)

@@ -45,13 +45,20 @@ class SaturationMonitor:
         return self._level
 
     def observe(
-        self, capacity: Capacity, queued: Mapping[Priority, int], *, now: float, wall_now: float
+        self,
+        capacity: Capacity,
+        queued: Mapping[Priority, int],
+        *,
+        now: float,
+        wall_now: float,
+        inflow: Mapping[Priority, float] | None = None,
     ) -> tuple[Load, bool]:
         """Take in facts.
 
         Args:
             capacity: the engine's workers.
             queued: requests waiting for it, per priority.
+            inflow: requests that arrive for it per second, per priority.
             now: monotonic seconds.
             wall_now: UTC seconds, which the event carries.
 
@@ -63,7 +70,7 @@ class SaturationMonitor:
         came_or_went, self._available = self._available is not available, available
         if not available:
             self._level, self._below_since = "normal", [None, None]
-        waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s)
+        waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s, inflow)
         saturation, reason = self._saturation(capacity, waits)
         changed = available and self._move(saturation, now)
         load = Load(

@@ -8,6 +8,7 @@ written at another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from pipeline.wire.subjects import Priority
 UNKNOWN_WAIT_S = 60.0
 # The longest predicted wait. A rate near 0 would make it infinite, which JSON cannot express.
 MAX_WAIT_S = 24 * 3600.0
+# Rates of arrival are measured over about these times.
+_WINDOWS_S = (5.0, 30.0)
 # Less work than this is a rounding error.
 _NOTHING_S = 1e-9
 
@@ -101,11 +104,42 @@ def _mean(measured: list[float]) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
+@dataclass(slots=True)
+class Inflow:
+    """How many requests arrive in each lane. One writer: the backpressure monitor.
+
+    The rate is the lower of those over a short and a long time, so that a burst is soon forgotten.
+    """
+
+    _counts: dict[tuple[Priority, float], float] = field(init=False, default_factory=dict)
+    _counted_at: float = field(init=False, default=0.0)
+
+    def arrived(self, priority: Priority, now: float) -> None:
+        """A request was stored at now, monotonic seconds."""
+        self._forget(now)
+        for window_s in _WINDOWS_S:
+            self._counts[priority, window_s] = self._counts.get((priority, window_s), 0.0) + 1 / window_s
+
+    def per_s(self, now: float) -> dict[Priority, float]:
+        """Requests per second in each lane."""
+        self._forget(now)
+        return {lane: min(self._counts.get((lane, window_s), 0.0) for window_s in _WINDOWS_S) for lane in Priority}
+
+    def _forget(self, now: float) -> None:
+        passed_s, self._counted_at = max(0.0, now - self._counted_at), now
+        for (lane, window_s), count in self._counts.items():
+            self._counts[lane, window_s] = count * math.exp(-passed_s / window_s)
+
+
 def predicted_waits_s(
-    capacity: Capacity, queued: Mapping[Priority, int], shares: Mapping[Priority, float], target_wait_s: float
+    capacity: Capacity,
+    queued: Mapping[Priority, int],
+    shares: Mapping[Priority, float],
+    target_wait_s: float,
+    inflow: Mapping[Priority, float] | None = None,
 ) -> dict[Priority, float]:
     """How long a request stored now in each lane would wait for a slot, in seconds: `predicted_wait_s` for each."""
-    return {priority: predicted_wait_s(capacity, queued, priority, shares, target_wait_s) for priority in queued}
+    return {lane: predicted_wait_s(capacity, queued, lane, shares, target_wait_s, inflow) for lane in queued}
 
 
 def predicted_wait_s(
@@ -114,6 +148,7 @@ def predicted_wait_s(
     priority: Priority,
     shares: Mapping[Priority, float],
     target_wait_s: float = 0.0,
+    inflow: Mapping[Priority, float] | None = None,
 ) -> float:
     """How long a request of a priority waits for a slot, in seconds, at most `MAX_WAIT_S`.
 
@@ -127,6 +162,7 @@ def predicted_wait_s(
         priority: its own.
         shares: each priority's part of the service.
         target_wait_s: the target of the longest wait, for an engine without measured rates.
+        inflow: how many requests arrive in each lane, per second; None if no further ones are expected.
     """
     if not capacity.slots_total:
         return UNKNOWN_WAIT_S
@@ -140,7 +176,8 @@ def predicted_wait_s(
     if own < 0:
         return 0.0
     work = {lane: depth * request_s for lane, depth in ahead.items() if lane is not priority}
-    return min(max(0.0, first_s + _served_after_s(own * request_s, work, priority, shares)), MAX_WAIT_S)
+    arriving = {lane: rate * request_s for lane, rate in (inflow or {}).items()}
+    return min(max(0.0, first_s + _served_after_s(own * request_s, work, priority, shares, arriving)), MAX_WAIT_S)
 
 
 def _preempting(capacity: Capacity, priority: Priority, shares: Mapping[Priority, float]) -> int:
@@ -159,15 +196,45 @@ def _preempting(capacity: Capacity, priority: Priority, shares: Mapping[Priority
 
 
 def _served_after_s(
-    own_s: float, others_s: Mapping[Priority, float], priority: Priority, shares: Mapping[Priority, float]
+    own_s: float,
+    others_s: Mapping[Priority, float],
+    priority: Priority,
+    shares: Mapping[Priority, float],
+    inflow: Mapping[Priority, float],
 ) -> float:
-    """When a lane has got own_s seconds of the engine, while the others have so much work each."""
-    passed_s, others = 0.0, {lane: work for lane, work in others_s.items() if work > 0}
+    """When a lane has got own_s seconds of the engine, while the others have so much work each, and get more."""
+    passed_s, others = 0.0, dict(others_s)
     while own_s > _NOTHING_S:
-        total = shares[priority] + sum(shares[lane] for lane in others)
-        empty_s = min((work / shares[lane] for lane, work in others.items()), default=own_s / shares[priority])
-        span = min(empty_s, own_s / shares[priority])
-        passed_s += span * total
-        own_s -= span * shares[priority]
-        others = {lane: left for lane, work in others.items() if (left := work - span * shares[lane]) > _NOTHING_S}
+        rates = _rates(others, priority, shares, inflow)
+        losing = {lane: rate for lane in others if (rate := rates[lane] - inflow.get(lane, 0.0)) > _NOTHING_S}
+        empty_s = [others[lane] / rate for lane, rate in losing.items() if others[lane] > 0]
+        span_s = min([own_s / rates[priority], *empty_s])
+        passed_s += span_s
+        own_s -= span_s * rates[priority]
+        left_s = {lane: work + span_s * (inflow.get(lane, 0.0) - rates[lane]) for lane, work in others.items()}
+        others = {lane: left if left > _NOTHING_S else 0.0 for lane, left in left_s.items()}
     return passed_s
+
+
+def _rates(
+    others: Mapping[Priority, float],
+    priority: Priority,
+    shares: Mapping[Priority, float],
+    inflow: Mapping[Priority, float],
+) -> dict[Priority, float]:
+    """The part of the engine that each lane gets now. An empty one gets no more than arrives in it."""
+    free, rates = 1.0, dict.fromkeys(others, 0.0)
+    lanes = {priority, *(lane for lane, work in others.items() if work > 0 or inflow.get(lane, 0.0) > 0)}
+    while True:
+        total = sum(shares[lane] for lane in lanes)
+        light = {
+            lane
+            for lane in lanes
+            if lane is not priority and not others[lane] and inflow[lane] <= free * shares[lane] / total
+        }
+        if not light:
+            return rates | {lane: free * shares[lane] / total for lane in lanes}
+        for lane in light:
+            rates[lane] = inflow[lane]
+            free -= inflow[lane]
+        lanes -= light

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.scheduler import Scheduler
-from pipeline.core.waits import MAX_WAIT_S, UNKNOWN_WAIT_S, Capacity, predicted_wait_s, predicted_waits_s
+from pipeline.core.waits import MAX_WAIT_S, UNKNOWN_WAIT_S, Capacity, Inflow, predicted_wait_s, predicted_waits_s
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus
 from pipeline.wire.subjects import LANES, Lane, Priority, Task
 
@@ -169,6 +169,37 @@ def test_predicted_wait_grows_with_the_depth_of_any_lane(capacity, queued, share
     after = predicted_waits_s(capacity, deeper, shares, 2.0)
     assert all(0 <= before[p] <= MAX_WAIT_S for p in Priority)
     assert all(after[p] >= before[p] * (1 - 1e-6) - 1e-6 for p in Priority)
+
+
+def test_a_lane_into_which_requests_keep_coming_does_not_run_empty():
+    """One HIGH request every two seconds takes half of the engine, as long as its share allows."""
+    ahead = {HIGH: 0, MEDIUM: 0, LOW: 10}
+    assert predicted_wait_s(FULL, ahead, LOW, SHARES, 2.0) == pytest.approx(1.0 + 10)
+    assert predicted_wait_s(FULL, ahead, LOW, SHARES, 2.0, {HIGH: 0.5}) == pytest.approx(1.0 + 20)
+    assert predicted_wait_s(FULL, ahead, LOW, SHARES, 2.0, {HIGH: 5.0}) == pytest.approx(1.0 + 10 / (0.1 / 0.7))
+    assert predicted_wait_s(FULL, ahead, LOW, SHARES, 2.0, {LOW: 5.0}) == pytest.approx(1.0 + 10), "they come after it"
+    filled = predicted_wait_s(FULL, ahead | {HIGH: 7}, LOW, SHARES, 2.0, {HIGH: 0.5})
+    assert filled == pytest.approx(1.0 + 10 / (0.1 / 0.7), rel=0.7)
+    assert filled > 1.0 + 10 + 7
+
+
+def test_a_steady_inflow_is_measured_and_a_burst_is_soon_forgotten():
+    steady, burst = Inflow(), Inflow()
+    for number in range(200):
+        steady.arrived(LOW, number * 0.5)
+    assert steady.per_s(100.0)[LOW] == pytest.approx(2.0, rel=0.2)
+    assert steady.per_s(100.0)[HIGH] == 0
+    for _ in range(30):
+        burst.arrived(LOW, 100.0)
+    assert burst.per_s(100.0)[LOW] == pytest.approx(1.0)
+    assert burst.per_s(120.0)[LOW] < 0.15
+
+
+@given(capacities, depths, shares_, st.fixed_dictionaries({p: st.floats(0, 1000) for p in Priority}))
+def test_a_prediction_with_inflow_ends_and_is_no_shorter(capacity, queued, shares, inflow):
+    without = predicted_waits_s(capacity, queued, shares, 2.0)
+    found = predicted_waits_s(capacity, queued, shares, 2.0, inflow)
+    assert all(without[p] * (1 - 1e-6) - 1e-6 <= found[p] <= MAX_WAIT_S for p in Priority)
 
 
 # ---- against an engine
