@@ -177,6 +177,9 @@ class OllamaChat:
     def __init__(self, model: str = "") -> None:
         self._model = model
 
+    def named(self, request_id: str) -> None:
+        """Nothing: Ollama's responses have no id."""
+
     @property
     def keep_alive(self) -> bytes:
         """A part without text: Ollama's clients accept it, and have no comments."""

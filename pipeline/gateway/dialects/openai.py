@@ -150,6 +150,9 @@ class OpenAIChat:
     def __init__(self, *, include_usage: bool = False) -> None:
         self._include_usage = include_usage
 
+    def named(self, request_id: str) -> None:
+        """Nothing: each message of the record has the id."""
+
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""
         choices = [_ChunkChoice(choice.delta, choice.index, choice.finish_reason) for choice in chunk.choices]

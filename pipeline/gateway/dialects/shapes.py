@@ -40,6 +40,10 @@ class Shape(Protocol):
         """Sent while a client waits; empty where the dialect has no such message."""
         ...
 
+    def named(self, request_id: str) -> None:
+        """The id of the request. Called once, before anything is streamed."""
+        ...
+
     def part(self, chunk: Chunk) -> bytes:
         """A chunk as a part of a stream; empty where it has nothing to show."""
         ...
@@ -69,12 +73,14 @@ class Asked(NamedTuple):
         body: as it is published.
         shape: of its responses.
         stream: whether the response is streamed.
+        conversation: the messages as JSON, kept for a call that continues the response; empty if none can.
     """
 
     request: Request
     body: bytes
     shape: Shape
     stream: bool
+    conversation: bytes = b""
 
 
 def expected(answer: Success, kind: type[_Answer]) -> _Answer:

@@ -1,0 +1,136 @@
+"""The items of a Responses call's `input`, as the messages of a chat. No I/O.
+
+Source of the shapes: the OpenAI API reference (responses, input items).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.validation import explain
+
+Turn = dict[str, Any]
+_Item = TypeVar("_Item", bound=Struct)
+
+# Between the name of a namespace and that of its function, in the name under which the model sees the function.
+_IN_NAMESPACE = "__"
+# The parts that are text. Each part of another type reaches the chat's own check, which refuses it by its type.
+_TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+
+
+class ItemPart(Struct):
+    """One part of the content of an item."""
+
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+
+_Content = str | list[ItemPart] | None
+
+
+class _MessageItem(Struct):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: _Content = None
+
+
+class _CallItem(Struct):
+    name: str
+    call_id: str = ""
+    arguments: Any = None
+    namespace: str | None = None
+
+
+class _OutputItem(Struct):
+    call_id: str = ""
+    output: str | list[ItemPart] | dict[str, Any] | None = None
+
+
+def turns(given: str | list[dict[str, Any]]) -> list[Turn]:
+    """An `input` as messages of a chat. Reasoning items are left out: chat templates drop earlier reasoning as well.
+
+    Raises:
+        HeadraceError: `invalid_request` for an item that is not of its type, `unsupported_parameter` for an item of a
+            type that is not supported.
+    """
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    made: list[Turn] = []
+    for index, item in enumerate(given):
+        match item.get("type") or ("message" if "role" in item else ""):
+            case "message":
+                message = _read(item, _MessageItem, index)
+                made.append({"role": message.role, "content": _content(message.content)})
+            case "function_call":
+                _add_call(made, _read(item, _CallItem, index))
+            case "function_call_output":
+                result = _read(item, _OutputItem, index)
+                made.append({"role": "tool", "tool_call_id": result.call_id, "content": _output(result.output)})
+            case "reasoning":
+                pass
+            case other:
+                raise _refused(str(other), index)
+    return made
+
+
+def joined_name(namespace: str | None, name: str) -> str:
+    """The name under which the model sees a function."""
+    return f"{namespace}{_IN_NAMESPACE}{name}" if namespace else name
+
+
+def answer_turn(content: str | None, calls: Iterable[Turn]) -> Turn:
+    """An earlier answer as a message of a chat."""
+    turn: Turn = {"role": "assistant", "content": content or ""}
+    if made := list(calls):
+        turn["tool_calls"] = made
+    return turn
+
+
+def _add_call(made: list[Turn], item: _CallItem) -> None:
+    """The calls of one answer, and the text before them, are one message of a chat."""
+    name = joined_name(item.namespace, item.name)
+    call = {"id": item.call_id, "type": "function", "function": {"name": name, "arguments": item.arguments}}
+    if not made or made[-1]["role"] != "assistant":
+        made.append({"role": "assistant", "content": ""})
+    made[-1].setdefault("tool_calls", []).append(call)
+
+
+def _content(content: _Content) -> str | list[dict[str, str]]:
+    """Text as one string. Otherwise the parts as they are, for the chat to refuse."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if all(part.type in (*_TEXT_PARTS, "refusal") for part in content):
+        return "".join(part.text or part.refusal for part in content)
+    return [
+        {"type": "text", "text": part.text} if part.type in _TEXT_PARTS else {"type": part.type} for part in content
+    ]
+
+
+def _output(output: str | list[ItemPart] | dict[str, Any] | None) -> str | list[dict[str, str]]:
+    return msgspec.json.encode(output).decode() if isinstance(output, dict) else _content(output)
+
+
+def _read(item: dict[str, Any], kind: type[_Item], index: int) -> _Item:
+    try:
+        return msgspec.convert(item, kind)
+    except msgspec.ValidationError as error:
+        problem = explain(error, kind, item)
+        at = f"input[{index}].{problem.field}" if problem.field else f"input[{index}]"
+        message = problem._replace(field=at).sentence()
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="input") from None
+
+
+def _refused(kind: str, index: int) -> HeadraceError:
+    if not kind:
+        message = f"`input[{index}]` must have a `type`, or a `role` and `content`."
+        return HeadraceError(ErrorCode.INVALID_REQUEST, message, param="input")
+    instead = (
+        "Send the item itself." if kind == "item_reference" else "Send messages, function calls and their outputs."
+    )
+    message = f"`input[{index}]` is an item of type {quoted(kind, 40)}, which is not supported. {instead}"
+    return HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="input")
