@@ -61,8 +61,7 @@ class Answering(Live):
         self._shape = asked.shape
         self._stream = asked.stream
         self._intake = intake
-        self._id = intake.outgoing.id
-        self._shape.named(self._id)
+        self._id = asked.shape.request_id = intake.outgoing.id
         self._accepted = False
 
     async def write(self, send: Send) -> None:

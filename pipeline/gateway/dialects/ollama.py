@@ -173,12 +173,10 @@ class OllamaChat:
     """
 
     stream_type = NDJSON
+    request_id = ""
 
     def __init__(self, model: str = "") -> None:
         self._model = model
-
-    def named(self, request_id: str) -> None:
-        """Nothing: Ollama's responses have no id."""
 
     @property
     def keep_alive(self) -> bytes:

@@ -146,12 +146,10 @@ class OpenAIChat:
 
     stream_type = SSE
     keep_alive = KEEP_ALIVE
+    request_id = ""
 
     def __init__(self, *, include_usage: bool = False) -> None:
         self._include_usage = include_usage
-
-    def named(self, request_id: str) -> None:
-        """Nothing: each message of the record has the id."""
 
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""

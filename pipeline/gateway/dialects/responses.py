@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -237,17 +238,21 @@ class ResponseShape:
 
     Args:
         frame: of the response.
+
+    Attributes:
+        request_id: of the pipeline's request, which is also the id of the response; empty until it has one.
     """
 
     stream_type = SSE
 
     def __init__(self, frame: Frame) -> None:
+        self.request_id = ""
         self._frame = frame
-        self._events = ResponseEvents(frame, "")
 
-    def named(self, request_id: str) -> None:
-        """The id of the request, which is also that of the response. Called before anything is streamed."""
-        self._events = ResponseEvents(self._frame, request_id)
+    @cached_property
+    def _events(self) -> ResponseEvents:
+        """The events of the stream. It begins once the request has an id."""
+        return ResponseEvents(self._frame, self.request_id)
 
     @property
     def keep_alive(self) -> bytes:

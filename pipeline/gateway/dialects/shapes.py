@@ -28,7 +28,10 @@ class Shape(Protocol):
     Attributes:
         stream_type: the media type of a streamed response.
         keep_alive: sent while a client waits; empty where the dialect has no such message.
+        request_id: of the request. It is set once the request has one, before any method is called.
     """
+
+    request_id: str
 
     @property
     def stream_type(self) -> str:
@@ -38,10 +41,6 @@ class Shape(Protocol):
     @property
     def keep_alive(self) -> bytes:
         """Sent while a client waits; empty where the dialect has no such message."""
-        ...
-
-    def named(self, request_id: str) -> None:
-        """The id of the request. Called once, before anything is streamed."""
         ...
 
     def part(self, chunk: Chunk) -> bytes:

@@ -55,7 +55,7 @@ def refused(**fields: Any) -> HeadraceError:
 def shape(**fields: Any) -> ResponseShape:
     made = asked(**fields).shape
     assert isinstance(made, ResponseShape)
-    made.named("req-1")
+    made.request_id = "req-1"
     return made
 
 
