@@ -7,7 +7,7 @@ Source of the shapes: the OpenAI API reference (responses). The items of the inp
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 
 from pipeline.gateway.dialects.openai import SSE, error_body
 from pipeline.gateway.dialects.response_events import ResponseEvents
-from pipeline.gateway.dialects.response_items import Turn, answer_turn, turns
+from pipeline.gateway.dialects.response_items import Turn, referred_to, turns
 from pipeline.gateway.dialects.response_object import Frame
 from pipeline.gateway.dialects.response_tools import ResponseTool, ToolChoice, offered
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
@@ -97,29 +97,35 @@ _REPEATED_TOO = ("safety_identifier", "truncation", "user", "parallel_tool_calls
 
 
 class Continued(NamedTuple):
-    """A call that continues an earlier response.
+    """A call that continues an earlier response, or refers to its items.
 
     Attributes:
-        previous: the id of that response, as the client has it.
+        previous: the id of the response that it continues, as the client has it; empty for none.
+        referred: the ids of the responses to whose items it refers.
         fields: of the chat, without its messages.
         instructions: the messages before the conversation.
-        turns: the new messages.
+        input: the new items.
         frame: of the response.
         limit: of the body's size, bytes.
         keep: whether this response can be continued in turn.
     """
 
     previous: str
+    referred: list[str]
     fields: dict[str, Any]
     instructions: list[Turn]
-    turns: list[Turn]
+    input: str | list[dict[str, Any]]
     frame: Frame
     limit: int
     keep: bool
 
-    def after(self, earlier: list[Turn]) -> Asked:
-        """The request, with the conversation so far; raises as `read_response`."""
-        conversation = earlier + self.turns
+    def after(self, earlier: list[Turn], answers: Mapping[str, Completion]) -> Asked:
+        """The request, after the earlier conversation and with the answers that are referred to, by their ids.
+
+        Raises:
+            HeadraceError: as `read_response`, and `invalid_request` for an answer that is missing.
+        """
+        conversation = earlier + turns(self.input, answers)
         body = msgspec.json.encode(self.fields | {"messages": self.instructions + conversation})
         try:
             request = decode_chat(body, max_body_bytes=self.limit)
@@ -154,9 +160,16 @@ def read_response(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ())
     instructions = [{"role": "system", "content": call.instructions}] if call.instructions else []
     previous = call.previous_response_id or ""
     continued = Continued(
-        previous, fields, instructions, turns(call.input), frame, max_body_bytes, keep=call.store is not False
+        previous,
+        referred_to(call.input),
+        fields,
+        instructions,
+        call.input,
+        frame,
+        max_body_bytes,
+        keep=call.store is not False,
     )
-    return continued if previous else continued.after([])
+    return continued if previous or continued.referred else continued.after([], {})
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
@@ -291,10 +304,3 @@ def _noted(completion: Completion) -> Completion:
         return completion
     account = structs.replace(completion.headrace, notes=[renamed(note) for note in notes])
     return structs.replace(completion, headrace=account)
-
-
-def earlier_turns(conversation: bytes, completion: Completion) -> list[Turn]:
-    """A conversation that was kept, and the answer to it."""
-    message = completion.choices[0].message
-    calls = [msgspec.to_builtins(call) for call in message.tool_calls or ()]
-    return [*msgspec.json.decode(conversation), answer_turn(message.content, calls)]

@@ -156,6 +156,22 @@ async def test_a_response_is_continued_by_its_id(serve: Serve, engine: Engine):
         assert third["id"] != (await answered(client, engine, {"previous_response_id": first, "input": "x"}))["id"]
 
 
+async def test_a_reference_to_an_item_is_read_from_its_record(serve: Serve, engine: Engine):
+    async with serve() as client:
+        first = await answered(client, engine, {**CALL, "store": False})
+        reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+        thanks = {"role": "user", "content": "Thanks."}
+        await answered(client, engine, {"input": [{"role": "user", "content": "hello"}, reference, thanks]})
+        assert [turn["content"] for turn in (await published(engine))["messages"]] == [
+            "hello",
+            "Hello there",
+            "Thanks.",
+        ]
+        unknown = {"type": "item_reference", "id": "msg_unknown_0"}
+        answer = await client.post(PATH, json={"input": [unknown, thanks]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
 async def test_a_response_without_an_answer_that_is_kept_is_not_continued(serve: Serve, engine: Engine):
     async with serve() as client:
 

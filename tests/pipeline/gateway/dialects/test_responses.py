@@ -10,7 +10,8 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from pipeline.gateway.dialects.responses import Continued, ResponseShape, earlier_turns, read_response
+from pipeline.gateway.dialects.response_items import answer_turn
+from pipeline.gateway.dialects.responses import Continued, ResponseShape, read_response
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, Delta, ErrorBody, ToolCallDelta
@@ -227,7 +228,6 @@ def test_what_is_not_valid_is_refused_under_the_names_of_this_api(fields: dict[s
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input", '"item_reference"'),
         ({"input": [{"type": "web_search_call"}]}, "input", '"web_search_call"'),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", '"input_image"'),
         ({"background": True}, "background", "respond-async"),
@@ -264,7 +264,7 @@ def test_a_conversation_goes_on_after_the_earlier_answer():
     call = read_response(body(previous_response_id="req-1", input=[output], instructions="Be long."), LIMIT)
     assert isinstance(call, Continued)
     assert call.previous == "req-1"
-    second = call.after(earlier_turns(first.conversation, TOOL_COMPLETION))
+    second = call.after([*json.loads(first.conversation), answer_turn(TOOL_COMPLETION)], {})
     made = [{"id": "call_1", "type": "function", "function": msgspec.to_builtins(CALL)}]
     conversation = [
         USER,
@@ -274,7 +274,32 @@ def test_a_conversation_goes_on_after_the_earlier_answer():
     assert json.loads(second.body)["messages"] == [{"role": "system", "content": "Be long."}, *conversation]
     assert json.loads(second.conversation) == conversation
     assert json.loads(second.shape.whole(COMPLETION))["previous_response_id"] == "req-1"
-    assert earlier_turns(b"[]", COMPLETION) == [{"role": "assistant", "content": "Hello there"}]
+    assert answer_turn(COMPLETION) == {"role": "assistant", "content": "Hello there"}
+
+
+def test_a_reference_stands_for_an_item_of_an_earlier_answer():
+    names = ["msg_req-1_0", "msg_req-1_1", "fc_req-2_0"]
+    items = [USER, *({"type": "item_reference", "id": name} for name in names)]
+    call = read_response(body(input=items), LIMIT)
+    assert isinstance(call, Continued)
+    assert (call.previous, call.referred) == ("", ["req-1", "req-2"])
+    made = json.loads(call.after([], {"req-1": COMPLETION, "req-2": TOOL_COMPLETION}).body)["messages"]
+    calls = [{"id": "call_1", "type": "function", "function": msgspec.to_builtins(CALL)}]
+    assert made == [USER, {"role": "assistant", "content": "Hello there", "tool_calls": calls}]
+    with pytest.raises(HeadraceError, match='Item "fc_req-2_0" is not kept'):
+        call.after([], {"req-1": COMPLETION})
+
+
+def test_a_reference_to_an_item_of_another_server_is_refused():
+    error = refused(input=[{"type": "item_reference", "id": "rs_68af4030baa48193b0b43b4c2a176a1a"}])
+    assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, "input")
+    assert "Send the item itself" in error.message
+
+
+def test_references_to_too_many_responses_are_refused():
+    items = [{"type": "item_reference", "id": f"msg_r{number}_0"} for number in range(129)]
+    assert "The limit is 128" in refused(input=items).message
+    assert isinstance(read_response(body(input=items[:128]), LIMIT), Continued)
 
 
 def test_a_call_that_is_not_to_be_stored_keeps_no_conversation():
