@@ -74,6 +74,7 @@ class ResponseCall(Struct):
 # The chat's name of each parameter that has another name here.
 _OURS = {
     "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
     "messages": "input",
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
@@ -91,9 +92,22 @@ _STATEFUL = {
     "conversation": "Send the whole conversation in `input`.",
     "prompt": "Send the text in `input` and `instructions`.",
 }
-# The fields of the response that repeat the call's, beside those that `_frame` makes.
-_REPEATED = ("instructions", "metadata", "max_tool_calls", "previous_response_id", "prompt_cache_key")
-_REPEATED_TOO = ("safety_identifier", "truncation", "user", "parallel_tool_calls", "temperature", "top_p")
+# The fields of the response that repeat the call's as they are.
+_REPEATED = (
+    "instructions",
+    "max_tool_calls",
+    "metadata",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "temperature",
+    "tool_choice",
+    "tools",
+    "top_p",
+    "truncation",
+    "user",
+)
 
 
 class Continued(NamedTuple):
@@ -222,7 +236,7 @@ def _response_format(form: TextFormat) -> dict[str, Any]:
 
 def _repeated(call: ResponseCall, given: dict[str, Any]) -> dict[str, Any]:
     """The fields of the response that repeat the call's."""
-    fields = {name: given[name] for name in (*_REPEATED, *_REPEATED_TOO) if given.get(name) is not None}
+    fields = {name: given[name] for name in _REPEATED if given.get(name) is not None}
     fields["store"] = call.store is not False
     limit = given.get("max_output_tokens")
     fields["max_output_tokens"] = limit if isinstance(limit, int) and limit > 0 else None
@@ -230,10 +244,6 @@ def _repeated(call: ResponseCall, given: dict[str, Any]) -> dict[str, Any]:
         fields["reasoning"] = structs.asdict(call.reasoning)
     if call.text is not None:
         fields["text"] = structs.asdict(structs.replace(call.text, format=call.text.format or TextFormat("text")))
-    if given.get("tools"):
-        fields["tools"] = given["tools"]
-    if call.tool_choice is not None:
-        fields["tool_choice"] = given["tool_choice"]
     return fields
 
 

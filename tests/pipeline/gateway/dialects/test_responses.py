@@ -234,6 +234,7 @@ def test_what_is_not_valid_is_refused_under_the_names_of_this_api(fields: dict[s
         ({"conversation": "conv_1"}, "conversation", "`input`"),
         ({"prompt": {"id": "p"}}, "prompt", "`input`"),
         ({"response_format": {"type": "text"}}, "response_format", "`text.format`"),
+        ({"max_tokens": 5}, "max_tokens", "`max_output_tokens`"),
         ({"top_logprobs": 2}, "logprobs", "logprobs"),
         ({"include": ["message.output_text.logprobs"]}, "logprobs", "logprobs"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", '"file_search"'),
@@ -365,9 +366,13 @@ def test_a_function_of_a_namespace_is_called_by_its_own_name():
 
 
 def test_notes_and_errors_name_the_parameters_of_this_api():
-    account = msgspec.structs.replace(COMPLETION.headrace, notes=["`max_completion_tokens` -1 means no limit."])
+    notes = ["`max_completion_tokens` -1 means no limit.", "The context was full: `max_tokens` is 5."]
+    account = msgspec.structs.replace(COMPLETION.headrace, notes=notes)
     answer = json.loads(shape().whole(msgspec.structs.replace(COMPLETION, headrace=account)))
-    assert answer["headrace"]["notes"] == ["`max_output_tokens` -1 means no limit."]
+    assert answer["headrace"]["notes"] == [
+        "`max_output_tokens` -1 means no limit.",
+        "The context was full: `max_output_tokens` is 5.",
+    ]
     message = 'This engine does not support response_format "json_object".'
     error = HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="response_format")
     assert json.loads(shape().error(ErrorBody.of(error)))["error"] == {
