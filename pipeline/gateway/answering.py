@@ -64,7 +64,7 @@ class Answering(Live):
         self._shape = asked.shape
         self._stream = asked.stream
         self._intake = intake
-        self._id = intake.outgoing.id
+        self._id = asked.shape.request_id = intake.outgoing.id
         self._accepted = False
 
     async def write(self, send: Send) -> None:
@@ -135,14 +135,14 @@ class Answering(Live):
 
     async def _next(self, record: RecordReader, send: Send) -> RecordEntry:
         """The record's next message. Meanwhile keep-alives are sent, if the dialect has them."""
-        while self._shape.keep_alive:
+        while True:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     return await record.next()
             except TimeoutError:
-                await self.begin(send, self._stream_headers())
-                await more(send, self._shape.keep_alive)
-        return await record.next()
+                if alive := self._shape.keep_alive:
+                    await self.begin(send, self._stream_headers())
+                    await more(send, alive)
 
     def _headers(self) -> dict[str, str]:
         return {"x-request-id": self._id}

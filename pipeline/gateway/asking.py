@@ -14,7 +14,9 @@ from pipeline.config import Config
 from pipeline.core.triage import saturated
 from pipeline.gateway.answering import AnswerContext, Answering
 from pipeline.gateway.bodies import read_body
+from pipeline.gateway.continuing import Continuing
 from pipeline.gateway.dialects.ollama import Loaded
+from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
 from pipeline.gateway.intake import Repeats, refused_by_store, take_in, urgency
@@ -25,7 +27,7 @@ from pipeline.process.role import Role
 from pipeline.wire.requests import EmbeddingRequest
 
 # Reads a body, given the size limit of a published body and the listed models.
-Reader = Callable[[bytes, int, Sequence[str]], Asked | Loaded]
+Reader = Callable[[bytes, int, Sequence[str]], Asked | Loaded | Continued]
 
 
 @dataclass(slots=True)
@@ -37,6 +39,10 @@ class Asking:
     models: Models
     context: AnswerContext
     _repeats: Repeats = field(init=False, default_factory=Repeats)
+    _continuing: Continuing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._continuing = Continuing(self.context.client)
 
     def handler(self, read: Reader) -> Handler:
         """The handler of an endpoint whose bodies `read` reads."""
@@ -47,6 +53,8 @@ class Asking:
             asked = read(body, limit, self.models.listed())
             if isinstance(asked, Loaded):
                 return self._loaded(request, asked)
+            if isinstance(asked, Continued):
+                asked = await self._continuing.resolve(request.state.caller, asked)
             return await self._answer(request, asked)
 
         return ask
@@ -70,6 +78,8 @@ class Asking:
         self._repeats.check(intake, asked.request, time.monotonic())
         if not intake.outgoing.given_id and (refusal := refused_by_store(self.me.peers.store())) is not None:
             raise refusal  # the answer of an id that was used before may be there
+        if asked.conversation:
+            self._continuing.keep(intake.outgoing.id, asked.conversation)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
         record = await self.context.submit(intake)

@@ -10,6 +10,8 @@ from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
 from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.dialects.response_object import ResponseObject
+from pipeline.gateway.dialects.responses import read_response
 from pipeline.gateway.document import ERRORS
 from pipeline.gateway.endpoint import BODY_ERRORS, JSON, SSE, USUAL_ERRORS, Access, Endpoint, Handler, Kind, Schema
 from pipeline.gateway.letters import Letters
@@ -80,6 +82,16 @@ _OPENAI: tuple[Endpoint[Parts], ...] = (
         "messages",
         stream=SSE,
         answer=ANSWER[Completion],
+    ),
+    _ask(
+        "/v1/responses",
+        read_response,
+        "Response",
+        "OpenAI",
+        schemas.RESPONSE,
+        "input",
+        stream=SSE,
+        answer=ANSWER[ResponseObject],
     ),
     _ask("/v1/completions", openai.read_text, "Text completion", "OpenAI", schemas.COMPLETION, "prompt", stream=SSE),
     _ask(

@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 
 from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway.dialects.response_object import ResponseObject
+from pipeline.gateway.dialects.responses import ResponseCall
 from pipeline.gateway.endpoint import Schema
 from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
-_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody)
-_ANSWERS = (Completion, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
+_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall)
+_ANSWERS = (Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))
 # The struct keeps its vectors as raw JSON and has no type for them.
@@ -40,6 +42,11 @@ def header(name: str, description: str, **schema: Any) -> Schema:
 
 
 CHAT: Schema = fields(ChatRequest, *_CHAT) | _USAGE
+RESPONSE: Schema = (
+    fields(ResponseCall)
+    | fields(ChatRequest, "model", "temperature", "top_p", "stream")
+    | {"max_output_tokens": fields(ChatRequest, "max_completion_tokens")["max_completion_tokens"]}
+)
 COMPLETION: Schema = {"prompt": TEXT} | fields(ChatRequest, "model", *_SAMPLING) | _USAGE
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}

@@ -146,6 +146,7 @@ class OpenAIChat:
 
     stream_type = SSE
     keep_alive = KEEP_ALIVE
+    request_id = ""
 
     def __init__(self, *, include_usage: bool = False) -> None:
         self._include_usage = include_usage

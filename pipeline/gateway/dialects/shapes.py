@@ -28,7 +28,10 @@ class Shape(Protocol):
     Attributes:
         stream_type: the media type of a streamed response.
         keep_alive: sent while a client waits; empty where the dialect has no such message.
+        request_id: of the request. It is set once the request has one, before any method is called.
     """
+
+    request_id: str
 
     @property
     def stream_type(self) -> str:
@@ -69,12 +72,14 @@ class Asked(NamedTuple):
         body: as it is published.
         shape: of its responses.
         stream: whether the response is streamed.
+        conversation: the messages as JSON, kept for a call that continues the response; empty if none can.
     """
 
     request: Request
     body: bytes
     shape: Shape
     stream: bool
+    conversation: bytes = b""
 
 
 def expected(answer: Success, kind: type[_Answer]) -> _Answer:

@@ -1,0 +1,148 @@
+"""The events of a streamed response of OpenAI's Responses API. No I/O.
+
+Source of the shapes: the OpenAI API reference (responses, streaming events).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from pipeline.gateway.dialects.response_object import (
+    Frame,
+    OutputItem,
+    OutputMessage,
+    OutputText,
+    ResponseObject,
+    item_status,
+    output_message,
+)
+from pipeline.wire.messages import Chunk, Completion, ErrorBody, ToolCallDelta
+
+
+class ResponseEvents:
+    """Writes the events of one stream, numbered from 0. One writer: the response that streams them.
+
+    Each method returns the bytes of the events that follow, and begins the stream if that has not happened.
+
+    Args:
+        frame: of the responses in the events.
+        request_id: the id of the response.
+    """
+
+    def __init__(self, frame: Frame, request_id: str) -> None:
+        self._frame = frame
+        self._id = request_id
+        self._created = 0
+        self._model = ""
+        self._sequence = 0
+        self._output: list[OutputItem] = []
+        self._calls = 0
+        self._message: OutputMessage | None = None  # the one that grows, the last of the output
+
+    def waiting(self) -> bytes:
+        """The response is not complete yet."""
+        return self._opening() or self._with_response("response.in_progress", self._so_far())
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        """The text and the calls of a chunk."""
+        self._model = self._model or chunk.model
+        delta = chunk.choices[0].delta
+        events = self._opening(chunk.created)
+        if delta.content:
+            events += self._text(delta.content)
+        for call in delta.tool_calls or ():
+            events += self._close_message() + self._call(call)
+        return events
+
+    def end(self, completion: Completion) -> bytes:
+        """The answer is complete, or was cut off at its limit."""
+        self._model = completion.model
+        events = self._opening(completion.created)
+        if not self._output:
+            events += self._open_message()
+        if self._message is not None:
+            self._message.status = item_status(completion.choices[0].finish_reason)
+        events += self._close_message()
+        response = self._frame.ended(completion, self._output)
+        response.created_at = self._created
+        return events + self._with_response(f"response.{response.status}", response)
+
+    def failed(self, error: ErrorBody) -> bytes:
+        """The request ended with an error. OpenAI's clients raise the first event, and Codex reads the second."""
+        fields = {"code": error.code, "message": error.message, "param": error.param}
+        events = self._opening() + self._event("error", error={"type": error.type, **fields}, **fields)
+        if self._message is not None:
+            self._message.status = "incomplete"
+        response = self._frame.failed(self._id, self._created, self._output, error)
+        response.model = self._model or response.model
+        return events + self._with_response("response.failed", response)
+
+    def _opening(self, created: int = 0) -> bytes:
+        if self._created:
+            return b""
+        self._created = created or int(time.time())
+        response = self._so_far()
+        return self._with_response("response.created", response) + self._with_response("response.in_progress", response)
+
+    def _so_far(self) -> ResponseObject:
+        return self._frame.response(self._id, self._created, "in_progress", self._output, model=self._model)
+
+    def _text(self, delta: str) -> bytes:
+        events = b"" if self._message else self._open_message()
+        message = self._message
+        assert message is not None  # noqa: S101 - just opened
+        message.content[0].text += delta
+        return events + self._event("response.output_text.delta", **self._at_text(message), delta=delta, logprobs=[])
+
+    def _open_message(self) -> bytes:
+        number = sum(isinstance(item, OutputMessage) for item in self._output)
+        message = output_message(self._id, number, "", "in_progress")
+        self._output.append(message)
+        self._message = message
+        bare = msgspec.structs.replace(message, content=[])
+        place = self._at_text(message)
+        return self._event("response.output_item.added", output_index=place["output_index"], item=bare) + self._event(
+            "response.content_part.added", **place, part=OutputText("")
+        )
+
+    def _close_message(self) -> bytes:
+        message, self._message = self._message, None
+        if message is None:
+            return b""
+        if message.status == "in_progress":
+            message.status = "completed"
+        place, part = self._at_text(message), message.content[0]
+        return (
+            self._event("response.output_text.done", **place, text=part.text, logprobs=[])
+            + self._event("response.content_part.done", **place, part=part)
+            + self._event("response.output_item.done", output_index=place["output_index"], item=message)
+        )
+
+    def _at_text(self, message: OutputMessage) -> dict[str, Any]:
+        """Where the text of a message, the last item, belongs."""
+        return {"item_id": message.id, "output_index": len(self._output) - 1, "content_index": 0}
+
+    def _call(self, delta: ToolCallDelta) -> bytes:
+        call = self._frame.output_call(self._id, self._calls, delta.id, delta.function)
+        self._calls += 1
+        index = len(self._output)
+        self._output.append(call)
+        begun = msgspec.structs.replace(call, arguments="", status="in_progress")
+        place = {"item_id": call.id, "output_index": index}
+        return (
+            self._event("response.output_item.added", output_index=index, item=begun)
+            + self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
+            + self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
+            + self._event("response.output_item.done", output_index=index, item=call)
+        )
+
+    def _with_response(self, kind: str, response: ResponseObject) -> bytes:
+        return self._event(kind, response=response)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        data = msgspec.json.encode({"type": kind, "sequence_number": self._sequence, **fields})
+        self._sequence += 1
+        return b"event: %s\ndata: %s\n\n" % (kind.encode(), data)
