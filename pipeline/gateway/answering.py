@@ -64,7 +64,7 @@ class Answering(Live):
         self._shape = asked.shape
         self._stream = asked.stream
         self._intake = intake
-        self._id = intake.outgoing.id
+        self._id = asked.shape.request_id = intake.outgoing.id
         self._accepted = False
 
     async def write(self, send: Send) -> None:
@@ -145,7 +145,8 @@ class Answering(Live):
         return await record.next()
 
     def _headers(self) -> dict[str, str]:
-        return {"x-request-id": self._id}
+        # Anthropic's clients read the second name.
+        return {"x-request-id": self._id, "request-id": self._id}
 
     def _stream_headers(self) -> dict[str, str]:
         return {**SSE_HEADERS, "content-type": self._shape.stream_type, **self._headers()}

@@ -9,7 +9,8 @@ from typing import Any
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
-from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.dialects import anthropic, ollama, openai
+from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.document import ERRORS
 from pipeline.gateway.endpoint import BODY_ERRORS, JSON, SSE, USUAL_ERRORS, Access, Endpoint, Handler, Kind, Schema
 from pipeline.gateway.letters import Letters
@@ -99,6 +100,17 @@ _OPENAI: tuple[Endpoint[Parts], ...] = (
         lambda parts: parts.models.openai_one,
         tag="OpenAI",
         parameters=(schemas.MODEL_ID,),
+    ),
+)
+_ANTHROPIC: tuple[Endpoint[Parts], ...] = (
+    _ask(
+        "/v1/messages",
+        anthropic.read_messages,
+        "Message",
+        "Anthropic",
+        schemas.fields(MessagesBody),
+        "messages",
+        stream=SSE,
     ),
 )
 _OLLAMA: tuple[Endpoint[Parts], ...] = (
@@ -276,4 +288,4 @@ def _page(path: str, handler: Handler) -> Endpoint[Parts]:
 
 
 _PAGES = tuple(_page(path, handler) for path, handler in files.handlers().items())
-ENDPOINTS = (*_OPENAI, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)
+ENDPOINTS = (*_OPENAI, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)

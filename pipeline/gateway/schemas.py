@@ -7,12 +7,13 @@ from typing import Any
 import msgspec
 
 from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.endpoint import Schema
 from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
-_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody)
+_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, MessagesBody)
 _ANSWERS = (Completion, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))

@@ -6,7 +6,7 @@ embeddings) and `docs/protocol.md`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -26,6 +26,13 @@ class FunctionCall(Struct):
 
     name: str
     arguments: str = "{}"
+
+    def as_object(self) -> dict[str, Any]:
+        """The arguments decoded. If they are not a JSON object, as a model may write them, they are one string."""
+        try:
+            return msgspec.json.decode(self.arguments or "{}", type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return {"arguments": self.arguments}
 
 
 class ToolCall(Struct):

@@ -173,6 +173,7 @@ class OllamaChat:
     """
 
     stream_type = NDJSON
+    request_id = ""
 
     def __init__(self, model: str = "") -> None:
         self._model = model

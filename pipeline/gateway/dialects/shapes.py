@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol, TypeVar
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.habits import BYTE_ORDER_MARK, with_whole_characters
 from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
@@ -28,7 +29,10 @@ class Shape(Protocol):
     Attributes:
         stream_type: the media type of a streamed response.
         keep_alive: sent while a client waits; empty where the dialect has no such message.
+        request_id: of the request. It is set once the request has one, before any method is called.
     """
+
+    request_id: str
 
     @property
     def stream_type(self) -> str:
@@ -100,14 +104,18 @@ def as_chunk(completion: Completion) -> Chunk:
 
 
 def decode_body(body: bytes, kind: type[_T]) -> _T:
-    """Read a JSON body.
+    """Read a JSON body. A byte order mark is no part of it, and half a character becomes U+FFFD.
 
     Raises:
         HeadraceError: `invalid_request`.
     """
+    body = body.removeprefix(BYTE_ORDER_MARK)
     if not body.strip():
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "The request has no body. Send a JSON object.")
     try:
         return decode(body, kind)
-    except NotValid as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, error.sentence) from None
+    except NotValid as strict:
+        try:
+            return decode(with_whole_characters(body), kind)
+        except (NotValid, ValueError, RecursionError):
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, strict.sentence, param=strict.problem.param) from None
