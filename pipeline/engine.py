@@ -67,7 +67,8 @@ class Piece(msgspec.Struct):
 
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
     it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
-    now; None if that has not changed. Only the last piece has `finish_reason` and `usage`.
+    now; None if that has not changed. Only the last piece has `finish_reason` and `usage`. Its `stop` is the stop
+    string that ended the answer, if the engine tells it.
     """
 
     text: str = ""
@@ -78,6 +79,7 @@ class Piece(msgspec.Struct):
     suspended: bool | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    stop: str = ""
 
 
 class Embedded(msgspec.Struct):

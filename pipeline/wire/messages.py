@@ -105,11 +105,12 @@ class AssistantMessage(Struct):
 
 
 class Choice(Struct):
-    """The only choice of a completion."""
+    """The only choice of a completion. `stop_reason` is the stop string that ended it, if the engine tells it."""
 
     message: AssistantMessage
     finish_reason: FinishReason
     index: int = 0
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Usage(Struct):

@@ -158,7 +158,10 @@ def _message(message_id: str, model: str) -> dict[str, Any]:
 
 
 def _stopped(completion: Completion) -> dict[str, Any]:
-    return {"stop_reason": _STOP_REASONS[completion.choices[0].finish_reason], "stop_sequence": None}
+    choice = completion.choices[0]
+    if choice.stop_reason:
+        return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
+    return {"stop_reason": _STOP_REASONS[choice.finish_reason], "stop_sequence": None}
 
 
 def _usage(completion: Completion) -> dict[str, Any]:

@@ -244,6 +244,14 @@ def test_a_message_has_anthropics_shape():
     assert json.loads(read().shape.whole(CUT_OFF))["stop_reason"] == "max_tokens"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_sequence_that_ended_the_answer_is_named(stream: bool):
+    choice = msgspec.structs.replace(COMPLETION.choices[0], stop_reason="END")
+    completion = msgspec.structs.replace(COMPLETION, choices=[choice])
+    ended = streamed(CHUNKS, completion)[-2]["delta"] if stream else json.loads(read().shape.whole(completion))
+    assert (ended["stop_reason"], ended["stop_sequence"]) == ("stop_sequence", "END")
+
+
 def test_a_stream_has_anthropics_events():
     assert [event for event in streamed(CHUNKS, COMPLETION) if event.pop("headrace", True)] == [
         {
