@@ -166,15 +166,28 @@ class Embedder(Protocol):
         ...
 
 
+class TokenCounter(Protocol):
+    """The part of an engine that counts tokens."""
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """The exact number of tokens of a request's prompt, its tools included. Cancelling is safe.
+
+        Raises:
+            HeadraceError: the engine refuses the request, or is loading or away (`unavailable`).
+        """
+        ...
+
+
 class Engine(Protocol):
     """Answers requests. An asynchronous context manager; once entered, the engine is ready or loading.
 
-    `embedder` makes embeddings. It is None if the engine makes none.
+    `embedder` makes embeddings, and `counter` counts the tokens of prompts. Each is None if the engine does not do it.
     """
 
     name: EngineName
     simulated: bool
     embedder: Embedder | None
+    counter: TokenCounter | None
 
     async def __aenter__(self) -> Self: ...
 

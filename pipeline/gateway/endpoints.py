@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
+from pipeline.gateway.counting import TokenCounts
 from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.document import ERRORS
@@ -32,6 +33,7 @@ class Parts:
 
     asking: Asking
     models: Models
+    counts: TokenCounts
     queue: Queue
     letters: Letters
     watch: Watch
@@ -111,6 +113,18 @@ _ANTHROPIC: tuple[Endpoint[Parts], ...] = (
         schemas.fields(MessagesBody),
         "messages",
         stream=SSE,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        _LISTS,
+        "The number of tokens of a message's prompt",
+        lambda parts: parts.counts.count,
+        tag="Anthropic",
+        body=schemas.fields(MessagesBody),
+        required=("messages",),
+        answer=schemas.TOKENS,
+        errors=USUAL_ERRORS | BODY_ERRORS | {502},
     ),
 )
 _OLLAMA: tuple[Endpoint[Parts], ...] = (

@@ -66,6 +66,11 @@ class Models:
             if error.code is not ErrorCode.MODEL_NOT_FOUND or complete:
                 raise
 
+    def only_on_ollama(self, requested: str | None) -> bool:
+        """Whether Ollama has the model of a chat, and MLX has neither it nor its equivalent."""
+        catalogue = self.catalogue()
+        return catalogue.model_on("mlx", requested) is None and catalogue.model_on("ollama", requested) is not None
+
     # ---- handlers
 
     async def openai_list(self, _: Request) -> Response:

@@ -42,6 +42,7 @@ def header(name: str, description: str, **schema: Any) -> Schema:
 
 CHAT: Schema = fields(ChatRequest, *_CHAT) | _USAGE
 COMPLETION: Schema = {"prompt": TEXT} | fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

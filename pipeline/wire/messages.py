@@ -410,6 +410,12 @@ class Cancelled(Struct):
     state: str
 
 
+class TokenCount(Struct, tag_field="object", tag="headrace.tokens"):
+    """A worker's count of a prompt's tokens, as its model reads the prompt."""
+
+    prompt_tokens: int
+
+
 class Model(Struct):
     """A model, in the form of OpenAI's list."""
 

@@ -343,7 +343,8 @@ async def test_a_message_is_streamed_as_it_would_have_been_whole(web: httpx.Asyn
     text = "".join(each["delta"]["text"] for each in events if each["type"] == "content_block_delta")
     ended = events[-2]
     assert (text, ended["delta"]["stop_sequence"]) == ("The capital of France is", " Paris")
-    assert ended["usage"]["input_tokens"] == whole["usage"]["input_tokens"] > 0
+    counted = (await web.post("/v1/messages/count_tokens", json=body)).json()
+    assert ended["usage"]["input_tokens"] == whole["usage"]["input_tokens"] == counted["input_tokens"] > 0
 
 
 async def test_a_message_calls_a_tool_and_answers_with_its_result(web: httpx.AsyncClient):

@@ -16,7 +16,7 @@ from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, ErrorBody, FunctionCall, Success
-from pipeline.wire.requests import decode_chat
+from pipeline.wire.requests import ChatRequest, decode_chat
 
 SSE = "text/event-stream; charset=utf-8"
 _TYPES = {
@@ -39,6 +39,19 @@ def read_messages(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
     Raises:
         HeadraceError: as `decode_chat`, with the names of Anthropic's fields.
     """
+    request, written = read_prompt(body, max_body_bytes, listed)
+    if request.chat[-1].role == "assistant":
+        message = "The conversation must end with a user message. An assistant's message is not continued."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="messages")
+    return Asked(request, written, AnthropicMessages(), stream=request.streams)
+
+
+def read_prompt(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> tuple[ChatRequest, bytes]:
+    """The body of `POST /v1/messages/count_tokens`: the request as a chat completion, decoded and encoded.
+
+    Raises:
+        HeadraceError: as `read_messages`. The conversation may end with an assistant's message.
+    """
     given = decode_body(body, MessagesBody)
     fields = given.fields()
     if given.model:
@@ -46,10 +59,9 @@ def read_messages(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
     # Encoded and decoded once more, so that one place checks every request.
     written = msgspec.json.encode(fields)
     try:
-        request = decode_chat(written, max_body_bytes=max_body_bytes)
+        return decode_chat(written, max_body_bytes=max_body_bytes), written
     except HeadraceError as error:
         raise _in_anthropics_words(error) from None
-    return Asked(request, written, AnthropicMessages(), stream=request.streams)
 
 
 def _in_anthropics_words(error: HeadraceError) -> HeadraceError:

@@ -119,9 +119,6 @@ class MessagesBody(Struct):
         for name in ("mcp_servers", "container"):
             if getattr(self, name):
                 _unsupported(name, f"`{name}` is not supported. Leave it out.")
-        if self.messages[-1].role == "assistant":
-            message = "The conversation must end with a user message. An assistant's message is not continued."
-            _unsupported("messages", message)
         fields = {
             "messages": list(self._conversation()),
             "stream": bool(self.stream),

@@ -7,12 +7,16 @@ import json
 
 import pytest
 
+from pipeline.broker.connection import Message
+from pipeline.broker.jetstream import Bus
 from pipeline.gateway.identity import make_key
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, PerPriorityCount, Slots, TokenCount, WorkerStatus, encode
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Serve
+from tests.waiting import eventually
 
+NONE = PerPriorityCount()
 ASK = "/v1/messages?beta=true"
 CHAT = {"model": "auto", "max_tokens": 100, "messages": [{"role": "user", "content": "hello"}]}
 VERSION = {"anthropic-version": "2023-06-01", "anthropic-beta": "claude-code-20250219"}
@@ -109,3 +113,66 @@ async def test_the_root_tells_clients_of_ollama_that_it_runs_and_shows_browsers_
         assert (await client.head("/")).status_code == 200
         page = await client.get("/", headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
         assert page.headers["content-type"].startswith("text/html")
+
+
+# ---- counting tokens
+
+COUNT = "/v1/messages/count_tokens?beta=true"
+
+
+async def workers(bus: Bus, replies: dict[str, TokenCount | ErrorAnswer | None]) -> None:
+    """Workers of MLX with a model of their own each, and what they reply: None is not to be there for counts."""
+    for name, reply in replies.items():
+        status = WorkerStatus(name, "mlx", "ready", [f"model-{name}"], Slots(0, 1), NONE, 0, 0, 0, 0, 0, at=0.0)
+        await bus.publish(f"llm.worker.{name}", encode(status))
+        if reply is not None:
+
+            async def answer(message: Message, reply: TokenCount | ErrorAnswer = reply) -> None:
+                assert json.loads(message.data)["messages"] == CHAT["messages"]
+                await bus.publish(message.reply, encode(reply))
+
+            await bus.subscribe(f"llm.tokens.{name}", answer)
+
+
+def refusal(code: ErrorCode) -> ErrorAnswer:
+    return ErrorAnswer(id="", created=0, error=ErrorBody.of(HeadraceError(code, "why")))
+
+
+@pytest.mark.parametrize(
+    ("replies", "status", "told"),
+    [
+        ({"a": TokenCount(7)}, 200, 7),
+        ({"a": refusal(ErrorCode.MODEL_NOT_FOUND), "b": TokenCount(8)}, 200, 8),
+        ({"a": refusal(ErrorCode.UNAVAILABLE), "b": TokenCount(9)}, 200, 9),
+        ({"a": None, "b": TokenCount(9)}, 200, 9),
+        ({"a": refusal(ErrorCode.UNSUPPORTED_PARAMETER)}, 400, "invalid_request_error"),
+        ({"a": refusal(ErrorCode.ENGINE_FAILED)}, 502, "api_error"),
+        ({"a": refusal(ErrorCode.UNAVAILABLE)}, 503, "api_error"),
+        ({}, 503, "api_error"),
+    ],
+)
+async def test_tokens_are_counted_by_a_worker_that_has_the_model(
+    serve: Serve, bus: Bus, replies: dict[str, TokenCount | ErrorAnswer | None], status: int, told: object
+):
+    async with serve() as client:
+        await workers(bus, replies)
+
+        async def heard() -> bool:
+            listed = [each["id"] for each in (await client.get("/v1/models")).json()["data"]]
+            return listed == [f"model-{name}" for name in replies]
+
+        await eventually(heard)
+        answer = await client.post(COUNT, json=CHAT)
+        body = answer.json()
+        assert (answer.status_code, body.get("input_tokens") or body["error"]["type"]) == (status, told)
+
+
+async def test_a_model_that_only_ollama_has_is_not_counted(serve: Serve, bus: Bus):
+    async with serve() as client:
+        status = WorkerStatus("o", "ollama", "ready", ["qwen:1b"], Slots(0, 1), NONE, 0, 0, 0, 0, 0, at=0.0)
+        await bus.publish("llm.worker.o", encode(status))
+
+        async def refused() -> bool:
+            return (await client.post(COUNT, json=CHAT | {"model": "qwen:1b"})).status_code == 400
+
+        await eventually(refused)
