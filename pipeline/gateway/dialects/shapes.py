@@ -115,7 +115,11 @@ def decode_body(body: bytes, kind: type[_T]) -> _T:
     try:
         return decode(body, kind)
     except NotValid as strict:
-        try:
-            return decode(with_whole_characters(body), kind)
-        except (NotValid, ValueError, RecursionError):
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, strict.sentence, param=strict.problem.param) from None
+        refusal = HeadraceError(ErrorCode.INVALID_REQUEST, strict.sentence, param=strict.problem.param)
+    # Half a character can only be written as an escape. Other bodies are not read again.
+    if b"\\u" not in body:
+        raise refusal
+    try:
+        return decode(with_whole_characters(body), kind)
+    except (NotValid, ValueError, RecursionError):
+        raise refusal from None
