@@ -192,6 +192,21 @@ def _events(events: Iterable[dict[str, Any]]) -> bytes:
     )
 
 
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def models(names: Sequence[str]) -> dict[str, Any]:
+    """The body of `GET /v1/models`: all of them on one page."""
+    data = [model(name) for name in names]
+    ends = {"first_id": names[0], "last_id": names[-1]} if names else {"first_id": None, "last_id": None}
+    return {"data": data, "has_more": False, **ends}
+
+
+def model(name: str) -> dict[str, Any]:
+    """The body of `GET /v1/models/{id}`. Anthropic gives the epoch as the time of a release that is not known."""
+    return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}
+
+
 def error_body(error: ErrorBody, request_id: str = "", *, status: int | None = None) -> bytes:
     """Anthropic's error envelope, with the pipeline's `code` and `param` beside the type.
 

@@ -115,6 +115,23 @@ async def test_the_root_tells_clients_of_ollama_that_it_runs_and_shows_browsers_
         assert page.headers["content-type"].startswith("text/html")
 
 
+async def test_models_are_listed_in_the_form_of_the_client_that_asks(serve: Serve, bus: Bus):
+    async with serve() as client:
+        listed = await client.get("/v1/models", headers=VERSION)
+        assert listed.json() == {"data": [], "has_more": False, "first_id": None, "last_id": None}
+        await workers(bus, {"a": None, "b": None})
+
+        async def heard() -> bool:
+            page = (await client.get("/v1/models", headers=VERSION)).json()
+            return (page["first_id"], page["last_id"]) == ("model-a", "model-b")
+
+        await eventually(heard)
+        one = {"type": "model", "id": "model-a", "display_name": "model-a", "created_at": "1970-01-01T00:00:00Z"}
+        assert (await client.get("/v1/models/model-a", headers=VERSION)).json() == one
+        assert (await client.get("/v1/models", headers=VERSION)).json()["data"][0] == one
+        assert (await client.get("/v1/models/model-a")).json()["object"] == "model"
+
+
 # ---- counting tokens
 
 COUNT = "/v1/messages/count_tokens?beta=true"
