@@ -190,7 +190,7 @@ def _blocks(content: Content, where: str, kinds: tuple[str, ...]) -> list[Conten
         if block.type not in kinds:
             message = f"`{where}`: content of type {quoted(block.type, 40)} is not supported. Send text."
             _unsupported(where.partition("[")[0], message)
-        if not isinstance(block.content, str | None):
+        if block.type == "tool_result" and block.content is not None:
             _blocks(block.content, f"{where}.content", ("text",))
     return list(content)
 
