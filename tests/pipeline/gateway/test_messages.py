@@ -98,7 +98,7 @@ async def test_an_answer_can_be_read_later(serve: Serve, engine: Engine):
     async with serve() as client:
         headers = {"Prefer": "respond-async", "Idempotency-Key": "later"}
         accepted = await client.post(ASK, json=CHAT, headers=headers)
-        assert (accepted.status_code, accepted.json()["id"]) == (202, "later")
+        assert (accepted.status_code, accepted.json()["id"], accepted.headers["request-id"]) == (202, "later", "later")
         await engine.answer(await engine.next_id())
         again = await client.post(ASK, json=CHAT | {"stream": True}, headers={"Idempotency-Key": "later"})
         assert '"text":" there"' in again.text
