@@ -67,7 +67,8 @@ class Piece(msgspec.Struct):
 
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
     it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
-    now; None if that has not changed. Only the last piece has `finish_reason` and `usage`.
+    now; None if that has not changed. Only the last piece has `finish_reason` and `usage`. Its `stop` is the stop
+    string that ended the answer, if the engine tells it.
     """
 
     text: str = ""
@@ -78,6 +79,7 @@ class Piece(msgspec.Struct):
     suspended: bool | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    stop: str = ""
 
 
 class Embedded(msgspec.Struct):
@@ -164,15 +166,28 @@ class Embedder(Protocol):
         ...
 
 
+class TokenCounter(Protocol):
+    """The part of an engine that counts tokens."""
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """The exact number of tokens of a request's prompt, its tools included. Cancelling is safe.
+
+        Raises:
+            HeadraceError: the engine refuses the request, or is loading or away (`unavailable`).
+        """
+        ...
+
+
 class Engine(Protocol):
     """Answers requests. An asynchronous context manager; once entered, the engine is ready or loading.
 
-    `embedder` makes embeddings. It is None if the engine makes none.
+    `embedder` makes embeddings, and `counter` counts the tokens of prompts. Each is None if the engine does not do it.
     """
 
     name: EngineName
     simulated: bool
     embedder: Embedder | None
+    counter: TokenCounter | None
 
     async def __aenter__(self) -> Self: ...
 

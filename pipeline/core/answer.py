@@ -284,8 +284,8 @@ class AnswerWriter:
         self.record.add(chunk)
         return chunk
 
-    def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float) -> Completion:
-        """The last message of a request that was answered."""
+    def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float, stop: str = "") -> Completion:
+        """The last message of a request that was answered. `stop` is the stop string that ended it, if it is known."""
         record = self.record
         message = AssistantMessage(
             content=None if record.tool_calls and not record.text else record.text, tool_calls=record.tool_calls or None
@@ -294,7 +294,7 @@ class AnswerWriter:
             id=self.envelope.id,
             created=self.envelope.created,
             model=self.model,
-            choices=[Choice(message, finish_reason)],
+            choices=[Choice(message, finish_reason, stop_reason=stop or msgspec.UNSET)],
             usage=usage,
             headrace=self._account(now),
         )

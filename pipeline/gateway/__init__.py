@@ -1,4 +1,4 @@
-"""The gateway: core request-reply and HTTP (OpenAI's and Ollama's APIs) for programs that do not use JetStream."""
+"""The gateway: core request-reply, and HTTP with three APIs, for programs that do not use JetStream."""
 
 from __future__ import annotations
 

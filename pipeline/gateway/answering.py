@@ -145,7 +145,8 @@ class Answering(Live):
                     await more(send, alive)
 
     def _headers(self) -> dict[str, str]:
-        return {"x-request-id": self._id}
+        # Anthropic's clients read the second name.
+        return {"x-request-id": self._id, "request-id": self._id}
 
     def _stream_headers(self) -> dict[str, str]:
         return {**SSE_HEADERS, "content-type": self._shape.stream_type, **self._headers()}

@@ -13,6 +13,7 @@ from pipeline.broker.asker import Asker
 from pipeline.config import Config
 from pipeline.gateway.answering import AnswerContext
 from pipeline.gateway.asking import Asking
+from pipeline.gateway.counting import TokenCounts
 from pipeline.gateway.document import openapi
 from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.endpoint import Directory
@@ -49,6 +50,7 @@ class Gateway:
         self._parts = Parts(
             asking=Asking(me, config, models, AnswerContext(client, me.peers, self._metrics, self._registry)),
             models=models,
+            counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
             letters=Letters(me.bus),
             watch=Watch(me, config, statistics, self._registry),

@@ -90,5 +90,5 @@ class Asking:
 def _accepted(request_id: str) -> Response:
     url = f"/queue/requests/{request_id}"
     fields = {"object": "headrace.accepted", "id": request_id, "url": url, "events_url": events_url(request_id)}
-    headers = {"location": url, "preference-applied": "respond-async", "x-request-id": request_id}
-    return json_response(fields, 202, headers)
+    ids = {"x-request-id": request_id, "request-id": request_id}
+    return json_response(fields, 202, {"location": url, "preference-applied": "respond-async", **ids})

@@ -39,7 +39,7 @@ def openapi(endpoints: Iterable[Endpoint[Any]], *, with_keys: bool) -> Schema:
         "info": {
             "title": "headrace",
             "version": "1.0.0",
-            "description": "A priority queue in front of local LLM engines, with OpenAI's and Ollama's APIs.",
+            "description": "A priority queue for local LLM engines, with the APIs of OpenAI, Anthropic and Ollama.",
         },
         "paths": paths,
         "components": components,

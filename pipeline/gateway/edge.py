@@ -22,7 +22,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 _BURST_S = 10.0
 # The response headers that a script in a page can read, beside those that it always can.
 _READABLE_HEADERS = (
-    *("location", "preference-applied", "retry-after", "x-request-id", "x-should-retry"),
+    *("location", "preference-applied", "retry-after", "request-id", "x-request-id", "x-should-retry"),
     *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
 )
 

@@ -9,7 +9,9 @@ from typing import Any
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
-from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.counting import TokenCounts
+from pipeline.gateway.dialects import anthropic, ollama, openai
+from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import read_response
 from pipeline.gateway.document import ERRORS
@@ -33,6 +35,7 @@ class Parts:
 
     asking: Asking
     models: Models
+    counts: TokenCounts
     queue: Queue
     letters: Letters
     watch: Watch
@@ -103,14 +106,37 @@ _OPENAI: tuple[Endpoint[Parts], ...] = (
         "input",
         answer=ANSWER[EmbeddingList],
     ),
-    _get("/v1/models", _LISTS, "The available models", lambda parts: parts.models.openai_list, tag="OpenAI"),
+    _get("/v1/models", _LISTS, "The available models", lambda parts: parts.models.v1_list, tag="OpenAI"),
     _get(
         "/v1/models/{id:path}",
         _LISTS,
         "One model",
-        lambda parts: parts.models.openai_one,
+        lambda parts: parts.models.v1_one,
         tag="OpenAI",
         parameters=(schemas.MODEL_ID,),
+    ),
+)
+_ANTHROPIC: tuple[Endpoint[Parts], ...] = (
+    _ask(
+        "/v1/messages",
+        anthropic.read_messages,
+        "Message",
+        "Anthropic",
+        schemas.fields(MessagesBody),
+        "messages",
+        stream=SSE,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        _LISTS,
+        "The number of tokens of a message's prompt",
+        lambda parts: parts.counts.count,
+        tag="Anthropic",
+        body=schemas.fields(MessagesBody),
+        required=("messages",),
+        answer=schemas.TOKENS,
+        errors=USUAL_ERRORS | BODY_ERRORS | {502},
     ),
 )
 _OLLAMA: tuple[Endpoint[Parts], ...] = (
@@ -288,4 +314,4 @@ def _page(path: str, handler: Handler) -> Endpoint[Parts]:
 
 
 _PAGES = tuple(_page(path, handler) for path, handler in files.handlers().items())
-ENDPOINTS = (*_OPENAI, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)
+ENDPOINTS = (*_OPENAI, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)

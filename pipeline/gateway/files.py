@@ -6,6 +6,7 @@ from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from pipeline.gateway.endpoint import Handler
 
@@ -22,6 +23,7 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
+    "vary": "accept",
 }
 
 
@@ -29,7 +31,19 @@ def handlers() -> dict[str, Handler]:
     """The handler of each page, and of each file that the pages load, by path."""
     parts = [file.name for file in sorted(_FOLDER.iterdir()) if file.suffix in (".css", ".js")]
     files = _PAGES | {PARTS + name: name for name in parts}
-    return {path: _sending(_FOLDER / name) for path, name in files.items()}
+    sending = {path: _sending(_FOLDER / name) for path, name in files.items()}
+    return sending | {"/": _for_browsers(sending["/"])}
+
+
+def _for_browsers(page: Handler) -> Handler:
+    """The page for a client that asks for HTML, as browsers do; for others, what Ollama answers at its root."""
+
+    async def send(request: Request) -> ASGIApp:
+        if "text/html" in request.headers.get("accept", ""):
+            return await page(request)
+        return Response("Ollama is running", headers=_HEADERS, media_type="text/plain")
+
+    return send
 
 
 def _sending(file: Path) -> Handler:

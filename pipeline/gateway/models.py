@@ -1,4 +1,4 @@
-"""The model lists of both dialects, from one catalogue that is kept for a moment."""
+"""The model lists of all dialects, from one catalogue that is kept for a moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.core.models import Catalogue, same_model, spelled
 from pipeline.gateway.bodies import read_body
-from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.responses import json_response
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
@@ -66,15 +66,22 @@ class Models:
             if error.code is not ErrorCode.MODEL_NOT_FOUND or complete:
                 raise
 
+    def only_on_ollama(self, requested: str | None) -> bool:
+        """Whether Ollama has the model of a chat, and MLX has neither it nor its equivalent."""
+        catalogue = self.catalogue()
+        return catalogue.model_on("mlx", requested) is None and catalogue.model_on("ollama", requested) is not None
+
     # ---- handlers
 
-    async def openai_list(self, _: Request) -> Response:
-        """`GET /v1/models`."""
-        return json_response(openai.models(self.listed()))
+    async def v1_list(self, request: Request) -> Response:
+        """`GET /v1/models`, in OpenAI's form or Anthropic's."""
+        models = anthropic.models if _is_anthropics(request) else openai.models
+        return json_response(models(self.listed()))
 
-    async def openai_one(self, request: Request) -> Response:
-        """`GET /v1/models/{id}`."""
-        return json_response(openai.model(self._known(request.path_params["id"])))
+    async def v1_one(self, request: Request) -> Response:
+        """`GET /v1/models/{id}`, in OpenAI's form or Anthropic's."""
+        model = anthropic.model if _is_anthropics(request) else openai.model
+        return json_response(model(self._known(request.path_params["id"])))
 
     async def tags(self, _: Request) -> Response:
         """`GET /api/tags`."""
@@ -113,3 +120,8 @@ class Models:
         if not catalogue.only_embeds(chosen):
             catalogue.engines_for(chosen)
         return chosen
+
+
+def _is_anthropics(request: Request) -> bool:
+    """Whether a client of Anthropic's API calls: both APIs have this path, and only its clients send this header."""
+    return "anthropic-version" in request.headers

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.aio import wait_set
-from pipeline.gateway.dialects import ollama, openai
+from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.statuses import headers_of, status_of
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import ErrorBody
@@ -168,7 +168,10 @@ def json_response(body: object, status: int = 200, headers: Mapping[str, str] | 
 def error_response(error: HeadraceError, path: str) -> Response:
     """An error response in the dialect of the path."""
     body = ErrorBody.of(error)
-    text = ollama.error_body(body) if path.startswith("/api/") else openai.error_body(body)
+    if path.startswith("/v1/messages"):
+        text = anthropic.error_body(body, status=status_of(error))
+    else:
+        text = ollama.error_body(body) if path.startswith("/api/") else openai.error_body(body)
     headers = headers_of(error)
     if status_of(error) == 401:
         headers["www-authenticate"] = "Bearer"

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pipeline.core.statistics import QueueStatistics
+from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import ResponseCall
 from pipeline.gateway.endpoint import Schema
@@ -14,7 +15,7 @@ from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingLi
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
-_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall)
+_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall, MessagesBody)
 _ANSWERS = (Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))
@@ -48,6 +49,7 @@ RESPONSE: Schema = (
     | {"max_output_tokens": fields(ChatRequest, "max_completion_tokens")["max_completion_tokens"]}
 )
 COMPLETION: Schema = {"prompt": TEXT} | fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

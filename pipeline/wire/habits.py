@@ -16,6 +16,8 @@ _INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimen
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _MOST_TOKENS = 2**31 - 1
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 Note = Callable[[str], None]
 
 
@@ -39,6 +41,15 @@ def mended(body: bytes) -> tuple[bytes, list[str]]:
             _arguments(call.get("function"))
     # Not a number and infinity are no JSON: what has them is refused as before.
     return json.dumps(given, ensure_ascii=False, allow_nan=False).encode(), notes
+
+
+def with_whole_characters(body: bytes) -> bytes:
+    """A JSON body without halves of characters: each becomes U+FFFD.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    return json.dumps(_without_surrogates(json.loads(body)), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _numbers(given: dict[str, Any], note: Note) -> None:

@@ -6,7 +6,7 @@ embeddings) and `docs/protocol.md`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -26,6 +26,13 @@ class FunctionCall(Struct):
 
     name: str
     arguments: str = "{}"
+
+    def as_object(self) -> dict[str, Any]:
+        """The arguments decoded. If they are not a JSON object, as a model may write them, they are one string."""
+        try:
+            return msgspec.json.decode(self.arguments or "{}", type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return {"arguments": self.arguments}
 
 
 class ToolCall(Struct):
@@ -98,11 +105,12 @@ class AssistantMessage(Struct):
 
 
 class Choice(Struct):
-    """The only choice of a completion."""
+    """The only choice of a completion. `stop_reason` is the stop string that ended it, if the engine tells it."""
 
     message: AssistantMessage
     finish_reason: FinishReason
     index: int = 0
+    stop_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Usage(Struct):
@@ -400,6 +408,12 @@ class Cancelled(Struct):
 
     id: str
     state: str
+
+
+class TokenCount(Struct, tag_field="object", tag="headrace.tokens"):
+    """A worker's count of a prompt's tokens, as its model reads the prompt."""
+
+    prompt_tokens: int
 
 
 class Model(Struct):

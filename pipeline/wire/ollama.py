@@ -145,13 +145,8 @@ def read_call(call: OllamaCall, default_id: str) -> ToolCall:
 
 
 def write_call(index: int, call_id: str | None, function: FunctionCall) -> OllamaCall:
-    """A tool call as Ollama has it. Arguments that are not a JSON object, as a model may write them, are one string."""
-    arguments: dict[str, Any]
-    try:
-        arguments = msgspec.json.decode(function.arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        arguments = {"arguments": function.arguments}
-    return OllamaCall(OllamaFunction(function.name, arguments, index), call_id or "")
+    """A tool call as Ollama has it."""
+    return OllamaCall(OllamaFunction(function.name, function.as_object(), index), call_id or "")
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.habits import mended
+from pipeline.wire.habits import BYTE_ORDER_MARK, mended
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.validation import NotValid, decode
 
@@ -234,7 +234,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 # Parameters without an effect on today's engines, and the values that ask for what they do anyway.
 _WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {"reasoning_effort": ("none",), "verbosity": ("medium",)}
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
@@ -280,7 +279,7 @@ def _is_tokens(item: Any) -> bool:
 
 def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
     _check_size(body, max_body_bytes)
-    body = body.removeprefix(_BYTE_ORDER_MARK)
+    body = body.removeprefix(BYTE_ORDER_MARK)
     if not body.startswith(b"{"):
         return ChatRequest(prompt=_decode_text(body))
     chat, notes = _decode_leniently(body, ChatRequest)

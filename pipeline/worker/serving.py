@@ -300,7 +300,7 @@ class Serving:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
                 answer.notes = answer.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
-                return answer.completion(piece.finish_reason, piece.usage, now=clock.wall())
+                return answer.completion(piece.finish_reason, piece.usage, now=clock.wall(), stop=piece.stop)
 
     async def _leave_slot(self, generation: Generation) -> None:
         """Let the next request begin while the end of this one is still being written."""

@@ -22,6 +22,7 @@ from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
 from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority
+from pipeline.worker.counting import Counting
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
 
@@ -108,6 +109,7 @@ class Worker:
         self._rescue.start()
         self.me.peers.on_change = self._room.set
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await Counting(self.me, self.engine, self.config).start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]

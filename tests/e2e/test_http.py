@@ -328,6 +328,39 @@ async def test_ollama_raises_its_own_exception(llama: ollama.AsyncClient, call: 
     assert caught.value.error
 
 
+# ---- Anthropic's API
+
+
+async def test_a_message_is_streamed_as_it_would_have_been_whole(web: httpx.AsyncClient):
+    body = {"model": MODEL, "max_tokens": 100, "messages": FRANCE, "stop_sequences": [" Paris", " Berlin"]}
+    whole = (await web.post("/v1/messages", json=body, headers={"X-Priority": "high"})).json()
+    assert whole["content"] == [{"type": "text", "text": "The capital of France is"}]
+    assert (whole["stop_reason"], whole["stop_sequence"]) == ("stop_sequence", " Paris")
+    assert whole["headrace"]["priority"] == "high"
+    async with web.stream("POST", "/v1/messages", json={**body, "stream": True}) as response:
+        lines = [line async for line in response.aiter_lines() if line.startswith("data: ")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    text = "".join(each["delta"]["text"] for each in events if each["type"] == "content_block_delta")
+    ended = events[-2]
+    assert (text, ended["delta"]["stop_sequence"]) == ("The capital of France is", " Paris")
+    counted = (await web.post("/v1/messages/count_tokens", json=body)).json()
+    assert ended["usage"]["input_tokens"] == whole["usage"]["input_tokens"] == counted["input_tokens"] > 0
+
+
+async def test_a_message_calls_a_tool_and_answers_with_its_result(web: httpx.AsyncClient):
+    tool = {"name": "get_weather", "input_schema": {"type": "object", "properties": {}}}
+    body: dict[str, Any] = {"model": MODEL, "max_tokens": 100, "tools": [tool], "messages": ASK_WEATHER}
+    called = (await web.post("/v1/messages", json=body)).json()
+    assert called["stop_reason"] == "tool_use"
+    [use] = [block for block in called["content"] if block["type"] == "tool_use"]
+    assert (use["name"], use["input"]) == ("get_weather", {"city": "Paris"})
+    result = {"type": "tool_result", "tool_use_id": use["id"], "content": "18 degrees"}
+    turns = [{"role": "assistant", "content": called["content"]}, {"role": "user", "content": [result]}]
+    answer = await web.post("/v1/messages", json={**body, "messages": ASK_WEATHER + turns})
+    assert answer.status_code == 200
+    assert answer.json()["stop_reason"] in ("end_turn", "tool_use")
+
+
 # ---- the queue
 
 

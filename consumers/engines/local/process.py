@@ -15,15 +15,27 @@ from typing import Final, Self
 import msgspec
 
 from consumers.engines.local.blas import Blas, selected
+from consumers.engines.local.counts import Counts
 from consumers.engines.local.host import Child
 from consumers.engines.local.inflight import InFlight
-from consumers.engines.local.protocol import Facts, FromChild, LoadFailed, Loading, Ready, Rejected, Reset, Stats, Step
+from consumers.engines.local.protocol import (
+    Counted,
+    Facts,
+    FromChild,
+    LoadFailed,
+    Loading,
+    Ready,
+    Rejected,
+    Reset,
+    Stats,
+    Step,
+)
 from consumers.engines.local.run import Run
 from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.core.backoff import Backoff
 from pipeline.core.models import Catalogue
-from pipeline.engine import Embedder, EngineStatus, Work
+from pipeline.engine import Embedder, EngineStatus, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, WorkerState
 
@@ -48,6 +60,7 @@ class EngineProcess:
     """
 
     embedder: Embedder | None = None
+    counter: TokenCounter | None
 
     def __init__(self, config: Config, *, model_path: str, served_name: str, name: EngineName = "mlx") -> None:
         self.name: EngineName = name
@@ -58,6 +71,7 @@ class EngineProcess:
         self._catalogue = Catalogue(mlx=[served_name], table=config.spill_models, internal=config.internal_models)
         self._listed = self._catalogue.listed()
         self._requests = InFlight(self._on_close)
+        self.counter = self._counts = Counts()
         self._tasks = Background()
         self._running = False
         self._child: Child | None = None
@@ -180,6 +194,7 @@ class EngineProcess:
             was_ready = self._state == "ready"
             self._child = None
             self._requests.disconnect()
+            self._counts.disconnect()
             watchdog.cancel()
             manner = await child.end(_END_GRACE_S if was_ready else 0)
         log.error("The engine process %d ended (%s).", child.pid, cause or self._stalled or manner)
@@ -210,12 +225,15 @@ class EngineProcess:
             self._requests.moved(suspended=frame.suspended, resumed=frame.resumed)
         elif isinstance(frame, Rejected):
             self._requests.rejected(frame.key, frame.error())
+        elif isinstance(frame, Counted):
+            self._counts.counted(frame)
         elif isinstance(frame, Loading):
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
             self._facts = frame.facts
             log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
+            self._counts.connect(child.send)
             self._change("ready", "")
         elif isinstance(frame, Reset):
             self._requests.reset(frame.epoch, frame.error)

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
 
 LENGTH_BYTES: Final = 4
 
@@ -39,11 +40,18 @@ class Cancel(Struct, tag="cancel", array_like=True):
     key: int
 
 
+class Count(Struct, tag="count", array_like=True):
+    """Count the tokens of a request's prompt. `key` identifies the question on this pipe."""
+
+    key: int
+    request: ChatRequest
+
+
 class Shutdown(Struct, tag="shutdown", array_like=True):
     """End gracefully. The end of the pipe means the same."""
 
 
-ToChild = Submit | Cancel | Shutdown
+ToChild = Submit | Cancel | Count | Shutdown
 
 
 # ---- child to parent -------------------------------------------------------------------------------------------------
@@ -106,6 +114,14 @@ class Rejected(Struct, tag="rejected", array_like=True):
         return HeadraceError(self.code, self.message, param=self.param)
 
 
+class Counted(Struct, tag="counted", array_like=True):
+    """The answer to a `Count`: the tokens, or why the request is refused."""
+
+    key: int
+    tokens: int = 0
+    refusal: Rejected | None = None
+
+
 class Stats(Struct, array_like=True):
     """The engine after a step: as the fields of `EngineStatus`. Rates and averages are 0 if not known yet."""
 
@@ -138,7 +154,7 @@ class Reset(Struct, tag="reset", array_like=True):
     error: str
 
 
-FromChild = Loading | Ready | LoadFailed | Rejected | Step | Reset
+FromChild = Loading | Ready | LoadFailed | Rejected | Counted | Step | Reset
 
 _encoder = msgspec.msgpack.Encoder()
 _to_child = msgspec.msgpack.Decoder(ToChild)

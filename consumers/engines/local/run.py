@@ -81,7 +81,7 @@ class Run:
         waiting.text += piece.text
         waiting.token_ids += piece.token_ids
         waiting.tool_calls += piece.tool_calls
-        waiting.finish_reason, waiting.usage = piece.finish_reason, piece.usage
+        waiting.finish_reason, waiting.usage, waiting.stop = piece.finish_reason, piece.usage, piece.stop
         self._over = piece.finish_reason is not None
         self._changed.set()
 

@@ -22,7 +22,7 @@ from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
 from pipeline.core.models import embedder_for, is_internal, ollama_model_for
-from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, TurnedAway, Work
+from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, TokenCounter, TurnedAway, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName, WorkerState
 from pipeline.wire.requests import EmbeddingRequest
@@ -52,6 +52,7 @@ class OllamaEngine:
     name: EngineName = "ollama"
     simulated: bool = False
     embedder: Embedder | None
+    counter: TokenCounter | None = None
 
     def __init__(self, config: Config, host: str = "") -> None:
         self.embedder = self

@@ -14,6 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.habits import BYTE_ORDER_MARK
 from pipeline.wire.messages import (
     Account,
     Chunk,
@@ -84,7 +85,7 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
                 param="prompt",
             )
         prompt = prompt[0]
-    fields = msgspec.json.decode(body)
+    fields = decode_body(body, dict[str, Any])
     fields["messages"] = [{"role": "user", "content": prompt}]
     del fields["prompt"]
     fields.pop("stream_options", None)
@@ -111,7 +112,7 @@ def _wants_usage(options: StreamOptions | None) -> bool:
 
 
 def _object(body: bytes) -> bytes:
-    body = body.strip()
+    body = body.removeprefix(BYTE_ORDER_MARK).strip()
     if not body.startswith(b"{"):
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "The body must be a JSON object.")
     return body

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol, TypeVar
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.habits import BYTE_ORDER_MARK, with_whole_characters
 from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
@@ -105,14 +106,22 @@ def as_chunk(completion: Completion) -> Chunk:
 
 
 def decode_body(body: bytes, kind: type[_T]) -> _T:
-    """Read a JSON body.
+    """Read a JSON body. A byte order mark is no part of it, and half a character becomes U+FFFD.
 
     Raises:
         HeadraceError: `invalid_request`.
     """
+    body = body.removeprefix(BYTE_ORDER_MARK)
     if not body.strip():
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "The request has no body. Send a JSON object.")
     try:
         return decode(body, kind)
-    except NotValid as error:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, error.sentence) from None
+    except NotValid as strict:
+        refusal = HeadraceError(ErrorCode.INVALID_REQUEST, strict.sentence, param=strict.problem.param)
+    # Half a character can only be written as an escape. Other bodies are not read again.
+    if b"\\u" not in body:
+        raise refusal
+    try:
+        return decode(with_whole_characters(body), kind)
+    except (NotValid, ValueError, RecursionError):
+        raise refusal from None

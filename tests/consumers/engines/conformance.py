@@ -101,6 +101,13 @@ class Conformance:
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
         assert answer.text
 
+    async def test_tokens_are_counted_as_an_answer_counts_them(self, engine):
+        request = ChatRequest(prompt=self.prompts[0], max_tokens=1)
+        if engine.counter is not None:
+            answer = await ask(engine, request)
+            assert answer.usage is not None
+            assert await engine.counter.count_tokens(request) == answer.usage.prompt_tokens
+
     async def test_token_ids_where_given_are_as_many_as_the_counts_say(self, engine):
         answer = await ask(engine, ChatRequest(prompt=self.prompts[0], max_tokens=64))
         assert answer.usage is not None

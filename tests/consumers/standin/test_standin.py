@@ -332,6 +332,7 @@ class Scripted:
     name = "mlx"
     simulated = False
     embedder = None
+    counter = None
 
     def __init__(self, pieces: list[Piece], error: HeadraceError | None = None) -> None:
         self._pieces = pieces

@@ -99,6 +99,7 @@ class Engine:
 
     simulated = False
     embedder = None
+    counter = None
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -19,7 +19,7 @@ from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage, decode_answer, is_last
-from pipeline.wire.requests import EmbeddingRequest
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from pipeline.worker.worker import Worker
 from tests.faults import Process
@@ -72,6 +72,7 @@ class ScriptedEngine:
     suspends: bool = False
     refusal: HeadraceError | None = None
     embedder: ScriptedEmbedder | None = None
+    counter: ScriptedCounter | None = None
     submitted: list[ScriptedGeneration] = field(default_factory=list)
     running: list[ScriptedGeneration] = field(default_factory=list)
     most_running: int = 0
@@ -114,6 +115,15 @@ class ScriptedEngine:
             return [run for run in self.submitted if run.work.id == request_id][number - 1 :]
 
         return (await eventually(found, what=f"{request_id} runs"))[0]
+
+
+class ScriptedCounter:
+    """Implements `pipeline.engine.TokenCounter`: a token is a character."""
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        if request.prompt == "poison":
+            raise HeadraceError(ErrorCode.ENGINE_FAILED, "why")
+        return sum(len(message.text()) for message in request.chat)
 
 
 @dataclass

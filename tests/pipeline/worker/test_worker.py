@@ -8,9 +8,10 @@ from collections import Counter
 import msgspec
 import pytest
 
+from pipeline.broker.connection import NoResponders
 from pipeline.wire.messages import Completion, StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import LANES, STORE, STREAM_REQUESTS, Priority
-from tests.pipeline.worker.conftest import ScriptedEngine
+from tests.pipeline.worker.conftest import ScriptedCounter, ScriptedEngine
 from tests.waiting import eventually
 
 
@@ -372,3 +373,28 @@ async def test_whatever_one_request_does_the_others_go_on(start, client, caplog)
     assert await client.code("bad") == "engine_failed"
     await client.none_waits()
     assert "could not be served" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"prompt": "four"}', 4),
+        (b'{"prompt": "four", "model": "other"}', "model_not_found"),
+        (b'{"prompt": "poison"}', "engine_failed"),
+        (b"{", "invalid_request"),
+    ],
+)
+async def test_a_worker_whose_engine_counts_tokens_tells_them(start, client, body, told):
+    seen = await statuses_of(client.bus)
+    await start(ScriptedEngine(counter=ScriptedCounter()))
+    await eventually(lambda: seen)
+    reply = msgspec.json.decode((await client.bus.request(f"llm.tokens.{seen[0].worker}", body)).data)
+    assert (reply.get("prompt_tokens") or reply["error"]["code"]) == told
+
+
+async def test_a_worker_whose_engine_counts_none_is_not_asked(start, client):
+    seen = await statuses_of(client.bus)
+    await start(ScriptedEngine())
+    await eventually(lambda: seen)
+    with pytest.raises(NoResponders):
+        await client.bus.request(f"llm.tokens.{seen[0].worker}", b"x")

@@ -26,6 +26,8 @@ from consumers.engines.local.child.loop import Begin, Command, EngineLoop
 from consumers.engines.local.protocol import (
     LENGTH_BYTES,
     Cancel,
+    Count,
+    Counted,
     FromChild,
     LoadFailed,
     Loading,
@@ -99,6 +101,8 @@ class Reader(threading.Thread):
                     break
                 if isinstance(frame, Cancel):
                     self._commands.put(frame)
+                elif isinstance(frame, Count):
+                    self._count(frame)
                 else:
                     self._prepare(frame)
         finally:
@@ -106,6 +110,17 @@ class Reader(threading.Thread):
             last_resort.daemon = True
             last_resort.start()
             self._commands.put(Shutdown())
+
+    def _count(self, frame: Count) -> None:
+        try:
+            counted = Counted(frame.key, self._backend.count_tokens(frame.request))
+        except HeadraceError as error:
+            counted = Counted(frame.key, refusal=Rejected.of(frame.key, error))
+        except Exception as error:
+            log.exception("The tokens of a prompt could not be counted.")
+            failure = HeadraceError(ErrorCode.ENGINE_FAILED, f"The engine failed to count the tokens ({error}).")
+            counted = Counted(frame.key, refusal=Rejected.of(frame.key, failure))
+        self._pipe.send(counted)
 
     def _prepare(self, frame: Submit) -> None:
         try:

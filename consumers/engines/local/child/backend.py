@@ -10,6 +10,7 @@ from msgspec import Struct
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.engine import Work
+from pipeline.wire.requests import ChatRequest
 
 
 class LoadError(Exception):
@@ -117,6 +118,10 @@ class Backend(Protocol):
         Raises:
             HeadraceError: the request cannot be served.
         """
+        ...
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """The number of tokens of a request's prompt. As `prepare`."""
         ...
 
     def insert(self, sequence: Prepared) -> None:

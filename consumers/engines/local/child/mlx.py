@@ -126,8 +126,7 @@ class MlxBackend:
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`."""
         request = work.request
-        refuse_unsupported(request, calls_tools=self.facts.calls_tools)
-        prompt = self._tokenise(request)
+        prompt = self._prompt(request)
         limit = answer_limit(
             request.token_limit,
             prompt_tokens=len(prompt),
@@ -150,6 +149,14 @@ class MlxBackend:
             resume_chars=len(work.resume_text),
         )
         return Prepared(key, prompt + resumed, len(resumed), transcript, work)
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """As `Backend.count_tokens`."""
+        return len(self._prompt(request))
+
+    def _prompt(self, request: ChatRequest) -> list[int]:
+        refuse_unsupported(request, calls_tools=self.facts.calls_tools)
+        return self._tokenise(request)
 
     def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = template_messages(request.chat)

@@ -17,6 +17,7 @@ from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import Work
+from pipeline.wire.requests import ChatRequest
 
 CONTEXT_TOKENS = 32_768
 CHARS_PER_TOKEN = 4
@@ -41,9 +42,7 @@ class SimulatedBackend:
 
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`. Tokens number the words of this answer; 0 ends it."""
-        refuse_unsupported(work.request, calls_tools=False)
-        text = "\n".join(message.text() for message in work.request.chat)
-        prompt_tokens = max(1, len(text) // CHARS_PER_TOKEN)
+        text, prompt_tokens = _text(work.request), self.count_tokens(work.request)
         limit = answer_limit(
             work.request.token_limit,
             prompt_tokens=prompt_tokens,
@@ -64,6 +63,11 @@ class SimulatedBackend:
         prompt = [1] * prompt_tokens + work.resume_tokens
         return Prepared(key, prompt, len(work.resume_tokens), transcript, (work.seed, len(words)))
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """As `Backend.count_tokens`. A token is as long as some characters."""
+        refuse_unsupported(request, calls_tools=False)
+        return max(1, len(_text(request)) // CHARS_PER_TOKEN)
+
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
         self.batch.add(sequence)
@@ -74,6 +78,10 @@ class SimulatedBackend:
 
     def close(self) -> None:
         """As `Backend.close`. There is nothing to free."""
+
+
+def _text(request: ChatRequest) -> str:
+    return "\n".join(message.text() for message in request.chat)
 
 
 @dataclass(slots=True)

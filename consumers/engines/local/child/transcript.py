@@ -36,12 +36,15 @@ class StopMatcher:
 
     Text that could be the beginning of a stop string is held back, so that no part of a stop string comes out, however
     it is split into chunks.
+
+    Attributes:
+        matched: the stop string that was found; empty before that.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = sorted(set(stops), key=len, reverse=True)
         self._held = ""
-        self.matched = False
+        self.matched = ""
 
     def push(self, chunk: str) -> str:
         """The text that certainly comes before any stop string."""
@@ -50,9 +53,9 @@ class StopMatcher:
         text = self._held + chunk
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.matched = True
-            self._held = ""
-            return text[: min(found)[1]]
+            end, at = min(found)
+            self.matched, self._held = text[at:end], ""
+            return text[:at]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -194,14 +197,13 @@ class Transcript:
         The piece has no tool calls: a call is sent together with the token that completes it, so the reader has it. If
         the answer is already complete, the piece has a finish reason.
         """
-        text, finish_reason, usage = "", None, None
+        text, last = "", Piece()
         for token in tokens:
-            piece = self.feed(token)
-            text += piece.text
-            finish_reason, usage = piece.finish_reason, piece.usage
-            if finish_reason is not None:
+            last = self.feed(token)
+            text += last.text
+            if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=finish_reason, usage=usage)
+        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage)
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
@@ -221,6 +223,7 @@ class Transcript:
             token_ids=[token],
             tool_calls=calls,
             finish_reason=self.finish_reason,
+            stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
         )
 

@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest
+from pipeline.wire.requests import ChatRequest, FunctionSpec, Tool
 from tests.consumers.engines.conformance import Answer, ask, read, until, until_ready, work
 from tests.consumers.engines.processes import engine_of
 from tests.waiting import eventually
@@ -254,3 +254,18 @@ async def test_a_model_on_a_cpu_yields_to_the_threads_that_carry_requests(start)
         own = os.getpriority(os.PRIO_PROCESS, 0)
         assert nice.pop(engine.child_pid) > own
         assert own in nice.values(), "the thread that reads requests"
+
+
+async def test_a_count_is_refused_as_a_request_is_and_made_again_after_a_crash():
+    config = Config(engine="simulated", slots=1)
+    async with engine_of(config) as engine:
+        await until_ready(engine)
+        tools = [Tool(FunctionSpec("f"))]
+        with pytest.raises(HeadraceError) as refused:
+            await engine.counter.count_tokens(ChatRequest(prompt="x", tools=tools))
+        assert refused.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+        first = engine.child_pid
+        os.kill(first, signal.SIGKILL)
+        await until(engine, lambda: engine.child_pid not in (None, first))
+        await until_ready(engine)
+        assert await engine.counter.count_tokens(ChatRequest(prompt="x" * 40)) == 10

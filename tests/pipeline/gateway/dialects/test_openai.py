@@ -128,7 +128,7 @@ def test_a_text_stream_that_includes_usage_ends_with_it():
         (b'{"prompt": "x"}', ErrorCode.INVALID_REQUEST, "messages"),
         (body(n=2), ErrorCode.UNSUPPORTED_PARAMETER, "n"),
         (body(temperature=900), ErrorCode.INVALID_REQUEST, "temperature"),
-        (body(stream_options={"include_usage": "yes"}), ErrorCode.INVALID_REQUEST, None),
+        (body(stream_options={"include_usage": "yes"}), ErrorCode.INVALID_REQUEST, "stream_options"),
     ],
     ids=["empty", "text", "list", "broken", "no-messages", "several", "hot", "bad-option"],
 )
@@ -208,3 +208,10 @@ def test_the_answer_to_something_else_that_was_asked_under_the_same_id_is_not_gi
     with pytest.raises(HeadraceError, match="req-1") as refusal:
         shape.whole(answer)
     assert refusal.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_half_a_character_and_a_byte_order_mark_spoil_no_body():
+    given = b'\xef\xbb\xbf{"prompt": "\\ud83d", "stream": true, "stream_options": {"include_usage": true}}'
+    assert openai.read_text(given, LIMIT).request.chat[0].content == "\ufffd"
+    given = given.replace(b'"prompt": "\\ud83d"', b'"messages": [{"role": "user", "content": "\\ud83d"}]')
+    assert openai.read_chat(given, LIMIT).request.chat[0].content == "\ufffd"

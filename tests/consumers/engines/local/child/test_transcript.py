@@ -73,6 +73,15 @@ def test_stops_cut_the_same_text_however_it_is_chunked(chunks, stops):
     assert text == cut_offline("".join(chunks), stops)
 
 
+def test_the_last_piece_names_the_stop_string_that_ended_it_also_after_a_replay():
+    tokens = list(b"one two three")
+    pieces = fed(transcript(stops=["three", "two", "wo"]), tokens)
+    assert (pieces[-1].finish_reason, pieces[-1].stop) == ("stop", "two")
+    assert {piece.stop for piece in pieces[:-1]} == {""}
+    assert transcript(stops=["two"]).replay(tokens).stop == "two"
+    assert fed(transcript(stops=["two"]), [*b"one", END])[-1].stop == ""
+
+
 @given(chunked(), stops)
 def test_what_came_out_never_has_to_be_taken_back(chunks, stops):
     matcher, shown = StopMatcher(stops), ""
