@@ -119,6 +119,7 @@ class EngineStatus(msgspec.Struct):
         embedding_models: the models that make embeddings only. They are not in `models`.
         compute: what computes, and how fast, in words; empty if that is not known.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
+        server: the URL of the server that is the engine; empty for an engine of this machine's own.
     """
 
     state: WorkerState
@@ -136,6 +137,7 @@ class EngineStatus(msgspec.Struct):
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
     suspends: bool = False
+    server: str = ""
 
 
 class Embedder(Protocol):

@@ -63,13 +63,19 @@ class Ask:
             return HeadraceError(
                 ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(name, 40)}. Use high, medium or low."
             )
-        with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]):
+        with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
             try:
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull:
-                return HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
+                refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
+                span.fail(refusal)
+                return refusal
             except BusError as error:
-                return HeadraceError(ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}. Retry later.")
+                refusal = HeadraceError(
+                    ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}. Retry later."
+                )
+                span.fail(refusal)
+                return refusal
         if ack.duplicate:
             following = self._follow(headers[MSG_ID], message.reply)
             self._followers.start(following, what=f"following request {headers[MSG_ID]}")

@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
 
+from pipeline.core import ending
+from pipeline.core.attempts import LostAttempt
+from pipeline.core.ending import Outcome
+from pipeline.core.envelope import Envelope
+from pipeline.core.origin import TraceOrigin, trace_origin
+from pipeline.core.triage import Verdict
 from pipeline.telemetry import names
 from pipeline.telemetry.names import Value
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import EngineName, FinishReason, Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
-from pipeline.wire.subjects import Move, Priority, Task, out_subject, reply_subject
+from pipeline.wire.subjects import Move, Task, out_subject, reply_subject
 
 if TYPE_CHECKING:
     from pipeline.telemetry.recording import Kind, Recorder, Recording
@@ -68,17 +75,40 @@ class Tracing:
             _logger.error("Tracing is off; requests go on without it (%s).", error)  # noqa: TRY400
             return cls()
 
-    def publish(self, subject: str, headers: dict[str, str] | None = None, *, request_id: str | None = None) -> Span:
+    def use_clock(self, wall: Callable[[], float]) -> None:
+        """Take the times of spans from a clock, UTC seconds. Until then they come from this machine's."""
+        if self._recorder is not None:
+            self._recorder.wall = wall
+
+    def publish(
+        self,
+        subject: str,
+        headers: dict[str, str] | None = None,
+        *,
+        request_id: str | None = None,
+        verdict: Verdict | None = None,
+    ) -> Span:
         """The span of sending a message. Its context is written into headers, and replaces any context there.
 
         Its parent is the current span. Without a current span it is the one in headers. Without either, a trace begins.
+
+        Args:
+            subject: where the message is sent.
+            headers: the message's.
+            request_id: the request's.
+            verdict: the class that the publisher gives the request and the reason, if it does.
         """
         if self._recorder is None:
             return _SPAN
         recording = self._recorder.start(
             f"publish {_short(subject)}",
             "producer",
-            _messaging("publish", "send", subject) | {names.MESSAGING_MESSAGE_ID: request_id},
+            _messaging("publish", "send", subject)
+            | {
+                names.MESSAGING_MESSAGE_ID: request_id,
+                names.HEADRACE_TRIAGE_TASK: verdict.task if verdict else None,
+                names.HEADRACE_TRIAGE_REASON: verdict.reason if verdict else None,
+            },
             headers=headers,
         )
         if headers is not None:
@@ -89,45 +119,126 @@ class Tracing:
         self,
         subject: str,
         headers: Mapping[str, str] | None,
+        envelope: Envelope,
         *,
-        request_id: str,
-        priority: Priority,
-        task: Task,
-        attempt: int,
+        attempt: int = 1,
+        stored_at_s: float = 0.0,
     ) -> ProcessSpan:
-        """The span of handling one delivery. Its parent is the span in headers. Without one, a trace begins.
+        """The span of handling one delivery. Its parent is the span in headers, or the first span of a derived trace.
 
         A redelivery is another such span in the same trace. `attempt` counts them from 1.
+
+        Args:
+            subject: of the delivered message.
+            headers: of the delivered message.
+            envelope: the request's.
+            attempt: the number of this attempt.
+            stored_at_s: when the broker stored the delivered message, UTC seconds. The span does not begin before.
         """
         if self._recorder is None:
             return _PROCESS
-        attributes = _messaging("process", "process", subject) | {
-            names.MESSAGING_MESSAGE_ID: request_id,
-            names.HEADRACE_PRIORITY: priority,
-            names.HEADRACE_TASK: task,
-            names.HEADRACE_ATTEMPT: attempt,
-        }
-        name = f"process {_short(subject)}"
-        return ProcessSpan(self._recorder.start(name, "consumer", attributes, headers=headers, adopt=False))
+        attributes = _messaging("process", "process", subject) | _request(envelope) | {names.HEADRACE_ATTEMPT: attempt}
+        return ProcessSpan(
+            self._recorder.start(
+                f"process {_short(subject)}",
+                "consumer",
+                attributes,
+                headers=headers,
+                origin=_origin(envelope),
+                not_before_s=stored_at_s,
+            )
+        )
 
-    def chat(self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str) -> ChatSpan:
-        """The span of one attempt of an engine to answer request with model."""
+    def withdrawn(
+        self, subject: str, headers: Mapping[str, str], envelope: Envelope, outcome: Outcome, *, stored_at_s: float
+    ) -> None:
+        """Record that a request which waited was ended in its queue: its wait, and the span of ending it.
+
+        Args:
+            subject: of the queued message.
+            headers: of the queued message.
+            envelope: the request's.
+            outcome: how it ended.
+            stored_at_s: when the broker stored the queued message, UTC seconds.
+        """
+        if self._recorder is None:
+            return
+        recording = self._recorder.start(
+            f"withdraw {_short(subject)}",
+            "client",
+            _messaging("withdraw", "settle", subject) | _request(envelope),
+            headers=headers,
+            origin=_origin(envelope),
+            not_before_s=stored_at_s,
+        )
+        with ProcessSpan(recording) as span:
+            span.queue_wait(envelope, stored_at_s)
+            span.ended(outcome)
+        self.ended(headers, envelope, outcome)
+
+    def ended(self, headers: Mapping[str, str], envelope: Envelope, outcome: Outcome) -> None:
+        """This process has let go of a request. If that closed its record, and its trace is derived, record the first
+        span of the trace: from when the request was first stored until now.
+
+        Args:
+            headers: those of the message that held the request at the end.
+            envelope: the request's.
+            outcome: how it ended.
+        """
+        closed = ending.closing(outcome)
+        if self._recorder is None or closed is None or not self._recorder.is_first(headers, _origin(envelope)):
+            return
+        recording = self._recorder.first("request", _request(envelope), _origin(envelope), envelope.stored_at)
+        with ProcessSpan(recording) as span:
+            span.ended(outcome)
+
+    def lost(self, attempt: LostAttempt) -> None:
+        """Record an attempt whose worker did not say how it ended: from its begin until the loss was noticed."""
+        if self._recorder is None:
+            return
+        known: dict[str, Value] = {
+            names.MESSAGING_MESSAGE_ID: attempt.id,
+            names.HEADRACE_ATTEMPT: attempt.attempt,
+            names.HEADRACE_WORKER: attempt.worker,
+            names.HEADRACE_OUTCOME: "lost",
+            names.HEADRACE_OUTCOME_REASON: attempt.reason,
+        }
+        recording = self._recorder.past("attempt lost", known, {"traceparent": attempt.trace}, attempt.began_at)
+        recording.fail("attempt_lost", f"Worker {attempt.worker} did not end its attempt: {attempt.reason}.")
+        recording.exit(attempt.noticed_at)
+
+    def chat(
+        self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
+    ) -> ChatSpan:
+        """The span of one attempt of an engine to answer request with model.
+
+        Args:
+            request: the request.
+            request_id: its id.
+            engine: the engine.
+            model: the engine's name of the model.
+            server: the URL of the server that is the engine, if it is one.
+        """
         if self._recorder is None:
             return _CHAT
-        attributes = _generation(request) | {
-            names.GEN_AI_PROVIDER_NAME: engine,
-            names.GEN_AI_REQUEST_MODEL: model,
-            names.GEN_AI_RESPONSE_ID: request_id,
-        }
-        return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes))
+        attributes = (
+            _generation(request)
+            | _server(server)
+            | {
+                names.GEN_AI_PROVIDER_NAME: engine,
+                names.GEN_AI_REQUEST_MODEL: model,
+                names.GEN_AI_RESPONSE_ID: request_id,
+            }
+        )
+        return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes), streams=request.streams)
 
     def embeddings(
-        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str
+        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
     ) -> EmbeddingsSpan:
-        """The span of one attempt of an engine to embed the texts of request with model."""
+        """The span of one attempt of an engine to embed the texts of request with model; arguments as of `chat`."""
         if self._recorder is None:
             return _EMBEDDINGS
-        attributes: dict[str, Value] = {
+        attributes = _server(server) | {
             names.GEN_AI_OPERATION_NAME: "embeddings",
             names.GEN_AI_PROVIDER_NAME: engine,
             names.GEN_AI_REQUEST_MODEL: model,
@@ -201,33 +312,66 @@ class ProcessSpan(Span):
 
     __slots__ = ()
 
-    def queue_wait(self, stored_at_s: float, now_s: float) -> None:
-        """Record how long the request waited, as an attribute and as a child span.
+    @property
+    def parent_context(self) -> str:
+        """The context that the delivered message has in its trace, as `traceparent`; empty if tracing is off."""
+        return "" if self._recording is None else self._recording.parent_context
+
+    def queue_wait(
+        self, envelope: Envelope, stored_at_s: float, *, attempt: int | None = None, reason: str = ""
+    ) -> None:
+        """Record how long the message was stored before this span began, as an attribute and as a span beside this one.
 
         Args:
-            stored_at_s: when the broker stored it, UTC, unix seconds.
-            now_s: when it was delivered. If the clocks disagree so much that this is earlier, the wait is 0.
+            envelope: the request's.
+            stored_at_s: when the broker stored it, UTC, unix seconds. If the clocks disagree so much that this is
+                later, the wait is 0.
+            attempt: the number of the attempt that begins, if one does.
+            reason: what happened in that time, if it was delivered before.
         """
         if self._recording is None:
             return
-        stored_at_s = min(stored_at_s, now_s)
-        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: (now_s - stored_at_s) * 1e3})
-        self._recording.child("queue wait", stored_at_s, now_s)
+        wait_ms = max(0.0, self._recording.start_ns / 1e6 - stored_at_s * 1e3)
+        known: dict[str, Value] = {
+            names.MESSAGING_MESSAGE_ID: envelope.id,
+            names.HEADRACE_ATTEMPT: attempt,
+            names.HEADRACE_DELIVERIES: envelope.delivered,
+            names.HEADRACE_REASON: reason or None,
+        }
+        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: wait_ms, names.HEADRACE_DELIVERIES: envelope.delivered})
+        self._recording.beside("queue wait", stored_at_s, known)
 
-    def ended(self, outcome: str) -> None:
-        """The delivery has ended, with an outcome in one word (`pipeline.core.ending`)."""
+    def served(self, reason: str) -> None:
+        """An engine serves the request, for a reason in words."""
         if self._recording is not None:
-            self._recording.set({names.HEADRACE_OUTCOME: outcome})
+            self._recording.set({names.HEADRACE_REASON: reason})
+
+    def ended(self, outcome: Outcome) -> None:
+        """Record how the request left this process, and why."""
+        if self._recording is None:
+            return
+        self._recording.set(
+            {
+                names.HEADRACE_OUTCOME: ending.word(outcome),
+                names.HEADRACE_OUTCOME_REASON: ending.reason(outcome) or None,
+            }
+        )
+        if isinstance(closed := ending.closing(outcome), HeadraceError):
+            self.fail(closed)
 
 
 class ChatSpan(Span):
     """One generation."""
 
-    __slots__ = ()
+    __slots__ = ("_streams",)
+
+    def __init__(self, recording: Recording | None = None, *, streams: bool = False) -> None:
+        super().__init__(recording)
+        self._streams = streams
 
     def first_chunk(self, after_s: float) -> None:
-        """The first piece of the answer came after_s seconds after the engine was asked."""
-        if self._recording is not None:
+        """The first piece of the answer came after_s seconds after the engine was asked. Recorded for a stream only."""
+        if self._recording is not None and self._streams:
             self._recording.set({names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: after_s})
 
     def finish(self, reason: FinishReason, usage: Usage, *, model: str) -> None:
@@ -241,6 +385,23 @@ class ChatSpan(Span):
                     names.GEN_AI_USAGE_OUTPUT_TOKENS: usage.completion_tokens,
                 }
             )
+
+    def cut_short(self, error_type: str, message: str, output_tokens: int) -> None:
+        """The generation was stopped before its end. Record why, and how many tokens it made."""
+        if self._recording is not None:
+            self._recording.set(
+                {
+                    names.GEN_AI_RESPONSE_FINISH_REASONS: ["error"],
+                    names.GEN_AI_USAGE_OUTPUT_TOKENS: output_tokens,
+                }
+            )
+            self._recording.fail(error_type, message)
+
+    def fail(self, error: Exception) -> None:
+        """Mark the generation as failed."""
+        if self._recording is not None:
+            self._recording.set({names.GEN_AI_RESPONSE_FINISH_REASONS: ["error"]})
+        super().fail(error)
 
 
 class EmbeddingsSpan(Span):
@@ -300,6 +461,24 @@ _EMBEDDINGS = EmbeddingsSpan()
 _TRIAGE = TriageSpan()
 
 
+def _origin(envelope: Envelope) -> TraceOrigin:
+    return trace_origin(envelope.id, envelope.created)
+
+
+def _request(envelope: Envelope) -> dict[str, Value]:
+    return {
+        names.MESSAGING_MESSAGE_ID: envelope.id,
+        names.HEADRACE_PRIORITY: envelope.priority,
+        names.HEADRACE_TASK: envelope.task,
+    }
+
+
+def _server(url: str) -> dict[str, Value]:
+    """The address of a server, as the conventions write it; nothing for an empty URL."""
+    parts = urlsplit(url)
+    return {names.SERVER_ADDRESS: parts.hostname, names.SERVER_PORT: parts.port} if parts.hostname else {}
+
+
 def _kind_of(engine: EngineName) -> Kind:
     """Ollama is another server; MLX belongs to this process."""
     return "client" if engine == "ollama" else "internal"
@@ -334,11 +513,11 @@ def _messaging(name: str, kind: str, subject: str) -> dict[str, Value]:
 
 
 def _generation(request: ChatRequest) -> dict[str, Value]:
-    wants_text = request.response_format is None or request.response_format.type == "text"
+    asked = request.response_format
     return {
         names.GEN_AI_OPERATION_NAME: "chat",
-        names.GEN_AI_OUTPUT_TYPE: "text" if wants_text else "json",
-        names.GEN_AI_REQUEST_STREAM: request.streams,
+        names.GEN_AI_OUTPUT_TYPE: None if asked is None else "text" if asked.type == "text" else "json",
+        names.GEN_AI_REQUEST_STREAM: True if request.streams else None,
         names.GEN_AI_REQUEST_MAX_TOKENS: request.token_limit,
         names.GEN_AI_REQUEST_TEMPERATURE: request.temperature,
         names.GEN_AI_REQUEST_TOP_P: request.top_p,

@@ -11,7 +11,19 @@ from typing import Any
 from pipeline.broker.clock import Clock
 from pipeline.config import Config
 from pipeline.core.answer import AnswerWriter, Record, cut_short, decide, expired
-from pipeline.core.ending import Abandoned, Answered, Loss, Moved, Outcome, Returned, Settled, failure
+from pipeline.core.ending import (
+    Abandoned,
+    Answered,
+    Loss,
+    Moved,
+    Outcome,
+    Returned,
+    Settled,
+    closing,
+    failure,
+    reason,
+    word,
+)
 from pipeline.core.envelope import Envelope
 from pipeline.core.placement import KnownModels, after_error
 from pipeline.delivery.held import Held, MustEnd
@@ -119,7 +131,7 @@ class Serving:
                 await self.held.end(opened)
                 return
             with self.held.process() as span:
-                span.queue_wait(self.envelope.stored_at, self.context.clock.wall())
+                span.served(self.reason)
                 await self.held.end(await self._outcome(opened.record, span))
         finally:
             if deadline is not None:
@@ -218,7 +230,9 @@ class Serving:
             priority=envelope.priority,
             extra=self.extra,
         )
-        with self.context.me.tracing.chat(request, request_id=envelope.id, engine=engine.name, model=model) as chat:
+        with self.context.me.tracing.chat(
+            request, request_id=envelope.id, engine=engine.name, model=model, server=engine.status().server
+        ) as chat:
             generation = await engine.submit(work)
             try:
                 await held.began(wait_ms=answer.queue_ms)
@@ -227,8 +241,17 @@ class Serving:
                     for opening in answer.openings():
                         await held.say(opening)
                 return await self._follow(generation, answer, request, chat)
+            except (asyncio.CancelledError, MustEnd) as stop:
+                self._note_cut_short(chat, stop.outcome if isinstance(stop, MustEnd) else self._interruption)
+                raise
             finally:
                 await self._leave_slot(generation)
+
+    def _note_cut_short(self, chat: ChatSpan, outcome: Outcome | None) -> None:
+        """Say in the span why the generation was stopped."""
+        closed = None if outcome is None else closing(outcome)
+        what = "interrupted" if outcome is None else closed.code if isinstance(closed, HeadraceError) else word(outcome)
+        chat.cut_short(str(what), "" if outcome is None else reason(outcome), self.cost_tokens[1])
 
     def _answer(self, model: str, record: Record) -> AnswerWriter:
         engine = self.context.engine
@@ -250,7 +273,7 @@ class Serving:
         model = engine.embedder.embedding_model(request.wanted_model)
         answer = self._answer(model, Record())
         with self.context.me.tracing.embeddings(
-            request, request_id=self.envelope.id, engine=engine.name, model=model
+            request, request_id=self.envelope.id, engine=engine.name, model=model, server=engine.status().server
         ) as span:
             await self.held.began(wait_ms=answer.queue_ms)
             embedded = await engine.embedder.embed(request, model)
