@@ -21,6 +21,7 @@ thread starts. Prompts and answers are never recorded.
 
 from __future__ import annotations
 
-from pipeline.telemetry.tracing import ChatSpan, EmbeddingsSpan, ProcessSpan, Span, Tracing, TriageSpan
+from pipeline.telemetry.spans import ChatSpan, EmbeddingsSpan, ProcessSpan, Span, TriageSpan
+from pipeline.telemetry.tracing import Tracing
 
 __all__ = ["ChatSpan", "EmbeddingsSpan", "ProcessSpan", "Span", "Tracing", "TriageSpan"]
