@@ -81,19 +81,20 @@ class ProcessSpan(Span):
             envelope: the request's.
             stored_at_s: when the broker stored it, UTC, unix seconds. If the clocks disagree so much that this is
                 later, the wait is 0.
-            attempt: the number of the attempt that begins, if one does.
+            attempt: the number of the attempt that begins; None for a message that was not delivered.
             reason: what happened in that time, if it was delivered before.
         """
         if self._recording is None:
             return
         wait_ms = max(0.0, self._recording.start_ns / 1e6 - stored_at_s * 1e3)
+        deliveries = None if attempt is None else envelope.delivered
         known: dict[str, Value] = {
             names.MESSAGING_MESSAGE_ID: envelope.id,
             names.HEADRACE_ATTEMPT: attempt,
-            names.HEADRACE_DELIVERIES: envelope.delivered,
+            names.HEADRACE_DELIVERIES: deliveries,
             names.HEADRACE_REASON: reason or None,
         }
-        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: wait_ms, names.HEADRACE_DELIVERIES: envelope.delivered})
+        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: wait_ms, names.HEADRACE_DELIVERIES: deliveries})
         self._recording.beside("queue wait", stored_at_s, known)
 
     def served(self, reason: str) -> None:

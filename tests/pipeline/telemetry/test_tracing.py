@@ -208,6 +208,7 @@ async def test_a_request_that_is_withdrawn_says_why_and_how_long_it_waited(trace
     await traces.wait_for(lambda seen: len(seen.spans) == 3)
     assert traces.tree(f"{ORIGIN.trace_id:032x}") == [["request", ["queue wait"], ["withdraw llm.request.high"]]]
     assert traces.one("queue wait").start_ns == 1_000_500_000_000
+    assert traces.one("queue wait").attributes == {"messaging.message.id": "r-1"}
     withdrawn = traces.one("withdraw llm.request.high")
     assert withdrawn.attributes["messaging.operation.type"] == "settle"
     assert withdrawn.attributes["headrace.outcome"] == withdrawn.attributes["error.type"] == "cancelled"
@@ -288,7 +289,7 @@ async def test_requests_served_at_once_in_tasks_keep_their_traces_apart(traces: 
 async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: NewTracing) -> None:
     mlx = role("headrace-mlx")
     with process(mlx, None) as span:
-        span.queue_wait(replace(ENVELOPE, delivered=2), 1000.0, reason="1 of its deliveries returned it")
+        span.queue_wait(replace(ENVELOPE, delivered=2), 1000.0, attempt=2, reason="1 of its deliveries returned it")
         span.event("preempted", reason="a high request came", tokens=12, nothing=None)
     with mlx.publish("_INBOX.abc.1"):
         pass
@@ -314,6 +315,7 @@ async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: N
     assert (waited.start_ns, waited.end_ns, waited.parent_id) == (10**12, received.start_ns, received.parent_id)
     assert waited.attributes == {
         "messaging.message.id": "r-1",
+        "headrace.attempt": 2,
         "headrace.deliveries": 2,
         "headrace.reason": "1 of its deliveries returned it",
     }
