@@ -124,6 +124,7 @@ class EngineStatus(msgspec.Struct):
         tokens_per_s, prompt_tokens_per_s: how fast the engine writes while it reads no prompts, and reads.
         tokens_per_request, prompt_tokens_per_request: of an average request.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
+        server: the URL of the server that is the engine; empty for an engine of this machine's own.
     """
 
     state: WorkerState
@@ -144,6 +145,7 @@ class EngineStatus(msgspec.Struct):
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
     suspends: bool = False
+    server: str = ""
 
 
 class Embedder(Protocol):

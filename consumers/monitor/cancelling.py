@@ -23,6 +23,7 @@ from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Place
 from pipeline.core.leadership import LEASE_S
 from pipeline.delivery.withdraw import withdraw
+from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
 from pipeline.wire.subjects import CANCEL, RELAYED, Move
@@ -65,6 +66,7 @@ class Cancelling:
         leads: whether this monitor acts.
         newest_on_record: the newest message of a request's record, as `QueueAnswers.newest_on_record`.
         soon: runs a job.
+        tracing: for the spans of ending them.
     """
 
     bus: Bus
@@ -72,6 +74,7 @@ class Cancelling:
     leads: Callable[[], bool]
     newest_on_record: Callable[[str], Awaitable[Answer | None]]
     soon: Soon
+    tracing: Tracing
     _cancels: Cancels = field(init=False, default_factory=Cancels)
     _waits: Background = field(init=False, default_factory=Background)
     _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -236,7 +239,8 @@ class Cancelling:
             state = self.view.state(place)
             if state != "queued" and not (running and state == "running"):
                 continue
-            if await withdraw(self.bus, place, _cancelled(request_id, before=state == "queued")):
+            error = _cancelled(request_id, before=state == "queued")
+            if await withdraw(self.bus, place, error, tracing=self.tracing):
                 self._cancels.done(request_id, cancel)
                 return True
         return False

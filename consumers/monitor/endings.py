@@ -20,6 +20,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.core.answer import expired
 from pipeline.core.index import Place
 from pipeline.delivery.withdraw import withdraw
+from pipeline.telemetry import Tracing
 from pipeline.wire.errors import HeadraceError
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,13 @@ class Endings:
         bus: the connection.
         view: the unfinished requests. A request is removed from it as soon as its end is decided.
         leads: whether this monitor acts.
+        tracing: for the spans of ending them.
     """
 
     bus: Bus
     view: QueueView
     leads: Callable[[], bool]
+    tracing: Tracing
     # (rank, number, job): urgent jobs first, then in the order in which they came.
     _jobs: asyncio.PriorityQueue[tuple[int, int, _Job]] = field(init=False, default_factory=asyncio.PriorityQueue)
     _numbers: count[int] = field(init=False, default_factory=count)
@@ -144,7 +147,7 @@ class Endings:
             self.view.put_back(ending.place, ending.deadline)
             return
         try:
-            await withdraw(self.bus, ending.place, ending.error, untouched=ending.untouched)
+            await withdraw(self.bus, ending.place, ending.error, tracing=self.tracing, untouched=ending.untouched)
         except BusError as error:
             place = ending.place
             log.warning(

@@ -17,6 +17,7 @@ from consumers.monitor.view import Announcement, QueueView
 from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.admission import Admission
+from pipeline.core.attempts import GRACE_S, Attempts, LostAttempt
 from pipeline.core.envelope import Envelope
 from pipeline.core.index import Place
 from pipeline.core.scheduler import shares
@@ -54,8 +55,11 @@ class Monitor:
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
         self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
-        self.endings = Endings(me.bus, self.view, leads)
-        self.cancelling = Cancelling(me.bus, self.view, leads, self.answers.newest_on_record, self.endings.soon)
+        self.endings = Endings(me.bus, self.view, leads, me.tracing)
+        self.cancelling = Cancelling(
+            me.bus, self.view, leads, self.answers.newest_on_record, self.endings.soon, me.tracing
+        )
+        self._attempts = Attempts()
         self._ready = asyncio.Event()
         self._ready_detail = ""
 
@@ -108,9 +112,16 @@ class Monitor:
         event = _event_decoder.decode(message.data)
         self.answers.record(event)
         self.view.record(event)
+        suspect = self._attempts.heard(event, self._me.bus.clock.aligned())
+        if suspect is not None:
+            asyncio.get_running_loop().call_later(GRACE_S, self._note_lost, suspect)
         if event.kind != "done":
             for engine in ENGINES if event.engine is None else (event.engine,):
                 self.load.recount(engine)
+
+    def _note_lost(self, suspect: LostAttempt) -> None:
+        if self._attempts.is_lost(suspect) and self.candidate.leads():
+            self._me.tracing.lost(suspect)
 
     async def _on_cancel(self, message: Message) -> None:
         if RELAYED not in message.headers:

@@ -72,7 +72,8 @@ class Evacuation:
         await self._take_back(self._taking.receive(delivery))
 
     async def _take_back(self, taken: Taken) -> None:
-        await taken.held.end(self._outcome(taken.held))
+        with taken.held.process():
+            await taken.held.end(self._outcome(taken.held))
         self._taking.finish(taken, 1.0)
 
     def _outcome(self, held: Held) -> Moved | Returned:

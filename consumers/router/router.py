@@ -171,8 +171,7 @@ class Router:
                 self._rests.leave(lane, self.me.bus.clock.now())
                 await held.end(Returned())
             case Fresh():
-                with held.process() as span:
-                    span.queue_wait(held.envelope.stored_at, self.me.bus.clock.wall())
+                with held.process():
                     await self._carry_out(held, await self._triage.outcome(held, self._room))
 
     async def _carry_out(self, held: Held, outcome: Outcome) -> None:

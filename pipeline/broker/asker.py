@@ -14,6 +14,7 @@ import msgspec
 from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import BusError, Message, Subscription, Unreachable
 from pipeline.broker.jetstream import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFull
+from pipeline.core.triage import Verdict
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Answer, Cancelled, Position, decode_answer, is_last
@@ -39,13 +40,23 @@ _SEQUENCE_BEFORE = "Nats-Last-Sequence"
 
 
 class Outgoing(NamedTuple):
-    """A request as it is published. `given_id`: the client chose the id, and may have used it before."""
+    """A request as it is published.
+
+    Attributes:
+        id: the request's.
+        subject: its lane's.
+        body: as it is stored.
+        headers: as they are stored, without the id.
+        given_id: the client chose the id, and may have used it before.
+        verdict: the class that the subject gives the request and the reason, for its trace; None if it gives none.
+    """
 
     id: str
     subject: str
     body: bytes
     headers: dict[str, str]
     given_id: bool = False
+    verdict: Verdict | None = None
 
 
 class RecordEntry(NamedTuple):
@@ -97,7 +108,7 @@ class Asker:
 
     async def _put(self, request: Outgoing, patience_s: float) -> Ack:
         headers = {**request.headers, MSG_ID: request.id}
-        with self._tracing.publish(request.subject, headers, request_id=request.id):
+        with self._tracing.publish(request.subject, headers, request_id=request.id, verdict=request.verdict):
             storing = asyncio.ensure_future(
                 self._bus.put(request.subject, request.body, headers=headers, patience_s=patience_s)
             )

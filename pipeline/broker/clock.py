@@ -37,6 +37,15 @@ class Clock:
         """The broker's UTC, seconds. This machine's wall clock has no influence on it."""
         return self._estimate.wall(self._monotonic())
 
+    def aligned(self) -> float:
+        """UTC for comparison with other processes and with the broker's times of storing, seconds.
+
+        This machine's wall clock, while it agrees with the broker's as far as that is known: on one machine times then
+        keep their order to the microsecond. Else the broker's.
+        """
+        here, there = self._machine_wall(), self.wall()
+        return here if abs(here - there) <= self._estimate.error_s(self._monotonic()) else there
+
     @property
     def offset_s(self) -> float:
         """This machine's wall clock minus the broker's, seconds."""

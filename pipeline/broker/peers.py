@@ -66,6 +66,29 @@ class Peers:
             self.embedding_models(),
         )
 
+    def others(self, engine: EngineName, me: str, config: Config, *, with_room: bool = False) -> Catalogue:
+        """The models of engine's workers but one, including workers last heard up to 30 s ago.
+
+        Args:
+            engine: the engine.
+            me: the worker that is left out.
+            config: the settings.
+            with_room: only of workers that are ready and have a free slot.
+        """
+        statuses = self._remembered(engine)
+        if with_room:
+            free = (status for status in self.workers(engine) if status.slots.used < status.slots.total)
+            statuses = [status for status in free if status.state == "ready"]
+        statuses = [status for status in statuses if status.worker != me]
+        chatting = [name for status in statuses for name in status.models]
+        return Catalogue(
+            chatting if engine == "mlx" else (),
+            chatting if engine == "ollama" else (),
+            config.spill_models,
+            config.internal_models,
+            [name for status in statuses for name in status.embedding_models],
+        )
+
     def tool_models(self) -> set[str]:
         """The names of the models that some worker's engine can call tools with."""
         engines: tuple[EngineName, ...] = ("mlx", "ollama")

@@ -146,6 +146,49 @@ def word(outcome: Outcome) -> str:
     return type(outcome).__name__.lower()
 
 
+def reason(outcome: Outcome) -> str:
+    """Why a request ended so, in words; empty for an answer, and for a return that nothing caused."""
+    match outcome:
+        case Failed(error) | Buried(error):
+            return error.message
+        case Moved(why=why):
+            return why
+        case Returned(error=HeadraceError() as error):
+            return error.message
+        case Settled(last=None):
+            return "published twice; the other copy is answered"
+        case Settled():
+            return "it had ended before"
+        case Abandoned(why):
+            return why
+        case _:
+            return ""
+
+
+def delivered_again(deliveries: int, tries: int) -> str:
+    """Why a message was delivered before, in words; empty at the first delivery.
+
+    Args:
+        deliveries: how often it was delivered, this time included.
+        tries: how many of these count as attempts, this one included.
+    """
+    returned, lost = deliveries - tries, tries - 1
+    said = [f"{lost} of its deliveries ended without an answer"] if lost else []
+    said += [f"{returned} of its deliveries returned it"] if returned > 0 else []
+    return "; ".join(said)
+
+
+def closing(outcome: Outcome) -> HeadraceError | Success | None:
+    """What closed the request's record; None where the record stays open, or another process closed it."""
+    match outcome:
+        case Answered(answer):
+            return answer
+        case Failed(error) | Buried(error):
+            return error
+        case _:
+            return None
+
+
 def steps(outcome: Outcome) -> tuple[EndStep, ...]:
     """What is done at the broker for an outcome, in this order.
 

@@ -24,6 +24,9 @@ MOST_DELAY_S = 32.0
 BUSY_DELIVERIES = 60
 
 
+_NOTHING = Catalogue(())
+
+
 @dataclass(frozen=True, slots=True)
 class KnownModels:
     """The models of all workers, as one worker knows them.
@@ -31,12 +34,12 @@ class KnownModels:
     Attributes:
         catalogue: the models on both engines.
         complete: whether a worker of the other engine has said which models it has, or has had the time to.
-        on_others: the models of the other workers of the same engine.
+        others: the models of the other workers of the same engine.
     """
 
     catalogue: Catalogue
     complete: bool = True
-    on_others: tuple[str, ...] = ()
+    others: Catalogue = _NOTHING
 
 
 def after_error(
@@ -50,7 +53,7 @@ def after_error(
     attempt: int,
     max_attempts: int,
 ) -> Outcome:
-    """The outcome of a request that an engine refused or failed to answer.
+    """The outcome of a request that an engine refused or failed to answer, unless `is_for_another`.
 
     Args:
         error: what the engine raised.
@@ -67,6 +70,18 @@ def after_error(
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
     return elsewhere or _at_the_same_engine(error, envelope, tries=tries, attempt=attempt, max_attempts=max_attempts)
+
+
+def is_for_another(error: HeadraceError, engine: EngineName, request: Request, models: KnownModels) -> bool:
+    """Whether an engine refused a request for a model that another worker of it has. That worker is left to take it."""
+    return error.code is ErrorCode.MODEL_NOT_FOUND and is_on(models.others, engine, request)
+
+
+def is_on(catalogue: Catalogue, engine: EngineName, request: Request) -> bool:
+    """Whether the workers of an engine whose models these are have the one for a request."""
+    if isinstance(request, EmbeddingRequest):
+        return engine == "ollama" and catalogue.embedder_on_ollama(request.wanted_model) is not None
+    return catalogue.model_on(engine, request.wanted_model) is not None
 
 
 def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, why: str) -> Moved | None:
@@ -107,8 +122,6 @@ def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models
     if model is not None:
         to = ollama_subject(envelope.priority)
         return Moved(to, Move.SPILLED, envelope.task, f"only ollama has the model {model}")
-    if _is_on_others(request, models):
-        return Returned(_delay_s(envelope.delivered), error=error)
     return None
 
 
@@ -118,12 +131,6 @@ def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:
         return catalogue.embedder(request.wanted_model)
     catalogue.engines_for(request.wanted_model)
     return catalogue.model_on("ollama", request.wanted_model)
-
-
-def _is_on_others(request: Request, models: KnownModels) -> bool:
-    catalogue = models.catalogue
-    wanted = request.wanted_model
-    return mlx_model_for(wanted, catalogue.table, models.on_others, catalogue.internal) is not None
 
 
 def _at_the_same_engine(

@@ -168,6 +168,7 @@ class Held:
         *,
         tracing: Tracing,
         engine: EngineName | None = None,
+        worker: str = "",
         doubtful: bool = False,
     ) -> None:
         self.envelope = envelope
@@ -177,8 +178,9 @@ class Held:
         self._grip = grip
         self._tracing = tracing
         self._engine = engine
+        self._worker = worker
         self._doubtful = doubtful
-        self._began = False
+        self._opened = self._began = False
         self._writer = RecordWriter(bus, envelope)
         self._newest: Answer | None = None
         self._span = ProcessSpan()
@@ -194,6 +196,7 @@ class Held:
         *,
         tracing: Tracing,
         engine: EngineName | None = None,
+        worker: str = "",
     ) -> Self:
         """Hold a request that was delivered, from now on under a lease.
 
@@ -205,10 +208,11 @@ class Held:
                 be another process's by now: it can only be abandoned.
             tracing: for spans.
             engine: whose worker holds it, None for the router.
+            worker: the process that holds it.
         """
         doubtful = leases.stood_still()
         grip = _Leased(bus, delivery, leases)
-        return cls(bus, grip, envelope, tracing=tracing, engine=engine, doubtful=doubtful)
+        return cls(bus, grip, envelope, tracing=tracing, engine=engine, worker=worker, doubtful=doubtful)
 
     @classmethod
     def standing(cls, bus: Bus, stream: str, stored: Stored, envelope: Envelope) -> Self:
@@ -240,9 +244,11 @@ class Held:
         if self._doubtful:
             return Abandoned(Loss.STOOD_STILL)
         try:
-            return await self._read()
+            opened = await self._read()
         except BusError as error:
             return self._unreachable(error)
+        self._opened = True
+        return opened
 
     async def _read(self) -> Fresh | Resumed | Settled:
         envelope = self.envelope
@@ -265,13 +271,15 @@ class Held:
 
     def process(self) -> ProcessSpan:
         """The span of this delivery, for a `with` statement around the work and `end`."""
+        grip, envelope = self._grip, self.envelope
         self._span = self._tracing.process(
-            self._grip.subject,
-            self._grip.headers,
-            request_id=self.envelope.id,
-            priority=self.envelope.priority,
-            task=self.envelope.task,
+            grip.subject, grip.headers, envelope, attempt=self.attempt, stored_at_s=grip.stored_at
+        )
+        self._span.queue_wait(
+            envelope,
+            grip.stored_at,
             attempt=self.attempt,
+            reason=ending.delivered_again(envelope.delivered, self.tries) if self._opened else "",
         )
         return self._span
 
@@ -294,7 +302,14 @@ class Held:
         self._began = True
         envelope = self.envelope
         event = RequestEvent(
-            envelope.id, "started", envelope.priority, self._engine, wait_ms=wait_ms, tenant=envelope.tenant
+            envelope.id,
+            "started",
+            envelope.priority,
+            self._engine,
+            wait_ms=wait_ms,
+            tenant=envelope.tenant,
+            attempt=self.attempt,
+            trace=self._span.parent_context,
         )
         await self._tell(event)
 
@@ -462,6 +477,7 @@ class Held:
 
     async def _tell(self, event: RequestEvent) -> None:
         """Events are for watchers: the request goes on where one is lost."""
+        event.worker, event.deliveries = self._worker, self.envelope.delivered
         try:
             await publish_event(self._bus, event)
         except Unreachable as error:
@@ -474,15 +490,11 @@ class Held:
 
     def _note(self, outcome: Outcome) -> None:
         """Say in the log and in the span how the request ended."""
-        self._span.ended(ending.word(outcome))
+        self._span.ended(outcome)
+        self._tracing.ended(self._grip.headers, self.envelope, outcome)
         match outcome:
-            case ending.Failed(error):
-                self._span.fail(error)
             case Buried(error):
-                self._span.fail(error)
                 log.warning("%s: moved to the dead letters: %s", self.envelope.id, error)
-            case Moved(why=why):
-                self._span.event("moved", reason=why)
             case Settled(last=None):
                 log.info("%s: published twice; the other copy is answered", self.envelope.id)
             case Abandoned(why):

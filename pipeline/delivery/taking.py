@@ -212,7 +212,15 @@ class Taking:
         """Hold a delivered request under a lease, without a charge."""
         lane = self._lane_of[delivery.consumer]
         envelope = read_envelope(delivery, lane.priority, lane.task, default_timeout_s=self.config.default_timeout_s)
-        return Held.taken(self.me.bus, delivery, envelope, self.leases, tracing=self.me.tracing, engine=self.engine)
+        return Held.taken(
+            self.me.bus,
+            delivery,
+            envelope,
+            self.leases,
+            tracing=self.me.tracing,
+            engine=self.engine,
+            worker=self.me.name,
+        )
 
     async def give_back(self, delivery: Delivery) -> None:
         """Return a request at once, without using up an attempt."""

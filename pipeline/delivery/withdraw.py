@@ -9,8 +9,11 @@ from pipeline.broker.jetstream import Bus
 from pipeline.core.ending import Abandoned, Failed, Loss, Settled
 from pipeline.core.envelope import read_envelope
 from pipeline.delivery.held import Held
+from pipeline.telemetry import Tracing
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.subjects import Priority
+
+_OFF = Tracing()
 
 
 class QueuePlace(Protocol):
@@ -32,7 +35,9 @@ class QueuePlace(Protocol):
         ...
 
 
-async def withdraw(bus: Bus, place: QueuePlace, error: HeadraceError, *, untouched: bool = False) -> bool:
+async def withdraw(
+    bus: Bus, place: QueuePlace, error: HeadraceError, *, untouched: bool = False, tracing: Tracing = _OFF
+) -> bool:
     """End the request that stands at a place with an error: that message, whatever else bears the same id.
 
     The record is closed first and the message deleted then. A worker that pulls the request in between finds it
@@ -43,6 +48,7 @@ async def withdraw(bus: Bus, place: QueuePlace, error: HeadraceError, *, untouch
         place: where the request stands.
         error: what its reader is told.
         untouched: leave the request alone if an attempt has begun its answer.
+        tracing: records the end.
 
     Returns:
         Whether this call ended the request: not if it is gone, has ended, or is being written at this moment.
@@ -68,4 +74,7 @@ async def withdraw(bus: Bus, place: QueuePlace, error: HeadraceError, *, untouch
         ended = await held.end(opened if isinstance(opened, Abandoned) else Failed(error))
     if ended == Abandoned(Loss.BROKER):
         raise Unreachable(f"request {envelope.id} was not ended: the broker did not answer")
-    return isinstance(ended, Failed)
+    if not isinstance(ended, Failed):
+        return False
+    tracing.withdrawn(stored.subject, stored.headers, envelope, ended, stored_at_s=stored.stored_at)
+    return True

@@ -68,13 +68,19 @@ class Ask:
             )
         if MSG_ID not in message.headers and (refusal := refused_by_store(self.peers.store())) is not None:
             return refusal
-        with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]):
+        with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
             try:
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull:
-                return HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
+                refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
+                span.fail(refusal)
+                return refusal
             except BusError as error:
-                return HeadraceError(ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}. Retry later.")
+                refusal = HeadraceError(
+                    ErrorCode.UNAVAILABLE, f"The request could not be stored: {error}. Retry later."
+                )
+                span.fail(refusal)
+                return refusal
         if ack.duplicate:
             following = self._follow(headers[MSG_ID], message.reply)
             self._followers.start(following, what=f"following request {headers[MSG_ID]}")

@@ -11,7 +11,7 @@ import msgspec
 
 from pipeline.broker.asker import Outgoing
 from pipeline.core.envelope import MAX_TIMEOUT_S
-from pipeline.core.triage import classify
+from pipeline.core.triage import Verdict, classify
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.statuses import HttpError
@@ -61,7 +61,8 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         HttpError: 400 or 403, for a header with a value that is not valid or not permitted.
     """
     priority, timeout_s = urgency(caller, headers, default=default)
-    lane = Lane(priority, _task(asked.request) if saturated else Task.UNTRIAGED)
+    verdict = _verdict(asked.request) if saturated else None
+    lane = Lane(priority, verdict.task if verdict else Task.UNTRIAGED)
     chosen, given = request_id(caller, headers)
     published: dict[str, str] = {}
     if timeout_s is not None:
@@ -75,7 +76,7 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
             published["tracestate"] = state
     preferences = {part.strip().lower() for part in headers.get("prefer", "").split(",")}
     return Intake(
-        Outgoing(chosen, lane.subject, asked.body, published, given_id=given),
+        Outgoing(chosen, lane.subject, asked.body, published, given_id=given, verdict=verdict),
         priority,
         timeout_s,
         "respond-async" in preferences,
@@ -150,6 +151,6 @@ def _timeout_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _task(request: Request) -> Task:
+def _verdict(request: Request) -> Verdict | None:
     verdict = classify(request, None)
-    return verdict.task if verdict.certain else Task.UNTRIAGED
+    return verdict if verdict.certain else None

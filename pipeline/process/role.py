@@ -55,6 +55,7 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
         async with Bus.connect(config.nats_url, name=name) as bus:
             await topology.apply(bus.js, config)
             await bus.sample_clock()
+            tracing.use_clock(bus.clock.aligned)
             background.start(bus.keep_clock(), what="sampling the broker's clock")
             bus.on_reconnect(lambda: _apply_again(bus, config, background))
             peers = Peers(bus)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import Token
 from importlib import metadata
 from typing import Literal
@@ -21,9 +22,11 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from pipeline.core.origin import TraceOrigin
 from pipeline.telemetry import names
 from pipeline.telemetry.names import Value
 
@@ -34,14 +37,20 @@ _logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Makes the spans of one process and sends them. OpenTelemetry's own environment variables configure it."""
+    """Makes the spans of one process and sends them. OpenTelemetry's own environment variables configure it.
+
+    Attributes:
+        wall: the clock of the spans, UTC seconds.
+    """
 
     def __init__(self, service: str, instance: str) -> None:
         _quiet_the_sdk()
         resource = Resource.create(_identity(service, instance)).merge(OTELResourceDetector().detect())
+        self.wall: Callable[[], float] = time.time
         self._exporter = _Exporter()
+        self._ids = _Ids()
         # Without shutdown_on_exit=False the SDK waits at interpreter exit, up to 30 s, for an unreachable collector.
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("headrace")
 
@@ -52,17 +61,60 @@ class Recorder:
         attributes: Mapping[str, Value],
         *,
         headers: Mapping[str, str] | None = None,
-        adopt: bool = True,
+        origin: TraceOrigin | None = None,
+        not_before_s: float = 0.0,
     ) -> Recording:
-        """Begin a span.
+        """Begin a span. Its parent is the current span; without one, the span in headers, if any.
 
-        With `adopt`, its parent is the current span. Without one, it is the span in headers, if any.
+        Args:
+            name: of the span.
+            kind: of the span.
+            attributes: of the span.
+            headers: those of a message.
+            origin: that of the request. The parent is then the span in headers, or without one the origin's, whatever
+                span is current.
+            not_before_s: the span begins at this time if the clock shows an earlier one, UTC seconds.
         """
-        parent = otel_context.get_current() if adopt else Context()
-        if headers and not trace.get_current_span(parent).get_span_context().is_valid:
-            parent = _extract(headers)
-        span = self._tracer.start_span(name, parent, SpanKind[kind.upper()], _known(attributes))
-        return Recording(self._tracer, span)
+        parent = otel_context.get_current() if origin is None else Context()
+        if not trace.get_current_span(parent).get_span_context().is_valid:
+            parent = _extract(headers or {})
+            if origin is not None and not trace.get_current_span(parent).get_span_context().is_valid:
+                parent = self._context_of(origin)
+        start_ns = max(self.now_ns(), _ns(not_before_s), _start_ns(trace.get_current_span(parent)))
+        span = self._tracer.start_span(name, parent, SpanKind[kind.upper()], _known(attributes), start_time=start_ns)
+        return Recording(self, self._tracer, span, parent, start_ns)
+
+    def first(self, name: str, attributes: Mapping[str, Value], origin: TraceOrigin, start_s: float) -> Recording:
+        """Begin the first span of a derived trace. Times are in unix seconds."""
+        start_ns = _ns(start_s)
+        with self._ids.fixed(origin):
+            span = self._tracer.start_span(name, Context(), attributes=_known(attributes), start_time=start_ns)
+        return Recording(self, self._tracer, span, Context(), start_ns)
+
+    def past(self, name: str, attributes: Mapping[str, Value], headers: Mapping[str, str], start_s: float) -> Recording:
+        """A span under the one in headers, for something that began at start_s, unix seconds."""
+        parent, start_ns = _extract(headers), _ns(start_s)
+        span = self._tracer.start_span(name, parent, attributes=_known(attributes), start_time=start_ns)
+        return Recording(self, self._tracer, span, parent, start_ns)
+
+    def is_first(self, headers: Mapping[str, str], origin: TraceOrigin) -> bool:
+        """Whether a request with these headers belongs to the trace that is derived from it."""
+        carried = trace.get_current_span(_extract(headers)).get_span_context()
+        return not carried.is_valid or carried.trace_id == origin.trace_id
+
+    def now_ns(self) -> int:
+        """The clock of the spans, nanoseconds."""
+        return _ns(self.wall())
+
+    def _context_of(self, origin: TraceOrigin) -> Context:
+        """The context of the first span of a derived trace, which the process that ends the request records.
+
+        The sampler decides by the trace id, so every process comes to the same decision.
+        """
+        decision = self._provider.sampler.should_sample(Context(), origin.trace_id, "request").decision
+        flags = TraceFlags(TraceFlags.SAMPLED if decision.is_sampled() else TraceFlags.DEFAULT)
+        context = SpanContext(origin.trace_id, origin.span_id, is_remote=True, trace_flags=flags)
+        return trace.set_span_in_context(NonRecordingSpan(context), Context())
 
     def shutdown(self, timeout_s: float) -> None:
         """Send the queued spans for at most timeout_s seconds. Spans not sent by then are lost."""
@@ -73,14 +125,23 @@ class Recorder:
 
 
 class Recording:
-    """One span that is being recorded."""
+    """One span that is being recorded.
 
-    __slots__ = ("_span", "_token", "_tracer")
+    Attributes:
+        start_ns: when it began, nanoseconds.
+    """
 
-    def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
+    __slots__ = ("_parent", "_recorder", "_span", "_token", "_tracer", "start_ns")
+
+    def __init__(
+        self, recorder: Recorder, tracer: trace.Tracer, span: trace.Span, parent: Context, start_ns: int
+    ) -> None:
+        self._recorder = recorder
         self._tracer = tracer
         self._span = span
+        self._parent = parent
         self._token: Token[Context] | None = None
+        self.start_ns = start_ns
 
     @property
     def trace_id(self) -> str:
@@ -91,11 +152,12 @@ class Recording:
         """Make this span the parent of spans that begin later in this task and in the tasks that it starts."""
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
 
-    def exit(self) -> None:
-        """End the span."""
+    def exit(self, end_s: float | None = None) -> None:
+        """End the span, now or at a time in unix seconds."""
         if self._token is not None:
             otel_context.detach(self._token)
-        self._span.end()
+        end_ns = self._recorder.now_ns() if end_s is None else _ns(end_s)
+        self._span.end(max(self.start_ns, end_ns))
 
     def inject(self, headers: dict[str, str]) -> None:
         """Write the span's context into headers. It replaces any other context there, in any letter case."""
@@ -103,18 +165,26 @@ class Recording:
             del headers[name]
         _propagator.inject(headers, trace.set_span_in_context(self._span))
 
+    @property
+    def parent_context(self) -> str:
+        """The context of this span's parent, as `traceparent`."""
+        headers: dict[str, str] = {}
+        _propagator.inject(headers, self._parent)
+        return headers.get("traceparent", "")
+
     def set(self, attributes: Mapping[str, Value]) -> None:
         """Add attributes, except those that are None."""
         self._span.set_attributes(_known(attributes))
 
     def event(self, name: str, attributes: Mapping[str, Value]) -> None:
         """Add an event at the present time."""
-        self._span.add_event(name, _known(attributes))
+        self._span.add_event(name, _known(attributes), self._recorder.now_ns())
 
-    def child(self, name: str, start_s: float, end_s: float) -> None:
-        """Add a child span for something that has already ended. Times are in unix seconds."""
-        parent = trace.set_span_in_context(self._span)
-        self._tracer.start_span(name, parent, start_time=_ns(start_s)).end(_ns(end_s))
+    def beside(self, name: str, start_s: float, attributes: Mapping[str, Value]) -> None:
+        """Add a span with the same parent, for what ended when this span began. It began at start_s, unix seconds."""
+        start_ns = min(_ns(start_s), self.start_ns)
+        span = self._tracer.start_span(name, self._parent, attributes=_known(attributes), start_time=start_ns)
+        span.end(self.start_ns)
 
     def fail(self, error_type: str, message: str, *, unforeseen: Exception | None = None) -> None:
         """Set the status to ERROR. An unforeseen exception is recorded with its traceback."""
@@ -122,6 +192,28 @@ class Recording:
         self._span.set_status(Status(StatusCode.ERROR, message))
         if unforeseen is not None:
             self._span.record_exception(unforeseen)
+
+
+class _Ids(RandomIdGenerator):
+    """Random ids, except for the first span of a derived trace. Spans begin in the event loop's thread only."""
+
+    def __init__(self) -> None:
+        self._fixed: TraceOrigin | None = None
+
+    @contextmanager
+    def fixed(self, origin: TraceOrigin) -> Iterator[None]:
+        """Give the span that begins in the block these ids."""
+        self._fixed = origin
+        try:
+            yield
+        finally:
+            self._fixed = None
+
+    def generate_trace_id(self) -> int:
+        return self._fixed.trace_id if self._fixed is not None else super().generate_trace_id()
+
+    def generate_span_id(self) -> int:
+        return self._fixed.span_id if self._fixed is not None else super().generate_span_id()
 
 
 class _Exporter(OTLPSpanExporter):
@@ -190,6 +282,11 @@ def _extract(headers: Mapping[str, str]) -> Context:
 
 def _known(attributes: Mapping[str, Value]) -> dict[str, str | bool | int | float | list[str]]:
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _start_ns(span: trace.Span) -> int:
+    """When a span of this process began; 0 for another process's."""
+    return (span.start_time or 0) if isinstance(span, ReadableSpan) else 0
 
 
 def _ns(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The spans of a request: their names, attributes and parents.
+"""Begins the spans of a request: their names, first attributes and parents.
 
 Without a recorder, every span is a shared object that does nothing. With one, `recording` records and sends it.
 """
@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
 
+from pipeline.core import ending
+from pipeline.core.attempts import LostAttempt
+from pipeline.core.ending import Outcome
+from pipeline.core.envelope import Envelope
+from pipeline.core.origin import TraceOrigin, trace_origin
+from pipeline.core.triage import Verdict
 from pipeline.telemetry import names
 from pipeline.telemetry.names import Value
-from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import EngineName, FinishReason, Usage
+from pipeline.telemetry.spans import ChatSpan, EmbeddingsSpan, ProcessSpan, Span, TriageSpan
+from pipeline.wire.messages import EngineName
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
-from pipeline.wire.subjects import Move, Priority, Task, out_subject, reply_subject
+from pipeline.wire.subjects import out_subject, reply_subject
 
 if TYPE_CHECKING:
-    from pipeline.telemetry.recording import Kind, Recorder, Recording
+    from pipeline.telemetry.recording import Kind, Recorder
 
 _logger = logging.getLogger(__name__)
 
@@ -68,17 +74,40 @@ class Tracing:
             _logger.error("Tracing is off; requests go on without it (%s).", error)  # noqa: TRY400
             return cls()
 
-    def publish(self, subject: str, headers: dict[str, str] | None = None, *, request_id: str | None = None) -> Span:
+    def use_clock(self, wall: Callable[[], float]) -> None:
+        """Take the times of spans from a clock, UTC seconds. Until then they come from this machine's."""
+        if self._recorder is not None:
+            self._recorder.wall = wall
+
+    def publish(
+        self,
+        subject: str,
+        headers: dict[str, str] | None = None,
+        *,
+        request_id: str | None = None,
+        verdict: Verdict | None = None,
+    ) -> Span:
         """The span of sending a message. Its context is written into headers, and replaces any context there.
 
         Its parent is the current span. Without a current span it is the one in headers. Without either, a trace begins.
+
+        Args:
+            subject: where the message is sent.
+            headers: the message's.
+            request_id: the request's.
+            verdict: the class that the publisher gives the request and the reason, if it does.
         """
         if self._recorder is None:
             return _SPAN
         recording = self._recorder.start(
             f"publish {_short(subject)}",
             "producer",
-            _messaging("publish", "send", subject) | {names.MESSAGING_MESSAGE_ID: request_id},
+            _messaging("publish", "send", subject)
+            | {
+                names.MESSAGING_MESSAGE_ID: request_id,
+                names.HEADRACE_TRIAGE_TASK: verdict.task if verdict else None,
+                names.HEADRACE_TRIAGE_REASON: verdict.reason if verdict else None,
+            },
             headers=headers,
         )
         if headers is not None:
@@ -89,45 +118,126 @@ class Tracing:
         self,
         subject: str,
         headers: Mapping[str, str] | None,
+        envelope: Envelope,
         *,
-        request_id: str,
-        priority: Priority,
-        task: Task,
-        attempt: int,
+        attempt: int = 1,
+        stored_at_s: float = 0.0,
     ) -> ProcessSpan:
-        """The span of handling one delivery. Its parent is the span in headers. Without one, a trace begins.
+        """The span of handling one delivery. Its parent is the span in headers, or the first span of a derived trace.
 
         A redelivery is another such span in the same trace. `attempt` counts them from 1.
+
+        Args:
+            subject: of the delivered message.
+            headers: of the delivered message.
+            envelope: the request's.
+            attempt: the number of this attempt.
+            stored_at_s: when the broker stored the delivered message, UTC seconds. The span does not begin before.
         """
         if self._recorder is None:
             return _PROCESS
-        attributes = _messaging("process", "process", subject) | {
-            names.MESSAGING_MESSAGE_ID: request_id,
-            names.HEADRACE_PRIORITY: priority,
-            names.HEADRACE_TASK: task,
-            names.HEADRACE_ATTEMPT: attempt,
-        }
-        name = f"process {_short(subject)}"
-        return ProcessSpan(self._recorder.start(name, "consumer", attributes, headers=headers, adopt=False))
+        attributes = _messaging("process", "process", subject) | _request(envelope) | {names.HEADRACE_ATTEMPT: attempt}
+        return ProcessSpan(
+            self._recorder.start(
+                f"process {_short(subject)}",
+                "consumer",
+                attributes,
+                headers=headers,
+                origin=_origin(envelope),
+                not_before_s=stored_at_s,
+            )
+        )
 
-    def chat(self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str) -> ChatSpan:
-        """The span of one attempt of an engine to answer request with model."""
+    def withdrawn(
+        self, subject: str, headers: Mapping[str, str], envelope: Envelope, outcome: Outcome, *, stored_at_s: float
+    ) -> None:
+        """Record that a request which waited was ended in its queue: its wait, and the span of ending it.
+
+        Args:
+            subject: of the queued message.
+            headers: of the queued message.
+            envelope: the request's.
+            outcome: how it ended.
+            stored_at_s: when the broker stored the queued message, UTC seconds.
+        """
+        if self._recorder is None:
+            return
+        recording = self._recorder.start(
+            f"withdraw {_short(subject)}",
+            "client",
+            _messaging("withdraw", "settle", subject) | _request(envelope),
+            headers=headers,
+            origin=_origin(envelope),
+            not_before_s=stored_at_s,
+        )
+        with ProcessSpan(recording) as span:
+            span.queue_wait(envelope, stored_at_s)
+            span.ended(outcome)
+        self.ended(headers, envelope, outcome)
+
+    def ended(self, headers: Mapping[str, str], envelope: Envelope, outcome: Outcome) -> None:
+        """This process has let go of a request. If that closed its record, and its trace is derived, record the first
+        span of the trace: from when the request was first stored until now.
+
+        Args:
+            headers: those of the message that held the request at the end.
+            envelope: the request's.
+            outcome: how it ended.
+        """
+        closed = ending.closing(outcome)
+        if self._recorder is None or closed is None or not self._recorder.is_first(headers, _origin(envelope)):
+            return
+        recording = self._recorder.first("request", _request(envelope), _origin(envelope), envelope.stored_at)
+        with ProcessSpan(recording) as span:
+            span.ended(outcome)
+
+    def lost(self, attempt: LostAttempt) -> None:
+        """Record an attempt whose worker did not say how it ended: from its begin until the loss was noticed."""
+        if self._recorder is None:
+            return
+        known: dict[str, Value] = {
+            names.MESSAGING_MESSAGE_ID: attempt.id,
+            names.HEADRACE_ATTEMPT: attempt.attempt,
+            names.HEADRACE_WORKER: attempt.worker,
+            names.HEADRACE_OUTCOME: "lost",
+            names.HEADRACE_OUTCOME_REASON: attempt.reason,
+        }
+        recording = self._recorder.past("attempt lost", known, {"traceparent": attempt.trace}, attempt.began_at)
+        recording.fail("attempt_lost", f"Worker {attempt.worker} did not end its attempt: {attempt.reason}.")
+        recording.exit(attempt.noticed_at)
+
+    def chat(
+        self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
+    ) -> ChatSpan:
+        """The span of one attempt of an engine to answer request with model.
+
+        Args:
+            request: the request.
+            request_id: its id.
+            engine: the engine.
+            model: the engine's name of the model.
+            server: the URL of the server that is the engine, if it is one.
+        """
         if self._recorder is None:
             return _CHAT
-        attributes = _generation(request) | {
-            names.GEN_AI_PROVIDER_NAME: engine,
-            names.GEN_AI_REQUEST_MODEL: model,
-            names.GEN_AI_RESPONSE_ID: request_id,
-        }
-        return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes))
+        attributes = (
+            _generation(request)
+            | _server(server)
+            | {
+                names.GEN_AI_PROVIDER_NAME: engine,
+                names.GEN_AI_REQUEST_MODEL: model,
+                names.GEN_AI_RESPONSE_ID: request_id,
+            }
+        )
+        return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes), streams=request.streams)
 
     def embeddings(
-        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str
+        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
     ) -> EmbeddingsSpan:
-        """The span of one attempt of an engine to embed the texts of request with model."""
+        """The span of one attempt of an engine to embed the texts of request with model; arguments as of `chat`."""
         if self._recorder is None:
             return _EMBEDDINGS
-        attributes: dict[str, Value] = {
+        attributes = _server(server) | {
             names.GEN_AI_OPERATION_NAME: "embeddings",
             names.GEN_AI_PROVIDER_NAME: engine,
             names.GEN_AI_REQUEST_MODEL: model,
@@ -152,152 +262,30 @@ class Tracing:
             self._recorder.shutdown(timeout_s)
 
 
-class Span:
-    """One step in the life of a request."""
-
-    __slots__ = ("_recording",)
-
-    def __init__(self, recording: Recording | None = None) -> None:
-        self._recording = recording
-
-    def __enter__(self) -> Self:
-        if self._recording is not None:
-            self._recording.enter()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._recording is None:
-            return
-        if isinstance(error, Exception):
-            self.fail(error)
-        elif error is not None:  # a cancelled task has not failed
-            self.event("interrupted")
-        self._recording.exit()
-
-    @property
-    def trace_id(self) -> str | None:
-        """The trace id, 32 hexadecimal digits, or None if tracing is off."""
-        return None if self._recording is None else self._recording.trace_id
-
-    def event(self, name: str, /, **attributes: Value) -> None:
-        """Record an event at the present time. An attribute `reason` becomes `headrace.reason`."""
-        if self._recording is not None:
-            self._recording.event(name, {names.HEADRACE + key: value for key, value in attributes.items()})
-
-    def fail(self, error: Exception) -> None:
-        """Mark the step as failed. `error.type` is the code of a `HeadraceError`, or the class of another exception."""
-        if self._recording is None:
-            return
-        if isinstance(error, HeadraceError):
-            self._recording.fail(str(error.code), error.message)
-        else:
-            self._recording.fail(type(error).__qualname__, str(error), unforeseen=error)
-
-
-class ProcessSpan(Span):
-    """The handling of one delivery."""
-
-    __slots__ = ()
-
-    def queue_wait(self, stored_at_s: float, now_s: float) -> None:
-        """Record how long the request waited, as an attribute and as a child span.
-
-        Args:
-            stored_at_s: when the broker stored it, UTC, unix seconds.
-            now_s: when it was delivered. If the clocks disagree so much that this is earlier, the wait is 0.
-        """
-        if self._recording is None:
-            return
-        stored_at_s = min(stored_at_s, now_s)
-        self._recording.set({names.HEADRACE_QUEUE_WAIT_MS: (now_s - stored_at_s) * 1e3})
-        self._recording.child("queue wait", stored_at_s, now_s)
-
-    def ended(self, outcome: str) -> None:
-        """The delivery has ended, with an outcome in one word (`pipeline.core.ending`)."""
-        if self._recording is not None:
-            self._recording.set({names.HEADRACE_OUTCOME: outcome})
-
-
-class ChatSpan(Span):
-    """One generation."""
-
-    __slots__ = ()
-
-    def first_chunk(self, after_s: float) -> None:
-        """The first piece of the answer came after_s seconds after the engine was asked."""
-        if self._recording is not None:
-            self._recording.set({names.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: after_s})
-
-    def finish(self, reason: FinishReason, usage: Usage, *, model: str) -> None:
-        """The answer is complete. Record why it ended, its token counts and its model."""
-        if self._recording is not None:
-            self._recording.set(
-                {
-                    names.GEN_AI_RESPONSE_FINISH_REASONS: [reason],
-                    names.GEN_AI_RESPONSE_MODEL: model,
-                    names.GEN_AI_USAGE_INPUT_TOKENS: usage.prompt_tokens,
-                    names.GEN_AI_USAGE_OUTPUT_TOKENS: usage.completion_tokens,
-                }
-            )
-
-
-class EmbeddingsSpan(Span):
-    """One embeddings request."""
-
-    __slots__ = ()
-
-    def finish(self, prompt_tokens: int, *, model: str) -> None:
-        """The texts are embedded. Record the token count and the model."""
-        if self._recording is not None:
-            self._recording.set({names.GEN_AI_RESPONSE_MODEL: model, names.GEN_AI_USAGE_INPUT_TOKENS: prompt_tokens})
-
-
-class TriageSpan(Span):
-    """One decision about a queued request."""
-
-    __slots__ = ()
-
-    def decision(
-        self,
-        task: Task,
-        reason: str,
-        *,
-        move: Move | None,
-        saturation: float | None = None,
-        mlx_wait_ms: float | None = None,
-        ollama_ms: float | None = None,
-    ) -> None:
-        """Record the decision, its reason and the figures behind it.
-
-        Args:
-            task: the class of the request.
-            reason: in words, as in the `headrace` object of the answer.
-            move: how it moves, or None if it stays.
-            saturation: MLX's saturation, 1.0 is full.
-            mlx_wait_ms: the predicted wait for MLX.
-            ollama_ms: the predicted time that Ollama takes.
-        """
-        if self._recording is not None:
-            self._recording.set(
-                {
-                    names.HEADRACE_TRIAGE_TASK: task,
-                    names.HEADRACE_TRIAGE_REASON: reason,
-                    names.HEADRACE_TRIAGE_MOVE: move or "stay",
-                    names.HEADRACE_MLX_SATURATION: saturation,
-                    names.HEADRACE_MLX_PREDICTED_WAIT_MS: mlx_wait_ms,
-                    names.HEADRACE_OLLAMA_PREDICTED_MS: ollama_ms,
-                }
-            )
-
-
 # Spans that record nothing. They have no state, so all callers share them.
 _SPAN = Span()
 _PROCESS = ProcessSpan()
 _CHAT = ChatSpan()
 _EMBEDDINGS = EmbeddingsSpan()
 _TRIAGE = TriageSpan()
+
+
+def _origin(envelope: Envelope) -> TraceOrigin:
+    return trace_origin(envelope.id, envelope.created)
+
+
+def _request(envelope: Envelope) -> dict[str, Value]:
+    return {
+        names.MESSAGING_MESSAGE_ID: envelope.id,
+        names.HEADRACE_PRIORITY: envelope.priority,
+        names.HEADRACE_TASK: envelope.task,
+    }
+
+
+def _server(url: str) -> dict[str, Value]:
+    """The address of a server, as the conventions write it; nothing for an empty URL."""
+    parts = urlsplit(url)
+    return {names.SERVER_ADDRESS: parts.hostname, names.SERVER_PORT: parts.port} if parts.hostname else {}
 
 
 def _kind_of(engine: EngineName) -> Kind:
@@ -334,11 +322,11 @@ def _messaging(name: str, kind: str, subject: str) -> dict[str, Value]:
 
 
 def _generation(request: ChatRequest) -> dict[str, Value]:
-    wants_text = request.response_format is None or request.response_format.type == "text"
+    asked = request.response_format
     return {
         names.GEN_AI_OPERATION_NAME: "chat",
-        names.GEN_AI_OUTPUT_TYPE: "text" if wants_text else "json",
-        names.GEN_AI_REQUEST_STREAM: request.streams,
+        names.GEN_AI_OUTPUT_TYPE: None if asked is None else "text" if asked.type == "text" else "json",
+        names.GEN_AI_REQUEST_STREAM: True if request.streams else None,
         names.GEN_AI_REQUEST_MAX_TOKENS: request.token_limit,
         names.GEN_AI_REQUEST_TEMPERATURE: request.temperature,
         names.GEN_AI_REQUEST_TOP_P: request.top_p,

@@ -367,7 +367,10 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     """An event in the life of one request, published for statistics and the dashboard.
 
     Times count from when the request was first stored. `wait_ms` ends when an engine began, or for `spilled` and
-    `triaged` when the router received the request. `tenant` is the tenant of the request.
+    `triaged` when the router received the request. `tenant` is the tenant of the request. `worker` is the process that
+    publishes the event; empty for the monitor. `deliveries` is how often the message was delivered to a
+    process. A `started` event has the number of the attempt, and its context in the trace (`traceparent`) if the worker
+    records traces.
     """
 
     id: str
@@ -380,6 +383,10 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     code: ErrorCode | None = None
     reason: str = ""
     tenant: str = ""
+    worker: str = ""
+    attempt: int = 0
+    deliveries: int = 0
+    trace: str = ""
 
 
 # ---- asking the pipeline ---------------------------------------------------------------------------------------------

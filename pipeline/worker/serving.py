@@ -11,9 +11,23 @@ from typing import Any
 from pipeline.broker.clock import Clock
 from pipeline.config import Config
 from pipeline.core.answer import AnswerWriter, Record, cut_short, decide, expired
-from pipeline.core.ending import Abandoned, Answered, Loss, Moved, Outcome, Returned, Settled, failure
+from pipeline.core.ending import (
+    Abandoned,
+    Answered,
+    Loss,
+    Moved,
+    Outcome,
+    Returned,
+    Settled,
+    closing,
+    failure,
+    reason,
+    word,
+)
 from pipeline.core.envelope import Envelope
-from pipeline.core.placement import KnownModels, after_error
+from pipeline.core.handback import HandBacks
+from pipeline.core.placement import KnownModels, after_error, is_for_another, is_on
+from pipeline.core.saturation import STALE_S
 from pipeline.delivery.held import Held, MustEnd
 from pipeline.engine import Engine, Generation, Work
 from pipeline.process.role import Role
@@ -24,8 +38,8 @@ from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decod
 
 log = logging.getLogger(__name__)
 
-# For so long after its start a worker returns a request that only the other engine might answer, unless a ready worker
-# of that engine has been heard: it may have the model, and not have said so yet.
+# For so long after its start a worker returns a request that only another worker might answer: that one may have the
+# model, and not have said so yet. It is shorter once a ready worker of the other engine has been heard.
 PATIENCE_S = 10.0
 # What the largest message has besides its body.
 _HEADERS_BYTES = 4096
@@ -39,7 +53,7 @@ class ServingContext:
         me: the role's connection, peers and spans.
         engine: answers the requests.
         config: the settings.
-        patience_s: how long the other engine's workers have to say which models they have.
+        patience_s: how long the other workers have to say which models they have.
     """
 
     me: Role
@@ -47,6 +61,7 @@ class ServingContext:
     config: Config
     patience_s: float = PATIENCE_S
     _began_at: float = field(init=False)
+    _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
 
     def __post_init__(self) -> None:
         self._began_at = self.clock.now()
@@ -60,12 +75,20 @@ class ServingContext:
         """The models of all workers."""
         peers, engine = self.me.peers, self.engine.name
         heard = any(status.state == "ready" for status in peers.workers("mlx" if engine == "ollama" else "ollama"))
-        others = [status for status in peers.workers(engine) if status.worker != self.me.name]
+        listened_s = self.clock.now() - self._began_at
+        # Each worker that lives publishes its status within STALE_S.
+        complete = listened_s >= self.patience_s or (heard and listened_s >= STALE_S)
         return KnownModels(
             peers.catalogue(self.config),
-            complete=heard or self.clock.now() - self._began_at >= self.patience_s,
-            on_others=tuple(model for status in others for model in status.models),
+            complete=complete,
+            others=peers.others(engine, self.me.name, self.config),
         )
+
+    def hand_back_s(self, envelope: Envelope, request: Request) -> float:
+        """How long the broker keeps a request that is left to another worker of this engine, seconds."""
+        engine = self.engine.name
+        room = is_on(self.me.peers.others(engine, self.me.name, self.config, with_room=True), engine, request)
+        return self._hand_backs.delay_s(self.clock.now(), first=envelope.delivered == 1, room=room)
 
 
 @dataclass(slots=True)
@@ -119,7 +142,7 @@ class Serving:
                 await self.held.end(opened)
                 return
             with self.held.process() as span:
-                span.queue_wait(self.envelope.stored_at, self.context.clock.wall())
+                span.served(self.reason)
                 await self.held.end(await self._outcome(opened.record, span))
         finally:
             if deadline is not None:
@@ -179,12 +202,15 @@ class Serving:
 
     def _after(self, error: HeadraceError, request: Request, span: ProcessSpan) -> Outcome:
         """How the request ends after an error of the engine's. The log says it once: `Held` tells of a dead letter."""
+        engine, models = self.context.engine.name, self.context.models()
+        if is_for_another(error, engine, request, models):
+            return Returned(self.context.hand_back_s(self.envelope, request), error=error)
         outcome = after_error(
             error,
-            engine=self.context.engine.name,
+            engine=engine,
             envelope=self.envelope,
             request=request,
-            models=self.context.models(),
+            models=models,
             tries=self.held.tries,
             attempt=self.held.attempt,
             max_attempts=self.context.config.max_attempts,
@@ -218,7 +244,9 @@ class Serving:
             priority=envelope.priority,
             extra=self.extra,
         )
-        with self.context.me.tracing.chat(request, request_id=envelope.id, engine=engine.name, model=model) as chat:
+        with self.context.me.tracing.chat(
+            request, request_id=envelope.id, engine=engine.name, model=model, server=engine.status().server
+        ) as chat:
             generation = await engine.submit(work)
             try:
                 await held.began(wait_ms=answer.queue_ms)
@@ -227,8 +255,17 @@ class Serving:
                     for opening in answer.openings():
                         await held.say(opening)
                 return await self._follow(generation, answer, request, chat)
+            except (asyncio.CancelledError, MustEnd) as stop:
+                self._note_cut_short(chat, stop.outcome if isinstance(stop, MustEnd) else self._interruption)
+                raise
             finally:
                 await self._leave_slot(generation)
+
+    def _note_cut_short(self, chat: ChatSpan, outcome: Outcome | None) -> None:
+        """Say in the span why the generation was stopped."""
+        closed = None if outcome is None else closing(outcome)
+        what = "interrupted" if outcome is None else closed.code if isinstance(closed, HeadraceError) else word(outcome)
+        chat.cut_short(str(what), "" if outcome is None else reason(outcome), self.cost_tokens[1])
 
     def _answer(self, model: str, record: Record) -> AnswerWriter:
         engine = self.context.engine
@@ -250,7 +287,7 @@ class Serving:
         model = engine.embedder.embedding_model(request.wanted_model)
         answer = self._answer(model, Record())
         with self.context.me.tracing.embeddings(
-            request, request_id=self.envelope.id, engine=engine.name, model=model
+            request, request_id=self.envelope.id, engine=engine.name, model=model, server=engine.status().server
         ) as span:
             await self.held.began(wait_ms=answer.queue_ms)
             embedded = await engine.embedder.embed(request, model)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ class Pipeline:
         try:
             yield
         finally:
-            os.kill(child, signal.SIGCONT)
+            with suppress(ProcessLookupError):  # its worker was killed
+                os.kill(child, signal.SIGCONT)
 
     def stop(self) -> int:
         """Stop it as Ctrl-C does. Returns the exit code."""

@@ -124,6 +124,7 @@ class OllamaEngine:
             standin=any(model.standin for model in self._models),
             tool_models=[model.name for model in self._usable if model.calls_tools],
             embedding_models=embedding_models,
+            server=self.url,
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:

@@ -50,6 +50,21 @@ def test_a_large_offset_is_logged_once_and_so_is_its_end(caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+def test_times_for_comparison_are_the_machines_unless_they_contradict_the_brokers():
+    """A round trip of 20 ms: the broker's time is known to 10 ms."""
+    wall, now = [5000.0], [100.0]
+    clock = Clock(lambda: now[0], lambda: wall[0])
+    assert clock.aligned() == 5000.0
+    now[0] += 0.02
+    clock.stamped(100.0, 5000.0)
+    for offset_s in (0.0, 0.009, -0.009):
+        wall[0] = clock.wall() + offset_s
+        assert clock.aligned() == wall[0]
+    for offset_s in (0.011, -0.011, 3600.0):
+        wall[0] = clock.wall() + offset_s
+        assert clock.aligned() == clock.wall()
+
+
 def test_an_offset_in_words():
     assert described(60.04) == "60.0 s ahead of the broker's"
     assert described(-1.25) == "1.2 s behind the broker's"

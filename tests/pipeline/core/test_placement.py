@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.core.ending import Buried, Failed, Moved, Returned
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue
-from pipeline.core.placement import BUSY_DELIVERIES, KnownModels, after_error, back_to_mlx
+from pipeline.core.placement import BUSY_DELIVERIES, KnownModels, after_error, back_to_mlx, is_for_another
 from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
@@ -74,9 +74,18 @@ def test_an_internal_model_is_refused_whichever_worker_has_been_heard():
 
 
 def test_a_model_of_another_mlx_worker_leaves_the_request_to_it():
-    models = KnownModels(Catalogue(["big", "other"], ["small"]), on_others=("other",))
-    assert after(MISSING, chat("other"), models=models, delivered=2) == Returned(1.0, error=MISSING)
-    assert after(MISSING, chat("other"), models=KnownModels(models.catalogue)) == Failed(MISSING)
+    # Whether or not Ollama has it too.
+    for on_ollama in ([], ["small"], ["other"]):
+        models = KnownModels(Catalogue(["big", "other"], on_ollama), others=Catalogue(["other"], on_ollama))
+        assert is_for_another(MISSING, "mlx", chat("other"), models)
+        assert not is_for_another(MISSING, "mlx", chat("big"), models)
+        assert not is_for_another(AWAY, "mlx", chat("other"), models)
+    assert after(MISSING, chat("other"), models=KnownModels(models.catalogue), move=Move.RETURNED) == Failed(MISSING)
+
+
+def test_mlx_makes_no_embeddings_on_any_worker():
+    models = KnownModels(CATALOGUE, others=Catalogue(["big", "embeds"]))
+    assert not is_for_another(MISSING, "mlx", EmbeddingRequest("x", model="embeds"), models)
 
 
 def test_other_errors_of_mlx_stay_with_it():
@@ -110,6 +119,13 @@ def test_ollamas_failures_are_no_end_before_mlx_could_say_which_models_it_has(er
     outcome = after(error, chat(), engine="ollama", models=nothing_known, delivered=2, tries=3)
     assert outcome == Returned(1.0, error=error)
     assert isinstance(after(WRONG, EmbeddingRequest("x"), engine="ollama", models=nothing_known, tries=3), Buried)
+
+
+@pytest.mark.parametrize("request_", [chat("large"), EmbeddingRequest("x", model="vectors")])
+def test_a_model_of_another_ollama_leaves_the_request_to_its_worker(request_):
+    models = KnownModels(CATALOGUE, others=Catalogue((), ["large"], embedders=["vectors"]))
+    assert is_for_another(MISSING, "ollama", request_, models)
+    assert isinstance(after(MISSING, request_, engine="ollama"), Failed)
 
 
 # ---- again, or the end

@@ -31,6 +31,13 @@ def test_under_saturation_what_is_beyond_doubt_is_said_in_the_subject():
     assert taken_in({"x-priority": "low"}, UNSURE, saturated=True).outgoing.subject == "llm.request.low"
 
 
+def test_the_class_and_its_reason_go_along_for_the_trace():
+    verdict = taken_in({}, saturated=True).outgoing.verdict
+    assert (verdict.task, verdict.reason) == ("simple", "short factual question")
+    assert taken_in({}, UNSURE, saturated=True).outgoing.verdict is None
+    assert taken_in({}).outgoing.verdict is None
+
+
 def test_otherwise_nobody_asks_what_class_a_request_is():
     for body in (SIMPLE, COMPLEX, UNSURE):
         assert taken_in({}, body).outgoing.subject == "llm.request.medium"

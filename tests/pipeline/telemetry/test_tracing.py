@@ -13,10 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.core.ending import Failed, Returned
+from pipeline.core.envelope import Envelope
+from pipeline.core.origin import trace_origin
 from pipeline.telemetry import ProcessSpan, Tracing, names
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
@@ -31,6 +35,9 @@ NOT_SAMPLED = f"00-{FOREIGN_TRACE}-{FOREIGN_SPAN}-00"
 
 # Long enough for a collector that answers, on the busiest machine.
 PATIENCE_S = 60.0
+
+ENVELOPE = Envelope("r-1", Priority.HIGH, Task.UNTRIAGED, stored_at=1000.0, delivered=1)
+ORIGIN = trace_origin("r-1", 1000)
 
 NewTracing = Callable[[str], Tracing]
 
@@ -67,20 +74,11 @@ async def role(traces: Collector) -> AsyncIterator[NewTracing]:
 
 
 def process(tracing: Tracing, headers: dict[str, str] | None, *, attempt: int = 1) -> ProcessSpan:
-    return tracing.process(
-        "llm.request.high",
-        headers,
-        request_id="r-1",
-        priority=Priority.HIGH,
-        task=Task.UNTRIAGED,
-        attempt=attempt,
-    )
+    return tracing.process("llm.request.high", headers, ENVELOPE, attempt=attempt)
 
 
 def process_on_ollama(tracing: Tracing, headers: dict[str, str]) -> ProcessSpan:
-    return tracing.process(
-        "llm.ollama.high", headers, request_id="r-1", priority=Priority.HIGH, task=Task.SIMPLE, attempt=1
-    )
+    return tracing.process("llm.ollama.high", headers, ENVELOPE)
 
 
 def a_request() -> ChatRequest:
@@ -98,7 +96,7 @@ async def test_a_request_is_one_tree_from_publish_to_reply(traces: Collector, ro
     now_s = time.time()
     with process(mlx, headers) as processed:
         assert processed.trace_id == trace_id
-        processed.queue_wait(now_s - 0.25, now_s)
+        processed.queue_wait(ENVELOPE, now_s - 0.25)
         with mlx.chat(a_request(), request_id="r-1", engine="mlx", model="demo") as chat:
             chat.first_chunk(0.125)
             chat.finish("stop", Usage(prompt_tokens=5, completion_tokens=9, total_tokens=14), model="demo")
@@ -111,7 +109,8 @@ async def test_a_request_is_one_tree_from_publish_to_reply(traces: Collector, ro
     assert traces.tree(trace_id) == [
         [
             "publish llm.request.high",
-            ["process llm.request.high", ["queue wait"], ["chat demo"], ["publish llm.reply"]],
+            ["queue wait"],
+            ["process llm.request.high", ["chat demo"], ["publish llm.reply"]],
         ]
     ]
     kinds = {span.name: span.kind for span in traces.spans}
@@ -166,6 +165,89 @@ async def test_a_spilled_request_is_one_tree_through_the_routing_consumer(traces
     assert {span.trace_state for span in traces.spans} == {"vendor=a"}
 
 
+REFUSED = Failed(HeadraceError(ErrorCode.CANCELLED, "Request r-1 was cancelled before it started."))
+
+
+async def test_a_request_without_a_trace_is_one_tree_that_each_process_finds_by_itself(
+    traces: Collector, role: NewTracing
+) -> None:
+    """A worker that dies, a router that moves the request, and the worker of the other engine, which ends it."""
+    first, router, ollama = role("headrace-mlx"), role("headrace-router"), role("headrace-ollama")
+    process(first, {}).queue_wait(ENVELOPE, 1000.0)  # nothing more is heard of this one: it is never ended
+    headers: dict[str, str] = {}
+    with process(router, headers, attempt=2) as routed, router.publish("llm.ollama.high", headers):
+        router.ended({}, ENVELOPE, Returned())
+    with process_on_ollama(ollama, headers) as span:
+        ended = REFUSED
+        span.ended(ended)
+        ollama.ended(headers, ENVELOPE, ended)
+    await traces.wait_for(lambda seen: len(seen.spans) == 5)
+    assert routed.trace_id == f"{ORIGIN.trace_id:032x}"
+    assert traces.tree(routed.trace_id) == [
+        [
+            "request",
+            ["queue wait"],
+            ["process llm.request.high", ["publish llm.ollama.high", ["process llm.ollama.high"]]],
+        ]
+    ]
+    request = traces.one("request")
+    assert (request.span_id, request.start_ns) == (f"{ORIGIN.span_id:016x}", 1000 * 10**9)
+    assert request.attributes == {
+        "messaging.message.id": "r-1",
+        "headrace.priority": "high",
+        "headrace.task": "untriaged",
+        "headrace.outcome": "cancelled",
+        "headrace.outcome.reason": "Request r-1 was cancelled before it started.",
+        "error.type": "cancelled",
+    }
+
+
+async def test_a_request_that_is_withdrawn_says_why_and_how_long_it_waited(traces: Collector, role: NewTracing) -> None:
+    monitor = role("headrace-monitor")
+    monitor.withdrawn("llm.request.high", {}, ENVELOPE, REFUSED, stored_at_s=1000.5)
+    await traces.wait_for(lambda seen: len(seen.spans) == 3)
+    assert traces.tree(f"{ORIGIN.trace_id:032x}") == [["request", ["queue wait"], ["withdraw llm.request.high"]]]
+    assert traces.one("queue wait").start_ns == 1_000_500_000_000
+    assert traces.one("queue wait").attributes == {"messaging.message.id": "r-1"}
+    withdrawn = traces.one("withdraw llm.request.high")
+    assert withdrawn.attributes["messaging.operation.type"] == "settle"
+    assert withdrawn.attributes["headrace.outcome"] == withdrawn.attributes["error.type"] == "cancelled"
+    assert withdrawn.attributes["headrace.outcome.reason"] == "Request r-1 was cancelled before it started."
+
+
+@pytest.mark.parametrize("headers", [{"traceparent": SAMPLED}, {"Traceparent": SAMPLED}])
+async def test_the_first_span_of_a_publishers_own_trace_is_the_publishers(
+    traces: Collector, role: NewTracing, headers: dict[str, str]
+) -> None:
+    monitor = role("headrace-monitor")
+    monitor.withdrawn("llm.request.high", headers, ENVELOPE, REFUSED, stored_at_s=1000.0)
+    with monitor.triage():  # sent after the others
+        pass
+    await traces.wait_for(lambda seen: seen.named("triage"))
+    assert {span.name for span in traces.spans} == {"queue wait", "withdraw llm.request.high", "triage"}
+    assert {span.parent_id for span in traces.spans} == {FOREIGN_SPAN, None}
+
+
+async def test_a_sampler_that_drops_traces_drops_a_derived_one_in_every_process(
+    traces: Collector, role: NewTracing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.5")
+    mlx, router, kept = role("headrace-mlx"), role("headrace-router"), set()
+    for number in range(40):
+        envelope = replace(ENVELOPE, id=f"r-{number}")
+        with mlx.process("llm.request.high", {}, envelope) as span:
+            kept.add(span.trace_id)
+        router.ended({}, envelope, REFUSED)
+
+    def whole(seen: Collector) -> bool:
+        first = {span.trace_id for span in seen.named("request")}
+        return first == {span.trace_id for span in seen.named("process llm.request.high")} != set()
+
+    await traces.wait_for(whole)
+    assert {span.trace_id for span in traces.spans} < kept
+
+
 async def test_a_redelivery_is_another_process_span_of_the_same_trace(traces: Collector, role: NewTracing) -> None:
     mlx = role("headrace-mlx")
     for attempt in (1, 2):
@@ -181,8 +263,9 @@ async def test_requests_served_at_once_in_tasks_keep_their_traces_apart(traces: 
     mlx = role("headrace-mlx")
     all_began = asyncio.Barrier(8)
 
-    async def serve() -> None:
-        with process(mlx, None):
+    async def serve(number: int) -> None:
+        envelope = replace(ENVELOPE, id=f"r-{number}")
+        with mlx.process("llm.request.high", None, envelope):
             await all_began.wait()
             async with asyncio.TaskGroup() as group:
                 group.create_task(generate())
@@ -192,8 +275,8 @@ async def test_requests_served_at_once_in_tasks_keep_their_traces_apart(traces: 
             await all_began.wait()
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(8):
-            group.create_task(serve())
+        for number in range(8):
+            group.create_task(serve(number))
     await traces.wait_for(lambda seen: len(seen.spans) == 16)
     trace_ids = {span.trace_id for span in traces.spans}
     assert len(trace_ids) == 8
@@ -206,7 +289,7 @@ async def test_requests_served_at_once_in_tasks_keep_their_traces_apart(traces: 
 async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: NewTracing) -> None:
     mlx = role("headrace-mlx")
     with process(mlx, None) as span:
-        span.queue_wait(1000.0, 1000.5)
+        span.queue_wait(replace(ENVELOPE, delivered=2), 1000.0, attempt=2, reason="1 of its deliveries returned it")
         span.event("preempted", reason="a high request came", tokens=12, nothing=None)
     with mlx.publish("_INBOX.abc.1"):
         pass
@@ -222,13 +305,20 @@ async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: N
         "headrace.priority": "high",
         "headrace.task": "untriaged",
         "headrace.attempt": 1,
-        "headrace.queue_wait_ms": 500.0,
+        "headrace.deliveries": 2,
+        "headrace.queue_wait_ms": (received.start_ns - 1e12) / 1e6,
     }
     (event,) = received.events
     assert event.name == "preempted"
     assert event.attributes == {"headrace.reason": "a high request came", "headrace.tokens": 12}
     waited = traces.one("queue wait")
-    assert (waited.start_ns, waited.end_ns) == (1_000_000_000_000, 1_000_500_000_000)
+    assert (waited.start_ns, waited.end_ns, waited.parent_id) == (10**12, received.start_ns, received.parent_id)
+    assert waited.attributes == {
+        "messaging.message.id": "r-1",
+        "headrace.attempt": 2,
+        "headrace.deliveries": 2,
+        "headrace.reason": "1 of its deliveries returned it",
+    }
     assert traces.one("publish _INBOX").attributes == {
         "messaging.system": "nats",
         "messaging.operation.name": "publish",
@@ -240,11 +330,14 @@ async def test_messaging_spans_say_where_what_and_how(traces: Collector, role: N
 
 
 async def test_a_broker_whose_clock_is_ahead_makes_no_negative_wait(traces: Collector, role: NewTracing) -> None:
-    with process(role("headrace-mlx"), None) as span:
-        span.queue_wait(1001.0, 1000.0)
+    tracing = role("headrace-mlx")
+    tracing.use_clock(lambda: 1000.0)
+    with tracing.process("llm.request.high", None, ENVELOPE, stored_at_s=1001.0) as span:
+        span.queue_wait(ENVELOPE, 1001.0)
     await traces.wait_for(lambda seen: len(seen.spans) == 2)
-    assert traces.one("process llm.request.high").attributes["headrace.queue_wait_ms"] == 0.0
-    assert traces.one("queue wait").start_ns == traces.one("queue wait").end_ns
+    received, waited = traces.one("process llm.request.high"), traces.one("queue wait")
+    assert received.attributes["headrace.queue_wait_ms"] == 0.0
+    assert waited.start_ns == waited.end_ns == received.start_ns == received.end_ns == 1001 * 10**9
 
 
 async def test_a_generation_is_described_by_the_genai_conventions(traces: Collector, role: NewTracing) -> None:
@@ -253,13 +346,13 @@ async def test_a_generation_is_described_by_the_genai_conventions(traces: Collec
         chat.first_chunk(0.125)
         chat.finish("length", Usage(prompt_tokens=5, completion_tokens=64, total_tokens=69), model="demo")
     wants_json = ChatRequest(prompt="x", response_format=ResponseFormat(type="json_object"))
-    with mlx.chat(wants_json, request_id="r-2", engine="mlx", model="other"):
-        pass
+    with mlx.chat(wants_json, request_id="r-2", engine="ollama", model="other", server="http://10.0.0.7:11434") as chat:
+        chat.first_chunk(0.125)
+        chat.cut_short("cancelled", "Request r-2 was cancelled.", 3)
     await traces.wait_for(lambda seen: len(seen.spans) == 2)
     assert traces.one("chat demo").attributes == {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "mlx",
-        "gen_ai.output.type": "text",
         "gen_ai.request.model": "demo",
         "gen_ai.request.stream": True,
         "gen_ai.request.max_tokens": 64,
@@ -273,7 +366,20 @@ async def test_a_generation_is_described_by_the_genai_conventions(traces: Collec
         "gen_ai.usage.input_tokens": 5,
         "gen_ai.usage.output_tokens": 64,
     }
-    assert traces.one("chat other").attributes["gen_ai.output.type"] == "json"
+    other = traces.one("chat other")
+    assert other.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "ollama",
+        "gen_ai.output.type": "json",
+        "gen_ai.request.model": "other",
+        "gen_ai.response.id": "r-2",
+        "gen_ai.response.finish_reasons": ["error"],
+        "gen_ai.usage.output_tokens": 3,
+        "server.address": "10.0.0.7",
+        "server.port": 11434,
+        "error.type": "cancelled",
+    }
+    assert (other.status, other.status_message) == ("ERROR", "Request r-2 was cancelled.")
     assert "Why is the sky blue?" not in repr(traces.spans)
 
 
@@ -409,10 +515,9 @@ async def test_a_malformed_traceparent_begins_a_trace_and_writes_no_log(
     with process(mlx, headers), mlx.publish("llm.ollama.high", headers):
         pass
     await traces.wait_for(lambda seen: len(seen.spans) == 2)
-    root = traces.one("process llm.request.high")
-    assert root.parent_id is None
-    assert root.trace_id != FOREIGN_TRACE
-    assert headers["traceparent"].split("-")[1] == root.trace_id
+    processed = traces.one("process llm.request.high")
+    assert processed.trace_id == f"{ORIGIN.trace_id:032x}"
+    assert headers["traceparent"].split("-")[1] == processed.trace_id
     assert "tracestate" not in headers
     assert caplog.records == []
 
@@ -434,7 +539,7 @@ async def test_a_publisher_that_does_not_sample_is_respected(traces: Collector, 
     headers = {"traceparent": NOT_SAMPLED}
     with process(mlx, headers) as span:
         assert span.trace_id == FOREIGN_TRACE
-        span.queue_wait(1.0, 2.0)
+        span.queue_wait(ENVELOPE, 1.0)
         with mlx.publish("llm.ollama.high", headers):
             pass
     with mlx.triage():  # sampled, and sent after the others
@@ -477,14 +582,23 @@ import sys, threading
 from pipeline.wire.messages import Usage
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Move, Priority, Task
+from pipeline.core.ending import Failed
+from pipeline.core.envelope import Envelope
+from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.telemetry import Tracing
 
 tracing = Tracing.from_environment(service="headrace-mlx", instance="1")
 headers = {"traceparent": "theirs"}
-with tracing.process(
-    "llm.request.low", headers, request_id="r", priority=Priority.LOW, task=Task.SIMPLE, attempt=1
-) as span:
-    span.queue_wait(1.0, 2.0)
+tracing.use_clock(lambda: 0.0)
+envelope = Envelope("r", Priority.LOW, Task.SIMPLE, stored_at=1.0, delivered=1)
+ended = Failed(HeadraceError(ErrorCode.CANCELLED, "x"))
+tracing.withdrawn("llm.request.low", headers, envelope, ended, stored_at_s=1.0)
+tracing.ended(headers, envelope, ended)
+with tracing.process("llm.request.low", headers, envelope) as span:
+    span.queue_wait(envelope, 1.0)
+    span.served("x")
+    span.ended(ended)
+    assert span.parent_context == ""
     span.event("preempted", reason="x")
     span.fail(ValueError())
     assert span.trace_id is None
@@ -495,6 +609,7 @@ with tracing.process(
     with tracing.chat(ChatRequest(prompt="x"), request_id="r", engine="mlx", model="m") as chat:
         chat.first_chunk(1.0)
         chat.finish("stop", Usage(1, 1, 2), model="m")
+        chat.cut_short("cancelled", "x", 1)
 tracing.shutdown()
 assert headers == {"traceparent": "theirs"}, headers
 loaded = {name.partition(".")[0] for name in sys.modules} & {"opentelemetry", "google", "requests"}
@@ -643,6 +758,7 @@ def test_every_name_is_a_current_one_of_the_conventions_or_our_own() -> None:
         _conventions(f"{_CONVENTIONS}.gen_ai_attributes")
         | _conventions(f"{_CONVENTIONS}.messaging_attributes")
         | _conventions("opentelemetry.semconv.attributes.error_attributes")
+        | _conventions("opentelemetry.semconv.attributes.server_attributes")
     )
     ours = {name: value for name, value in vars(names).items() if name.isupper()}
     assert len(ours) > 30

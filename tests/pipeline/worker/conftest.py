@@ -70,6 +70,7 @@ class ScriptedEngine:
     simulated: bool = False
     state: str = "ready"
     suspends: bool = False
+    model: str = "scripted"
     refusal: HeadraceError | None = None
     embedder: ScriptedEmbedder | None = None
     counter: ScriptedCounter | None = None
@@ -83,8 +84,8 @@ class ScriptedEngine:
             callback()
 
     def resolve(self, model: str | None) -> str:
-        if model in (None, "scripted"):
-            return "scripted"
+        if model in (None, self.model):
+            return self.model
         raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"there is no {model}", param="model")
 
     async def submit(self, work: Work) -> Generation:
@@ -99,7 +100,7 @@ class ScriptedEngine:
 
     def status(self) -> EngineStatus:
         used = min(len(self.running), self.slots)
-        return EngineStatus(self.state, ["scripted"], used, self.slots, suspends=self.suspends)
+        return EngineStatus(self.state, [self.model], used, self.slots, suspends=self.suspends)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)

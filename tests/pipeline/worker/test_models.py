@@ -1,0 +1,122 @@
+"""Workers of one engine with different models: a request goes to one that has its model, whoever pulls it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from pipeline.engine import Generation, Work
+from pipeline.wire.errors import ErrorCode
+from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
+from pipeline.wire.subjects import STREAM_REQUESTS
+from tests.pipeline.worker.conftest import Client, Running, ScriptedEngine, StartWorker
+from tests.waiting import eventually
+
+
+class Prompt(ScriptedEngine):
+    """Answers at once."""
+
+    async def submit(self, work: Work) -> Generation:
+        generation = await super().submit(work)
+        generation.finish("done")
+        return generation
+
+
+async def all_are_known(*workers: Running) -> None:
+    """Each of these workers has heard the others, and hears no more of any that has left."""
+
+    def heard() -> bool:
+        return all(len(one.worker.me.peers.workers("mlx")) == len(workers) for one in workers)
+
+    await eventually(heard, what="the workers know each other")
+
+
+async def deliveries(client: Client, consumer: str) -> int:
+    return (await client.bus.js.consumer_info(STREAM_REQUESTS, consumer)).delivered.consumer_seq
+
+
+def naming(model: str) -> bytes:
+    return b'{"prompt":"x","model":"%s"}' % model.encode()
+
+
+async def test_two_hundred_requests_for_two_models_are_answered_by_their_own(start: StartWorker, client: Client):
+    engines = {model: Prompt(model=model) for model in ("alpha", "beta")}
+    await all_are_known(*[await start(engine) for engine in engines.values()])
+    ids = {f"{model}-{number}": model for number in range(100) for model in engines}
+    for request_id, model in ids.items():
+        await client.ask(request_id, naming(model), lane="medium")
+    answers = {request_id: await client.answer(request_id) for request_id in ids}
+    assert {request_id: answer.model for request_id, answer in answers.items()} == ids
+    assert {answer.headrace.attempts for answer in answers.values()} == {1}
+    served = {model: Counter(run.work.request.model for run in engine.submitted) for model, engine in engines.items()}
+    assert served == {"alpha": {"alpha": 100}, "beta": {"beta": 100}}
+    await client.none_waits()
+
+
+async def test_a_request_waits_for_a_busy_worker_that_has_its_model_without_going_round(
+    start: StartWorker, client: Client
+):
+    busy = ScriptedEngine(model="beta", slots=1)
+    await all_are_known(await start(Prompt(model="alpha")), await start(busy))
+    await client.ask("first", naming("beta"))
+    running = await busy.generation("first")
+    for number in range(10):
+        await client.ask(f"r{number}", naming("beta"))
+    before = await deliveries(client, "high")
+    began_at = asyncio.get_running_loop().time()
+    # An idle worker has them all in hand again and again, for as long as the other one is busy.
+    await eventually(lambda: deliveries_exceed(client, before + 20), what="requests that were given back come again")
+    took_s = asyncio.get_running_loop().time() - began_at
+    assert await deliveries(client, "high") - before < 60 + 40 * took_s
+    running.finish("done")
+    for number in range(10):  # in any order
+        await eventually(lambda runs=number + 2: len(busy.submitted) == runs, what="the next one runs")
+        busy.submitted[-1].finish("done")
+    for number in range(10):
+        answer = await client.answer(f"r{number}")
+        assert (answer.model, answer.headrace.attempts) == ("beta", 1)
+    await client.none_waits()
+
+
+async def deliveries_exceed(client: Client, number: int) -> bool:
+    return await deliveries(client, "high") > number
+
+
+async def test_a_worker_that_is_not_heard_for_a_while_is_waited_for(start: StartWorker, client: Client):
+    alpha, beta = await start(Prompt(model="alpha")), await start(Prompt(model="beta"))
+    await all_are_known(alpha, beta)
+    await beta.drain()
+    await all_are_known(alpha)
+    alpha.skip(5.0)  # longer than a status counts, shorter than a worker is remembered
+    await client.ask("r", naming("beta"))
+    await eventually(lambda: deliveries_exceed(client, 2), what="the request is given back")
+    assert await client.record("r") == []
+    await start(Prompt(model="beta"))
+    assert (await client.answer("r")).model == "beta"
+
+
+async def test_a_worker_that_has_just_begun_lets_the_others_say_what_they_have(start: StartWorker, client: Client):
+    alpha = await start(Prompt(model="alpha"))
+    alpha.worker._context.patience_s = 10.0
+    ollama = WorkerStatus("o", "ollama", "ready", ["small"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0)
+
+    async def heard() -> bool:
+        await client.bus.publish("llm.worker.o", encode(ollama))
+        return bool(alpha.worker.me.peers.workers("ollama"))
+
+    await eventually(heard, what="Ollama's worker is heard")
+    await client.ask("r", naming("beta"))
+    await eventually(lambda: deliveries_exceed(client, 1), what="the request is given back")
+    assert await client.record("r") == []
+    await start(Prompt(model="beta"))
+    assert (await client.answer("r")).model == "beta"
+
+
+async def test_a_model_whose_last_worker_has_left_for_good_is_not_found(start: StartWorker, client: Client):
+    alpha, beta = await start(Prompt(model="alpha")), await start(Prompt(model="beta"))
+    await all_are_known(alpha, beta)
+    await beta.drain()
+    await all_are_known(alpha)
+    alpha.skip(60.0)
+    await client.ask("r", naming("beta"))
+    assert await client.code("r") == ErrorCode.MODEL_NOT_FOUND
