@@ -66,8 +66,8 @@ class Ask:
             return HeadraceError(
                 ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(name, 40)}. Use high, medium or low."
             )
-        if MSG_ID not in message.headers and (refusal := refused_by_store(self.peers.store())) is not None:
-            return refusal
+        if MSG_ID not in message.headers and (full := refused_by_store(self.peers.store())) is not None:
+            return full
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
             try:
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
