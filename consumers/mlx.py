@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Final
 
@@ -9,7 +10,7 @@ from consumers.engines.local.process import EngineProcess
 from consumers.models.obtain import GettingStopped, obtain
 from pipeline.config import Config
 from pipeline.delivery.taking import MLX_SOURCE
-from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.lifecycle import Lifecycle, StartError
 from pipeline.process.role import role
 from pipeline.worker.worker import Worker
 
@@ -21,6 +22,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
 
     Raises:
         ModelError: the model cannot be got.
+        StartError: the engine cannot load it, and has not loaded it before.
         BusError, TopologyError: as `pipeline.process.role.role`.
     """
     if config.offline:
@@ -33,4 +35,16 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         role("mlx", config) as me,
         EngineProcess(config, model_path=model.path, served_name=model.name) as engine,
     ):
-        await Worker(me, engine, config, MLX_SOURCE).run(lifecycle)
+        working = asyncio.ensure_future(Worker(me, engine, config, MLX_SOURCE).run(lifecycle))
+        failing = asyncio.ensure_future(engine.load_failed())
+        try:
+            await asyncio.wait([working, failing], return_when=asyncio.FIRST_COMPLETED)
+            if not failing.done():
+                await working
+                return
+            lifecycle.stop(drain_s=0.0)
+            await working
+            raise StartError(failing.result())
+        finally:
+            failing.cancel()
+            working.cancel()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,8 @@ from consumers.models import names, web, wheel
 from consumers.models.known import KNOWN, KnownModel
 from consumers.models.store import CONVERSION, GGUF, MLX, ModelError, Origin, Store
 from consumers.models.watched import CommandFailed, Headway, Note, total_size, watch
+from pipeline.process.python import module_command, with_import_root
 
-_IMPORT_ROOT: Final = Path(__file__).resolve().parents[2]
 _KEY_CHARS: Final = 8
 _COPY_BYTES: Final = 1 << 22
 
@@ -235,10 +234,8 @@ def _copy(file: Path, target: Path, note: Note) -> None:
 
 def _run(module: str, *arguments: str | Path, look: Callable[[str], None]) -> None:
     """Run a module of this package in a process of its own, which imports what this process would."""
-    search = [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, search))}
-    # -P: do not search for modules in the current folder, which is the user's.
-    watch([sys.executable, "-P", "-m", f"consumers.models.{module}", *map(str, arguments)], look, environ=environ)
+    command = module_command(f"consumers.models.{module}")
+    watch([*command, *map(str, arguments)], look, environ=with_import_root(os.environ))
 
 
 def _number(said: str) -> int:

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.process.python import module_command, with_import_root
+
 # Larger models lose little by 8 bits, and 16 bits would take up to four times the memory.
 _MOST_BYTES = 200_000_000
 _TIMEOUT_S = 120.0
@@ -35,9 +37,11 @@ def for_llama(gguf: Path) -> Path:
         return copy
     log.info("unpacking %s to 16 bits", gguf)
     _sweep(copy)
-    command = [sys.executable, "-m", "consumers.models.unpacked", str(gguf), str(copy)]
+    command = [*module_command("consumers.models.unpacked"), str(gguf), str(copy)]
     try:
-        subprocess.run(command, check=True, timeout=_TIMEOUT_S, capture_output=True, text=True)
+        subprocess.run(
+            command, check=True, timeout=_TIMEOUT_S, capture_output=True, text=True, env=with_import_root(os.environ)
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
         log.warning("%s is used as it is, because it was not unpacked to 16 bits: %s", gguf, said)

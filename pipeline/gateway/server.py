@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -371,8 +372,9 @@ def bind(config: Config) -> socket.socket:
             return socket.create_server((host, each), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         except OSError as error:
             if last:
+                why = os.strerror(error.errno or 0)
                 raise StartError(
-                    f"Cannot serve HTTP at {host}:{each}: {error.strerror}. Choose another --http-host or --http-port."
+                    f"Cannot serve HTTP at {host}:{each}: {why}. Choose another --http-host or --http-port."
                 ) from None
     raise AssertionError
 

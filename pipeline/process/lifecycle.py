@@ -41,7 +41,10 @@ class StartError(Exception):
 
 
 class Report(msgspec.Struct, omit_defaults=True):
-    """The state of a process. `facts` are for programs (a URL, a model), `detail` is for the screen."""
+    """The state of a process. `facts` are for programs (a URL, a model), `detail` is for the screen.
+
+    The fact `incurable` means that the process cannot start, and that a restart does not help.
+    """
 
     state: State
     detail: str = ""
@@ -150,6 +153,7 @@ class Lifecycle:
         except (ConfigError, HeadraceError, StartError) as error:
             if self._parent is not None:
                 _log.error("%s", error)
+                self.report("down", str(error), incurable=isinstance(error, ConfigError | StartError))
             else:
                 # A person at a terminal reads it, not a log.
                 sys.stderr.write(f"headrace: {error}\n")

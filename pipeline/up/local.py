@@ -22,6 +22,7 @@ from pipeline.config import ENV_PREFIX, NO_OLLAMA, Config, to_environment
 from pipeline.core.cores import divide, usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
+from pipeline.process.python import module_command, with_import_root
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
@@ -48,7 +49,7 @@ _BROKER_PAUSE_S = 2.0
 # The time beyond the drain time in which `up` kills processes that exceed it and stops the broker.
 OVERHEAD_S = 4.0
 
-STANDIN_COMMAND = (sys.executable, "-m", "consumers.standin")
+STANDIN_COMMAND = module_command("consumers.standin")
 # The stand-in loads its model while everything else on the machine starts as well. The first time, it also unpacks it.
 _STANDIN_START_S = 120.0
 
@@ -61,7 +62,7 @@ class RoleProcess(msgspec.Struct, frozen=True):
 
 
 ROLES = tuple(
-    RoleProcess(name, (sys.executable, "-m", "pipeline.cli", "run", name))
+    RoleProcess(name, (*module_command("pipeline.cli"), "run", name))
     for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
 )
 
@@ -103,6 +104,8 @@ class Local:
         self._beside = Background()
         self._unready = {role.name for role in roles}
         self._all_ready = asyncio.Event()
+        self._given_up = asyncio.Event()
+        self._trouble = ""
         self._standin_ready = asyncio.Event()
         self._http: str | None = None
 
@@ -110,8 +113,8 @@ class Local:
         """Start everything, run until `lifecycle.stopping`, and stop everything. Cancelling kills everything.
 
         Raises:
-            LaunchError: the state folder is in use, a port is taken, the streams cannot be created, or the model that
-                the user named cannot be got.
+            LaunchError: the state folder is in use, a port is taken, the streams cannot be created, the model that
+                the user named cannot be got or loaded, or another role cannot start, and a restart does not help.
         """
         with state_lock(self._dir) as lock:
             (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
@@ -148,6 +151,8 @@ class Local:
                     self._beside.cancel()
                     for kept in self._kept.values():
                         kept.kill()
+            if self._trouble:
+                raise LaunchError(self._trouble)
 
     async def _run(self, lifecycle: Lifecycle, group: asyncio.TaskGroup) -> None:
         await self._find_ollama(group)
@@ -155,16 +160,18 @@ class Local:
             self._keep(group, Kept(role.name, partial(self._launch, role), self._on_report, self._on_death))
         if not self._roles:
             self._all_ready.set()
-        await _first(self._all_ready.wait(), lifecycle.stopping.wait())
-        if not lifecycle.stopping.is_set():
+        await _first(self._all_ready.wait(), lifecycle.stopping.wait(), self._given_up.wait())
+        if not lifecycle.stopping.is_set() and not self._trouble:
             here = Instance(self._config.nats_url, self._http, os.getpid())
             files = [self._dir / instance.RUN_FILE, *([self._ready_file] if self._ready_file else [])]
             with instance.announced(here, *files):
                 self._screen.serving(here, self._dir)
                 await lifecycle.stopping.wait()
-        self._screen.stopping()
+        if not self._trouble:
+            self._screen.stopping()
         await self._stop(self._config.drain_timeout_s)
-        self._screen.stopped()
+        if not self._trouble:
+            self._screen.stopped()
 
     async def _get_model(self, lifecycle: Lifecycle) -> bool:
         """Get the model of the MLX role. Return False if the command was stopped meanwhile."""
@@ -290,13 +297,18 @@ class Local:
 
     def _environ(self, config: Config | None = None) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        return inherited | to_environment(config or self._config)
+        return with_import_root(inherited | to_environment(config or self._config))
 
     def _log(self, name: str) -> Path:
         return self._dir / "logs" / f"{name}.log"
 
     def _on_report(self, kept: Kept, report: Report) -> None:
         if kept.stopping:
+            return
+        if report.facts.get("incurable") and kept.name in self._unready:
+            # A role that has been ready before is restarted: what stops it now may pass.
+            self._trouble = self._trouble or report.detail
+            self._given_up.set()
             return
         # The Ollama worker is down until the server has a model for users; do not wait for one to be pulled.
         if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
@@ -309,6 +321,8 @@ class Local:
         self._screen.report(kept.name, report)
 
     def _on_death(self, kept: Kept, how: str) -> None:
+        if self._trouble:
+            return
         said = last_line(self._log(kept.name))
         self._screen.death(kept.name, f"{how} (last line of its log: {said})" if said else how)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.process.lifecycle import Report
+from pipeline.process.python import module_command
 from pipeline.up.children import last_line, spawn
 
-MODELS_COMMAND = (sys.executable, "-m", "consumers.models")
+MODELS_COMMAND = module_command("consumers.models")
 DEMO_MODEL = "headrace-demo"
 
 

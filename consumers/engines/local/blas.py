@@ -23,6 +23,7 @@ from msgspec import Struct
 from consumers.engines.local import openblas
 from pipeline.core.cores import usable_cores
 from pipeline.machine import cpu_count, cpu_quota
+from pipeline.process.python import module_command
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _uses_cuda() -> bool:
 async def _trial(blas: Blas, environment: Mapping[str, str]) -> Blas | None:
     """The library with its speed, or None if it cannot be used."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "consumers.engines.local.child.trial", blas.library),
+        *(*module_command("consumers.engines.local.child.trial"), blas.library),
         env=dict(environment) | {"PYTHONPATH": str(_IMPORT_ROOT)},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -7,9 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
-from pathlib import Path
 from typing import Final, Self
 
 import msgspec
@@ -24,10 +22,10 @@ from consumers.engines.local.protocol import (
     encode,
 )
 from pipeline.config import Config, to_environment
+from pipeline.process.python import module_command, with_import_root
 
 log = logging.getLogger(__name__)
 
-_IMPORT_ROOT: Final = Path(__file__).resolve().parents[3]
 _QUIET: Final = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,11 +56,9 @@ class Child:
             name: the engine's, for the log.
             blas: the library that the child loads before MLX; empty for none.
         """
-        search = [str(_IMPORT_ROOT), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | _QUIET | threads_environment(config.mlx_threads) | to_environment(config)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, search))
-        # -P: do not search for modules in the current folder, which is the user's.
-        command = [sys.executable, "-P", "-m", "consumers.engines.local.child", model_path, blas]
+        environment = with_import_root(environment)
+        command = [*module_command("consumers.engines.local.child"), model_path, blas]
         return cls(
             await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment),
             name,

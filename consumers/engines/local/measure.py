@@ -12,12 +12,13 @@ import os
 import sys
 
 from consumers.engines.local.blas import selected, threads_environment
+from pipeline.process.python import module_command
 
 
 async def _measured(wanted: str, threads: int) -> int:
     blas = await selected(wanted, threads)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "consumers.engines.local.child.speed", blas.library if blas else ""),
+        *(*module_command("consumers.engines.local.child.speed"), blas.library if blas else ""),
         env=os.environ | threads_environment(threads),
         stdout=asyncio.subprocess.PIPE,
     )

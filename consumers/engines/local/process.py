@@ -35,6 +35,7 @@ from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.core.backoff import Backoff
 from pipeline.core.models import Catalogue
+from pipeline.core.stall import StallWatch
 from pipeline.engine import Embedder, EngineStatus, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, WorkerState
@@ -77,6 +78,7 @@ class EngineProcess:
         self._child: Child | None = None
         self._heard_at = 0.0
         self._stalled = ""
+        self._load_failed: asyncio.Queue[str] = asyncio.Queue()
         self._stats = Stats()
         self._facts: Facts | None = None
         self._blas: Blas | None = None
@@ -146,6 +148,10 @@ class EngineProcess:
         """As `Engine.on_change`. Figures that move with every step (rates, pending tokens, KV bytes) do not count."""
         self._callbacks.append(callback)
 
+    async def load_failed(self) -> str:
+        """Wait until the first load of the model has failed. Returns why. The engine itself tries again."""
+        return await self._load_failed.get()
+
     @property
     def child_pid(self) -> int | None:
         """The child's process id, or None while there is no child."""
@@ -189,6 +195,8 @@ class EngineProcess:
             while (frame := await child.receive()) is not None:
                 if isinstance(frame, LoadFailed):
                     cause = frame.reason
+                    if self._facts is None:
+                        self._load_failed.put_nowait(cause)
                 self._handle(child, frame)
         finally:
             was_ready = self._state == "ready"
@@ -207,12 +215,10 @@ class EngineProcess:
 
     async def _watch(self, child: Child) -> None:
         """Kill a child that works on requests and completes no step within `step_timeout_s`."""
-        limit_s = self._config.step_timeout_s
-        left_s = limit_s
-        while left_s > 0:
-            await asyncio.sleep(left_s)
-            left_s = self._heard_at + limit_s - self._now() if self._requests.busy else limit_s
-        self._stalled = f"no step completed within {limit_s:g} s"
+        stall = StallWatch(self._config.step_timeout_s)
+        while not stall.look(self._now(), progress_at=self._heard_at, busy=self._requests.busy):  # noqa: ASYNC110 - no event tells of silence
+            await asyncio.sleep(stall.every_s)
+        self._stalled = f"no step completed within {stall.limit_s:g} s"
         log.error("The engine process %d is killed: %s.", child.pid, self._stalled)
         child.kill()
 

@@ -30,12 +30,14 @@ ROLE = """
 import asyncio, os, sys
 from pathlib import Path
 from pipeline.config import load
-from pipeline.process.lifecycle import run, without_private
+from pipeline.process.lifecycle import StartError, run, without_private
 
 name, folder = sys.argv[1], Path(sys.argv[2])
 
 async def main(config, lifecycle):
     (folder / name).write_text(str(os.getpid()))
+    if name == "broken":
+        raise StartError("Port 7 is taken. Choose another one.")
     lifecycle.report("loading", "50 %")
     facts = {"http": f"http://127.0.0.1:{config.http_port or 8123}"} if name == "gateway" else {}
     lifecycle.report("ready", config.nats_url, **facts)
@@ -149,6 +151,15 @@ def standin_of(running: Up) -> Standin:
 def children_of(parent: int, command: str) -> list[int]:
     found = subprocess.run(["pgrep", "-P", str(parent), "-f", command], capture_output=True, text=True, check=False)
     return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_role_that_cannot_start_ends_it_with_its_reason(up: Callable[..., Up]):
+    running = up("broken,monitor")
+    said = running.output()
+    assert running.process.returncode == 1
+    assert said.rstrip().endswith("headrace: Port 7 is taken. Choose another one.")
+    assert "Traceback" not in said
+    assert "restarting" not in said
 
 
 def answers(url: str) -> bool:
