@@ -11,7 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pipeline import __version__
 from pipeline.config import ENV_PREFIX, KEYS, SETTINGS, Config
+from pipeline.gateway.document import openapi
+from pipeline.gateway.endpoints import ENDPOINTS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
@@ -128,3 +131,20 @@ def test_the_readme_begins_with_how_to_run_and_how_to_test():
     beginning = "\n".join(text(README).splitlines()[:10])
     assert "make run" in beginning
     assert "make test" in beginning
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_the_pages_run_as_they_are_written(page: Path):
+    """`nats req` waits five seconds, prints nothing and exits 0. The benchmarks need what is installed in .venv."""
+    said = text(page)
+    asks = re.findall(r"nats (?:-s \S+ )?req [^\n`]*llm\.ask", said)
+    assert [ask for ask in asks if " --timeout 2m " not in ask] == []
+    assert re.findall(r"(?<!\.venv/bin/)python -m bench", said) == []
+
+
+def test_what_the_package_says_of_itself_holds():
+    project = tomllib.loads(text(ROOT / "pyproject.toml"))["project"]
+    typed = [(ROOT / package / "py.typed").exists() for package in PACKAGES]
+    assert typed == [True, True]
+    assert "Typing :: Typed" in project["classifiers"]
+    assert openapi(ENDPOINTS, with_keys=False)["info"]["version"] == __version__

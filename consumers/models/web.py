@@ -28,7 +28,7 @@ def download(address: str, target: Path, note: Note) -> None:
     try:
         with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:
             _read(client, address, part, note)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
         raise ModelError(f"Cannot download {address}: {str(error) or type(error).__name__}.") from None
     part.replace(target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _made(name: str, fields: Mapping[str, Any]) -> tuple[str, HttpKey]:
 
 
 def _restart(file: Path) -> str:
-    return f"Restart headrace with --config {file} to apply the change."
+    return f"Restart headrace with --config {shlex.quote(str(file))} to apply the change."
 
 
 def _append(document: tomlkit.TOMLDocument, entry: HttpKey) -> None:

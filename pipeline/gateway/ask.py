@@ -1,4 +1,4 @@
-"""Core request-reply: `nats req llm.ask.high 'Why is the sky blue?'` gets one answer, without any set-up."""
+"""Core request-reply: `nats req --timeout 2m llm.ask.high 'What is NATS?'` gets one answer, without any set-up."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline import __version__
 from pipeline.gateway.endpoint import JSON, Endpoint, Schema
 from pipeline.gateway.schemas import COMPONENTS
 
@@ -38,7 +39,7 @@ def openapi(endpoints: Iterable[Endpoint[Any]], *, with_keys: bool) -> Schema:
         "openapi": "3.1.0",
         "info": {
             "title": "headrace",
-            "version": "1.0.0",
+            "version": __version__,
             "description": "A priority queue for local LLM engines, with the APIs of OpenAI, Anthropic and Ollama.",
         },
         "paths": paths,

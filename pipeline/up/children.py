@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -24,6 +25,7 @@ from pipeline.core.backoff import Backoff
 from pipeline.process.lifecycle import REPORT_FD, Order, Report, StartError
 
 LOG_MAX_BYTES = 8 << 20
+_BOUND_EVERY_S = 5.0
 # How long a child can exceed its drain time before it is killed.
 KILL_GRACE_S = 0.5
 
@@ -165,11 +167,36 @@ async def spawn_tied(
 
 
 def open_log(path: Path) -> Any:
-    """Open the log at path for appending bytes. A log larger than `LOG_MAX_BYTES` is renamed first."""
+    """Open the log at path for appending bytes, bounded first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > LOG_MAX_BYTES:
-        path.replace(path.with_suffix(".old.log"))
+    bound(path)
     return path.open("ab")
+
+
+def bound(log: Path) -> None:
+    """Put the content of a log aside, as `.old.log`, if it is larger than `LOG_MAX_BYTES`.
+
+    The log is copied and emptied: the processes that append to it keep it open. What they write in between is lost.
+    """
+    if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
+        shutil.copyfile(log, log.with_suffix(".old.log"))
+        os.truncate(log, 0)
+
+
+async def keep_bounded(folder: Path, *, every_s: float = _BOUND_EVERY_S) -> None:
+    """Bound the logs in a folder from time to time, until cancelled."""
+    while True:
+        await asyncio.sleep(every_s)
+        await asyncio.to_thread(_bound_all, folder)
+
+
+def _bound_all(folder: Path) -> None:
+    for log in folder.glob("*.log"):
+        if not log.name.endswith(".old.log"):
+            try:
+                bound(log)
+            except OSError as error:
+                _log.warning("The log %s was not put aside: %s", log, error.strerror)
 
 
 def last_line(log: Path) -> str:

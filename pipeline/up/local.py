@@ -24,7 +24,7 @@ from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.process.python import module_command, with_import_root
 from pipeline.up import instance
-from pipeline.up.children import Kept, LaunchError, Process, last_line, spawn, spawn_tied
+from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
 from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
@@ -136,11 +136,15 @@ class Local:
                 self._config = msgspec.structs.replace(self._config, nats_url=broker.url)
             self._screen.broker(self._config.nats_url, own=self._own_broker)
             async with asyncio.TaskGroup() as group:
+                bounding = group.create_task(keep_bounded(self._dir / "logs"))
                 try:
                     if started is not None:
                         launch = partial(self._launch_broker, broker)
                         kept = Kept(
-                            *(BROKER, launch, self._on_report, self._on_death),
+                            BROKER,
+                            launch,
+                            self._on_report,
+                            self._on_death,
                             first=started,
                             most_pause_s=_BROKER_PAUSE_S,
                         )
@@ -149,6 +153,7 @@ class Local:
                     await self._run(lifecycle, group)
                 finally:
                     self._beside.cancel()
+                    bounding.cancel()
                     for kept in self._kept.values():
                         kept.kill()
             if self._trouble:

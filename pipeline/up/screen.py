@@ -5,6 +5,7 @@ On a terminal, progress is one line that changes; elsewhere, it is a line every 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -144,13 +145,13 @@ class Screen:
 
     def _commands(self, here: Instance, state_dir: Path) -> list[str]:
         question = "'What is the capital of Japan?'"
-        where = f" --state-dir {state_dir}" if self._config.state_dir else ""
+        where = f" --state-dir {shlex.quote(str(state_dir))}" if self._config.state_dir else ""
         server = "" if here.nats == f"nats://127.0.0.1:{NATS_PORT}" else f" -s {here.nats}"
         headrace = command_name()
         return [
             f"{headrace} send{where} {question}",
             f"{headrace} stats{where} --watch",
-            f"nats{server} req llm.ask.high {question}",
+            f"nats{server} req --timeout 2m llm.ask.high {question}",
         ]
 
     def _progress(self, name: str, report: Report) -> None:
@@ -179,7 +180,7 @@ def command_name() -> str:
     if shutil.which("headrace"):
         return "headrace"
     started = Path(sys.argv[0])
-    return f"{Path(sys.executable).name} -m pipeline.cli" if started.suffix == ".py" else str(started)
+    return f"{Path(sys.executable).name} -m pipeline.cli" if started.suffix == ".py" else shlex.quote(str(started))
 
 
 def _escape(text: str) -> str:

@@ -22,6 +22,7 @@ from consumers.engines.ollama.wire import (
     read_loaded,
     read_models,
 )
+from pipeline.config import ConfigError
 
 _T = TypeVar("_T")
 
@@ -225,8 +226,14 @@ class _Ollama(AsyncClient):
     def __init__(self, host: str, **options: Any) -> None:
         super().__init__(host, trust_env=False, **options)
         if not _is_local(self._client.base_url.host):
-            direct = self._client
-            super().__init__(str(direct.base_url), **options)
+            url = str(self._client.base_url)
+            try:
+                super().__init__(url, **options)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(
+                    f"The proxy settings of the environment cannot be used for Ollama at {url}: {error} "
+                    "Add its host to NO_PROXY, or install headrace[socks] for a SOCKS proxy."
+                ) from None
 
     @property
     def url(self) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.process.lifecycle import Report
-from pipeline.up.children import Kept, LaunchError, Process, last_line, open_log, spawn
+from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, open_log, spawn
+from tests.waiting import eventually
 
 # Ends a test that hangs; nothing is expected within it.
 TIMEOUT_S = 60.0
@@ -245,6 +246,22 @@ def test_a_log_that_has_grown_too_large_is_put_aside(tmp_path, monkeypatch):
         with open_log(log) as file:
             file.write(text)
     assert (log.read_bytes(), (tmp_path / "x.old.log").read_bytes()) == (b"5", b"1234")
+
+
+async def test_a_log_is_bounded_while_a_process_writes_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.up.children.LOG_MAX_BYTES", 3)
+    log, old = tmp_path / "x.log", tmp_path / "x.old.log"
+    (tmp_path / "z.old.log").write_bytes(b"12345")
+    with open_log(log) as file:
+        file.write(b"1234")
+        file.flush()
+        bounding = asyncio.create_task(keep_bounded(tmp_path, every_s=0.01))
+        await eventually(lambda: old.exists() and log.stat().st_size == 0)
+        bounding.cancel()
+        await asyncio.wait([bounding])
+        file.write(b"5")
+    assert (log.read_bytes(), old.read_bytes()) == (b"5", b"1234")
+    assert not (tmp_path / "z.old.old.log").exists()
 
 
 def test_the_last_line_of_a_log_is_found_or_empty(tmp_path):

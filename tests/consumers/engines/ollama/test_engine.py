@@ -18,7 +18,7 @@ from consumers.engines.ollama import OllamaClient, OllamaEngine
 from consumers.engines.ollama.generation import OllamaGeneration
 from consumers.engines.ollama.rates import Rates
 from consumers.standin.embedding import EMBEDDER
-from pipeline.config import Config
+from pipeline.config import Config, ConfigError
 from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
@@ -674,6 +674,12 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with OllamaEngine(CONFIG, ollama.url) as engine:
         assert engine.status().state == "ready"
+
+
+def test_a_proxy_that_cannot_be_used_for_another_machine_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="NO_PROXY"):
+        OllamaClient("192.0.2.1", idle_timeout_s=1, load_timeout_s=1)
 
 
 # ---- rates -----------------------------------------------------------------------------------------------------------
