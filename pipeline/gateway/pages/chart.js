@@ -11,6 +11,9 @@ const LEFT = 44;
 const RIGHT = 10;
 const GAP_S = 12;        // without work a load comes every five seconds; a longer gap means that the monitor was away
 
+/** A number in at most four characters, as the space beside the axis has room for. */
+const compact = number => number < 10_000 ? String(number) : number < 1e6 ? `${Math.round(number / 1000)}k` : `${Math.round(number / 1e6)}M`;
+
 /** Linear up to 1, then logarithmic: 1 is full, and an overload can reach 60. */
 const squeeze = value => (value <= 1 ? value : 1 + Math.log2(value));
 
@@ -74,7 +77,8 @@ export class Chart {
     const { window_s: span, busy_at: busy, saturated_at: saturated } = this.about;
     const highest = Math.max(saturated * 2, ...ENGINES.flatMap(e => this.points[e].map(p => p.saturation)));
     const top = squeeze(highest) * 1.04;
-    const x = at => LEFT + (width - LEFT - RIGHT) * (1 - (this.now - at) / span);
+    // Points are kept for a little longer than the chart shows: nothing is drawn left of its axis.
+    const x = at => LEFT + (width - LEFT - RIGHT) * Math.max(0, 1 - (this.now - at) / span);
     const y = value => SPLIT - (SPLIT - TOP) * squeeze(value) / top;
     const parts = [this.zones(width, y, busy, saturated, highest), this.minutes(width, x, span)];
     const labels = parts[0].querySelectorAll(".label");
@@ -103,7 +107,7 @@ export class Chart {
     for (let tick = 2; tick <= highest; tick *= squeeze(highest) > 6 ? 4 : 2) ticks.push(tick);
     for (const tick of ticks) {
       const text = svg("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" });
-      text.append(tick < 2 ? tick.toFixed(1) : String(tick));
+      text.append(tick < 2 ? tick.toFixed(1) : compact(tick));
       group.append(text);
       if (tick > 1) group.append(svg("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }));
     }
@@ -146,7 +150,7 @@ export class Chart {
     const most = Math.max(4, ...rows.map(r => r.high + r.medium + r.low));
     const y = number => BASE - (BASE - DEPTH_TOP) * number / most;
     const text = svg("text", { x: LEFT - 8, y: DEPTH_TOP + 5, "text-anchor": "end" });
-    text.append(String(most));
+    text.append(compact(most));
     group.append(text, svg("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: DEPTH_TOP, y2: DEPTH_TOP }));
     let below = rows.map(() => 0);
     for (const priority of [...PRIORITIES].reverse()) {
