@@ -37,7 +37,10 @@ class NatsServer:
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections. A second start uses the same port and store."""
-        options = ["-c", find_conf(self._conf), "--port", self.port, "--store_dir", self._store]
+        options = ["-c", find_conf(self._conf), "--port", self.port]
+        if self._conf == "embedded.conf":
+            # The others name the folder themselves.
+            options += ["--store_dir", self._store]
         command = map(str, [find_server(), *options, "--ports_file_dir", self._store])
         with (self._store / "log").open("ab") as log:
             self._process = subprocess.Popen(list(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)
