@@ -53,7 +53,7 @@ async def withdraw(bus: Bus, place: QueuePlace, error: HeadraceError, *, untouch
     stored = await bus.stored(place.stream, place.sequence)
     if stored is None:
         return False
-    envelope = read_envelope(stored, place.priority)
+    envelope = read_envelope(stored, place.priority, moves=bus.moves)
 
     def hold() -> Held:
         return Held.standing(bus, place.stream, stored, envelope)
