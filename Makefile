@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test real browser-test report check format house bench upgrade chaos store soak lock clean
+.PHONY: help run demo test real browser-test report check format house bench security upgrade chaos store soak lock clean
 
 help:
 	@echo 'make run      run broker, engines and gateway on this machine (headrace up)'
@@ -22,6 +22,7 @@ help:
 	@echo 'make check    check style, types and import contracts'
 	@echo 'make format   fix the style where a tool can'
 	@echo 'make house    print figures of the import graph (--rev REV to compare)'
+	@echo 'make security try what each user of the broker can do, and print a table'
 	@echo 'make bench    run the benchmarks'
 	@echo 'make upgrade  store requests with an older version and answer them with this one (--from REV)'
 	@echo 'make chaos    kill parts under load for ten minutes and check every answer (--engine mlx, --seconds N, --show NAME)'
@@ -62,6 +63,9 @@ house: .venv/dev
 
 upgrade: .venv/dev
 	@$(BIN)/python -m bench.upgrade $(ARGS)
+
+security: .venv/dev
+	@$(BIN)/python -m pytest -q -s tests/security $(ARGS)
 
 bench: .venv/dev
 	@$(BIN)/python -m bench $(ARGS)

@@ -98,7 +98,8 @@ async def compare(store: Path, seconds: float, rounds: int) -> list[Row]:
             for at_once in AT_ONCE:
                 for row, bus in zip(measured, buses, strict=True):
                     await measure(bus, row, at_once, seconds, numbers)
-                    await bus.purge(STREAM_REQUESTS, SUBJECT, up_to=2**62)
+                    await bus.js.delete_stream(STREAM_REQUESTS)
+                    await _make_streams(bus, row)
     return measured
 
 

@@ -149,6 +149,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "any port.",
         ),
     ] = 0
+    nats_open: Annotated[
+        Switch,
+        Setting(
+            "leave the embedded broker without a password, also if HTTP API keys are in use",
+            "With keys in `http_keys`, the embedded broker has a password, which is made once and kept in the state "
+            "folder. The other commands of the same user find it.",
+        ),
+    ] = False
     state_dir: Annotated[
         Folder,
         Setting(

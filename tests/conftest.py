@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.secret import learn_moves
 from pipeline.config import ENV_PREFIX, Config
 from tests.support import ROOT, NatsServer
 
@@ -66,6 +67,7 @@ async def bus(config: Config) -> AsyncIterator[Bus]:
     """A connection to the test's own server, on which headrace's streams exist."""
     async with Bus.connect(config.nats_url, name="test") as connected:
         await topology.apply(connected.js, config)
+        await learn_moves(connected)
         yield connected
 
 

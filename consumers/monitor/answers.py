@@ -21,7 +21,6 @@ from pipeline.wire.subjects import (
     QUEUE_POSITION,
     QUEUE_STATS,
     STREAM_DEAD,
-    STREAM_REPLIES,
     Priority,
     is_request_id,
     reply_subject,
@@ -84,8 +83,8 @@ class QueueAnswers:
         """
         if not is_request_id(request_id):
             return None
-        found = await self.me.bus.last_message(STREAM_REPLIES, reply_subject(request_id))
-        return None if found is None else decode_answer(found[1])
+        found = await self.me.bus.last_answer(reply_subject(request_id))
+        return None if found is None or found[1] is None else decode_answer(found[1])
 
     async def _stats(self, _: bytes) -> bytes:
         queued, running = self.load.queued, dict.fromkeys(Priority, 0)

@@ -26,7 +26,7 @@ from pipeline.delivery.withdraw import withdraw
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
-from pipeline.wire.subjects import CANCEL, RELAYED, Move
+from pipeline.wire.subjects import CANCEL, RELAYED, Move, is_inbox
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class Cancelling:
             self._follow(cancel, _TAKEOVER_S)
 
     async def _reply(self, request_id: str, reply: str, state: str) -> None:
-        if reply:
+        if is_inbox(reply):
             await self.bus.publish(reply, msgspec.json.encode(Cancelled(request_id, state)))
 
     def _follow(self, cancel: OpenCancel, after_s: float) -> None:
@@ -267,7 +267,7 @@ class Cancelling:
         stored = await self.bus.stored(place.stream, place.sequence)
         if stored is None:
             return None
-        envelope = read_envelope(stored, place.priority)
+        envelope = read_envelope(stored, place.priority, moves=self.bus.moves)
         return envelope if envelope.id == request_id else None
 
 

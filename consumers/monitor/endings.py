@@ -139,6 +139,9 @@ class Endings:
                 await job()
             except BusError as error:
                 log.warning("A queued request was not ended: %s", error)
+            except Exception:
+                # The other requests are still ended.
+                log.exception("A queued request was not ended.")
             finally:
                 self._jobs.task_done()
 

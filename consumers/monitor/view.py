@@ -175,7 +175,7 @@ class QueueView:
             self._filling.happened(event)
 
     def _read(self, stored: Stored, lane: tuple[str, Priority]) -> tuple[Envelope, Place]:
-        envelope = read_envelope(stored, lane[1], default_timeout_s=self.default_timeout_s)
+        envelope = read_envelope(stored, lane[1], moves=self.bus.moves, default_timeout_s=self.default_timeout_s)
         return envelope, Place(*lane, stored.sequence)
 
     # ---- filling

@@ -157,8 +157,10 @@ class Asker:
         Raises:
             Unreachable: the broker does not answer.
         """
-        found = await self._bus.last_message(STREAM_REPLIES, reply_subject(request_id))
-        return None if found is None else RecordEntry(*found, decode_answer(found[1]))
+        found = await self._bus.last_answer(reply_subject(request_id))
+        if found is None or found[1] is None:
+            return None
+        return RecordEntry(found[0], found[1], decode_answer(found[1]))
 
     async def cancel(self, request_id: str) -> None:
         """Ask for a request to be cancelled, without an answer.
@@ -261,14 +263,21 @@ class RecordReader:
 
     def _from_live(self, message: Message) -> RecordEntry | None:
         """The live message, if it is the next one of the record."""
-        sequence = int(message.headers.get(STORED_SEQUENCE, 0))
-        if sequence > self._last_sequence and int(message.headers.get(_SEQUENCE_BEFORE, 0)) > self._last_sequence:
+        sequence = _number(message, STORED_SEQUENCE)
+        if sequence > self._last_sequence and _number(message, _SEQUENCE_BEFORE) > self._last_sequence:
             self._look = self._missed = True
             return None
         self._live.popleft()
-        return (
-            RecordEntry(sequence, message.data, decode_answer(message.data)) if sequence > self._last_sequence else None
-        )
+        return self._entry(sequence, message.data) if sequence > self._last_sequence else None
+
+    def _entry(self, sequence: int, data: bytes) -> RecordEntry | None:
+        """A message of the record; one that is no part of an answer counts as read."""
+        answer = self._bus.answer_in(self._subject, data)
+        if answer is None:
+            if not self._fetched:
+                self._last_sequence = sequence
+            return None
+        return RecordEntry(sequence, data, answer)
 
     async def _fetch(self) -> None:
         self._look = False
@@ -282,7 +291,9 @@ class RecordReader:
             await asyncio.sleep(_PAUSE_AWAY_S)
             return
         self._look |= len(batch) >= BATCH
-        self._fetched.extend(RecordEntry(int(m.headers[STORED_SEQUENCE]), m.data, decode_answer(m.data)) for m in batch)
+        for message in batch:
+            if (entry := self._entry(_number(message, STORED_SEQUENCE), message.data)) is not None:
+                self._fetched.append(entry)
         if self._missed and not batch:
             # The replica that answered may be a moment behind the one that sent the live message.
             self._look = True
@@ -300,6 +311,12 @@ class RecordReader:
         else:
             self._look = True
         self._arrived.set()
+
+
+def _number(message: Message, header: str) -> int:
+    """A sequence in a header; 0 if it has none. Only the stream writes valid ones."""
+    text = message.headers.get(header, "")
+    return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 async def whole(record: RecordReader) -> RecordEntry:

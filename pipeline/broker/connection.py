@@ -25,7 +25,9 @@ from nats.micro.request import Request
 
 from pipeline.aio import cancellation_kept
 from pipeline.broker.clock import Clock
-from pipeline.wire.subjects import with_known_names
+from pipeline.core.moves import MoveIds
+from pipeline.wire.errors import quoted
+from pipeline.wire.subjects import is_inbox, with_known_names
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,11 @@ class Delivery:
     _bus: Connection = field(repr=False)
 
     @property
+    def subject(self) -> str:
+        """The request's subject."""
+        return self.message.subject
+
+    @property
     def headers(self) -> Headers:
         """The request's headers, as stored."""
         return self.message.headers
@@ -166,11 +173,15 @@ class Connection:
 
     Attributes:
         clock: the broker's time; see `pipeline.broker.jetstream.Bus.keep_clock`.
+        moves: makes and reads the ids of moved requests; see `pipeline.broker.secret`.
+        foreign: how many messages were skipped because they are no part of an answer.
     """
 
     nc: _Client
     js: JetStreamContext
     clock: Clock = field(default_factory=Clock)
+    moves: MoveIds = field(default_factory=MoveIds)
+    foreign: int = 0
     _reconnected: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod
@@ -347,6 +358,10 @@ class Connection:
 
         def answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
             async def answer(request: Request) -> None:
+                reply = request._msg.reply  # noqa: SLF001 - the client has no other access to it
+                if not is_inbox(reply):
+                    log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
+                    return
                 try:
                     body = await endpoint(request.data)
                 except BusError as error:

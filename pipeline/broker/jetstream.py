@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,7 @@ from pipeline.broker.connection import (
     what,
 )
 from pipeline.core.backoff import Backoff
-from pipeline.wire.messages import Answer, StoreFailure, decode_answer, encode
+from pipeline.wire.messages import Answer, StoreFailure, encode, read_answer
 from pipeline.wire.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     STORE_FAILED,
@@ -34,6 +35,8 @@ from pipeline.wire.subjects import (
     STREAM_REPLIES,
     STREAM_REQUESTS,
 )
+
+log = logging.getLogger(__name__)
 
 # A stored publish is retried for this long, with the same message id: a cluster elects a leader within seconds.
 STORE_PATIENCE_S = 12.0
@@ -46,6 +49,8 @@ BATCH = 500
 # Five hundred long requests at once would exceed the client's buffers.
 _SCAN_BYTES = 8 << 20
 _END_OF_BATCH = ("204", "404")
+# Of a message that is no part of an answer, in the log.
+_SHOWN_BYTES = 80
 # Drift over this time is a millisecond; a machine that was suspended finds the broker's time again within it.
 _SAMPLE_EVERY_S = 10.0
 
@@ -351,16 +356,43 @@ class Bus(Connection):
 
     # ---- the records of answers
 
-    async def read_answers(self, subject: str) -> list[tuple[int, Answer]]:
+    async def read_answers(self, subject: str) -> list[tuple[int, Answer | None]]:
         """All messages of `LLM_REPLIES` on a literal subject as (sequence, message), oldest first.
+
+        The message is None if it is no part of an answer, as `answer_in`.
 
         Raises:
             Unreachable: the stream does not answer.
         """
         return [
-            (int(message.headers[STORED_SEQUENCE]), decode_answer(message.data))
+            (int(message.headers[STORED_SEQUENCE]), self.answer_in(subject, message.data))
             async for message in self.scan(STREAM_REPLIES, subject)
         ]
+
+    async def last_answer(self, subject: str) -> tuple[int, bytes | None] | None:
+        """The last sequence of `LLM_REPLIES` on a literal subject, and the last message that is part of an answer.
+
+        Returns:
+            None if there is no message; (sequence, None) if none of them is part of an answer.
+
+        Raises:
+            Unreachable: the stream does not answer.
+        """
+        found = await self.last_message(STREAM_REPLIES, subject)
+        if found is None or self.answer_in(subject, found[1]) is not None:
+            return found
+        kept = [message async for message in self.scan(STREAM_REPLIES, subject)]
+        answers = [message.data for message in kept if self.answer_in(subject, message.data) is not None]
+        tail = int(kept[-1].headers[STORED_SEQUENCE]) if kept else found[0]
+        return tail, answers[-1] if answers else None
+
+    def answer_in(self, subject: str, data: bytes) -> Answer | None:
+        """The message in data that was read from a record; None, counted and logged, if it is no part of an answer."""
+        found = read_answer(data)
+        if found is None:
+            self.foreign += 1
+            log.warning("Skipping a message on %s that is no part of an answer: %r", subject, data[:_SHOWN_BYTES])
+        return found
 
     async def last_message(self, stream: str, subject: str) -> tuple[int, bytes] | None:
         """The last message of a stream on a subject as (sequence, body), or None.

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from pipeline.broker.jetstream import Bus, LaneFull, Stored, to_stored
+from pipeline.broker.secret import learn_moves
 from pipeline.core.letters import DeadLetter, read_letter
 from pipeline.wire.subjects import DEAD, STREAM_DEAD, Priority
 
@@ -99,7 +100,9 @@ async def replay(bus: Bus, sequence: int) -> Replayed | None:
     found = await letter(bus, sequence)
     if found is None:
         return None
-    subject, headers = found.replay(bus.clock.wall())
+    if not bus.moves.key:
+        await learn_moves(bus)
+    subject, headers = found.replay(bus.clock.wall(), bus.moves)
     try:
         await bus.store(subject, found.body, headers=headers)
     except LaneFull:

@@ -39,6 +39,7 @@ from pipeline.wire.subjects import (
     STREAM_REPLIES,
     STREAM_REQUESTS,
     STREAM_STATE,
+    WORKER,
     Priority,
     ollama_consumer,
     ollama_subject,
@@ -48,6 +49,8 @@ REPLIES_KEPT_S = 600.0
 # Answers are kept for readers up to this size; the oldest are removed first.
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
+# Each worker publishes its status every second.
+_WORKERS_HEARD_AFTER_S = 1.5
 # A backstop: the router spills no more than Ollama has room for.
 OLLAMA_LANE_MAX_MESSAGES = 1000
 
@@ -107,6 +110,8 @@ def streams(config: Config) -> tuple[Stream, ...]:
     """All of headrace's streams and consumers."""
     requests = _work_queue(STREAM_REQUESTS, [lane.subject for lane in LANES], config.lane_max_messages, config)
     # Every stored request is announced without its body, so that workers need not poll.
+    # No older version can change the stream again: it stores moved requests under ids that this one does not accept.
+    requests.deny_purge = True
     requests.republish = RePublish(src="llm.request.>", dest=f"{QUEUED_PREFIX}.>", headers_only=True)
     spilled = _work_queue(STREAM_OLLAMA, [ollama_subject(p) for p in Priority], OLLAMA_LANE_MAX_MESSAGES, config)
     spilled.republish = RePublish(src="llm.ollama.>", dest=f"{QUEUED_PREFIX}.ollama.>", headers_only=True)
@@ -173,6 +178,7 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     """
     changes = []
     try:
+        await _refuse_older_workers(js)
         for stream in streams(config):
             with cancellation_kept():
                 if action := await _apply_stream(js, stream.config):
@@ -183,6 +189,31 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     except (nats.errors.Error, TimeoutError) as error:
         raise Unreachable(f"The broker's streams cannot be read: {str(error) or type(error).__name__}") from error
     return changes
+
+
+async def _refuse_older_workers(js: JetStreamContext) -> None:
+    """Refuse to change the streams of an older version while its workers run: the two do not accept each other's moves.
+
+    Raises:
+        TopologyError: a worker publishes its status.
+    """
+    try:
+        is_older = not (await js.stream_info(STREAM_REQUESTS)).config.deny_purge
+    except NotFoundError:
+        return
+    if not is_older:
+        return
+    statuses = await js._nc.subscribe(f"{WORKER}.*")  # noqa: SLF001 - the connection of this context
+    try:
+        found = await statuses.next_msg(_WORKERS_HEARD_AFTER_S)
+    except TimeoutError:
+        return
+    finally:
+        await statuses.unsubscribe()
+    raise TopologyError(
+        f"Worker {found.subject.removeprefix(f'{WORKER}.')} of an older version runs on this broker. "
+        "Stop all processes of that version, and start this one."
+    )
 
 
 async def present(js: JetStreamContext) -> set[str]:

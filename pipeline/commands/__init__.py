@@ -28,9 +28,9 @@ def tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, keep: str = "\n\t") -> str:
     """Return text with control characters escaped: a publisher wrote it, and it must not control the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def sentence(text: str) -> str:

@@ -65,7 +65,7 @@ async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
     now = bus.clock.wall()
     rows = [as_row(letter, now) async for letter in letters(bus, chosen)]
     if as_json:
-        say(msgspec.json.format(msgspec.json.encode(rows)).decode())
+        say(visible(msgspec.json.format(msgspec.json.encode(rows)).decode()))
     elif rows:
         _print_table(rows)
     else:
@@ -82,7 +82,7 @@ def _print_table(rows: list[Row]) -> None:
         table.add_column(column, justify="right" if column in ("attempts", "age") else "left", overflow="fold")
     for row in rows:
         cells = (row.id, row.priority, row.code, str(row.attempts), _age(row.age_s), row.trace_id or "-")
-        table.add_row(*map(visible, cells))
+        table.add_row(*(visible(cell, keep="") for cell in cells))
     Console(highlight=False, markup=False).print(table)
 
 
@@ -139,11 +139,11 @@ async def _replay(bus: Bus, *, chosen: Chosen) -> int:
         full |= replayed.full
         if replayed.full:
             tell(
-                f"headrace: Request {replayed.id} was not replayed because the lane {replayed.subject} is full. "
-                "Replay it later."
+                f"headrace: Request {visible(replayed.id, keep='')} was not replayed because the lane "
+                f"{replayed.subject} is full. Replay it later."
             )
         else:
-            say(f"{replayed.id}: queued on {replayed.subject}")
+            say(visible(f"{replayed.id}: queued on {replayed.subject}", keep=""))
     return 1 if full else 0
 
 

@@ -24,7 +24,7 @@ from pipeline.process.lifecycle import Report, StartError
 from pipeline.process.python import module_command, with_import_root
 from pipeline.up.children import Process, last_line, spawn_tied
 from pipeline.up.instance import Instance, read
-from pipeline.wire.messages import Load, decode_answer
+from pipeline.wire.messages import Load, read_answer
 from pipeline.wire.subjects import LOAD, MSG_ID, Priority
 
 # A small batch and a low threshold of saturation, so that one sender can overload the machine.
@@ -173,7 +173,9 @@ class Crowd:
 
     async def _on_answer(self, message: Message) -> None:
         request_id = message.subject.removeprefix("llm.reply.")
-        self.ledger.answered(request_id, decode_answer(message.data), time.monotonic())
+        answer = read_answer(message.data)
+        if answer is not None:
+            self.ledger.answered(request_id, answer, time.monotonic())
 
     async def _on_load(self, message: Message) -> None:
         load = msgspec.json.decode(message.data, type=Load)

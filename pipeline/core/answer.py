@@ -80,16 +80,19 @@ class Record:
     first_said: int = 0
 
     @classmethod
-    def read(cls, messages: Iterable[tuple[int, Answer]], created: int) -> Record:
+    def read(cls, messages: Iterable[tuple[int, Answer | None]], created: int) -> Record:
         """Read (stream sequence, message) pairs in order. Messages of an older request are left out.
 
         Args:
-            messages: what the stream holds under the request's id.
+            messages: what the stream holds under the request's id; None for what is no part of an answer.
             created: the request's `Envelope.created`.
         """
         record, older = cls(), 0
         for sequence, message in messages:
-            if message.created != created:
+            if message is None and record.last_sequence:
+                record.last_sequence = sequence
+                continue
+            if message is None or message.created != created:
                 older = sequence
                 continue
             record.last_sequence, record.older_up_to = sequence, older

@@ -13,9 +13,10 @@ from typing import assert_never
 
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, EventKind, Last, RequestEvent, Success
-from pipeline.wire.subjects import MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried, moved_id
+from pipeline.wire.subjects import MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
 
 # A request whose new lane is full stays where it is, and is delivered again after this long.
 FULL_RETRY_S = 0.5
@@ -234,7 +235,7 @@ def last_message(outcome: Outcome, envelope: Envelope) -> Last | None:
 
 
 def moved_headers(
-    moved: Moved, envelope: Envelope, headers: Mapping[str, str], *, sequence: int, stored_at: float
+    moved: Moved, envelope: Envelope, headers: Mapping[str, str], *, ids: MoveIds, sequence: int, stored_at: float
 ) -> dict[str, str]:
     """The headers under which a request is stored again.
 
@@ -242,12 +243,13 @@ def moved_headers(
         moved: the move.
         envelope: the request's.
         headers: the request's, as it was delivered.
+        ids: makes the new message's id.
         sequence: of the message that was delivered.
         stored_at: when that message was stored, UTC seconds. With the sequence it makes the new message's id: a process
             that dies between the two steps of a move is followed by one that stores the same message once.
     """
     return carried(headers) | {
-        MSG_ID: moved_id(envelope.id, moved.how, sequence, stored_at),
+        MSG_ID: ids.make(envelope.id, moved.how, sequence, stored_at),
         MOVED_STORED_AT: repr(envelope.stored_at),
         MOVED_REASON: moved.why,
         TASK: moved.task,

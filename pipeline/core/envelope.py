@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import (
     MOVED_REASON,
@@ -25,7 +26,7 @@ from pipeline.wire.subjects import (
     is_reply_to,
     is_request_id,
     reply_subject,
-    split_moved_id,
+    stream_of,
 )
 
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
@@ -43,6 +44,11 @@ class StoredRequest(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """The publisher's headers and the broker's."""
+        ...
+
+    @property
+    def subject(self) -> str:
+        """The message's subject."""
         ...
 
     @property
@@ -104,7 +110,12 @@ class Envelope:
 
 
 def read_envelope(
-    stored: StoredRequest, priority: Priority, task: Task = Task.UNTRIAGED, *, default_timeout_s: float | None = None
+    stored: StoredRequest,
+    priority: Priority,
+    task: Task = Task.UNTRIAGED,
+    *,
+    moves: MoveIds,
+    default_timeout_s: float | None = None,
 ) -> Envelope:
     """Read the headers of a stored request. Never raises: an error in them is kept in `fault`.
 
@@ -112,10 +123,11 @@ def read_envelope(
         stored: the request.
         priority: the lane's priority.
         task: the lane's task.
+        moves: reads the ids of moved requests.
         default_timeout_s: the timeout of requests that name none.
     """
     headers = stored.headers
-    request_id, move, bad_id = _read_id(headers, stored.sequence)
+    request_id, move, bad_id = _read_id(stored, moves)
     stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
     reply_to, denied = _read_reply_to(headers, request_id)
     timeout_s, bad_timeout = _read_timeout(headers, default_timeout_s)
@@ -137,12 +149,12 @@ def read_envelope(
     )
 
 
-def _read_id(headers: Mapping[str, str], sequence: int) -> tuple[str, Move | None, HeadraceError | None]:
+def _read_id(stored: StoredRequest, moves: MoveIds) -> tuple[str, Move | None, HeadraceError | None]:
     """The id; the broker's, if the publisher gave none or an invalid one."""
-    given = headers.get(MSG_ID)
+    given, sequence = stored.headers.get(MSG_ID), stored.sequence
     if not given:
         return generated_id(sequence), None, None
-    named, move = split_moved_id(given)
+    named, move = moves.read(given, stream_of(stored.subject), sequence)
     if is_request_id(named) and (move or not is_generated_id(named)):
         return named, move, None
     hint = "use 1 to 128 of A-Z a-z 0-9 _ -; ids of the form `LLM-<number>` are assigned by the broker"

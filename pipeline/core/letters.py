@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from pipeline.core.envelope import Envelope
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.subjects import (
@@ -26,7 +27,6 @@ from pipeline.wire.subjects import (
     Priority,
     Task,
     carried,
-    moved_id,
 )
 
 REPLAY_REASON = "replayed from the dead letters"
@@ -64,7 +64,7 @@ class DeadLetter:
     headers: Mapping[str, str]
     body: bytes
 
-    def replay(self, wall_now: float) -> tuple[str, dict[str, str]]:
+    def replay(self, wall_now: float, ids: MoveIds) -> tuple[str, dict[str, str]]:
         """The subject and headers under which the request is stored again, at wall_now (UTC seconds).
 
         It keeps its id, so that a client finds the new answer under it, and its publisher's headers. Its timeout begins
@@ -74,7 +74,7 @@ class DeadLetter:
         """
         lane = LANE_OF_SUBJECT.get(self.subject, Lane(self.priority, Task.UNTRIAGED))
         own = {
-            MSG_ID: moved_id(self.id, Move.REPLAYED, self.sequence, self.died_at),
+            MSG_ID: ids.make(self.id, Move.REPLAYED, self.sequence, self.died_at),
             MOVED_STORED_AT: repr(max(wall_now, self.created + 1.0)),
             MOVED_REASON: REPLAY_REASON,
         }

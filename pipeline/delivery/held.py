@@ -266,7 +266,7 @@ class Held:
             return Settled(record.last)
         if not record.last_sequence:
             return Fresh()
-        self._newest = kept[-1][1]
+        self._newest = [message for _, message in kept if message is not None][-1]
         return Resumed(record)
 
     def process(self) -> ProcessSpan:
@@ -463,7 +463,12 @@ class Held:
     async def _move(self, outcome: Moved) -> None:
         grip = self._grip
         headers = ending.moved_headers(
-            outcome, self.envelope, grip.headers, sequence=grip.sequence, stored_at=grip.stored_at
+            outcome,
+            self.envelope,
+            grip.headers,
+            ids=self._bus.moves,
+            sequence=grip.sequence,
+            stored_at=grip.stored_at,
         )
         with self._tracing.publish(outcome.to, headers, request_id=self.envelope.id):
             await self._bus.store(outcome.to, grip.data, headers=headers)

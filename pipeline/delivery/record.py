@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.core.envelope import Envelope
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Answer, ErrorAnswer, decode_answer
+from pipeline.wire.messages import ErrorAnswer, read_answer
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, REPLY_TO, STREAM_REPLIES, out_subject, reply_subject
 
 log = logging.getLogger(__name__)
@@ -78,11 +76,14 @@ class _Tail:
         await self._purge_older()
 
     async def _catch_up(self) -> bytes | None:
-        """Learn the last sequence after a refusal. Returns the last message, None where there is none."""
-        sequence, data = await self.bus.last_message(STREAM_REPLIES, reply_subject(self.id)) or (0, None)
-        if data is not None and data not in self._unconfirmed:
+        """Learn the last sequence after a refusal. Returns the last message of an answer, None where there is none."""
+        sequence, data = await self.bus.last_answer(reply_subject(self.id)) or (0, None)
+        if data is not None and data != self.last_data and data not in self._unconfirmed:
             raise _Taken(sequence, data)
         self.last_sequence = sequence
+        if data is None:
+            # Whatever is there is no part of an answer.
+            self.older_up_to = sequence
         return data
 
     async def _purge_older(self) -> None:
@@ -180,21 +181,21 @@ class RecordWriter:
         target = self.envelope.reply_to
         if target is None or not target.startswith("llm.reply.") or self._forwarded is not None:
             return
-        found = await self.bus.last_message(STREAM_REPLIES, target)
-        if found is not None and _id_of(found[1]) != self.envelope.id:
+        sequence, last = await self.bus.last_answer(target) or (0, None)
+        if last is not None and _id_of(last) != self.envelope.id:
             self.envelope = replace(self.envelope, reply_to=None)
             message = f"{target} holds the answer of another request. Use a subject of your own."
             raise HeadraceError(ErrorCode.REPLY_SUBJECT_DENIED, message, param=REPLY_TO)
-        self._forwarded = _Tail(self.bus, target.removeprefix("llm.reply."), *(found or (0, b"")))
-        if found is not None and not self._is_ours(found[1]):
-            if self._repeats(found[1]):
+        self._forwarded = _Tail(self.bus, target.removeprefix("llm.reply."), sequence, last or b"")
+        if last is None or not self._is_ours(last):
+            if last is not None and self._repeats(last):
                 raise Duplicate
             # An older request under the same id: its answer makes way here as it does in the record.
-            self._forwarded.older_up_to = found[0]
+            self._forwarded.older_up_to = sequence
 
     def _is_ours(self, data: bytes) -> bool:
         """Whether a message belongs to this request, and not to an older one under the same id or to another one."""
-        message = _answer_in(data)
+        message = read_answer(data)
         return message is not None and (message.id, message.created) == (self.envelope.id, self.envelope.created)
 
     def _repeats(self, data: bytes) -> bool:
@@ -202,7 +203,7 @@ class RecordWriter:
 
         The broker refuses a second copy, except after a restart: then it has forgotten the ids of finished requests.
         """
-        message = _answer_in(data)
+        message = read_answer(data)
         if message is None or message.id != self.envelope.id:
             return False
         failed = isinstance(message, ErrorAnswer) and message.error.code is ErrorCode.ENGINE_FAILED
@@ -212,13 +213,6 @@ class RecordWriter:
         return abs(self.envelope.created - message.created) < DUPLICATE_WINDOW_S
 
 
-def _answer_in(data: bytes) -> Answer | None:
-    try:
-        return decode_answer(data)
-    except msgspec.DecodeError:
-        return None
-
-
 def _id_of(data: bytes) -> str | None:
-    message = _answer_in(data)
+    message = read_answer(data)
     return None if message is None else message.id

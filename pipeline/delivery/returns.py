@@ -100,7 +100,7 @@ async def times_returned(bus: Bus, delivery: FromConsumer) -> int:
 async def _read(bus: Bus, delivery: FromConsumer) -> tuple[int, int]:
     """The note's sequence, 0 where there is none, and how many deliveries it counts."""
     found = await bus.last_message(STREAM_STATE, _subject(delivery))
-    return (0, 0) if found is None else (found[0], int(found[1]))
+    return (0, 0) if found is None else (found[0], int(found[1]) if found[1].isdigit() else 0)
 
 
 def _subject(delivery: FromConsumer) -> str:

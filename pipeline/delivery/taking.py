@@ -211,7 +211,13 @@ class Taking:
     def hold(self, delivery: Delivery) -> Held:
         """Hold a delivered request under a lease, without a charge."""
         lane = self._lane_of[delivery.consumer]
-        envelope = read_envelope(delivery, lane.priority, lane.task, default_timeout_s=self.config.default_timeout_s)
+        envelope = read_envelope(
+            delivery,
+            lane.priority,
+            lane.task,
+            moves=self.me.bus.moves,
+            default_timeout_s=self.config.default_timeout_s,
+        )
         return Held.taken(
             self.me.bus,
             delivery,

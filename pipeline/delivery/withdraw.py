@@ -59,7 +59,7 @@ async def withdraw(
     stored = await bus.stored(place.stream, place.sequence)
     if stored is None:
         return False
-    envelope = read_envelope(stored, place.priority)
+    envelope = read_envelope(stored, place.priority, moves=bus.moves)
 
     def hold() -> Held:
         return Held.standing(bus, place.stream, stored, envelope)

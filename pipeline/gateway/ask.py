@@ -18,7 +18,18 @@ from pipeline.gateway.intake import refused_by_store
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import encode, is_last
-from pipeline.wire.subjects import ASK, MSG_ID, REPLY_TO, Lane, Priority, Task
+from pipeline.wire.subjects import (
+    ASK,
+    MSG_ID,
+    REPLY_TO,
+    Lane,
+    Priority,
+    Task,
+    generated_id,
+    is_imported,
+    is_inbox,
+    is_request_id,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +58,17 @@ class Ask:
         await self.bus.subscribe(ASK, self._on_ask, queue=_GROUP)
 
     async def _on_ask(self, message: Message) -> None:
-        if not message.reply:
-            log.info("Ignoring a request on %s: it has no reply subject", message.subject)
+        if not is_inbox(message.reply):
+            log.info("Ignoring a request on %s: its reply subject is not an inbox", message.subject)
             return
         headers = {MSG_ID: uuid4().hex, **message.headers, REPLY_TO: message.reply}
+        if is_imported(message.reply):
+            # Only the account of this process can reply there; that of an engine cannot.
+            del headers[REPLY_TO]
         error = await self._store(message, headers)
         if error is not None:
             unstored = Stored(message.subject, 0, self.bus.clock.wall(), headers, message.data)
-            envelope = read_envelope(unstored, Priority.HIGH)
+            envelope = read_envelope(unstored, Priority.HIGH, moves=self.bus.moves)
             await self.bus.publish(message.reply, encode(error_answer(envelope, error)))
 
     async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:
@@ -70,6 +84,7 @@ class Ask:
             return full
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
             try:
+                before = await self._before(headers, message)
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull:
                 refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
@@ -81,19 +96,28 @@ class Ask:
                 )
                 span.fail(refusal)
                 return refusal
-        if ack.duplicate:
-            following = self._follow(headers[MSG_ID], message.reply)
-            self._followers.start(following, what=f"following request {headers[MSG_ID]}")
+        if ack.duplicate or is_imported(message.reply):
+            request_id = headers[MSG_ID] if is_request_id(headers[MSG_ID]) else generated_id(ack.sequence)
+            following = self._follow(request_id, message.reply, after=0 if ack.duplicate else before)
+            self._followers.start(following, what=f"following request {request_id}")
         return None
 
-    async def _follow(self, request_id: str, reply: str) -> None:
-        """Forward the record of a request, up to its last message."""
+    async def _before(self, headers: dict[str, str], message: Message) -> int:
+        """The last sequence of an older answer under an id that the client chose; 0 if that does not matter."""
+        request_id = headers[MSG_ID]
+        if not is_imported(message.reply) or MSG_ID not in message.headers or not is_request_id(request_id):
+            return 0
+        last = await self.client.last(request_id)
+        return 0 if last is None else last.sequence
+
+    async def _follow(self, request_id: str, reply: str, *, after: int) -> None:
+        """Forward the record of a request after a sequence, up to its last message."""
         try:
-            async with asyncio.timeout(_FOLLOW_S), await self.client.read(request_id) as record:
+            async with asyncio.timeout(_FOLLOW_S), await self.client.read(request_id, after=after) as record:
                 ended = False
                 while not ended:
                     entry = await record.next()
                     await self.bus.publish(reply, entry.data)
                     ended = is_last(entry.answer)
         except (BusError, TimeoutError) as error:
-            log.info("Request %s: a repeated request on %s gets no answer: %s", request_id, reply, error)
+            log.info("Request %s: the request at %s gets no answer: %s", request_id, reply, error)

@@ -20,6 +20,8 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 
 # A client can use this many seconds' worth of calls at once.
 _BURST_S = 10.0
+# Calls of one address that are refused for want of a valid key.
+_REFUSED = Rate(per_s=1.0, burst=20.0)
 # The response headers that a script in a page can read, beside those that it always can.
 _READABLE_HEADERS = (
     *("location", "preference-applied", "retry-after", "request-id", "x-request-id", "x-should-retry"),
@@ -89,6 +91,7 @@ class Edge:
             await send(message)
 
         try:
+            _check_host(scope)
             caller = self._admitted(endpoint, headers, scope)
             allowance = self._limits.take(caller.name, kind, self._rate(caller, kind), began_at)
             if not allowance.allowed:
@@ -110,11 +113,33 @@ class Edge:
             _check_names(headers)
         if endpoint is not None and endpoint.access is Access.OPEN:
             return Caller(address)
-        return identify(self._keys, headers, address)
+        try:
+            return identify(self._keys, headers, address)
+        except HttpError as error:
+            allowance = self._limits.take(address, _REFUSED, _REFUSED, asyncio.get_running_loop().time())
+            if allowance.allowed:
+                raise
+            raise HttpError(
+                429,
+                ErrorCode.RATE_LIMITED,
+                f"Too many calls without a valid API key. Retry in {allowance.retry_after_s:.2f} s.",
+                retry_after_s=allowance.retry_after_s,
+            ) from error
 
     def _rate(self, caller: Caller, kind: Kind) -> Rate:
         own = getattr(caller.key, f"{kind}_per_s", None)
         return Rate.of(self._rates[kind] if own is None else own, burst_s=_BURST_S)
+
+
+def _check_host(scope: Scope) -> None:
+    """Refuse a request without one `Host`: with two, a proxy and this gateway may take it for different ones.
+
+    Raises:
+        HttpError: 400.
+    """
+    count = sum(name == b"host" for name, _ in scope["headers"])
+    if count > 1 or (count == 0 and scope.get("http_version") != "1.0"):
+        raise HttpError(400, ErrorCode.INVALID_REQUEST, "Send exactly one Host header.", param="Host")
 
 
 def _check_names(headers: Mapping[str, str]) -> None:

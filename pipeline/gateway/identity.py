@@ -20,7 +20,6 @@ from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
 
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
-_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
 class Caller(NamedTuple):
@@ -149,16 +148,16 @@ def is_local_name(netloc: str) -> bool:
     """Whether a `Host`, or the host of an `Origin`, is a local name of this machine.
 
     A gateway without keys serves no other name. Otherwise a foreign page could let its own name resolve to loopback,
-    and call the models from a visitor's browser (DNS rebinding).
+    and call the models from a visitor's browser (DNS rebinding). Other machines can have names in `.local` and
+    `.internal`.
     """
     host = _host_of(netloc)
-    return is_loopback(host) or host.endswith(_LOCAL_SUFFIXES)
+    return is_loopback(host) or host.endswith(".localhost")
 
 
 def is_page_of_this_machine(origin: str) -> bool:
-    """Whether an `Origin` is certainly this machine's. `.local` and `.internal` can belong to another machine."""
-    host = _host_of(origin.partition("://")[2])
-    return is_loopback(host) or host.endswith(".localhost")
+    """Whether an `Origin` is this machine's."""
+    return is_local_name(origin.partition("://")[2])
 
 
 def _host_of(netloc: str) -> str:

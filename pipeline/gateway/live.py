@@ -75,7 +75,7 @@ class Watch:
         if priority is None:
             return
         stored = to_stored(message)
-        self.recent.stored(read_envelope(stored, priority), stored.stored_at)
+        self.recent.stored(read_envelope(stored, priority, moves=self.me.bus.moves), stored.stored_at)
         self._tell()
 
     async def _on_event(self, message: Message) -> None:

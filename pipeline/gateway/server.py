@@ -4,8 +4,8 @@ What is used of uvicorn's undocumented parts, all of it here:
 
 - `HttpToolsProtocol`, subclassed by `HttpConnection`: the `asyncio.Protocol` methods `connection_made`,
   `connection_lost`, `data_received`, `pause_writing` and `resume_writing`; httptools' callbacks `on_message_begin` and
-  `on_headers_complete`; `_start_asgi_task(cycle, app)`, through which every request goes; the attributes `loop` and
-  `transport`. Each method calls the original.
+  `on_headers_complete`; `_start_asgi_task(cycle, app)`, through which every request goes; the attributes `loop`,
+  `transport` and `client`. Each method calls the original.
 - `RequestResponseCycle`: the attributes `response_complete`, `disconnected`, `message_event` and `scope`.
 - `flow_control.service_unavailable`: the application that uvicorn runs above `limit_concurrency`.
 - `Server.capture_signals`, overridden to leave signals to the lifecycle; `shutdown`, overridden to stop accepting;
@@ -20,9 +20,10 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from pipeline.aio import Background
 from pipeline.config import Config
+from pipeline.gateway.identity import is_loopback
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.turns import Beginnings
@@ -53,6 +55,7 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_ROOM_PAUSE_S = 1.0
 _GATHERED_BYTES = 32 << 10
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -114,11 +117,14 @@ class HttpConnection(HttpToolsProtocol):
     A request's head must arrive within the stall timeout and have at most `MAX_HEAD_BYTES`. A client that does not read
     its response for the stall timeout is disconnected. The handler limits the time of a body that it reads. If it does
     not read the body, the rest of it and the next head must arrive within the stall timeout.
+
+    An address of another machine has at most half of the connections; `clients` counts them by address.
     """
 
     stall_timeout_s = 20.0
     most_connections = 2000
     beginnings: Beginnings
+    clients: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,11 +137,18 @@ class HttpConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head."""
         super().connection_made(Gathering(transport, self.loop))
+        self.clients[self._address] += 1
+        if self.clients[self._address] > max(1, self.most_connections // 2) and not is_loopback(self._address):
+            self._refuse(_TOO_MANY)
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers, and tell the handler that is responding."""
         self._disarm()
+        self.clients[self._address] -= 1
+        if not self.clients[self._address]:
+            del self.clients[self._address]
         # uvicorn tells the last request that arrived. With pipelining that is not the one being served.
         if self._served is not None and not self._served.response_complete:
             self._served.disconnected = True
@@ -187,6 +200,10 @@ class HttpConnection(HttpToolsProtocol):
         if cycle.scope["http_version"] == "1.0":
             served = _Unchunked(served)
         self.beginnings.add(_urgency(cycle.scope), partial(super()._start_asgi_task, cycle, served))
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)
@@ -316,6 +333,7 @@ class HttpServer(uvicorn.Server):
             "stall_timeout_s": config.http_stall_timeout_s,
             "most_connections": most,
             "beginnings": Beginnings(),
+            "clients": Counter[str](),
         }
         super().__init__(
             uvicorn.Config(

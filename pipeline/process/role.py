@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from pipeline.aio import Background
 from pipeline.broker import topology
-from pipeline.broker.connection import Unreachable
+from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
+from pipeline.broker.secret import learn_moves
 from pipeline.config import Config
 from pipeline.telemetry import Tracing
 
@@ -45,7 +46,7 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
         config: the settings.
 
     Raises:
-        Unreachable: the broker did not answer at the first try.
+        BusError: the broker did not answer at the first try.
         TopologyError: the broker's streams cannot be brought to the configured state.
     """
     name = f"{kind}-{socket.gethostname()}-{os.getpid()}".replace(".", "-")
@@ -54,6 +55,7 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
     try:
         async with Bus.connect(config.nats_url, name=name) as bus:
             await topology.apply(bus.js, config)
+            await learn_moves(bus)
             await bus.sample_clock()
             tracing.use_clock(bus.clock.aligned)
             background.start(bus.keep_clock(), what="sampling the broker's clock")
@@ -71,8 +73,9 @@ def _apply_again(bus: Bus, config: Config, background: Background) -> None:
         while True:
             try:
                 await topology.apply(bus.js, config)
+                await learn_moves(bus)
                 return
-            except Unreachable as error:
+            except BusError as error:
                 log.info("The broker is not ready yet: %s", error)
             except topology.TopologyError as error:
                 log.warning("The broker's streams were not restored: %s", error)

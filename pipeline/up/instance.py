@@ -65,7 +65,7 @@ def announced(instance: Instance, *files: Path) -> Iterator[None]:
     """Write the instance to the files, and remove them at the end of the block."""
     try:
         for file in files:
-            _write(file, msgspec.json.encode(instance) + b"\n")
+            private_file(file, msgspec.json.encode(instance) + b"\n")
         yield
     finally:
         for file in files:
@@ -76,7 +76,8 @@ def _for_this_user_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _write(file: Path, content: bytes) -> None:
+def private_file(file: Path, content: bytes) -> None:
+    """Write a file that only this user can read, in one step."""
     file.parent.mkdir(parents=True, exist_ok=True)
     whole = file.with_name(f".{file.name}.{os.getpid()}")
     # The broker's URL can hold a password.

@@ -29,7 +29,7 @@ from pipeline.up.instance import Instance
 from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_shares_cpu, ollama_url, ollama_version
-from pipeline.up.screen import Screen
+from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
 from pipeline.up.storekeeper import Storekeeper
@@ -128,6 +128,7 @@ class Local:
                 port=self._config.nats_port,
                 # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
                 preferred_port=0 if self._config.state_dir else NATS_PORT,
+                locked=bool(self._config.http_keys) and not self._config.nats_open,
             )
             started = await self._launch_broker(broker) if self._own_broker else None
             if started is None:
@@ -220,7 +221,7 @@ class Local:
             server.kill()
             raise
         if BROKER in self._kept:
-            self._on_report(self._kept[BROKER], Report("ready", broker.url))
+            self._on_report(self._kept[BROKER], Report("ready", shown(broker.url)))
         return server
 
     async def _mended(self, mending: Mending, url: str) -> None:

@@ -5,6 +5,7 @@ On a terminal, progress is one line that changes; elsewhere, it is a line every 
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -46,7 +47,7 @@ class Screen:
 
     def broker(self, url: str, *, own: bool) -> None:
         """Show the broker's address."""
-        self._places["broker"] = f"{url}  ({'embedded nats-server' if own else 'not started by this command'})"
+        self._places["broker"] = f"{shown(url)}  ({'embedded nats-server' if own else 'not started by this command'})"
         self._line("broker", self._places["broker"])
 
     def fetching(self, report: Report) -> None:
@@ -148,11 +149,10 @@ class Screen:
         where = f" --state-dir {shlex.quote(str(state_dir))}" if self._config.state_dir else ""
         server = "" if here.nats == f"nats://127.0.0.1:{NATS_PORT}" else f" -s {here.nats}"
         headrace = command_name()
-        return [
-            f"{headrace} send{where} {question}",
-            f"{headrace} stats{where} --watch",
-            f"nats{server} req --timeout 2m llm.ask.high {question}",
-        ]
+        commands = [f"{headrace} send{where} {question}", f"{headrace} stats{where} --watch"]
+        if shown(here.nats) == here.nats:
+            commands.append(f"nats{server} req --timeout 2m llm.ask.high {question}")
+        return commands
 
     def _progress(self, name: str, report: Report) -> None:
         text = f"{name}: loading  {report.detail}".rstrip()
@@ -173,6 +173,11 @@ class Screen:
 
     def _line(self, name: str, text: str, *, style: str = "") -> None:
         self._console.print(f"  [bold]{name:<9}[/] {_escape(text)}", style=style or None)
+
+
+def shown(url: str) -> str:
+    """Return a broker's URL, or several, without credentials."""
+    return ",".join(re.sub(r"^([a-z]+://)?.*@", r"\1", part) for part in url.split(","))
 
 
 def command_name() -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -21,12 +22,15 @@ import msgspec
 
 from pipeline.core.room import Disk
 from pipeline.up.children import LaunchError, Process, last_line, spawn_tied
-from pipeline.up.instance import process_lives
+from pipeline.up.instance import private_file, process_lives
 from pipeline.up.reach import jetstream_answers
 
 START_TIMEOUT_S = 20.0
 # The server of a killed `headrace up` ends a moment after it and holds the lock until then.
 LOCK_PATIENCE_S = 3.0
+# As embedded-users.conf names them.
+_USER = "headrace"
+_PASSWORD_VARIABLE = "HEADRACE_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
 
 
 class BrokerError(LaunchError):
@@ -119,14 +123,21 @@ class Broker:
         port: the port to listen on. 0 selects the port of the last run, `preferred_port`, or any free one.
         preferred_port: the port to try after that of the last run, if `port` is 0; 0 for none.
         log: the file that the server's output is appended to.
+        locked: whether clients need the password, which is in the state folder.
+
+    Raises:
+        BrokerError: the password cannot be read or stored.
     """
 
-    def __init__(self, state_dir: Path, *, lock: IO[str], log: Path, port: int = 0, preferred_port: int = 0) -> None:
+    def __init__(
+        self, state_dir: Path, *, lock: IO[str], log: Path, port: int = 0, preferred_port: int = 0, locked: bool = False
+    ) -> None:
         self._dir = state_dir / "nats"
         self._lock = lock
         self._log = log
         self._port_file = self._dir / "port"
         self._ports = [port] if port else [p for p in (self._last_port(), preferred_port, -1) if p]
+        self._password = _password(self._dir / "password") if locked else ""
         self.port = 0
 
     @property
@@ -136,8 +147,8 @@ class Broker:
 
     @property
     def url(self) -> str:
-        """The URL for clients. It is known after the first start."""
-        return f"nats://127.0.0.1:{self.port}"
+        """The URL for clients, with the password. It is known after the first start."""
+        return f"nats://{f'{_USER}:{self._password}@' * bool(self._password)}127.0.0.1:{self.port}"
 
     async def start(self) -> Process:
         """Start the server and wait until JetStream answers. Cancelling ends the server.
@@ -161,9 +172,12 @@ class Broker:
     async def _spawn(self, port: int) -> Process:
         for stale in self._dir.glob("*.ports"):
             stale.unlink(missing_ok=True)
-        options = ["-c", find_conf(), "--port", port, "--store_dir", self._dir, "--ports_file_dir", self._dir]
+        conf = find_conf("embedded-users.conf" if self._password else "embedded.conf")
+        options = ["-c", conf, "--port", port, "--store_dir", self._dir, "--ports_file_dir", self._dir]
         command = [str(find_server()), *map(str, options)]
-        return await spawn_tied(command, os.environ, self._log, keep_open=(self._lock.fileno(),))
+        # Not as an option: other users can read those.
+        environ = {**os.environ, _PASSWORD_VARIABLE: self._password}
+        return await spawn_tied(command, environ, self._log, keep_open=(self._lock.fileno(),))
 
     async def _comes_up(self, server: Process) -> bool:
         """Wait until the server answers. Return False if its port is taken."""
@@ -195,6 +209,23 @@ def disk_of(folder: Path) -> Disk:
     """The filesystem of a folder; raises OSError."""
     usage = shutil.disk_usage(folder)
     return Disk(usage.free, usage.total)
+
+
+def _password(file: Path) -> str:
+    """The password in a file that only this user can read; it is made and stored the first time.
+
+    It begins with a letter: nats-server takes a value of digits from the environment for a number.
+
+    Raises:
+        BrokerError: the file cannot be read or written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            private_file(file, f"p{secrets.token_hex(20)}".encode())
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise BrokerError(f"Cannot use the broker's password in {file}: {error}.") from None
 
 
 def _read_port(file: Path) -> int:

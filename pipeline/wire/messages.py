@@ -224,6 +224,15 @@ def decode_answer(data: bytes) -> Answer:
     return _answer_decoder.decode(data)
 
 
+def read_answer(data: bytes) -> Answer | None:
+    """Decode one message of a reply subject, or None if it is no part of an answer."""
+    try:
+        found = decode_answer(data)
+    except msgspec.DecodeError:
+        return None
+    return None if isinstance(found, Chunk) and not found.choices else found
+
+
 def is_last(message: Answer) -> bool:
     """Whether message is the last one of its answer."""
     return isinstance(message, Last)

@@ -68,6 +68,11 @@ def ollama_consumer(priority: Priority) -> str:
     return f"ollama_{priority}"
 
 
+def stream_of(subject: str) -> str:
+    """The stream of a request's subject."""
+    return STREAM_OLLAMA if subject.startswith("llm.ollama.") else STREAM_REQUESTS
+
+
 # Streams.
 STREAM_REQUESTS = "LLM"
 STREAM_OLLAMA = "LLM_OLLAMA"
@@ -89,7 +94,7 @@ TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
 _SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, "traceparent", "tracestate")}
-# Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then `moved_id`, which no publisher's id equals.
+# Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then made by `pipeline.core.moves`.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
 # Set by the pipeline on a dead letter, in addition to the request's own headers.
@@ -103,8 +108,10 @@ RELAYED = "Llm-Relayed"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 _GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)
-_MOVED_ID = re.compile(rf"(.*):({'|'.join(Move)}):[0-9]+(?:-[0-9]+)?", re.ASCII | re.DOTALL)
-_REPLY_PREFIXES = ("_INBOX.", "llm.reply.")
+_INBOX = "_INBOX."
+# The server's own prefix. It replaces the reply subject of a request that comes from another account, and leads back.
+_IMPORTED = "_R_."
+_REPLY_PREFIXES = (_INBOX, "llm.reply.")
 _SUBJECT_MAX_CHARS = 256
 
 
@@ -139,33 +146,33 @@ def is_reply_to(subject: str, request_id: str) -> bool:
     The subject must be a literal one under `_INBOX.` or `llm.reply.`: no wildcard, no white space, no empty token. It
     must not be the reply subject of another id that the broker assigns (`LLM-7`).
     """
-    if len(subject) > _SUBJECT_MAX_CHARS or not subject.startswith(_REPLY_PREFIXES):
-        return False
-    tokens = subject.split(".")
-    if any(not token or not token.isprintable() or any(c in token for c in " *>") for token in tokens):
+    if not subject.startswith(_REPLY_PREFIXES) or not _is_literal(subject):
         return False
     name = subject.removeprefix("llm.reply.")
     return name == request_id or not is_generated_id(name)
 
 
-def moved_id(request_id: str, move: Move, sequence: int, stored_at: float) -> str:
-    """The `Nats-Msg-Id` of a moved request. A repeated move has the same id, so it is stored once.
+def is_inbox(subject: str) -> bool:
+    """Whether a request's sender may be answered at subject.
 
-    Args:
-        request_id: the request's id.
-        move: the move.
-        sequence: the broker's sequence of the message that is moved. It distinguishes a later request with the same id.
-        stored_at: the broker's time of storing that message, UTC, unix seconds. Its microseconds cannot be guessed. A
-            publisher that guessed the moved id could publish under it first; the broker would then drop the move as a
-            duplicate, and the request would be lost.
+    The server checks no permission on reply subjects. Any other subject would let the sender of a request publish,
+    through the process that answers it, where it must not.
     """
-    return f"{request_id}:{move}:{sequence}-{round(stored_at * 1e6)}"
+    return subject.startswith((_INBOX, _IMPORTED)) and _is_literal(subject)
 
 
-def split_moved_id(message_id: str) -> tuple[str, Move | None]:
-    """The request's id in a `Nats-Msg-Id`, and the move that stored the request, or None."""
-    found = _MOVED_ID.fullmatch(message_id)
-    return (found[1], Move(found[2])) if found else (message_id, None)
+def is_imported(reply: str) -> bool:
+    """Whether the server made this reply subject for a request from another account. Only its own account knows it."""
+    return reply.startswith(_IMPORTED)
+
+
+def _is_literal(subject: str) -> bool:
+    """Whether a subject can be published to: no wildcard, no white space, no empty token, at most 256 characters."""
+    return (
+        len(subject) <= _SUBJECT_MAX_CHARS
+        and all(token.isprintable() and not any(c in token for c in " *>") for token in subject.split(".") if token)
+        and "" not in subject.split(".")
+    )
 
 
 def with_known_names(headers: dict[str, str]) -> dict[str, str]:

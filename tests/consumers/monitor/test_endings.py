@@ -90,7 +90,9 @@ async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(m
     await seems_to_run(bus, it, "job-7")
     assert await cancel(bus, "job-7") == "cancelled"
     # Its name is used again; the broker remembers names for two minutes.
-    await bus.store("llm.request.high", b'{"prompt":"x"}', headers={MSG_ID: "job-7:replayed:1-1"})
+    await bus.store(
+        "llm.request.high", b'{"prompt":"x"}', headers={MSG_ID: bus.moves.make("job-7", Move.REPLAYED, 1, 1.0)}
+    )
     await seems_to_run(bus, it, "job-7")
     await client.ask("later")
     await seems_to_run(bus, it, "later")
@@ -153,7 +155,7 @@ async def test_no_request_escapes_its_cancel_by_moving_at_that_moment(monitor, c
     for name in names:
         await client.ask(name)
         delivery = await taken(puller, "high")
-        envelope = read_envelope(delivery, Priority.HIGH)
+        envelope = read_envelope(delivery, Priority.HIGH, moves=bus.moves)
         in_hand.append(Held.taken(bus, delivery, envelope, leases, tracing=Tracing()))
     await eventually(lambda: all(it.view.find(name) for name in names))
     there = Moved("llm.request.high.complex", Move.COMPLEX, Task.COMPLEX, "it is complex")

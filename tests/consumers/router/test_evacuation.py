@@ -10,7 +10,7 @@ import pytest
 from consumers.router.evacuation import Evacuation
 from pipeline.process.role import role
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
-from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from pipeline.wire.subjects import STREAM_OLLAMA, STREAM_REQUESTS, Move
 from tests.waiting import eventually
 
 BODY = b'{"prompt": "What is the capital of France?"}'
@@ -53,7 +53,7 @@ async def subjects(bus, stream):
 
 async def spill(bus, request_id, body=BODY):
     headers = {
-        "Nats-Msg-Id": moved_id(request_id, Move.SPILLED, 1, 0.0),
+        "Nats-Msg-Id": bus.moves.make(request_id, Move.SPILLED, 1, 0.0),
         "Llm-Stored-At": repr(time.time()),
         "Llm-Task": "simple",
     }

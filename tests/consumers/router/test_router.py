@@ -29,7 +29,7 @@ from pipeline.wire.messages import (
     WorkerStatus,
     encode,
 )
-from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, moved_id
+from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move
 from tests import waiting
 from tests.faults import Process
 from tests.pipeline.worker.conftest import Client
@@ -336,7 +336,7 @@ async def test_a_router_that_dies_between_the_two_steps_of_a_move_spills_once(ro
     """The next one to come stores it under the same id and removes the original."""
     await client.ask("r1", SIMPLE)
     delivery = await taken(bus, "high")
-    message_id = moved_id("r1", Move.SPILLED, delivery.sequence, delivery.stored_at)
+    message_id = bus.moves.make("r1", Move.SPILLED, delivery.sequence, delivery.stored_at)
     await bus.store("llm.ollama.high", SIMPLE, headers={MSG_ID: message_id, "Llm-Stored-At": "1.0"})
     await delivery.nak()
     await router()

@@ -7,10 +7,12 @@ import asyncio
 import msgspec
 import pytest
 from nats.js.api import StorageType, StreamConfig
+from nats.js.errors import APIError
 
 from pipeline.broker import topology
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus, LaneFull
+from pipeline.broker.secret import learn_moves
 from pipeline.config import Config
 from pipeline.wire.subjects import LANES, MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
 from tests.waiting import eventually
@@ -118,3 +120,33 @@ async def test_every_stored_request_is_announced_without_its_body(bare, config):
     assert [message.headers["Nats-Subject"] for message in heard] == ["llm.request.low.complex", "llm.ollama.low"]
     assert [message.data for message in heard] == [b"", b""]
     assert (await bare.stream_state(STREAM_OLLAMA)).messages == 1
+
+
+async def test_streams_of_an_older_version_are_left_alone_while_its_workers_run(bare, config):
+    older = next(stream.config for stream in topology.streams(config) if stream.name == STREAM_REQUESTS)
+    older.deny_purge = False
+    await bare.js.add_stream(older)
+
+    async def report() -> None:
+        while True:
+            await bare.publish("llm.worker.mlx-old-1", b"{}")
+            await asyncio.sleep(0.05)
+
+    reporting = asyncio.create_task(report())
+    with pytest.raises(topology.TopologyError, match="mlx-old-1 of an older version"):
+        await topology.apply(bare.js, config)
+    reporting.cancel()
+    changes = await topology.apply(bare.js, config)
+    assert "deny_purge" in {change.what: change.action for change in changes}["stream LLM"]
+    # The older version wants the stream as it was, and the server refuses that.
+    with pytest.raises(APIError, match="purge"):
+        await bare.js.update_stream(older)
+
+
+async def test_all_processes_share_one_secret_which_covers_what_is_stored_later(bare, config, nats_server):
+    await topology.apply(bare.js, config)
+    await bare.store("llm.request.high", b"x", headers={MSG_ID: "r1:complex:1-2"})
+    async with Bus.connect(nats_server.url, name="other") as other:
+        await asyncio.gather(learn_moves(bare), learn_moves(other))
+        assert bare.moves == other.moves
+    assert (len(bare.moves.key), bare.moves.before) == (32, 1)

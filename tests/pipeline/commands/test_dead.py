@@ -107,6 +107,16 @@ async def test_what_a_stranger_wrote_does_not_steer_the_terminal(dead, poison):
     assert "\x1b" not in out
 
 
+async def test_a_list_escapes_what_a_stranger_wrote(dead, bus):
+    headers = {MSG_ID: "1", "Llm-Id": "a\x1b[2J\tb\x7f", "Llm-Trace-Id": "\x1b]0;t\x07"}
+    await bus.store("llm.dead.high", b"x", headers=headers)
+    for options in ((), ("--json",)):
+        _, out, _ = await dead("list", *options)
+        assert not set(out) & set("\x1b\t\x07\x7f")
+    _, out, _ = await dead("replay", "--all")
+    assert not set(out) & set("\x1b\t\x07\x7f")
+
+
 @pytest.mark.parametrize("action", ["show", "replay", "purge"])
 async def test_an_id_that_no_letter_has_is_an_error(dead, bus, action):
     code, out, err = await dead(action, "ghost")
@@ -176,7 +186,9 @@ async def test_replaying_without_letters_is_said(dead, bus):
 async def test_a_replay_that_died_between_its_two_steps_stores_one_request(dead, client, bus):
     await _bury(bus, "r1")
     stored = await bus.stored(STREAM_DEAD, 1)
-    subject, headers = read_letter(stored.subject, 1, stored.stored_at, stored.headers, stored.data).replay(time.time())
+    subject, headers = read_letter(stored.subject, 1, stored.stored_at, stored.headers, stored.data).replay(
+        time.time(), bus.moves
+    )
     await bus.store(subject, stored.data, headers=headers)
     code, _, _ = await dead("replay", "r1")
     assert code == 0

@@ -22,11 +22,13 @@ from pipeline.core.ending import (
     Settled,
 )
 from pipeline.core.envelope import Envelope
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
-from pipeline.wire.subjects import MSG_ID, Move, Priority, Task, split_moved_id
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.support import ROOT
 
+IDS = MoveIds(b"key")
 ENVELOPE = Envelope("r1", Priority.HIGH, Task.SIMPLE, stored_at=1000.5, delivered=1, tenant="alice")
 ANSWER = AnswerWriter(ENVELOPE, "mlx", "m", 1, 1001.5, "its turn").completion("stop", Usage(1, 2, 3), now=1002.5)
 
@@ -157,9 +159,10 @@ def test_a_full_lane_makes_a_move_a_return_that_costs_no_attempt():
 def test_a_moved_request_has_an_id_of_its_move_and_none_of_what_its_publisher_told_the_broker():
     headers = {MSG_ID: "r1", "Nats-Expected-Stream": "LLM", "Llm-Tenant": "alice", "Llm-Task": "complex"}
     again = [
-        ending.moved_headers(moved(Move.SPILLED), ENVELOPE, headers, sequence=7, stored_at=1000.5) for _ in range(2)
+        ending.moved_headers(moved(Move.SPILLED), ENVELOPE, headers, ids=IDS, sequence=7, stored_at=1000.5)
+        for _ in range(2)
     ]
     assert again[0] == again[1]
-    assert split_moved_id(again[0].pop(MSG_ID)) == ("r1", Move.SPILLED)
+    assert IDS.read(again[0].pop(MSG_ID), STREAM_REQUESTS, 8) == ("r1", Move.SPILLED)
     expected = {"Llm-Tenant": "alice", "Llm-Task": "simple", "Llm-Reason": "saturated", "Llm-Stored-At": "1000.5"}
     assert again[0] == expected

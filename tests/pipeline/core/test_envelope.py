@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import MAX_TIMEOUT_S, Envelope, read_envelope
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import Move, Priority, Task, is_reply_to, is_request_id
@@ -22,12 +23,15 @@ STORED_AT = 1_700_000_000.25
 class Held:
     headers: dict[str, str] = field(default_factory=dict)
     sequence: int = 7
+    subject: str = "llm.ollama.high"
     stored_at: float = STORED_AT
     delivered: int = 1
 
 
 def read(headers=None, *, task=Task.UNTRIAGED, default_timeout_s=None, sequence=7):
-    return read_envelope(Held(headers or {}, sequence), Priority.HIGH, task, default_timeout_s=default_timeout_s)
+    return read_envelope(
+        Held(headers or {}, sequence), Priority.HIGH, task, moves=MoveIds(), default_timeout_s=default_timeout_s
+    )
 
 
 def envelope(**fields):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import REPLAY_REASON, DeadLetter, letter_headers, read_letter
+from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import (
     DEAD_ATTEMPTS,
@@ -14,17 +15,18 @@ from pipeline.wire.subjects import (
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,
+    STREAM_REQUESTS,
     TASK,
     TENANT,
     TIMEOUT,
     Move,
     Priority,
     Task,
-    split_moved_id,
 )
 
 STORED_AT = 1_700_000_000.25
 DIED_AT = STORED_AT + 9
+IDS = MoveIds(b"key")
 OWN = {TENANT: "alice", TIMEOUT: "30", "traceparent": "00-1-2-01"}
 CRASH = HeadraceError(ErrorCode.ENGINE_FAILED, "it crashed the engine")
 
@@ -60,9 +62,9 @@ def test_burying_a_request_again_is_the_same_letter_and_another_delivery_is_anot
 
 
 def test_a_replay_is_the_request_with_its_id_and_headers_on_its_lane():
-    subject, headers = read(buried("llm.request.high.complex", **{TASK: "complex"})).replay(DIED_AT + 60)
+    subject, headers = read(buried("llm.request.high.complex", **{TASK: "complex"})).replay(DIED_AT + 60, IDS)
     assert subject == "llm.request.high.complex"
-    assert split_moved_id(headers[MSG_ID]) == ("r1", Move.REPLAYED)
+    assert IDS.read(headers[MSG_ID], STREAM_REQUESTS, 8) == ("r1", Move.REPLAYED)
     assert headers[MOVED_REASON] == REPLAY_REASON
     assert {name: headers[name] for name in OWN} == OWN
     assert float(headers[MOVED_STORED_AT]) == DIED_AT + 60
@@ -70,25 +72,25 @@ def test_a_replay_is_the_request_with_its_id_and_headers_on_its_lane():
 
 
 def test_what_died_at_ollama_starts_on_its_own_lane_again():
-    subject, _ = read(buried("llm.ollama.high")).replay(DIED_AT)
+    subject, _ = read(buried("llm.ollama.high")).replay(DIED_AT, IDS)
     assert subject == "llm.request.high"
 
 
 @pytest.mark.parametrize("wall_now", [0.0, STORED_AT, STORED_AT + 0.5, DIED_AT])
 def test_a_replay_is_always_of_a_later_second_than_what_died(wall_now: float):
-    _, headers = read(buried()).replay(wall_now)
+    _, headers = read(buried()).replay(wall_now, IDS)
     assert int(float(headers[MOVED_STORED_AT])) > int(STORED_AT)
 
 
 def test_replaying_a_letter_twice_is_one_request():
     letter = read(buried())
-    assert letter.replay(DIED_AT)[1][MSG_ID] == letter.replay(DIED_AT + 5)[1][MSG_ID]
+    assert letter.replay(DIED_AT, IDS)[1][MSG_ID] == letter.replay(DIED_AT + 5, IDS)[1][MSG_ID]
 
 
 def test_a_letter_that_says_nothing_is_read_all_the_same():
     letter = read({}, "llm.dead.nonsense")
     assert (letter.id, letter.priority, letter.error.code) == ("DEAD-12", Priority.LOW, "engine_failed")
-    assert letter.replay(DIED_AT)[0] == "llm.request.low"
+    assert letter.replay(DIED_AT, IDS)[0] == "llm.request.low"
 
 
 @pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "1.5.5", "-1", "٣", "inf"])
@@ -106,5 +108,5 @@ def test_a_number_that_is_none_is_unknown(number: str):
 )
 def test_reading_a_letter_never_raises_and_it_can_be_replayed(headers, subject):
     letter = read(headers, subject)
-    lane, _ = letter.replay(DIED_AT)
+    lane, _ = letter.replay(DIED_AT, IDS)
     assert lane.startswith("llm.request.")

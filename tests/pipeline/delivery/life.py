@@ -232,7 +232,7 @@ class Life:
 
     def envelope(self, delivery: Delivery) -> Envelope:
         lane = LANE_OF_CONSUMER.get(delivery.consumer) or Lane(OLLAMA_CONSUMERS[delivery.consumer], Task.SIMPLE)
-        return read_envelope(delivery, *lane)
+        return read_envelope(delivery, *lane, moves=self.bus.moves)
 
     async def can_be_had(self, consumer: str) -> bool:
         """Whether the request stands there and no process holds it."""

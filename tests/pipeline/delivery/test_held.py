@@ -129,7 +129,7 @@ async def take(bus):
 
 
 def hold(process, delivery):
-    envelope = read_envelope(delivery, Priority.HIGH)
+    envelope = read_envelope(delivery, Priority.HIGH, moves=process.moves)
     held = Held.taken(process, delivery, envelope, process.leases, tracing=Tracing(), engine="mlx")
     held.delivery, held.process_ = delivery, process
     return held
@@ -354,7 +354,7 @@ async def test_what_stands_at_another_sequence_is_left_alone_though_it_bears_the
     assert await withdraw(bus, place, CANCELLED)
     await bus.purge("LLM_REPLIES", "llm.reply.r1", up_to=1 << 40)
     # As if the two minutes were over in which the same id is the same request.
-    await bus.store("llm.request.high", b"x", headers={MSG_ID: "r1:replayed:1"})
+    await bus.store("llm.request.high", b"x", headers={MSG_ID: bus.moves.make("r1", Move.REPLAYED, 1, 1.0)})
     assert not await withdraw(bus, place, CANCELLED)
     assert await left(bus, STREAM_REQUESTS) == 1
     assert await record(bus) == []

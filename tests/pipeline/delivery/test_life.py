@@ -24,7 +24,16 @@ from pipeline.core.ending import Failed, Returned
 from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, decode_answer, encode, is_last
-from pipeline.wire.subjects import DEAD, MOVED_STORED_AT, MSG_ID, REPLY_TO, STREAM_DEAD, Move, split_moved_id
+from pipeline.wire.subjects import (
+    DEAD,
+    MOVED_STORED_AT,
+    MSG_ID,
+    REPLY_TO,
+    STORED_SEQUENCE,
+    STREAM_DEAD,
+    STREAM_OLLAMA,
+    Move,
+)
 from tests.pipeline.delivery.life import Life, message_id
 from tests.support import ROOT, NatsServer
 from tests.waiting import eventually
@@ -248,7 +257,7 @@ class Walk:
         created = max((self._created(copy) for copy in copies), default=0)
         last = record[-1] if record and is_last(record[-1]) and record[-1].created >= created else None
         assert last is not None or copies, "it is nowhere"
-        ids = [split_moved_id(message_id(copy)) for copy in copies]
+        ids = [self.life.bus.moves.read(message_id(copy), STREAM_OLLAMA, 1) for copy in copies]
         assert {request_id for request_id, _ in ids} <= {self.id}
         for messages in lives_of(record):
             check_messages(messages)
@@ -296,7 +305,8 @@ class Walk:
                 hand.task.cancel()
         await asyncio.gather(*(hand.task for hand in self.life.hands if hand.task), return_exceptions=True)
         for stream, subject in (("LLM", "llm.request.>"), ("LLM_OLLAMA", "llm.ollama.>"), (STREAM_DEAD, f"{DEAD}.>")):
-            await self.life.bus.purge(stream, subject, up_to=1 << 40)
+            async for message in self.life.bus.scan(stream, subject):
+                await self.life.bus.delete(stream, int(message.headers[STORED_SEQUENCE]))
 
 
 def lives_of(messages):

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.core.answer import error_answer
+from pipeline.broker.asker import Asker
+from pipeline.core.answer import Record, error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.delivery.record import RecordWriter, Superseded
+from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, ChunkChoice, Delta, encode
 from pipeline.wire.subjects import STREAM_REPLIES, Priority, Task, reply_subject
@@ -248,3 +250,39 @@ async def test_a_message_is_stored_behind_an_earlier_one_whose_acknowledgement_w
     process.thaw()
     await mine.write(last())
     assert await held(bus) == [chunk(0), chunk(1), last()]
+
+
+FOREIGN = [b'{"stream":"LLM","seq":1}', b"\xff", b"[]", b'{"object":"chat.completion.chunk","choices":[]}']
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_what_is_no_answer_neither_ends_a_record_nor_leads_to_a_loss(bus, foreign):
+    """Before the answer it makes way; in the middle it is skipped, and what is written before it stays."""
+    await bus.store("llm.out.r1", foreign, headers={"Nats-Msg-Id": "1"})
+    assert await bus.last_answer("llm.reply.r1") == (1, None)
+    mine = writer(bus)
+    await mine.write(chunk(0))
+    await bus.store("llm.out.r1", foreign, headers={"Nats-Msg-Id": "2"})
+    await mine.write(chunk(1))
+    assert bus.foreign > 0
+    kept = await bus.read_answers("llm.reply.r1")
+    assert [message for _, message in kept] == [chunk(0), None, chunk(1)]
+    resumed = Record.read(kept, ENVELOPE.created)
+    assert (resumed.text, resumed.next_seq, resumed.last_sequence) == ("piece 0piece 1", 2, kept[-1][0])
+    await bus.store("llm.out.r1", foreign, headers={"Nats-Msg-Id": "3"})
+    kept = await bus.read_answers("llm.reply.r1")
+    assert Record.read(kept, ENVELOPE.created).last_sequence == kept[-1][0]
+    await mine.write(last())
+    assert (await bus.last_answer("llm.reply.r1"))[1] == encode(last())
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+async def test_a_reader_skips_what_is_no_answer_live_and_late(bus, foreign):
+    asker = Asker(bus, Tracing())
+    async with await asker.read("r1") as live:
+        for data in (foreign, encode(chunk(0)), foreign, encode(last()), foreign):
+            await bus.publish("llm.out.r1", data)
+        assert [(await live.next()).answer for _ in range(2)] == [chunk(0), last()]
+    async with await asker.read("r1") as late:
+        assert [(await late.next()).answer for _ in range(2)] == [chunk(0), last()]
+    assert (await asker.last("r1")).answer == last()

@@ -576,3 +576,58 @@ async def test_who_still_reads_at_the_end_is_told_where_to_read_on(serve: Serve,
         assert f"/queue/requests/{streamed.headers['x-request-id']}/events" in streamed.text
     # The requests go on.
     assert engine.cancelled.empty()
+
+
+async def test_calls_without_a_valid_key_are_limited_by_address_and_a_valid_key_still_works(
+    serve: Serve, engine: Engine
+):
+    async with serve(http_keys=[KEY]) as client:
+        statuses = [(await client.get("/v1/models", headers=bearer("wrong"))).status_code for _ in range(40)]
+        assert statuses[:20] == [401] * 20
+        assert 429 in statuses[20:]
+        refused = await client.get("/v1/models", headers=bearer("wrong"))
+        if refused.status_code == 429:
+            assert int(refused.headers["retry-after"]) >= 1
+        assert (await client.get("/v1/models", headers=bearer(SECRET))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "hosts", ["", "Host: localhost\r\nHost: 127.0.0.1\r\n", "Host: localhost\r\nhost: localhost\r\n"]
+)
+async def test_a_request_without_one_host_is_refused(serve: Serve, engine: Engine, hosts: str):
+    async with serve() as client:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(f"GET /healthz HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"Host" in answer
+
+
+async def test_one_address_elsewhere_has_a_share_of_the_connections_and_this_machine_all(
+    serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    get = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    async with serve(http_connections=12) as client:
+        local = [await raw(client, get) for _ in range(8)]
+        assert [(await reader.readline())[9:12] for reader, _ in local] == [b"200"] * 8
+        for _, writer in local:
+            writer.close()
+    monkeypatch.setattr("pipeline.gateway.server.is_loopback", lambda _: False)
+    async with serve(http_connections=6) as client:
+        first = [await raw(client, get) for _ in range(3)]
+        assert [(await reader.readline())[9:12] for reader, _ in first] == [b"200"] * 3
+        reader, writer = await raw(client, b"")
+        assert (await reader.readline())[9:12] == b"503"
+        writer.close()
+        first[0][1].close()
+
+        async def fits() -> bool:
+            reader, writer = await raw(client, get)
+            status = (await reader.readline())[9:12]
+            writer.close()
+            return status == b"200"
+
+        await eventually(fits)
+        for _, writer in first:
+            writer.close()

@@ -26,7 +26,7 @@ from pipeline.gateway.responses import Registry
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
-from pipeline.wire.subjects import EVENT, LOAD, QUEUE_STATS, WORKER, Move, Priority, moved_id
+from pipeline.wire.subjects import EVENT, LOAD, QUEUE_STATS, WORKER, Move, Priority
 from tests.pipeline.gateway.conftest import Engine, Serve
 from tests.support import NatsServer
 from tests.waiting import eventually
@@ -159,7 +159,7 @@ async def test_a_spill_comes_with_its_reason_and_what_answers_with_what_it_is(se
         stand_in = status(worker="ollama-1", engine="ollama", models=["headrace-demo-mini"], standin=True)
         await engine.bus.publish(f"{WORKER}.ollama-1", encode(stand_in))
         headers = {
-            "Nats-Msg-Id": moved_id("r1", Move.SPILLED, 1, 0.0),
+            "Nats-Msg-Id": engine.bus.moves.make("r1", Move.SPILLED, 1, 0.0),
             "Llm-Stored-At": repr(time.time() - 2),
             "Llm-Reason": "mlx is saturated: short",
         }

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.broker import topology
+from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.up.children import Process
 from pipeline.up.instance import process_lives
 from pipeline.up.reach import jetstream_answers
+from pipeline.up.screen import shown
 from pipeline.up.server import Broker, BrokerError, find_conf, find_server, state_lock
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from tests.disks import small_disk
@@ -52,6 +54,10 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def options_of_all_processes() -> str:
+    return subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_server_and_its_settings_are_found():
@@ -177,3 +183,35 @@ def test_the_server_ends_when_its_owner_is_killed_and_only_then_is_the_folder_fr
     with state_lock(tmp_path):
         # A process that has ended and is not collected still has its id; its log tells.
         assert not process_lives(server) or "Server Exiting" in (tmp_path / "log").read_text()
+
+
+async def test_a_locked_broker_takes_only_who_knows_the_password_that_it_keeps(start, tmp_path):
+    broker, process = await start(locked=True)
+    password = tmp_path / "nats" / "password"
+    assert password.stat().st_mode & 0o777 == 0o600
+    assert broker.url == f"nats://headrace:{password.read_text()}@127.0.0.1:{broker.port}"
+    async with Bus.connect(broker.url, name="test") as bus:
+        assert bus.is_connected
+    for stranger in ("", "headrace:wrong@", "headrace@"):
+        with pytest.raises(Unreachable, match="Authorization Violation"):
+            async with Bus.connect(f"nats://{stranger}127.0.0.1:{broker.port}", name="stranger"):
+                pass
+    process.drain(1)
+    assert await ended(process) == 0
+    again, _ = await start(locked=True)
+    assert again.url == broker.url
+    # Other users of this machine can read the options of a process.
+    assert password.read_text() not in options_of_all_processes()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("nats://me:secret@a:1,tls://other:word@b:2", "nats://a:1,tls://b:2"),
+        ("nats://me:s@c/r@a:1", "nats://a:1"),
+        ("me:secret@a:1", "a:1"),
+    ],
+)
+def test_the_screen_shows_no_password(url, expected):
+    assert shown(url) == expected

@@ -10,18 +10,16 @@ from pipeline.wire.subjects import (
     LANE_OF_SUBJECT,
     LANES,
     Lane,
-    Move,
     Priority,
     Task,
     generated_id,
+    is_inbox,
     is_reply_to,
     is_request_id,
-    moved_id,
     ollama_consumer,
     ollama_subject,
     out_subject,
     reply_subject,
-    split_moved_id,
     with_known_names,
 )
 
@@ -174,35 +172,13 @@ def test_what_is_allowed_is_always_a_literal_subject_in_its_place(prefix, rest):
         subject.encode()
 
 
-# ---- moves
+INBOXES = ["_INBOX.a", "_INBOX.client.x.1", "_R_.abc.d"]
+NO_INBOXES = ["", "_INBOX", "_INBOX.", "_INBOX..a", "_INBOX.*", "_INBOX.>", "_INBOX.a b", "llm.reply.x", "llm.out.x"]
+NO_INBOXES += ["$JS.API.STREAM.DELETE.LLM", "$JS.ACK.LLM.high.1.1.1.1.1", "llm.cancel.x", "_INBOX." + "x" * 256]
 
 
-@given(ids, st.sampled_from(Move), st.integers(1, 2**63), st.floats(0, 1e10))
-def test_a_moved_id_is_split_into_what_it_was_made_of(request_id, move, sequence, stored_at):
-    assert split_moved_id(moved_id(request_id, move, sequence, stored_at)) == (request_id, move)
-    assert not is_request_id(moved_id(request_id, move, sequence, stored_at))
-
-
-def test_whoever_takes_an_id_again_moves_under_a_message_id_of_its_own():
-    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 8, 1e9)
-
-
-def test_who_knows_id_and_sequence_does_not_know_the_message_id_of_a_move():
-    assert moved_id("a", Move.SPILLED, 7, 1e9) != moved_id("a", Move.SPILLED, 7, 1e9 + 1e-6)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", ":", "a", "a:", ":a", "a:spilled", "a:spill:1", "a:SPILLED:1", "a:spilled:", "a:spilled:1 ", "a:spilled:x"],
-)
-def test_an_id_without_a_move_is_left_as_it_is(text):
-    assert split_moved_id(text) == (text, None)
-
-
-@given(anything)
-def test_splitting_never_fails_and_loses_nothing(text):
-    request_id, move = split_moved_id(text)
-    assert text.startswith(request_id if move is None else f"{request_id}:{move}:")
+def test_only_inboxes_are_answered():
+    assert [subject for subject in INBOXES + NO_INBOXES if is_inbox(subject)] == INBOXES
 
 
 def test_header_names_are_read_in_any_case():
