@@ -24,6 +24,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from pipeline.broker.jetstream import Bus
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
 from tests.support import ROOT, NatsServer, wait_until
 from tests.waiting import eventually
 
@@ -77,7 +79,7 @@ _BATCH = json.dumps({"seq": 1, "next_by_subj": "llm.reply.victim", "batch": 10})
 _PULL = json.dumps({"batch": 1, "no_wait": True}).encode()
 SHARED = (
     Carrier("PubAck of a request", "llm.request.low", b"x"),
-    Carrier("PubAck of a repeated request", "llm.request.low", b"x", {"Nats-Msg-Id": VICTIM}),
+    Carrier("PubAck of a repeated request", "llm.request.low", b"x", {"Nats-Msg-Id": "repeated"}),
     Carrier("refusal by the stream", "llm.request.low", b"x", {"Nats-Expected-Last-Sequence": "999999"}),
     Carrier("answer that is read", "$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.victim"),
     Carrier("answer that is not there", "$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.nothing"),
@@ -225,9 +227,9 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
             found.heard.append(message)
 
     async with Bus.connect(url, name="owner") as bus:
-        answer = {"object": "error", "id": VICTIM, "created": 1, "error": {"code": "cancelled", "message": "m"}}
+        answer = ErrorAnswer(VICTIM, 1, ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "It was cancelled.")))
         if await bus.last_message("LLM_REPLIES", "llm.reply.victim") is None:
-            await bus.store("llm.out.victim", json.dumps(answer).encode(), expected_last=0)
+            await bus.store("llm.out.victim", encode(answer), expected_last=0)
             await bus.store("llm.ollama.high", b"wait", headers={"Nats-Msg-Id": QUEUED})
         async for message in bus.scan("LLM_REPLIES", "llm.reply.victim"):
             assert message.data
@@ -238,11 +240,21 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
 
 
 async def _settled(broker: Broker, nc: Client) -> None:
-    """Everything that was sent has been replied to: each responder answers in order."""
+    """Everything that was sent has been replied to: each responder replies in order."""
     await nc.flush()
-    for subject, body in (("llm.queue.stats", b""), ("$JS.API.STREAM.INFO.LLM", b"")):
-        await broker.listener.request(subject, body, timeout=10)
-    await broker.listener.request("llm.ask.evil", b"x", timeout=10)
+    own = [("llm.request.low", b"x"), ("$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.nothing", b"")]
+    for subject, body in own:
+        await nc.request(subject, body, timeout=30)
+    others = [("llm.out.settled", b"{}"), ("llm.returned.settled-1", b"0"), ("llm.ask.evil", b"x")]
+    others += [("llm.queue.stats", b""), ("llm.cancel.settled", b""), ("$JS.API.STREAM.INFO.LLM", b"")]
+    for subject, body in others:
+        await broker.listener.request(subject, body, timeout=30)
+
+    async def is_empty() -> bool:
+        info = await broker.listener.request("$JS.API.STREAM.INFO.LLM", b"", timeout=30)
+        return bool(json.loads(info.data)["state"]["messages"] == 0)
+
+    await eventually(is_empty)
     await broker.listener.flush()
 
 
@@ -257,11 +269,12 @@ def _may(user: str, target: str) -> bool:
 @pytest.mark.parametrize("user", ["client", "engine"])
 async def test_no_reply_reaches_a_subject_that_its_user_may_not_publish_to(broker: Broker, user: str):
     before = await broker.state()
+    await broker.listener.flush()
+    broker.heard.clear()
     result: Counter[str] = Counter()
     async with broker.connected(user) as (nc, refused):
         for carrier in CARRIERS[user]:
             targets = [target for target in TARGETS if not _may(user, target)]
-            broker.heard.clear()
             refused.clear()
             for target in targets:
                 await nc.publish(carrier.subject, carrier.body, reply=target, headers=_headers(carrier, target))
