@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pipeline.aio import Background
-from pipeline.broker import topology
+from pipeline.broker import connection, topology
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, NO_OLLAMA, Config, to_environment
@@ -243,6 +244,8 @@ class Local:
         def restart(why: str) -> None:
             self._beside.start(kept.restart(why), what="restarting the broker")
 
+        # The screen shows when the broker ends and when it is back.
+        logging.getLogger(connection.__name__).setLevel(logging.ERROR)
         keeper = Storekeeper(self._config, broker.folder, self._log(BROKER), restart, self._screen.store)
         self._beside.start(keeper.run(), what="watching the broker's store")
 
@@ -349,6 +352,8 @@ class Local:
             left_s = max(0.0, begun_at + drain_s * share - now())
             if names == (BROKER,):
                 left_s = _BROKER_STOP_S
+                self._beside.cancel()
+                await self._beside.join(_BROKER_STOP_S)
             group = [self._kept[name] for name in names if name in self._kept]
             await asyncio.gather(*(kept.stop(drain_s=left_s) for kept in group))
 
