@@ -7,6 +7,7 @@ keeps its stream's lane shut. A power failure leaves such files.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -17,13 +18,14 @@ from pathlib import Path
 from pipeline.broker.bulk import readable
 from pipeline.broker.jetstream import Bus
 from pipeline.core.blocks import Block, Extent, Gap, gaps, ranges, read_block, read_index
-from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REQUESTS
+from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
 
 # The newest blocks of each stream are read first. The others are read within this time.
-_READING_S = 5.0
+_READING_S = 2.0
+_OURS = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD)
 # The streams of which each message is read once, up to this many: a damaged body is found only so.
 _ACCEPTED = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_DEAD)
-_MOST_COMPARED = 100_000
+_MOST_COMPARED = 20_000
 _REBUILT = re.compile(r"Filestore \[([^\]]+)\] Recovering stream state from index errored")
 _MISSING = re.compile(r"Filestore \[([^\]]+)\] .*could not locate msg block (\d+)")
 
@@ -96,8 +98,8 @@ class Mending:
                 if consumer.is_dir() and not await bus.has(folder.name, consumer.name):
                     self._move(consumer)
                     self._said.append(
-                        f"The consumer {consumer.name} of stream {folder.name} was damaged. It is created again, and "
-                        f"no request is lost; the damaged files are in {self._aside}."
+                        f"The consumer {consumer.name} of stream {folder.name} was damaged. headrace creates its own "
+                        f"consumers again, and no request is lost; the damaged files are in {self._aside}."
                     )
         return self._said
 
@@ -139,7 +141,8 @@ class Mending:
         return {sequence for sequence in lost - await bus.removed(name) if sequence >= first}
 
     def _folders(self) -> Iterator[Path]:
-        yield from sorted(path for path in self.store.glob("jetstream/*/streams/*") if path.is_dir())
+        """The folders of our streams; those of others are left as they are."""
+        yield from sorted(path for path in self.store.glob("jetstream/*/streams/*") if path.name in _OURS)
 
     def _logged(self) -> str:
         try:
@@ -155,7 +158,8 @@ class Mending:
             shutil.copy2(file, target)
 
     def _move(self, folder: Path) -> None:
-        shutil.move(folder, self._target(folder))
+        with contextlib.suppress(FileNotFoundError):  # removed by the server meanwhile
+            shutil.move(folder, self._target(folder))
 
     def _target(self, path: Path) -> Path:
         target = self._aside / path.relative_to(self.store / "jetstream")
