@@ -11,7 +11,7 @@ from pipeline.process.role import Role
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, TokenCount, encode
 from pipeline.wire.requests import decode_chat
-from pipeline.wire.subjects import TOKENS
+from pipeline.wire.subjects import TOKENS, is_inbox
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class Counting:
             await self.me.bus.subscribe(f"{TOKENS}.{self.me.name}", self._on_question)
 
     async def _on_question(self, message: Message) -> None:
+        if not is_inbox(message.reply):
+            return
         try:
             reply: TokenCount | ErrorAnswer = TokenCount(await self._count(message.data))
         except HeadraceError as error:

@@ -379,3 +379,17 @@ async def test_what_is_no_answer_is_skipped_in_a_record(broker: Broker):
 
         await eventually(ended)
         assert json.loads((await nc.request("llm.queue.position", b"odd", timeout=10)).data)["state"] == "finished"
+
+
+async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker):
+    async with broker.connected("engine") as (engine, refused), broker.connected("client") as (client, _):
+
+        async def on_question(message: Msg) -> None:
+            await engine.publish(message.reply, b"7 tokens")
+
+        await engine.subscribe("llm.tokens.mine", cb=on_question)
+        await engine.flush()
+        assert (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=10)).data == b"7 tokens"
+        assert refused == []
+        with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
+            await client.request("llm.tokens.mine", b"how many?", timeout=1)
