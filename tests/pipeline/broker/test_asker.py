@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -31,7 +32,7 @@ async def write(bus: Bus, request_id: str, *answers: msgspec.Struct) -> int:
     *before, last = map(encode, answers)
     for data in before:
         await bus.publish(out_subject(request_id), data)
-    return await bus.store(out_subject(request_id), last)
+    return await bus.store(out_subject(request_id), last, headers={MSG_ID: uuid4().hex})
 
 
 async def read_all(record: RecordReader) -> list[msgspec.Struct]:

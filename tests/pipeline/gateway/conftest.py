@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -18,7 +19,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle, State
 from pipeline.wire.messages import Answer, Chunk, encode
-from pipeline.wire.subjects import CANCEL, QUEUED_PREFIX, STORED_SUBJECT, out_subject
+from pipeline.wire.subjects import CANCEL, MSG_ID, QUEUED_PREFIX, STORED_SUBJECT, out_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 
 
@@ -93,7 +94,7 @@ class Engine:
         *before, last = [encode(msgspec.structs.replace(answer, id=request_id)) for answer in answers]
         for data in before:
             await self.bus.publish(out_subject(request_id), data)
-        await self.bus.store(out_subject(request_id), last, headers={})
+        await self.bus.store(out_subject(request_id), last, headers={MSG_ID: uuid4().hex})
 
     async def answer(self, request_id: str) -> None:
         await self.write(request_id, *CHUNKS, COMPLETION)

@@ -166,10 +166,11 @@ def _die_with_parent() -> None:
 def yield_to_others(*, besides: int | None) -> None:
     """Lower the priority of the threads of this process, but for one, and of those that they will start. Linux only."""
     if sys.platform == "linux":
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
         for thread in (int(task.name) for task in Path("/proc/self/task").iterdir()):
             if thread != besides:
                 with contextlib.suppress(ProcessLookupError):
-                    os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+                    os.setpriority(os.PRIO_PROCESS, thread, niceness)
 
 
 def main() -> None:
