@@ -35,7 +35,7 @@ VICTIM = "victim"
 # Stored for Ollama, where no worker takes it: it stays queued.
 QUEUED = "queued-victim"
 
-# What nobody may reach by a reply. The last token of most is free, so that no other message comes there.
+# What no user may reach by a reply. The last token of most is free, so that no other message comes there.
 TARGETS = (
     "llm.out.victim",
     "llm.reply.victim",

@@ -1,4 +1,4 @@
-"""The most urgent is next, and none waits for ever."""
+"""The most urgent is next, and none waits without end."""
 
 from __future__ import annotations
 

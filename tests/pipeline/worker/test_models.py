@@ -1,4 +1,4 @@
-"""Workers of one engine with different models: a request goes to one that has its model, whoever pulls it."""
+"""Workers of one engine with different models: a request goes to one that has its model, whichever pulls it."""
 
 from __future__ import annotations
 
