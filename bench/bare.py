@@ -28,6 +28,17 @@ from pipeline.core.cores import usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 
 CORES = usable_cores(cpu_count(), cpu_quota())
+# What the benchmarks ask for long answers.
+PROMPTS = (
+    "Tell me a story about a dog that lost its way home.",
+    "Explain why the sky is blue.",
+    "Write a letter to a friend who has moved to another city.",
+    "Describe how bread is made, step by step.",
+    "What should a traveller see in Rome?",
+    "Explain a computer to a person who has never seen one.",
+    "Write about a day at the sea.",
+    "How do trees survive the winter?",
+)
 
 
 class Job(Struct):

@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from bench.bare import CORES, Job, default_model, run
+from bench.bare import CORES, PROMPTS, Job, default_model, run
 from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
 from consumers.engines.local.blas import selected
 from consumers.engines.local.process import EngineProcess
@@ -37,16 +37,6 @@ from pipeline.core.cores import divide
 from pipeline.engine import Work
 from pipeline.wire.requests import ChatRequest
 
-PROMPTS = (
-    "Tell me a story about a dog that lost its way home.",
-    "Explain why the sky is blue.",
-    "Write a letter to a friend who has moved to another city.",
-    "Describe how bread is made, step by step.",
-    "What should a traveller see in Rome?",
-    "Explain a computer to a person who has never seen one.",
-    "Write about a day at the sea.",
-    "How do trees survive the winter?",
-)
 AT_ONCE = (1, 8, 32)
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import httpx
 
-from bench.bare import CORES, Job, default_model, run
+from bench.bare import CORES, PROMPTS, Job, default_model, run
 from bench.running import ALONE, up
 
 QUESTIONS = (
@@ -32,16 +32,6 @@ QUESTIONS = (
     "Who wrote Hamlet?",
     "What is the chemical symbol for water?",
     "What animal says meow?",
-)
-TASKS = (
-    "Tell me a story about a dog that lost its way home.",
-    "Explain why the sky is blue.",
-    "Write a letter to a friend who has moved to another city.",
-    "Describe how bread is made, step by step.",
-    "What should a traveller see in Rome?",
-    "Explain a computer to a person who has never seen one.",
-    "Write about a day at the sea.",
-    "How do trees survive the winter?",
 )
 
 
@@ -56,8 +46,8 @@ class Workload(NamedTuple):
 WORKLOADS = (
     Workload("8 short questions, HIGH", "high", Job([*QUESTIONS], [16] * 8)),
     Workload("8 short questions, LOW", "low", Job([*QUESTIONS], [16] * 8)),
-    Workload("8 long answers, LOW", "low", Job([*TASKS], [128] * 8)),
-    Workload("32 mixed, LOW", "low", Job([*QUESTIONS, *TASKS] * 2, ([16] * 8 + [32, 64, 96, 128] * 2) * 2)),
+    Workload("8 long answers, LOW", "low", Job([*PROMPTS], [128] * 8)),
+    Workload("32 mixed, LOW", "low", Job([*QUESTIONS, *PROMPTS] * 2, ([16] * 8 + [32, 64, 96, 128] * 2) * 2)),
 )
 
 

@@ -14,6 +14,7 @@ from pipeline.core.saturation import LEAVE_AFTER_S, LEAVE_RATIO, LEVELS, Saturat
 from pipeline.core.waits import MAX_WAIT_S, UNKNOWN_WAIT_S, Capacity
 from pipeline.wire.messages import Load, PerPriorityCount, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import Priority
+from tests.pipeline.core.capacities import FULL, capacities, depths, shares_
 
 HIGH, MEDIUM, LOW = Priority
 SHARES = {HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1}
@@ -69,24 +70,6 @@ def status(**fields):
         "at": 0.0,
     }
     return WorkerStatus(**{**base, **fields})
-
-
-FULL = Capacity(slots_used=8, slots_total=8, pending_tokens=800.0, tokens_per_s=100.0, tokens_per_request=100.0)
-
-
-capacities = st.builds(
-    Capacity,
-    slots_used=st.integers(0, 2000),
-    slots_total=st.integers(0, 1000),
-    pending_tokens=st.floats(0, 1e300),
-    tokens_per_s=st.floats(0, 1e300),
-    tokens_per_request=st.floats(0, 1e300),
-    kv_share=st.floats(0, 1e6),
-)
-depths = st.fixed_dictionaries({p: st.integers(0, 10_000_000) for p in Priority})
-shares_ = st.tuples(*[st.floats(0.01, 1)] * 3).map(
-    lambda s: {p: part / sum(s) for p, part in zip(Priority, s, strict=True)}
-)
 
 
 # ---- saturation

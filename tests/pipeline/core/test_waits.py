@@ -14,11 +14,11 @@ from pipeline.core.scheduler import Scheduler
 from pipeline.core.waits import MAX_WAIT_S, UNKNOWN_WAIT_S, Capacity, Inflow, predicted_wait_s, predicted_waits_s
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus
 from pipeline.wire.subjects import LANES, Lane, Priority, Task
+from tests.pipeline.core.capacities import FULL, capacities, depths, shares_
 
 HIGH, MEDIUM, LOW = Priority
 WEIGHTS = {HIGH: 6.0, MEDIUM: 3.0, LOW: 1.0}
 SHARES = {HIGH: 0.6, MEDIUM: 0.3, LOW: 0.1}
-FULL = Capacity(slots_used=8, slots_total=8, pending_tokens=800.0, tokens_per_s=100.0, tokens_per_request=100.0)
 
 
 def status(**fields):
@@ -141,25 +141,6 @@ def test_without_a_rate_a_round_of_the_slots_takes_one_target():
 
 def test_without_a_slot_the_wait_is_said_to_be_unknown():
     assert waits(Capacity()) == dict.fromkeys(Priority, UNKNOWN_WAIT_S)
-
-
-capacities = st.builds(
-    Capacity,
-    slots_used=st.integers(0, 2000),
-    slots_total=st.integers(0, 1000),
-    pending_tokens=st.floats(0, 1e300),
-    pending_prompt_tokens=st.floats(0, 1e300),
-    tokens_per_s=st.floats(0, 1e300),
-    prompt_tokens_per_s=st.floats(0, 1e300),
-    tokens_per_request=st.floats(0, 1e300),
-    prompt_tokens_per_request=st.floats(0, 1e300),
-    running=st.fixed_dictionaries({p: st.integers(0, 50) for p in Priority}),
-    suspends=st.booleans(),
-)
-depths = st.fixed_dictionaries({p: st.integers(0, 10_000_000) for p in Priority})
-shares_ = st.tuples(*[st.floats(0.01, 1)] * 3).map(
-    lambda s: {p: part / sum(s) for p, part in zip(Priority, s, strict=True)}
-)
 
 
 @given(capacities, depths, shares_, st.sampled_from(list(Priority)), st.integers(0, 1000))
