@@ -10,7 +10,7 @@ import pytest
 from consumers.monitor.monitor import Monitor
 from pipeline.delivery.puller import Puller
 from pipeline.wire.messages import Load, RequestEvent, encode
-from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
+from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move
 from tests.consumers.monitor.conftest import GatedRead, ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client, client
 from tests.waiting import eventually, taken
@@ -134,7 +134,8 @@ async def test_a_cancelled_request_that_moves_before_it_is_read_is_cancelled_whe
     stored = await bus.stored(STREAM_REQUESTS, 1)
     await monitor(reads_at)
     assert await cancel(bus, "r1") == "pending"
-    headers = {MSG_ID: "r1:complex:1-1", "Llm-Stored-At": repr(stored.stored_at), "Llm-Task": "complex"}
+    moved_id = bus.moves.make("r1", Move.COMPLEX, 1, stored.stored_at)
+    headers = {MSG_ID: moved_id, "Llm-Stored-At": repr(stored.stored_at), "Llm-Task": "complex"}
     await bus.store("llm.request.high.complex", stored.data, headers=headers)
     await bus.delete(STREAM_REQUESTS, 1)
     assert await client.code("r1") == "cancelled"
