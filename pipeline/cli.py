@@ -120,6 +120,15 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
     stats.set_defaults(command=_stats)
+    top = commands.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
+    top.set_defaults(command=_stats, json=False, watch=True)
+
+    bench = commands.add_parser("bench", help="measure how fast the running pipeline answers")
+    bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
+    bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    bench.add_argument("--model", help="the model that must answer; any model by default")
+    bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
+    bench.set_defaults(command=_bench)
 
     cancel = commands.add_parser("cancel", help="cancel a request")
     cancel.add_argument("id", metavar="ID", help="id of the request")
@@ -132,7 +141,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     doctor = commands.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
     add_options(doctor)
     doctor.set_defaults(command=_doctor)
-    for parser in (send, stats, cancel):
+    for parser in (send, stats, top, bench, cancel):
         add_options(parser, keys=CLIENT_KEYS)
 
 
@@ -268,6 +277,15 @@ def _stats(args: argparse.Namespace) -> int:
     from pipeline.commands.stats import stats
 
     return stats(_broker_url(args), as_json=args.json, watch=args.watch)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from pipeline.commands.bench import Benchmark, bench
+
+    if args.requests < 1:
+        raise ConfigError("--requests: at least 1 request is needed.")
+    benchmark = Benchmark(requests=args.requests, priority=args.priority, model=args.model, max_tokens=args.max_tokens)
+    return bench(benchmark, _broker_url(args))
 
 
 def _cancel(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def test_a_role_without_a_broker_says_so_and_ends():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [("send", "hello"), ("stats",), ("cancel", "some-id")])
+@pytest.mark.parametrize("command", [("send", "hello"), ("stats",), ("top",), ("bench",), ("cancel", "some-id")])
 def test_a_client_without_a_broker_says_so_and_ends(command):
     done = headrace(*command, "--nats-url", "nats://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
@@ -196,6 +197,33 @@ def test_the_statistics_as_a_table_fit_a_terminal(state):
     done = headrace("stats", "--state-dir", str(state))
     for word in ("high", "medium", "low", "queued", "TTFT", "saturation", "MLX: ", "Dead letters"):
         assert word in done.stdout
+
+
+def test_a_benchmark_tells_how_fast_the_pipeline_answers(state):
+    done = headrace("bench", "--requests", "3", "--max-tokens", "5", "--priority", "high", "--state-dir", str(state))
+    assert (done.returncode, done.stderr) == (0, "")
+    one, many = done.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"one after another( +[0-9.]+ s){3} +[0-9.]+  mlx \(.+\)", one)
+    assert re.fullmatch(r"all at once( +[0-9.]+ s){3} +[0-9.]+  mlx \(.+\)", many)
+
+
+def test_a_benchmark_that_is_refused_says_why(state):
+    done = headrace("bench", "--model", "tinyllama", "--state-dir", str(state))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("headrace: model_internal: ")
+
+
+def test_top_is_the_statistics_every_second(state):
+    with subprocess.Popen(
+        [*HEADRACE, "top", "--state-dir", str(state)], stdout=subprocess.PIPE, text=True, env=environment()
+    ) as watching:
+        assert watching.stdout is not None
+        for _ in range(2):
+            while "TTFT" not in watching.stdout.readline():
+                pass
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=TIMEOUT_S)
+    assert watching.returncode == 130
 
 
 def test_watching_ends_with_an_interrupt(state):
