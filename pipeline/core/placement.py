@@ -66,7 +66,9 @@ def after_error(
         max_attempts: how many the request has.
     """
     if engine == "ollama":
-        elsewhere = _from_ollama(error, envelope, request, models)
+        # The last attempt is left to MLX as long as it is not known what it has.
+        uses_attempt = isinstance(error, Misbehaved) and tries < max_attempts
+        elsewhere = _from_ollama(error, envelope, request, models, uses_attempt=uses_attempt)
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
     return elsewhere or _at_the_same_engine(error, envelope, tries=tries, attempt=attempt, max_attempts=max_attempts)
@@ -101,11 +103,13 @@ def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, w
     return Moved(to, Move.RETURNED, envelope.task, f"back from ollama: {why}")
 
 
-def _from_ollama(error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels) -> Outcome | None:
+def _from_ollama(
+    error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels, *, uses_attempt: bool
+) -> Outcome | None:
     """Back to MLX, or another try while MLX's models are not known yet: it may have the one that is asked for."""
     moved = back_to_mlx(envelope, request, models.catalogue, why=error.message)
     if moved is None and not models.complete and not isinstance(request, EmbeddingRequest):
-        return Returned(_delay_s(envelope.delivered), error=error)
+        return Returned(_delay_s(envelope.delivered), uses_attempt=uses_attempt, error=error)
     return moved
 
 

@@ -119,6 +119,8 @@ def test_ollamas_failures_are_no_end_before_mlx_could_say_which_models_it_has(er
     outcome = after(error, chat(), engine="ollama", models=nothing_known, delivered=2, tries=3)
     assert outcome == Returned(1.0, error=error)
     assert isinstance(after(WRONG, EmbeddingRequest("x"), engine="ollama", models=nothing_known, tries=3), Buried)
+    earlier = after(error, chat(), engine="ollama", models=nothing_known, delivered=1, tries=1)
+    assert earlier == Returned(0.5, uses_attempt=error is WRONG, error=error)
 
 
 @pytest.mark.parametrize("request_", [chat("large"), EmbeddingRequest("x", model="vectors")])

@@ -158,7 +158,8 @@ async def test_of_requests_that_race_one_is_the_answer_and_the_others_are_surplu
             if found := await pulling.take(consumer):
                 held.add(found.sequence)
         assert len(held) == len(CONSUMERS)
-        await pulling.bus.js.purge_stream(STREAM_REQUESTS)
+        for sequence in held:
+            await pulling.bus.delete(STREAM_REQUESTS, sequence)
         pulling.surplus.clear()
 
 
