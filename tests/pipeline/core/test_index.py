@@ -229,11 +229,14 @@ class Queue(RuleBasedStateMachine):
         self.index = QueueIndex()
         self.model = {}
         self.sequence = 0
+        # The request that each place was given to: no other one is ever stored there.
+        self.owners = {}
 
     @rule(request=ids, stream=st.sampled_from([STREAM_REQUESTS, STREAM_OLLAMA]), priority=st.sampled_from(Priority))
     def store(self, request, stream, priority):
         self.sequence += 1
         self.model[request] = [stream, priority, self.sequence, "queued"]
+        self.owners[stream, self.sequence] = request
         self.index.stored(request, Place(stream, priority, self.sequence))
 
     @rule(request=ids, back=st.integers(0, 5), stream=st.sampled_from([STREAM_REQUESTS, STREAM_OLLAMA]))
@@ -241,6 +244,8 @@ class Queue(RuleBasedStateMachine):
         sequence = self.sequence - back
         taken = {(entry[0], entry[2]) for entry in self.model.values()}
         if sequence < 1 or (stream, sequence) in taken:
+            return
+        if self.owners.setdefault((stream, sequence), request) != request:
             return
         if request not in self.model:
             self.model[request] = [stream, Priority.LOW, sequence, "queued"]
