@@ -1,6 +1,6 @@
 """The dashboard's pictures in `docs/`: `python -m tests.browser.screenshots` overloads a pipeline and takes them.
 
-Real MLX with the demo model, the stand-in for Ollama, and two requests that crash the engine.
+Real MLX and llama.cpp with the default model, and two requests that crash the engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from tests.e2e.conftest import running
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
-OPTIONS = ("--slots", "2", "--engine-faults", "--http-answers-per-s", "0", "--http-statistics-per-s", "0")
+OPTIONS = (
+    "--model",
+    "smollm2",
+    "--slots",
+    "2",
+    "--engine-faults",
+    "--http-answers-per-s",
+    "0",
+    "--http-statistics-per-s",
+    "0",
+)
 PROMPTS = (
     ("high", "What is the capital of France?"),
     ("medium", "Tell me a story."),
@@ -44,7 +54,7 @@ async def ask(web: httpx.AsyncClient, prompts: itertools.cycle[tuple[str, str]],
     """One client that asks one thing after another."""
     while asyncio.get_running_loop().time() < until:
         priority, text = next(prompts)
-        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 120}
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 60}
         await web.post("/v1/chat/completions", json=body, headers={"X-Priority": priority})
 
 
@@ -57,7 +67,7 @@ async def crash(web: httpx.AsyncClient, request_id: str, priority: str, text: st
 
 async def take(http: str) -> None:
     """Overload the pipeline at http and take the pictures at the height of it."""
-    async with httpx.AsyncClient(base_url=http, timeout=120) as web, chromium() as browser:
+    async with httpx.AsyncClient(base_url=http, timeout=600) as web, chromium() as browser:
         for request_id, priority, text in (
             ("nightly-report-17", "low", "Compare the tables."),
             ("import-0042", "medium", "Why?"),
