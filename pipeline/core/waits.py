@@ -20,7 +20,7 @@ UNKNOWN_WAIT_S = 60.0
 # The longest predicted wait. A rate near 0 would make it infinite, which JSON cannot express.
 MAX_WAIT_S = 24 * 3600.0
 # Rates of arrival are measured over about these times.
-_WINDOWS_S = (5.0, 30.0)
+_WINDOWS_S = (5.0, 60.0)
 # Less work than this is a rounding error.
 _NOTHING_S = 1e-9
 

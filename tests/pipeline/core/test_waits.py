@@ -166,13 +166,13 @@ def test_a_lane_into_which_requests_keep_coming_does_not_run_empty():
 
 def test_a_steady_inflow_is_measured_and_a_burst_is_soon_forgotten():
     steady, burst = Inflow(), Inflow()
-    for number in range(200):
+    for number in range(400):
         steady.arrived(LOW, number * 0.5)
-    assert steady.per_s(100.0)[LOW] == pytest.approx(2.0, rel=0.2)
-    assert steady.per_s(100.0)[HIGH] == 0
+    assert steady.per_s(200.0)[LOW] == pytest.approx(2.0, rel=0.2)
+    assert steady.per_s(200.0)[HIGH] == 0
     for _ in range(30):
         burst.arrived(LOW, 100.0)
-    assert burst.per_s(100.0)[LOW] == pytest.approx(1.0)
+    assert burst.per_s(100.0)[LOW] == pytest.approx(0.5)
     assert burst.per_s(120.0)[LOW] < 0.15
 
 
