@@ -85,7 +85,7 @@ async def test_openai_streams_what_it_would_have_got_whole(gpt: openai.AsyncOpen
     )
     chunks = [chunk async for chunk in stream]
     *parts, last = chunks
-    assert len(parts) > 1
+    assert parts
     assert "".join(part.choices[0].delta.content or "" for part in parts) == whole.choices[0].message.content
     assert parts[-1].choices[0].finish_reason == "stop"
     assert last.choices == []
