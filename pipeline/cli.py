@@ -116,20 +116,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     send.add_argument("-v", "--verbose", action="store_true", help="print progress (queue, engine, timing) to stderr")
     send.set_defaults(command=_send)
 
-    stats = commands.add_parser("stats", help="show the statistics of the queue")
-    stats.add_argument("--json", action="store_true", help="print JSON")
-    stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
-    stats.set_defaults(command=_stats)
-    top = commands.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
-    top.set_defaults(command=_stats, json=False, watch=True)
-
-    bench = commands.add_parser("bench", help="measure how fast the running pipeline answers")
-    bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
-    bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
-    bench.add_argument("--model", help="the model that must answer; any model by default")
-    bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
-    bench.set_defaults(command=_bench)
-
+    stats, top, bench = _add_watchers(commands)
     cancel = commands.add_parser("cancel", help="cancel a request")
     cancel.add_argument("id", metavar="ID", help="id of the request")
     cancel.set_defaults(command=_cancel)
@@ -143,6 +130,25 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     doctor.set_defaults(command=_doctor)
     for parser in (send, stats, top, bench, cancel):
         add_options(parser, keys=CLIENT_KEYS)
+
+
+def _add_watchers(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    stats = commands.add_parser("stats", help="show the statistics of the queue")
+    stats.add_argument("--json", action="store_true", help="print JSON")
+    stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
+    stats.set_defaults(command=_stats)
+    top = commands.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
+    top.set_defaults(command=_stats, json=False, watch=True)
+
+    bench = commands.add_parser("bench", help="measure how fast the running pipeline answers")
+    bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
+    bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    bench.add_argument("--model", help="the model that must answer; any model by default")
+    bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
+    bench.set_defaults(command=_bench)
+    return stats, top, bench
 
 
 def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
