@@ -131,10 +131,6 @@ class QueueView:
             return self._index.position(place), False
         return max(self._index.position(place), depth - self._index.behind(place) - 1), True
 
-    def depth(self, place: Place) -> int:
-        """How many requests are known to be queued in the lane of place."""
-        return self._index.depth(place.stream, place.priority)
-
     # ---- what endings do to it
 
     def remove(self, place: Place) -> None:

@@ -11,7 +11,7 @@ import pytest
 from consumers.monitor import load
 from pipeline.delivery.puller import Puller
 from pipeline.wire.messages import Load, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
-from pipeline.wire.subjects import STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.subjects import STREAM_REQUESTS, STREAM_STATE, Priority
 from tests.consumers.monitor.conftest import ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually, taken
@@ -109,6 +109,15 @@ async def test_while_it_is_saturated_what_waits_is_told_as_it_grows(only_changes
     await eventually(lambda: loads.last.predicted_wait_ms.low > 0)
     await eventually(lambda: len(loads.heard) > told + 10, what="ten more, though the level stays")
     assert {heard.level for heard in loads.heard[told:]} == {"saturated"}
+
+
+async def test_what_keeps_arriving_counts_in_the_predicted_waits(monitor, bus, client):
+    it = await monitor()
+    for number in range(6):
+        await client.ask(f"high-{number}")
+    await client.ask("low", lane="low")
+    await eventually(lambda: it.load._inflow["mlx"].per_s(bus.clock.now())[Priority.HIGH] > 0)
+    assert it.load._inflow["ollama"].per_s(bus.clock.now())[Priority.HIGH] == 0
 
 
 async def test_requests_that_are_stored_count_at_once(only_changes, monitor, bus, loads, client):

@@ -202,8 +202,7 @@ class EngineLoop:
             self._send(Rejected.of(key, failure))
             return None
         if piece.finish_reason is not None:
-            begun = self._begun[key].sequence
-            self._rates.finished(transcript.tokens, len(begun.prompt) - begun.position)
+            self._rates.finished(transcript.tokens, len(self._begun[key].sequence.prompt))
             self._drop(key)
         return piece
 
@@ -259,7 +258,7 @@ class _Rates:
             self._silent_s = 0.0
 
     def finished(self, tokens: int, prompt_tokens: int) -> None:
-        """An answer of so many tokens to a prompt of so many has ended."""
+        """An answer of so many tokens to a prompt of so many, resumed ones included, has ended."""
         weight = _SMOOTHING if self.tokens_per_request else 1.0
         self.tokens_per_request += weight * (tokens - self.tokens_per_request)
         self.prompt_tokens_per_request += weight * (prompt_tokens - self.prompt_tokens_per_request)

@@ -184,6 +184,23 @@ def test_expected_tokens_are_those_of_an_average_answer():
     assert scene.sent[-1].stats.pending_tokens == 9 + 3
 
 
+def test_reading_and_writing_are_measured_apart():
+    scene = Scene(
+        slots=1, simulated_answer_tokens=10, simulated_prefill_tokens_per_s=2000.0, simulated_tokens_per_s=100.0
+    )
+    scene.begin(1, prompt="x" * 400)
+    scene.run()
+    stats = scene.sent[-1].stats
+    assert stats.prompt_tokens_per_s > 3 * stats.tokens_per_s > 0
+    scene.begin(2, prompt="x" * 400)
+    scene.begin(3, prompt="x" * 400)
+    scene.loop.turn()
+    stats = scene.sent[-1].stats
+    prompt = len(scene.loop._begun[3].sequence.prompt)
+    assert stats.prompt_tokens_per_request == prompt
+    assert prompt <= stats.pending_prompt_tokens < 2 * prompt, "one was read, or a part of it; one waits"
+
+
 def test_shutdown_ends_the_loop_whatever_runs():
     scene = Scene()
     scene.begin(1)
