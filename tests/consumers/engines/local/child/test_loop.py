@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from consumers.engines.local import protocol
 from consumers.engines.local.child.checks import answer_limit, room_tokens, template_messages
-from consumers.engines.local.child.loop import Begin, EngineLoop
+from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
 from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
@@ -185,13 +185,18 @@ def test_expected_tokens_are_those_of_an_average_answer():
 
 
 def test_reading_and_writing_are_measured_apart():
-    scene = Scene(
-        slots=1, simulated_answer_tokens=10, simulated_prefill_tokens_per_s=2000.0, simulated_tokens_per_s=100.0
-    )
+    rates = _Rates()
+    rates.took(Plan(read=[(1, 60), (2, 40)]), 1, 1.0)
+    rates.took(Plan(step=True), 0, 0.1)
+    rates.took(Plan(step=True), 8, 0.1)
+    assert rates.prompt_tokens_per_s == pytest.approx(100)
+    assert rates.tokens_per_s == pytest.approx(40)
+
+
+def test_what_is_left_to_read_is_told():
+    scene = Scene(slots=1, simulated_answer_tokens=10)
     scene.begin(1, prompt="x" * 400)
     scene.run()
-    stats = scene.sent[-1].stats
-    assert stats.prompt_tokens_per_s > 3 * stats.tokens_per_s > 0
     scene.begin(2, prompt="x" * 400)
     scene.begin(3, prompt="x" * 400)
     scene.loop.turn()
