@@ -18,6 +18,7 @@ BENCHMARKS = {
     "predictions": "how well the wait of a queued request is predicted",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
+    "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 

@@ -4,19 +4,21 @@
 
 Requests of all priorities arrive at random times (Poisson), at a multiple of what the engine can do, with answers of
 random lengths. Each one's position and wait are asked for as soon as it is stored. The table compares the predicted
-wait with the time until a worker began it. Requests that would wait less than half a second are left out.
+wait with the time until a worker began it. Requests that would wait less than half a second are left out. Further
+requests arrive until the last measured one has begun.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,16 @@ class Arrivals:
         self.predicted: dict[str, float] = {}
         self.waited: dict[str, float] = {}
 
-    async def send(self, number: int) -> None:
-        """Store one request, and ask for its wait."""
+    async def send(self, number: int, *, measured: bool = True) -> None:
+        """Store one request, and ask for its wait if it is measured."""
         priority = self._random.choices(list(PARTS), list(PARTS.values()))[0]
         name = f"{priority.value}-{number}"
         body = {"prompt": "Tell me a story.", "stream": True, "max_tokens": self._random.randint(*LENGTHS)}
         await self._stream.publish(
             f"llm.request.{priority.value}", msgspec.json.encode(body), headers={MSG_ID: name}, timeout=30
         )
+        if not measured:
+            return
         answer = await self._client.request(QUEUE_POSITION, name.encode(), timeout=30)
         position = msgspec.json.decode(answer.data, type=Position)
         self._stored[name] = time.monotonic()
@@ -67,6 +71,7 @@ class Arrivals:
         answer = decode_answer(message.data)
         if isinstance(answer, Status) and answer.state == "started":
             self.waited[answer.id] = time.monotonic()
+            self._changed.set()
         elif is_last(answer):
             self._ended.add(answer.id)
             self._changed.set()
@@ -86,21 +91,37 @@ class Arrivals:
             self._changed.clear()
             await self._changed.wait()
 
+    async def all_began(self) -> None:
+        """Wait until each request whose wait was predicted has begun or ended."""
+        while self.predicted.keys() - self.waited.keys() - self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def arrive(
+    arrivals: Arrivals, numbers: Iterable[int], gaps: random.Random, per_s: float, *, measured: bool
+) -> None:
+    """Send requests with these numbers at random times."""
+    async with asyncio.TaskGroup() as sending:
+        for number in numbers:
+            sending.create_task(arrivals.send(number, measured=measured))
+            await asyncio.sleep(gaps.expovariate(per_s))
+
 
 async def measured(url: str, requests: int, per_s: float) -> Arrivals:
-    """Let requests arrive, and wait for the ends of all."""
+    """Let requests arrive until the measured ones have begun."""
     client = await nats.connect(url)
     arrivals, gaps = Arrivals(client), random.Random(2)
     await client.subscribe(reply_subject("*"), cb=arrivals.heard)
     await asyncio.gather(*map(arrivals.send, range(WARM_UP)))
     await arrivals.all_ended(WARM_UP)
     arrivals.predicted.clear()
-    tasks = []
-    for number in range(WARM_UP, WARM_UP + requests):
-        tasks.append(asyncio.create_task(arrivals.send(number)))
-        await asyncio.sleep(gaps.expovariate(per_s))
-    await asyncio.gather(*tasks)
-    await arrivals.all_ended(WARM_UP + requests)
+    numbers = itertools.count(WARM_UP)
+    await arrive(arrivals, itertools.islice(numbers, requests), gaps, per_s, measured=True)
+    more = asyncio.create_task(arrive(arrivals, numbers, gaps, per_s, measured=False))
+    await arrivals.all_began()
+    more.cancel()
+    await asyncio.wait([more])
     await client.close()
     return arrivals
 

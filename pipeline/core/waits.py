@@ -20,7 +20,11 @@ UNKNOWN_WAIT_S = 60.0
 # The longest predicted wait. A rate near 0 would make it infinite, which JSON cannot express.
 MAX_WAIT_S = 24 * 3600.0
 # Rates of arrival are measured over about these times.
-_WINDOWS_S = (5.0, 60.0)
+_SHORT_S, _LONG_S = 5.0, 60.0
+# Requests that arrived in less than this time are no measure of a rate over a long time.
+_LEAST_MEASURED_S = 20.0
+# Over a short time, a rate appears this many times lower than it is by mere chance.
+_BY_CHANCE = 2.0
 # Less work than this is a rounding error.
 _NOTHING_S = 1e-9
 
@@ -108,27 +112,36 @@ def _mean(measured: list[float]) -> float:
 class Inflow:
     """How many requests arrive in each lane. One writer: the backpressure monitor.
 
-    The rate is the lower of those over a short and a long time, so that a burst is soon forgotten.
+    The rate over a long time counts. When requests stop arriving, the rate over a short time says so first. Arrivals
+    are counted from the first call on.
     """
 
-    _counts: dict[tuple[Priority, float], float] = field(init=False, default_factory=dict)
+    _short: dict[Priority, float] = field(init=False, default_factory=dict)
+    _long: dict[Priority, float] = field(init=False, default_factory=dict)
+    _began_at: float = field(init=False, default=math.inf)
     _counted_at: float = field(init=False, default=0.0)
 
     def arrived(self, priority: Priority, now: float) -> None:
         """A request was stored at now, monotonic seconds."""
         self._forget(now)
-        for window_s in _WINDOWS_S:
-            self._counts[priority, window_s] = self._counts.get((priority, window_s), 0.0) + 1 / window_s
+        self._short[priority] = self._short.get(priority, 0.0) + 1 / _SHORT_S
+        self._long[priority] = self._long.get(priority, 0.0) + 1 / _LONG_S
 
     def per_s(self, now: float) -> dict[Priority, float]:
         """Requests per second in each lane."""
         self._forget(now)
-        return {lane: min(self._counts.get((lane, window_s), 0.0) for window_s in _WINDOWS_S) for lane in Priority}
+        measured = 1 - math.exp(-max(now - self._began_at, _LEAST_MEASURED_S) / _LONG_S)
+        return {
+            lane: min(self._long.get(lane, 0.0) / measured, _BY_CHANCE * self._short.get(lane, 0.0))
+            for lane in Priority
+        }
 
     def _forget(self, now: float) -> None:
+        self._began_at = min(self._began_at, now)
         passed_s, self._counted_at = max(0.0, now - self._counted_at), now
-        for (lane, window_s), count in self._counts.items():
-            self._counts[lane, window_s] = count * math.exp(-passed_s / window_s)
+        for rates, window_s in ((self._short, _SHORT_S), (self._long, _LONG_S)):
+            for lane, rate in rates.items():
+                rates[lane] = rate * math.exp(-passed_s / window_s)
 
 
 def predicted_waits_s(

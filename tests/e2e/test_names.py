@@ -9,8 +9,9 @@ import httpx
 
 from tests.e2e.conftest import running
 
-# An answer of 4 s: a lease, and what the monitor gives a worker beyond it, are over long before it ends.
-SLOW = ("--engine", "simulated", "--simulated-answer-tokens", "40", "--simulated-tokens-per-s", "10", "--lease-s", "1")
+# An answer of 4 s, as eight slots share the speed: a lease, and what the monitor gives a worker beyond it, are over
+# long before it ends.
+SLOW = ("--engine", "simulated", "--simulated-answer-tokens", "40", "--simulated-tokens-per-s", "80", "--lease-s", "1")
 ALONE = ("--no-ollama-standin", "--ollama-host", "127.0.0.1:9")
 
 

@@ -164,16 +164,43 @@ def test_a_lane_into_which_requests_keep_coming_does_not_run_empty():
     assert filled > 1.0 + 10 + 7
 
 
-def test_a_steady_inflow_is_measured_and_a_burst_is_soon_forgotten():
-    steady, burst = Inflow(), Inflow()
+def test_a_steady_inflow_is_measured_from_its_first_seconds_on():
+    steady = Inflow()
     for number in range(400):
         steady.arrived(LOW, number * 0.5)
-    assert steady.per_s(200.0)[LOW] == pytest.approx(2.0, rel=0.2)
+        if number >= 60:
+            assert steady.per_s(number * 0.5)[LOW] == pytest.approx(2.0, rel=0.2)
     assert steady.per_s(200.0)[HIGH] == 0
+
+
+def test_a_random_inflow_is_measured_without_bias():
+    rng, found = random.Random(1), []
+    for _ in range(50):
+        inflow, now = Inflow(), 0.0
+        while now < 60:
+            inflow.arrived(LOW, now)
+            now += rng.expovariate(8.0)
+        found.append(inflow.per_s(now)[LOW])
+    assert statistics.mean(found) == pytest.approx(8.0, rel=0.05)
+
+
+def test_a_burst_is_soon_forgotten():
+    burst = Inflow()
+    assert burst.per_s(0.0) == {HIGH: 0, MEDIUM: 0, LOW: 0}
     for _ in range(30):
         burst.arrived(LOW, 100.0)
-    assert burst.per_s(100.0)[LOW] == pytest.approx(0.5)
-    assert burst.per_s(120.0)[LOW] < 0.15
+    assert burst.per_s(100.0)[LOW] == pytest.approx(30 / 60, rel=0.25)
+    assert burst.per_s(120.0)[LOW] < 0.25
+    assert burst.per_s(130.0)[LOW] < 0.05
+
+
+def test_an_inflow_that_stops_is_noticed_within_seconds():
+    inflow = Inflow()
+    for number in range(1000):
+        inflow.arrived(LOW, number * 0.1)
+    assert inflow.per_s(100.0)[LOW] == pytest.approx(10.0, rel=0.1)
+    assert inflow.per_s(110.0)[LOW] < 5.0
+    assert inflow.per_s(120.0)[LOW] < 0.5
 
 
 @given(capacities, depths, shares_, st.fixed_dictionaries({p: st.floats(0, 1000) for p in Priority}))
