@@ -69,7 +69,6 @@ class OllamaClient:
         self._threads = Threads(threads)
         self._idle_timeout_s = idle_timeout_s
         self._load_timeout_s = load_timeout_s
-        self._question: asyncio.Task[str | None] | None = None
         self._ollama = _Ollama(
             host,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -83,9 +82,6 @@ class OllamaClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._question is not None:
-            self._question.cancel()
-            await asyncio.wait([self._question])
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
@@ -127,26 +123,27 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
-    async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
-        """A short answer of a model for the pipeline's own work, or None if the model is missing, slow or broken.
+    async def load_internal(self, model: str) -> bool:
+        """Load a model for the pipeline's own work. Returns whether it is loaded; never raises.
 
-        Never raises. The caller checks that the model is an internal one. A server that is disconnected stops loading
-        the model, so a question that takes longer than `timeout_s` goes on, and its answer is dropped. Until then, no
-        other question is asked.
+        A server that is disconnected stops loading, so do not cancel this to save time.
         """
-        if self._question is not None and not self._question.done():
-            return None
-        self._question = asyncio.create_task(self._ask(model, prompt), name="ollama-question")
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(self._question)
-        except TimeoutError:
-            return None
+        return await self._internal(model, []) is not None
 
-    async def _ask(self, model: str, prompt: str) -> str | None:
+    async def ask_internal(self, model: str, prompt: str) -> str | None:
+        """A short answer of a model for the pipeline's own work, or None if there is none. Never raises.
+
+        The caller checks that the model is an internal one. A server that is disconnected stops loading the model, so
+        do not cancel this to save time.
+        """
+        answer = await self._internal(model, [{"role": "user", "content": prompt}])
+        return (answer or "").strip() or None
+
+    async def _internal(self, model: str, messages: list[dict[str, str]]) -> str | None:
+        """The text of an answer; without messages, Ollama loads the model and answers with an empty text."""
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "stream": False,
             "think": False,
             "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
@@ -156,7 +153,7 @@ class OllamaClient:
             text = answer["message"]["content"]
         except Exception:
             return None
-        return text.strip() or None if isinstance(text, str) else None
+        return text if isinstance(text, str) else None
 
     # ---- loading -----------------------------------------------------------------------------------------------------
 

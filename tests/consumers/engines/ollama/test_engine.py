@@ -614,30 +614,36 @@ async def test_an_internal_model_answers_the_pipeline_in_a_few_words(ollama: Oll
 
     ollama.chat = simple
     client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
-    assert await client.ask_internal("tinyllama", "simple or complex?", timeout_s=5) == "simple"
+    assert await client.ask_internal("tinyllama", "simple or complex?") == "simple"
     assert ollama.bodies[0]["options"]["num_predict"] < 20
     await client.close()
 
 
-async def test_a_pipeline_that_gets_no_word_in_time_goes_on_without(ollama: OllamaServer) -> None:
-    released = asyncio.Event()
+async def test_a_model_is_loaded_by_a_chat_without_messages(ollama: OllamaServer) -> None:
+    async def loaded(connection: Connection) -> None:
+        message = {"role": "assistant", "content": ""}
+        await connection.answer({"message": message, "done_reason": "load", "done": True})
 
-    async def silent(connection: Connection) -> None:
-        await released.wait()
+    client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
+    assert not await client.load_internal("tinyllama")
+    ollama.chat = loaded
+    assert await client.load_internal("tinyllama")
+    assert ollama.bodies[-1]["messages"] == []
+    await client.close()
 
+
+async def test_a_question_that_fails_has_no_answer(ollama: OllamaServer) -> None:
     async def nonsense(connection: Connection) -> None:
         await connection.answer({"message": None})
 
     client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
-    assert await client.ask_internal("tinyllama", "?", timeout_s=5) is None
+    assert await client.ask_internal("tinyllama", "?") is None
     ollama.chat = nonsense
-    assert await client.ask_internal("tinyllama", "?", timeout_s=5) is None
-    ollama.chat = silent
-    assert await client.ask_internal("tinyllama", "?", timeout_s=0.1) is None
-    released.set()
+    assert await client.ask_internal("tinyllama", "?") is None
     await client.close()
     closed = OllamaClient("127.0.0.1:1", idle_timeout_s=5, load_timeout_s=5)
-    assert await closed.ask_internal("tinyllama", "?", timeout_s=5) is None
+    assert await closed.ask_internal("tinyllama", "?") is None
+    assert not await closed.load_internal("tinyllama")
     await closed.close()
 
 
@@ -728,7 +734,7 @@ async def test_every_request_for_a_model_on_the_cpu_has_the_same_number_of_threa
             await pieces_of(await engine.submit(work("good:latest")))
         assert [body["options"]["num_thread"] for body in server.bodies] == [3, 3]
         client = OllamaClient(server.url, idle_timeout_s=5, load_timeout_s=5, threads=3)
-        await client.ask_internal("tinyllama", "?", timeout_s=5)
+        await client.ask_internal("tinyllama", "?")
         assert server.bodies[-1]["options"] == {"temperature": 0, "num_predict": 8, "num_thread": 3}
         await client.close()
 
