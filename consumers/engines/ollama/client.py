@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from consumers.engines.ollama.wire import (
     LoadedModel,
     OllamaModel,
     error_text,
+    read_capabilities,
     read_line,
     read_loaded,
     read_models,
@@ -33,6 +35,7 @@ LONGEST_LINE = 64 * 1024 * 1024
 _LOOKS = 3
 _LOOK_TIMEOUT_S = 3.0
 _LOADED_TIMEOUT_S = 1.0
+_SHOW_TIMEOUT_S = 1.0
 _ANSWER_TOKENS = 8
 # A busy server, and proxies that find no server behind them: the same call can succeed later.
 _RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
@@ -67,6 +70,7 @@ class OllamaClient:
 
     def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
+        self._capabilities: dict[tuple[str, str | None], list[str]] = {}
         self._idle_timeout_s = idle_timeout_s
         self._load_timeout_s = load_timeout_s
         self._ollama = _Ollama(
@@ -80,19 +84,44 @@ class OllamaClient:
         """The URL of the server."""
         return self._ollama.url
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        return _is_local(httpx.URL(self.url).host)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
-        """The models of the server; raises OllamaError."""
+        """The models of the server, with the capabilities that it tells of each; raises OllamaError."""
         try:
             found = read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
             raise _translated(error) from None
+        await self._complete(found)
         if self._threads.wanted and (loaded := await self._loaded()) is not None:
             self._threads.review(loaded)
         return found
+
+    async def _complete(self, models: list[OllamaModel]) -> None:
+        """Ask for the capabilities that the list lacks, once for each version of a model."""
+        unknown = [model for model in models if model.capabilities is None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SHOW_TIMEOUT_S):
+                missing = [model for model in unknown if (model.name, model.digest) not in self._capabilities]
+                await asyncio.gather(*map(self._show, missing))
+        there = {(model.name, model.digest) for model in unknown}
+        self._capabilities = {key: can for key, can in self._capabilities.items() if key in there}
+        for model in unknown:
+            model.capabilities = self._capabilities.get((model.name, model.digest))
+
+    async def _show(self, model: OllamaModel) -> None:
+        """Note what a model can do, if the server tells."""
+        with contextlib.suppress(Exception):
+            can = read_capabilities(await self._ollama.body("POST", "/api/show", {"model": model.name}))
+            if can is not None:
+                self._capabilities[model.name, model.digest] = can
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The vectors of texts. Cancelling disconnects, and the server stops.

@@ -263,6 +263,63 @@ async def test_only_models_that_chat_here_and_may_answer_are_listed_and_used(oll
             assert caught.value.code is code
 
 
+GEMMA = {"family": "gemma3", "families": ["gemma3"]}
+
+
+async def test_what_the_list_does_not_tell_of_a_model_is_asked_for_once(ollama: OllamaServer) -> None:
+    """Before 0.30 the list has no capabilities, and before 0.6.4 nothing has. A family tells nothing."""
+    ollama.models = [
+        {"name": "gemma3:4b", "digest": "1", "details": GEMMA},
+        {"name": "embeddinggemma:latest", "digest": "2", "details": GEMMA},
+        {"name": "old-embedder:latest", "digest": "3", "details": GEMMA},
+        {"name": "old-chat:latest", "digest": "4", "details": {"family": "nomic-bert"}},
+        {"name": "new:latest", "digest": "5", "capabilities": ["completion"]},
+    ]
+    ollama.shown = {
+        "gemma3:4b": {"capabilities": ["completion", "vision", "tools"]},
+        "embeddinggemma:latest": {"capabilities": ["embedding"]},
+        "old-embedder:latest": {"model_info": {"general.architecture": "gemma3", "gemma3.pooling_type": 1}},
+        "old-chat:latest": {"template": "{{ if .Tools }}", "model_info": {"general.architecture": "llama"}},
+    }
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        status = engine.status()
+        assert sorted(status.models) == ["gemma3:4b", "new:latest", "old-chat:latest"]
+        assert sorted(status.embedding_models) == ["embeddinggemma:latest", "old-embedder:latest"]
+        assert sorted(status.tool_models) == ["gemma3:4b", "old-chat:latest"]
+    client = OllamaClient(ollama.url, idle_timeout_s=5, load_timeout_s=5)
+    ollama.shows.clear()
+    for _ in range(2):
+        await client.models()
+        assert sorted(ollama.shows) == sorted(ollama.shown)
+    ollama.models[0]["digest"] = "6"
+    await client.models()
+    assert sorted(ollama.shows) == sorted([*ollama.shown, "gemma3:4b"]), "another version is asked about again"
+    await client.close()
+
+
+async def test_a_model_that_the_server_does_not_show_is_told_by_its_family(ollama: OllamaServer) -> None:
+    ollama.models = [{"name": "bert:latest", "details": {"family": "bert"}}, {"name": "llama:latest", "details": {}}]
+    ollama.shown = {"bert:latest": {"capabilities": 5}, "llama:latest": {}}
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        assert engine.status().models == ["llama:latest"]
+        assert engine.status().embedding_models == ["bert:latest"]
+
+
+async def test_a_request_without_a_model_gets_the_configured_one_or_the_most_capable(ollama: OllamaServer) -> None:
+    ollama.models = [
+        {"name": f"{name}:latest", "details": {"parameter_size": size}, "capabilities": ["completion"]}
+        for name, size in {"a": "134.52M", "b": "7.6B", "c": "1.2B", "d": "", "e": "nonsense"}.items()
+    ]
+    for fields, wanted in (
+        ({}, "b:latest"),
+        ({"spill_models": {"mlx-big": "c"}}, "c:latest"),
+        ({"spill_models": {"mlx-big": "c"}, "ollama_models": ["gone", "a"]}, "a:latest"),
+    ):
+        async with OllamaEngine(msgspec.structs.replace(CONFIG, **fields), ollama.url) as engine:
+            assert engine.resolve(None) == wanted
+            assert engine.status().models[0] == wanted
+
+
 async def test_a_server_with_internal_models_alone_is_down_and_says_what_to_do(ollama: OllamaServer) -> None:
     ollama.models = MANY[:2]
     async with OllamaEngine(CONFIG, ollama.url) as engine:
