@@ -10,7 +10,7 @@ BENCHMARKS = {
     "gateway": "what going through the gateway and its durable queue costs",
     "flood": "whether one client that floods the lists slows the others",
     "hangups": "how soon the slots of clients that hang up are free again",
-    "triage": "what triage gets right, and what it costs",
+    "classifier": "what triage gets right, what it costs, and the scores that were tried in its place",
     "durability": "what a PubAck costs, by what it promises",
     "replies": "what it costs that an answer outlives its broker",
     "monitor": "what a long queue costs the monitor, and how soon another one takes over",

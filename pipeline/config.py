@@ -452,6 +452,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "It applies while the server answers other calls. If it does not, `ollama_timeout_s` applies.",
         ),
     ] = 600.0
+    ollama_models: Annotated[
+        ModelNames,
+        Setting(
+            "models on Ollama that answer requests without a model, the preferred one first",
+            "Without any of them, it is the first available model of `spill_models`, and else the model with the most "
+            "parameters whose files fit in half of the memory.",
+        ),
+    ] = field(default_factory=list)
     spill_models: Annotated[
         ModelPairs,
         Setting(

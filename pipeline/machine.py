@@ -2,7 +2,7 @@
 
 The limits of a container are those of its control group (version 1 or 2) and of the group's parents; the lowest one
 counts. Where the parents are hidden, which is usual in a container, the mounted root is the group. Other systems than
-Linux have no such limits, and their memory is unknown.
+Linux have no such limits, and how much of their memory is free is unknown.
 """
 
 from __future__ import annotations
@@ -49,6 +49,24 @@ def memory_available(root: Path = _ROOT) -> int | None:
         if limit is not None and used is not None:
             rooms.append(max(0, limit - used + _reclaimable(group)))
     return min(rooms)
+
+
+def memory_total(root: Path = _ROOT) -> int | None:
+    """The memory of this machine, or of the control group if that has less, in bytes; None where it is not known."""
+    lines = _read(root / "proc/meminfo").splitlines()
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")] or _physical()
+    for group in _groups(root, "memory"):
+        limit = _count(_read(group / "memory.max") or _read(group / "memory.limit_in_bytes"))
+        sizes += [limit] if limit is not None else []
+    return min(sizes, default=None)
+
+
+def _physical() -> list[int]:
+    """The machine's memory as POSIX systems tell it; nothing on others."""
+    try:
+        return [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, OSError, ValueError):
+        return []
 
 
 def has_gpu(root: Path = _ROOT) -> bool:

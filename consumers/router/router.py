@@ -8,11 +8,13 @@ only MLX serves, from which the router does not pull.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from consumers.engines.ollama import OllamaClient
+from consumers.router.opinions import Opinions
 from consumers.router.triage import Triage
 from pipeline.aio import wait_set
 from pipeline.broker.connection import Message
@@ -57,14 +59,16 @@ class Router:
     config: Config
     client: OllamaClient
     _taking: Taking = field(init=False)
+    _opinions: Opinions = field(init=False)
     _triage: Triage = field(init=False)
     _underway: dict[str, float] = field(init=False, default_factory=dict)
     _rests: LaneRests = field(init=False, default_factory=LaneRests)
-    _handling: asyncio.Future[None] | None = field(init=False, default=None)
+    _handling: set[asyncio.Task[None]] = field(init=False, default_factory=set)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._triage = Triage(self.me, self.config, self.client)
+        self._opinions = Opinions(self.client, self.config)
+        self._triage = Triage(self.me, self.config, self._opinions)
         self._taking = Taking(self.me, self.config, _SOURCE)
 
     async def run(self, lifecycle: Lifecycle) -> None:
@@ -74,12 +78,13 @@ class Router:
         await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
         lifecycle.report("ready")
         async with asyncio.TaskGroup() as group:
-            renewing, routing = group.create_task(self._taking.leases.run()), group.create_task(self._route())
+            renewing, routing = group.create_task(self._taking.leases.run()), group.create_task(self._route(group))
             await lifecycle.stopping.wait()
             routing.cancel()
             # A request is not left between the two steps of a move, stored in two places.
-            await asyncio.wait({routing, *filter(None, [self._handling])})
+            await asyncio.wait({routing, *self._handling})
             await self._taking.close()
+            await self._opinions.close()
             renewing.cancel()
 
     # ---- the gate
@@ -114,7 +119,7 @@ class Router:
 
     # ---- taking
 
-    async def _route(self) -> None:
+    async def _route(self, group: asyncio.TaskGroup) -> None:
         clock = self.me.bus.clock
         while True:
             priorities = self._open_for()
@@ -125,8 +130,7 @@ class Router:
             await self._taking.listen()
             began_at, taken = clock.now(), await self._next(priorities)
             if taken is not None:
-                self._handling = asyncio.ensure_future(self._handle(taken))
-                await asyncio.shield(self._handling)
+                await self._begin(taken, group)
             elif clock.now() - began_at < _PAUSE_S:
                 await asyncio.sleep(_PAUSE_S)
 
@@ -155,14 +159,25 @@ class Router:
 
     # ---- one request
 
-    async def _handle(self, taken: Taken) -> None:
+    async def _begin(self, taken: Taken, group: asyncio.TaskGroup) -> None:
+        """Handle a request. Returns when it has ended, or when it waits for an internal model: then the next one can
+        be taken meanwhile.
+        """
+        ended_or_asks = asyncio.Event()
+        handling = group.create_task(self._handle(taken, ended_or_asks.set))
+        self._handling.add(handling)
+        handling.add_done_callback(self._handling.discard)
+        handling.add_done_callback(lambda _: ended_or_asks.set())
+        await ended_or_asks.wait()
+
+    async def _handle(self, taken: Taken, asking: Callable[[], None]) -> None:
         try:
-            await self._end(taken.held, taken.lane)
+            await self._end(taken.held, taken.lane, asking)
         finally:
             taken.held.release()
             self._taking.finish(taken, 1.0)
 
-    async def _end(self, held: Held, lane: Lane) -> None:
+    async def _end(self, held: Held, lane: Lane, asking: Callable[[], None]) -> None:
         match await held.open():
             case Settled() | Abandoned() as outcome:
                 await held.end(outcome)
@@ -172,7 +187,7 @@ class Router:
                 await held.end(Returned())
             case Fresh():
                 with held.process():
-                    await self._carry_out(held, await self._triage.outcome(held, self._room))
+                    await self._carry_out(held, await self._triage.outcome(held, self._room, asking))
 
     async def _carry_out(self, held: Held, outcome: Outcome) -> None:
         spills = isinstance(outcome, Moved) and outcome.how is Move.SPILLED

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from consumers.engines.ollama import OllamaClient
+from consumers.router.opinions import Opinions
 from pipeline.config import Config
 from pipeline.core.ending import Failed, Moved, Outcome, Returned
 from pipeline.core.envelope import Envelope
-from pipeline.core.models import is_internal
 from pipeline.core.triage import Decision, Room, Verdict, Waiting, classify, spill
 from pipeline.core.triage import Outcome as Choice
 from pipeline.delivery.held import Held
@@ -20,8 +19,6 @@ from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 
 # A request that stays on its lane is delivered again after this long.
 STAY_S = 0.2
-_QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
-_QUESTION_CHARS = 600
 
 
 @dataclass(slots=True)
@@ -31,20 +28,21 @@ class Triage:
     Args:
         me: the role's peers and spans.
         config: the settings.
-        client: asks an internal model about doubtful cases, where one is configured.
+        opinions: an internal model's, on doubtful cases.
     """
 
     me: Role
     config: Config
-    client: OllamaClient
-    _classifies: bool = field(init=False)
+    opinions: Opinions
 
-    def __post_init__(self) -> None:
-        # Only an internal model works for the pipeline; any other one answers users.
-        self._classifies = is_internal(self.config.classifier_model, self.config.internal_models)
+    async def outcome(self, held: Held, room_now: Callable[[], Room], asking: Callable[[], None]) -> Outcome:
+        """How a request ends that no engine has begun.
 
-    async def outcome(self, held: Held, room_now: Callable[[], Room]) -> Outcome:
-        """How a request ends that no engine has begun. `room_now` is asked what Ollama has left, after the verdict."""
+        Args:
+            held: the request.
+            room_now: what Ollama has left; called after the verdict.
+            asking: called before this waits for an internal model.
+        """
         envelope = held.envelope
         try:
             request = self._read(held)
@@ -52,7 +50,7 @@ class Triage:
             # Moving it would lose what was wrong with its headers.
             return Failed(error)
         with self.me.tracing.triage() as span:
-            verdict = await self._verdict(request, envelope)
+            verdict = await self._verdict(request, envelope, asking)
             load, room = self.me.peers.load("mlx"), room_now()
             waiting = Waiting(
                 verdict=verdict,
@@ -78,20 +76,12 @@ class Triage:
             raise held.envelope.fault
         return decode_request(held.body, max_body_bytes=self.config.max_body_bytes)
 
-    async def _verdict(self, request: Request, envelope: Envelope) -> Verdict:
-        """What kind of work it is."""
+    async def _verdict(self, request: Request, envelope: Envelope, asking: Callable[[], None]) -> Verdict:
+        """What kind of work it is. Without an opinion in time, a doubtful case is complex."""
         verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
-        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies:
-            return await self._second_opinion(request, verdict)
-        return verdict
-
-    async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
-        """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""
-        question = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
-        said = await self.client.ask_internal(
-            self.config.classifier_model, question, timeout_s=self.config.classifier_timeout_s
-        )
-        if said is None or not said.lower().startswith("yes"):
+        if verdict.certain or not isinstance(request, ChatRequest):
+            return verdict
+        if not await self.opinions.says_simple(request, asking):
             return verdict
         return verdict._replace(task=Task.SIMPLE, certain=True, reason="an internal model says it is simple")
 

@@ -73,7 +73,7 @@ _AMOUNT = re.compile(
 _CONTEXT = re.compile(r"(?:context|text|passage|use only|given the text|контекст|текст|по тексту)\b")
 _STEM_CHARS = 4
 # A longer text is not a short request.
-_SHORT_CHARS = 800
+SHORT_CHARS = 800
 _FACT_WORDS = 25
 _OPENING_CHARS = 100
 _OPENING_WORDS = 8
@@ -137,7 +137,7 @@ def signs(text: str) -> dict[str, float]:
         "questions": text.count("?"),
         "sentences": sum(map(text.count, _ENDS)),
         "symbols": sum(map(text.count, _SYMBOLS)),
-        "choices": any(mark in text for mark in _CHOICES),
+        "choices": offers_choices(text),
         "listed": sum(map(text.count, _BULLETS)),
         "amount": len(_AMOUNT.findall(text)),
     }
@@ -151,13 +151,18 @@ def signs(text: str) -> dict[str, float]:
     return found
 
 
+def offers_choices(text: str) -> bool:
+    """Whether a normalized text lists options to choose from, as exam questions do."""
+    return any(mark in text for mark in _CHOICES)
+
+
 def kind(text: str, *, data_follows: bool = False) -> str:
     """The kind of short, easy request in a normalized text, in words, or `""` if it is none of the known kinds.
 
     A job is only recognized if the text contains its data, or if the data follows in another message.
     """
     text = text.strip()
-    if len(text) > _SHORT_CHARS:
+    if len(text) > SHORT_CHARS:
         return ""
     words = _WORDS.findall(text)
     if words and all(word in _GREETING_WORDS for word in words):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName
@@ -98,21 +99,54 @@ def ollama_model_for(
     Args:
         requested: the model that the request names, or None for any.
         table: configured equivalents, MLX's name to Ollama's.
-        available: Ollama's models that chat.
+        available: Ollama's models that chat, the preferred one first.
         internal: models that answer no request.
 
-    A request that names a model gets it or its equivalent. A request that names none gets the first available
-    equivalent of the table, else the first available model by name, so that Ollama's order does not matter.
+    A request that names a model gets it or its equivalent. A request that names none gets the first available model:
+    the Ollama engine lists them by `by_preference`.
     """
     if requested is not None and is_internal(requested, internal):
         return None
-    there = {_canonical(name): name for name in sorted(available) if not is_internal(name, internal)}
+    there = {_canonical(name): name for name in available if not is_internal(name, internal)}
     if requested is None:
-        wanted = [_canonical(name) for name in table.values()] + sorted(there)
+        wanted = list(there)
     else:
         equivalents = [theirs for ours, theirs in table.items() if _same_mlx(ours, requested)]
         wanted = [_canonical(name) for name in (requested, *equivalents)]
     return next((there[name] for name in wanted if name in there), None)
+
+
+class OfferedModel(NamedTuple):
+    """A chat model at Ollama. `parameters`: how many it has; `size`: of its files, in bytes; 0 if that is not known."""
+
+    name: str
+    parameters: float = 0.0
+    size: int = 0
+
+
+def by_preference(offered: Iterable[OfferedModel], order: Sequence[str], memory: int | None) -> list[str]:
+    """The names of Ollama's chat models, the one that should answer a request without a model first.
+
+    Models of a configured order come first. Then those whose files take no more than half of the memory, which MLX's
+    model shares, the most parameters first. The others come last, the smallest first. Equal ones stand by name, so
+    that Ollama's order does not matter.
+
+    Args:
+        offered: the models.
+        order: names, the preferred one first.
+        memory: of the machine that Ollama runs on, in bytes; None if it is not known: every model fits.
+    """
+    places = {_canonical(name): place for place, name in reversed(list(enumerate(order)))}
+
+    def key(model: OfferedModel) -> tuple[int, float, str]:
+        place = places.get(_canonical(model.name))
+        if place is not None:
+            return (0, place, model.name)
+        if memory is None or 2 * model.size <= memory:
+            return (1, -model.parameters, model.name)
+        return (2, model.size, model.name)
+
+    return [model.name for model in sorted(offered, key=key)]
 
 
 def embedder_for(
@@ -128,7 +162,7 @@ def embedder_for(
 
     Embedding models have no equivalents: the vectors of two models cannot be compared.
     """
-    available = embedders if requested is None else [*embedders, *chatting]
+    available = sorted(embedders) if requested is None else [*embedders, *chatting]
     return ollama_model_for(requested, {}, available, internal)
 
 

@@ -1,12 +1,13 @@
 """Triage: whether a request is simple enough for a smaller model, and whether it leaves a saturated engine.
 
-A request is *simple* if its answer is short (cheap on any engine) and easy (a smaller model gets it right). Doubtful
-requests are complex: a complex request answered by a small model costs the user more than a simple one that waits.
+A request is *simple* if it is of a recognised kind whose answer is short (cheap on any engine) and easy (a smaller
+model gets it right), and if its words ask for nothing more. All other requests are complex: a complex request answered
+by a small model costs the user more than a simple one that waits. `python -m bench.classifier` measures the rules, and
+the scores that were tried in their place.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,18 +22,12 @@ LONG_SYSTEM_CHARS = 1500
 LONG_CONVERSATION_CHARS = 6000
 LONG_CONVERSATION_MESSAGES = 8
 LONG_ANSWER_TOKENS = 1024
-SHORT_ANSWER_TOKENS = 16
 _READ_CHARS = 1200
 _MANY_PARTS = 64
-_HARD_FACT_SCORE = 10.0
-
-# A score of this or more is certain. A score between 0 and this is a doubtful case.
-_DOUBT_ENDS = 1.0
-_MOST_HITS = 2.0
 
 
 class Verdict(NamedTuple):
-    """The result of triage: the class, its reason, whether it is certain, and the score (0 or less is simple).
+    """The result of triage: the class, its reason, and whether it is certain.
 
     A verdict that is not certain is complex.
     """
@@ -40,68 +35,66 @@ class Verdict(NamedTuple):
     task: Task
     reason: str
     certain: bool
-    score: float
 
 
 class _Sign(NamedTuple):
-    """One row of the table: what one hit of a sign adds to difficulty and to length, and the reason to give."""
+    """One row of the table of signs.
 
-    difficulty: float
-    length: float
+    Attributes:
+        reason: to give.
+        most: how many hits a simple request may have.
+        certain: whether more hits leave no doubt that the request is complex.
+    """
+
     reason: str
+    most: int = 0
+    certain: bool = True
 
 
-# Scores start above 0: a request without any sign is not simple.
-_DIFFICULTY_BIAS = 0.6
-_LENGTH_BIAS = -1.0
-_LENGTH_PER_WORD = 1 / 110  # a request of 110 words or more is not short
-
-# A sign of 1.0 or more outweighs every known kind and vetoes alone; weaker signs must add up. The magnitudes are a
-# judgement about what small models fail at. Those of texture (numbers, symbols) and of logic (supposition, negation)
-# are in proportion to their weights in a logistic fit on multiple-choice questions.
+# The signs of a long or hard answer. The first one that a request shows is its reason.
 _SIGNS = {
-    "code": _Sign(1.0, 0.5, "asks for code"),
-    "reasoning": _Sign(1.0, 0.6, "asks for reasoning"),
-    "explanation": _Sign(1.0, 0.8, "asks for an explanation"),
-    "mathematics": _Sign(1.1, 0.4, "asks for mathematics"),
-    "composition": _Sign(1.0, 1.0, "asks for a text to be written"),
-    "planning": _Sign(1.0, 0.8, "asks for a plan"),
-    "thoroughness": _Sign(0.6, 1.1, "asks for a long answer"),
-    "amount": _Sign(0.6, 1.1, "asks for a long answer"),
-    "judgement": _Sign(0.9, 0.3, "asks for a judgement"),
-    "personal": _Sign(0.6, 0.1, "asks for a judgement"),
-    "supposition": _Sign(0.6, 0.1, "has conditions"),
-    "conjunction": _Sign(0.25, 0.1, "has several parts"),
-    "more_questions": _Sign(0.8, 0.6, "has several parts"),
-    "choices": _Sign(0.4, 0.0, "a choice between options"),
-    "listed": _Sign(0.3, 0.2, "has several parts"),
-    "abstraction": _Sign(0.5, 0.2, "an abstract subject"),
-    "negation": _Sign(0.2, 0.0, "has conditions"),
-    "large_numbers": _Sign(0.6, 0.0, "numbers to reason with"),
-    "log_numbers": _Sign(0.45, 0.0, "numbers to reason with"),
-    "log_symbols": _Sign(0.35, 0.0, "symbols to reason with"),
-    "log_variables": _Sign(0.3, 0.0, "symbols to reason with"),
-    "log_sentences": _Sign(0.15, 0.1, "has several parts"),
+    "code": _Sign("asks for code"),
+    "mathematics": _Sign("asks for mathematics"),
+    "composition": _Sign("asks for a text to be written"),
+    "reasoning": _Sign("asks for reasoning"),
+    "explanation": _Sign("asks for an explanation"),
+    "planning": _Sign("asks for a plan"),
+    "thoroughness": _Sign("asks for a long answer"),
+    "amount": _Sign("asks for a long answer"),
+    "judgement": _Sign("asks for a judgement"),
+    "more_questions": _Sign("has several parts"),
+    "listed": _Sign("has several parts", most=1),
+    "symbols": _Sign("symbols to reason with", most=3),
+    "numbers": _Sign("numbers to reason with", most=3),
+    "large_numbers": _Sign("numbers to reason with"),
+    "supposition": _Sign("has conditions", certain=False),
+    "abstraction": _Sign("an abstract subject", certain=False),
+    "choices": _Sign("a choice between options", certain=False),
+    "conjunction": _Sign("has several parts", certain=False),
+    "negation": _Sign("has conditions", most=1, certain=False),
+    "personal": _Sign("asks for a judgement", certain=False),
 }
 
-# What a recognized kind subtracts from difficulty. A small sum is almost certainly easy; a question that opens like one
-# for a fact may be something else.
-_KINDS = {
-    "greeting": 1.5,
-    "small sum": 2.0,
-    "unit conversion": 1.4,
-    "short translation": 1.4,
-    "small edit": 1.4,
-    "short classification": 1.4,
-    "short extraction": 1.3,
-    "one-word answer": 1.25,
-    "question on a short text": 1.2,
-    "short factual question": 1.05,
+# The signs that belong to a kind's own wording, or to the text that it works on.
+_OF_DATA = frozenset({"supposition", "abstraction", "conjunction", "negation", "personal"})
+_OF_A_SUM = frozenset({"symbols", "numbers"})
+# The recognised kinds of simple requests, each with the signs that do not speak against it.
+KINDS = {
+    "greeting": frozenset({"judgement", "personal"}),
+    "small sum": _OF_A_SUM,
+    "unit conversion": _OF_A_SUM,
+    "short translation": _OF_DATA,
+    "small edit": _OF_DATA,
+    "short classification": _OF_DATA,
+    "short extraction": _OF_DATA,
+    "one-word answer": frozenset({"abstraction"}),
+    "question on a short text": _OF_DATA,
+    "short factual question": frozenset[str](),
 }
 
 
 def classify(request: Request, hint: Task | None) -> Verdict:
-    """The class of a request, from the caller's hint, else from its form, else from its words.
+    """The class of a request, from the caller's hint, else from its form, else from its kind and its words.
 
     The caller's hint wins. If the request itself leads to the same class, the reason is the request's own.
 
@@ -114,16 +107,16 @@ def classify(request: Request, hint: Task | None) -> Verdict:
     own = _own(request)
     if hint is Task.SIMPLE or hint is Task.COMPLEX:
         reason = own.reason if own.task is hint else f"caller said {hint}"
-        return Verdict(hint, reason, certain=True, score=-1.0 if hint is Task.SIMPLE else 1.0)
+        return Verdict(hint, reason, certain=True)
     return own
 
 
 def _own(request: Request) -> Verdict:
     """The class by the request itself."""
     if isinstance(request, EmbeddingRequest):
-        return Verdict(Task.SIMPLE, "embeddings", certain=True, score=-1.0)
+        return Verdict(Task.SIMPLE, "embeddings", certain=True)
     if fact := _hard_fact(request):
-        return Verdict(Task.COMPLEX, fact, certain=True, score=_HARD_FACT_SCORE)
+        return Verdict(Task.COMPLEX, fact, certain=True)
     return _read(request)
 
 
@@ -177,26 +170,17 @@ def _read(request: ChatRequest) -> Verdict:
     context = lexical.normalize("\n".join(pieces))
     kind = lexical.kind(asked) or _kind_set_before(request, asked)
     signs = lexical.signs(_ends(f"{context}\n{lexical.instruction(asked, kind)}"))
-    for name in ("numbers", "symbols", "variables", "sentences"):
-        signs[f"log_{name}"] = math.log1p(signs[name])
+    signs["choices"] = lexical.offers_choices(asked)  # the data of a job too
     signs["more_questions"] = max(0.0, signs["questions"] - 1)
-    if kind in ("small sum", "unit conversion"):
-        signs["log_numbers"] = signs["log_symbols"] = 0.0
-    hits = {name: min(_MOST_HITS, signs.get(name, 0.0)) for name in _SIGNS}
-    difficulty = _DIFFICULTY_BIAS + sum(_SIGNS[name].difficulty * count for name, count in hits.items())
-    difficulty -= _KINDS.get(kind, 0.0)
-    length = _LENGTH_BIAS + sum(_SIGNS[name].length * count for name, count in hits.items())
-    by_words = asked.count(" ") * _LENGTH_PER_WORD
-    length += by_words
-    if (request.token_limit or LONG_ANSWER_TOKENS) <= SHORT_ANSWER_TOKENS:
-        length -= 1.0
-    score = round(max(difficulty, length), 3)
-    if score <= 0:
-        return Verdict(Task.SIMPLE, kind, certain=True, score=score)
-    reason = _why(hits, hard=difficulty >= length)
-    if length > difficulty and by_words >= 1:
-        reason = "long prompt"
-    return Verdict(Task.COMPLEX, reason, certain=score >= _DOUBT_ENDS, score=score)
+    own = KINDS.get(kind, frozenset())
+    shown = [sign for name, sign in _SIGNS.items() if name not in own and signs.get(name, 0.0) > sign.most]
+    if shown:
+        return Verdict(Task.COMPLEX, shown[0].reason, certain=any(sign.certain for sign in shown))
+    if kind:
+        return Verdict(Task.SIMPLE, kind, certain=True)
+    if len(asked) > lexical.SHORT_CHARS:
+        return Verdict(Task.COMPLEX, "long prompt", certain=True)
+    return Verdict(Task.COMPLEX, "no recognised kind", certain=False)
 
 
 def _ends(text: str) -> str:
@@ -211,13 +195,6 @@ def _kind_set_before(request: ChatRequest, asked: str) -> str:
     instructions = (m for m in request.chat[:-1] if m.role in ("system", "developer"))
     kinds = (lexical.kind(lexical.normalize("".join(_pieces(message))), data_follows=True) for message in instructions)
     return next((kind for kind in kinds if kind in lexical.JOBS), "") if asked.strip() else ""
-
-
-def _why(hits: dict[str, float], *, hard: bool) -> str:
-    """The reason of the sign that added most, or "unsure"."""
-    adds = {name: (sign.difficulty if hard else sign.length) * hits[name] for name, sign in _SIGNS.items()}
-    most = max(adds, key=lambda name: adds[name])
-    return _SIGNS[most].reason if adds[most] > 0.3 else "unsure"
 
 
 class Outcome(StrEnum):

@@ -42,11 +42,15 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 
 class OllamaServer:
-    """Answers `/api/tags` and `/api/ps` with its models; a handler that a test may change at any time has the rest."""
+    """Answers `/api/tags`, `/api/ps` and `/api/show` with its models; a handler that a test may change at any time has
+    the rest.
+    """
 
     def __init__(self) -> None:
         self.models: list[dict[str, Any]] = [{"name": "good:latest"}]
         self.loaded: list[dict[str, Any]] = []
+        self.shown: dict[str, dict[str, Any]] = {}
+        self.shows: list[str] = []
         self.chat: Handler = refuse
         self.bodies: list[dict[str, Any]] = []
         self.url = ""
@@ -61,6 +65,9 @@ class OllamaServer:
                 await connection.answer({"models": self.models})
             elif connection.path == "/api/ps":
                 await connection.answer({"models": self.loaded})
+            elif connection.path == "/api/show":
+                self.shows.append(name := json.loads(body)["model"])
+                await connection.answer(*((self.shown[name],) if name in self.shown else ({"error": "unknown"}, 404)))
             else:
                 self.bodies.append(json.loads(body))
                 await self.chat(connection)

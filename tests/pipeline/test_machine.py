@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available
+from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available, memory_total
 
 GROUPS = "sys/fs/cgroup"
 
@@ -34,11 +35,13 @@ def test_without_control_groups_there_is_no_limit(linux):
     root = linux()
     assert cpu_quota(root) is None
     assert memory_available(root) == 8000 * 1024
+    assert memory_total(root) == 9000 * 1024
 
 
 def test_elsewhere_than_on_linux_nothing_is_known(tmp_path):
     assert cpu_quota(tmp_path) is None
     assert memory_available(tmp_path) is None
+    assert memory_total(tmp_path) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "POSIX tells it"
 
 
 def test_version_2_counts_the_lowest_limit_of_the_group_and_its_parents(linux):
@@ -56,6 +59,7 @@ def test_version_2_counts_the_lowest_limit_of_the_group_and_its_parents(linux):
     )
     assert cpu_quota(root) == 1.5
     assert memory_available(root) == 1_500_000
+    assert memory_total(root) == 4_000_000
 
 
 def test_version_1_has_a_folder_for_each_controller(linux):
@@ -73,6 +77,7 @@ def test_version_1_has_a_folder_for_each_controller(linux):
     )
     assert cpu_quota(root) == 0.5
     assert memory_available(root) == 0
+    assert memory_total(root) == 2_000_000
 
 
 def test_a_group_whose_path_is_hidden_is_the_mounted_root(linux):

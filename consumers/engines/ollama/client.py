@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from consumers.engines.ollama.wire import (
     LoadedModel,
     OllamaModel,
     error_text,
+    read_capabilities,
     read_line,
     read_loaded,
     read_models,
@@ -33,6 +35,7 @@ LONGEST_LINE = 64 * 1024 * 1024
 _LOOKS = 3
 _LOOK_TIMEOUT_S = 3.0
 _LOADED_TIMEOUT_S = 1.0
+_SHOW_TIMEOUT_S = 1.0
 _ANSWER_TOKENS = 8
 # A busy server, and proxies that find no server behind them: the same call can succeed later.
 _RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
@@ -67,9 +70,9 @@ class OllamaClient:
 
     def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
+        self._capabilities: dict[tuple[str, str | None], list[str]] = {}
         self._idle_timeout_s = idle_timeout_s
         self._load_timeout_s = load_timeout_s
-        self._question: asyncio.Task[str | None] | None = None
         self._ollama = _Ollama(
             host,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -81,22 +84,44 @@ class OllamaClient:
         """The URL of the server."""
         return self._ollama.url
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the server is on this machine."""
+        return _is_local(httpx.URL(self.url).host)
+
     async def close(self) -> None:
         """Close all connections."""
-        if self._question is not None:
-            self._question.cancel()
-            await asyncio.wait([self._question])
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
-        """The models of the server; raises OllamaError."""
+        """The models of the server, with the capabilities that it tells of each; raises OllamaError."""
         try:
             found = read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
             raise _translated(error) from None
+        await self._complete(found)
         if self._threads.wanted and (loaded := await self._loaded()) is not None:
             self._threads.review(loaded)
         return found
+
+    async def _complete(self, models: list[OllamaModel]) -> None:
+        """Ask for the capabilities that the list lacks, once for each version of a model."""
+        unknown = [model for model in models if model.capabilities is None]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SHOW_TIMEOUT_S):
+                missing = [model for model in unknown if (model.name, model.digest) not in self._capabilities]
+                await asyncio.gather(*map(self._show, missing))
+        there = {(model.name, model.digest) for model in unknown}
+        self._capabilities = {key: can for key, can in self._capabilities.items() if key in there}
+        for model in unknown:
+            model.capabilities = self._capabilities.get((model.name, model.digest))
+
+    async def _show(self, model: OllamaModel) -> None:
+        """Note what a model can do, if the server tells."""
+        with contextlib.suppress(Exception):
+            can = read_capabilities(await self._ollama.body("POST", "/api/show", {"model": model.name}))
+            if can is not None:
+                self._capabilities[model.name, model.digest] = can
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The vectors of texts. Cancelling disconnects, and the server stops.
@@ -127,26 +152,27 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
-    async def ask_internal(self, model: str, prompt: str, *, timeout_s: float) -> str | None:
-        """A short answer of a model for the pipeline's own work, or None if the model is missing, slow or broken.
+    async def load_internal(self, model: str) -> bool:
+        """Load a model for the pipeline's own work. Returns whether it is loaded; never raises.
 
-        Never raises. The caller checks that the model is an internal one. A server that is disconnected stops loading
-        the model, so a question that takes longer than `timeout_s` goes on, and its answer is dropped. Until then, no
-        other question is asked.
+        A server that is disconnected stops loading, so do not cancel this to save time.
         """
-        if self._question is not None and not self._question.done():
-            return None
-        self._question = asyncio.create_task(self._ask(model, prompt), name="ollama-question")
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(self._question)
-        except TimeoutError:
-            return None
+        return await self._internal(model, []) is not None
 
-    async def _ask(self, model: str, prompt: str) -> str | None:
+    async def ask_internal(self, model: str, prompt: str) -> str | None:
+        """A short answer of a model for the pipeline's own work, or None if there is none. Never raises.
+
+        The caller checks that the model is an internal one. A server that is disconnected stops loading the model, so
+        do not cancel this to save time.
+        """
+        answer = await self._internal(model, [{"role": "user", "content": prompt}])
+        return (answer or "").strip() or None
+
+    async def _internal(self, model: str, messages: list[dict[str, str]]) -> str | None:
+        """The text of an answer; without messages, Ollama loads the model and answers with an empty text."""
         body = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "stream": False,
             "think": False,
             "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
@@ -156,7 +182,7 @@ class OllamaClient:
             text = answer["message"]["content"]
         except Exception:
             return None
-        return text.strip() or None if isinstance(text, str) else None
+        return text if isinstance(text, str) else None
 
     # ---- loading -----------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,9 @@ from consumers.engines.ollama.wire import (
 from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
-from pipeline.core.models import embedder_for, is_internal, ollama_model_for
+from pipeline.core.models import OfferedModel, by_preference, embedder_for, is_internal, ollama_model_for
 from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, TokenCounter, TurnedAway, Work
+from pipeline.machine import memory_total
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName, WorkerState
 from pipeline.wire.requests import EmbeddingRequest
@@ -64,6 +65,7 @@ class OllamaEngine:
             threads=config.ollama_threads,
         )
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
+        self._memory = memory_total() if self._client.is_local else None
         self._rates = Rates()
         self._models: list[OllamaModel] = []
         self._unseen = "not checked yet"
@@ -96,8 +98,14 @@ class OllamaEngine:
 
     @property
     def _usable(self) -> list[OllamaModel]:
+        """The models that answer users' chats, the preferred one first."""
         internal = self._config.internal_models
-        return [model for model in self._models if model.chats and not is_internal(model.name, internal)]
+        chatting = [model for model in self._models if model.chats and not is_internal(model.name, internal)]
+        order = [*self._config.ollama_models, *self._config.spill_models.values()]
+        names = by_preference(
+            (OfferedModel(model.name, model.parameters, model.size or 0) for model in chatting), order, self._memory
+        )
+        return sorted(chatting, key=lambda model: names.index(model.name))
 
     @property
     def _embedding_models(self) -> list[str]:
@@ -140,8 +148,7 @@ class OllamaEngine:
                 callback()
 
     def resolve(self, model: str | None) -> str:
-        """Ollama's name of the requested model, or of its equivalent. None: the first available equivalent, else the
-        first model by name.
+        """Ollama's name of the requested model, or of its equivalent. None: the preferred one (`by_preference`).
 
         Raises:
             HeadraceError: `model_internal`, `model_not_found`; `unavailable` while the server's models are not known.

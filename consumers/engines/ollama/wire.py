@@ -1,7 +1,7 @@
 """The client's side of Ollama's API: request bodies from work, pieces from the parts of an answer. No I/O.
 
 Options and tool calls are translated by `pipeline.wire.ollama`. Source of the shapes: Ollama's API reference
-(`POST /api/chat`, `POST /api/embed`, `GET /api/tags`, `GET /api/ps`).
+(`POST /api/chat`, `POST /api/embed`, `POST /api/show`, `GET /api/tags`, `GET /api/ps`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _CHAT = "completion"
 _TOOLS = "tools"
 _EMBEDDING = "embedding"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
+_SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------
@@ -242,15 +243,18 @@ def error_text(body: str) -> str:
 
 
 class _Details(Struct):
-    family: str = ""
+    family: str | None = None
+    parameter_size: str | None = None
 
 
 class OllamaModel(Struct):
-    """A model in Ollama's list. `capabilities` is None if the server is too old to report them. `standin` is set by
-    headrace's own stand-in alone.
+    """A model in Ollama's list. `size` is that of its files, in bytes. `capabilities` is None while they are not known:
+    the list has them since Ollama 0.30, and `/api/show` before. `standin` is set by headrace's own stand-in alone.
     """
 
     name: str = ""
+    digest: str | None = None
+    size: int | None = None
     details: _Details | None = None
     capabilities: list[str] | None = None
     remote_host: str = ""
@@ -284,7 +288,17 @@ class OllamaModel(Struct):
     @property
     def family(self) -> str:
         """The architecture, as Ollama names it."""
-        return self.details.family if self.details else ""
+        return (self.details.family if self.details else None) or ""
+
+    @property
+    def parameters(self) -> float:
+        """How many parameters it has ("7.6B"); 0 if that is not known."""
+        written = ((self.details.parameter_size if self.details else None) or "").strip().upper()
+        unit = _SIZES.get(written[-1:], 0.0)
+        try:
+            return max(0.0, float(written[:-1]) * unit)
+        except ValueError:
+            return 0.0
 
 
 class _Tags(Struct):
@@ -296,6 +310,31 @@ class _Tags(Struct):
 def read_models(answer: dict[str, Any]) -> list[OllamaModel]:
     """The models in an answer of `GET /api/tags`; raises BadAnswer for another shape."""
     return _converted(answer, _Tags).models or []
+
+
+class _Shown(Struct):
+    """The answer of `POST /api/show`. It has capabilities since Ollama 0.6.4."""
+
+    capabilities: list[str] | None = None
+    template: str | None = None
+    model_info: dict[str, Any] | None = None
+
+
+def read_capabilities(answer: dict[str, Any]) -> list[str] | None:
+    """The capabilities in an answer of `POST /api/show`, or None if it does not tell.
+
+    Without a list, the metadata of the model's file tell: Ollama runs a model with a pooling type as an embedding
+    model, whatever its family, and every other one as a chat model.
+
+    Raises:
+        BadAnswer: another shape.
+    """
+    read = _converted(answer, _Shown)
+    if read.capabilities is not None or not read.model_info:
+        return read.capabilities
+    if any(key.endswith(".pooling_type") for key in read.model_info):
+        return [_EMBEDDING]
+    return [_CHAT, _TOOLS] if ".Tools" in (read.template or "") else [_CHAT]
 
 
 class LoadedModel(Struct):

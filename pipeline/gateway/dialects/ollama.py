@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from pipeline.core.models import spelled
+from pipeline.core.models import same_model, spelled
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, Success
@@ -190,7 +190,7 @@ class OllamaChat:
         if not (delta.content or delta.tool_calls):
             return b""
         calls = [write_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
-        part = AccountedPart(model=self._model or chunk.model, created_at=time_text(chunk.created), done=False)
+        part = AccountedPart(model=self._named(chunk.model), created_at=time_text(chunk.created), done=False)
         return _line(self._fill(part, delta.content or "", calls))
 
     def end(self, completion: Completion) -> bytes:
@@ -210,11 +210,15 @@ class OllamaChat:
         """An error in a stream that has begun. Ollama's clients raise it."""
         return error_body(error) + b"\n"
 
+    def _named(self, answering: str) -> str:
+        """The answering model: as the client spells it, if it asked for this one."""
+        return self._model if same_model(self._model, answering) else answering
+
     def _closing(self, completion: Completion, message: AssistantMessage) -> AccountedPart:
         calls = [write_call(index, call.id, call.function) for index, call in enumerate(message.tool_calls or ())]
         account, usage = completion.headrace, completion.usage
         part = AccountedPart(
-            model=self._model or completion.model,
+            model=self._named(completion.model),
             created_at=time_text(completion.created),
             done=True,
             done_reason="length" if completion.choices[0].finish_reason == "length" else "stop",
@@ -249,7 +253,7 @@ class OllamaEmbed(OllamaChat):
         vectors = expected(answer, EmbeddingList)
         account = vectors.headrace
         fields = {
-            "model": self._model or vectors.model,
+            "model": self._named(vectors.model),
             "embeddings": [item.embedding for item in vectors.embeddings()],
             "total_duration": int(account.total_ms * _NS_PER_MS),
             "load_duration": int(account.queue_ms * _NS_PER_MS),

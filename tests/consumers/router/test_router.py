@@ -392,3 +392,27 @@ async def test_a_request_that_has_ended_is_acknowledged_and_not_moved(router, go
     await router()
     await until_places(bus, {})
     assert await client.record("r1") == [last]
+
+
+async def test_a_doubtful_request_that_waits_for_an_opinion_holds_up_no_other(
+    monkeypatch, router, going_on, client, bus
+):
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def ask(*_):
+        asked.set()
+        await may_answer.wait()
+        return "yes"
+
+    async def loaded(*_):
+        return True
+
+    monkeypatch.setattr(OllamaClient, "ask_internal", ask)
+    monkeypatch.setattr(OllamaClient, "load_internal", loaded)
+    await router(classifier_model="tinyllama", classifier_timeout_s=waiting.TIMEOUT_S)
+    await client.ask("doubtful", b"Are tomatoes fruits?", "medium")
+    await asyncio.wait_for(asked.wait(), waiting.TIMEOUT_S)
+    await client.ask("simple", SIMPLE, "medium")
+    await eventually(lambda: [e.id for e in going_on.events if e.kind == "spilled"] == ["simple"])
+    may_answer.set()
+    await eventually(lambda: [e.id for e in going_on.events if e.kind == "spilled"] == ["simple", "doubtful"])

@@ -114,7 +114,8 @@ async def test_the_same_weights_answer_internal_work_under_the_internal_name(
     client: AsyncClient, llama: StandIn
 ) -> None:
     internal = OllamaClient(llama.url, idle_timeout_s=30, load_timeout_s=30)
-    said = await internal.ask_internal("tinyllama", "Is water wet?", timeout_s=30)
+    assert await internal.load_internal("tinyllama")
+    said = await internal.ask_internal("tinyllama", "Is water wet?")
     await internal.close()
     options = {"temperature": 0, "num_predict": 8}
     asked = await client.chat(MODEL, [{"role": "user", "content": "Is water wet?"}], options=options)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.models import Catalogue, is_internal, mlx_model_for, ollama_model_for, same_model, spelled
+from pipeline.core.models import (
+    Catalogue,
+    OfferedModel,
+    by_preference,
+    is_internal,
+    mlx_model_for,
+    ollama_model_for,
+    same_model,
+    spelled,
+)
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
 INTERNAL = ["tinyllama"]
@@ -132,11 +143,42 @@ def test_named_model_is_answered_by_itself_or_its_equivalent_only():
     assert ollama_model_for("org/Big-4bit", {}, there, INTERNAL) is None
 
 
-def test_unnamed_model_prefers_the_table_and_then_the_first_by_name():
-    table = {"m1": "gone", "m2": "zeta", "m3": "beta"}
-    assert ollama_model_for(None, table, ["alpha:latest", "beta:latest", "zeta:latest"], []) == "zeta:latest"
-    assert ollama_model_for(None, {}, ["b:1", "a:2", "a:1"], []) == "a:1"
+def test_unnamed_model_is_the_first_of_the_list_that_is_not_internal():
+    table = {"m1": "gone", "m2": "zeta"}
+    assert ollama_model_for(None, table, ["tinyllama:latest", "beta:1", "alpha:latest"], INTERNAL) == "beta:1"
     assert ollama_model_for(None, table, [], []) is None
+
+
+GB = 10**9
+SMALL, MIDDLE, BIG = (
+    OfferedModel("small:1b", 1e9, GB),
+    OfferedModel("middle:8b", 8e9, 5 * GB),
+    OfferedModel("big:70b", 70e9, 40 * GB),
+)
+
+
+@pytest.mark.parametrize("offered", list(permutations([SMALL, MIDDLE, BIG])))
+@pytest.mark.parametrize(
+    ("order", "memory", "names"),
+    [
+        ([], None, ["big:70b", "middle:8b", "small:1b"]),
+        ([], 80 * GB, ["big:70b", "middle:8b", "small:1b"]),
+        ([], 16 * GB, ["middle:8b", "small:1b", "big:70b"]),
+        ([], 4 * GB, ["small:1b", "middle:8b", "big:70b"]),
+        ([], GB, ["small:1b", "middle:8b", "big:70b"]),
+        (["SMALL:1b", "gone", "big:70b", "small:1b"], 16 * GB, ["small:1b", "big:70b", "middle:8b"]),
+    ],
+)
+def test_the_configured_order_comes_first_and_then_the_most_parameters_that_fit(offered, order, memory, names):
+    assert by_preference(offered, order, memory) == names
+
+
+def test_models_of_unknown_size_stand_by_name():
+    assert by_preference([OfferedModel("b:1"), OfferedModel("a:2"), OfferedModel("a:1")], [], 1) == [
+        "a:1",
+        "a:2",
+        "b:1",
+    ]
 
 
 @pytest.mark.parametrize("requested", [None, "tinyllama", "TinyLlama:1.1b", "m"])

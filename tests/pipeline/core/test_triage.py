@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.triage import Outcome, Room, Verdict, Waiting, classify, spill
+from pipeline.core.triage import KINDS, Outcome, Room, Verdict, Waiting, classify, spill
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
 from pipeline.wire.requests import (
     ChatMessage,
@@ -66,6 +66,53 @@ def test_most_labelled_simple_prompts_are_found(lang):
     assert len(found) / len(simple) >= 0.9
 
 
+KIND_EXAMPLES = {
+    "greeting": ("Good evening!", "Добрый вечер!"),
+    "small sum": ("What is 7 + 5?", "Сколько будет 7 плюс 5?"),
+    "unit conversion": ("Convert 3 miles to kilometres.", "Переведи 3 мили в километры."),
+    "short translation": ('Translate "good night" to Finnish.', "Переведи на английский: «доброй ночи»"),
+    "small edit": ("What is the plural of goose?", "Исправь ошибки: «карова»"),
+    "short classification": ('Is this spam: "you have won"?', "Это спам: «вы выиграли»?"),
+    "short extraction": ('Extract the name: "Ann came in."', "Извлеки имя: «Анна пришла»."),
+    "one-word answer": ("Answer yes or no, is it Monday?", "Ответь да или нет: сегодня понедельник?"),
+    "question on a short text": (
+        "Context: shops open at nine. Question: when do shops open?",
+        "Текст: магазин открыт с девяти. Когда открывается магазин?",
+    ),
+    "short factual question": (CAPITAL, "Какая столица Франции?"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_recognised_in_both_languages_and_named_as_the_reason(kind):
+    for prompt in KIND_EXAMPLES[kind]:
+        assert classify(ChatRequest(prompt=prompt), None) == (Task.SIMPLE, kind, True)
+
+
+DEMANDS = {
+    "asks for code": ("in Python", "на питоне"),
+    "asks for mathematics": ("with a proof of the theorem", "с доказательством теоремы"),
+    "asks for a text to be written": ("and write an essay", "и напиши эссе"),
+    "asks for reasoning": ("and compare them", "и сравни их"),
+    "asks for an explanation": ("and explain", "и объясни"),
+    "asks for a plan": ("and design it", "и распиши план"),
+    "asks for a long answer": ("in detail", "подробно"),
+}
+
+
+@pytest.mark.parametrize("reason", DEMANDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sign_of_a_hard_or_long_answer_outweighs_every_kind(kind, reason):
+    for prompt, more in zip(KIND_EXAMPLES[kind], DEMANDS[reason], strict=True):
+        assert task_of(f"{more}, {prompt}") is Task.COMPLEX
+
+
+def test_a_choice_between_options_is_of_no_simple_kind():
+    options = "\nA. one\nB. two\nC. three"
+    assert task_of("Classify the subject:" + options) is Task.COMPLEX
+    assert task_of(CAPITAL + options) is Task.COMPLEX
+
+
 def test_labelled_prompts_are_many_and_of_many_kinds():
     assert len(LABELLED) > 400
     assert len({row["kind"] for row in LABELLED}) > 20
@@ -84,7 +131,7 @@ def test_every_request_gets_a_class_and_a_reason(request_, hint):
     verdict = classify(request_, hint)
     assert verdict.task in (Task.SIMPLE, Task.COMPLEX)
     assert 0 < len(verdict.reason) < 40
-    assert (verdict.task is Task.SIMPLE) is (verdict.score <= 0)
+    assert verdict.task is Task.COMPLEX or verdict.reason in KINDS
     assert verdict.certain or verdict.task is Task.COMPLEX
 
 
@@ -139,7 +186,8 @@ def turns(*pairs):
         (ChatRequest(prompt=CAPITAL + " x" * 2000), "long prompt"),
         (ChatRequest(prompt="Write an essay about Paris."), "asks for a text to be written"),
         (ChatRequest(prompt="Докажи теорему Пифагора."), "asks for mathematics"),
-        (ChatRequest(prompt="Hm."), "unsure"),
+        (ChatRequest(prompt="Hm."), "no recognised kind"),
+        (ChatRequest(prompt="Hm, well. " * 90), "long prompt"),
     ],
 )
 def test_the_reason_names_the_strongest_sign(request_, reason):
@@ -180,8 +228,8 @@ def test_embeddings_are_simple_for_any_text():
 
 # ---- spill -----------------------------------------------------------------------------------------------------------
 
-SIMPLE = Verdict(Task.SIMPLE, "short factual question", certain=True, score=-0.4)
-COMPLEX = Verdict(Task.COMPLEX, "asks for code", certain=True, score=1.4)
+SIMPLE = Verdict(Task.SIMPLE, "short factual question", certain=True)
+COMPLEX = Verdict(Task.COMPLEX, "asks for code", certain=True)
 ROOM = Room(healthy=True, free=2, answer_ms=800.0)
 
 

@@ -57,7 +57,10 @@ class Opinion:
     def __init__(self, said: str) -> None:
         self._said = said
 
-    async def ask_internal(self, *_: Any, **__: Any) -> str:
+    async def load_internal(self, _: str) -> bool:
+        return True
+
+    async def ask_internal(self, *_: str) -> str:
         return self._said
 
 

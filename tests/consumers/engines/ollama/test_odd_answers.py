@@ -15,7 +15,6 @@ from pipeline.config import Config
 from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.ollama_server import Connection, OllamaServer, ollama_server
-from tests.waiting import eventually
 
 LAST = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 2}
 NULLS = {"message": None, "done": True, "done_reason": None, "prompt_eval_count": None, "eval_count": None}
@@ -162,26 +161,3 @@ async def test_a_server_that_does_not_begin_is_given_up(
     with pytest.raises(Misbehaved, match=f"did not begin within {0.5 if load_timeout_s == 0.5 else 0.3} s"):
         await answer_of(config, ollama)
     released.set()
-
-
-async def test_a_question_to_an_internal_model_does_not_stop_its_loading(ollama: OllamaServer) -> None:
-    loaded, finished = asyncio.Event(), asyncio.Event()
-
-    async def loads(connection: Connection) -> None:
-        await loaded.wait()
-        await connection.answer({"message": {"role": "assistant", "content": "yes"}, "done": True})
-        finished.set()
-
-    ollama.chat = loads
-    client = OllamaClient(ollama.url, idle_timeout_s=30, load_timeout_s=60)
-    assert await client.ask_internal("tinyllama", "?", timeout_s=0.1) is None
-    assert await client.ask_internal("tinyllama", "?", timeout_s=0.1) is None
-    assert len(ollama.bodies) == 1, "one question at a time"
-    loaded.set()
-    await asyncio.wait_for(finished.wait(), 30)
-
-    async def answers() -> bool:
-        return await client.ask_internal("tinyllama", "?", timeout_s=5) == "yes"
-
-    await eventually(answers)
-    await client.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from ollama import ChatResponse, EmbedResponse, GenerateResponse, ListResponse, ProcessResponse, ShowResponse
 
@@ -116,14 +117,20 @@ def test_the_tag_that_ollama_adds_is_taken_off_where_no_such_model_is_listed():
     for given, expected in named.items():
         asked = read({"model": given, "prompt": "x"}, chat=False, listed=listed)
         assert json.loads(asked.body)["model"] == expected
-        assert json.loads(asked.shape.whole(COMPLETION))["model"] == given
+        answer = msgspec.structs.replace(COMPLETION, model=expected)
+        assert json.loads(asked.shape.whole(answer))["model"] == given
+
+
+def test_an_answer_names_the_model_that_wrote_it_where_another_one_was_asked_for():
+    shape = read({"model": "mlx-big", "prompt": "x"}, chat=False).shape
+    assert json.loads(shape.whole(msgspec.structs.replace(COMPLETION, model="big:8b")))["model"] == "big:8b"
 
 
 def test_a_chat_streams_in_ollamas_shape():
-    shape = read({"model": "demo", "messages": [{"role": "user", "content": "x"}]}).shape
+    shape = read({"model": "headrace-demo:latest", "messages": [{"role": "user", "content": "x"}]}).shape
     first, second = [json.loads(shape.part(chunk)) for chunk in CHUNKS]
     assert first == {
-        "model": "demo",
+        "model": "headrace-demo:latest",
         "created_at": AT,
         "message": {"role": "assistant", "content": "Hello"},
         "done": False,
@@ -133,7 +140,7 @@ def test_a_chat_streams_in_ollamas_shape():
     last = shape.end(COMPLETION)
     assert last.endswith(b"}\n")
     assert without_account(last) == {
-        "model": "demo",
+        "model": "headrace-demo:latest",
         "created_at": AT,
         "message": {"role": "assistant", "content": ""},
         "done": True,
@@ -144,11 +151,16 @@ def test_a_chat_streams_in_ollamas_shape():
 
 
 def test_a_generated_text_has_ollamas_shape():
-    shape = read({"model": "demo", "prompt": "x", "system": "be brief"}, chat=False).shape
-    assert json.loads(shape.part(CHUNKS[0])) == {"model": "demo", "created_at": AT, "response": "Hello", "done": False}
+    shape = read({"model": "headrace-demo:latest", "prompt": "x", "system": "be brief"}, chat=False).shape
+    assert json.loads(shape.part(CHUNKS[0])) == {
+        "model": "headrace-demo:latest",
+        "created_at": AT,
+        "response": "Hello",
+        "done": False,
+    }
     whole = shape.whole(CUT_OFF)
     assert without_account(whole) == {
-        "model": "demo",
+        "model": "headrace-demo:latest",
         "created_at": AT,
         "response": "Hello there",
         "done": True,
@@ -227,13 +239,18 @@ def test_lists_are_what_ollamas_client_reads():
 
 
 def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
-    body = {"model": "e:latest", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
-    asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["e"])
-    assert json.loads(asked.body) == {"model": "e", "input": ["a", "b"], "truncate": False, "dimensions": 2}
+    body = {"model": "nomic-embed-text", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
+    asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["nomic-embed-text:latest"])
+    assert json.loads(asked.body) == {
+        "model": "nomic-embed-text:latest",
+        "input": ["a", "b"],
+        "truncate": False,
+        "dimensions": 2,
+    }
     assert not asked.stream
     data = asked.shape.whole(EMBEDDINGS)
     assert without_account(data) == {
-        "model": "e:latest",
+        "model": "nomic-embed-text",
         "embeddings": [[0.5, -0.25], [1.0, 0.0]],
         "total_duration": 30_000_000,
         "load_duration": 2_000_000,
