@@ -3,7 +3,8 @@
     speed     tokens/s through headrace for 1, 8 and 32 requests at once, and of the bare `BatchGenerator` in the same
               run; with MLX's own BLAS and with the selected one, weights as they are and as float32
     engines   both engines busy at once, with a thread for each core each and with the cores divided (--gguf)
-    seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS
+    seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS, and for
+              requests that ask for an exact text (--exact)
 
 A part without an option that it needs is left out. Figures of one run can be compared; those of two runs only if the
 machine was idle in both.
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,9 +194,9 @@ async def started(config: Config) -> AsyncIterator[EngineProcess]:
         yield engine
 
 
-async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0) -> str:
+async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0, *, exact: bool = False) -> str:
     """A seeded text. With crash_after, the child is killed once there are so many tokens."""
-    asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8)
+    asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8, exact=exact)
     generation = await engine.submit(Work(id=str(index), request=asked, model="", seed=index))
     text, count = "", 0
     while True:
@@ -209,19 +211,24 @@ async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: i
             return text
 
 
-async def seeds(model: Path, texts: int, tokens: int, blas: str, threads: int) -> None:
-    """How many texts differ from the one that the engine wrote alone."""
-    async with started(Config(model=str(model), blas=blas, mlx_threads=threads)) as engine:
-        alone = [await text_of(engine, index, tokens) for index in range(texts)]
-        batch, crash = [], []
-        for first in range(0, texts, 8):
-            some = range(first, min(first + 8, texts))
-            batch += await asyncio.gather(*(text_of(engine, index, tokens) for index in some))
-            cut = [tokens // 2 if index == first else 0 for index in some]
-            crash += await asyncio.gather(*map(lambda i, at: text_of(engine, i, tokens, at), some, cut))
-    for what, others in (("in a batch of 8", batch), ("in a batch of 8 over a crash", crash)):
-        differing = sum(one != other for one, other in zip(alone, others, strict=True))
-        print(f"  blas {blas:<5} {what:<30} {differing} of {texts} texts of {tokens} tokens differ", flush=True)
+async def seeds(model: Path, given: argparse.Namespace, blas: str) -> None:
+    """How many texts differ from the one that the engine wrote alone. A line for each 40 texts, as it takes long."""
+    differ, count = Counter[str](), 0
+    async with started(Config(model=str(model), blas=blas, mlx_threads=given.threads)) as engine:
+        for first in range(given.first, given.first + given.texts, 8):
+            some = range(first, min(first + 8, given.first + given.texts))
+            alone = [await text_of(engine, index, given.tokens, exact=given.exact) for index in some]
+            batch = await asyncio.gather(*(text_of(engine, index, given.tokens, exact=given.exact) for index in some))
+            cut = [given.tokens // 2 if index == first else 0 for index in some]
+            asked = zip(some, cut, strict=True)
+            crash = await asyncio.gather(*(text_of(engine, i, given.tokens, at, exact=given.exact) for i, at in asked))
+            for what, others in (("in a batch of 8", batch), ("over a crash as well", crash)):
+                differ[what] += sum(one != other for one, other in zip(alone, others, strict=True))
+            count += len(some)
+            if not count % 40 or count == given.texts:
+                found = ", ".join(f"{differ[what]} {what}" for what in ("in a batch of 8", "over a crash as well"))
+                kind = "exact" if given.exact else "usual"
+                print(f"  blas {blas:<5} {kind} texts of {given.tokens} tokens: of {count} differ {found}", flush=True)
 
 
 async def _main(given: argparse.Namespace) -> None:
@@ -233,7 +240,7 @@ async def _main(given: argparse.Namespace) -> None:
     if "seeds" in given.parts:
         print(f"seeded texts, temperature 0.8, {given.threads} threads, against the same text alone")
         for blas in given.blas:
-            await seeds(model, given.texts, given.tokens, blas, given.threads)
+            await seeds(model, given, blas)
 
 
 def main() -> None:
@@ -246,6 +253,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for both engines (default: 20)")
     parser.add_argument("--texts", type=int, default=24, metavar="N", help="seeded texts (default: 24)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (default: 0)")
+    parser.add_argument("--exact", action="store_true", help="ask for exact texts")
     parser.add_argument("--blas", nargs="+", default=["auto", "none"], metavar="NAME", help="for seeds")
     given = parser.parse_args()
     given.parts = given.parts or ["speed", "engines", "seeds"]
