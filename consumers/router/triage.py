@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from consumers.engines.ollama import OllamaClient
 from pipeline.config import Config
 from pipeline.core.ending import Failed, Moved, Outcome, Returned
 from pipeline.core.envelope import Envelope
@@ -17,6 +17,9 @@ from pipeline.process.role import Role
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
 from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
+
+if TYPE_CHECKING:
+    from consumers.engines.ollama import OllamaClient
 
 # A request that stays on its lane is delivered again after this long.
 STAY_S = 0.2
@@ -36,7 +39,7 @@ class Triage:
 
     me: Role
     config: Config
-    client: OllamaClient
+    client: OllamaClient | None
     _classifies: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,14 +84,14 @@ class Triage:
     async def _verdict(self, request: Request, envelope: Envelope) -> Verdict:
         """What kind of work it is."""
         verdict = classify(request, None if envelope.task is Task.UNTRIAGED else envelope.task)
-        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies:
-            return await self._second_opinion(request, verdict)
+        if isinstance(request, ChatRequest) and not verdict.certain and self._classifies and self.client is not None:
+            return await self._second_opinion(self.client, request, verdict)
         return verdict
 
-    async def _second_opinion(self, request: ChatRequest, verdict: Verdict) -> Verdict:
+    async def _second_opinion(self, client: OllamaClient, request: ChatRequest, verdict: Verdict) -> Verdict:
         """Ask an internal model about a doubtful case; without an answer in time the doubt stands."""
         question = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
-        said = await self.client.ask_internal(
+        said = await client.ask_internal(
             self.config.classifier_model, question, timeout_s=self.config.classifier_timeout_s
         )
         if said is None or not said.lower().startswith("yes"):

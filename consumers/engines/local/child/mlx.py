@@ -72,7 +72,7 @@ class MlxBackend:
         if self.on_cpu:
             # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
-        note(f"loading {Path(model_path).name}")
+        note("loading the model")
         if Path(model_path).is_absolute() and not Path(model_path).is_dir():
             raise LoadError(f"No model folder {model_path}. Set --model to a folder or a Hugging Face repository.")
         try:
