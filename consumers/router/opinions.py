@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from consumers.engines.ollama import OllamaClient
 from pipeline.config import Config
 from pipeline.core.models import is_internal
 from pipeline.core.warmth import WarmStep, Warmth
 from pipeline.wire.requests import ChatRequest
+
+if TYPE_CHECKING:
+    from consumers.engines.ollama import OllamaClient
 
 AT_ONCE = 4
 _QUESTION = "Could a very small language model answer the following request well? Reply with yes or no only.\n\n{}"
@@ -20,13 +23,14 @@ class Opinions:
     """Asks `classifier_model`, if it is one of `internal_models`: any other model answers users.
 
     Args:
-        client: of the server that has the model.
+        client: of the server that has the model; None if there is none to ask.
         config: the settings.
     """
 
-    def __init__(self, client: OllamaClient, config: Config) -> None:
-        self._client = client
-        self._model = config.classifier_model if is_internal(config.classifier_model, config.internal_models) else ""
+    def __init__(self, client: OllamaClient | None, config: Config) -> None:
+        classifies = client is not None and is_internal(config.classifier_model, config.internal_models)
+        self._client = client if classifies else None
+        self._model = config.classifier_model
         self._timeout_s = config.classifier_timeout_s
         self._warmth = Warmth(AT_ONCE)
         self._questions: set[asyncio.Task[str | None]] = set()
@@ -39,12 +43,14 @@ class Opinions:
             request: the request.
             asking: called if the model is asked, before this waits.
         """
-        step = self._warmth.next(asyncio.get_running_loop().time()) if self._model else WarmStep.SKIP
+        if (client := self._client) is None:
+            return False
+        step = self._warmth.next(asyncio.get_running_loop().time())
         if step is WarmStep.SKIP:
             return False
         asking()
         prompt = _QUESTION.format(request.chat[-1].text()[:_QUESTION_CHARS])
-        question = asyncio.create_task(self._ask(prompt, load_first=step is WarmStep.LOAD), name="opinion")
+        question = asyncio.create_task(self._ask(client, prompt, load_first=step is WarmStep.LOAD), name="opinion")
         self._questions.add(question)
         question.add_done_callback(self._ended)
         await asyncio.wait({question}, timeout=self._timeout_s)
@@ -61,17 +67,17 @@ class Opinions:
         if self._questions:
             await asyncio.wait(self._questions)
 
-    async def _ask(self, prompt: str, *, load_first: bool) -> str | None:
+    async def _ask(self, client: OllamaClient, prompt: str, *, load_first: bool) -> str | None:
         """What the model says; None if it cannot be loaded or does not answer."""
         if load_first:
             loop = asyncio.get_running_loop()
-            began_at, well = loop.time(), await self._client.load_internal(self._model)
+            began_at, well = loop.time(), await client.load_internal(self._model)
             self._warmth.loaded(loop.time(), well=well)
             if not well:
                 return None
             if loop.time() - began_at >= self._timeout_s:
                 return ""  # the request is gone, and the model is there for the next one
-        return await self._client.ask_internal(self._model, prompt)
+        return await client.ask_internal(self._model, prompt)
 
     def _ended(self, question: asyncio.Task[str | None]) -> None:
         answered = not question.cancelled() and question.exception() is None and question.result() is not None

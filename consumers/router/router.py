@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from consumers.engines.ollama import OllamaClient
 from consumers.router.opinions import Opinions
 from consumers.router.triage import Triage
 from pipeline.aio import wait_set
@@ -39,6 +39,9 @@ from pipeline.wire.subjects import (
     Task,
 )
 
+if TYPE_CHECKING:
+    from consumers.engines.ollama import OllamaClient
+
 _event_decoder = msgspec.json.Decoder(RequestEvent)
 
 # A spilled request counts as underway to Ollama until it has started there, or for this long.
@@ -57,7 +60,7 @@ class Router:
 
     me: Role
     config: Config
-    client: OllamaClient
+    client: OllamaClient | None
     _taking: Taking = field(init=False)
     _opinions: Opinions = field(init=False)
     _triage: Triage = field(init=False)

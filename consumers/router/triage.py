@@ -89,7 +89,7 @@ class Triage:
         wanted, catalogue = request.wanted_model, self.me.peers.catalogue(self.config)
         if isinstance(request, EmbeddingRequest):
             return catalogue.embedder_on_ollama(wanted) is not None
-        return catalogue.model_on("ollama", wanted) is not None
+        return not request.exact and catalogue.model_on("ollama", wanted) is not None
 
     def _mlx_may(self, request: Request) -> bool:
         """Whether MLX has the model; while no worker has said which models it has, it may have any."""

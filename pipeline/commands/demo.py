@@ -57,18 +57,18 @@ _COMPLEX = (
 )
 
 
-def demo(*, seconds: float, options: Sequence[str] = ()) -> int:
+def demo(*, seconds: float, options: Sequence[str] = (), view: View | None = None) -> int:
     """Run the demonstration. Return 0 if every request got exactly one last message, else 1.
 
     Args:
         seconds: how long to send requests.
         options: of `headrace up`, for the pipeline.
+        view: the output; by default the terminal.
     """
-    return asyncio.run(_demo(seconds, options))
+    return asyncio.run(_demo(seconds, options, view or View()))
 
 
-async def _demo(seconds: float, options: Sequence[str]) -> int:
-    view = View()
+async def _demo(seconds: float, options: Sequence[str], view: View) -> int:
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         async with _pipeline(Path(folder), options, view) as here, Bus.connect(here.nats, name="headrace demo") as bus:
             crowd = Crowd(bus, seconds=seconds, rng=random.Random(7))  # noqa: S311 - prompts are drawn, not encrypted

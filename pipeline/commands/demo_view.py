@@ -17,7 +17,7 @@ from pipeline.wire.subjects import Priority
 _PLAIN_EVERY_S = 2.0
 _BAR_CHARS = 30
 _RECENT_S = 5.0
-_SUMMARY_COLUMNS = ("by MLX", "Ollama", "spilled", "wait p50", "p95 ms", "TTFT p50", "p95 ms", "errors")
+_SUMMARY_COLUMNS = ("by MLX", "Ollama", "spilled", "wait ms p50", "p95", "first text ms p50", "p95", "errors")
 _LEVEL_STYLES = {"normal": "green", "busy": "yellow", "saturated": "red"}
 
 Levels = Sequence[tuple[float, str, str]]
@@ -86,7 +86,7 @@ class View:
                 f"{load.tokens_per_s:.0f}",
                 load.reason,
             )
-        lanes = _table("lane", "waiting or running", "sent", "answered", "spilled", "TTFT p50 ms, last 5 s")
+        lanes = _table("lane", "waiting or running", "sent", "answered", "spilled", "first text ms p50, last 5 s")
         waiting = {priority: ledger.outstanding(priority) for priority in Priority}
         self._fullest = max(self._fullest, *waiting.values())
         for priority in Priority:
@@ -122,7 +122,7 @@ def _plain(ledger: Ledger, loads: Mapping[str, Load], elapsed_s: float) -> str:
         parts.append(f"{priority}: {waiting} waiting, {done} answered, {totals.spilled} spilled")
     high = ledger.totals(Priority.HIGH, since=time.monotonic() - _RECENT_S)
     if high.answered:
-        parts.append(f"high: TTFT {high.ttft_ms.p50:.0f} ms")
+        parts.append(f"high: first text {high.ttft_ms.p50:.0f} ms")
     return " | ".join(parts)
 
 

@@ -12,6 +12,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
   measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
+- **Exact.** The prompt of an exact sequence is read alone, in pieces of a fixed size. Tokens of its answer that are
+  read again are read one by one, as they were sampled.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
@@ -43,6 +45,9 @@ _LEAST_HIGH_TOKENS: Final = 32
 
 _HIGH_PIECE_TARGETS: Final = 5.0
 """A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
+
+EXACT_PIECE_TOKENS: Final = 32
+"""The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
 
 _SIMILAR_TOKENS: Final = 256
 """Sequences whose depths differ by at most this much are read together: the shallower ones are padded."""
@@ -108,6 +113,7 @@ class Member:
         depth: tokens in its cache.
         longest: the most tokens that it may have.
         extra: whether it runs beyond the slots, because another worker had begun it.
+        exact_prompt: the tokens of its prompt if it is exact; 0 if it is not.
         times: how often it was preempted.
         stood_s: how long it has been suspended in all, without the present time.
         since: when it was suspended.
@@ -120,6 +126,7 @@ class Member:
     left: int
     longest: int
     extra: bool = False
+    exact_prompt: int = 0
     stage: Stage = Stage.WAITING
     depth: int = 0
     times: int = 0
@@ -140,7 +147,13 @@ class Member:
     @property
     def joins(self) -> bool:
         """Whether its last token is read by a step, with those of the others, and not by a pass for it alone."""
-        return self.left == 1 and self.priority is not Priority.HIGH
+        return self.left == 1 and self.priority is not Priority.HIGH and not self.exact_prompt
+
+    @property
+    def exact_piece(self) -> int:
+        """How many tokens of an exact sequence are read next. The last one of its prompt is read alone."""
+        until = min(self.depth + EXACT_PIECE_TOKENS - self.depth % EXACT_PIECE_TOKENS, self.exact_prompt - 1)
+        return max(1, until - self.depth)
 
     def stood(self, now: float) -> float:
         """How long it has been suspended in all, in seconds."""
@@ -190,10 +203,15 @@ class BatchPlanner:
 
     # ---- what happens ------------------------------------------------------------------------------------------------
 
-    def arrived(self, key: int, priority: Priority, *, tokens: int, longest: int, extra: bool = False) -> None:
-        """A sequence of so many known tokens has come, which may grow to longest tokens."""
+    def arrived(
+        self, key: int, priority: Priority, *, tokens: int, longest: int, extra: bool = False, exact_prompt: int = 0
+    ) -> None:
+        """A sequence of so many known tokens has come, which may grow to longest tokens.
+
+        `exact_prompt` is as in `Member`.
+        """
         self._arrivals += 1
-        self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra)
+        self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
 
     def ended(self, key: int) -> None:
         """A sequence has ended or was cancelled. Unknown keys are ignored."""
@@ -453,6 +471,9 @@ class BatchPlanner:
         own = sorted((m for m in reading if m.priority is priority), key=lambda member: member.order)
         depth = own[0].depth if self._pieces % 2 else min(member.depth for member in own)
         similar = [member for member in own if abs(member.depth - depth) <= _SIMILAR_TOKENS]
+        if similar[0].exact_prompt:
+            return [(similar[0].key, similar[0].exact_piece)]
+        similar = [member for member in similar if not member.exact_prompt]
         rate = self.pace.reading_rate(depth)
         tokens = _FIRST_PIECE_TOKENS if rate is None else int(rate * seconds)
         least = _LEAST_HIGH_TOKENS if priority is Priority.HIGH else _LEAST_PIECE_TOKENS

@@ -126,6 +126,8 @@ def _hard_fact(request: ChatRequest) -> str:
         return "tools offered"
     if request.response_format is not None and request.response_format.type != "text":
         return "structured output asked for"
+    if request.exact:
+        return "exact text asked for"
     if (request.token_limit or 0) > LONG_ANSWER_TOKENS:
         return "long answer allowed"
     chat = request.chat
@@ -213,7 +215,9 @@ class Decision(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """A request in the router. `mlx_may` and `ollama_may`: the engine has its model. `moved`: it was moved before."""
+    """A request in the router. `mlx_may` and `ollama_may`: the engine has its model, and can do what it asks for.
+    `moved`: it was moved before.
+    """
 
     verdict: Verdict
     priority: Priority
@@ -252,7 +256,7 @@ def spill(waiting: Waiting, load: Load | None, ollama: Room) -> Decision:
     if load is None or not saturated(load):
         return Decision(Outcome.LEAVE, "mlx is not known to be saturated")
     if not waiting.ollama_may:
-        return Decision(Outcome.COMPLEX, "only mlx has its model")
+        return Decision(Outcome.COMPLEX, "only mlx can answer it")
     if waiting.mlx_may and waiting.verdict.task is not Task.SIMPLE:
         return Decision(Outcome.COMPLEX, waiting.verdict.reason)
     if not ollama.healthy:

@@ -19,7 +19,7 @@ from pipeline.gateway.dialects.ollama import Loaded
 from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
-from pipeline.gateway.intake import Repeats, refused_by_store, take_in, urgency
+from pipeline.gateway.intake import Repeats, refused_by_store, take_in, urgency, wants_exact, with_exact
 from pipeline.gateway.models import Models
 from pipeline.gateway.queue import events_url
 from pipeline.gateway.responses import json_response
@@ -63,10 +63,12 @@ class Asking:
         """Respond to a request that only loads a model; its headers are checked all the same."""
         self.models.check(asked.model, embeds=asked.embeds)
         urgency(request.state.caller, request.state.headers, default=self.config.http_priority)
+        wants_exact(request.state.headers)
         return Response(asked.body(self.me.bus.clock.wall()), media_type=JSON)
 
     async def _answer(self, request: Request, asked: Asked) -> ASGIApp:
         self.models.check(asked.request.wanted_model, embeds=isinstance(asked.request, EmbeddingRequest))
+        asked = with_exact(asked, request.state.headers)
         load = self.me.peers.load("mlx")
         intake = take_in(
             request.state.caller,

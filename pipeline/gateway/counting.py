@@ -51,15 +51,18 @@ class TokenCounts:
         return json_response({"input_tokens": await self._counted(written)})
 
     async def _counted(self, body: bytes) -> int:
-        """The count of the first ready worker that has the model."""
+        """The count of the first ready worker that has the model. If all say that they lack it, their error."""
+        replies = list[ErrorAnswer | None]()
         for status in self.me.peers.workers("mlx"):
-            if status.state != "ready":
-                continue
-            reply = await self._ask(f"{TOKENS}.{status.worker}", body)
+            reply = await self._ask(f"{TOKENS}.{status.worker}", body) if status.state == "ready" else None
             if isinstance(reply, TokenCount):
                 return reply.prompt_tokens
             if reply is not None and reply.error.code not in (ErrorCode.MODEL_NOT_FOUND, ErrorCode.UNAVAILABLE):
                 raise error_of(reply.error)
+            replies.append(reply)
+        lacking = [reply for reply in replies if reply is not None and reply.error.code is ErrorCode.MODEL_NOT_FOUND]
+        if lacking and len(lacking) == len(replies):
+            raise error_of(lacking[0].error)
         message = "No worker can count the tokens now: only MLX counts them, for the models that it has loaded."
         raise HeadraceError(ErrorCode.UNAVAILABLE, message)
 

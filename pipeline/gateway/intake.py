@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -81,6 +82,27 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         timeout_s,
         "respond-async" in preferences,
     )
+
+
+def wants_exact(headers: Mapping[str, str]) -> bool:
+    """Whether the header `X-Exact` asks for an exact text: the APIs of some clients have no place for the field.
+
+    Raises:
+        HttpError: 400, for another value than true or false.
+    """
+    said = headers.get("x-exact", "false")
+    if said not in ("true", "false"):
+        raise HttpError(400, ErrorCode.INVALID_REQUEST, "X-Exact must be true or false.", param="X-Exact")
+    return said == "true"
+
+
+def with_exact(asked: Asked, headers: Mapping[str, str]) -> Asked:
+    """The request with `exact` if the header asks for it; an `exact` in the body takes precedence. As `wants_exact`."""
+    if not wants_exact(headers) or not isinstance(asked.request, ChatRequest) or asked.request.exact is not None:
+        return asked
+    # msgspec refuses halved characters, which a worker mends.
+    body = json.dumps({**json.loads(asked.body), "exact": True}).encode()
+    return asked._replace(request=msgspec.structs.replace(asked.request, exact=True), body=body)
 
 
 def refused_by_store(store: StoreReport | None) -> HttpError | None:

@@ -26,7 +26,7 @@ COMPONENTS: Schema = {name: each for name, each in _SCHEMAS.items() if name not 
 
 TEXT: Schema = {"type": "string"}
 # The sampling parameters that an engine can honour. The struct has more fields, to refuse them by name.
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "stream")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "exact", "stream")
 _CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, "tools", "tool_choice", "response_format")
 _USAGE: Schema = {"stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}}
 
@@ -57,6 +57,7 @@ LAST_EVENT_ID = header("Last-Event-ID", "Send only the events after this one.", 
 ASKING = (
     header("X-Priority", "The priority. The default is the key's, or medium.", enum=["high", "medium", "low"]),
     header("X-Request-Timeout", "The timeout in seconds.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"),
+    header("X-Exact", "Whether the text must be exact, as with the field `exact`.", enum=["true", "false"]),
     header("Idempotency-Key", "The request's id. Within two minutes the same id is the same request."),
     header("Prefer", "`respond-async`: respond with 202 at once, and keep the answer for a later read."),
     header("traceparent", "W3C trace context. The request's spans join that trace."),

@@ -29,7 +29,7 @@ from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_
 from pipeline.up.instance import Instance
 from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
-from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_shares_cpu, ollama_url, ollama_version
+from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_answers, ollama_shares_cpu, ollama_url, ollama_version
 from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
@@ -293,7 +293,7 @@ class Local:
         process = await spawn_tied(command, self._environ(config), self._log(STANDIN))
         try:
             async with asyncio.timeout(_STANDIN_START_S):
-                while process.returncode is None and await ollama_version(url) is None:  # noqa: ASYNC110 - a server does not tell
+                while process.returncode is None and not await ollama_answers(url):  # noqa: ASYNC110 - a server does not tell
                     await asyncio.sleep(0.1)
         except BaseException as error:
             process.kill()

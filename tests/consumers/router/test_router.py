@@ -234,6 +234,12 @@ async def test_a_request_for_a_model_that_ollama_lacks_stays_with_mlx(router, go
     await until_places(bus, {"named:complex": "llm.request.high.complex", "theirs:spilled": "llm.ollama.high"})
 
 
+async def test_an_exact_text_stays_with_mlx_whatever_its_publisher_says(router, going_on, client, bus):
+    await router()
+    await client.ask("exact", b'{"prompt":"What is the capital of France?","exact":true}', "high.simple")
+    await until_places(bus, {"exact:complex": "llm.request.high.complex"})
+
+
 async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(router, going_on, client, bus):
     await router()
     await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)

@@ -500,3 +500,55 @@ def test_low_answers_stand_still_no_longer_than_the_hold_however_high_prompts_co
 def test_a_batch_is_padded_to_its_longest_in_steps_of_256():
     assert batch_kv_bytes([], 10) == 0
     assert batch_kv_bytes([1, 257, 3], 10) == 3 * 512 * 10
+
+
+# ---- exact
+
+
+def exact_pieces(*others: tuple[Priority, int], priority: Priority = LOW, tokens: int = 100, prompt: int = 80):
+    """The pieces in which an exact sequence is read beside others, and the keys that were read with it."""
+    engine = Engine(limits=replace(LIMITS, slots=8))
+    for key, (urgency, length) in enumerate(others, start=2):
+        engine.ask(key, urgency, prompt=length, answer=30)
+    engine.ask(1, priority, prompt=tokens, exact_prompt=prompt)
+    engine.until(lambda: engine.begun(1))
+    reads = [plan.read for plan in engine.plans if any(key == 1 for key, _ in plan.read)]
+    assert not any(1 in plan.join for plan in engine.plans)
+    return [dict(read)[1] for read in reads], {key for read in reads for key, _ in read}
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+@pytest.mark.parametrize(
+    "others", [[], [(LOW, 90), (LOW, 5), (LOW, 300)], [(HIGH, 40), (MEDIUM, 200)], [(MEDIUM, 1)] * 6]
+)
+def test_an_exact_prompt_is_read_alone_in_pieces_that_depend_on_nothing(priority, others):
+    pieces, together = exact_pieces(*others, priority=priority)
+    assert pieces == [32, 32, 15, 1] + [1] * 20
+    assert together == {1}
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [(1, [1]), (2, [1, 1]), (33, [32, 1]), (34, [32, 1, 1])])
+def test_the_last_token_of_an_exact_prompt_is_read_alone(prompt, expected):
+    assert exact_pieces(tokens=prompt, prompt=prompt)[0] == expected
+
+
+def test_an_exact_sequence_whose_cache_was_dropped_is_read_again_in_the_same_pieces():
+    engine = Engine(limits=replace(LIMITS, slots=1, kept_bytes=0))
+    engine.ask(1, LOW, prompt=40, exact_prompt=40)
+    engine.until(lambda: len(engine.said[1]) == 3)
+    engine.ask(2, HIGH, answer=2)
+    engine.until(lambda: engine.suspended)
+    before = len(engine.plans)
+    engine.until(lambda: len(engine.said[1]) == 5)
+    read = [dict(plan.read)[1] for plan in engine.plans[before:] if dict(plan.read).get(1)]
+    assert read[:2] == [32, 7]
+    assert set(read[2:]) == {1}
+
+
+def test_other_prompts_are_read_beside_an_exact_one():
+    engine = Engine(limits=replace(LIMITS, slots=8))
+    engine.ask(1, LOW, prompt=3000, exact_prompt=3000)
+    for key in range(2, 5):
+        engine.ask(key, LOW, prompt=20)
+    engine.until(lambda: engine.begun(2, 3, 4))
+    assert not engine.begun(1)

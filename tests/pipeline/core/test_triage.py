@@ -157,6 +157,7 @@ def test_a_demand_added_to_a_simple_prompt_makes_it_complex(prompt, more):
     [
         ({"tools": [Tool(FunctionSpec("f"))]}, "tools offered"),
         ({"response_format": ResponseFormat("json_object")}, "structured output asked for"),
+        ({"exact": True}, "exact text asked for"),
         ({"max_tokens": 4096}, "long answer allowed"),
         ({"max_completion_tokens": 4096}, "long answer allowed"),
     ],
@@ -255,7 +256,7 @@ def waiting(verdict=SIMPLE, priority=Priority.MEDIUM, *, ollama_may=True, mlx_ma
         (waiting(COMPLEX), load(), ROOM, Outcome.COMPLEX, "asks for code"),
         (waiting(COMPLEX, moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
         (waiting(moved=True), load(), ROOM, Outcome.LEAVE, "moved before"),
-        (waiting(ollama_may=False), load(), ROOM, Outcome.COMPLEX, "only mlx has its model"),
+        (waiting(ollama_may=False), load(), ROOM, Outcome.COMPLEX, "only mlx can answer it"),
         (waiting(ollama_may=False, mlx_may=False), load(), ROOM, Outcome.COMPLEX, None),
         (waiting(COMPLEX, mlx_may=False), load(), ROOM, Outcome.SPILL, "only ollama has its model"),
         (waiting(mlx_may=False), load(medium=1), Room(True, 0, 1.0), Outcome.SPILL, "only ollama has its model"),

@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.gateway.dialects import openai
 from pipeline.gateway.identity import Caller, make_key
-from pipeline.gateway.intake import Intake, Repeats, take_in
+from pipeline.gateway.intake import Intake, Repeats, take_in, with_exact
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, decode_chat
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, Priority
 
 SIMPLE = b'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
@@ -97,3 +97,40 @@ def test_of_ids_that_nobody_gave_nothing_is_remembered():
     repeats, generated = Repeats(), taken_in({})
     for prompt in ("x", "y"):
         repeats.check(generated, ChatRequest(prompt=prompt), 1.0)
+
+
+# ---- exact
+
+
+def exact_of(headers: dict[str, str], body: bytes) -> bool | None:
+    """What a worker reads of a call whose body and headers these are."""
+    asked = with_exact(openai.read_chat(body, 1 << 20), headers)
+    published = decode_chat(asked.body, max_body_bytes=1 << 20)
+    assert asked.request == published
+    return published.exact
+
+
+HALF = b' {"messages": [{"role": "user", "content": "half a pair: \\ud83d"}], "max_tokens": 256.0, "exact": null}'
+
+
+@pytest.mark.parametrize("body", [SIMPLE, HALF])
+def test_a_header_asks_for_an_exact_text(body):
+    assert exact_of({}, body) is None
+    assert exact_of({"x-exact": "false"}, body) is None
+    assert exact_of({"x-exact": "true"}, body) is True
+
+
+def test_the_field_in_the_body_takes_precedence():
+    body = SIMPLE.replace(b"{", b'{"exact": false, ', 1)
+    assert exact_of({"x-exact": "true"}, body) is False
+
+
+def test_embeddings_have_no_text_that_could_be_exact():
+    asked = openai.read_embeddings(b'{"input": "x"}', 1 << 20)
+    assert with_exact(asked, {"x-exact": "true"}) is asked
+
+
+def test_another_value_is_refused():
+    with pytest.raises(HttpError, match="X-Exact must be true or false") as caught:
+        exact_of({"x-exact": "perhaps"}, SIMPLE)
+    assert caught.value.status == 400

@@ -165,6 +165,8 @@ def refusal(code: ErrorCode) -> ErrorAnswer:
         ({"a": refusal(ErrorCode.UNSUPPORTED_PARAMETER)}, 400, "invalid_request_error"),
         ({"a": refusal(ErrorCode.ENGINE_FAILED)}, 502, "api_error"),
         ({"a": refusal(ErrorCode.UNAVAILABLE)}, 503, "api_error"),
+        ({"a": refusal(ErrorCode.MODEL_NOT_FOUND)}, 404, "not_found_error"),
+        ({"a": refusal(ErrorCode.MODEL_NOT_FOUND), "b": refusal(ErrorCode.UNAVAILABLE)}, 503, "api_error"),
         ({}, 503, "api_error"),
     ],
 )

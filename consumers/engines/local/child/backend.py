@@ -24,6 +24,7 @@ class Prepared(Struct):
         prompt: the tokens that the model reads before it samples: those of the prompt, then the resumed ones.
         position: the index in the answer of the token sampled next, from 0.
         detail: for the backend alone.
+        exact: whether what the model computes for it must not depend on anything else.
     """
 
     key: int
@@ -31,6 +32,7 @@ class Prepared(Struct):
     position: int
     transcript: Transcript
     detail: Any = None
+    exact: bool = False
 
     @property
     def longest_tokens(self) -> int:

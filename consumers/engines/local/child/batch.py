@@ -48,6 +48,7 @@ class MlxSequence:
         cache: one for each layer while the sequence is in no array and something of it was read.
         decodes: whether its last token was sampled here, and the cache holds all others.
         said: whether the token that was sampled last has been returned.
+        exact: whether it is in no array with others: a product rounds differently for one row and for several.
     """
 
     key: int
@@ -58,6 +59,7 @@ class MlxSequence:
     cache: list[Any] | None = None
     decodes: bool = False
     said: bool = True
+    exact: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class MlxBatch:
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
     _cohorts: list[Any] = field(init=False, default_factory=list)
     _decoding: Any = field(init=False)
+    _alone: list[Any] = field(init=False, default_factory=list)
     _steps: int = field(init=False, default=0)
     _step_s: float = field(init=False, default=0.0)
     _wired_limit: int | None = field(init=False)
@@ -84,9 +87,11 @@ class MlxBatch:
         self._wired_limit = maybe_set_recommended_wired_limit()
         self._decoding = _none_decodes(self.model)
 
-    def add(self, key: int, tokens: list[int], sampler: Sampler, processors: list[Processor]) -> None:
-        """Take a sequence. Nothing of it has been read."""
-        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors)
+    def add(
+        self, key: int, tokens: list[int], sampler: Sampler, processors: list[Processor], *, exact: bool = False
+    ) -> None:
+        """Take a sequence. Nothing of it has been read. `exact` as in `MlxSequence`; it must be read alone."""
+        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
 
@@ -112,14 +117,14 @@ class MlxBatch:
         started = time.monotonic()
         with _on_stream():
             sampled = []
-            for response in self._decoding.next():
+            for response in [response for array in self._decoded() for response in array.next()]:
                 row = self._rows[response.uid]
                 if not row.said:
                     sampled.append((row.key, self._say(row, response.token)))
                 row.said = False
                 row.read += 1
             if self.on_cpu and self._step_s > _SLOW_STEP_S:
-                sampled += self._say_due(self._decoding)
+                sampled += [pair for array in self._decoded() for pair in self._say_due(array)]
         self._steps += 1
         if self._steps % _CLEAR_EVERY_STEPS == 0:
             _clear_unused()
@@ -130,7 +135,9 @@ class MlxBatch:
         """As `Batch.suspend`."""
         with _on_stream():
             rows = [self._rows[key] for key in keys]
-            due = dict(zip(self._decoding.uids, _tokens(self._decoding, rows), strict=True))
+            due: dict[int, int] = {}
+            for array in self._decoded():
+                due |= zip(array.uids, _tokens(array, rows), strict=True)
             sampled = [(row.key, self._say(row, due[row.key])) for row in rows if not row.said]
             self._take_out(rows)
         return Suspended({row.key: _nbytes(row.cache or []) for row in rows}, sampled)
@@ -151,7 +158,11 @@ class MlxBatch:
         rows = [self._rows[key] for key in keys]
         with _on_stream():
             self._take_out(rows)
-            self._extend(_going_on(self.model, rows))
+            for row in rows:
+                if row.exact:
+                    self._alone.append(_going_on(self.model, [row]))
+            if together := [row for row in rows if not row.exact]:
+                self._extend(_going_on(self.model, together))
         for row in rows:
             row.cache, row.decodes = None, True
 
@@ -164,7 +175,7 @@ class MlxBatch:
 
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`."""
-        arrays = [*self._cohorts, self._decoding]
+        arrays = [*self._cohorts, *self._decoded()]
         kept = sum(_nbytes(row.cache) for row in self._rows.values() if row.cache)
         return kept + sum(_nbytes(array.prompt_cache) for array in arrays)
 
@@ -174,6 +185,7 @@ class MlxBatch:
 
         self._rows.clear()
         self._cohorts.clear()
+        self._alone.clear()
         self._decoding = _none_decodes(self.model)
         if self._wired_limit is not None:
             mx.synchronize()
@@ -207,10 +219,17 @@ class MlxBatch:
             row.read += 1
             row.decodes, row.said = True, False
         sampled = self._say_due(begun)
-        self._extend(begun)
+        if any(row.exact for row in rows):
+            self._alone.append(begun)
+        else:
+            self._extend(begun)
         return sampled
 
     # ---- decoding ----------------------------------------------------------------------------------------------------
+
+    def _decoded(self) -> list[Any]:
+        """The arrays of all sequences that decode."""
+        return [self._decoding, *self._alone]
 
     def _extend(self, begun: Any) -> None:
         if len(self._decoding):
@@ -235,7 +254,7 @@ class MlxBatch:
         """Give sequences caches of their own, and take them out of the arrays."""
         import mlx.core as mx
 
-        for array in [*self._cohorts, self._decoding]:
+        for array in [*self._cohorts, *self._decoded()]:
             for at, key in enumerate(array.uids):
                 row = self._rows[key]
                 if row in rows:
@@ -245,11 +264,12 @@ class MlxBatch:
 
     def _leave(self, rows: list[MlxSequence]) -> None:
         gone = {row.key for row in rows}
-        for array in [*self._cohorts, self._decoding]:
+        for array in [*self._cohorts, *self._decoded()]:
             keep = [at for at, key in enumerate(array.uids) if key not in gone]
             if len(keep) < len(array.uids):
                 array.filter(keep)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.uids]
+        self._alone = [array for array in self._alone if array.uids]
 
 
 def measure_cache(model: Any) -> tuple[bool, int, int]:

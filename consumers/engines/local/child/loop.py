@@ -122,6 +122,7 @@ class EngineLoop:
                 tokens=len(sequence.prompt),
                 longest=sequence.longest_tokens,
                 extra=begin.extra,
+                exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
             )
             self._backend.insert(sequence)
 

@@ -72,7 +72,7 @@ class MlxBackend:
         if self.on_cpu:
             # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
-        note(f"loading {Path(model_path).name}")
+        note("loading the model")
         if Path(model_path).is_absolute() and not Path(model_path).is_dir():
             raise LoadError(f"No model folder {model_path}. Set --model to a folder or a Hugging Face repository.")
         try:
@@ -148,7 +148,7 @@ class MlxBackend:
             tools=self._tool_syntax(request) if with_tools else None,
             resume_chars=len(work.resume_text),
         )
-        return Prepared(key, prompt + resumed, len(resumed), transcript, work)
+        return Prepared(key, prompt + resumed, len(resumed), transcript, work, exact=bool(request.exact))
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
@@ -194,6 +194,7 @@ class MlxBackend:
             sequence.prompt,
             self._sampler(work.request, work.seed, sequence.position),
             self._penalties(work.request, len(sequence.prompt) - sequence.position),
+            exact=sequence.exact,
         )
 
     def reset(self) -> None:

