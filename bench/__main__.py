@@ -18,6 +18,7 @@ BENCHMARKS = {
     "predictions": "how well the wait of a queued request is predicted",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
+    "hop": "what a worker costs between the broker and an engine that takes no time",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 
