@@ -147,6 +147,8 @@ class Worker:
                     self._release(permit)
             if taken is not None:
                 self._begin(taken, permit)
+                # The request reaches the engine before the next one is looked for.
+                await asyncio.sleep(0)
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
