@@ -19,6 +19,7 @@ BENCHMARKS = {
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
+    "hop": "what a worker costs between the broker and an engine that takes no time",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 

@@ -18,8 +18,10 @@ second engine is absent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from pipeline.wire.subjects import LANES, Lane, Priority, Task
 
@@ -107,17 +109,64 @@ class Scheduler:
             wall_now: the broker's UTC seconds, as `stored_at` in `start`.
             saturated: whether the engine is.
         """
+        rank = self._ranking(wall_now, saturated=saturated)
+        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
+
+    def _ranking(self, wall_now: float, *, saturated: bool) -> Callable[[Lane], tuple[bool, float, bool, float, float]]:
+        """The sort key by which lanes are asked, the least first."""
         lifted = self._lifted(wall_now)
         task_weights = PREFER_COMPLEX if saturated else EVEN
+        tags = {priority: self._start_tag(priority) for priority in self._accounts}
 
         def rank(lane: Lane) -> tuple[bool, float, bool, float, float]:
             share = self._accounts[lane.priority].share
             credit = self._credit[lane] + task_weights[lane.task]
             # A lane whose turn it is to be asked again goes first: behind a lane that always has work, it would not be.
             known = lane not in self._empty_since
-            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, -credit
+            return lane.priority is not lifted, tags[lane.priority], known, -share, -credit
 
-        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
+        return rank
+
+    def plan(
+        self, count: int, lanes: Sequence[Lane], now: float, *, wall_now: float, saturated: bool = False
+    ) -> Counter[Lane]:
+        """How many of the next count requests each lane gives, as if each had enough of them. Changes nothing.
+
+        A lane that was empty and is asked again gives one.
+
+        Args:
+            count: how many requests are to be taken at once.
+            lanes: only these.
+            now, wall_now, saturated: as in `order`.
+        """
+        planned = Counter[Lane]()
+        with self._undone():
+            for _ in range(count):
+                rank = self._ranking(wall_now, saturated=saturated)
+                lane = min((lane for lane in lanes if self._may_hold_work(lane, now)), key=rank, default=None)
+                if lane is None:
+                    break
+                planned[lane] += 1
+                again, head = lane in self._empty_since, self._accounts[lane.priority].head_stored_at
+                stored_at = wall_now if head is None else head
+                self.start("", lane, stored_at=stored_at, pending=1, now=now, wall_now=wall_now, saturated=saturated)
+                if again:
+                    self.empty(lane, now)
+        return planned
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Undo at the end of the block what it changed."""
+        accounts = {priority: replace(account) for priority, account in self._accounts.items()}
+        empty_since, announced = dict(self._empty_since), dict(self._announced)
+        credit, charged = dict(self._credit), dict(self._charged)
+        virtual_now, choices = self._virtual_now, self._choices_since_overdue
+        try:
+            yield
+        finally:
+            self._accounts, self._empty_since, self._announced = accounts, empty_since, announced
+            self._credit, self._charged = credit, charged
+            self._virtual_now, self._choices_since_overdue = virtual_now, choices
 
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
         """Whether the next request of a priority may take the place of one of the victim's priority.

@@ -25,7 +25,7 @@ from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.record import Duplicate, RecordWriter, Superseded
 from pipeline.delivery.returns import note_return, times_returned
 from pipeline.telemetry import ProcessSpan, Tracing
-from pipeline.wire.messages import Answer, EngineName, Last, RequestEvent, encode
+from pipeline.wire.messages import Answer, EngineName, RequestEvent, encode
 from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject
 
 log = logging.getLogger(__name__)
@@ -183,6 +183,7 @@ class Held:
         self._opened = self._began = False
         self._writer = RecordWriter(bus, envelope)
         self._newest: Answer | None = None
+        self._encoded: tuple[Outcome, bytes] | None = None
         self._span = ProcessSpan()
         self._taken_at = bus.clock.wall()
 
@@ -421,9 +422,9 @@ class Held:
             case EndStep.LETTER, Buried():
                 await self._bury(outcome)
             case EndStep.CLOSE, _:
-                await self._writer.append(encode(self._last(outcome)))
+                await self._writer.append(self._last(outcome))
             case EndStep.FORWARD, _:
-                await self._writer.forward(encode(self._last(outcome)))
+                await self._writer.forward(self._last(outcome))
             case EndStep.MOVE, Moved():
                 await self._move(outcome)
             case EndStep.NOTE, _:
@@ -441,11 +442,14 @@ class Held:
             case _:
                 raise AssertionError(f"{outcome} has no step {step}")
 
-    def _last(self, outcome: Outcome) -> Last:
-        last = ending.last_message(outcome, self.envelope)
-        if last is None:
-            raise AssertionError(f"{outcome} has no last message")
-        return last
+    def _last(self, outcome: Outcome) -> bytes:
+        """The last message, encoded once: it may be as long as the whole answer."""
+        if self._encoded is None or self._encoded[0] is not outcome:
+            last = ending.last_message(outcome, self.envelope)
+            if last is None:
+                raise AssertionError(f"{outcome} has no last message")
+            self._encoded = outcome, encode(last)
+        return self._encoded[1]
 
     async def _bury(self, outcome: Buried) -> None:
         """Store the dead letter, once: the request as it was delivered, and its error."""

@@ -1,6 +1,7 @@
-"""Late-bound pulling from the durable consumers of a stream: one request at a time, no polling, no hoarding.
+"""Late-bound pulling from the durable consumers of a stream: one request for each free slot, no polling, no hoarding.
 
-`take` asks one consumer and does not wait. `wait` opens a pull request on several consumers at once, until the first
+`take` asks one consumer and does not wait. `gather` asks several consumers for a number of requests each, and passes
+each request on as it arrives. `wait` opens a pull request on several consumers at once, until the first
 request arrives. If slots remain free, the other pull requests stay open. Otherwise they are cancelled. A request that
 arrives when none is awaited, because it raced with another one or with the cancellation, is surplus: it is passed to
 `on_surplus`. `pipeline.core.scheduler` decides which consumer is asked first.
@@ -10,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from pipeline.aio import Background
+from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import Delivery, Message, Subscription, Unreachable
 from pipeline.broker.jetstream import Bus
 
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 
 # A pull that the broker serves is answered within this time, or within this time after it has expired.
 _ANSWER_TIMEOUT_S = 2.0
-_NO_WAIT = msgspec.json.encode({"batch": 1, "no_wait": True})
 _EMPTY = "404"
 _EXPIRED = "408"
 
@@ -52,6 +52,49 @@ class _Round:
             return None
         self._taken = True
         return self.first.result()
+
+
+@dataclass(slots=True, eq=False)
+class _Gathering:
+    """Consumers that were asked for requests that are there now.
+
+    Attributes:
+        prefix: of the inboxes of the pulls; the consumer's name follows.
+        left: how many requests each consumer may still deliver.
+        on_delivery: called with each of them.
+        empty: the consumers that had fewer requests than they were asked for.
+        over: set when no consumer has anything more to say.
+    """
+
+    prefix: str
+    left: dict[str, int]
+    on_delivery: Callable[[Delivery], None]
+    empty: set[str] = field(default_factory=set)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def took(self, delivery: Delivery) -> bool:
+        """Pass a request on, if it was asked for."""
+        consumer = delivery.consumer
+        if consumer not in self.left:
+            return False
+        self.left[consumer] -= 1
+        if not delivery.pending and self.left[consumer]:
+            self.ended(consumer)
+        elif not self.left[consumer]:
+            self._forget(consumer)
+        self.on_delivery(delivery)
+        return True
+
+    def ended(self, consumer: str) -> None:
+        """A consumer has no more requests, or refused the pull."""
+        if consumer in self.left:
+            self.empty.add(consumer)
+            self._forget(consumer)
+
+    def _forget(self, consumer: str) -> None:
+        del self.left[consumer]
+        if not self.left:
+            self.over.set()
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +134,7 @@ class Puller:
     _until_it_expires: bytes = field(init=False)
     _inbox: str = field(init=False)
     _rounds: int = field(init=False, default=0)
-    _round: _Round | None = field(init=False, default=None)
+    _gathering: _Gathering | None = field(init=False, default=None)
     _standing: _Standing | None = field(init=False, default=None)
     _subscription: Subscription = field(init=False)
     _loose_ends: Background = field(init=False, default_factory=Background)
@@ -110,15 +153,38 @@ class Puller:
 
         Cancelling is safe: a request that still arrives is surplus.
         """
-        self._rounds += 1
-        pull = self._round = _Round(f"{self._inbox}.{self._rounds}")
+        found: list[Delivery] = []
         try:
-            await self._ask(consumer, _NO_WAIT, pull.inbox, pull)
-            await asyncio.wait({pull.first}, timeout=_ANSWER_TIMEOUT_S)
-            return pull.take()
+            await self.gather({consumer: 1}, found.append)
+        except BaseException:
+            for delivery in found:
+                self._pass_on(delivery)
+            raise
+        return found[0] if found else None
+
+    async def gather(self, wanted: Mapping[str, int], on_delivery: Callable[[Delivery], None]) -> set[str]:
+        """Ask consumers for up to so many requests each, all at once. Ends within two seconds.
+
+        Cancelling is safe: a request that still arrives is surplus.
+
+        Args:
+            wanted: how many requests of each consumer.
+            on_delivery: called with each request as it arrives.
+
+        Returns:
+            The consumers that had fewer.
+        """
+        self._rounds += 1
+        gathering = self._gathering = _Gathering(f"{self._inbox}.{self._rounds}-", dict(wanted), on_delivery)
+        try:
+            for consumer, count in wanted.items():
+                no_wait = msgspec.json.encode({"batch": count, "no_wait": True})
+                if not await self._ask(consumer, no_wait, gathering.prefix + consumer):
+                    gathering.ended(consumer)
+            await wait_set(gathering.over, _ANSWER_TIMEOUT_S)
+            return gathering.empty
         finally:
-            self._round = None
-            self._end(pull)
+            self._gathering = None
 
     async def wait(
         self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
@@ -177,7 +243,9 @@ class Puller:
         for consumer in consumers:
             if consumer not in standing.on:
                 standing.on.add(consumer)
-                await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}", standing.round)
+                asked = await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}")
+                if not asked and standing.round is not None:
+                    standing.round.settle(None)
 
     async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
         ends: set[asyncio.Future[Any]] = {pull.first, stop}
@@ -186,49 +254,54 @@ class Puller:
         if not done:
             log.warning("The broker has not answered pulls from %s; asking again", self.stream)
 
-    async def _ask(self, consumer: str, body: bytes, inbox: str, pull: _Round | None) -> None:
+    async def _ask(self, consumer: str, body: bytes, inbox: str) -> bool:
+        """Send a pull. Returns whether it was sent."""
         try:
             await self.bus.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}", body, reply=inbox)
         except Unreachable:
             self.refused = True
-            if pull is not None:
-                pull.settle(None)
+            return False
+        return True
 
     def _end(self, pull: _Round) -> None:
         """Await this round no longer. A request that arrived while it was being cancelled is surplus."""
         if delivery := pull.take():
-            self._loose_ends.start(self.on_surplus(delivery), what=f"surplus from {delivery.consumer}")
+            self._pass_on(delivery)
+
+    def _pass_on(self, delivery: Delivery) -> None:
+        self._loose_ends.start(self.on_surplus(delivery), what=f"surplus from {delivery.consumer}")
 
     async def _on_taken(self, message: Message) -> None:
-        pull = self._round
+        gathering = self._gathering
         if message.is_delivery:
-            await self._hand_over(self.bus.delivery(message), pull)
-        elif pull is not None and message.subject == pull.inbox:  # not a late status of an earlier pull
-            self._heard_of_none(message, pull)
+            delivery = self.bus.delivery(message)
+            if gathering is None or not gathering.took(delivery):
+                await self.on_surplus(delivery)
+        elif gathering is not None and message.subject.startswith(gathering.prefix):  # not of an earlier pull
+            self._hear_refusal(message)
+            gathering.ended(message.subject.removeprefix(gathering.prefix))
 
     async def _on_stood(self, standing: _Standing, message: Message) -> None:
         if message.is_delivery:
             delivery = self.bus.delivery(message)
             standing.on.discard(delivery.consumer)
-            await self._hand_over(delivery, standing.round)
+            if standing.round is None or not standing.round.settle(delivery):
+                await self.on_surplus(delivery)
         elif standing is self._standing:
             standing.on.discard(message.subject.removeprefix(f"{standing.inbox}."))
-            self._heard_of_none(message, standing.round)
+            self._hear_refusal(message)
+            if standing.round is not None:
+                standing.round.settle(None)
 
-    async def _hand_over(self, delivery: Delivery, pull: _Round | None) -> None:
-        if pull is None or not pull.settle(delivery):
-            await self.on_surplus(delivery)
-
-    def _heard_of_none(self, message: Message, pull: _Round | None) -> None:
+    def _hear_refusal(self, message: Message) -> None:
         if message.status not in (_EMPTY, _EXPIRED):
             self.refused = True
             log.warning("The broker refused a pull from %s: %s %s", self.stream, message.status, message.description)
-        if pull is not None:
-            pull.settle(None)
 
     def _on_reconnect(self) -> None:
+        if self._gathering is not None:
+            self._gathering.over.set()
         if self._standing is not None:
             self._standing.on.clear()
-        for pull in (self._round, self._standing.round if self._standing else None):
-            if pull is not None:
-                pull.settle(None)
+            if self._standing.round is not None:
+                self._standing.round.settle(None)

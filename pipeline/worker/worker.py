@@ -132,6 +132,8 @@ class Worker:
         while True:
             await self._until_stored()
             permit, lanes = await self._reserved()
+            if lanes is None and await self._took_several(permit):
+                continue
             taken = None
             try:
                 if lanes is None:
@@ -145,8 +147,29 @@ class Worker:
                     self._release(permit)
             if taken is not None:
                 self._begin(taken, permit)
+                # The request reaches the engine before the next one is looked for.
+                await asyncio.sleep(0)
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
+
+    async def _took_several(self, permit: Permit) -> bool:
+        """Take requests that wait now into half of the free slots. Returns whether any came; else permit is unused.
+
+        The other half is for what arrives meanwhile, and for other workers, so that a short queue is spread over them.
+        """
+        reserved = [self._permits.reserve() for _ in range(self._observed().free // 2)]
+        unused = [permit, *filter(None, reserved)]
+        if len(unused) == 1:
+            return False
+        try:
+            await self._taking.several(len(unused), lambda taken: self._begin(taken, unused.pop()))
+        except BaseException:
+            self._release(permit)
+            raise
+        finally:
+            for another in unused[1:]:
+                self._release(another)
+        return permit.state == "used"
 
     async def _until_stored(self) -> None:
         """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""

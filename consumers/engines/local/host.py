@@ -44,6 +44,7 @@ class Child:
         self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
         self._name = name
         self.last_line = ""
+        self._unsent: list[bytes] | None = None
         self._listening = asyncio.create_task(self._listen(), name=f"{name} child's log")
 
     @classmethod
@@ -70,9 +71,23 @@ class Child:
         return self._process.pid
 
     def send(self, frame: ToChild) -> None:
-        """Queue a frame. If the child has ended, `receive` returns None."""
-        if not self._stdin.is_closing():
-            self._stdin.write(encode(frame))
+        """Queue a frame. If the child has ended, `receive` returns None.
+
+        The first frame is written at once. Those that follow in the same turn of the event loop are written together,
+        so that requests that arrive together cost one write and wake the child once.
+        """
+        data = encode(frame)
+        if self._unsent is not None:
+            self._unsent.append(data)
+        elif not self._stdin.is_closing():
+            self._stdin.write(data)
+            self._unsent = []
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, None
+        if unsent and not self._stdin.is_closing():
+            self._stdin.write(b"".join(unsent))
 
     async def receive(self) -> FromChild | None:
         """The next frame, or None after the child has ended. Cancelling may lose a frame; only `end` may follow."""
@@ -96,6 +111,7 @@ class Child:
         if grace_s <= 0:
             self.kill()
         self.send(Shutdown())
+        self._flush()
         self._stdin.close()
         try:
             async with asyncio.timeout(grace_s if grace_s > 0 else None):

@@ -71,6 +71,7 @@ class EngineProcess:
         self._served = served_name
         self._catalogue = Catalogue(mlx=[served_name], table=config.spill_models, internal=config.internal_models)
         self._listed = self._catalogue.listed()
+        self._resolved: set[str | None] = set()
         self._requests = InFlight(self._on_close)
         self.counter = self._counts = Counts()
         self._tasks = Background()
@@ -104,8 +105,11 @@ class EngineProcess:
 
     def resolve(self, model: str | None) -> str:
         """As `Engine.resolve`: the served name, or its equivalent by `spill_models`; the model's full path too."""
-        own = model in (self._config.model, self._model_path)
-        self._catalogue.engines_for(self._served if own else model)
+        if model not in self._resolved:
+            own = model in (self._config.model, self._model_path)
+            self._catalogue.engines_for(self._served if own else model)
+            if own or model is None:
+                self._resolved.add(model)
         return self._served
 
     async def submit(self, work: Work) -> Run:

@@ -701,3 +701,50 @@ def test_what_is_announced_before_an_older_answer_is_heard_keeps_its_lane_in_tur
     assert lane in scheduler.order(1.0, wall_now=1.0)
     scheduler.empty(lane, 1.0, announced=scheduler.announced(lane))
     assert lane not in scheduler.order(1.0, wall_now=1.0)
+
+
+# ---- taking several at once
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_a_plan_gives_each_lane_what_it_would_get_one_request_after_another(count):
+    engine = backlogged()
+    engine.run(until=lambda e: len(e.log) >= 50)
+    planned = engine.scheduler.plan(count, LANES, engine.now, wall_now=engine.wall_now)
+    chosen = Counter()
+    for number in range(count):
+        lane = engine.scheduler.order(engine.now, wall_now=engine.wall_now)[0]
+        chosen[lane] += 1
+        engine.scheduler.start(
+            f"next-{number}", lane, stored_at=engine.wall_now, pending=1, now=engine.now, wall_now=engine.wall_now
+        )
+    assert planned == chosen
+
+
+def test_planning_changes_nothing():
+    engine = backlogged()
+    engine.run(until=lambda e: len(e.log) >= 50)
+    before = repr(engine.scheduler)
+    assert engine.scheduler.plan(16, LANES, engine.now, wall_now=engine.wall_now).total() == 16
+    assert repr(engine.scheduler) == before
+
+
+def test_a_plan_keeps_to_the_given_lanes_and_to_those_that_may_hold_work():
+    scheduler = Scheduler(WEIGHTS)
+    for lane in LANES:
+        scheduler.empty(lane, 1.0)
+    assert not scheduler.plan(8, LANES, 1.0, wall_now=0.0)
+    scheduler.arrived(BARE[LOW])
+    scheduler.arrived(BARE[HIGH])
+    assert scheduler.plan(8, [BARE[LOW]], 1.0, wall_now=0.0) == {BARE[LOW]: 8}
+
+
+def test_a_plan_asks_a_lane_that_was_empty_for_one_request():
+    scheduler = Scheduler(WEIGHTS)
+    for lane in LANES:
+        if lane != BARE[HIGH]:
+            scheduler.empty(lane, 1.0)
+    planned = scheduler.plan(20, LANES, 1.0 + RECHECK_S, wall_now=0.0)
+    others = [planned[lane] for lane in LANES if lane != BARE[HIGH]]
+    assert max(others) == 1
+    assert planned[BARE[HIGH]] == 20 - sum(others)

@@ -340,3 +340,55 @@ async def test_a_pull_that_the_broker_never_answers_is_given_up(bus, caplog, how
     assert not pulling.puller.refused
     assert ("has not answered pulls" in caplog.text) is (how == "wait")
     await pulling.puller.close()
+
+
+# ---- several at once
+
+
+async def test_gather_takes_so_many_of_each_lane_and_tells_which_had_fewer(pulling):
+    for number in range(3):
+        await publish(pulling.bus, f"high-{number}", "high")
+        await publish(pulling.bus, f"low-{number}", "low")
+    await eventually(lambda: waiting_in(pulling.bus, "low", 3))
+    found = []
+    empty = await pulling.puller.gather({"high": 2, "low": 5, "medium": 4}, found.append)
+    assert sorted(one.message.headers[MSG_ID] for one in found) == ["high-0", "high-1", "low-0", "low-1", "low-2"]
+    assert empty == {"low", "medium"}
+    assert await held_by_somebody(pulling.bus) == 5
+
+
+async def test_what_comes_after_a_gathering_was_cancelled_is_surplus(pulling):
+    await publish(pulling.bus, "a")
+    await eventually(lambda: waiting_in(pulling.bus, "high", 1))
+    found = []
+    gathering = asyncio.create_task(pulling.puller.gather({"high": 8}, found.append))
+    await asyncio.sleep(0)
+    gathering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gathering
+    await eventually(lambda: pulling.surplus)
+    assert found == []
+    assert pulling.surplus[0].message.headers[MSG_ID] == "a"
+
+
+async def test_gather_from_a_consumer_that_is_gone_finds_nothing_and_the_others_answer(pulling):
+    await pulling.bus.js.delete_consumer(STREAM_REQUESTS, "high")
+    await publish(pulling.bus, "a", "low")
+    await eventually(lambda: waiting_in(pulling.bus, "low", 1))
+    found = []
+    assert "high" in await pulling.puller.gather({"high": 2, "low": 1}, found.append)
+    assert [one.message.headers[MSG_ID] for one in found] == ["a"]
+    assert pulling.puller.refused
+
+
+async def test_of_two_who_gather_at_once_each_request_goes_to_one(connect, bus):
+    first, second = await connect(), await connect()
+    for number in range(40):
+        await publish(bus, f"r{number}")
+    found = []
+    while len(found) < 40:
+        await asyncio.gather(*(one.puller.gather({"high": 7}, found.append) for one in (first, second)))
+        while first.surplus or second.surplus:
+            found.append((first.surplus or second.surplus).pop())
+    assert sorted(one.sequence for one in found) == list(range(1, 41))
+    assert {one.delivered for one in found} == {1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -204,3 +205,26 @@ async def test_a_stream_without_announcements_is_not_listened_to(config):
         taking = Taking(me, config, Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}))
         await taking.listen()
         assert taking._announcements is None
+
+
+async def test_several_are_taken_by_the_shares_of_their_lanes_with_one_pull_a_lane(taking, bus):
+    for number in range(12):
+        for lane in LANES:
+            await publish(bus, f"{lane.consumer}-{number}", lane.subject.removeprefix("llm.request."))
+    taken = []
+    async with pull_requests(bus) as asked:
+        await taking.several(20, taken.append)
+        await eventually(lambda: asked)
+        assert len(asked) == len(set(asked))
+    counts = Counter(one.lane.priority for one in taken)
+    assert counts.total() == 20
+    assert counts[Priority.HIGH] > counts[Priority.MEDIUM] > counts[Priority.LOW] > 0
+    assert len(taking.leases._leases) == 20
+
+
+async def test_several_of_lanes_that_are_known_to_be_empty_are_not_asked_for(taking, bus):
+    await taking.several(64, pytest.fail)
+    async with pull_requests(bus) as asked:
+        await taking.several(64, pytest.fail)
+        await bus.nc.flush()
+        assert asked == []

@@ -398,3 +398,30 @@ async def test_a_worker_whose_engine_counts_none_is_not_asked(start, client):
     await eventually(lambda: seen)
     with pytest.raises(NoResponders):
         await client.bus.request(f"llm.tokens.{seen[0].worker}", b"x")
+
+
+# ---- several at once
+
+
+async def test_half_of_the_free_slots_are_filled_at_once_and_the_other_half_is_left(start, client):
+    """The other half is for other workers, and for what arrives meanwhile."""
+    for number in range(20):
+        await client.ask(f"r{number}", lane="high")
+    asked = []
+
+    async def on_pull(message):
+        if b"no_wait" in message.data:
+            asked.append(msgspec.json.decode(message.data)["batch"])
+
+    await client.bus.subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM_REQUESTS}.high", on_pull)
+    await client.bus.nc.flush()
+    engine = (await start(ScriptedEngine(slots=8))).engine
+    await eventually(lambda: len(engine.running) == 8)
+    await eventually(lambda: _counts_are(client.bus, 8, 12))
+    assert 1 < max(asked) <= 4
+    for _ in range(20):
+        run = await eventually(lambda: engine.running and engine.running[0])
+        run.finish("x")
+        await client.answer(run.work.id)
+    assert engine.most_running == 8
+    await client.none_waits()
