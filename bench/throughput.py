@@ -70,9 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each (default: 3)")
-    parser.add_argument(
-        "--slots", type=int, default=0, metavar="N", help="most slots of headrace's engine (default: found)"
-    )
+    parser.add_argument("--slots", type=int, default=0, metavar="N", help="most slots (default: found)")
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
     given = parser.parse_args()
     model = given.model.resolve() if given.model else default_model()
