@@ -7,8 +7,8 @@ and the next trial is later each time. A narrower one is tried as well, and stay
 measured is forgotten when the same width becomes clearly slower or quicker, as with longer sequences.
 
 While HIGH requests come, a step takes half of the target at most, because a HIGH prompt waits for the step that runs.
-No target makes the width less than the first one: on a large model every step misses it, and a narrow batch wastes most
-of the step.
+The width is never less than the first one. On a large model every step misses the target, and a narrow batch wastes
+most of the step; and a burst that finds few places takes turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pipeline.engine import FIRST_SLOTS
 MOST_WIDTH: Final = 128
 """The width is not found beyond this one, unless the settings allow more."""
 
-_LEAST_WIDTH: Final = 4
 
 _TRIAL_STEPS: Final = 16
 """So many steps of a full batch are measured together. The median is not moved by a few that took longer."""
@@ -54,8 +53,8 @@ def first_width(cap: int) -> int:
 
 
 def _levels(most: int) -> Iterator[int]:
-    """The widths that are tried below the most: 4, 6, 8, 12, 16, 24, and so on."""
-    width = _LEAST_WIDTH
+    """The widths that are tried below the most: 8, 12, 16, 24, and so on."""
+    width = FIRST_SLOTS
     while width < most:
         yield width
         width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
@@ -92,7 +91,7 @@ class WidthFinder:
 
     def __post_init__(self) -> None:
         most, self.now = self.cap or MOST_WIDTH, first_width(self.cap)
-        self._levels = sorted({*_levels(most), most, self.now})
+        self._levels = sorted({*_levels(most), most})
 
     def has_stepped(self, width: int, seconds: float, *, high: bool, now: float) -> None:
         """A step for so many sequences took this long. `high`: whether HIGH requests come at present."""
@@ -141,11 +140,11 @@ class WidthFinder:
         return self._rates.get(below, self._rates[self.now]) >= _NO_LOSS * self._rates[self.now]
 
     def _too_slow(self, step_s: float, *, high: bool) -> bool:
-        return self.now > FIRST_SLOTS and step_s > _SLACK * self._bound_s(high=high)
+        return step_s > _SLACK * self._bound_s(high=high)
 
     def _may_try(self, above: int, step_s: float, *, high: bool, now: float) -> bool:
         """Whether a wider batch is tried: its steps are expected to take at least as long as these."""
-        return self._is_due(above, now) and (above <= FIRST_SLOTS or step_s <= self._bound_s(high=high))
+        return self._is_due(above, now) and step_s <= self._bound_s(high=high)
 
     def _bound_s(self, *, high: bool) -> float:
         return self.target_s / 2 if high else self.target_s
@@ -153,8 +152,7 @@ class WidthFinder:
     def _beside(self) -> tuple[int | None, int | None]:
         """The next narrower and the next wider width."""
         at = self._levels.index(self.now)
-        below = self._levels[at - 1] if at and self.now > _LEAST_WIDTH else None
-        return below, self._levels[at + 1] if at + 1 < len(self._levels) else None
+        return self._levels[at - 1] if at else None, self._levels[at + 1] if at + 1 < len(self._levels) else None
 
     def _refuse(self, width: int, now: float) -> None:
         refused = self._refused.get(width)
