@@ -135,7 +135,7 @@ def main() -> int:
     )
     parser.add_argument("--low", type=int, nargs="+", default=[0, 4, 8, 24], metavar="N", help="LOW callers")
     parser.add_argument("--questions", type=int, default=22, metavar="N", help="HIGH questions beside each")
-    parser.add_argument("--slots", type=int, default=8, metavar="N", help="slots of the engine")
+    parser.add_argument("--slots", type=int, default=0, metavar="N", help="most slots of the engine (default: found)")
     options = parser.parse_args()
     engine = {"MODEL": str(options.model)} if options.model else SIMULATED
     own = {"SLOTS": str(options.slots), "HTTP_ANSWERS_PER_S": "0", "DRAIN_TIMEOUT_S": "1"}

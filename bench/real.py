@@ -6,9 +6,11 @@
     seeds     how often a seeded text is another one in a batch, or over a crash, than alone; with each BLAS, and for
               requests that ask for an exact text (--exact)
     memory    the memory of each process of `headrace up`, at rest and with eight long answers under way
+    preemptions  how often a seeded text is another one after random preemptions, and in another batch; with each BLAS
+    long      a long LOW prompt, alone and beside HIGH answers that are being written: the gaps in these
 
-A part without an option that it needs is left out. Figures of one run can be compared; those of two runs only if the
-machine was idle in both.
+`preemptions` and `long` run only if they are named. A part without an option that it needs is left out. Figures of one
+run can be compared; those of two runs only if the machine was idle in both.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from bench.bare import CORES, PROMPTS, Job, default_model, run
+from bench.preemptions import long_prompt, preemptions, started
 from bench.running import ALONE, ROOT, START_TIMEOUT_S, ended, up
 from consumers.engines.local.blas import selected
 from consumers.engines.local.process import EngineProcess
@@ -185,18 +188,6 @@ async def engines(model: Path, gguf: Path, seconds: float) -> None:
 # ---- seeds -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def started(config: Config) -> AsyncIterator[EngineProcess]:
-    """The engine, ready."""
-    async with EngineProcess(config, model_path=config.model, served_name="m") as engine:
-        changed = asyncio.Event()
-        engine.on_change(changed.set)
-        while engine.status().state != "ready":
-            await changed.wait()
-            changed.clear()
-        yield engine
-
-
 async def text_of(engine: EngineProcess, index: int, tokens: int, crash_after: int = 0, *, exact: bool = False) -> str:
     """A seeded text. With crash_after, the child is killed once there are so many tokens."""
     asked = ChatRequest(prompt=PROMPTS[index % len(PROMPTS)], max_tokens=tokens, temperature=0.8, exact=exact)
@@ -296,12 +287,20 @@ async def _main(given: argparse.Namespace) -> None:
         print(f"seeded texts, temperature 0.8, {given.threads} threads, against the same text alone")
         for blas in given.blas:
             await seeds(model, given, blas)
+    if "preemptions" in given.parts:
+        print(f"random preemptions, temperature 1, {given.threads} threads")
+        for blas in given.blas:
+            await preemptions(model, given.count, given.tokens, blas, given.threads)
+    if "long" in given.parts:
+        await long_prompt(model, given.prompt_tokens, given.threads)
 
 
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="speed, memory, engines, seeds (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="speed, memory, engines, seeds (default: these), preemptions, long"
+    )
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the same model for llama.cpp")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
@@ -310,7 +309,9 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=24, metavar="N", help="seeded texts (default: 24)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first of them (default: 0)")
     parser.add_argument("--exact", action="store_true", help="ask for exact texts")
-    parser.add_argument("--blas", nargs="+", default=["auto", "none"], metavar="NAME", help="for seeds")
+    parser.add_argument("--count", type=int, default=500, metavar="N", help="preemptions (default: 500)")
+    parser.add_argument("--prompt-tokens", type=int, default=6000, metavar="N", help="for long (default: 6000)")
+    parser.add_argument("--blas", nargs="+", default=["auto", "none"], metavar="NAME", help="for seeds, preemptions")
     given = parser.parse_args()
     given.parts = given.parts or ["speed", "memory", "engines", "seeds"]
     logging.disable(logging.ERROR)  # the crashes are on purpose

@@ -70,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.throughput", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each (default: 3)")
-    parser.add_argument("--slots", type=int, default=8, metavar="N", help="slots of headrace's engine (default: 8)")
+    parser.add_argument("--slots", type=int, default=0, metavar="N", help="most slots (default: found)")
     parser.add_argument("--threads", type=int, default=CORES, metavar="N", help="threads of MLX (default: all cores)")
     given = parser.parse_args()
     model = given.model.resolve() if given.model else default_model()
@@ -86,7 +86,7 @@ def main() -> int:
             asyncio.run(through_headrace(here["http"], WORKLOADS[0]))
             for found, workload in zip(ours, WORKLOADS, strict=True):
                 found.append(asyncio.run(through_headrace(here["http"], workload)))
-    print(f"tokens/s, median of {given.repeats}; {given.slots} slots, {given.threads} threads\n")
+    print(f"tokens/s, median of {given.repeats}; {given.slots or 'found'} slots, {given.threads} threads\n")
     print(f"{'':<26} {'headrace':>9} {'bare':>7} {'ratio':>6}")
     for workload, one, other in zip(WORKLOADS, ours, bare, strict=True):
         middle, limit = statistics.median(one), statistics.median(other)

@@ -54,7 +54,7 @@ Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 
 Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
 Threads = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
 Number = Annotated[int, Meta(ge=0), ValueKind("N", "a whole number of 0 or more")]
-Slots = Annotated[int, Meta(ge=1, le=1024), ValueKind("N", "a whole number from 1 to 1024")]
+Slots = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
 Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
 BytesOrZero = Annotated[int, Meta(ge=0), ValueKind("BYTES", "a number of bytes, 0 or more")]
 Seconds = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SECONDS", "a number of seconds greater than 0")]
@@ -260,7 +260,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "Without `model`, `headrace up` then uses the demo model unless `smollm2` is stored.",
         ),
     ] = False
-    slots: Annotated[Slots, Setting("requests that the engine runs at once", "This is the size of the batch.")] = 8
+    slots: Annotated[
+        Slots,
+        Setting(
+            "most requests that the engine runs at once; 0 for no limit",
+            "The engine runs as many as raise its tokens per second, within `inter_token_target_s` and its memory.",
+        ),
+    ] = 0
     prefill_step_tokens: Annotated[
         Count,
         Setting(

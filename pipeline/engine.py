@@ -50,6 +50,7 @@ class Work(msgspec.Struct, frozen=True):
         priority: the priority of the request. An engine that can suspend requests gives a more urgent one the place of
             a less urgent one.
         extra: another worker had begun the request: it runs at once, beyond the slots.
+        coming: how many more requests are on their way to the engine, as far as its worker knows.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Work(msgspec.Struct, frozen=True):
     resume_text: str = ""
     priority: Priority = Priority.MEDIUM
     extra: bool = False
+    coming: int = 0
 
 
 class Piece(msgspec.Struct):
@@ -110,6 +112,9 @@ class Generation(Protocol):
 # How many requests per slot an engine accepts at most: its own, and as many that another worker had begun or that take
 # the place of less urgent ones.
 MOST_PER_SLOT = 2
+
+# How many requests an engine runs at once as long as nothing of it was measured.
+FIRST_SLOTS = 8
 
 
 class EngineStatus(msgspec.Struct):

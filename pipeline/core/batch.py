@@ -3,9 +3,10 @@
 One plan is made for each turn, as vLLM's scheduler makes one for each step. A turn reads one piece of prompts or takes
 one step, so that the next plan, with the requests that have arrived meanwhile, is never far away.
 
-- **Places.** As many sequences run as there are slots. A more urgent sequence that finds no place takes that of a less
-  urgent one: the least urgent first, then the one preempted least, then the latest. The victim is suspended. It keeps
-  its KV cache while the caches of all suspended sequences fit a budget. Beyond it, its tokens are read again later.
+- **Places.** As many sequences run as pay (`pipeline.core.width`), or as there are slots. A more urgent sequence that
+  finds no place takes that of a less urgent one: the least urgent first, then the one preempted least, then the latest.
+  The victim is suspended. It keeps its KV cache while the caches of all suspended sequences fit a budget. Beyond it,
+  its tokens are read again later.
 - **Prompts.** The most urgent are read first. While a HIGH prompt is read, the other answers stand still, at most
   `hold_s` in a row, and so do the prompts of the other priorities. HIGH answers that are being written wait for a HIGH
   prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
@@ -14,6 +15,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
 - **Exact.** The prompt of an exact sequence is read alone, in pieces of a fixed size. Tokens of its answer that are
   read again are read one by one, as they were sampled.
+- **Gathering.** An engine with nothing to do waits a moment for requests that are known to be on their way, and reads
+  the prompts together. A pass for several takes little longer than one for the first alone.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
@@ -23,16 +26,12 @@ memory for it, and one that was preempted `suspensions` times is not preempted a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Final
 
+from pipeline.core.batch_plan import RANK, BatchLimits, Member, Plan, Stage, batch_kv_bytes
 from pipeline.core.engine_pace import EnginePace
+from pipeline.core.width import WidthFinder
 from pipeline.wire.subjects import Priority
-
-KV_STEP_TOKENS: Final = 256
-"""MLX grows a KV cache in steps of this many tokens."""
 
 _FIRST_PIECE_TOKENS: Final = 32
 """The size of a piece before any reading rate was measured. Pieces of this size cost no more than longer ones."""
@@ -46,139 +45,14 @@ _LEAST_HIGH_TOKENS: Final = 32
 _HIGH_PIECE_TARGETS: Final = 5.0
 """A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
 
-EXACT_PIECE_TOKENS: Final = 32
-"""The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
+_GATHERING: Final = 0.5
+"""For those that are on their way, a prompt waits this part of the time in which it could be read alone."""
+
+_HIGH_AROUND_S: Final = 60.0
+"""For so long after a HIGH request, another one is expected."""
 
 _SIMILAR_TOKENS: Final = 256
 """Sequences whose depths differ by at most this much are read together: the shallower ones are padded."""
-
-_RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
-
-
-def batch_kv_bytes(longest_tokens: Iterable[int], kv_bytes_per_token: int) -> int:
-    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
-    lengths = list(longest_tokens)
-    if not lengths:
-        return 0
-    padded = -(-max(lengths) // KV_STEP_TOKENS) * KV_STEP_TOKENS
-    return len(lengths) * padded * kv_bytes_per_token
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchLimits:
-    """The bounds of one engine's batch.
-
-    Attributes:
-        slots: sequences that run at once.
-        piece_tokens: the most prompt tokens of one piece, of all its sequences together.
-        target_s: the inter-token target.
-        hold_s: how long other answers stand still in a row while HIGH prompts are read.
-        suspensions: how often one sequence may be preempted.
-        suspended_s: how long one sequence may stand still in all.
-        kept_bytes: the budget of the suspended sequences' caches.
-        kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
-        suspends: whether the engine can suspend a sequence.
-        kv_bytes_per_token, kv_bytes_fixed: the measured size of one sequence's cache.
-    """
-
-    slots: int
-    piece_tokens: int
-    target_s: float
-    hold_s: float
-    suspensions: int
-    suspended_s: float
-    kept_bytes: int
-    kv_bytes: int = 0
-    suspends: bool = True
-    kv_bytes_per_token: int = 0
-    kv_bytes_fixed: int = 0
-
-
-class Stage(Enum):
-    """Where a sequence is."""
-
-    WAITING = "waiting"
-    READING = "reading"
-    DECODING = "decoding"
-    SUSPENDED = "suspended"
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One sequence.
-
-    Attributes:
-        order: of arrival.
-        left: tokens that are still to be read before the next one can be sampled.
-        depth: tokens in its cache.
-        longest: the most tokens that it may have.
-        extra: whether it runs beyond the slots, because another worker had begun it.
-        exact_prompt: the tokens of its prompt if it is exact; 0 if it is not.
-        times: how often it was preempted.
-        stood_s: how long it has been suspended in all, without the present time.
-        since: when it was suspended.
-        kept_bytes: the size of its cache while it is suspended; 0 if it has none.
-    """
-
-    key: int
-    priority: Priority
-    order: int
-    left: int
-    longest: int
-    extra: bool = False
-    exact_prompt: int = 0
-    stage: Stage = Stage.WAITING
-    depth: int = 0
-    times: int = 0
-    stood_s: float = 0.0
-    since: float = 0.0
-    kept_bytes: int = 0
-
-    @property
-    def runs(self) -> bool:
-        """Whether it is in the batch."""
-        return self.stage in (Stage.READING, Stage.DECODING)
-
-    @property
-    def rank(self) -> int:
-        """Its priority as a number, 0 for the most urgent."""
-        return _RANK[self.priority]
-
-    @property
-    def joins(self) -> bool:
-        """Whether its last token is read by a step, with those of the others, and not by a pass for it alone."""
-        return self.left == 1 and self.priority is not Priority.HIGH and not self.exact_prompt
-
-    @property
-    def exact_piece(self) -> int:
-        """How many tokens of an exact sequence are read next. The last one of its prompt is read alone."""
-        until = min(self.depth + EXACT_PIECE_TOKENS - self.depth % EXACT_PIECE_TOKENS, self.exact_prompt - 1)
-        return max(1, until - self.depth)
-
-    def stood(self, now: float) -> float:
-        """How long it has been suspended in all, in seconds."""
-        return self.stood_s + (now - self.since if self.stage is Stage.SUSPENDED else 0.0)
-
-
-@dataclass(slots=True)
-class Plan:
-    """One turn. To be carried out in this order; at most one of `read` and `step` is set.
-
-    Attributes:
-        suspend: take these out of the batch, with their caches.
-        drop: free the caches of these suspended sequences.
-        resume: put these back.
-        read: how many tokens to read of each of these prompts. One that is read to its end yields a token.
-        join: of these prompts the last token is left. The step reads it, and yields their first token.
-        step: one token for each sequence whose prompt has been read.
-    """
-
-    suspend: list[int] = field(default_factory=list)
-    drop: list[int] = field(default_factory=list)
-    resume: list[int] = field(default_factory=list)
-    read: list[tuple[int, int]] = field(default_factory=list)
-    join: list[int] = field(default_factory=list)
-    step: bool = False
 
 
 class BatchPlanner:
@@ -190,8 +64,15 @@ class BatchPlanner:
     def __init__(self, limits: BatchLimits) -> None:
         self.pace = EnginePace()
         self._limits = limits
+        self._found = WidthFinder(limits.target_s, limits.most_slots)
+        self._high_at: float | None = None
         self._members: dict[int, Member] = {}
         self._arrivals = 0
+        # Requests that are on their way to this engine, and since when it waits for them.
+        self._coming = 0
+        self._gathering_since: float | None = None
+        # The greatest length of the sequences here, and of the latest ones when none is here.
+        self._longest = 0
         self._pieces = 0
         self._just_read = False
         # Since when the answers stand still, and since when no prompt of a priority was read; absent if there is none.
@@ -204,14 +85,26 @@ class BatchPlanner:
     # ---- what happens ------------------------------------------------------------------------------------------------
 
     def arrived(
-        self, key: int, priority: Priority, *, tokens: int, longest: int, extra: bool = False, exact_prompt: int = 0
+        self,
+        key: int,
+        priority: Priority,
+        *,
+        tokens: int,
+        longest: int,
+        extra: bool = False,
+        exact_prompt: int = 0,
+        coming: int = 0,
     ) -> None:
         """A sequence of so many known tokens has come, which may grow to longest tokens.
 
-        `exact_prompt` is as in `Member`.
+        Args:
+            key, priority, tokens, longest, extra, exact_prompt: as in `Member`.
+            coming: so many more requests are coming, as far as its worker knows.
         """
         self._arrivals += 1
+        self._coming = coming
         self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
+        self._longest = max(member.longest for member in self._members.values())
 
     def ended(self, key: int) -> None:
         """A sequence has ended or was cancelled. Unknown keys are ignored."""
@@ -250,14 +143,20 @@ class BatchPlanner:
         self._just_read = False
         self._standing_since = now
         self.pace.has_stepped(len(decoding), seconds)
+        self._found.has_stepped(len(decoding), seconds, high=self._expects_high(now), now=now)
         for member in decoding:
             member.depth += 1
 
     # ---- the plan ----------------------------------------------------------------------------------------------------
 
     def plan(self, now: float) -> Plan:
-        """The next turn. It is empty only if there is no sequence."""
+        """The next turn. It does nothing only if there is no sequence, or if it waits."""
         plan = Plan()
+        if any(member.priority is Priority.HIGH for member in self._members.values()):
+            self._high_at = now
+        plan.wait_s = self._gather_s(now)
+        if plan.wait_s:
+            return plan
         self._place(plan, now)
         self._drop_beyond_budget(plan)
         self._work(plan, now)
@@ -275,7 +174,36 @@ class BatchPlanner:
         """The tokens that are still to be read, of all sequences."""
         return sum(member.left for member in self._members.values())
 
+    def slots(self) -> int:
+        """How many sequences run at once at present: those that pay, as far as there is memory for them."""
+        if self._limits.slots:
+            return self._limits.slots
+        each = batch_kv_bytes([self._longest], self._limits.kv_bytes_per_token) + self._limits.kv_bytes_fixed
+        room = min((some for some in (self._limits.kv_bytes, self._limits.free_bytes) if some), default=0)
+        return max(1, min(self._found.now, room // each)) if room and each else self._found.now
+
+    # ---- gathering
+
+    def _gather_s(self, now: float) -> float:
+        """How long the prompts that are here wait for those that are on their way, at most; 0 if they do not."""
+        begun = any(member.stage is not Stage.WAITING for member in self._members.values())
+        if begun or not self._coming or not 0 < len(self._members) < self.slots():
+            self._gathering_since = None
+            return 0.0
+        if self._gathering_since is None:
+            self._gathering_since = now
+        rate = self.pace.reading_rate(0)
+        first = min(self._members.values(), key=lambda member: member.order)
+        alone_s = self._limits.target_s if rate is None else first.left / rate
+        left_s = self._gathering_since + min(_GATHERING * alone_s, self._limits.target_s) - now
+        if left_s <= 0:
+            self._coming, self._gathering_since = 0, None
+        return max(0.0, left_s)
+
     # ---- places
+
+    def _expects_high(self, now: float) -> bool:
+        return self._high_at is not None and now - self._high_at < _HIGH_AROUND_S
 
     def _place(self, plan: Plan, now: float) -> None:
         wanting = [member for member in self._members.values() if not member.runs]
@@ -310,7 +238,7 @@ class BatchPlanner:
 
     def _has_place(self, member: Member, without: list[Member]) -> bool:
         taken = [other for other in self._members.values() if other.runs and not other.extra and other not in without]
-        places = self._limits.slots if member.priority is Priority.HIGH else self._width()
+        places = self.slots() if member.priority is Priority.HIGH else self._width()
         return member.extra or len(taken) < places
 
     def _has_memory(self, member: Member, without: list[Member]) -> bool:
@@ -338,7 +266,7 @@ class BatchPlanner:
         Half of the slots that HIGH leaves are used in any case: an engine whose shortest step misses the target would
         starve the others.
         """
-        slots = self._limits.slots
+        slots = self.slots()
         high = sum(member.priority is Priority.HIGH for member in self._in(Stage.DECODING))
         if not high:
             return slots
@@ -346,9 +274,12 @@ class BatchPlanner:
         return max(least, self.pace.width_within(self._limits.target_s, slots))
 
     def _narrow(self, plan: Plan, now: float) -> None:
+        """Suspend what a HIGH answer cannot have beside it. A width that has fallen otherwise suspends none."""
+        if all(member.priority is not Priority.HIGH for member in self._in(Stage.DECODING)):
+            return
         beyond = sum(member.runs and not member.extra for member in self._members.values()) - self._width()
         if beyond > 0:
-            for member in self._preemptable(_RANK[Priority.HIGH], now)[:beyond]:
+            for member in self._preemptable(RANK[Priority.HIGH], now)[:beyond]:
                 if member.key not in plan.resume:
                     self._suspend(member, plan, now)
 
@@ -417,8 +348,8 @@ class BatchPlanner:
         self._unread_since = {priority: self._unread_since.get(priority, now) for priority in waiting}
         overdue = [priority for priority in waiting if now - self._unread_since[priority] >= self._limits.hold_s]
         if overdue:
-            return min(overdue, key=lambda priority: (self._unread_since[priority], -_RANK[priority]))
-        return min(waiting, key=lambda priority: _RANK[priority], default=None)
+            return min(overdue, key=lambda priority: (self._unread_since[priority], -RANK[priority]))
+        return min(waiting, key=lambda priority: RANK[priority], default=None)
 
     def _read_high(self, plan: Plan, decoding: list[Member], reading: list[Member], now: float) -> None:
         """Read HIGH prompts while others stand still, unless those have stood long enough."""
@@ -446,7 +377,7 @@ class BatchPlanner:
         fewer than the prompts and not more urgent.
         """
         readers = sum(member.priority is priority for member in reading)
-        as_urgent = all(member.rank >= _RANK[priority] for member in decoding)
+        as_urgent = all(member.rank >= RANK[priority] for member in decoding)
         return as_urgent and len(decoding) < readers and self._stood_s(now) < self._limits.hold_s
 
     def _beside(self, decoding: list[Member]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.broker.connection import Delivery, Message, Subscription
 from pipeline.config import Config
+from pipeline.core.coming import Coming
 from pipeline.core.ending import Returned
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.scheduler import Scheduler
@@ -99,6 +100,7 @@ class Taking:
     _puller: Puller = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
     _announcements: Subscription | None = field(init=False, default=None)
+    _coming: Coming = field(init=False, default_factory=Coming)
 
     def __post_init__(self) -> None:
         config, lanes = self.config, tuple(self.source.consumers)
@@ -200,6 +202,10 @@ class Taking:
         """Whether a request of a priority may take the place of one of the victim's, by the shares of both."""
         return self._scheduler.may_preempt(priority, victim)
 
+    def coming(self) -> int:
+        """How many requests were announced lately and not taken here."""
+        return self._coming.count(self.me.bus.clock.now())
+
     @property
     def refused(self) -> bool:
         """Whether the broker refused the latest pull, or was not reached: pause before the next one."""
@@ -214,6 +220,7 @@ class Taking:
     def receive(self, delivery: Delivery) -> Taken:
         """Hold a delivered request, and charge its lane for it."""
         held, lane, clock = self.hold(delivery), self._lane_of[delivery.consumer], self.me.bus.clock
+        self._coming.taken(delivery.sequence, clock.now())
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
         self._scheduler.start(
             key,
@@ -258,4 +265,6 @@ class Taking:
     async def _on_announcement(self, message: Message) -> None:
         lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
         if lane is not None and lane in self.source.consumers:
-            self._scheduler.arrived(lane, int(message.headers.get(STORED_SEQUENCE, 0)))
+            sequence = int(message.headers.get(STORED_SEQUENCE, 0))
+            self._scheduler.arrived(lane, sequence)
+            self._coming.announced(sequence, self.me.bus.clock.now())

@@ -54,12 +54,14 @@ class ServingContext:
         engine: answers the requests.
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
+        coming: how many requests are on their way to the engine, as far as is known.
     """
 
     me: Role
     engine: Engine
     config: Config
     patience_s: float = PATIENCE_S
+    coming: Callable[[], int] = lambda: 0
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
 
@@ -104,6 +106,7 @@ class Serving:
 
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
+        submitted: whether the engine has it, or has had it.
     """
 
     context: ServingContext
@@ -112,6 +115,7 @@ class Serving:
     on_slot_left: Callable[[], None] = lambda: None
     extra: bool = False
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
+    submitted: bool = field(init=False, default=False)
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
@@ -234,6 +238,7 @@ class Serving:
         answer = self._answer(model, record)
         answer.first_token_at = await held.first_said_at(record)
         answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
+        self.submitted = True
         work = Work(
             envelope.id,
             request,
@@ -243,6 +248,7 @@ class Serving:
             resume_text=record.text,
             priority=envelope.priority,
             extra=self.extra,
+            coming=self.context.coming(),
         )
         with self.context.me.tracing.chat(
             request, request_id=envelope.id, engine=engine.name, model=model, server=engine.status().server

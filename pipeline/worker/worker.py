@@ -80,7 +80,7 @@ class Worker:
     _draining: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s)
+        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s, self._coming)
         self._taking = Taking(
             self.me,
             self.config,
@@ -281,6 +281,10 @@ class Worker:
 
     def _held(self) -> Counter[str]:
         return Counter(job.taken.consumer for job in self._jobs)
+
+    def _coming(self) -> int:
+        """How many requests are on their way to the engine: taken, or announced and not taken yet."""
+        return sum(not job.serving.submitted for job in self._jobs) + self._taking.coming()
 
     # ---- serving
 

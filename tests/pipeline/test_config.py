@@ -59,8 +59,8 @@ def test_a_command_that_takes_some_settings_shows_them_below_the_right_headings(
     [
         (["--http-port", "70000"], '--http-port: "70000" is not a port number (0 to 65535).'),
         (["--http-port", "abc"], '--http-port: "abc" is not a port number (0 to 65535).'),
-        (["--slots", "0"], '--slots: "0" is not a whole number from 1 to 1024.'),
-        (["--slots", "1.5"], '--slots: "1.5" is not a whole number from 1 to 1024.'),
+        (["--slots", "-1"], '--slots: "-1" is not a whole number from 0 to 1024.'),
+        (["--slots", "1.5"], '--slots: "1.5" is not a whole number from 0 to 1024.'),
         (["--lease-s", "inf"], '--lease-s: "inf" is not a number of seconds, 1 or more.'),
         (["--lease-s", "nan"], '--lease-s: "nan" is not a number of seconds, 1 or more.'),
         (["--default-timeout-s", "0"], '--default-timeout-s: "0" is not a number of seconds greater than 0.'),
@@ -87,12 +87,12 @@ def test_an_invalid_option_is_refused_in_a_sentence_that_names_it(argv, message)
 
 
 def test_a_message_names_the_place_where_the_value_was_given(file):
-    with pytest.raises(ConfigError, match=r'^HEADRACE_SLOTS: "x" is not a whole number from 1 to 1024\.$'):
+    with pytest.raises(ConfigError, match=r'^HEADRACE_SLOTS: "x" is not a whole number from 0 to 1024\.$'):
         load(environ={"HEADRACE_SLOTS": "x"})
     file.write_text("slots = true")
     with pytest.raises(ConfigError) as refused:
         load(environ={}, file=file)
-    assert str(refused.value) == f"slots in {file}: true is not a whole number from 1 to 1024."
+    assert str(refused.value) == f"slots in {file}: true is not a whole number from 0 to 1024."
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if SETTINGS[key].kind.metavar not in (*TEXTS, "")])

@@ -36,6 +36,7 @@ from pipeline.config import Config
 from pipeline.core.backoff import Backoff
 from pipeline.core.models import Catalogue
 from pipeline.core.stall import StallWatch
+from pipeline.core.width import first_width
 from pipeline.engine import Embedder, EngineStatus, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, WorkerState
@@ -123,7 +124,7 @@ class EngineProcess:
 
     def status(self) -> EngineStatus:
         """As `Engine.status`. While no request can begin (loading, probation), all slots count as used."""
-        total = self._config.slots
+        total = self._slots
         offered = self._state == "ready" and not self._requests.on_probation
         stats = self._stats
         if not self._requests:
@@ -241,6 +242,8 @@ class EngineProcess:
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
             self._facts = frame.facts
+            # A new child begins with the first width.
+            self._stats = msgspec.structs.replace(self._stats, slots=0)
             log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
             self._counts.connect(child.send)
@@ -265,6 +268,12 @@ class EngineProcess:
         return asyncio.get_running_loop().time()
 
     @property
+    def _slots(self) -> int:
+        """How many requests the engine runs at once at present."""
+        fixed = self._facts.slots if self._facts else 0
+        return fixed or self._stats.slots or first_width(self._config.slots)
+
+    @property
     def _suspends(self) -> bool:
         return self._facts is not None and self._facts.suspends and self._config.max_preemptions > 0
 
@@ -283,7 +292,7 @@ class EngineProcess:
 
     def _announce(self) -> None:
         status = self.status()
-        current = (status.state, status.reason, status.slots_used)
+        current = (status.state, status.reason, status.slots_used, status.slots_total)
         if current != self._announced:
             self._announced = current
             for callback in self._callbacks:

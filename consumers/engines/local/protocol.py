@@ -72,6 +72,8 @@ class Facts(Struct, array_like=True):
         weights: the type of the weights on a CPU, such as `float32` or `4-bit`; empty on a GPU.
         kv_bytes_fixed: the KV cache of a sequence without tokens.
         suspends: whether a sequence can leave the batch with its cache and come back.
+        slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
+        free_bytes: memory for KV caches that was free after loading; 0 if not known.
     """
 
     context_tokens: int
@@ -82,6 +84,8 @@ class Facts(Struct, array_like=True):
     weights: str = ""
     kv_bytes_fixed: int = 0
     suspends: bool = True
+    slots: int = 0
+    free_bytes: int = 0
 
 
 class Ready(Struct, tag="ready", array_like=True):
@@ -123,7 +127,10 @@ class Counted(Struct, tag="counted", array_like=True):
 
 
 class Stats(Struct, array_like=True):
-    """The engine after a step: as the fields of `EngineStatus`. Rates and averages are 0 if not known yet."""
+    """The engine after a step: as the fields of `EngineStatus`. 0 means not known yet.
+
+    `slots` is the number of sequences that run at once at present.
+    """
 
     pending_tokens: float = 0.0
     kv_bytes: int = 0
@@ -132,6 +139,7 @@ class Stats(Struct, array_like=True):
     pending_prompt_tokens: float = 0.0
     prompt_tokens_per_s: float = 0.0
     prompt_tokens_per_request: float = 0.0
+    slots: int = 0
 
 
 class Step(Struct, tag="step", array_like=True):

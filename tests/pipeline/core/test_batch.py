@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.batch import BatchLimits, BatchPlanner, Plan, Stage, batch_kv_bytes
+from pipeline.core.batch import BatchPlanner
+from pipeline.core.batch_plan import BatchLimits, Plan, Stage, batch_kv_bytes
 from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
@@ -413,6 +414,87 @@ def test_an_engine_that_cannot_meet_the_target_does_not_starve_low_for_it():
     engine.ask(99, HIGH, answer=50)
     engine.until(lambda: len(engine.said[99]) == 40)
     assert len(engine.running()) == 5
+
+
+# ---- how many
+
+
+FOUND = replace(LIMITS, slots=0)
+
+
+def test_as_many_run_as_pay_and_those_that_run_stay_when_fewer_pay():
+    engine = Engine(limits=FOUND, tokens_per_s=10_000.0, step_s=0.05, step_s_each=0.002)
+    for key in range(1, 200):
+        engine.ask(key, LOW, answer=100_000)
+    engine.until(lambda: len(engine.running()) >= 48)
+    assert engine.planner.slots() >= 48
+    engine.step_s = 0.3
+    engine.until(lambda: engine.planner.slots() < 48)
+    assert len(engine.running()) >= 48
+    assert not engine.suspended
+
+
+def test_no_more_run_than_there_is_memory_for():
+    sequence = batch_kv_bytes([1020], FOUND.kv_bytes_per_token)
+    engine = Engine(limits=replace(FOUND, free_bytes=5 * sequence + 1), tokens_per_s=10_000.0)
+    for key in range(1, 20):
+        engine.ask(key, LOW)
+    engine.until(lambda: engine.begun(1))
+    assert engine.planner.slots() == len(engine.running()) == 5
+
+
+def test_the_setting_is_the_most_that_is_found():
+    engine = Engine(limits=replace(FOUND, most_slots=10), tokens_per_s=10_000.0, step_s_each=0.0)
+    for key in range(1, 20):
+        engine.ask(key, LOW, answer=100_000)
+    engine.until(lambda: engine.planner.slots() == 10)
+    for _ in range(200):
+        engine.turn()
+    assert engine.planner.slots() == len(engine.running()) == 10
+
+
+# ---- gathering
+
+
+def test_prompts_that_are_on_their_way_are_read_with_the_first():
+    engine = Engine(limits=replace(LIMITS, slots=4))
+    engine.ask(1, HIGH, coming=2)
+    plan = engine.turn()
+    assert plan.wait_s > 0
+    assert not plan.read
+    engine.now += plan.wait_s / 4
+    engine.ask(2, HIGH, coming=1)
+    assert engine.turn().wait_s > 0
+    engine.ask(3, HIGH, coming=0)
+    assert {key for key, _ in engine.turn().read} == {1, 2, 3}
+
+
+def test_a_prompt_that_nothing_follows_is_read_at_once():
+    engine = Engine()
+    engine.ask(1, HIGH)
+    assert engine.turn().read
+
+
+def test_the_first_prompt_waits_no_longer_than_a_part_of_what_it_takes_alone():
+    engine = Engine(limits=replace(LIMITS, slots=4))
+    engine.ask(1, HIGH, prompt=40, answer=1)
+    engine.until(lambda: engine.begun(1))
+    rate = engine.planner.pace.reading_rate(0)
+    engine.ask(2, HIGH, prompt=10, coming=3)
+    waited = engine.turn().wait_s
+    assert 0 < waited <= 0.5 * 10 / rate + 1e-9
+    engine.now += waited
+    assert engine.turn().read
+
+
+@pytest.mark.parametrize("case", ["an answer is written", "all places are taken"])
+def test_nothing_is_awaited_where(case):
+    engine = Engine()
+    engine.ask(1, LOW)
+    if case == "an answer is written":
+        engine.until(lambda: engine.begun(1))
+    engine.ask(2, HIGH, coming=5)
+    assert not engine.turn().wait_s
 
 
 # ---- random lives

@@ -105,6 +105,27 @@ async def test_pulls_stay_open_while_slots_are_free_for_two_more_requests(start,
     assert asked["low_complex"] == (1 if stay else 2)
 
 
+async def test_the_engine_is_told_of_requests_that_are_on_their_way_and_of_none_for_a_lone_one(start, client):
+    engine = (await start(ScriptedEngine(slots=4))).engine
+    for number in range(5):
+        await client.ask(f"alone-{number}")
+        run = await engine.generation(f"alone-{number}")
+        assert run.work.coming == 0
+        run.finish("x")
+        await client.answer(run.work.id)
+    for burst in range(20):
+        ids = [f"burst-{burst}-{number}" for number in range(4)]
+        await asyncio.gather(*map(client.ask, ids))
+        runs = [await engine.generation(each) for each in ids]
+        for run in runs:
+            run.finish("x")
+            await client.answer(run.work.id)
+        assert runs[-1].work.coming <= 3
+        if any(run.work.coming for run in runs):
+            return
+    raise AssertionError("the engine is never told")
+
+
 # ---- preemption
 
 

@@ -136,7 +136,7 @@ class Reader(threading.Thread):
             self._pipe.send(Rejected.of(frame.key, failure))
         else:
             work = frame.work
-            self._commands.put(Begin(frame.epoch, sequence, fault, work.priority, extra=work.extra))
+            self._commands.put(Begin(frame.epoch, sequence, fault, work.priority, extra=work.extra, coming=work.coming))
 
 
 def open_backend(config: Config, model_path: str, blas: str, note: Note) -> Backend:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pipeline.core.batch import KV_STEP_TOKENS
+from pipeline.core.batch_plan import KV_STEP_TOKENS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest

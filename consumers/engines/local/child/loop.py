@@ -15,7 +15,8 @@ from consumers.engines.local.child.backend import Backend, Prepared
 from consumers.engines.local.child.faults import Fault
 from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
-from pipeline.core.batch import BatchLimits, BatchPlanner, Plan
+from pipeline.core.batch import BatchPlanner
+from pipeline.core.batch_plan import BatchLimits, Plan
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import Priority
@@ -30,7 +31,7 @@ _RATE_WINDOW_S = 1.0
 
 
 class Begin:
-    """A prepared request, and how urgent it is. `extra`: it runs beyond the slots."""
+    """A prepared request, and how urgent it is. `extra`: it runs beyond the slots; `coming`: as in `Work`."""
 
     def __init__(
         self,
@@ -40,12 +41,14 @@ class Begin:
         priority: Priority = Priority.MEDIUM,
         *,
         extra: bool = False,
+        coming: int = 0,
     ) -> None:
         self.epoch = epoch
         self.sequence = sequence
         self.fault = fault
         self.priority = priority
         self.extra = extra
+        self.coming = coming
 
 
 Command = Begin | Cancel | Shutdown
@@ -75,6 +78,7 @@ class EngineLoop:
         self._begun: dict[int, Begin] = {}
         self._epoch = 0
         self._rates = _Rates()
+        self._pause_s = 0.0
 
     def run(self) -> None:
         """Run until a `Shutdown`."""
@@ -87,18 +91,21 @@ class EngineLoop:
             if not self._take_commands():
                 return False
             if self._begun:
-                self._report(*self._carry_out())
+                plan, sampled = self._carry_out()
+                if not plan.wait_s:
+                    self._report(plan, sampled)
         except Exception as error:
             log.exception("A step failed with %d requests in the engine. They run again.", len(self._begun))
             self._reset(f"{type(error).__name__}: {error}")
         return True
 
     def _take_commands(self) -> bool:
-        """Handle the commands in the queue. Wait for one only if there is no other work."""
-        wait = not self._begun
+        """Handle the commands in the queue. Wait for one only if there is no other work, or if the plan says so."""
+        wait, pause_s = not self._begun or self._pause_s > 0, self._pause_s if self._begun else None
+        self._pause_s = 0.0
         while True:
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(wait, pause_s)
             except queue.Empty:
                 return True
             wait = False
@@ -123,6 +130,7 @@ class EngineLoop:
                 longest=sequence.longest_tokens,
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
+                coming=begin.coming,
             )
             self._backend.insert(sequence)
 
@@ -136,6 +144,7 @@ class EngineLoop:
         planner, batch = self._planner, self._backend.batch
         started = time.monotonic()
         plan = planner.plan(started)
+        self._pause_s = plan.wait_s
         sampled = self._arrange(plan)
         began = time.monotonic()
         if plan.read:
@@ -217,13 +226,15 @@ class EngineLoop:
             pending_prompt_tokens=self._planner.unread_tokens(),
             prompt_tokens_per_s=self._rates.prompt_tokens_per_s,
             prompt_tokens_per_request=self._rates.prompt_tokens_per_request,
+            slots=self._planner.slots(),
         )
 
 
 def batch_limits(config: Config, facts: Facts) -> BatchLimits:
     """The bounds of a batch by the settings and the model."""
     return BatchLimits(
-        slots=config.slots,
+        slots=facts.slots,
+        most_slots=config.slots,
         piece_tokens=config.prefill_step_tokens,
         target_s=config.inter_token_target_s,
         hold_s=config.high_hold_s,
@@ -231,6 +242,7 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
         suspended_s=config.max_suspended_s,
         kept_bytes=config.suspended_kv_bytes,
         kv_bytes=config.kv_bytes_limit,
+        free_bytes=facts.free_bytes,
         suspends=facts.suspends,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         kv_bytes_fixed=facts.kv_bytes_fixed,

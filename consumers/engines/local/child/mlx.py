@@ -31,11 +31,15 @@ from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import Work
+from pipeline.machine import memory_available
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
 _GREEDY_BELOW: Final = 1e-4
 """Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
+
+_FREE_SHARE: Final = 0.5
+"""The part of the free memory that the caches of the sequences that run may fill. Batches are copied as they grow."""
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
@@ -116,7 +120,16 @@ class MlxBackend:
             kv_bytes_per_token=kv_bytes_per_token,
             kv_bytes_fixed=kv_bytes_fixed,
             suspends=suspends,
+            free_bytes=self._free_bytes(),
         )
+
+    def _free_bytes(self) -> int:
+        """Memory for KV caches: what the system or the GPU has left, without a reserve; 0 if not known."""
+        if self.on_cpu:
+            return int((memory_available() or 0) * _FREE_SHARE)
+        known = self._mx.device_info()
+        most = int(known.get("max_recommended_working_set_size") or known.get("memory_size") or 0)
+        return max(0, int((most - self._mx.get_active_memory()) * _FREE_SHARE))
 
     def _new_batch(self) -> MlxBatch:
         return MlxBatch(self._model, on_cpu=self.on_cpu)

@@ -1,8 +1,9 @@
 """The simulated engine: it runs no model, and takes as long as one would. Every answer begins with `[simulated]`.
 
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
-rate is that of a full batch. Reading prompts takes its own time. The text depends on the request, its seed and the
-position alone, so that any engine can resume an answer.
+rate is that of a full batch. If `slots` is 0, a full batch has as many sequences as a model begins with. Reading
+prompts takes its own time. The text depends on the request, its seed and the position alone, so that any engine can
+resume an answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
-from pipeline.engine import Work
+from pipeline.engine import FIRST_SLOTS, Work
 from pipeline.wire.requests import ChatRequest
 
 CONTEXT_TOKENS = 32_768
@@ -38,7 +39,13 @@ class SimulatedBackend:
             time.sleep(config.simulated_load_s)
         self._config = config
         self.batch = SimulatedBatch(config)
-        self.facts = Facts(context_tokens=CONTEXT_TOKENS, vocabulary=1 << 16, calls_tools=False, kv_bytes_per_token=0)
+        self.facts = Facts(
+            context_tokens=CONTEXT_TOKENS,
+            vocabulary=1 << 16,
+            calls_tools=False,
+            kv_bytes_per_token=0,
+            slots=_slots(config),
+        )
 
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`. Tokens number the words of this answer; 0 ends it."""
@@ -78,6 +85,10 @@ class SimulatedBackend:
 
     def close(self) -> None:
         """As `Backend.close`. There is nothing to free."""
+
+
+def _slots(config: Config) -> int:
+    return config.slots or FIRST_SLOTS
 
 
 def _text(request: ChatRequest) -> str:
@@ -123,7 +134,7 @@ class SimulatedBatch:
 
     def step(self) -> list[tuple[int, int]]:
         """As `Batch.step`. It blocks for as long as a model would."""
-        time.sleep(self._config.slots / self._config.simulated_tokens_per_s)
+        time.sleep(_slots(self._config) / self._config.simulated_tokens_per_s)
         decoding = [(key, place) for key, place in self._places.items() if not (place.left or place.suspended)]
         return [(key, self._token(place)) for key, place in decoding]
 

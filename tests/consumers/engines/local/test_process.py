@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from consumers.engines.local.process import EngineProcess
+from consumers.engines.local.protocol import Facts, Ready, Stats, Step
 from pipeline.config import Config
-from pipeline.engine import Misbehaved
+from pipeline.engine import FIRST_SLOTS, Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, FunctionSpec, Tool
 from tests.consumers.engines.conformance import Answer, ask, read, until, until_ready, work
@@ -37,6 +39,33 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+class _Child:
+    """The parent's side of a child, which is told nothing."""
+
+    pid = 1
+
+    def send(self, frame) -> None:
+        """Drop it."""
+
+
+async def test_the_slots_are_those_that_the_child_found_and_each_change_is_announced():
+    engine = EngineProcess(Config(), model_path="", served_name="m")
+    announced = []
+    engine.on_change(lambda: announced.append(engine.status().slots_total))
+    child, facts = _Child(), Facts(context_tokens=1, vocabulary=1, calls_tools=False, kv_bytes_per_token=0)
+    engine._handle(child, Ready(facts))
+    engine._handle(child, Step([], Stats(slots=12)))
+    engine._handle(child, Step([], Stats(slots=12)))
+    assert announced == [FIRST_SLOTS, 12]
+    # Another child begins anew.
+    engine._handle(child, Ready(facts))
+    assert engine.status().slots_total == FIRST_SLOTS
+
+
+def test_the_setting_limits_the_slots_before_any_was_found():
+    assert EngineProcess(Config(slots=3), model_path="", served_name="m").status().slots_total == 3
 
 
 @pytest.fixture(params=ENGINES)

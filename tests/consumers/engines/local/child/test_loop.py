@@ -14,8 +14,8 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
 from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
-from pipeline.core.batch import Plan, batch_kv_bytes
-from pipeline.engine import Piece, Work
+from pipeline.core.batch_plan import Plan, batch_kv_bytes
+from pipeline.engine import FIRST_SLOTS, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
 from pipeline.wire.subjects import Priority
@@ -26,20 +26,29 @@ FAST = {"engine": "simulated", "simulated_tokens_per_s": 1e6, "simulated_prefill
 class Scene:
     """A loop with the simulated engine. The test runs each turn."""
 
-    def __init__(self, *, kv_bytes_per_token: int = 0, **options) -> None:
+    def __init__(self, *, kv_bytes_per_token: int = 0, finds_slots: bool = False, **options) -> None:
         config = Config(**FAST | options)
         self.backend = SimulatedBackend(config, lambda _: None)
         self.backend.facts.kv_bytes_per_token = kv_bytes_per_token
+        if finds_slots:
+            self.backend.facts.slots = 0
         self.commands = queue.SimpleQueue()
         self.sent = []
         self.loop = EngineLoop(self.backend, self.commands, self.sent.append, config)
 
     def begin(
-        self, key: int, *, epoch: int = 0, max_tokens: int = 8, priority: Priority = Priority.MEDIUM, prompt: str = "x"
+        self,
+        key: int,
+        *,
+        epoch: int = 0,
+        max_tokens: int = 8,
+        priority: Priority = Priority.MEDIUM,
+        prompt: str = "x",
+        coming: int = 0,
     ) -> None:
         request = ChatRequest(prompt=prompt, max_tokens=max_tokens)
         work = Work(id=f"r{key}", request=request, model="", seed=key)
-        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None, priority))
+        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None, priority, coming=coming))
 
     def run(self) -> None:
         """Run the commands so far, and the requests that they began, to their end."""
@@ -91,6 +100,38 @@ def test_prompts_of_one_priority_are_read_together_in_pieces():
     for _ in range(3):
         scene.loop.turn()
     assert [[key for key, _ in frame.pieces] for frame in scene.sent] == [[], [], [1, 2, 3, 4]]
+
+
+def test_a_prompt_is_read_together_with_one_that_is_on_its_way():
+    scene = Scene(inter_token_target_s=30.0)
+    scene.begin(1, coming=1)
+    scene.loop.turn()
+    assert not scene.sent
+    # The loop waits for the next request, and does not read meanwhile.
+    scene.begin(2)
+    for _ in range(2):
+        scene.loop.turn()
+    assert [key for key, _ in scene.sent[-1].pieces] == [1, 2]
+
+
+def test_a_request_that_does_not_come_is_not_awaited_for_long():
+    scene = Scene(inter_token_target_s=0.01)
+    scene.begin(1, coming=1)
+    scene.run()
+    assert len(scene.answers()[1]) == 8
+
+
+def test_the_number_of_slots_that_was_found_is_told():
+    scene = Scene(finds_slots=True, simulated_tokens_per_s=4000, simulated_answer_tokens=100_000)
+    for key in range(1, 30):
+        scene.begin(key, max_tokens=10_000)
+    scene.until(1)
+    assert scene.sent[-1].stats.slots == FIRST_SLOTS
+    for _ in range(2000):
+        scene.loop.turn()
+        if scene.sent[-1].stats.slots > FIRST_SLOTS:
+            return
+    raise AssertionError("no wider batch is tried")
 
 
 def test_high_takes_the_place_of_low_which_goes_on_where_it_was():

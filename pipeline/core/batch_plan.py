@@ -1,0 +1,150 @@
+"""The words of the batch's planner: its bounds, the sequences and their stages, and the plan of one turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from pipeline.wire.subjects import Priority
+
+KV_STEP_TOKENS: Final = 256
+"""MLX grows a KV cache in steps of this many tokens."""
+
+EXACT_PIECE_TOKENS: Final = 32
+"""The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
+
+RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
+
+
+def batch_kv_bytes(longest_tokens: Iterable[int], kv_bytes_per_token: int) -> int:
+    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
+    lengths = list(longest_tokens)
+    if not lengths:
+        return 0
+    padded = -(-max(lengths) // KV_STEP_TOKENS) * KV_STEP_TOKENS
+    return len(lengths) * padded * kv_bytes_per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLimits:
+    """The bounds of one engine's batch.
+
+    Attributes:
+        slots: sequences that run at once; 0 if their number is found.
+        most_slots: the most that is found; 0 for no limit.
+        piece_tokens: the most prompt tokens of one piece, of all its sequences together.
+        target_s: the inter-token target.
+        hold_s: how long other answers stand still in a row while HIGH prompts are read.
+        suspensions: how often one sequence may be preempted.
+        suspended_s: how long one sequence may stand still in all.
+        kept_bytes: the budget of the suspended sequences' caches.
+        kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
+        free_bytes: memory that was free when the model had been loaded, which limits what is found; 0 if not known.
+        suspends: whether the engine can suspend a sequence.
+        kv_bytes_per_token, kv_bytes_fixed: the measured size of one sequence's cache.
+    """
+
+    slots: int
+    piece_tokens: int
+    target_s: float
+    hold_s: float
+    suspensions: int
+    suspended_s: float
+    kept_bytes: int
+    kv_bytes: int = 0
+    free_bytes: int = 0
+    most_slots: int = 0
+    suspends: bool = True
+    kv_bytes_per_token: int = 0
+    kv_bytes_fixed: int = 0
+
+
+class Stage(Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    READING = "reading"
+    DECODING = "decoding"
+    SUSPENDED = "suspended"
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One sequence.
+
+    Attributes:
+        order: of arrival.
+        left: tokens that are still to be read before the next one can be sampled.
+        depth: tokens in its cache.
+        longest: the most tokens that it may have.
+        extra: whether it runs beyond the slots, because another worker had begun it.
+        exact_prompt: the tokens of its prompt if it is exact; 0 if it is not.
+        times: how often it was preempted.
+        stood_s: how long it has been suspended in all, without the present time.
+        since: when it was suspended.
+        kept_bytes: the size of its cache while it is suspended; 0 if it has none.
+    """
+
+    key: int
+    priority: Priority
+    order: int
+    left: int
+    longest: int
+    extra: bool = False
+    exact_prompt: int = 0
+    stage: Stage = Stage.WAITING
+    depth: int = 0
+    times: int = 0
+    stood_s: float = 0.0
+    since: float = 0.0
+    kept_bytes: int = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is in the batch."""
+        return self.stage in (Stage.READING, Stage.DECODING)
+
+    @property
+    def rank(self) -> int:
+        """Its priority as a number, 0 for the most urgent."""
+        return RANK[self.priority]
+
+    @property
+    def joins(self) -> bool:
+        """Whether its last token is read by a step, with those of the others, and not by a pass for it alone."""
+        return self.left == 1 and self.priority is not Priority.HIGH and not self.exact_prompt
+
+    @property
+    def exact_piece(self) -> int:
+        """How many tokens of an exact sequence are read next. The last one of its prompt is read alone."""
+        until = min(self.depth + EXACT_PIECE_TOKENS - self.depth % EXACT_PIECE_TOKENS, self.exact_prompt - 1)
+        return max(1, until - self.depth)
+
+    def stood(self, now: float) -> float:
+        """How long it has been suspended in all, in seconds."""
+        return self.stood_s + (now - self.since if self.stage is Stage.SUSPENDED else 0.0)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One turn. To be carried out in this order; at most one of `read` and `step` is set.
+
+    Attributes:
+        suspend: take these out of the batch, with their caches.
+        drop: free the caches of these suspended sequences.
+        resume: put these back.
+        read: how many tokens to read of each of these prompts. One that is read to its end yields a token.
+        join: of these prompts the last token is left. The step reads it, and yields their first token.
+        step: one token for each sequence whose prompt has been read.
+        wait_s: for so long nothing is done, unless a request comes.
+    """
+
+    suspend: list[int] = field(default_factory=list)
+    drop: list[int] = field(default_factory=list)
+    resume: list[int] = field(default_factory=list)
+    read: list[tuple[int, int]] = field(default_factory=list)
+    join: list[int] = field(default_factory=list)
+    step: bool = False
+    wait_s: float = 0.0
