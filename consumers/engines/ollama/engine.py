@@ -184,8 +184,12 @@ class OllamaEngine:
 
         Raises:
             HeadraceError: `unavailable` while calls are paused; `engine_failed` for work that was begun
-                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
+                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry;
+                `unsupported_parameter` for a form of the answer that it has no parameter for.
         """
+        if name := work.request.needs_mlx:
+            message = f"Ollama does not support `{name}`. Name a model that MLX has, or leave it out."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
         if work.resume_text or work.resume_tokens:
             raise HeadraceError(
                 ErrorCode.ENGINE_FAILED,
@@ -198,6 +202,7 @@ class OllamaEngine:
         generation = OllamaGeneration(
             work.id,
             self._client.chat(body),
+            one_call=work.request.parallel_tool_calls is False,
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
             # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
             failure=lambda error: self._failure(

@@ -30,6 +30,7 @@ class OllamaGeneration:
         request_id: str,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
+        one_call: bool = False,
         expected_tokens: float,
         failure: Callable[[OllamaError], HeadraceError],
         ended: Callable[[OllamaGeneration], None],
@@ -37,7 +38,7 @@ class OllamaGeneration:
         self.tokens = 0
         self.whole = False
         self.begun = False
-        self._reader = PartReader(request_id)
+        self._reader = PartReader(request_id, one_call=one_call)
         self._parts = parts
         self._expected_tokens = expected_tokens
         self._failure = failure

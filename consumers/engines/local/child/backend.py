@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.engine import Work
@@ -24,6 +25,7 @@ class Prepared(Struct):
         prompt: the tokens that the model reads before it samples: those of the prompt, then the resumed ones.
         position: the index in the answer of the token sampled next, from 0.
         detail: for the backend alone.
+        guide: what may follow, if the answer must have a form.
     """
 
     key: int
@@ -31,6 +33,7 @@ class Prepared(Struct):
     position: int
     transcript: Transcript
     detail: Any = None
+    guide: Guide | None = None
 
     @property
     def longest_tokens(self) -> int:

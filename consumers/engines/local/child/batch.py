@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
+from consumers.engines.local.child.guided import Guide, GuidedModel
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class MlxBatch:
 
     model: Any
     on_cpu: bool
+    _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
     _cohorts: list[Any] = field(init=False, default_factory=list)
     _decoding: Any = field(init=False)
@@ -82,11 +84,20 @@ class MlxBatch:
         from mlx_lm.generate import maybe_set_recommended_wired_limit
 
         self._wired_limit = maybe_set_recommended_wired_limit()
+        self.model = self._guided = GuidedModel(self.model)
         self._decoding = _none_decodes(self.model)
 
-    def add(self, key: int, tokens: list[int], sampler: Sampler, processors: list[Processor]) -> None:
+    def add(
+        self,
+        key: int,
+        tokens: list[int],
+        sampler: Sampler,
+        processors: list[Processor],
+        guide: Guide | None = None,
+    ) -> None:
         """Take a sequence. Nothing of it has been read."""
         self._rows[key] = MlxSequence(key, list(tokens), sampler, processors)
+        self._guided.guide(key, guide)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
 
@@ -112,7 +123,9 @@ class MlxBatch:
         started = time.monotonic()
         with _on_stream():
             sampled = []
-            for response in self._decoding.next():
+            with self._guided.sampling(self._decoding.uids, lambda: self._decoding._next_tokens):  # noqa: SLF001
+                responses = self._decoding.next()
+            for response in responses:
                 row = self._rows[response.uid]
                 if not row.said:
                     sampled.append((row.key, self._say(row, response.token)))
@@ -158,6 +171,7 @@ class MlxBatch:
     def remove(self, key: int) -> None:
         """As `Batch.remove`."""
         row = self._rows.pop(key, None)
+        self._guided.forget(key)
         if row is not None:
             with _on_stream():
                 self._leave([row])
@@ -202,7 +216,8 @@ class MlxBatch:
         cohort = self._cohort(rows)
         self._cohorts.remove(cohort)
         by_key = {row.key: row for row in rows}
-        begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
+        with self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids]):
+            begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
         for row in rows:
             row.read += 1
             row.decodes, row.said = True, False
