@@ -202,7 +202,6 @@ class OllamaEngine:
         generation = OllamaGeneration(
             work.id,
             self._client.chat(body),
-            one_call=work.request.parallel_tool_calls is False,
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
             # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
             failure=lambda error: self._failure(

@@ -30,7 +30,6 @@ class OllamaGeneration:
         request_id: str,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
-        one_call: bool = False,
         expected_tokens: float,
         failure: Callable[[OllamaError], HeadraceError],
         ended: Callable[[OllamaGeneration], None],
@@ -38,7 +37,7 @@ class OllamaGeneration:
         self.tokens = 0
         self.whole = False
         self.begun = False
-        self._reader = PartReader(request_id, one_call=one_call)
+        self._reader = PartReader(request_id)
         self._parts = parts
         self._expected_tokens = expected_tokens
         self._failure = failure

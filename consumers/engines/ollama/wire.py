@@ -153,11 +153,10 @@ class _AnswerLine(Struct):
 
 
 class PartReader:
-    """Turns the parts of one answer into pieces. Only its generation uses it. `one_call`: later calls are left out."""
+    """Turns the parts of one answer into pieces. Only its generation uses it."""
 
-    def __init__(self, request_id: str, *, one_call: bool = False) -> None:
+    def __init__(self, request_id: str) -> None:
         self._request_id = request_id
-        self._one_call = one_call
         self._calls = 0
 
     def read(self, part: dict[str, Any]) -> Piece:
@@ -168,10 +167,9 @@ class PartReader:
         """
         read = _converted(part, _AnswerLine)
         message = read.message or _LineMessage()
-        calls = message.tool_calls or []
-        if self._one_call:
-            calls = calls[: 1 - self._calls]
-        piece = Piece(text=message.content or "", tool_calls=[self._tool_call(call) for call in calls])
+        piece = Piece(
+            text=message.content or "", tool_calls=[self._tool_call(call) for call in message.tool_calls or ()]
+        )
         if read.done:
             prompt, answer = read.prompt_eval_count or 0, read.eval_count or 0
             piece.finish_reason = self._finish_reason(read.done_reason or "")

@@ -171,7 +171,7 @@ class Transcript:
         stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
         tools: how the model writes calls, if the request offers tools.
         resume_chars: the number of characters that the reader already has.
-        one_call: whether the answer ends with its first tool call.
+        one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
     """
 
     request_id: str
@@ -249,8 +249,6 @@ class Transcript:
 
     def _numbered(self, found: Sequence[FunctionCall]) -> list[ToolCall]:
         calls = []
-        if self.one_call:
-            found = found[: 1 - self._calls]
         for function in found:
             digest = hashlib.blake2b(f"{self.request_id}/{self._calls}".encode(), digest_size=12).hexdigest()
             calls.append(ToolCall(function, id=f"call_{digest}"))
