@@ -304,7 +304,7 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         (lambda c: c.chat(EMBEDDER, FRANCE), 400),
         (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
         (lambda c: c.generate(MODEL, "x", options={"temperature": "hot"}), 400),
-        (lambda c: c.chat(MODEL, FRANCE, format="json"), 400),
+        (lambda c: c.chat(MODEL, FRANCE, format={"type": "array", "uniqueItems": True}), 400),
         (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
     ],
     ids=[
