@@ -17,6 +17,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
 _WORD_BITS: Final = 32
+_ALL: Final = 0xFFFFFFFF
 _MASKS_AT_ONCE: Final = 4
 """From so many guides on, their masks are computed by several threads."""
 
@@ -198,31 +199,25 @@ class GuidedModel:
         read = tokens if isinstance(tokens, list) else tokens.tolist()
         for guide, row in guides:
             guide.follow(int(read[row]))
-        allowed = mx.array(self._allowed([guide for guide, _ in guides], logits.shape[-1]))
-        if len(guides) < logits.shape[0]:
-            rows = mx.array([row for _, row in guides])
-            everywhere = mx.ones((logits.shape[0], logits.shape[-1]), dtype=mx.bool_)
-            everywhere[rows] = allowed
-            allowed = everywhere
+        allowed = mx.array(self._allowed(guides, logits.shape[0], logits.shape[-1]))
         return mx.where(allowed[:, None, :], logits, mx.array(-float("inf"), dtype=logits.dtype))
 
-    def _allowed(self, guides: list[Guide], vocabulary: int) -> Any:
-        """Which tokens may follow, as booleans: a row for each guide."""
+    def _allowed(self, guides: list[tuple[Guide, int]], rows: int, vocabulary: int) -> Any:
+        """Which tokens may follow in each row, as booleans."""
         import numpy as np
 
         words = (vocabulary + _WORD_BITS - 1) // _WORD_BITS
-        bits = np.full((len(guides), words), 0xFFFFFFFF, dtype=np.uint32)
-        able = [(guide.matcher, row) for row, guide in enumerate(guides) if not guide.failed]
+        bits = np.full((rows, words), _ALL, dtype=np.uint32)
+        able = [(guide.matcher, row) for guide, row in guides if not guide.failed]
         if len(able) >= _MASKS_AT_ONCE:
-            self._threads().unsafe_compute_mask_ptr(able, bits.ctypes.data, words * 4, len(guides))
+            self._threads().unsafe_compute_mask_ptr(able, bits.ctypes.data, bits.strides[0], rows)
         else:
             for matcher, row in able:
-                matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, words * 4)
-        for row, guide in enumerate(guides):
+                matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])
+        for guide, row in guides:
             if guide.failed:
-                bits[row] = 0xFFFFFFFF
-        allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-        return allowed[:, :vocabulary].view(np.bool_)
+                bits[row] = _ALL
+        return np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little").view(np.bool_)
 
     def _threads(self) -> Any:
         from llguidance import LLExecutor
