@@ -89,6 +89,8 @@ class Triage:
         wanted, catalogue = request.wanted_model, self.me.peers.catalogue(self.config)
         if isinstance(request, EmbeddingRequest):
             return catalogue.embedder_on_ollama(wanted) is not None
+        if request.needs_mlx and self._mlx_may(request):
+            return False
         return not request.exact and catalogue.model_on("ollama", wanted) is not None
 
     def _mlx_may(self, request: Request) -> bool:

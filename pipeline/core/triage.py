@@ -124,7 +124,7 @@ def _hard_fact(request: ChatRequest) -> str:
     """The reason why a request is complex regardless of its words, or `""`."""
     if request.tools and request.tool_choice != "none":
         return "tools offered"
-    if request.response_format is not None and request.response_format.type != "text":
+    if request.constraint is not None:
         return "structured output asked for"
     if request.exact:
         return "exact text asked for"

@@ -27,7 +27,8 @@ COMPONENTS: Schema = {name: each for name, each in _SCHEMAS.items() if name not 
 TEXT: Schema = {"type": "string"}
 # The sampling parameters that an engine can honour. The struct has more fields, to refuse them by name.
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "exact", "stream")
-_CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, "tools", "tool_choice", "response_format")
+_FORM = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs")
+_CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, *_FORM)
 _USAGE: Schema = {"stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}}
 
 

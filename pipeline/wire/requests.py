@@ -11,6 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct, field
 
+from pipeline.wire.constraints import (
+    Constraint,
+    ConstraintError,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    constraint_of,
+    unified,
+)
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended
 from pipeline.wire.messages import ToolCall
@@ -63,6 +72,7 @@ class FunctionSpec(Struct, omit_defaults=True):
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
+    strict: bool | None = None
 
 
 class Tool(Struct):
@@ -83,20 +93,6 @@ class NamedToolChoice(Struct):
 
     function: NamedFunction
     type: Literal["function"] = "function"
-
-
-class JsonSchemaFormat(Struct, omit_defaults=True):
-    """The schema in `response_format`."""
-
-    name: str = ""
-    schema: dict[str, Any] = field(default_factory=dict)
-
-
-class ResponseFormat(Struct, omit_defaults=True):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = None
 
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -131,7 +127,14 @@ class ChatRequest(Struct, omit_defaults=True):
     stream: bool | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Older names of vLLM's. `decode_request` moves them to the two fields above.
+    guided_json: Schema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     # Read only to refuse values that would silently change the answer: see `_NEUTRAL`.
     n: int | None = None
     best_of: int | None = None
@@ -144,7 +147,6 @@ class ChatRequest(Struct, omit_defaults=True):
     audio: Any = None
     suffix: str | None = None
     echo: bool | None = None
-    parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: Any = None
@@ -167,6 +169,23 @@ class ChatRequest(Struct, omit_defaults=True):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """The form that the answer must have, or None for any text."""
+        return constraint_of(self.response_format, self.structured_outputs)
+
+    @property
+    def forces_tools(self) -> bool:
+        """Whether the answer must be a tool call."""
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def needs_mlx(self) -> str:
+        """The parameter that only MLX honours, because Ollama's API has nothing like it; empty if there is none."""
+        if self.structured_outputs is not None:
+            return "structured_outputs"
+        return "tool_choice" if self.forces_tools else ""
 
     @property
     def wanted_model(self) -> str | None:
@@ -228,9 +247,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "suffix": ("",),
     "echo": (False,),
-    "parallel_tool_calls": (True, False),
     "web_search_options": (),
-    "tool_choice": ("none", "auto"),
 }
 
 
@@ -289,7 +306,19 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
         if (value := getattr(chat, name)) is not None and value not in neutral:
             notes.append(f"`{name}` has no effect on this model.")
     chat.notes = notes
+    _unify(chat)
     return chat
+
+
+def _unify(chat: ChatRequest) -> None:
+    """Write the form of the answer where a request in hand has it, whichever parameter asks for it."""
+    guided = {name: getattr(chat, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
+    try:
+        chat.response_format, chat.structured_outputs = unified(chat.response_format, chat.structured_outputs, guided)
+    except ConstraintError as error:
+        code = ErrorCode.UNSUPPORTED_PARAMETER if error.unsupported else ErrorCode.INVALID_REQUEST
+        raise HeadraceError(code, str(error), param=error.param.partition(".")[0]) from None
+    chat.guided_json = chat.guided_regex = chat.guided_choice = chat.guided_grammar = None
 
 
 def _decode_leniently(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
@@ -336,17 +365,28 @@ def _check(request: ChatRequest) -> None:
             )
     for tool in request.tools or ():
         _check_nesting(tool.function.parameters, "tools")
-    if request.response_format is not None and request.response_format.type == "json_schema":
-        if request.response_format.json_schema is None:
-            raise _invalid("`response_format.json_schema` is required.", "response_format")
-        _check_nesting(request.response_format.json_schema.schema, "response_format")
+    if (constraint := request.constraint) is not None:
+        _check_nesting(constraint.value, constraint.param)
+    _check_choice(request)
     for message in request.chat:
         message.text()
 
 
+def _check_choice(request: ChatRequest) -> None:
+    """Refuse a tool choice that no answer can satisfy."""
+    if not request.forces_tools:
+        return
+    names = [tool.function.name for tool in request.tools or ()]
+    if not names:
+        raise _invalid("`tool_choice` forces a tool call, and `tools` is empty.", "tool_choice")
+    if isinstance(request.tool_choice, NamedToolChoice) and request.tool_choice.function.name not in names:
+        wanted = quoted(request.tool_choice.function.name, 40)
+        raise _invalid(f"`tool_choice` names the tool {wanted}, which is not in `tools`.", "tool_choice")
+
+
 def _check_nesting(value: Any, param: str) -> None:
     """Refuse a schema that decodes here, but is deep enough to exhaust the stack of a recursive reader."""
-    level = [value]
+    level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_NESTING):
         containers = [item.values() if isinstance(item, dict) else item for item in level]
         level = [item for items in containers for item in items if isinstance(item, dict | list)]

@@ -142,7 +142,7 @@ async def test_openai_parameters_are_honoured(gpt: openai.AsyncOpenAI):
         ({"n": 3}, openai.BadRequestError, "unsupported_parameter"),
         ({"temperature": 700}, openai.BadRequestError, "invalid_request"),
         ({"messages": []}, openai.BadRequestError, "invalid_request"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "unsupported_parameter"),
+        ({"extra_body": {"guided_regex": "(?=a)"}}, openai.BadRequestError, "invalid_request"),
         ({"messages": LONG}, openai.BadRequestError, "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * (2 << 20)}]}, openai.APIStatusError, "request_too_large"),
         ({"extra_headers": {"X-Priority": "urgent"}}, openai.BadRequestError, "invalid_request"),
@@ -304,7 +304,7 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         (lambda c: c.chat(EMBEDDER, FRANCE), 400),
         (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
         (lambda c: c.generate(MODEL, "x", options={"temperature": "hot"}), 400),
-        (lambda c: c.chat(MODEL, FRANCE, format="json"), 400),
+        (lambda c: c.chat(MODEL, FRANCE, format={"type": "array", "uniqueItems": True}), 400),
         (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
     ],
     ids=[

@@ -61,7 +61,12 @@ class LlamaEngine:
         self._server.close()
 
     async def submit(self, work: Work) -> LlamaGeneration:
-        """Begin work; raises HeadraceError: `unsupported_parameter` for tools that the model's template cannot take."""
+        """Begin work; raises HeadraceError: `unsupported_parameter` for tools that the template cannot take, and
+        for forms of an answer that Ollama's API cannot ask for.
+        """
+        if work.request.structured_outputs is not None:
+            message = "llama.cpp does not support `structured_outputs` here. Use `response_format`."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="structured_outputs")
         if work.request.tools and work.request.tool_choice != "none" and not self.facts.calls_tools:
             message = f"Model {quoted(work.model)} has no form for tools. Choose another model."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="tools")

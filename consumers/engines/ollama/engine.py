@@ -191,8 +191,12 @@ class OllamaEngine:
 
         Raises:
             HeadraceError: `unavailable` while calls are paused; `engine_failed` for work that was begun
-                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry.
+                elsewhere; `invalid_request` for a conversation that Ollama's API cannot carry;
+                `unsupported_parameter` for a form of the answer that it has no parameter for.
         """
+        if name := work.request.needs_mlx:
+            message = f"Ollama does not support `{name}`. Name a model that MLX has, or leave it out."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
         if work.resume_text or work.resume_tokens:
             raise HeadraceError(
                 ErrorCode.ENGINE_FAILED,

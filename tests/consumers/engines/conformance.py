@@ -5,6 +5,7 @@ fixture's event loop.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -293,12 +294,19 @@ class ExactConformance(Conformance):
         assert (await generation.next()).text
         await generation.close()
 
-    @pytest.mark.parametrize("form", ["json_object", "json_schema"])
-    async def test_a_response_format_that_cannot_be_forced_is_refused(self, engine, form):
-        request = msgspec.convert({"prompt": "x", "response_format": {"type": form}}, ChatRequest)
+    async def test_an_answer_has_the_form_that_the_request_asks_for(self, engine):
+        form = {"type": "json_schema", "json_schema": {"schema": {"enum": ["red", "green"]}}}
+        request = msgspec.convert({"prompt": "x", "response_format": form}, ChatRequest)
+        answer = await ask(engine, request)
+        assert json.loads(answer.text) in ("red", "green")
+        assert answer.finish_reason == "stop"
+
+    async def test_a_form_that_cannot_be_compiled_is_refused_with_its_reason(self, engine):
+        form = {"type": "json_schema", "json_schema": {"schema": {"type": "array", "uniqueItems": True}}}
+        request = msgspec.convert({"prompt": "x", "response_format": form}, ChatRequest)
         error = await refusal(engine, request)
-        assert error.code is ErrorCode.UNSUPPORTED_PARAMETER
-        assert error.param == "response_format"
+        assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, "response_format")
+        assert "uniqueItems" in error.message
 
     async def test_integers_beyond_64_bits_in_a_tool_end_that_request_only(self, engine):
         tool = {"function": {"name": "f", "parameters": {"maximum": 10**30}}}

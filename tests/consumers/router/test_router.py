@@ -240,6 +240,24 @@ async def test_an_exact_text_stays_with_mlx_whatever_its_publisher_says(router, 
     await until_places(bus, {"exact:complex": "llm.request.high.complex"})
 
 
+async def test_a_form_that_ollama_has_no_parameter_for_stays_with_mlx_whatever_the_publisher_says(
+    router, going_on, client, bus
+):
+    await router()
+    tool = b'"tools":[{"function":{"name":"f"}}],"tool_choice":"required"'
+    await client.ask("choice", b'{"prompt":"x","structured_outputs":{"choice":["a","b"]}}', "high.simple")
+    await client.ask("forced", b'{"prompt":"x",%s}' % tool, "high.simple")
+    await client.ask("json", b'{"prompt":"x","response_format":{"type":"json_object"}}', "high.simple")
+    await until_places(
+        bus,
+        {
+            "choice:complex": "llm.request.high.complex",
+            "forced:complex": "llm.request.high.complex",
+            "json:spilled": "llm.ollama.high",
+        },
+    )
+
+
 async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(router, going_on, client, bus):
     await router()
     await client.ask("theirs", b'{"prompt":"%s","model":"small"}' % COMPLEX)

@@ -232,10 +232,12 @@ async def test_what_cannot_be_done_is_refused_with_ollamas_status(
     assert says in answer.json()["error"]
 
 
-async def test_the_demo_model_refuses_a_format_that_it_cannot_keep(toy: AsyncClient) -> None:
+async def test_the_demo_model_keeps_a_format_and_refuses_one_that_it_cannot_keep(toy: AsyncClient) -> None:
+    answer = await toy.chat(MODEL, QUESTION, format={"enum": ["red", "green"]})
+    assert answer.message.content in ('"red"', '"green"')
     with pytest.raises(ResponseError) as caught:
-        await toy.chat(MODEL, QUESTION, format="json")
-    assert (caught.value.status_code, "form" in caught.value.error) == (400, True)
+        await toy.chat(MODEL, QUESTION, format={"type": "array", "uniqueItems": True})
+    assert (caught.value.status_code, "uniqueItems" in caught.value.error) == (400, True)
 
 
 async def test_unknown_options_and_fields_are_ignored(client: AsyncClient) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.triage import KINDS, Outcome, Room, Verdict, Waiting, classify, spill
+from pipeline.wire.constraints import ResponseFormat
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
 from pipeline.wire.requests import (
     ChatMessage,
@@ -19,7 +20,6 @@ from pipeline.wire.requests import (
     ContentPart,
     EmbeddingRequest,
     FunctionSpec,
-    ResponseFormat,
     Tool,
 )
 from pipeline.wire.subjects import Priority, Task

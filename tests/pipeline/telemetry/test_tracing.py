@@ -22,9 +22,10 @@ from pipeline.core.ending import Failed, Returned
 from pipeline.core.envelope import Envelope
 from pipeline.core.origin import trace_origin
 from pipeline.telemetry import ProcessSpan, Tracing, names
+from pipeline.wire.constraints import ResponseFormat
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, ResponseFormat
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Move, Priority, Task
 from tests.otlp import Collector, collector
 

@@ -252,7 +252,6 @@ def test_a_field_of_the_wrong_kind_or_size_is_named(field, values):
         ("suffix", ["the end"], [""]),
         ("echo", [True], [False]),
         ("web_search_options", [{}, {"search_context_size": "low"}], []),
-        ("tool_choice", ["required", {"type": "function", "function": {"name": "f"}}], ["none", "auto"]),
     ],
 )
 def test_what_would_change_the_answer_and_cannot_be_had_is_refused_and_never_dropped(field, values, neutral):

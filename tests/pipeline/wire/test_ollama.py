@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.wire.constraints import JsonSchemaFormat, ResponseFormat
 from pipeline.wire.messages import FunctionCall
 from pipeline.wire.ollama import (
     OPTIONS,
@@ -20,7 +21,7 @@ from pipeline.wire.ollama import (
     write_call,
     write_options,
 )
-from pipeline.wire.requests import ChatRequest, JsonSchemaFormat, ResponseFormat
+from pipeline.wire.requests import ChatRequest
 
 EVERY_OPTION = {
     "num_predict": 9,

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.engine import Work
@@ -25,6 +26,7 @@ class Prepared(Struct):
         position: the index in the answer of the token sampled next, from 0.
         detail: for the backend alone.
         exact: whether what the model computes for it must not depend on anything else.
+        guide: what may follow, if the answer must have a form.
     """
 
     key: int
@@ -33,6 +35,7 @@ class Prepared(Struct):
     transcript: Transcript
     detail: Any = None
     exact: bool = False
+    guide: Guide | None = None
 
     @property
     def longest_tokens(self) -> int:

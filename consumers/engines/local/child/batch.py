@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
+from consumers.engines.local.child.guided import Guide, GuidedModel
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class MlxBatch:
 
     model: Any
     on_cpu: bool
+    _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
     _cohorts: list[Any] = field(init=False, default_factory=list)
     _decoding: Any = field(init=False)
@@ -85,13 +87,22 @@ class MlxBatch:
         from mlx_lm.generate import maybe_set_recommended_wired_limit
 
         self._wired_limit = maybe_set_recommended_wired_limit()
+        self.model = self._guided = GuidedModel(self.model)
         self._decoding = _none_decodes(self.model)
 
     def add(
-        self, key: int, tokens: list[int], sampler: Sampler, processors: list[Processor], *, exact: bool = False
+        self,
+        key: int,
+        tokens: list[int],
+        sampler: Sampler,
+        processors: list[Processor],
+        guide: Guide | None = None,
+        *,
+        exact: bool = False,
     ) -> None:
         """Take a sequence. Nothing of it has been read. `exact` as in `MlxSequence`; it must be read alone."""
         self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact)
+        self._guided.guide(key, guide)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
 
@@ -117,7 +128,7 @@ class MlxBatch:
         started = time.monotonic()
         with _on_stream():
             sampled = []
-            for response in [response for array in self._decoded() for response in array.next()]:
+            for response in [response for array in self._decoded() for response in self._next(array)]:
                 row = self._rows[response.uid]
                 if not row.said:
                     sampled.append((row.key, self._say(row, response.token)))
@@ -169,6 +180,7 @@ class MlxBatch:
     def remove(self, key: int) -> None:
         """As `Batch.remove`."""
         row = self._rows.pop(key, None)
+        self._guided.forget(key)
         if row is not None:
             with _on_stream():
                 self._leave([row])
@@ -214,7 +226,8 @@ class MlxBatch:
         cohort = self._cohort(rows)
         self._cohorts.remove(cohort)
         by_key = {row.key: row for row in rows}
-        begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
+        with self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids]):
+            begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
         for row in rows:
             row.read += 1
             row.decodes, row.said = True, False
@@ -230,6 +243,11 @@ class MlxBatch:
     def _decoded(self) -> list[Any]:
         """The arrays of all sequences that decode."""
         return [self._decoding, *self._alone]
+
+    def _next(self, array: Any) -> Any:
+        """The tokens that are due in an array. Those after them are being sampled from now on."""
+        with self._guided.sampling(array.uids, lambda: array._next_tokens):  # noqa: SLF001
+            return array.next()
 
     def _extend(self, begun: Any) -> None:
         if len(self._decoding):

@@ -23,12 +23,6 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
     Raises:
         HeadraceError: `unsupported_parameter`.
     """
-    if request.response_format is not None and request.response_format.type != "text":
-        raise HeadraceError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            f'This engine does not support response_format "{request.response_format.type}". Ask for it in the prompt.',
-            param="response_format",
-        )
     if calls_tools:
         return
     if offers_tools(request):

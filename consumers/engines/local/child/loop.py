@@ -202,9 +202,16 @@ class EngineLoop:
         self._send(Step(pieces, self._stats(), suspended, plan.resume))
 
     def _feed(self, key: int, token: int) -> Piece | None:
-        transcript = self._begun[key].sequence.transcript
+        sequence = self._begun[key].sequence
+        transcript = sequence.transcript
         try:
+            if sequence.guide is not None:
+                sequence.guide.check()
             piece = transcript.feed(token)
+        except HeadraceError as error:
+            self._drop(key)
+            self._send(Rejected.of(key, error))
+            return None
         except Exception as error:
             log.exception("An answer could not be decoded.")
             self._drop(key)

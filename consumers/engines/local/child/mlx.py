@@ -25,6 +25,7 @@ from consumers.engines.local.child.checks import (
     room_tokens,
     template_messages,
 )
+from consumers.engines.local.child.guided import Grammars
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
@@ -96,6 +97,7 @@ class MlxBackend:
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._tool_tokens = _tool_tokens(self._tokenizer)
         self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
+        self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
         self._room_tokens = room_tokens(
             self.facts.context_tokens,
             kv_bytes_per_token=self.facts.kv_bytes_per_token,
@@ -160,8 +162,10 @@ class MlxBackend:
             stops=request.stops,
             tools=self._tool_syntax(request) if with_tools else None,
             resume_chars=len(work.resume_text),
+            one_call=request.parallel_tool_calls is False,
         )
-        return Prepared(key, prompt + resumed, len(resumed), transcript, work, exact=bool(request.exact))
+        guide, exact = self._grammars.guide(request, resumed), bool(request.exact)
+        return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=exact)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
@@ -207,6 +211,7 @@ class MlxBackend:
             sequence.prompt,
             self._sampler(work.request, work.seed, sequence.position),
             self._penalties(work.request, len(sequence.prompt) - sequence.position),
+            sequence.guide,
             exact=sequence.exact,
         )
 

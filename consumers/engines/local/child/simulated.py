@@ -3,7 +3,7 @@
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
 rate is that of a full batch. If `slots` is 0, a full batch has as many sequences as a model begins with. Reading
 prompts takes its own time. The text depends on the request, its seed and the position alone, so that any engine can
-resume an answer.
+resume an answer. An answer that must have a form is the simplest text that has it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from consumers.engines.local.child.backend import Note, Prepared, Suspended
 from consumers.engines.local.child.checks import answer_limit, refuse_unsupported
+from consumers.engines.local.child.instance import simplest
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
@@ -56,19 +57,22 @@ class SimulatedBackend:
             room_tokens=CONTEXT_TOKENS,
             default=self._config.default_max_tokens,
         )
+        form = simplest(work.request)
         words = ["", *_STATEMENT, *text.split()[:_ECHOED_WORDS], "...", *_FILLER]
+        if form:
+            words = ["", *(form[at : at + CHARS_PER_TOKEN] for at in range(0, len(form), CHARS_PER_TOKEN))]
         transcript = Transcript(
             work.id,
             prompt_tokens,
             limit,
-            _Words(words),
+            _Words(words, separator="" if form else " "),
             end_tokens={_END},
             stops=work.request.stops,
             # Text by another engine is not part of this answer, which follows after it.
             resume_chars=len(work.resume_text) if work.resume_tokens else 0,
         )
         prompt = [1] * prompt_tokens + work.resume_tokens
-        return Prepared(key, prompt, len(work.resume_tokens), transcript, (work.seed, len(words)))
+        return Prepared(key, prompt, len(work.resume_tokens), transcript, (work.seed, len(words), bool(form)))
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`. A token is as long as some characters."""
@@ -164,9 +168,11 @@ class SimulatedBatch:
 
     def _token(self, place: _Place) -> int:
         sequence = place.sequence
-        (seed, words), position = sequence.detail, sequence.position
+        (seed, words, has_form), position = sequence.detail, sequence.position
         sequence.position += 1
         place.sampled += 1
+        if has_form:
+            return position + 1 if position + 1 < words else _END
         if position >= self._config.simulated_answer_tokens - 1:
             return _END
         fixed = words - len(_FILLER) - 1
@@ -178,14 +184,15 @@ class SimulatedBatch:
 class _Words:
     """A detokenizer for the words of one answer."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], separator: str) -> None:
         self._words = words
+        self._separator = separator
         self._first = True
 
     def push(self, token: int) -> str:
-        """The word, after a space unless it is the first. A token without a word has no text."""
+        """The word, after a separator unless it is the first. A token without a word has no text."""
         word = self._words[token] if 0 <= token < len(self._words) else ""
-        separator, self._first = "" if self._first else " ", False
+        separator, self._first = "" if self._first else self._separator, False
         return separator + word
 
     def flush(self) -> str:

@@ -171,6 +171,7 @@ class Transcript:
         stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
         tools: how the model writes calls, if the request offers tools.
         resume_chars: the number of characters that the reader already has.
+        one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
     """
 
     request_id: str
@@ -182,6 +183,7 @@ class Transcript:
     stops: Sequence[str] = ()
     tools: ToolSyntax | None = None
     resume_chars: int = 0
+    one_call: bool = False
     finish_reason: FinishReason | None = field(default=None, init=False)
     tokens: int = field(default=0, init=False)
 
@@ -212,6 +214,7 @@ class Transcript:
         silent = ended or token in self.silent_tokens
         raw = self._stop.push("" if silent else self.detokenizer.push(token))
         text, calls = self._split(raw)
+        ended = ended or (self.one_call and self._calls > 0)
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
             rest, more = self._finish()
             text, calls = text + rest, calls + more

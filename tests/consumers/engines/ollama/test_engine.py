@@ -415,6 +415,25 @@ async def test_what_a_request_leaves_open_stays_the_models_own(ollama: OllamaSer
     assert body["format"] == "json"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "start: X"}}, "structured_outputs"),
+        ({"tools": [{"function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+async def test_a_form_that_its_api_has_no_parameter_for_is_refused_by_name(
+    ollama: OllamaServer, against: OllamaEngine, fields: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(HeadraceError) as caught:
+        await against.submit(work("good:latest", **fields))
+    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
+    assert f"`{param}`" in caught.value.message
+    assert ollama.bodies == []
+
+
 @pytest.mark.parametrize("arguments", ["[]", "{", "3", '"x"'])
 async def test_an_earlier_tool_call_without_an_object_is_sent_as_a_string(
     ollama: OllamaServer, against: OllamaEngine, arguments: str

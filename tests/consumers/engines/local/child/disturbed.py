@@ -1,22 +1,26 @@
 """Sequences of a tiny model whose caches are of one kind, read in random pieces and suspended at random.
 
-Run as a program: `disturbed.py SHAPE SEED SUSPENSIONS [--one-off]` prints how many tokens of each sequence differ from
-those of an undisturbed run, how many distinct tokens that run has, and what was done. `--one-off` resumes with the
-token before the one that is due, which must not pass unnoticed.
+Run as a program: `disturbed.py SHAPE SEED SUSPENSIONS [--one-off] [--guided]` prints how many tokens of each sequence
+differ from those of an undisturbed run, how many distinct tokens that run has, and what was done. `--one-off` resumes
+with the token before the one that is due, which must not pass unnoticed. `--guided` gives every second sequence a
+form, and the program prints which of them have it.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from typing import Any
 
 import mlx.core as mx
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from mlx_lm.models import falcon_h1, gemma3_text, lfm2, mamba2
 
 import consumers.engines.local.child.batch as batch_module
 from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.guided import Guide
 
 LEAST_TOKENS = 60
 PROMPTS = (9, 40, 23, 70, 1, 2)
@@ -148,6 +152,37 @@ def sampler(seed: int):
     return sample
 
 
+class Letters:
+    """A vocabulary as llguidance reads one: tokens are bytes, but for the last, which ends a text."""
+
+    bos_token_id = None
+    eos_token_id = 199
+    tokens = (*(bytes([byte]) for byte in range(199)), b"<end>")
+    special_token_ids = (199,)
+
+    def __call__(self, text: bytes) -> list[int]:
+        return list(text)
+
+
+FORM = "([a-m][n-z][0-9])+"
+
+
+def guide(key: int) -> Guide | None:
+    """A form for every second sequence. No text of it ends: the vocabulary lacks the last character."""
+    if not GUIDED or key % 2:
+        return None
+    grammar = LLMatcher.grammar_from_regex(FORM + "\U0010ffff")
+    return Guide(LLMatcher(LLTokenizer(TokenizerWrapper(Letters()), n_vocab=200), grammar), "structured_outputs")
+
+
+def has_form(said: list[int]) -> bool:
+    whole = said[: len(said) // 3 * 3]
+    return re.fullmatch(FORM, "".join(map(chr, whole))) is not None
+
+
+GUIDED = "--guided" in sys.argv
+
+
 class Disturbed:
     """A batch, and what it has produced. `slow`: its steps count as slow, so that their tokens come at once."""
 
@@ -159,7 +194,7 @@ class Disturbed:
         self.suspended: set[int] = set()
         self.suspensions = self.drops = 0
         for key, prompt in prompts.items():
-            self.batch.add(key, prompt, sampler(key), [])
+            self.batch.add(key, prompt, sampler(key), [], guide(key))
 
     def take(self, sampled: list[tuple[int, int]]) -> None:
         for key, token in sampled:
@@ -222,19 +257,19 @@ class Disturbed:
 
 def undisturbed(model: Any, key: int, prompt: list[int], count: int) -> list[int]:
     batch = MlxBatch(model, on_cpu=True)
-    batch.add(key, prompt, sampler(key), [])
+    batch.add(key, prompt, sampler(key), [], guide(key))
     said = [token for _, token in batch.read([(key, len(prompt))])]
     while len(said) < count:
         said += [token for _, token in batch.step()]
     return said
 
 
-def main(shape: str, seed: str, suspensions: str, *mutant: str) -> None:
+def main(shape: str, seed: str, suspensions: str, *options: str) -> None:
     mx.disable_compile()
     model, rng = model_of(shape), random.Random(int(seed))
     prompts = {key: [rng.randrange(1, 200) for _ in range(n)] for key, n in enumerate(PROMPTS, start=1)}
     disturbed = Disturbed(model, prompts, rng, slow=rng.random() < 0.5)
-    if mutant:
+    if "--one-off" in options:
         going_on = batch_module._going_on
 
         def one_off(model, rows):
@@ -255,6 +290,7 @@ def main(shape: str, seed: str, suspensions: str, *mutant: str) -> None:
                 "suspensions": disturbed.suspensions,
                 "drops": disturbed.drops,
                 "measured": measure_cache(model),
+                "formed": [has_form(said) for key, said in disturbed.said.items() if guide(key)],
             }
         )
     )

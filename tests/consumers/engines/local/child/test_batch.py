@@ -13,9 +13,9 @@ PROGRAM = Path(__file__).with_name("disturbed.py")
 SHAPES = ["sliding", "convolutional", "hybrid", "recurrent"]
 
 
-def disturbed(shape: str, suspensions: int, *, seed: int = 5, mutant: str = "") -> dict:
+def disturbed(shape: str, suspensions: int, *, seed: int = 5, option: str = "") -> dict:
     root = Path(__file__).resolve().parents[5]
-    command = [sys.executable, str(PROGRAM), shape, str(seed), str(suspensions), *([mutant] if mutant else [])]
+    command = [sys.executable, str(PROGRAM), shape, str(seed), str(suspensions), *([option] if option else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(root)})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -30,6 +30,14 @@ def test_a_text_that_was_suspended_equals_an_undisturbed_one(shape):
     assert set(result["differ"]) == {0}
 
 
+@pytest.mark.parametrize("shape", ["sliding", "recurrent"])
+def test_a_text_that_was_suspended_goes_on_in_its_form(shape):
+    result = disturbed(shape, 25, option="--guided")
+    assert result["drops"]
+    assert set(result["differ"]) == {0}
+    assert result["formed"] == [True] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(5))
@@ -40,7 +48,7 @@ def test_five_hundred_suspensions_change_nothing(shape, seed):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_resuming_one_token_off_does_not_pass_unnoticed(shape):
-    assert max(disturbed(shape, 25, mutant="--one-off")["differ"]) > 10
+    assert max(disturbed(shape, 25, option="--one-off")["differ"]) > 10
 
 
 def test_the_size_of_a_cache_is_measured():

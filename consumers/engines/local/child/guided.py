@@ -1,0 +1,227 @@
+"""Answers that must have a form: which tokens may come next, as masks on the logits of a batch.
+
+`Grammars` compiles what a request asks for into a `Guide`, one for each answer. `GuidedModel` stands between the model
+and mlx-lm's batch and masks the logits of the sequences that have a guide. The masks of a step are computed while its
+forward pass runs. A batch without guides runs as if this module did not exist.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from consumers.engines.local.child.grammars import call_form, grammar_of, quote, refusal
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
+
+_WORD_BITS: Final = 32
+_ALL: Final = 0xFFFFFFFF
+_MASKS_AT_ONCE: Final = 4
+"""From so many guides on, their masks are computed by several threads."""
+
+
+class Guide:
+    """What may follow in one answer.
+
+    The main thread uses it, after the reading thread has made it.
+
+    Args:
+        matcher: llguidance's, with the tokens of earlier attempts consumed.
+        param: the parameter of the request that asks for the form.
+    """
+
+    def __init__(self, matcher: Any, param: str) -> None:
+        self.matcher = matcher
+        self._param = param
+        self._sampled = False
+
+    def follow(self, token: int) -> None:
+        """The model reads token. It is the last one of the prompt, or the one that was sampled before."""
+        if self._sampled:
+            self.matcher.consume_token(token)
+        self._sampled = True
+
+    @property
+    def failed(self) -> bool:
+        """Whether the form can be followed no further. The mask then allows all tokens."""
+        return bool(self.matcher.is_error())
+
+    def check(self) -> None:
+        """Raise HeadraceError if the form can be followed no further: it is too complex."""
+        if self.failed:
+            raise refusal(self.matcher.get_error(), self._param)
+
+
+class Grammars:
+    """Compiles the forms of answers for one tokenizer. The reading thread uses it.
+
+    The vocabulary is prepared at the first request that needs it, which takes up to a second.
+
+    Args:
+        tokenizer: mlx-lm's wrapper of a Hugging Face tokenizer, of which the main thread has another copy.
+        vocabulary: the number of logits.
+        end_tokens: the tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, *, vocabulary: int, end_tokens: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._end_tokens = sorted(end_tokens)
+        self._prepared: Any = None
+        self._lock = threading.Lock()
+
+    def guide(self, request: ChatRequest, resumed: Sequence[int]) -> Guide | None:
+        """The guide of the answer to a request, after the tokens of earlier attempts; None if any text will do.
+
+        Raises:
+            HeadraceError: `invalid_request`: the form cannot be compiled, or the earlier tokens do not have it.
+                `unsupported_parameter`: the calls of this model cannot be forced.
+        """
+        if not (request.constraint or request.forces_tools or _has_strict_tools(request)):
+            return None
+        from llguidance import LLMatcher
+
+        param = request.constraint.param if request.constraint else "tools"
+        vocabulary = self._vocabulary_of_tokens()
+        matcher = LLMatcher(vocabulary, self._grammar(request), log_level=0)
+        if matcher.is_error():
+            raise refusal(matcher.get_error(), param)
+        told = list(resumed)
+        while told and told[-1] in self._end_tokens:
+            told.pop()
+        if matcher.try_consume_tokens(told) < len(told):
+            message = "The answer so far, by another engine, does not have the form that the request asks for."
+            raise HeadraceError(ErrorCode.ENGINE_FAILED, message)
+        # The first mask takes longest. The lexer keeps what it has learnt.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise refusal(matcher.get_error(), param)
+        return Guide(matcher, param)
+
+    def _grammar(self, request: ChatRequest) -> str:
+        parser = self._tokenizer.tool_parser
+        form = None
+        if parser is not None:
+            module = parser.__module__.rpartition(".")[2]
+            start, end = self._tokenizer.tool_call_start, self._tokenizer.tool_call_end or ""
+            form = call_form(module, self._marker, start, end)
+        return grammar_of(request, form)
+
+    def _marker(self, text: str) -> str:
+        """A marker in a grammar: its token if that is a special one, else its text."""
+        tokens = self._tokenizer.encode(text, add_special_tokens=False) if text else []
+        if len(tokens) == 1 and self._vocabulary_of_tokens().is_special_token(tokens[0]):
+            return f"<[{tokens[0]}]>"
+        return quote(text)
+
+    def _vocabulary_of_tokens(self) -> Any:
+        from llguidance.hf import from_tokenizer
+
+        with self._lock:
+            if self._prepared is None:
+                inner = self._tokenizer._tokenizer  # noqa: SLF001 - the wrapper has no name for it
+                try:
+                    self._prepared = from_tokenizer(inner, n_vocab=self._vocabulary, eos_token=self._end_tokens)
+                except Exception as error:  # the tokenizers that llguidance reads are listed nowhere
+                    message = f"The tokenizer of this model cannot be guided: {error}"
+                    raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="response_format") from None
+            return self._prepared
+
+
+def _has_strict_tools(request: ChatRequest) -> bool:
+    return request.tool_choice != "none" and any(tool.function.strict for tool in request.tools or ())
+
+
+class GuidedModel:
+    """A model for mlx-lm's batch, whose logits are masked where a sequence has a guide.
+
+    The main thread uses it.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._guides: dict[int, Guide] = {}
+        self._sampling: tuple[Sequence[int], Any] | None = None
+        self._executor: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the model's, such as its layers."""
+        return getattr(self._model, name)
+
+    def guide(self, key: int, guide: Guide | None) -> None:
+        """Let guide say what may follow in a sequence. None if any token may."""
+        if guide is not None:
+            self._guides[key] = guide
+
+    def forget(self, key: int) -> None:
+        """The sequence has ended."""
+        self._guides.pop(key, None)
+
+    @contextmanager
+    def sampling(self, keys: Sequence[int], tokens: Callable[[], Any]) -> Iterator[None]:
+        """Within it, a pass of the model reads a token of each of these sequences and is followed by sampling.
+
+        Args:
+            keys: the sequences, in the order of the batch.
+            tokens: gives the tokens as a list, or as an array whose computation has begun.
+        """
+        if not self._guides:
+            yield
+            return
+        self._sampling = list(keys), tokens()
+        try:
+            yield
+        finally:
+            self._sampling = None
+
+    def __call__(self, inputs: Any, cache: Any = None) -> Any:
+        """The logits, masked in a pass that is followed by sampling."""
+        logits = self._model(inputs, cache=cache)
+        if self._sampling is None:
+            return logits
+        keys, tokens = self._sampling
+        guides = [(guide, row) for row, key in enumerate(keys) if (guide := self._guides.get(key)) is not None]
+        return self._masked(logits, guides, tokens) if guides else logits
+
+    def _masked(self, logits: Any, guides: list[tuple[Guide, int]], tokens: Any) -> Any:
+        import mlx.core as mx
+
+        # The pass runs from here on. The tokens come before it, so that reading them does not wait for it.
+        begin: Callable[..., None] = mx.async_eval
+        if not isinstance(tokens, list):
+            begin(tokens)
+        begin(logits)
+        read = tokens if isinstance(tokens, list) else tokens.tolist()
+        for guide, row in guides:
+            guide.follow(int(read[row]))
+        allowed = mx.array(self._allowed(guides, logits.shape[0], logits.shape[-1]))
+        return mx.where(allowed[:, None, :], logits, mx.array(-float("inf"), dtype=logits.dtype))
+
+    def _allowed(self, guides: list[tuple[Guide, int]], rows: int, vocabulary: int) -> Any:
+        """Which tokens may follow in each row, as booleans."""
+        import numpy as np
+
+        words = (vocabulary + _WORD_BITS - 1) // _WORD_BITS
+        bits = np.full((rows, words), _ALL, dtype=np.uint32)
+        able = [(guide.matcher, row) for guide, row in guides if not guide.failed]
+        if len(able) >= _MASKS_AT_ONCE:
+            self._threads().unsafe_compute_mask_ptr(able, bits.ctypes.data, bits.strides[0], rows)
+        else:
+            for matcher, row in able:
+                matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])
+        for guide, row in guides:
+            if guide.failed:
+                bits[row] = _ALL
+        return np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little").view(np.bool_)
+
+    def _threads(self) -> Any:
+        from llguidance import LLExecutor
+
+        if self._executor is None:
+            self._executor = LLExecutor(num_threads=_MASKS_AT_ONCE)
+        return self._executor
