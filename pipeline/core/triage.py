@@ -133,6 +133,8 @@ def _hard_fact(request: ChatRequest) -> str:
         return "tools offered"
     if request.response_format is not None and request.response_format.type != "text":
         return "structured output asked for"
+    if request.logit_bias or request.alternatives is not None or request.needs_ollama:
+        return "needs what one engine has"
     if (request.token_limit or 0) > LONG_ANSWER_TOKENS:
         return "long answer allowed"
     chat = request.chat

@@ -110,6 +110,9 @@ def test_a_demand_added_to_a_simple_prompt_makes_it_complex(prompt, more):
     [
         ({"tools": [Tool(FunctionSpec("f"))]}, "tools offered"),
         ({"response_format": ResponseFormat("json_object")}, "structured output asked for"),
+        ({"logprobs": True}, "needs what one engine has"),
+        ({"logit_bias": {"1": 1.0}}, "needs what one engine has"),
+        ({"suffix": "x"}, "needs what one engine has"),
         ({"max_tokens": 4096}, "long answer allowed"),
         ({"max_completion_tokens": 4096}, "long answer allowed"),
     ],

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 
 
 class Detokenizer(Protocol):
@@ -171,6 +171,8 @@ class Transcript:
         stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
         tools: how the model writes calls, if the request offers tools.
         resume_chars: the number of characters that the reader already has.
+        notes: on parameters that the engine did not take as they were written.
+        score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
     """
 
     request_id: str
@@ -182,6 +184,8 @@ class Transcript:
     stops: Sequence[str] = ()
     tools: ToolSyntax | None = None
     resume_chars: int = 0
+    notes: Sequence[str] = ()
+    score: Callable[[int], TokenScore] | None = None
     finish_reason: FinishReason | None = field(default=None, init=False)
     tokens: int = field(default=0, init=False)
 
@@ -199,14 +203,21 @@ class Transcript:
         """
         text, last = "", Piece()
         for token in tokens:
-            last = self.feed(token)
+            last = self._take(token)
             text += last.text
             if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage)
+        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage, notes=last.notes)
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
+        piece = self._take(token)
+        if self.score is not None:
+            scored = self.score(token)
+            piece.scores = [] if token in self.end_tokens else [scored]
+        return piece
+
+    def _take(self, token: int) -> Piece:
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
@@ -225,6 +236,7 @@ class Transcript:
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
+            notes=list(self.notes) if self.finish_reason else [],
         )
 
     def _finish(self) -> tuple[str, list[ToolCall]]:
