@@ -42,11 +42,14 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 
 class OllamaServer:
-    """Answers `/api/tags` and `/api/ps` with its models; a handler that a test may change at any time has the rest."""
+    """Answers `/api/tags`, `/api/ps` and `/api/show` with its models. A handler that a test may change at any time has
+    the rest.
+    """
 
     def __init__(self) -> None:
         self.models: list[dict[str, Any]] = [{"name": "good:latest"}]
         self.loaded: list[dict[str, Any]] = []
+        self.shown: dict[str, Any] = {}
         self.chat: Handler = refuse
         self.bodies: list[dict[str, Any]] = []
         self.url = ""
@@ -61,6 +64,8 @@ class OllamaServer:
                 await connection.answer({"models": self.models})
             elif connection.path == "/api/ps":
                 await connection.answer({"models": self.loaded})
+            elif connection.path == "/api/show":
+                await connection.answer(self.shown)
             else:
                 self.bodies.append(json.loads(body))
                 await self.chat(connection)

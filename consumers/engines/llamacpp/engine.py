@@ -61,7 +61,15 @@ class LlamaEngine:
         self._server.close()
 
     async def submit(self, work: Work) -> LlamaGeneration:
-        """Begin work; raises HeadraceError: `unsupported_parameter` for tools that the model's template cannot take."""
+        """Begin work.
+
+        Raises:
+            HeadraceError: `unsupported_parameter` for what only Ollama honours, and for tools that the model's template
+                cannot take.
+        """
+        if name := work.request.needs_ollama:
+            message = f"Model {quoted(work.model)} does not support {name}. Leave it out."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
         if work.request.tools and work.request.tool_choice != "none" and not self.facts.calls_tools:
             message = f"Model {quoted(work.model)} has no form for tools. Choose another model."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="tools")

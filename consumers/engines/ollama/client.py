@@ -98,6 +98,20 @@ class OllamaClient:
             self._threads.review(loaded)
         return found
 
+    async def show(self, model: str) -> dict[str, Any]:
+        """What the server says of one model; raises OllamaError."""
+        try:
+            return await self._ollama.body("POST", "/api/show", {"model": model})
+        except Exception as error:
+            raise _translated(error) from None
+
+    async def loaded(self) -> list[LoadedModel]:
+        """The models in the server's memory; raises OllamaError."""
+        try:
+            return read_loaded(await self._ollama.body("GET", "/api/ps"))
+        except Exception as error:
+            raise _translated(error) from None
+
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The vectors of texts. Cancelling disconnects, and the server stops.
 
@@ -110,15 +124,16 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
-    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The parts of a streamed answer. Closing or cancelling the iterator disconnects, and the server stops.
+    async def answer(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The parts of a streamed answer, of `/api/chat` or `/api/generate`. Closing or cancelling the iterator
+        disconnects, and the server stops.
 
         Raises:
             OllamaError: at any part. It is the end of the answer.
         """
         try:
             body = await self._with_threads(body)
-            async with aclosing(self._ollama.parts("/api/chat", body)) as parts:
+            async with aclosing(self._ollama.parts(path, body)) as parts:
                 part = await self._begun(_next(parts))
                 while part is not None:
                     yield part
@@ -208,8 +223,8 @@ class OllamaClient:
         """The models in the server's memory, or None if it does not say."""
         try:
             async with asyncio.timeout(_LOADED_TIMEOUT_S):
-                return read_loaded(await self._ollama.body("GET", "/api/ps"))
-        except Exception:
+                return await self.loaded()
+        except (OllamaError, TimeoutError):
             return None
 
 
