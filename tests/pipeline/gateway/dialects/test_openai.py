@@ -97,14 +97,16 @@ def test_tool_calls_come_in_openais_shape():
 
 
 def test_a_text_completion_is_a_chat_of_one_turn():
-    given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 0, "echo": False})
+    given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 2, "echo": False})
     asked = openai.read_text(given.encode(), LIMIT)
     assert json.loads(asked.body) == {
         "model": "auto",
         "messages": [{"role": "user", "content": "Say hello"}],
         "max_tokens": 5,
+        "logprobs": 2,
         "echo": False,
     }
+    assert asked.request.alternatives == 2
     read = TextCompletion.model_validate_json(asked.shape.whole(COMPLETION), strict=True)
     assert (read.object, read.choices[0].text, read.usage.total_tokens) == ("text_completion", "Hello there", 5)
     parts = events(b"".join(asked.shape.part(chunk) for chunk in CHUNKS) + asked.shape.end(COMPLETION))
