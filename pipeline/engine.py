@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import msgspec
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import EngineName, FinishReason, ToolCall, Usage, WorkerState
+from pipeline.wire.messages import EngineName, FinishReason, ModelFacts, TokenScore, ToolCall, Usage, WorkerState
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Priority
 
@@ -70,7 +70,9 @@ class Piece(msgspec.Struct):
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
     it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
     now; None if that has not changed. Only the last piece has `finish_reason` and `usage`. Its `stop` is the stop
-    string that ended the answer, if the engine tells it.
+    string that ended the answer, if the engine tells it. Its `notes` say which parameters the engine did not take as
+    they were written. `scores` are the log-probabilities of the tokens, if the request asks for them. `reasoning` is
+    what the model thinks before it answers.
     """
 
     text: str = ""
@@ -82,6 +84,9 @@ class Piece(msgspec.Struct):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     stop: str = ""
+    reasoning: str = ""
+    scores: list[TokenScore] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
 
 
 class Embedded(msgspec.Struct):
@@ -130,6 +135,7 @@ class EngineStatus(msgspec.Struct):
         tokens_per_request, prompt_tokens_per_request: of an average request.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
         server: the URL of the server that is the engine; empty for an engine of this machine's own.
+        facts: of the models, by name.
     """
 
     state: WorkerState
@@ -151,6 +157,7 @@ class EngineStatus(msgspec.Struct):
     compute: str = ""
     suspends: bool = False
     server: str = ""
+    facts: dict[str, ModelFacts] = msgspec.field(default_factory=dict)
 
 
 class Embedder(Protocol):

@@ -91,7 +91,7 @@ class Triage:
             return catalogue.embedder_on_ollama(wanted) is not None
         if request.needs_mlx and self._mlx_may(request):
             return False
-        return not request.exact and catalogue.model_on("ollama", wanted) is not None
+        return catalogue.model_on("ollama", wanted) is not None
 
     def _mlx_may(self, request: Request) -> bool:
         """Whether MLX has the model; while no worker has said which models it has, it may have any."""

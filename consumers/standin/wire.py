@@ -42,9 +42,11 @@ def decode(body: bytes, kind: type[_T]) -> _T:
 
 def work_of(body: ChatBody | GenerateBody, model: str) -> Work:
     """A chat or a prompt as work for the engine; raises ApiError for features that this server does not have."""
-    for feature in body.unsupported().values():
-        raise ApiError(400, f'"{body.model}" does not support {feature}')
     fields = body.fields()
+    if fields.pop("think", None):
+        raise ApiError(400, f'"{body.model}" does not support thinking')
+    if particulars := body.particulars():
+        fields["ollama"] = particulars
     try:
         fields |= read_options(body.options or {})
     except BadOptionError as error:
@@ -60,6 +62,8 @@ def work_of(body: ChatBody | GenerateBody, model: str) -> Work:
         request = msgspec.convert(fields, ChatRequest)
     except msgspec.ValidationError as error:
         raise ApiError(400, explain(error, ChatRequest, fields).sentence()) from None
+    if needed := request.needs_ollama:
+        raise ApiError(400, f'"{body.model}" does not support {"insert" if needed == "suffix" else needed}')
     return Work(_request_id(), request, model, seed if seed >= 0 else random.getrandbits(31))
 
 

@@ -13,7 +13,7 @@ from pipeline.broker.jetstream import Bus, read_failure
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.core.roster import Roster
-from pipeline.wire.messages import EngineName, Load, StoreReport, WorkerStatus
+from pipeline.wire.messages import EngineName, Load, ModelFacts, StoreReport, WorkerStatus
 from pipeline.wire.subjects import LOAD, STORE, STORE_FAILED, WORKER
 
 log = logging.getLogger(__name__)
@@ -93,6 +93,12 @@ class Peers:
         """The names of the models that some worker's engine can call tools with."""
         engines: tuple[EngineName, ...] = ("mlx", "ollama")
         return {name for engine in engines for status in self._remembered(engine) for name in status.tool_models}
+
+    def facts(self) -> dict[str, ModelFacts]:
+        """What the workers say of their models, by name. Of several workers with a model, one that has it loaded."""
+        engines: tuple[EngineName, ...] = ("ollama", "mlx")
+        known = [item for engine in engines for status in self._remembered(engine) for item in status.facts.items()]
+        return dict(sorted(known, key=lambda item: item[1].loaded))
 
     def load(self, engine: EngineName) -> Load | None:
         """The engine's load, or None if no load event was heard within the last three seconds."""

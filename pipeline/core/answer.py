@@ -35,8 +35,10 @@ from pipeline.wire.messages import (
     ErrorBody,
     FinishReason,
     Last,
+    Logprobs,
     Status,
     StatusState,
+    TokenScore,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -55,6 +57,8 @@ class Record:
         text: the text of all chunks.
         token_ids: the tokens of that text, as far as they are known.
         tool_calls: the tool calls of all chunks.
+        reasoning: what the model has thought.
+        scores: the log-probabilities of the tokens, if the request asks for them.
         next_seq: the number of the next chunk.
         attempt: the latest attempt that wrote.
         model: the model that produced the tokens, empty until there are chunks.
@@ -69,6 +73,8 @@ class Record:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    reasoning: str = ""
+    scores: list[TokenScore] = field(default_factory=list)
     next_seq: int = 0
     attempt: int = 0
     model: str = ""
@@ -99,7 +105,7 @@ class Record:
             match message:
                 case Chunk():
                     record.add(message)
-                    if record.text or record.tool_calls:
+                    if record.text or record.tool_calls or record.reasoning:
                         record.first_said = record.first_said or sequence
                 case Status():
                     record.attempt = max(record.attempt, message.attempt)
@@ -112,6 +118,8 @@ class Record:
         """Take in one accepted chunk."""
         choice = chunk.choices[0]
         self.text += choice.delta.content or ""
+        self.reasoning += choice.delta.reasoning_content or ""
+        self.scores += choice.logprobs.content if isinstance(choice.logprobs, Logprobs) else ()
         self.token_ids += choice.token_ids
         self.tool_calls += [ToolCall(call.function, call.id) for call in choice.delta.tool_calls or ()]
         self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
@@ -195,6 +203,7 @@ class AnswerWriter:
     preempted: int = 0
     _suspended: bool = field(init=False, default=False)
     _held_tokens: list[int] = field(init=False, default_factory=list)
+    _held_scores: list[TokenScore] = field(init=False, default_factory=list)
     _repeated_calls: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -258,13 +267,14 @@ class AnswerWriter:
         So the record always holds some text and the tokens of all of it.
         """
         self._held_tokens += piece.token_ids
+        self._held_scores += piece.scores
         new_calls = piece.tool_calls[self._repeated_calls :]
         self._repeated_calls = max(0, self._repeated_calls - len(piece.tool_calls))
         if self.one_call:
             new_calls = [] if self.record.tool_calls else new_calls[:1]
-        if not (piece.text or new_calls or piece.finish_reason):
+        if not (piece.text or new_calls or piece.reasoning or piece.finish_reason):
             return None
-        if self.first_token_at is None and (piece.text or new_calls):
+        if self.first_token_at is None and (piece.text or new_calls or piece.reasoning):
             self.first_token_at = now
         calls = [
             ToolCallDelta(len(self.record.tool_calls) + index, call.id, call.function)
@@ -274,16 +284,20 @@ class AnswerWriter:
             role="assistant" if self.record.next_seq == 0 else None,
             content=piece.text or None,
             tool_calls=calls or None,
+            reasoning_content=piece.reasoning or None,
         )
+        logprobs = Logprobs(self._held_scores) if self._held_scores else msgspec.UNSET
         chunk = Chunk(
             id=self.envelope.id,
             created=self.envelope.created,
             model=self.model,
-            choices=[ChunkChoice(delta, finish_reason=piece.finish_reason, token_ids=self._held_tokens)],
+            choices=[
+                ChunkChoice(delta, finish_reason=piece.finish_reason, token_ids=self._held_tokens, logprobs=logprobs)
+            ],
             seq=self.record.next_seq,
             attempt=self.attempt,
         )
-        self._held_tokens = []
+        self._held_tokens, self._held_scores = [], []
         self.record.add(chunk)
         return chunk
 
@@ -291,13 +305,21 @@ class AnswerWriter:
         """The last message of a request that was answered. `stop` is the stop string that ended it, if it is known."""
         record = self.record
         message = AssistantMessage(
-            content=None if record.tool_calls and not record.text else record.text, tool_calls=record.tool_calls or None
+            content=None if record.tool_calls and not record.text else record.text,
+            tool_calls=record.tool_calls or None,
+            reasoning_content=record.reasoning or msgspec.UNSET,
+        )
+        choice = Choice(
+            message,
+            finish_reason,
+            stop_reason=stop or msgspec.UNSET,
+            logprobs=Logprobs(record.scores) if record.scores else msgspec.UNSET,
         )
         return Completion(
             id=self.envelope.id,
             created=self.envelope.created,
             model=self.model,
-            choices=[Choice(message, finish_reason, stop_reason=stop or msgspec.UNSET)],
+            choices=[choice],
             usage=usage,
             headrace=self._account(now),
         )

@@ -14,7 +14,7 @@ from pipeline.core.models import Catalogue, mlx_model_for
 from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
-from pipeline.wire.requests import EmbeddingRequest, Request
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request
 from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 
 # A request is delivered again after this long, and after twice as long each further time.
@@ -114,8 +114,13 @@ def _from_ollama(
 
 
 def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models: KnownModels) -> Outcome | None:
-    """Where a request goes whose model this worker does not have. What came back from Ollama stays with MLX."""
-    if error.code is not ErrorCode.MODEL_NOT_FOUND or envelope.move is Move.RETURNED:
+    """Where a request goes whose model this worker does not have, or which only Ollama can honour. What came back from
+    Ollama stays with MLX.
+    """
+    needed = request.needs_ollama if isinstance(request, ChatRequest) else ""
+    if error.code is not ErrorCode.UNSUPPORTED_PARAMETER or error.param != needed:
+        needed = ""
+    if not (needed or error.code is ErrorCode.MODEL_NOT_FOUND) or envelope.move is Move.RETURNED:
         return None
     try:
         model = _model_on_ollama(request, models.catalogue)
@@ -125,8 +130,9 @@ def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models
         return Failed(refusal)
     if model is not None:
         to = ollama_subject(envelope.priority)
-        return Moved(to, Move.SPILLED, envelope.task, f"only ollama has the model {model}")
-    return None
+        why = f"only ollama supports {needed}" if needed else f"only ollama has the model {model}"
+        return Moved(to, Move.SPILLED, envelope.task, why)
+    return Returned(_delay_s(envelope.delivered), error=error) if needed and not models.complete else None
 
 
 def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:

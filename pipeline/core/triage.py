@@ -128,6 +128,8 @@ def _hard_fact(request: ChatRequest) -> str:
         return "structured output asked for"
     if request.exact:
         return "exact text asked for"
+    if request.logit_bias or request.alternatives is not None or request.needs_ollama:
+        return "needs what one engine has"
     if (request.token_limit or 0) > LONG_ANSWER_TOKENS:
         return "long answer allowed"
     chat = request.chat

@@ -179,6 +179,17 @@ _OLLAMA: tuple[Endpoint[Parts], ...] = (
         required=("model",),
         errors=USUAL_ERRORS | BODY_ERRORS,
     ),
+    Endpoint(
+        "POST",
+        "/api/pull",
+        _LISTS,
+        "Whether a model is here",
+        lambda parts: parts.models.pull,
+        tag="Ollama",
+        body=schemas.SHOW,
+        required=("model",),
+        errors=USUAL_ERRORS | BODY_ERRORS,
+    ),
     _get(
         "/api/version",
         _LISTS,

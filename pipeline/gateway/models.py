@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,11 +15,12 @@ from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.responses import json_response
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import EngineName
+from pipeline.wire.messages import ModelFacts
 
 _KEPT_S = 0.2
 _MAX_SHOW_BYTES = 1 << 16
-_ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
+# The name under which any engine answers.
+ANY = "auto"
 
 
 class Models:
@@ -76,7 +78,7 @@ class Models:
     async def v1_list(self, request: Request) -> Response:
         """`GET /v1/models`, in OpenAI's form or Anthropic's."""
         models = anthropic.models if _is_anthropics(request) else openai.models
-        return json_response(models(self.listed()))
+        return json_response(models(self._names()))
 
     async def v1_one(self, request: Request) -> Response:
         """`GET /v1/models/{id}`, in OpenAI's form or Anthropic's."""
@@ -85,38 +87,63 @@ class Models:
 
     async def tags(self, _: Request) -> Response:
         """`GET /api/tags`."""
-        return json_response(ollama.tags(self.listed(), since=self._since))
+        return json_response(ollama.tags(self._shown(), since=self._since))
 
     async def ps(self, _: Request) -> Response:
-        """`GET /api/ps`: the models of workers that are ready."""
-        ready = {
-            name
-            for engine in _ENGINES
-            for worker in self._peers.workers(engine)
-            if worker.state == "ready"
-            for name in (*worker.models, *worker.embedding_models)
-        }
-        return json_response(ollama.ps(name for name in self.listed() if name in ready))
+        """`GET /api/ps`: the models that are in the memory of a worker's engine."""
+        shown = self._shown()
+        shown.pop(ANY, None)
+        return json_response(ollama.ps(shown))
 
     async def show(self, request: Request) -> Response:
         """`POST /api/show`."""
         body = await read_body(request, limit=_MAX_SHOW_BYTES, within_s=self._config.http_stall_timeout_s)
         name = self._known(ollama.read_show(body))
-        return json_response(ollama.show(name, since=self._since, capabilities=self._capabilities(name)))
+        return json_response(ollama.show(name, self._facts(name), since=self._since))
+
+    async def pull(self, request: Request) -> Response:
+        """`POST /api/pull`: nothing is left to do for a model that is here."""
+        body = await read_body(request, limit=_MAX_SHOW_BYTES, within_s=self._config.http_stall_timeout_s)
+        name, stream = ollama.read_pull(body)
+        try:
+            self._known(name)
+        except HeadraceError as error:
+            if error.code is not ErrorCode.MODEL_NOT_FOUND:
+                raise
+            raise ollama.not_pulled(name) from None
+        return Response(ollama.pulled(stream=stream), media_type=ollama.NDJSON if stream else openai.JSON)
 
     async def version(self, _: Request) -> Response:
         """`GET /api/version`."""
         return json_response({"version": ollama.API_VERSION})
 
-    def _capabilities(self, name: str) -> list[str]:
-        if self.catalogue().only_embeds(name):
-            return ["embedding"]
+    def _names(self) -> list[str]:
+        """The names that lists show: those of the models, and the one that stands for any of them."""
+        listed = self.listed()
+        return [*listed, ANY] if listed else []
+
+    def _shown(self) -> dict[str, ModelFacts]:
+        return {name: self._facts(name) for name in self._names()}
+
+    def _facts(self, name: str) -> ModelFacts:
+        """What is known of a listed model. Of any model: of the one that answers first."""
+        if name == ANY:
+            listed = self.listed()
+            name = next(iter(listed), "")
+        facts = self._peers.facts()
+        found = next((known for other, known in facts.items() if same_model(name, other)), ModelFacts())
+        if found.capabilities:
+            return found
+        # Workers of older versions tell no facts.
         calls_tools = any(same_model(name, known) for known in self._peers.tool_models())
-        return ["completion", "tools"] if calls_tools else ["completion"]
+        can = ["embedding"] if self.catalogue().only_embeds(name) else ["completion"]
+        return msgspec.structs.replace(found, capabilities=[*can, "tools"] if calls_tools else can)
 
     def _known(self, name: str) -> str:
         """The name as it is listed; raises HeadraceError for an unknown model."""
-        chosen, catalogue = spelled(name, self.listed()), self.catalogue()
+        chosen, catalogue = spelled(name, self._names()), self.catalogue()
+        if chosen == ANY:
+            return ANY
         if not catalogue.only_embeds(chosen):
             catalogue.engines_for(chosen)
         return chosen

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimensions")
+_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimensions", "top_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _MOST_TOKENS = 2**31 - 1
 
@@ -37,6 +37,9 @@ def mended(body: bytes) -> tuple[bytes, list[str]]:
     for tool in _dicts(given.get("tools")):
         _drop_nulls(tool.get("function"), "description", "parameters")
     for message in _dicts(given.get("messages")):
+        if message.get("role") == "function":  # the predecessor of `tool`
+            message["role"] = "tool"
+        _arguments(message.get("function_call"))
         for call in _dicts(message.get("tool_calls")):
             _arguments(call.get("function"))
     # Not a number and infinity are no JSON: what has them is refused as before.

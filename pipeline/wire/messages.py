@@ -69,11 +69,35 @@ class ToolCallDelta(Struct):
 
 
 class Delta(Struct, omit_defaults=True):
-    """The part of the answer that a chunk adds."""
+    """The part of the answer that a chunk adds. `reasoning_content` is what the model thinks before it answers."""
 
     role: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    reasoning_content: str | None = None
+
+
+class Alternative(Struct, omit_defaults=True):
+    """A token and its log-probability. `octets` are the bytes of its text, None if they are not known."""
+
+    token: str
+    logprob: float
+    octets: list[int] | None = field(default=None, name="bytes")
+
+
+class TokenScore(Struct):
+    """A token of the answer, with its log-probability and the likeliest tokens in its place, most likely first."""
+
+    token: str
+    logprob: float
+    octets: list[int] | None = field(default=None, name="bytes")
+    top_logprobs: list[Alternative] = field(default_factory=list)
+
+
+class Logprobs(Struct):
+    """The log-probabilities of the tokens of an answer, or of a part of it."""
+
+    content: list[TokenScore] = field(default_factory=list)
 
 
 class ChunkChoice(Struct):
@@ -83,6 +107,7 @@ class ChunkChoice(Struct):
     index: int = 0
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)
+    logprobs: Logprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chunk(Struct, tag_field="object", tag="chat.completion.chunk"):
@@ -102,6 +127,7 @@ class AssistantMessage(Struct):
     content: str | None
     role: Literal["assistant"] = "assistant"
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(Struct):
@@ -111,6 +137,7 @@ class Choice(Struct):
     finish_reason: FinishReason
     index: int = 0
     stop_reason: str | msgspec.UnsetType = msgspec.UNSET
+    logprobs: Logprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Usage(Struct):
@@ -293,6 +320,31 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     available: bool = True
 
 
+class ModelFacts(Struct, omit_defaults=True):
+    """What a worker knows of one of its models. Empty and 0 mean that it is not known.
+
+    Attributes:
+        capabilities: as Ollama names them: `completion`, `tools`, `thinking`, `vision`, `embedding`.
+        context_tokens: the longest that prompt and answer together can be.
+        family, format, parameter_size, quantization: as Ollama writes them.
+        size_bytes: of its files.
+        digest: of its files, as Ollama lists it.
+        loaded: whether it is in memory now.
+        vram_bytes: the part of it on a GPU.
+    """
+
+    capabilities: list[str] = field(default_factory=list)
+    context_tokens: int = 0
+    family: str = ""
+    format: str = ""
+    parameter_size: str = ""
+    quantization: str = ""
+    size_bytes: int = 0
+    digest: str = ""
+    loaded: bool = False
+    vram_bytes: int = 0
+
+
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     """The status of one worker. It is published at every change and every second. State `gone` is the last one.
 
@@ -313,6 +365,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only.
         compute: what computes, and how fast, in words; empty if that is not known.
+        facts: of its models, by name.
     """
 
     worker: str
@@ -338,6 +391,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     prompt_tokens_per_s: float = 0.0
     prompt_tokens_per_request: float = 0.0
     suspends: bool = False
+    facts: dict[str, ModelFacts] = field(default_factory=dict)
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from pipeline.wire.constraints import ResponseFormat
-from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.messages import FunctionCall, TokenScore, ToolCall
 from pipeline.wire.requests import ChatRequest
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
@@ -154,11 +154,11 @@ def write_call(index: int, call_id: str | None, function: FunctionCall) -> Ollam
 
 
 class Turn(Struct):
-    """A message of the conversation."""
+    """A message of the conversation. Images are in base64."""
 
     role: str
     content: str | None = None
-    images: list[Any] | None = None
+    images: list[str] | None = None
     tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -174,9 +174,18 @@ class Body(Struct):
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
 
-    def _common(self) -> list[tuple[str, str, object]]:
-        return [("think", "thinking", self.think), ("logprobs", "logprobs", self.logprobs)]
+    def _shared(self) -> dict[str, Any]:
+        """The fields of the pipeline's requests that chat and generate make alike, options excepted."""
+        fields = {name: getattr(self, name) for name in ("think", "logprobs", "top_logprobs")}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def particulars(self) -> dict[str, Any]:
+        """What only Ollama has, as the pipeline's `ollama`."""
+        options = {name: value for name, value in (self.options or {}).items() if name not in OPTIONS}
+        given = {"options": options or None, "keep_alive": self.keep_alive}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ChatBody(Body):
@@ -185,15 +194,10 @@ class ChatBody(Body):
     messages: list[Turn] | None = None
     tools: list[Any] | None = None
 
-    def unsupported(self) -> dict[str, str]:
-        """The fields that would change the answer and that no server here supports, each with the feature's name."""
-        images = any(turn.images for turn in self.messages or ())
-        return _wanted(("images", "images", images), *self._common())
-
     def fields(self) -> dict[str, Any]:
-        """The conversation and its tools as fields of the pipeline's requests."""
+        """The body, without its options, as fields of the pipeline's requests."""
         tools = {"tools": self.tools} if self.tools else {}
-        return {"messages": _conversation(self.messages or ()), **tools}
+        return {"messages": _conversation(self.messages or ()), **tools, **self._shared()}
 
 
 class GenerateBody(Body):
@@ -205,17 +209,19 @@ class GenerateBody(Body):
     template: str | None = None
     context: list[int] | None = None
     raw: bool | None = None
-    images: list[Any] | None = None
+    images: list[str] | None = None
 
-    def unsupported(self) -> dict[str, str]:
-        """As `ChatBody.unsupported`."""
-        alike = [(name, name, getattr(self, name)) for name in ("images", "template", "context", "raw")]
-        return _wanted(*alike, ("suffix", "insert", self.suffix), *self._common())
+    def particulars(self) -> dict[str, Any]:
+        """As `Body.particulars`."""
+        alike = {name: getattr(self, name) for name in ("raw", "template", "context")}
+        return super().particulars() | {name: value for name, value in alike.items() if value}
 
     def fields(self) -> dict[str, Any]:
-        """The prompt as fields of the pipeline's requests."""
+        """As `ChatBody.fields`."""
         turns = [Turn("system", self.system)] if self.system else []
-        return {"messages": _conversation([*turns, Turn("user", self.prompt)])}
+        suffix = {"suffix": self.suffix} if self.suffix else {}
+        messages = _conversation([*turns, Turn("user", self.prompt, self.images)])
+        return {"messages": messages, **suffix, **self._shared()}
 
 
 class EmbedBody(Struct):
@@ -227,6 +233,11 @@ class EmbedBody(Struct):
     dimensions: int | None = None
     keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
+
+    def particulars(self) -> dict[str, Any]:
+        """What only Ollama has, as the pipeline's `ollama`."""
+        given = {"options": self.options or None, "keep_alive": self.keep_alive}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class EmbeddingBody(Struct):
@@ -243,6 +254,12 @@ class ShowBody(Struct):
 
     model: str = ""
     name: str = ""
+
+
+class PullBody(ShowBody):
+    """The body of `POST /api/pull`."""
+
+    stream: bool | None = None
 
 
 def response_format(wanted: Any) -> dict[str, Any] | None:
@@ -269,16 +286,15 @@ def format_of(wanted: ResponseFormat | None) -> str | dict[str, Any] | None:
     return "json"
 
 
-def _wanted(*features: tuple[str, str, object]) -> dict[str, str]:
-    return {name: feature for name, feature, value in features if value}
-
-
 def _conversation(turns: Sequence[Turn]) -> list[dict[str, Any]]:
     return [_message(turn) for turn in turns]
 
 
 def _message(turn: Turn) -> dict[str, Any]:
     message: dict[str, Any] = {"role": turn.role.lower(), "content": turn.content or ""}
+    if turn.images:
+        parts = [{"type": "text", "text": turn.content}] if turn.content else []
+        message["content"] = parts + [{"type": "image_url", "image_url": _image_url(image)} for image in turn.images]
     if turn.tool_calls:
         calls = [read_call(call, f"call_{index}") for index, call in enumerate(turn.tool_calls)]
         message["tool_calls"] = [{"id": call.id, "function": msgspec.to_builtins(call.function)} for call in calls]
@@ -287,6 +303,11 @@ def _message(turn: Turn) -> dict[str, Any]:
     if turn.tool_call_id:
         message["tool_call_id"] = turn.tool_call_id
     return message
+
+
+def _image_url(image: str) -> str:
+    """An image as a `data:` URL. Ollama finds out the format of an image by itself."""
+    return image if image.startswith("data:") else f"data:image/png;base64,{image}"
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -298,6 +319,7 @@ class AssistantTurn(Struct, omit_defaults=True):
     role: str
     content: str
     tool_calls: list[OllamaCall] | None = None
+    thinking: str = ""
 
 
 class Part(Struct, omit_defaults=True, kw_only=True):
@@ -309,6 +331,8 @@ class Part(Struct, omit_defaults=True, kw_only=True):
     created_at: str
     message: AssistantTurn | UnsetType = UNSET
     response: str | UnsetType = UNSET
+    thinking: str = ""
+    logprobs: list[TokenScore] = field(default_factory=list)
     done: bool
     done_reason: str = ""
     total_duration: int = 0

@@ -22,7 +22,8 @@ from pipeline.wire.constraints import (
 )
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended
-from pipeline.wire.messages import ToolCall
+from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.particular import OllamaParticulars, Thinking, check_template_arguments, image_data, thinking_of
 from pipeline.wire.validation import NotValid, decode
 
 MAX_STOPS = 64
@@ -32,11 +33,18 @@ MAX_NESTING = 64
 MAX_INPUTS = 2048
 
 
-class ContentPart(Struct):
-    """One part of a message's content; only text is understood."""
+class ImageUrl(Struct):
+    """Where an image is. Only `data:` URLs are read, which hold it."""
+
+    url: str
+
+
+class ContentPart(Struct, omit_defaults=True):
+    """One part of a message's content: text, or an image (`image_url`)."""
 
     type: str
     text: str = ""
+    image_url: ImageUrl | str | None = None
 
 
 class ChatMessage(Struct, omit_defaults=True):
@@ -47,23 +55,40 @@ class ChatMessage(Struct, omit_defaults=True):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
     def text(self) -> str:
-        """The content as one string.
+        """The text of the content as one string, without images.
 
         Raises:
-            HeadraceError: `unsupported_parameter` for a part that is not text.
+            HeadraceError: `unsupported_parameter` for a part that is neither text nor an image.
         """
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         for part in self.content:
-            if part.type != "text":
+            if part.type not in ("text", "image_url"):
                 raise HeadraceError(
                     ErrorCode.UNSUPPORTED_PARAMETER,
                     f"Content of type {quoted(part.type, 40)} is not supported. Send text.",
                     param="messages",
                 )
         return "".join(part.text for part in self.content)
+
+    @property
+    def shows(self) -> bool:
+        """Whether the content has an image."""
+        return isinstance(self.content, list) and any(part.type == "image_url" for part in self.content)
+
+    def images(self) -> list[str]:
+        """The images of the content, in base64.
+
+        Raises:
+            HeadraceError: as `image_data`.
+        """
+        if self.content is None or isinstance(self.content, str):
+            return []
+        urls = [part.image_url for part in self.content if part.type == "image_url"]
+        return [image_data(url.url if isinstance(url, ImageUrl) else url or "") for url in urls]
 
 
 class FunctionSpec(Struct, omit_defaults=True):
@@ -101,6 +126,9 @@ _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 _ModelName = Annotated[str, Meta(max_length=256)]
+# As many alternatives to a token as OpenAI gives.
+_Alternatives = Annotated[int, Meta(ge=0, le=20)]
+_TokenId = Annotated[str, Meta(pattern="^[0-9]{1,9}$", description="token ids")]
 
 
 class ChatRequest(Struct, omit_defaults=True):
@@ -135,17 +163,21 @@ class ChatRequest(Struct, omit_defaults=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    logprobs: bool | _Alternatives | None = None
+    top_logprobs: _Alternatives | None = None
+    logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    think: bool | str | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    suffix: str | None = None
+    ollama: OllamaParticulars | None = None
     # Read only to refuse values that would silently change the answer: see `_NEUTRAL`.
     n: int | None = None
     best_of: int | None = None
-    logprobs: bool | int | None = None
-    top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None
     audio: Any = None
-    suffix: str | None = None
     echo: bool | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
@@ -181,11 +213,32 @@ class ChatRequest(Struct, omit_defaults=True):
         return self.tool_choice not in (None, "none", "auto")
 
     @property
+    def alternatives(self) -> int | None:
+        """How many alternatives are wanted beside the log-probability of each token; None if none of it is wanted."""
+        if self.logprobs is None or self.logprobs is False:
+            return self.top_logprobs or None
+        return self.top_logprobs or (0 if self.logprobs is True else self.logprobs)
+
+    @property
+    def thinking(self) -> Thinking | None:
+        """How much the model thinks before it answers, by whichever parameter says it; None if none does."""
+        return thinking_of(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
+
+    @property
     def needs_mlx(self) -> str:
         """The parameter that only MLX honours, because Ollama's API has nothing like it; empty if there is none."""
+        if self.exact:
+            return "exact"
         if self.structured_outputs is not None:
             return "structured_outputs"
         return "tool_choice" if self.forces_tools else ""
+
+    @property
+    def needs_ollama(self) -> str:
+        """What the request has that only Ollama can honour, by its name there; empty if it has nothing of this kind."""
+        if any(message.shows for message in self.chat):
+            return "images"
+        return "suffix" if self.suffix else self.ollama.needed if self.ollama else ""
 
     @property
     def wanted_model(self) -> str | None:
@@ -201,7 +254,6 @@ class ChatRequest(Struct, omit_defaults=True):
 
 
 EncodingFormat = Literal["float", "base64"]
-_Input = Annotated[str, Meta(min_length=1)]
 
 
 class EmbeddingRequest(Struct, omit_defaults=True):
@@ -209,11 +261,14 @@ class EmbeddingRequest(Struct, omit_defaults=True):
     that is too long for the model; false refuses it). Texts only: token ids belong to one model's vocabulary.
     """
 
-    input: _Input | Annotated[list[_Input], Meta(min_length=1, max_length=MAX_INPUTS)]
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_INPUTS)]
     model: _ModelName | None = None
     dimensions: _Count | None = None
     encoding_format: EncodingFormat | None = None
     truncate: bool | None = None
+    ollama: OllamaParticulars | None = None
+    # As `ChatRequest.notes`.
+    notes: list[str] = field(default_factory=list, name="headrace.notes")
 
     @property
     def wanted_model(self) -> str | None:
@@ -222,8 +277,9 @@ class EmbeddingRequest(Struct, omit_defaults=True):
 
     @property
     def texts(self) -> list[str]:
-        """The texts to embed, in order."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        """The texts to embed, in order. Engines refuse an empty one: a space stands for it."""
+        given = [self.input] if isinstance(self.input, str) else self.input
+        return [text or " " for text in given]
 
 
 Request = ChatRequest | EmbeddingRequest
@@ -231,28 +287,23 @@ _R = TypeVar("_R", ChatRequest, EmbeddingRequest)
 
 
 def _wanted(model: str | None) -> str | None:
-    return None if model in (None, "", "auto") else model
+    return None if model in (None, "", "auto", "auto:latest") else model
 
 
 # Parameters that are not supported, and the values (beside null) with which they do not change the answer.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "suffix": ("",),
     "echo": (False,),
     "web_search_options": (),
 }
 
 
-# Parameters without an effect on today's engines, and the values that ask for what they do anyway.
-_WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {"reasoning_effort": ("none",), "verbosity": ("medium",)}
+_EMPTY_TEXT = "An empty text has no embedding. A space stands for it."
 
 
 def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
@@ -282,13 +333,17 @@ def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
 def decode_embedding(body: bytes, *, max_body_bytes: int) -> EmbeddingRequest:
     """As `decode_request`, for a body that must be a request for embeddings."""
     _check_size(body, max_body_bytes)
+    body = body.removeprefix(BYTE_ORDER_MARK)
     try:
-        return decode(body, EmbeddingRequest)
+        request, notes = _decode_leniently(body, EmbeddingRequest)
     except NotValid as error:
         if error.problem.field.startswith("input[") and _is_tokens(error.problem.value):
             message = "`input` must be text. Token ids are not supported: they belong to one model's vocabulary."
             raise _unsupported("input", message) from None
         raise _invalid(error.sentence, error.problem.param) from None
+    given = [request.input] if isinstance(request.input, str) else request.input
+    request.notes = [*notes, _EMPTY_TEXT] if "" in given else notes
+    return request
 
 
 def _is_tokens(item: Any) -> bool:
@@ -301,12 +356,16 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
     body = body.removeprefix(BYTE_ORDER_MARK)
     if not body.startswith(b"{"):
         return ChatRequest(prompt=_decode_text(body))
-    chat, notes = _decode_leniently(body, ChatRequest)
-    for name, neutral in _WITHOUT_EFFECT.items():
-        if (value := getattr(chat, name)) is not None and value not in neutral:
-            notes.append(f"`{name}` has no effect on this model.")
+    try:
+        chat, notes = _decode_leniently(body, ChatRequest)
+    except NotValid as error:
+        raise _invalid(error.sentence, error.problem.param) from None
     chat.notes = notes
     _unify(chat)
+    for index, message in enumerate(chat.messages or ()):
+        if message.function_call is not None:  # the predecessor of `tool_calls`
+            message.tool_calls = [*(message.tool_calls or ()), ToolCall(message.function_call, f"call_{index}")]
+            message.function_call = None
     return chat
 
 
@@ -322,18 +381,19 @@ def _unify(chat: ChatRequest) -> None:
 
 
 def _decode_leniently(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
-    """Read a body strictly, and where that fails with the values that are meant. Returns notes on these as well."""
+    """Read a body strictly, and where that fails with the values that are meant. Returns notes on these as well.
+
+    Raises:
+        NotValid: the first problem that is none of habit.
+    """
     try:
         return decode(body, kind), []
     except NotValid as strict:
         try:
             meant, notes = mended(body)
-            return decode(meant, kind), notes
-        except NotValid as error:
-            # The first problem that is none of habit.
-            raise _invalid(error.sentence, error.problem.param) from None
         except (TypeError, ValueError, RecursionError):
-            raise _invalid(strict.sentence, strict.problem.param) from None
+            raise strict from None
+        return decode(meant, kind), notes
 
 
 def _check_size(body: bytes, max_body_bytes: int) -> None:
@@ -370,6 +430,10 @@ def _check(request: ChatRequest) -> None:
     _check_choice(request)
     for message in request.chat:
         message.text()
+        message.images()
+    if (template := request.chat_template_kwargs) is not None:
+        check_template_arguments(template)
+        _check_nesting(template, "chat_template_kwargs")
 
 
 def _check_choice(request: ChatRequest) -> None:

@@ -292,6 +292,7 @@ class Serving:
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"{engine.name} makes no embeddings", param="model")
         model = engine.embedder.embedding_model(request.wanted_model)
         answer = self._answer(model, Record())
+        answer.notes = request.notes
         with self.context.me.tracing.embeddings(
             request, request_id=self.envelope.id, engine=engine.name, model=model, server=engine.status().server
         ) as span:
@@ -331,7 +332,7 @@ class Serving:
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
             chunk = answer.chunk(piece, clock.wall())
-            if waits_for_first and (piece.text or piece.tool_calls):
+            if waits_for_first and (piece.text or piece.tool_calls or piece.reasoning):
                 waits_for_first = False
                 chat.first_chunk(clock.now() - began_at)
             if request.streams and chunk is not None:
@@ -341,7 +342,9 @@ class Serving:
                     await self.held.say(status)
             if piece.finish_reason is not None and piece.usage is not None:
                 self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
-                answer.notes = answer.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)
+                answer.notes = (
+                    answer.notes + piece.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)
+                )
                 chat.finish(piece.finish_reason, piece.usage, model=answer.model)
                 return answer.completion(piece.finish_reason, piece.usage, now=clock.wall(), stop=piece.stop)
 

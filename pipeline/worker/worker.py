@@ -395,6 +395,7 @@ class Worker:
             prompt_tokens_per_s=status.prompt_tokens_per_s,
             prompt_tokens_per_request=status.prompt_tokens_per_request,
             suspends=status.suspends,
+            facts=status.facts,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

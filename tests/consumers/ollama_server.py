@@ -42,7 +42,7 @@ Handler = Callable[[Connection], Awaitable[None]]
 
 
 class OllamaServer:
-    """Answers `/api/tags`, `/api/ps` and `/api/show` with its models; a handler that a test may change at any time has
+    """Answers `/api/tags`, `/api/ps` and `/api/show` with its models. A handler that a test may change at any time has
     the rest.
     """
 

@@ -188,10 +188,10 @@ async def test_openai_embeds_at_each_priority_through_to_ollama(gpt: openai.Asyn
         ({"model": "text-embedding-3-small", "input": "x"}, openai.NotFoundError),
         ({"model": "tinyllama", "input": "x"}, openai.NotFoundError),
         ({"model": MODEL, "input": "x"}, openai.NotFoundError),
-        ({"model": EMBEDDER, "input": ""}, openai.BadRequestError),
+        ({"model": EMBEDDER, "input": [1, 2]}, openai.BadRequestError),
         ({"model": EMBEDDER, "input": "x", "dimensions": 100_000}, openai.BadRequestError),
     ],
-    ids=["unknown", "internal", "mlx", "empty", "dimensions"],
+    ids=["unknown", "internal", "mlx", "tokens", "dimensions"],
 )
 async def test_openai_raises_its_own_exception_for_what_is_not_embedded(
     embedded: Pipeline, asked: dict[str, Any], error: type[openai.APIStatusError]
@@ -289,7 +289,28 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
     assert answer.total_duration
     assert list((await llama.embeddings(EMBEDDER, "one text")).embedding) == embedding("one text")
     assert (await llama.embed(EMBEDDER, "")).embeddings == []
+    assert [list(vector) for vector in (await llama.embed(EMBEDDER, ["x", ""])).embeddings] == [
+        embedding("x"),
+        embedding(" "),
+    ]
     assert (await llama.show(EMBEDDER)).capabilities == ["embedding"]
+
+
+@pytest.mark.parametrize("model", [MODEL, f"{MODEL}-mini"])
+async def test_ollamas_client_gets_scores_beside_its_own_parameters(llama: ollama.AsyncClient, model: str):
+    answer = await llama.chat(
+        model,
+        FRANCE,
+        think=True,
+        logprobs=True,
+        top_logprobs=2,
+        keep_alive="5m",
+        options={"num_ctx": 4096, "temperature": 0},
+    )
+    scores = answer.logprobs
+    assert scores is not None
+    assert "".join(score.token for score in scores) == answer.message.content
+    assert all(len(score.top_logprobs or ()) == 2 for score in scores)
 
 
 @pytest.mark.parametrize(
@@ -300,12 +321,11 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         (lambda c: c.show("tinyllama"), 404),
         (lambda c: c.embed(MODEL, "x"), 404),
         (lambda c: c.embed(f"{MODEL}-mini", "x"), 400),
-        (lambda c: c.embed(EMBEDDER, ["x", ""]), 400),
         (lambda c: c.chat(EMBEDDER, FRANCE), 400),
         (lambda c: c.generate(MODEL, "x", images=["aGk="]), 400),
         (lambda c: c.generate(MODEL, "x", options={"temperature": "hot"}), 400),
         (lambda c: c.chat(MODEL, FRANCE, format={"type": "array", "uniqueItems": True}), 400),
-        (lambda c: c.chat(MODEL, FRANCE, think=True), 400),
+        (lambda c: c.generate(MODEL, "x", suffix="y"), 400),
     ],
     ids=[
         "internal",
@@ -313,12 +333,11 @@ async def test_ollama_embeds(llama: ollama.AsyncClient):
         "shown",
         "embeds",
         "chats-only",
-        "no-text",
         "chats",
         "images",
         "bad-option",
         "format",
-        "thinking",
+        "suffix",
     ],
 )
 async def test_ollama_raises_its_own_exception(llama: ollama.AsyncClient, call: Any, status: int):

@@ -61,9 +61,15 @@ class LlamaEngine:
         self._server.close()
 
     async def submit(self, work: Work) -> LlamaGeneration:
-        """Begin work; raises HeadraceError: `unsupported_parameter` for tools that the template cannot take, and
-        for forms of an answer that Ollama's API cannot ask for.
+        """Begin work.
+
+        Raises:
+            HeadraceError: `unsupported_parameter` for what only Ollama honours, for forms of an answer that Ollama's
+                API cannot ask for, and for tools that the model's template cannot take.
         """
+        if name := work.request.needs_ollama:
+            message = f"Model {quoted(work.model)} does not support {name}. Leave it out."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
         if work.request.structured_outputs is not None:
             message = "llama.cpp does not support `structured_outputs` here. Use `response_format`."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="structured_outputs")

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, FunctionCall, Logprobs, ToolCall, Usage
 from pipeline.wire.requests import ChatMessage, ChatRequest
 
 # The sampler takes a seed of 32 bits, and the largest one draws one.
@@ -20,6 +20,8 @@ _SEED_MODULUS = 2**31
 _DATA = b"data:"
 _TOO_LONG = "exceed_context_size_error"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
+# Those of Ollama's options that the server has under the same name.
+_OPTIONS = ("repeat_last_n", "typical_p", "mirostat", "mirostat_tau", "mirostat_eta")
 
 
 def body_of(work: Work) -> dict[str, Any]:
@@ -37,6 +39,13 @@ def body_of(work: Work) -> dict[str, Any]:
     body |= {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}
     if request.repetition_penalty is not None:
         body["repeat_penalty"] = request.repetition_penalty
+    if request.ollama is not None:
+        given = request.ollama.options
+        body |= {name: given[name] for name in _OPTIONS if given.get(name) is not None}
+    if request.alternatives is not None:
+        body |= {"logprobs": True, "top_logprobs": request.alternatives}
+    if request.logit_bias:
+        body["logit_bias"] = [[int(token), value] for token, value in request.logit_bias.items()]
     if (form := request.response_format) is not None and form.type != "text":
         body["response_format"] = msgspec.to_builtins(form)
     return body | _tools(request)
@@ -78,6 +87,7 @@ class _Part(Struct):
 
 class _Choice(Struct):
     delta: _Part = field(default_factory=_Part)
+    logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
 
 
@@ -137,12 +147,13 @@ class EventReader:
         piece = Piece()
         for choice in event.choices:
             piece.text += choice.delta.content or ""
+            piece.scores += choice.logprobs.content if choice.logprobs else []
             for part in choice.delta.tool_calls or ():
                 self._add(part)
             self._finish_reason = choice.finish_reason or self._finish_reason
         if event.usage is None or self._finish_reason is None:
             reads = event.prompt_progress is not None and event.prompt_progress.goes_on
-            return piece if piece.text or reads else None
+            return piece if piece.text or piece.scores or reads else None
         prompt, answer = event.usage.prompt_tokens, event.usage.completion_tokens
         piece.tool_calls = list(self._calls.values())
         piece.finish_reason, piece.usage = self._finish_reason, Usage(prompt, answer, prompt + answer)

@@ -39,7 +39,7 @@ from pipeline.core.stall import StallWatch
 from pipeline.core.width import first_width
 from pipeline.engine import Embedder, EngineStatus, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import EngineName, WorkerState
+from pipeline.wire.messages import EngineName, ModelFacts, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ class EngineProcess:
             tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
             suspends=offered and self._suspends,
+            facts=self._known(),
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -266,6 +267,14 @@ class EngineProcess:
     def _now(self) -> float:
         """Monotonic seconds: the only clock that is read here."""
         return asyncio.get_running_loop().time()
+
+    def _known(self) -> dict[str, ModelFacts]:
+        """The facts of the model, once it has been loaded."""
+        if self._facts is None:
+            return {}
+        capabilities = ["completion", "tools"] if self._facts.calls_tools else ["completion"]
+        known = ModelFacts(capabilities, self._facts.context_tokens, loaded=self._state == "ready")
+        return dict.fromkeys(self._listed, known)
 
     @property
     def _slots(self) -> int:

@@ -81,6 +81,8 @@ class Run:
         waiting.text += piece.text
         waiting.token_ids += piece.token_ids
         waiting.tool_calls += piece.tool_calls
+        waiting.scores += piece.scores
+        waiting.notes = piece.notes
         waiting.finish_reason, waiting.usage, waiting.stop = piece.finish_reason, piece.usage, piece.stop
         self._over = piece.finish_reason is not None
         self._changed.set()

@@ -18,11 +18,12 @@ from consumers.engines.ollama.wire import (
     BadAnswer,
     LoadedModel,
     OllamaModel,
+    Shown,
     error_text,
-    read_capabilities,
     read_line,
     read_loaded,
     read_models,
+    read_shown,
 )
 from pipeline.config import ConfigError
 
@@ -36,6 +37,8 @@ _LOOKS = 3
 _LOOK_TIMEOUT_S = 3.0
 _LOADED_TIMEOUT_S = 1.0
 _SHOW_TIMEOUT_S = 1.0
+# How many models are asked about in one look. The others follow in the next.
+_PER_LOOK = 8
 _ANSWER_TOKENS = 8
 # A busy server, and proxies that find no server behind them: the same call can succeed later.
 _RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
@@ -70,7 +73,7 @@ class OllamaClient:
 
     def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
-        self._capabilities: dict[tuple[str, str | None], list[str]] = {}
+        self._shown: dict[tuple[str, str], Shown] = {}
         self._idle_timeout_s = idle_timeout_s
         self._load_timeout_s = load_timeout_s
         self._ollama = _Ollama(
@@ -100,28 +103,37 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
         await self._complete(found)
-        if self._threads.wanted and (loaded := await self._loaded()) is not None:
-            self._threads.review(loaded)
         return found
 
     async def _complete(self, models: list[OllamaModel]) -> None:
-        """Ask for the capabilities that the list lacks, once for each version of a model."""
-        unknown = [model for model in models if model.capabilities is None]
+        """Add what the list lacks. Each model is asked about once: its files do not change unless its digest does."""
+        unknown = [model for model in models if model.identity not in self._shown][:_PER_LOOK]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SHOW_TIMEOUT_S):
-                missing = [model for model in unknown if (model.name, model.digest) not in self._capabilities]
-                await asyncio.gather(*map(self._show, missing))
-        there = {(model.name, model.digest) for model in unknown}
-        self._capabilities = {key: can for key, can in self._capabilities.items() if key in there}
-        for model in unknown:
-            model.capabilities = self._capabilities.get((model.name, model.digest))
+                await asyncio.gather(*map(self._show, unknown))
+        self._shown = {model.identity: self._shown[model.identity] for model in models if model.identity in self._shown}
+        for model in models:
+            if (shown := self._shown.get(model.identity)) is not None:
+                model.context_tokens = shown.context_tokens
+                model.capabilities = shown.capabilities if model.capabilities is None else model.capabilities
 
     async def _show(self, model: OllamaModel) -> None:
-        """Note what a model can do, if the server tells."""
+        """Note what the server tells of a model, if it does."""
         with contextlib.suppress(Exception):
-            can = read_capabilities(await self._ollama.body("POST", "/api/show", {"model": model.name}))
-            if can is not None:
-                self._capabilities[model.name, model.digest] = can
+            self._shown[model.identity] = read_shown(
+                await self._ollama.body("POST", "/api/show", {"model": model.name})
+            )
+
+    async def loaded(self) -> list[LoadedModel] | None:
+        """The models in the server's memory, or None if it does not say. Never raises."""
+        try:
+            async with asyncio.timeout(_LOADED_TIMEOUT_S):
+                found = read_loaded(await self._ollama.body("GET", "/api/ps"))
+        except Exception:
+            return None
+        if self._threads.wanted:
+            self._threads.review(found)
+        return found
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
         """The vectors of texts. Cancelling disconnects, and the server stops.
@@ -135,15 +147,16 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
-    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The parts of a streamed answer. Closing or cancelling the iterator disconnects, and the server stops.
+    async def answer(self, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The parts of a streamed answer, of `/api/chat` or `/api/generate`. Closing or cancelling the iterator
+        disconnects, and the server stops.
 
         Raises:
             OllamaError: at any part. It is the end of the answer.
         """
         try:
             body = await self._with_threads(body)
-            async with aclosing(self._ollama.parts("/api/chat", body)) as parts:
+            async with aclosing(self._ollama.parts(path, body)) as parts:
                 part = await self._begun(_next(parts))
                 while part is not None:
                     yield part
@@ -226,17 +239,9 @@ class OllamaClient:
     async def _with_threads(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request's body with the threads for its model. While the server does not say what it has, without."""
         model = body["model"]
-        if not self._threads.knows(model) and (loaded := await self._loaded()) is not None:
+        if not self._threads.knows(model) and (loaded := await self.loaded()) is not None:
             self._threads.choose(model, loaded)
         return self._threads.added(body)
-
-    async def _loaded(self) -> list[LoadedModel] | None:
-        """The models in the server's memory, or None if it does not say."""
-        try:
-            async with asyncio.timeout(_LOADED_TIMEOUT_S):
-                return read_loaded(await self._ollama.body("GET", "/api/ps"))
-        except Exception:
-            return None
 
 
 class _Ollama(AsyncClient):

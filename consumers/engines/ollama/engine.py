@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
+from consumers.engines.ollama.about import facts_of
+from consumers.engines.ollama.calls import call_of, embed_body, notes_on
 from consumers.engines.ollama.client import OllamaClient, OllamaError
 from consumers.engines.ollama.generation import OllamaGeneration
 from consumers.engines.ollama.rates import Rates
 from consumers.engines.ollama.wire import (
     BadAnswer,
     OllamaModel,
+    PartReader,
     blames_request,
-    chat_body,
-    embed_body,
     read_embedded,
     says_too_long,
 )
@@ -67,6 +68,7 @@ class OllamaEngine:
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._memory = memory_total() if self._client.is_local else None
         self._rates = Rates()
+        self._loaded: dict[str, int] = {}
         self._models: list[OllamaModel] = []
         self._unseen = "not checked yet"
         self._failed_for = ""  # the request that failed last; empty after an answer
@@ -117,6 +119,7 @@ class OllamaEngine:
         reason = self._breaker.reason or self._unseen
         models = [model.name for model in self._usable]
         embedding_models = self._embedding_models
+        named = {*models, *embedding_models}
         if not reason and not (models or embedding_models):
             reason = f"Ollama at {self.url} has no usable model. Pull one with `ollama pull`."
         state: WorkerState = "down" if reason else "ready"
@@ -133,6 +136,7 @@ class OllamaEngine:
             tool_models=[model.name for model in self._usable if model.calls_tools],
             embedding_models=embedding_models,
             server=self.url,
+            facts={model.name: facts_of(model, self._loaded) for model in self._models if model.name in named},
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -202,13 +206,15 @@ class OllamaEngine:
                 ErrorCode.ENGINE_FAILED,
                 "The answer was begun by another attempt, and Ollama cannot continue it: it reports no tokens.",
             )
-        body = chat_body(work, default_max_tokens=self._config.default_max_tokens)
+        model = next((known for known in self._models if known.name == work.model), OllamaModel(work.model))
+        path, body = call_of(work, model, default_max_tokens=self._config.default_max_tokens)
         now = asyncio.get_running_loop().time()
         permit = self._permit(now)
         self._rates.begun(now)
         generation = OllamaGeneration(
             work.id,
-            self._client.chat(body),
+            PartReader(work.id, notes_on(work.request, model), scores=work.request.alternatives is not None),
+            self._client.answer(path, body),
             expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
             # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
             failure=lambda error: self._failure(
@@ -309,11 +315,14 @@ class OllamaEngine:
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 self._models = await self._client.models()
+                loaded = await self._client.loaded()
         except (OllamaError, TimeoutError) as error:
             self._unseen = str(error) or "no answer in time"
             self._breaker.failed(permit, loop.time(), f"{self.url}: {self._unseen}")
         else:
             self._unseen = ""
+            if loaded is not None:
+                self._loaded = {model.name: model.size_vram for model in loaded}
             # The stand-in reports the family `simulated` if no model runs behind it.
             self.simulated = any(model.family == SIMULATED_FAMILY for model in self._usable)
             if probing:  # a list does not prove that answers work, so it does not clear their failures

@@ -19,6 +19,7 @@ class OllamaGeneration:
 
     Args:
         request_id: the request's id.
+        reader: reads the parts.
         parts: the streamed answer. It is closed at the end.
         expected_tokens: the probable length of the answer.
         failure: turns an error of the server into the request's.
@@ -28,6 +29,7 @@ class OllamaGeneration:
     def __init__(
         self,
         request_id: str,
+        reader: PartReader,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
         expected_tokens: float,
@@ -37,7 +39,7 @@ class OllamaGeneration:
         self.tokens = 0
         self.whole = False
         self.begun = False
-        self._reader = PartReader(request_id)
+        self._reader = reader
         self._parts = parts
         self._expected_tokens = expected_tokens
         self._failure = failure
@@ -104,7 +106,7 @@ class OllamaGeneration:
             self.whole = True
         if piece.text or piece.tool_calls:
             self.begun = True
-        elif piece.usage is None:
+        elif piece.usage is None and not (piece.reasoning or piece.scores):
             return
         self._piece = piece if self._piece is None else join(self._piece, piece)
         self._news.set()

@@ -1,29 +1,25 @@
-"""The client's side of Ollama's API: request bodies from work, pieces from the parts of an answer. No I/O.
+"""The client's side of Ollama's API: pieces from the parts of an answer, and the lists of models. No I/O.
 
-Options and tool calls are translated by `pipeline.wire.ollama`. Source of the shapes: Ollama's API reference
-(`POST /api/chat`, `POST /api/embed`, `POST /api/show`, `GET /api/tags`, `GET /api/ps`).
+Source of the shapes: Ollama's API reference (`POST /api/chat`, `POST /api/generate`, `POST /api/embed`,
+`GET /api/tags`, `GET /api/ps`, `POST /api/show`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from pipeline.engine import Embedded, Piece, Work
-from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
-from pipeline.wire.ollama import format_of, write_call, write_options
-from pipeline.wire.requests import ChatMessage, EmbeddingRequest
+from pipeline.engine import Embedded, Piece
+from pipeline.wire.errors import quoted
+from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 from pipeline.wire.validation import explain
 
 _T = TypeVar("_T")
 
-# Ollama's sampler takes a seed of 32 bits, and -1 draws one.
-_SEED_MODULUS = 2**31
 _TOO_LONG = re.compile(r"context (length|size|window)|longer than the context|available context", re.IGNORECASE)
 # Faults of a request that Ollama answers with status 500 or 501, the statuses of a server's own fault.
 _BLAMES_REQUEST = re.compile(
@@ -31,79 +27,11 @@ _BLAMES_REQUEST = re.compile(
 )
 _CHAT = "completion"
 _TOOLS = "tools"
+_THINKING = "thinking"
+_VISION = "vision"
 _EMBEDDING = "embedding"
 _EMBEDDING_FAMILIES = frozenset({"bert", "nomic-bert"})
 _SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-
-
-# ---- requests --------------------------------------------------------------------------------------------------------
-
-
-def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
-    """The body of `POST /api/chat` for work.
-
-    Ollama must refuse a prompt that does not fit, and not cut it (`truncate`, `shift`). Thinking is off: it would use
-    up the answer's tokens, and the client would not see it.
-
-    Raises:
-        HeadraceError: `invalid_request`: the arguments of a tool call in the conversation are not a JSON object;
-            `unsupported_parameter`: the text must be exact.
-    """
-    request = work.request
-    if request.exact:
-        raise HeadraceError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            "Ollama does not support `exact`. Leave it out, or name a model that MLX has.",
-            param="exact",
-        )
-    body: dict[str, Any] = {
-        "model": work.model,
-        "messages": _messages(request.chat),
-        "stream": True,
-        "think": False,
-        "truncate": False,
-        "shift": False,
-        "options": {
-            "num_predict": default_max_tokens,
-            **write_options(request),
-            "seed": work.seed % _SEED_MODULUS,
-        },
-    }
-    if request.tools and request.tool_choice != "none":
-        body["tools"] = msgspec.to_builtins(request.tools)
-    if (form := format_of(request.response_format)) is not None:
-        body["format"] = form
-    return body
-
-
-def embed_body(request: EmbeddingRequest, model: str) -> dict[str, Any]:
-    """The body of `POST /api/embed` for a request."""
-    body: dict[str, Any] = {"model": model, "input": request.texts}
-    if request.dimensions is not None:
-        body["dimensions"] = request.dimensions
-    if request.truncate is not None:
-        body["truncate"] = request.truncate
-    return body
-
-
-def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """The conversation. A tool's result has its tool's name at Ollama and its call's id at OpenAI, hence `names`."""
-    names: dict[str, str] = {}
-    messages = []
-    for turn in chat:
-        message: dict[str, Any] = {
-            "role": "system" if turn.role == "developer" else turn.role,
-            "content": turn.text(),
-        }
-        if turn.tool_calls:
-            names |= {call.id: call.function.name for call in turn.tool_calls}
-            calls = [write_call(index, call.id, call.function) for index, call in enumerate(turn.tool_calls)]
-            message["tool_calls"] = msgspec.to_builtins(calls)
-        if turn.role == "tool":
-            message["tool_name"] = names.get(turn.tool_call_id or "", turn.name or "")
-            message["tool_call_id"] = turn.tool_call_id or ""
-        messages.append(message)
-    return messages
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -145,6 +73,7 @@ class _LineCall(Struct):
 
 class _LineMessage(Struct):
     content: str | None = None
+    thinking: str | None = None
     tool_calls: list[_LineCall] | None = None
 
 
@@ -154,17 +83,31 @@ class _AnswerLine(Struct):
     """
 
     message: _LineMessage | None = None
+    response: str | None = None
+    thinking: str | None = None
+    logprobs: list[TokenScore] | None = None
     done: bool | None = None
     done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
 
 
-class PartReader:
-    """Turns the parts of one answer into pieces. Only its generation uses it."""
+_NO_SCORES = "This server reports no log-probabilities. Ollama does from version 0.12.11."
 
-    def __init__(self, request_id: str) -> None:
+
+class PartReader:
+    """Turns the parts of one answer into pieces. Only its generation uses it.
+
+    Args:
+        request_id: the request's id.
+        notes: for the last piece.
+        scores: whether the request asks for log-probabilities.
+    """
+
+    def __init__(self, request_id: str, notes: Sequence[str] = (), *, scores: bool = False) -> None:
         self._request_id = request_id
+        self._notes = list(notes)
+        self._waits_for_scores = scores
         self._calls = 0
 
     def read(self, part: dict[str, Any]) -> Piece:
@@ -176,9 +119,15 @@ class PartReader:
         read = _converted(part, _AnswerLine)
         message = read.message or _LineMessage()
         piece = Piece(
-            text=message.content or "", tool_calls=[self._tool_call(call) for call in message.tool_calls or ()]
+            text=message.content or read.response or "",
+            tool_calls=[self._tool_call(call) for call in message.tool_calls or ()],
+            reasoning=message.thinking or read.thinking or "",
+            scores=read.logprobs or [],
         )
+        if piece.scores:
+            self._waits_for_scores = False
         if read.done:
+            piece.notes = [*self._notes, *([_NO_SCORES] if self._waits_for_scores else [])]
             prompt, answer = read.prompt_eval_count or 0, read.eval_count or 0
             piece.finish_reason = self._finish_reason(read.done_reason or "")
             piece.usage = Usage(prompt, answer, prompt + answer)
@@ -224,6 +173,9 @@ def join(first: Piece, then: Piece) -> Piece:
         tool_calls=first.tool_calls + then.tool_calls,
         finish_reason=then.finish_reason,
         usage=then.usage,
+        reasoning=first.reasoning + then.reasoning,
+        scores=first.scores + then.scores,
+        notes=then.notes,
     )
 
 
@@ -250,13 +202,18 @@ def error_text(body: str) -> str:
 
 
 class _Details(Struct):
+    """Servers like Ollama write null for what they do not know."""
+
     family: str | None = None
+    format: str | None = None
     parameter_size: str | None = None
+    quantization_level: str | None = None
 
 
 class OllamaModel(Struct):
     """A model in Ollama's list. `size` is that of its files, in bytes. `capabilities` is None while they are not known:
-    the list has them since Ollama 0.30, and `/api/show` before. `standin` is set by headrace's own stand-in alone.
+    the list has them since Ollama 0.30, and `/api/show` before. `context_tokens` is the longest conversation, 0 while
+    it is not known. `standin` is set by headrace's own stand-in alone.
     """
 
     name: str = ""
@@ -266,6 +223,12 @@ class OllamaModel(Struct):
     capabilities: list[str] | None = None
     remote_host: str = ""
     standin: bool = False
+    context_tokens: int = 0
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What tells its files from those of another version of it."""
+        return self.name, self.digest or ""
 
     @property
     def chats(self) -> bool:
@@ -291,6 +254,15 @@ class OllamaModel(Struct):
     def calls_tools(self) -> bool:
         """Whether the server reports that it calls tools."""
         return _TOOLS in (self.capabilities or ())
+
+    @property
+    def sees(self) -> bool:
+        """Whether it may read images: the server says so, or is too old to say."""
+        return self.capabilities is None or _VISION in self.capabilities
+
+    def thinks(self, *, assumed: bool) -> bool:
+        """Whether it can think before it answers; `assumed` where the server is too old to say."""
+        return assumed if self.capabilities is None else _THINKING in self.capabilities
 
     @property
     def family(self) -> str:
@@ -327,21 +299,31 @@ class _Shown(Struct):
     model_info: dict[str, Any] | None = None
 
 
-def read_capabilities(answer: dict[str, Any]) -> list[str] | None:
-    """The capabilities in an answer of `POST /api/show`, or None if it does not tell.
+class Shown(NamedTuple):
+    """What a server tells of one model. `capabilities` is None, and `context_tokens` 0, if it does not tell."""
 
-    Without a list, the metadata of the model's file tell: Ollama runs a model with a pooling type as an embedding
-    model, whatever its family, and every other one as a chat model.
+    capabilities: list[str] | None
+    context_tokens: int
+
+
+def read_shown(answer: dict[str, Any]) -> Shown:
+    """An answer of `POST /api/show`.
+
+    Without a list of capabilities, the metadata of the model's file tell: Ollama runs a model with a pooling type as an
+    embedding model, whatever its family, and every other one as a chat model.
 
     Raises:
         BadAnswer: another shape.
     """
     read = _converted(answer, _Shown)
-    if read.capabilities is not None or not read.model_info:
-        return read.capabilities
-    if any(key.endswith(".pooling_type") for key in read.model_info):
-        return [_EMBEDDING]
-    return [_CHAT, _TOOLS] if ".Tools" in (read.template or "") else [_CHAT]
+    info = read.model_info or {}
+    lengths = [value for key, value in info.items() if key.endswith(".context_length")]
+    context = next((value for value in lengths if isinstance(value, int) and value > 0), 0)
+    if read.capabilities is not None or not info:
+        return Shown(read.capabilities, context)
+    if any(key.endswith(".pooling_type") for key in info):
+        return Shown([_EMBEDDING], context)
+    return Shown([_CHAT, _TOOLS] if ".Tools" in (read.template or "") else [_CHAT], context)
 
 
 class LoadedModel(Struct):

@@ -19,7 +19,7 @@ _BILLING = "x-anthropic-billing-header:"
 # The kinds of blocks by role. Anthropic's API does not show the thinking of earlier turns to the model either.
 _KINDS = {
     "system": ("text",),
-    "user": ("text", "tool_result"),
+    "user": ("text", "image", "tool_result"),
     "assistant": ("text", "tool_use", "thinking", "redacted_thinking"),
 }
 # How Claude Code itself marks what the system says in the user's turn.
@@ -28,8 +28,17 @@ _REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 _EFFORTS = ((2_048, "low"), (16_384, "medium"))
 
 
+class ImageSource(Struct):
+    """An image: in base64, or its address, which is refused."""
+
+    type: str = ""
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+
+
 class ContentBlock(Struct):
-    """One block of a message. `content` is that of a tool's result."""
+    """One block of a message. `content` is that of a tool's result, `source` that of an image."""
 
     type: str
     text: str = ""
@@ -39,6 +48,7 @@ class ContentBlock(Struct):
     tool_use_id: str = ""
     content: str | list[ContentBlock] | None = None
     is_error: bool | None = None
+    source: ImageSource | None = None
 
 
 Content = str | list[ContentBlock]
@@ -234,7 +244,15 @@ def _given(blocks: list[ContentBlock], called: dict[str, str]) -> Iterator[dict[
             message["name"] = name
         yield message
     if len(results) < len(blocks) or not blocks:
-        yield {"role": "user", "content": _text(blocks)}
+        images = [{"type": "image_url", "image_url": _url(block.source)} for block in blocks if block.type == "image"]
+        text = _text(blocks)
+        yield {"role": "user", "content": [{"type": "text", "text": text}, *images] if images else text}
+
+
+def _url(source: ImageSource | None) -> str:
+    if source is None:
+        return ""
+    return f"data:{source.media_type};base64,{source.data}" if source.type == "base64" else source.url
 
 
 def _tool(index: int, tool: ClientTool) -> dict[str, Any]:

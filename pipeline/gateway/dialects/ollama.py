@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -16,7 +16,15 @@ from msgspec import UNSET
 from pipeline.core.models import same_model, spelled
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, Success
+from pipeline.wire.messages import (
+    AssistantMessage,
+    Chunk,
+    Completion,
+    EmbeddingList,
+    ErrorBody,
+    ModelFacts,
+    Success,
+)
 from pipeline.wire.ollama import (
     NEVER,
     OPTIONS,
@@ -28,6 +36,7 @@ from pipeline.wire.ollama import (
     GenerateBody,
     OllamaCall,
     Part,
+    PullBody,
     ShowBody,
     read_options,
     response_format,
@@ -39,8 +48,11 @@ from pipeline.wire.validation import shown
 
 NDJSON = "application/x-ndjson"
 # The version of Ollama's API that is implemented here. Clients read it to learn which features they can use.
-API_VERSION = "0.12.0"
+API_VERSION = "0.14.0"
 _NS_PER_MS = 1_000_000
+# Of a model whose files are not known.
+_FAMILY = "headrace"
+_CHATS = ["completion"]
 # The types of options, as Ollama names them, in a sentence.
 _KINDS = {"integer": "an integer", "float32": "a number", "array": "a list of strings"}
 
@@ -66,7 +78,7 @@ def read_generate(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
         HeadraceError: as `decode_chat`.
     """
     given = decode_body(body, GenerateBody)
-    if not given.prompt:
+    if not (given.prompt or given.suffix):
         return Loaded(spelled(given.model, listed), "generate", unload=given.keep_alive in (0, "0", "0s"))
     return _asked(given, OllamaGenerate(given.model), max_body_bytes, listed)
 
@@ -80,7 +92,9 @@ def read_embed(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) -> 
     given = decode_body(body, EmbedBody)
     if not given.input:
         return Loaded(spelled(given.model, listed), "embed", unload=False)
-    fields = {"input": given.input, "dimensions": given.dimensions, "truncate": given.truncate}
+    fields: dict[str, Any] = {"input": given.input, "dimensions": given.dimensions, "truncate": given.truncate}
+    if particulars := given.particulars():
+        fields["ollama"] = particulars
     return _embedded(given.model, fields, OllamaEmbed(given.model), max_body_bytes, listed)
 
 
@@ -107,17 +121,25 @@ def _embedded(
 
 def read_show(body: bytes) -> str:
     """The model that a body of `POST /api/show` names."""
-    given = decode_body(body, ShowBody)
+    return _named(decode_body(body, ShowBody))
+
+
+def read_pull(body: bytes) -> tuple[str, bool]:
+    """The model that a body of `POST /api/pull` names, and whether the response is a stream."""
+    given = decode_body(body, PullBody)
+    return _named(given), given.stream is not False
+
+
+def _named(given: ShowBody) -> str:
     if not (given.model or given.name):
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "`model` is required.", param="model")
     return given.model or given.name
 
 
 def _asked(body: ChatBody | GenerateBody, shape: OllamaChat, max_body_bytes: int, listed: Sequence[str]) -> Asked:
-    for name, feature in body.unsupported().items():
-        message = f"{quoted(body.model) if body.model else 'The model'} does not support {feature}. Leave out `{name}`."
-        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
     fields = body.fields() | _options(body.options or {})
+    if particulars := body.particulars():
+        fields["ollama"] = particulars
     fields["stream"] = body.stream is not False
     if body.model:
         fields["model"] = spelled(body.model, listed)
@@ -187,11 +209,13 @@ class OllamaChat:
     def part(self, chunk: Chunk) -> bytes:
         """One line; nothing for a chunk without text or tool calls: how the answer ended stands in the last line."""
         delta = chunk.choices[0].delta
-        if not (delta.content or delta.tool_calls):
+        scores = chunk.choices[0].logprobs
+        if not (delta.content or delta.tool_calls or delta.reasoning_content or scores):
             return b""
         calls = [write_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
         part = AccountedPart(model=self._named(chunk.model), created_at=time_text(chunk.created), done=False)
-        return _line(self._fill(part, delta.content or "", calls))
+        part.logprobs = scores.content if scores else []
+        return _line(self._fill(part, delta.content or "", calls, delta.reasoning_content or ""))
 
     def end(self, completion: Completion) -> bytes:
         """The last line: no text, the durations and token counts."""
@@ -200,7 +224,10 @@ class OllamaChat:
     def whole(self, answer: Success) -> bytes:
         """The body of a whole response; raises as `expected`."""
         completion = expected(answer, Completion)
-        return msgspec.json.encode(self._closing(completion, completion.choices[0].message))
+        choice = completion.choices[0]
+        part = self._closing(completion, choice.message)
+        part.logprobs = choice.logprobs.content if choice.logprobs else []
+        return msgspec.json.encode(part)
 
     def error(self, error: ErrorBody) -> bytes:
         """The body of an error's response."""
@@ -230,18 +257,18 @@ class OllamaChat:
             eval_duration=int(max(0.0, account.total_ms - account.ttft_ms) * _NS_PER_MS),
             headrace=account,
         )
-        return self._fill(part, message.content or "", calls)
+        return self._fill(part, message.content or "", calls, message.reasoning_content or "")
 
-    def _fill(self, part: AccountedPart, text: str, calls: list[OllamaCall]) -> AccountedPart:
-        part.message = AssistantTurn("assistant", text, calls or None)
+    def _fill(self, part: AccountedPart, text: str, calls: list[OllamaCall], thinking: str = "") -> AccountedPart:
+        part.message = AssistantTurn("assistant", text, calls or None, thinking)
         return part
 
 
 class OllamaGenerate(OllamaChat):
     """The responses to a prompt. A prompt has no tools."""
 
-    def _fill(self, part: AccountedPart, text: str, _calls: list[OllamaCall]) -> AccountedPart:
-        part.response = text
+    def _fill(self, part: AccountedPart, text: str, _calls: list[OllamaCall], thinking: str = "") -> AccountedPart:
+        part.response, part.thinking = text, thinking
         return part
 
 
@@ -310,38 +337,72 @@ def error_body(error: ErrorBody) -> bytes:
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
 
-def _entry(name: str) -> dict[str, Any]:
-    """A model as lists show it. The gateway knows no model files, so the digest is that of the name."""
-    details = {
+def _entry(name: str, facts: ModelFacts) -> dict[str, Any]:
+    """A model as lists show it. Where the digest of the files is not known, it is that of the name."""
+    digest = facts.digest or hashlib.sha256(name.encode()).hexdigest()
+    return {"name": name, "model": name, "size": facts.size_bytes, "digest": digest, "details": _details(facts)}
+
+
+def _details(facts: ModelFacts) -> dict[str, Any]:
+    family = facts.family or _FAMILY
+    return {
         "parent_model": "",
-        "format": "",
-        "family": "headrace",
-        "families": ["headrace"],
-        "parameter_size": "",
-        "quantization_level": "",
+        "format": facts.format,
+        "family": family,
+        "families": [family],
+        "parameter_size": facts.parameter_size,
+        "quantization_level": facts.quantization,
     }
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return {"name": name, "model": name, "size": 0, "digest": digest, "details": details}
 
 
-def tags(names: Iterable[str], *, since: float) -> dict[str, Any]:
+def tags(models: Mapping[str, ModelFacts], *, since: float) -> dict[str, Any]:
     """The body of `GET /api/tags`. `since` (UTC, unix seconds) is shown as the time of the last change."""
-    return {"models": [_entry(name) | {"modified_at": time_text(since)} for name in names]}
+    also = {"modified_at": time_text(since)}
+    entries = [
+        _entry(name, facts) | also | {"capabilities": facts.capabilities or _CHATS} for name, facts in models.items()
+    ]
+    return {"models": entries}
 
 
-def ps(names: Iterable[str]) -> dict[str, Any]:
-    """The body of `GET /api/ps`."""
-    return {"models": [_entry(name) | {"expires_at": NEVER, "size_vram": 0} for name in names]}
+def ps(models: Mapping[str, ModelFacts]) -> dict[str, Any]:
+    """The body of `GET /api/ps`: those that are loaded."""
+    entries = [
+        _entry(name, facts)
+        | {"expires_at": NEVER, "size_vram": facts.vram_bytes, "context_length": facts.context_tokens}
+        for name, facts in models.items()
+        if facts.loaded
+    ]
+    return {"models": entries}
 
 
-def show(name: str, *, since: float, capabilities: list[str]) -> dict[str, Any]:
+def show(name: str, facts: ModelFacts, *, since: float) -> dict[str, Any]:
     """The body of `POST /api/show`."""
+    family = facts.family or _FAMILY
+    info: dict[str, Any] = {"general.architecture": family, "general.basename": name}
+    if facts.context_tokens:
+        info[f"{family}.context_length"] = facts.context_tokens
     return {
         "modelfile": "",
-        "parameters": "",
+        "parameters": f"num_ctx {facts.context_tokens}" if facts.context_tokens else "",
         "template": "",
-        "details": _entry(name)["details"],
-        "model_info": {"general.architecture": "headrace", "general.basename": name},
-        "capabilities": capabilities,
+        "details": _details(facts),
+        "model_info": info,
+        "capabilities": facts.capabilities or _CHATS,
         "modified_at": time_text(since),
     }
+
+
+def pulled(*, stream: bool) -> bytes:
+    """The body of `POST /api/pull` for a model that is here."""
+    success = b'{"status":"success"}'
+    return b'{"status":"pulling manifest"}\n' + success + b"\n" if stream else success
+
+
+def not_pulled(name: str) -> HeadraceError:
+    """The error of `POST /api/pull` for a model that is not here: what a worker has is decided on its machine."""
+    return HeadraceError(
+        ErrorCode.MODEL_NOT_FOUND,
+        f"Model {quoted(name)} is not here, and this server pulls none. Run `ollama pull {name}` where Ollama runs, "
+        f"or start headrace with --model after `headrace pull {name}`.",
+        param="model",
+    )

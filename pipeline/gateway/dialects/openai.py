@@ -7,6 +7,7 @@ contract's requests are chat completions already, so those bodies are published 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from pipeline.wire.messages import (
     EmbeddingList,
     ErrorBody,
     FinishReason,
+    Logprobs,
     Success,
     Usage,
 )
@@ -89,8 +91,6 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     fields["messages"] = [{"role": "user", "content": prompt}]
     del fields["prompt"]
     fields.pop("stream_options", None)
-    if fields.get("logprobs") == 0:  # a count in this API
-        del fields["logprobs"]
     asked = msgspec.json.encode(fields)
     request = decode_chat(asked, max_body_bytes=max_body_bytes)
     shape = OpenAIText(include_usage=_wants_usage(text.stream_options))
@@ -125,7 +125,7 @@ class _ChunkChoice(Struct):
     delta: Delta
     index: int = 0
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class _ChatChunk(Struct):
@@ -154,7 +154,10 @@ class OpenAIChat:
 
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""
-        choices = [_ChunkChoice(choice.delta, choice.index, choice.finish_reason) for choice in chunk.choices]
+        choices = [
+            _ChunkChoice(choice.delta, choice.index, choice.finish_reason, choice.logprobs or None)
+            for choice in chunk.choices
+        ]
         usage = None if self._include_usage else UNSET
         return event(_ChatChunk(chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
@@ -183,11 +186,33 @@ class OpenAIChat:
 # ---- text completions ------------------------------------------------------------------------------------------------
 
 
+class _TextLogprobs(Struct):
+    """The log-probabilities of a text completion: one entry for each token in each list."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+def _text_logprobs(given: Logprobs | UnsetType, start: int = 0) -> _TextLogprobs | None:
+    """The log-probabilities of tokens, the first of which begins at `start` in the text."""
+    if not given:
+        return None
+    offsets = list(accumulate((len(score.token) for score in given.content), initial=start))[:-1]
+    return _TextLogprobs(
+        [score.token for score in given.content],
+        [score.logprob for score in given.content],
+        [{other.token: other.logprob for other in score.top_logprobs} for score in given.content],
+        offsets,
+    )
+
+
 class _TextChoice(Struct):
     text: str
     index: int = 0
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: _TextLogprobs | None = None
 
 
 class _TextCompletion(Struct):
@@ -203,11 +228,18 @@ class _TextCompletion(Struct):
 class OpenAIText(OpenAIChat):
     """The responses to a text completion."""
 
+    def __init__(self, *, include_usage: bool = False) -> None:
+        super().__init__(include_usage=include_usage)
+        self._chars = 0
+
     def part(self, chunk: Chunk) -> bytes:
         """As `OpenAIChat.part`."""
-        choices = [
-            _TextChoice(choice.delta.content or "", finish_reason=choice.finish_reason) for choice in chunk.choices
-        ]
+        choices = []
+        for choice in chunk.choices:
+            text = choice.delta.content or ""
+            logprobs = _text_logprobs(choice.logprobs, self._chars)
+            self._chars += len(text)
+            choices.append(_TextChoice(text, finish_reason=choice.finish_reason, logprobs=logprobs))
         usage = None if self._include_usage else UNSET
         return event(_TextCompletion(chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
@@ -225,7 +257,11 @@ class OpenAIText(OpenAIChat):
 
     def _completion(self, completion: Completion) -> _TextCompletion:
         choices = [
-            _TextChoice(choice.message.content or "", finish_reason=choice.finish_reason)
+            _TextChoice(
+                choice.message.content or "",
+                finish_reason=choice.finish_reason,
+                logprobs=_text_logprobs(choice.logprobs),
+            )
             for choice in completion.choices
         ]
         return _TextCompletion(

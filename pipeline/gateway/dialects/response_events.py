@@ -19,7 +19,7 @@ from pipeline.gateway.dialects.response_object import (
     item_status,
     output_message,
 )
-from pipeline.wire.messages import Chunk, Completion, ErrorBody, ToolCallDelta
+from pipeline.wire.messages import Chunk, Completion, ErrorBody, TokenScore, ToolCallDelta
 
 
 class ResponseEvents:
@@ -52,7 +52,8 @@ class ResponseEvents:
         delta = chunk.choices[0].delta
         events = self._opening(chunk.created)
         if delta.content:
-            events += self._text(delta.content)
+            scores = chunk.choices[0].logprobs
+            events += self._text(delta.content, scores.content if scores else [])
         for call in delta.tool_calls or ():
             events += self._close_message() + self._call(call)
         return events
@@ -90,12 +91,14 @@ class ResponseEvents:
     def _so_far(self) -> ResponseObject:
         return self._frame.response(self._id, self._created, "in_progress", self._output, model=self._model)
 
-    def _text(self, delta: str) -> bytes:
+    def _text(self, delta: str, scores: list[TokenScore]) -> bytes:
         events = b"" if self._message else self._open_message()
         message = self._message
         assert message is not None  # noqa: S101 - just opened
         message.content[0].text += delta
-        return events + self._event("response.output_text.delta", **self._at_text(message), delta=delta, logprobs=[])
+        message.content[0].logprobs += scores
+        place = self._at_text(message)
+        return events + self._event("response.output_text.delta", **place, delta=delta, logprobs=scores)
 
     def _open_message(self) -> bytes:
         number = sum(isinstance(item, OutputMessage) for item in self._output)
@@ -116,7 +119,7 @@ class ResponseEvents:
             message.status = "completed"
         place, part = self._at_text(message), message.content[0]
         return (
-            self._event("response.output_text.done", **place, text=part.text, logprobs=[])
+            self._event("response.output_text.done", **place, text=part.text, logprobs=part.logprobs)
             + self._event("response.content_part.done", **place, part=part)
             + self._event("response.output_item.done", output_index=place["output_index"], item=message)
         )

@@ -35,6 +35,7 @@ class ItemPart(Struct):
     type: str
     text: str = ""
     refusal: str = ""
+    image_url: str | None = None
 
 
 _Content = str | list[ItemPart] | None
@@ -144,18 +145,22 @@ def _add_referred(made: list[Turn], item_id: str, answers: Mapping[str, Completi
         made.append(turn)
 
 
-def _content(content: _Content) -> str | list[dict[str, str]]:
-    """Text as one string. Otherwise the parts as they are, for the chat to refuse."""
+def _content(content: _Content) -> str | list[Turn]:
+    """Text as one string. Otherwise the parts, images among them; the chat refuses those of other types."""
     if content is None or isinstance(content, str):
         return content or ""
     if all(part.type in (*_TEXT_PARTS, "refusal") for part in content):
         return "".join(part.text or part.refusal for part in content)
-    return [
-        {"type": "text", "text": part.text} if part.type in _TEXT_PARTS else {"type": part.type} for part in content
-    ]
+    return [_part(part) for part in content]
 
 
-def _output(output: str | list[ItemPart] | dict[str, Any] | None) -> str | list[dict[str, str]]:
+def _part(part: ItemPart) -> Turn:
+    if part.type == "input_image":
+        return {"type": "image_url", "image_url": part.image_url or ""}
+    return {"type": "text", "text": part.text} if part.type in _TEXT_PARTS else {"type": part.type}
+
+
+def _output(output: str | list[ItemPart] | dict[str, Any] | None) -> str | list[Turn]:
     return msgspec.json.encode(output).decode() if isinstance(output, dict) else _content(output)
 
 

@@ -11,7 +11,16 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType, structs
 from msgspec import field as struct_field
 
-from pipeline.wire.messages import Account, AssistantMessage, Completion, ErrorBody, FinishReason, FunctionCall, Usage
+from pipeline.wire.messages import (
+    Account,
+    AssistantMessage,
+    Completion,
+    ErrorBody,
+    FinishReason,
+    FunctionCall,
+    TokenScore,
+    Usage,
+)
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -22,7 +31,7 @@ class OutputText(Struct, tag_field="type", tag="output_text"):
 
     text: str
     annotations: list[Any] = struct_field(default_factory=list)
-    logprobs: list[Any] = struct_field(default_factory=list)
+    logprobs: list[TokenScore] = struct_field(default_factory=list)
 
 
 class OutputMessage(Struct, tag_field="type", tag="message"):
@@ -183,7 +192,10 @@ class Frame:
         message, finish = completion.choices[0].message, completion.choices[0].finish_reason
         output: list[OutputItem] = []
         if has_text(message):
-            output.append(output_message(completion.id, 0, message.content or "", item_status(finish)))
+            spoken = output_message(completion.id, 0, message.content or "", item_status(finish))
+            if scores := completion.choices[0].logprobs:
+                spoken.content[0].logprobs = scores.content
+            output.append(spoken)
         for number, call in enumerate(message.tool_calls or ()):
             output.append(self.output_call(completion.id, number, call.id, call.function))
         return self.ended(completion, output)

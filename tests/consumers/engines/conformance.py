@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.engine import Engine, Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 
@@ -31,6 +31,8 @@ class Answer(msgspec.Struct):
     pieces: int = 0
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    scores: list[TokenScore] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.pieces += 1
@@ -38,6 +40,8 @@ class Answer(msgspec.Struct):
         self.token_ids += piece.token_ids
         self.tool_calls += piece.tool_calls
         self.restarted += piece.restarted
+        self.scores += piece.scores
+        self.notes += piece.notes
         self.finish_reason, self.usage = piece.finish_reason, piece.usage
 
 
@@ -131,6 +135,13 @@ class Conformance:
         request = ChatRequest(prompt=self.prompts[0], max_tokens=24, temperature=1)
         first = await ask(engine, request, seed=7)
         assert (await ask(engine, request, seed=7)).text == first.text
+
+    async def test_the_scores_of_the_tokens_come_where_they_are_asked_for(self, engine):
+        request = ChatRequest(prompt=self.prompts[0], max_tokens=8, temperature=0)
+        assert (await ask(engine, request)).scores == []
+        answer = await ask(engine, msgspec.structs.replace(request, logprobs=True, top_logprobs=2))
+        assert "".join(score.token for score in answer.scores).strip() == answer.text.strip()
+        assert all(score.logprob <= 0 and len(score.top_logprobs) in (1, 2) for score in answer.scores)
 
     async def test_every_slot_can_be_used_at_once(self, engine):
         total = engine.status().slots_total

@@ -27,6 +27,7 @@ from pipeline.wire.messages import (
     Completion,
     FunctionCall,
     Status,
+    TokenScore,
     ToolCall,
     Usage,
     decode_answer,
@@ -521,3 +522,26 @@ def test_an_answer_that_the_context_cut_short_of_its_limit_says_so():
     (note,) = cut_short(32_000, "length", usage)
     assert note == "The context was full after 10 tokens of the answer: `max_tokens` is 32000."
     assert cut_short(10, "length", usage) == cut_short(None, "length", usage) == cut_short(99, "stop", usage) == []
+
+
+def test_thoughts_and_scores_are_joined_and_go_on_in_the_next_attempt():
+    first = answer()
+    chunks = [
+        first.chunk(Piece(reasoning="Hm"), STORED_AT),
+        first.chunk(Piece(token_ids=[1], scores=[TokenScore("a", -1.0)]), STORED_AT),
+        first.chunk(Piece(text="ab", token_ids=[2], scores=[TokenScore("b", -2.0)]), STORED_AT),
+    ]
+    assert chunks[1] is None  # no text yet: its score waits for the chunk with its text
+    sent = [chunk for chunk in chunks if chunk is not None]
+    record = Record.read(
+        [(at, decode_answer(encode(chunk))) for at, chunk in enumerate(sent, 1)], first.envelope.created
+    )
+    assert (record.text, record.reasoning, record.first_said) == ("ab", "Hm", 1)
+    again = answer(record, attempt=2)
+    again.chunk(Piece(text="c", token_ids=[3], scores=[TokenScore("c", -3.0)], finish_reason="stop"), STORED_AT)
+    (choice,) = again.completion("stop", USAGE, now=STORED_AT).choices
+    assert (choice.message.content, choice.message.reasoning_content) == ("abc", "Hm")
+    assert [score.token for score in choice.logprobs.content] == ["a", "b", "c"]
+    plain = answer().completion("stop", USAGE, now=STORED_AT).choices[0]
+    assert b"logprobs" not in encode(plain)
+    assert b"reasoning" not in encode(plain)

@@ -54,6 +54,21 @@ def test_a_model_that_only_ollama_has_moves_the_request_there(request_, model):
     assert outcome == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, f"only ollama has the model {model}")
 
 
+def test_what_only_ollama_can_honour_goes_there_where_it_has_the_model():
+    refused = HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, "no", param="suffix")
+    for model in (None, "small"):
+        request = ChatRequest(prompt="x", model=model, suffix="end")
+        outcome = after(refused, request)
+        assert outcome == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, "only ollama supports suffix")
+        assert after(refused, request, move=Move.RETURNED) == Failed(refused)
+    for_mlx = ChatRequest(prompt="x", model="big", suffix="end")
+    assert after(refused, for_mlx) == Failed(refused)
+    waits = after(refused, for_mlx, models=KnownModels(CATALOGUE, complete=False))
+    assert waits == Returned(0.5, error=refused)
+    other = HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, "no", param="tools")
+    assert after(other, ChatRequest(prompt="x", suffix="end")) == Failed(other)
+
+
 def test_a_request_that_came_back_from_ollama_is_not_sent_there_again():
     assert after(MISSING, chat("small"), move=Move.RETURNED) == Failed(MISSING)
 

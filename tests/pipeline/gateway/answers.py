@@ -6,6 +6,7 @@ import msgspec
 
 from pipeline.wire.messages import (
     Account,
+    Alternative,
     AssistantMessage,
     Choice,
     Chunk,
@@ -16,6 +17,8 @@ from pipeline.wire.messages import (
     EmbeddingList,
     EmbeddingUsage,
     FunctionCall,
+    Logprobs,
+    TokenScore,
     ToolCall,
     ToolCallDelta,
     Usage,
@@ -73,4 +76,10 @@ EMBEDDINGS = EmbeddingList(
     data=msgspec.Raw(msgspec.json.encode([Embedding([0.5, -0.25], 0), Embedding([1.0, 0.0], 1)])),
     usage=EmbeddingUsage(4, 4),
     headrace=ACCOUNT,
+)
+
+_SCORES = Logprobs([TokenScore("Hi", -0.5, [72, 105], [Alternative("Ho", -1.5, [72, 111])])])
+SCORED_CHOICE = Choice(AssistantMessage("Hi", reasoning_content="Hm."), "stop", logprobs=_SCORES)
+SCORED_CHUNK = msgspec.structs.replace(
+    CHUNKS[0], choices=[ChunkChoice(Delta(reasoning_content="Hm."), token_ids=[1], logprobs=_SCORES)]
 )

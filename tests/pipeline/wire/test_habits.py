@@ -32,8 +32,6 @@ def taken(**fields):
         ({"repetition_penalty": 0}, {"repetition_penalty": None}, "means no penalty."),
         ({"stop": ""}, {"stop": None}, "An empty `stop` string stops nothing."),
         ({"stop": ["", "a", None]}, {"stop": ["a"]}, "An empty `stop` string stops nothing."),
-        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}, "`reasoning_effort` has no effect"),
-        ({"verbosity": "high"}, {"verbosity": "high"}, "`verbosity` has no effect"),
     ],
 )
 def test_a_value_is_taken_in_its_meaning_and_noted(given, meant, note):
@@ -93,3 +91,89 @@ def test_what_is_wrong_beside_a_habit_is_refused_for_itself():
 
 def test_a_body_cannot_bring_notes_of_its_own():
     assert decode({"prompt": "a", "headrace.notes": ["mine"]}).notes == []
+
+
+def test_a_function_of_the_old_kind_is_a_tool():
+    call = {"name": "f", "arguments": None}
+    body = {
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "f", "content": "7"},
+        ]
+    }
+    _, called, result = decode(body).messages
+    assert (called.tool_calls[0].function.name, called.tool_calls[0].function.arguments) == ("f", "{}")
+    assert (result.role, result.name, result.text()) == ("tool", "f", "7")
+
+
+@pytest.mark.parametrize(
+    ("given", "thinking"),
+    [
+        ({}, None),
+        ({"think": False, "reasoning_effort": "high"}, "none"),
+        ({"think": True}, "medium"),
+        ({"think": "low"}, "low"),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning_effort": "xhigh"}, "high"),
+        ({"reasoning_effort": "none"}, "none"),
+        ({"enable_thinking": True}, "medium"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "none"),
+    ],
+)
+def test_how_much_a_model_thinks_is_read_from_whichever_parameter_says_it(given, thinking):
+    assert decode({"prompt": "a", **given}).thinking == thinking
+
+
+@pytest.mark.parametrize(
+    ("given", "alternatives"),
+    [
+        ({}, None),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, 0),
+        ({"logprobs": True, "top_logprobs": 3}, 3),
+        ({"top_logprobs": 3.0}, 3),
+        ({"logprobs": 2}, 2),
+        ({"top_logprobs": 0}, None),
+    ],
+)
+def test_log_probabilities_are_asked_for_in_each_form(given, alternatives):
+    assert decode({"prompt": "a", **given}).alternatives == alternatives
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"logit_bias": {"hello": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+    ],
+)
+def test_what_no_engine_could_take_is_refused(given, field):
+    with pytest.raises(HeadraceError) as refusal:
+        decode({"prompt": "a", **given})
+    assert refusal.value.param == field
+
+
+def test_an_image_is_read_from_its_url_and_no_address_is_fetched():
+    def asked(url):
+        return decode({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]})
+
+    for url in ({"url": "data:image/png;base64,aGk="}, "data:image/jpeg;base64,aGk="):
+        assert asked(url).messages[0].images() == ["aGk="]
+        assert asked(url).needs_ollama == "images"
+    for url in ("https://a.example/b.png", "", None, "data:text/plain;base64,aGk=", "data:image/png;base64,!"):
+        with pytest.raises(HeadraceError) as refusal:
+            asked(url)
+        assert refusal.value.param == "messages"
+
+
+def test_an_empty_text_is_embedded_as_a_space_and_said():
+    for given, texts in (("", [" "]), (["a", ""], ["a", " "])):
+        request = decode({"input": given})
+        assert request.texts == texts
+        assert request.notes == ["An empty text has no embedding. A space stands for it."]
+    request = decode({"input": "a", "dimensions": 8.0})
+    assert (request.dimensions, request.notes) == (8, [])

@@ -78,7 +78,11 @@ def problem(value: object, kind: Any, *, strict: bool = True) -> Problem:
             '`response_format.type` must be "json_object", "json_schema" or "text", not "xml".',
             "response_format",
         ),
-        ({"logit_bias": {"5": 1, "7": "x"}}, '`logit_bias["7"]` must be a number, not "x".', "logit_bias"),
+        (
+            {"logit_bias": {"5": 1, "7": "x"}},
+            '`logit_bias["7"]` must be a number from -100 to 100, not "x".',
+            "logit_bias",
+        ),
         ([1], "The body must be an object, not a list of 1 item.", None),
     ],
 )

@@ -23,6 +23,9 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
     Raises:
         HeadraceError: `unsupported_parameter`.
     """
+    if name := request.needs_ollama:
+        message = f"This engine does not support `{name}`. Name a model of Ollama's, or leave it out."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
     if calls_tools:
         return
     if offers_tools(request):
@@ -35,6 +38,40 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
             "This model's chat template does not support tool calls and their results.",
             param="messages",
         )
+
+
+# Options of Ollama's that say how it uses the machine, and not how it answers.
+_OF_THE_MACHINE = frozenset(
+    "num_ctx num_batch num_gpu num_keep num_thread main_gpu use_mmap use_mlock low_vram f16_kv numa vocab_only".split()  # noqa: SIM905 - names
+)
+
+
+def notes_of(request: ChatRequest, *, simulated: bool = False) -> list[str]:
+    """A note for each parameter that asks for something which this engine does not do."""
+    asks = {
+        "think": request.think not in (None, False, "", "none"),
+        "reasoning_effort": request.reasoning_effort not in (None, "", "none"),
+        "enable_thinking": bool(request.enable_thinking),
+        "verbosity": request.verbosity not in (None, "", "medium"),
+        "logit_bias": bool(request.logit_bias) and simulated,
+        "chat_template_kwargs": bool(request.chat_template_kwargs) and simulated,
+    }
+    options = request.ollama.options if request.ollama is not None else {}
+    asks |= {f"options.{name}": True for name in options if name not in _OF_THE_MACHINE}
+    return [f"`{name}` has no effect on this model." for name, asked in asks.items() if asked]
+
+
+def check_bias(request: ChatRequest, vocabulary: int) -> dict[int, float]:
+    """The `logit_bias` of a request by token. MLX writes outside an array for a token that the model does not have.
+
+    Raises:
+        HeadraceError: `invalid_request`.
+    """
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    if bias and max(bias) >= vocabulary:
+        message = f"`logit_bias` has token {max(bias)}. This model has {vocabulary} tokens, from 0."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="logit_bias")
+    return bias
 
 
 def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, default: int) -> int:

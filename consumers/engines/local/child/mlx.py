@@ -20,12 +20,15 @@ from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch, measure_cache
 from consumers.engines.local.child.checks import (
     answer_limit,
+    check_bias,
+    notes_of,
     offers_tools,
     refuse_unsupported,
     room_tokens,
     template_messages,
 )
 from consumers.engines.local.child.guided import Grammars
+from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
@@ -96,6 +99,7 @@ class MlxBackend:
         self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._tool_tokens = _tool_tokens(self._tokenizer)
+        self._texts = TokenTexts(self._tokenizer)
         self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
         self._room_tokens = room_tokens(
@@ -142,6 +146,7 @@ class MlxBackend:
         """As `Backend.prepare`."""
         request = work.request
         prompt = self._prompt(request)
+        check_bias(request, self.facts.vocabulary)
         limit = answer_limit(
             request.token_limit,
             prompt_tokens=len(prompt),
@@ -163,6 +168,7 @@ class MlxBackend:
             tools=self._tool_syntax(request) if with_tools else None,
             resume_chars=len(work.resume_text),
             one_call=request.parallel_tool_calls is False,
+            notes=notes_of(request),
         )
         guide, exact = self._grammars.guide(request, resumed), bool(request.exact)
         return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=exact)
@@ -182,7 +188,11 @@ class MlxBackend:
             return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
         try:
             text = self._preparing.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False
+                messages,
+                **(request.chat_template_kwargs or {}),
+                tools=tools,
+                add_generation_prompt=True,
+                tokenize=False,
             )
         except Exception as error:  # a template is a program by the model's author, and may raise anything
             raise HeadraceError(
@@ -206,10 +216,14 @@ class MlxBackend:
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
         work: Work = sequence.detail
+        sampler = self._sampler(work.request, work.seed, sequence.position)
+        if (alternatives := work.request.alternatives) is not None:
+            sampler = scoring = ScoringSampler(sampler, alternatives, self._texts)
+            sequence.transcript.score = scoring.take
         self.batch.add(
             sequence.key,
             sequence.prompt,
-            self._sampler(work.request, work.seed, sequence.position),
+            sampler,
             self._penalties(work.request, len(sequence.prompt) - sequence.position),
             sequence.guide,
             exact=sequence.exact,
@@ -266,7 +280,7 @@ class MlxBackend:
         from mlx_lm.sample_utils import make_logits_processors
 
         repetition = _first(request.repetition_penalty, self._defaults.repetition_penalty, 1.0)
-        processors = []
+        processors = make_logits_processors(logit_bias=check_bias(request, self.facts.vocabulary))
         if repetition != 1:
             processors += make_logits_processors(
                 repetition_penalty=repetition, repetition_context_size=_REPETITION_WINDOW_TOKENS

@@ -9,16 +9,18 @@ resume an answer. An answer that must have a form is the simplest text that has 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from consumers.engines.local.child.backend import Note, Prepared, Suspended
-from consumers.engines.local.child.checks import answer_limit, refuse_unsupported
+from consumers.engines.local.child.checks import answer_limit, notes_of, refuse_unsupported
 from consumers.engines.local.child.instance import simplest
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import FIRST_SLOTS, Work
+from pipeline.wire.messages import Alternative, TokenScore
 from pipeline.wire.requests import ChatRequest
 
 CONTEXT_TOKENS = 32_768
@@ -70,6 +72,8 @@ class SimulatedBackend:
             stops=work.request.stops,
             # Text by another engine is not part of this answer, which follows after it.
             resume_chars=len(work.resume_text) if work.resume_tokens else 0,
+            notes=notes_of(work.request, simulated=True),
+            score=_certain(words) if work.request.alternatives is not None else None,
         )
         prompt = [1] * prompt_tokens + work.resume_tokens
         return Prepared(key, prompt, len(work.resume_tokens), transcript, (work.seed, len(words), bool(form)))
@@ -179,6 +183,16 @@ class SimulatedBatch:
         if position < fixed:
             return position + 1
         return fixed + 1 + key_bits(seed, position) % len(_FILLER)
+
+
+def _certain(words: list[str]) -> Callable[[int], TokenScore]:
+    """The scores of an answer in which nothing is left to chance."""
+
+    def score(token: int) -> TokenScore:
+        word = words[token] if token == 1 else f" {words[token]}"
+        return TokenScore(word, 0.0, list(word.encode()), [Alternative(word, 0.0, list(word.encode()))])
+
+    return score
 
 
 class _Words:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, FunctionCall, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 
 
 class Detokenizer(Protocol):
@@ -172,6 +172,8 @@ class Transcript:
         tools: how the model writes calls, if the request offers tools.
         resume_chars: the number of characters that the reader already has.
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
+        notes: on parameters that the engine did not take as they were written.
+        score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
     """
 
     request_id: str
@@ -184,6 +186,8 @@ class Transcript:
     tools: ToolSyntax | None = None
     resume_chars: int = 0
     one_call: bool = False
+    notes: Sequence[str] = ()
+    score: Callable[[int], TokenScore] | None = None
     finish_reason: FinishReason | None = field(default=None, init=False)
     tokens: int = field(default=0, init=False)
 
@@ -201,14 +205,21 @@ class Transcript:
         """
         text, last = "", Piece()
         for token in tokens:
-            last = self.feed(token)
+            last = self._take(token)
             text += last.text
             if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage)
+        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage, notes=last.notes)
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
+        piece = self._take(token)
+        if self.score is not None:
+            scored = self.score(token)
+            piece.scores = [] if token in self.end_tokens else [scored]
+        return piece
+
+    def _take(self, token: int) -> Piece:
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
@@ -228,6 +239,7 @@ class Transcript:
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
+            notes=list(self.notes) if self.finish_reason else [],
         )
 
     def _finish(self) -> tuple[str, list[ToolCall]]:

@@ -21,7 +21,7 @@ from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Usage
+from pipeline.wire.messages import ModelFacts, Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from tests.consumers.conftest import MODEL, Launch, StandIn
 from tests.consumers.engines.conformance import Conformance
@@ -280,6 +280,7 @@ async def test_what_the_list_does_not_tell_of_a_model_is_asked_for_once(ollama: 
         "embeddinggemma:latest": {"capabilities": ["embedding"]},
         "old-embedder:latest": {"model_info": {"general.architecture": "gemma3", "gemma3.pooling_type": 1}},
         "old-chat:latest": {"template": "{{ if .Tools }}", "model_info": {"general.architecture": "llama"}},
+        "new:latest": {"model_info": {"llama.context_length": 2048}},
     }
     async with OllamaEngine(CONFIG, ollama.url) as engine:
         status = engine.status()
@@ -418,6 +419,7 @@ async def test_what_a_request_leaves_open_stays_the_models_own(ollama: OllamaSer
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
+        ({"exact": True}, "exact"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
         ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
         ({"structured_outputs": {"grammar": "start: X"}}, "structured_outputs"),
@@ -830,3 +832,141 @@ async def test_without_the_setting_the_server_decides_about_its_threads():
         server.chat = answers_at_once
         await pieces_of(await engine.submit(work("good:latest")))
         assert "num_thread" not in server.bodies[0]["options"]
+
+
+# ---- parameters ------------------------------------------------------------------------------------------------------
+
+
+async def answered(connection: Connection) -> None:
+    await connection.lines(text_part("Hi"), LAST)
+    await connection.end()
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    return {"model": "good", "done": False, **fields}
+
+
+async def test_ollamas_own_options_reach_it(ollama: OllamaServer, against: OllamaEngine) -> None:
+    ollama.chat = answered
+    options = {"num_ctx": 8192, "num_gpu": 0, "num_thread": 3, "mirostat": 2}
+    particular = {"options": options, "keep_alive": "5m"}
+    await pieces_of(await against.submit(work("good:latest", ollama=particular, temperature=0.5)))
+    (body,) = ollama.bodies
+    sent = body["options"]
+    assert (sent["num_ctx"], sent["num_gpu"], sent["mirostat"], sent["temperature"]) == (8192, 0, 2, 0.5)
+    assert sent.get("num_thread") != 3
+    assert body["keep_alive"] == "5m"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"suffix": "end"}, {"suffix": "end"}),
+        ({"ollama": {"raw": True}}, {"raw": True}),
+        ({"ollama": {"template": "T"}}, {"template": "T"}),
+        ({"ollama": {"context": [1, 2]}}, {"context": [1, 2]}),
+    ],
+)
+async def test_a_prompt_that_is_no_turn_of_a_chat_is_generated(
+    ollama: OllamaServer, against: OllamaEngine, fields: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    async def generated(connection: Connection) -> None:
+        assert connection.path == "/api/generate"
+        await connection.lines(line(response="Hi"), {"response": "", "done": True, "done_reason": "stop"})
+        await connection.end()
+
+    ollama.chat = generated
+    turns = [{"role": "system", "content": "brief"}, {"role": "user", "content": "x"}]
+    pieces = await pieces_of(await against.submit(work("good:latest", messages=turns, **fields)))
+    assert "".join(piece.text for piece in pieces) == "Hi"
+    (body,) = ollama.bodies
+    assert "messages" not in body
+    assert {"prompt": "x", "system": "brief", **expected}.items() <= body.items()
+
+
+@pytest.mark.parametrize(
+    ("fields", "think"),
+    [({}, False), ({"think": True}, True), ({"reasoning_effort": "low"}, True), ({"reasoning_effort": "none"}, False)],
+)
+async def test_a_model_thinks_where_it_can_and_is_asked_to(
+    ollama: OllamaServer, fields: dict[str, Any], think: bool
+) -> None:
+    async def thinks(connection: Connection) -> None:
+        message = {"role": "assistant", "content": "", "thinking": "Hm."}
+        await connection.lines(line(message=message), text_part("Hi"), LAST)
+        await connection.end()
+
+    ollama.models = [{"name": "good:latest", "capabilities": ["completion", "thinking"]}]
+    ollama.chat = thinks
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        pieces = await pieces_of(await engine.submit(work("good:latest", **fields)))
+    assert ollama.bodies[0]["think"] is think
+    assert "".join(piece.reasoning for piece in pieces) == "Hm."
+    assert pieces[-1].notes == []
+
+
+async def test_the_effort_of_gpt_oss_is_a_word(ollama: OllamaServer) -> None:
+    details = {"family": "gptoss"}
+    ollama.models = [{"name": "good:latest", "capabilities": ["completion", "thinking"], "details": details}]
+    ollama.chat = answered
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        await pieces_of(await engine.submit(work("good:latest", reasoning_effort="high")))
+    assert ollama.bodies[0]["think"] == "high"
+
+
+async def test_what_a_model_cannot_do_is_noted_or_refused(ollama: OllamaServer) -> None:
+    ollama.models = [{"name": "good:latest", "capabilities": ["completion"]}]
+    ollama.chat = answered
+    image = [{"type": "image_url", "image_url": "data:image/png;base64,aGk="}]
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        pieces = await pieces_of(await engine.submit(work("good:latest", think=True, verbosity="low", logprobs=True)))
+        for fields, param in (
+            ({"messages": [{"role": "user", "content": image}]}, "messages"),
+            ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ):
+            with pytest.raises(HeadraceError) as refusal:
+                await engine.submit(work("good:latest", **fields))
+            assert (refusal.value.code, refusal.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
+    (body,) = ollama.bodies
+    assert body["think"] is False
+    assert pieces[-1].notes == [
+        "`verbosity` has no effect at Ollama.",
+        'Model "good:latest" does not think before it answers.',
+        "This server reports no log-probabilities. Ollama does from version 0.12.11.",
+    ]
+
+
+async def test_images_and_scores_are_carried(ollama: OllamaServer, against: OllamaEngine) -> None:
+    score = {"token": "Hi", "logprob": -0.5, "bytes": [72, 105], "top_logprobs": [{"token": "Ho", "logprob": -1.5}]}
+
+    async def scored(connection: Connection) -> None:
+        await connection.lines(text_part("Hi") | {"logprobs": [score]}, LAST)
+        await connection.end()
+
+    ollama.chat = scored
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    turns = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, image]}]
+    pieces = await pieces_of(await against.submit(work("good:latest", messages=turns, logprobs=True, top_logprobs=1)))
+    (body,) = ollama.bodies
+    assert body["messages"] == [{"role": "user", "content": "What is it?", "images": ["aGk="]}]
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 1)
+    (found,) = [each for piece in pieces for each in piece.scores]
+    assert (found.token, found.logprob, found.top_logprobs[0].token) == ("Hi", -0.5, "Ho")
+    assert pieces[-1].notes == []
+
+
+async def test_what_the_server_says_of_its_models_is_told(ollama: OllamaServer) -> None:
+    details = {"family": "qwen3", "parameter_size": "4B", "quantization_level": "Q4_K_M", "format": None}
+    ollama.models = [
+        {"name": "good:latest", "digest": "d", "size": 7, "details": details, "capabilities": ["completion", "tools"]},
+        {"name": "tinyllama:latest"},
+    ]
+    ollama.loaded = [{"name": "good:latest", "size_vram": 5}]
+    ollama.shown = {"good:latest": {"model_info": {"qwen3.context_length": 40960, "qwen3.block_count": 3}}}
+    async with OllamaEngine(CONFIG, ollama.url) as engine:
+        facts = engine.status().facts
+    assert facts == {
+        "good:latest": ModelFacts(
+            ["completion", "tools"], 40960, "qwen3", "", "4B", "Q4_K_M", 7, "d", loaded=True, vram_bytes=5
+        )
+    }

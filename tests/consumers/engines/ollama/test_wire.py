@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.engines.ollama.wire import BadAnswer, PartReader, chat_body, read_embedded, read_models
-from pipeline.engine import Work
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest
+from consumers.engines.ollama.wire import BadAnswer, PartReader, read_embedded, read_models
 
 
 @pytest.mark.parametrize(
@@ -31,9 +28,3 @@ def test_embeddings_and_lists_of_another_shape_are_told_too():
         read_embedded({}, 1)
     with pytest.raises(BadAnswer, match="`models` must be a list"):
         read_models({"models": "none"})
-
-
-def test_an_exact_text_is_refused_because_the_server_decides_its_batch():
-    with pytest.raises(HeadraceError) as caught:
-        chat_body(Work("r1", ChatRequest(prompt="x", exact=True), "m", 1), default_max_tokens=8)
-    assert (caught.value.code, caught.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "exact")

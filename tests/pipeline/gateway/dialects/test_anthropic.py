@@ -181,7 +181,7 @@ def test_the_other_parameters_have_the_names_of_a_chat():
 )
 def test_thinking_is_carried_as_the_effort_of_a_chat(given: dict[str, Any], effort: str):
     assert published(**given)["reasoning_effort"] == effort
-    assert read(**given).request.notes == ["`reasoning_effort` has no effect on this model."]
+    assert read(**given).request.thinking == effort
 
 
 def test_values_of_habit_are_taken_in_their_meaning():
@@ -195,7 +195,15 @@ def test_values_of_habit_are_taken_in_their_meaning():
 @pytest.mark.parametrize(
     ("given", "param", "words"),
     [
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages", '"image"'),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "source": {"url": "https://a.example/b.png"}}]}
+                ]
+            },
+            "messages",
+            "not fetched",
+        ),
         ({"messages": [{"role": "user", "content": [IMAGE_RESULT]}]}, "messages", '"image"'),
         ({"system": [{"type": "document"}]}, "system", '"document"'),
         ({"messages": [HELLO, {"role": "assistant", "content": "The"}]}, "messages", "end with a user message"),

@@ -12,13 +12,15 @@ from ollama import ChatResponse, EmbedResponse, GenerateResponse, ListResponse, 
 from pipeline.gateway.dialects import ollama
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody
+from pipeline.wire.messages import ErrorBody, ModelFacts
 from tests.pipeline.gateway.answers import (
     CHUNKS,
     COMPLETION,
     CUT_OFF,
     EMBEDDINGS,
     LAST_CHUNK,
+    SCORED_CHOICE,
+    SCORED_CHUNK,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -83,6 +85,7 @@ def test_a_chat_with_everything_in_it_becomes_a_request():
         "stop": ["\n"],
         "top_k": 5,
         "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+        "ollama": {"options": {"num_ctx": 99}, "keep_alive": "5m"},
         "stream": True,
     }
 
@@ -194,13 +197,10 @@ def test_a_request_for_nothing_asks_for_the_model(keep_alive: Any, reason: str):
 @pytest.mark.parametrize(
     ("fields", "code"),
     [
-        ({"images": ["aGk="]}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"suffix": "x"}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"raw": True}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"context": [1]}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"template": "x"}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"think": "high"}, ErrorCode.UNSUPPORTED_PARAMETER),
-        ({"logprobs": True}, ErrorCode.UNSUPPORTED_PARAMETER),
+        ({"images": ["not base64"]}, ErrorCode.INVALID_REQUEST),
+        ({"context": ["a"]}, ErrorCode.INVALID_REQUEST),
+        ({"top_logprobs": 21}, ErrorCode.INVALID_REQUEST),
+        ({"options": {"num_ctx": {}}}, ErrorCode.INVALID_REQUEST),
         ({"format": "xml"}, ErrorCode.INVALID_REQUEST),
         ({"options": {"temperature": "hot"}}, ErrorCode.INVALID_REQUEST),
         ({"options": []}, ErrorCode.INVALID_REQUEST),
@@ -225,14 +225,48 @@ def test_an_error_has_ollamas_envelope():
 
 
 def test_lists_are_what_ollamas_client_reads():
-    names = ["demo", "mini:latest"]
-    tags = ListResponse.model_validate(ollama.tags(names, since=1700000000))
-    assert [entry.model for entry in tags.models] == names
-    assert len({entry.digest for entry in tags.models}) == 2
-    ps = ProcessResponse.model_validate(ollama.ps(names))
-    assert [entry.name for entry in ps.models] == names
-    shown = ollama.show("demo", since=1700000000, capabilities=["completion", "tools"])
-    assert ShowResponse.model_validate(shown).capabilities == ["completion", "tools"]
+    facts = {
+        "demo": ModelFacts(loaded=True),
+        "mini:latest": ModelFacts(
+            ["completion", "tools"], 4096, "qwen3", size_bytes=7, digest="d", parameter_size="1B"
+        ),
+    }
+    tags = ListResponse.model_validate(ollama.tags(facts, since=1700000000))
+    assert [(entry.model, entry.size) for entry in tags.models] == [("demo", 0), ("mini:latest", 7)]
+    assert tags.models[1].digest == "d" != tags.models[0].digest
+    ps = ProcessResponse.model_validate(ollama.ps(facts))
+    assert [entry.name for entry in ps.models] == ["demo"]
+    shown = ShowResponse.model_validate(ollama.show("mini:latest", facts["mini:latest"], since=1700000000))
+    assert shown.capabilities == ["completion", "tools"]
+    assert shown.modelinfo["qwen3.context_length"] == 4096
+    assert shown.details.parameter_size == "1B"
+
+
+def test_what_only_ollama_has_is_carried():
+    given = {"raw": True, "template": "T", "context": [1, 2], "suffix": "end", "images": ["aGk="], "think": "high"}
+    body = json.loads(read({"prompt": "x", **given, "keep_alive": 0, "options": {"mirostat": 2}}, chat=False).body)
+    parts = body["messages"][0]["content"]
+    assert parts == [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": "data:image/png;base64,aGk="}]
+    assert body["ollama"] == {
+        "options": {"mirostat": 2},
+        "keep_alive": 0,
+        "raw": True,
+        "template": "T",
+        "context": [1, 2],
+    }
+    assert (body["suffix"], body["think"]) == ("end", "high")
+
+
+def test_thinking_and_scores_have_ollamas_shape():
+    completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
+    chat = ChatResponse.model_validate_json(ollama.OllamaChat().whole(completion))
+    assert (chat.message.thinking, chat.message.content) == ("Hm.", "Hi")
+    assert [(score.token, score.logprob) for score in chat.logprobs] == [("Hi", -0.5)]
+    text = GenerateResponse.model_validate_json(ollama.OllamaGenerate().whole(completion))
+    assert (text.thinking, text.response, text.logprobs[0].top_logprobs[0].token) == ("Hm.", "Hi", "Ho")
+    part = json.loads(ollama.OllamaChat().part(SCORED_CHUNK))
+    assert part["message"] == {"role": "assistant", "content": "", "thinking": "Hm."}
+    assert part["logprobs"][0]["bytes"] == [72, 105]
 
 
 # ---- embeddings
@@ -246,6 +280,7 @@ def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
         "input": ["a", "b"],
         "truncate": False,
         "dimensions": 2,
+        "ollama": {"keep_alive": "5m"},
     }
     assert not asked.stream
     data = asked.shape.whole(EMBEDDINGS)
@@ -278,7 +313,7 @@ def test_no_text_to_embed_only_asks_for_the_model():
 
 
 def test_what_cannot_be_embedded_is_refused():
-    for body in (b'{"input": [""]}', b'{"input": 7}', b'{"input": "x", "dimensions": -1}', b"[]"):
+    for body in (b'{"input": 7}', b'{"input": "x", "dimensions": -1}', b"[]"):
         with pytest.raises(HeadraceError) as refusal:
             ollama.read_embed(body, LIMIT)
         assert refusal.value.code is ErrorCode.INVALID_REQUEST

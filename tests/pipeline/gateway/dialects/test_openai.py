@@ -15,7 +15,15 @@ from pipeline.gateway.dialects import openai
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.requests import decode_request
-from tests.pipeline.gateway.answers import CHUNKS, COMPLETION, EMBEDDINGS, TOOL_CHUNK, TOOL_COMPLETION
+from tests.pipeline.gateway.answers import (
+    CHUNKS,
+    COMPLETION,
+    EMBEDDINGS,
+    SCORED_CHOICE,
+    SCORED_CHUNK,
+    TOOL_CHUNK,
+    TOOL_COMPLETION,
+)
 
 LIMIT = 1 << 20
 
@@ -97,14 +105,16 @@ def test_tool_calls_come_in_openais_shape():
 
 
 def test_a_text_completion_is_a_chat_of_one_turn():
-    given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 0, "echo": False})
+    given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 2, "echo": False})
     asked = openai.read_text(given.encode(), LIMIT)
     assert json.loads(asked.body) == {
         "model": "auto",
         "messages": [{"role": "user", "content": "Say hello"}],
         "max_tokens": 5,
+        "logprobs": 2,
         "echo": False,
     }
+    assert asked.request.alternatives == 2
     read = TextCompletion.model_validate_json(asked.shape.whole(COMPLETION), strict=True)
     assert (read.object, read.choices[0].text, read.usage.total_tokens) == ("text_completion", "Hello there", 5)
     parts = events(b"".join(asked.shape.part(chunk) for chunk in CHUNKS) + asked.shape.end(COMPLETION))
@@ -215,3 +225,26 @@ def test_half_a_character_and_a_byte_order_mark_spoil_no_body():
     assert openai.read_text(given, LIMIT).request.chat[0].content == "\ufffd"
     given = given.replace(b'"prompt": "\\ud83d"', b'"messages": [{"role": "user", "content": "\\ud83d"}]')
     assert openai.read_chat(given, LIMIT).request.chat[0].content == "\ufffd"
+
+
+def test_scores_and_thoughts_have_openais_shape():
+    completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
+    whole = ChatCompletion.model_validate_json(openai.OpenAIChat().whole(completion), strict=True)
+    (score,) = whole.choices[0].logprobs.content
+    assert (score.token, score.logprob, score.bytes, score.top_logprobs[0].token) == ("Hi", -0.5, [72, 105], "Ho")
+    assert whole.choices[0].message.reasoning_content == "Hm."
+    (part,) = events(openai.OpenAIChat().part(SCORED_CHUNK))
+    chunk = ChatCompletionChunk.model_validate(part, strict=True)
+    assert chunk.choices[0].logprobs.content[0].token == "Hi"
+    assert chunk.choices[0].delta.reasoning_content == "Hm."
+
+
+def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token():
+    shape = openai.OpenAIText()
+    completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
+    logprobs = TextCompletion.model_validate_json(shape.whole(completion), strict=True).choices[0].logprobs
+    assert (logprobs.tokens, logprobs.token_logprobs, logprobs.text_offset) == (["Hi"], [-0.5], [0])
+    assert logprobs.top_logprobs == [{"Ho": -1.5}]
+    shape.part(CHUNKS[0])
+    (part,) = events(shape.part(SCORED_CHUNK))
+    assert part["choices"][0]["logprobs"]["text_offset"] == [len("Hello")]

@@ -22,6 +22,8 @@ from tests.pipeline.gateway.answers import (
     CUT_OFF,
     EMBEDDINGS,
     LAST_CHUNK,
+    SCORED_CHOICE,
+    SCORED_CHUNK,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -229,14 +231,13 @@ def test_what_is_not_valid_is_refused_under_the_names_of_this_api(fields: dict[s
     ("fields", "param", "words"),
     [
         ({"input": [{"type": "web_search_call"}]}, "input", '"web_search_call"'),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input", '"input_image"'),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input", "fetched"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input", '"input_file"'),
         ({"background": True}, "background", "respond-async"),
         ({"conversation": "conv_1"}, "conversation", "`input`"),
         ({"prompt": {"id": "p"}}, "prompt", "`input`"),
         ({"response_format": {"type": "text"}}, "response_format", "`text.format`"),
         ({"max_tokens": 5}, "max_tokens", "`max_output_tokens`"),
-        ({"top_logprobs": 2}, "logprobs", "logprobs"),
-        ({"include": ["message.output_text.logprobs"]}, "logprobs", "logprobs"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", '"file_search"'),
         ({"n": 2}, "n", "`n`"),
     ],
@@ -490,3 +491,25 @@ def test_an_error_in_the_middle_is_told_twice_as_clients_read_it():
     failed = found[-1]["response"]
     assert (failed["status"], failed["error"]) == ("failed", {"code": "engine_failed", "message": "It failed."})
     assert failed["output"][0]["status"] == "incomplete"
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}])
+def test_scores_are_asked_for_and_are_beside_the_text(fields: dict[str, Any]):
+    asked = read_response(json.dumps({"input": "x", **fields}).encode(), LIMIT)
+    assert isinstance(asked, Asked)
+    assert asked.request.alternatives == fields.get("top_logprobs", 0)
+    completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
+    whole = json.loads(asked.shape.whole(completion))
+    assert whole["output"][0]["content"][0]["logprobs"][0]["token"] == "Hi"
+    spoken = msgspec.structs.replace(SCORED_CHUNK.choices[0], delta=Delta(content="Hi"))
+    found = events(asked.shape.part(msgspec.structs.replace(SCORED_CHUNK, choices=[spoken])))
+    (delta,) = [event for event in found if event["type"] == "response.output_text.delta"]
+    assert delta["logprobs"][0]["bytes"] == [72, 105]
+
+
+def test_an_image_of_an_input_is_carried():
+    content = [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "data:image/png;base64,aGk="}]
+    body = {"input": [{"role": "user", "content": content}]}
+    asked = read_response(json.dumps(body).encode(), LIMIT)
+    assert isinstance(asked, Asked)
+    assert asked.request.needs_ollama == "images"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 
@@ -200,3 +201,68 @@ class TestMlxEngine(ExactConformance):
         await generation.close()
         await until(engine, lambda: engine.status().slots_used == 0)
         assert engine.status().kv_bytes == 0
+
+    async def test_the_scores_of_an_answer_are_those_of_its_tokens(self, engine):
+        request = ChatRequest(prompt="What is 3 + 4?", max_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
+        answer = await ask(engine, request)
+        plain = await ask(engine, ChatRequest(prompt="What is 3 + 4?", max_tokens=8, temperature=0))
+        assert answer.token_ids == plain.token_ids
+        assert plain.scores == []
+        assert "".join(score.token for score in answer.scores) == answer.text
+        for score in answer.scores:
+            assert bytes(score.octets).decode() == score.token
+            assert score.top_logprobs[0].token == score.token  # greedy
+            values = [other.logprob for other in score.top_logprobs]
+            assert values == sorted(values, reverse=True)
+            assert score.logprob == values[0] <= 0
+
+    async def test_scores_go_on_where_an_answer_does_beside_others(self, engine):
+        request = ChatRequest(prompt="Count from 1 to 40.", max_tokens=30, temperature=0, logprobs=True)
+        whole = await ask(engine, request)
+        plain = ChatRequest(prompt="Count from 3 to 12.", max_tokens=30, temperature=0)
+        rest, beside = await asyncio.gather(
+            ask(engine, request, resume_tokens=whole.token_ids[:11]), ask(engine, plain)
+        )
+        assert [score.token for score in rest.scores] == [score.token for score in whole.scores[11:]]
+        assert beside.scores == []
+
+    async def test_a_bias_rules_a_token_out_or_in(self, engine):
+        request = ChatRequest(prompt="What is 3 + 4?", max_tokens=4, temperature=0)
+        first = (await ask(engine, request)).token_ids[0]
+        without = await ask(engine, msgspec.structs.replace(request, logit_bias={str(first): -100}))
+        assert first not in without.token_ids
+        always = await ask(engine, msgspec.structs.replace(request, logit_bias={str(first): 100}))
+        assert set(always.token_ids) == {first}
+        error = await refusal(engine, msgspec.structs.replace(request, logit_bias={"999999": 1}))
+        assert (error.code, error.param) == (ErrorCode.INVALID_REQUEST, "logit_bias")
+
+    async def test_what_has_no_effect_is_noted_at_the_end(self, engine):
+        given = {
+            "prompt": "x",
+            "max_tokens": 4,
+            "verbosity": "high",
+            "ollama": {"options": {"mirostat": 1, "num_ctx": 9}},
+        }
+        answer = await ask(engine, msgspec.convert(given, ChatRequest))
+        assert answer.notes == [
+            "`verbosity` has no effect on this model.",
+            "`options.mirostat` has no effect on this model.",
+        ]
+
+    async def test_what_only_ollama_has_is_refused_by_name(self, engine):
+        for given, name in (({"suffix": "x"}, "suffix"), ({"ollama": {"raw": True}}, "raw")):
+            error = await refusal(engine, msgspec.convert({"prompt": "x", **given}, ChatRequest))
+            assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, name)
+
+    async def test_the_template_gets_its_arguments(self, start, tmp_path):
+        folder = tmp_path / "model"
+        shutil.copytree(located("headrace-demo"), folder)
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text())
+        file.write_text(
+            json.dumps(settings | {"chat_template": settings["chat_template"] + "{{ more | default('') }}"})
+        )
+        async with start("mlx", model=str(folder)) as engine:
+            plain = ChatRequest(prompt="x")
+            more = ChatRequest(prompt="x", chat_template_kwargs={"more": "one two three"})
+            assert await engine.counter.count_tokens(more) > await engine.counter.count_tokens(plain)

@@ -1,0 +1,120 @@
+"""The parameters of a request that only some engines or models have: thinking, images, a template, Ollama's own.
+
+They have one form here, whatever the dialect of the client, and each engine does with them what it can.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from pipeline.wire.errors import ErrorCode, HeadraceError
+
+Thinking = Literal["none", "low", "medium", "high"]
+_AMOUNTS: dict[str, Thinking] = {
+    "none": "none",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+_IMAGE = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE | re.ASCII)
+# The arguments of a chat template that headrace sets itself, and those of the function that applies it.
+_OURS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_dict",
+        "return_tensors",
+        "self",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+
+class OllamaParticulars(Struct, omit_defaults=True):
+    """What Ollama's API has and no other, by its names there.
+
+    Attributes:
+        options: those without a field of their own in the request, such as `num_ctx`.
+        keep_alive: how long the model stays loaded afterwards: seconds, or a duration such as `5m`.
+        raw: the prompt goes to the model without the template.
+        template: stands in for the model's template.
+        context: the tokens of an earlier answer that this one continues.
+    """
+
+    options: dict[str, bool | int | float | str | list[str] | None] = field(default_factory=dict)
+    keep_alive: float | str | None = None
+    raw: bool | None = None
+    template: str | None = None
+    context: list[int] | None = None
+
+    @property
+    def needed(self) -> str:
+        """The first of the fields that change the answer and that only Ollama has; empty if none is set."""
+        return next((name for name in ("raw", "template", "context") if getattr(self, name)), "")
+
+
+def thinking_of(
+    think: bool | str | None,  # noqa: FBT001 - Ollama's parameter, as it is
+    effort: str | None,
+    enable: bool | None,  # noqa: FBT001 - Qwen's
+    template: Mapping[str, Any] | None,
+) -> Thinking | None:
+    """How much a model thinks, from Ollama's `think`, OpenAI's `reasoning_effort` and the chat template's
+    `enable_thinking`, in this order. None if none of them is set. An unknown word means thinking.
+    """
+    if template is not None and enable is None:
+        enable = template.get("enable_thinking")
+    said = next((value for value in (think, effort, enable) if value not in (None, "")), None)
+    if said is None:
+        return None
+    if isinstance(said, str):
+        return _AMOUNTS.get(said.casefold(), "medium")
+    return "medium" if said else "none"
+
+
+def image_data(url: str) -> str:
+    """The image in a `data:` URL, in base64.
+
+    Raises:
+        HeadraceError: `unsupported_parameter` for the address of an image: headrace fetches none. `invalid_request` for
+            broken base64.
+    """
+    if (head := _IMAGE.match(url)) is None:
+        message = "An image must be a `data:image/...;base64,` URL. Images are not fetched from an address."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="messages")
+    data = url[head.end() :]
+    try:
+        b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "The image is not valid base64.", param="messages") from None
+    return data
+
+
+def check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that would replace the conversation or the template itself.
+
+    Raises:
+        HeadraceError: `unsupported_parameter`.
+    """
+    for name in arguments:
+        if name in _OURS:
+            message = f"`chat_template_kwargs.{name}` cannot be set."
+            raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="chat_template_kwargs")

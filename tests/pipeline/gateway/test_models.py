@@ -1,0 +1,73 @@
+"""The lists of models over HTTP: what workers tell of their models, and the name that stands for any of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from httpx import AsyncClient
+
+from pipeline.broker.jetstream import Bus
+from pipeline.wire.messages import ModelFacts, PerPriorityCount, Slots, WorkerStatus, encode
+from tests.pipeline.gateway.conftest import Serve
+from tests.waiting import eventually
+
+NONE = PerPriorityCount()
+BIG = ModelFacts(["completion", "tools", "thinking"], 32_768, "qwen3", size_bytes=7, digest="d", loaded=True)
+OLD = "old:latest"  # of a worker that tells no facts
+
+
+async def told(bus: Bus, client: AsyncClient) -> dict[str, Any]:
+    """The list, once both workers are heard."""
+    facts = {"big:latest": BIG, "cold:latest": ModelFacts(["completion"], 4096)}
+    for status in (
+        WorkerStatus("a", "ollama", "ready", list(facts), Slots(0, 1), NONE, 0, 0, 0, 0, 0, at=0.0, facts=facts),
+        WorkerStatus("b", "mlx", "ready", [OLD], Slots(0, 1), NONE, 0, 0, 0, 0, 0, at=0.0, tool_models=[OLD]),
+    ):
+        await bus.publish(f"llm.worker.{status.worker}", encode(status))
+
+    async def heard() -> dict[str, Any] | None:
+        listed: dict[str, Any] = (await client.get("/api/tags")).json()
+        return listed if len(listed.get("models", ())) == 4 else None
+
+    found = await eventually(heard)
+    assert found is not None
+    return found
+
+
+async def test_ollamas_lists_have_what_the_workers_tell(serve: Serve, bus: Bus) -> None:
+    async with serve() as client:
+        models = {entry["name"]: entry for entry in (await told(bus, client))["models"]}
+        assert list(models) == [OLD, "big:latest", "cold:latest", "auto"]
+        assert (models["big:latest"]["size"], models["big:latest"]["digest"]) == (7, "d")
+        assert models[OLD]["capabilities"] == ["completion", "tools"]
+        loaded = (await client.get("/api/ps")).json()["models"]
+        assert [(entry["name"], entry["context_length"]) for entry in loaded] == [("big:latest", 32_768)]
+        shown = (await client.post("/api/show", json={"model": "big"})).json()
+        assert shown["capabilities"] == ["completion", "tools", "thinking"]
+        assert shown["model_info"]["qwen3.context_length"] == 32_768
+        assert [entry["id"] for entry in (await client.get("/v1/models")).json()["data"]] == list(models)
+
+
+async def test_any_model_is_shown_as_the_one_that_answers_first(serve: Serve, bus: Bus) -> None:
+    async with serve() as client:
+        await told(bus, client)
+        for name in ("auto", "auto:latest"):
+            shown = (await client.post("/api/show", json={"name": name})).json()
+            assert shown["capabilities"] == ["completion", "tools"]
+        assert (await client.get("/v1/models/auto")).json()["id"] == "auto"
+
+
+async def test_a_pull_succeeds_for_what_is_here_and_says_what_to_do_for_the_rest(serve: Serve, bus: Bus) -> None:
+    async with serve() as client:
+        await told(bus, client)
+        whole = await client.post("/api/pull", json={"model": "big", "stream": False})
+        assert (whole.status_code, whole.json()) == (200, {"status": "success"})
+        streamed = await client.post("/api/pull", json={"name": "auto"})
+        assert [json.loads(line)["status"] for line in streamed.text.splitlines()] == ["pulling manifest", "success"]
+        missing = await client.post("/api/pull", json={"model": "other"})
+        assert missing.status_code == 404
+        assert "ollama pull other" in missing.json()["error"]
+        internal = await client.post("/api/pull", json={"model": "tinyllama"})
+        assert internal.json()["code"] == "model_internal"
+        assert (await client.post("/api/pull", json={})).status_code == 400
