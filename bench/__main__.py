@@ -18,6 +18,7 @@ BENCHMARKS = {
     "predictions": "how well the wait of a queued request is predicted",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
+    "structured": "what answers of a given form cost, and whether they have it",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 
