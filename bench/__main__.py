@@ -20,6 +20,7 @@ BENCHMARKS = {
     "isolation": "what a HIGH question feels of the LOW answers beside it",
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
     "hop": "what a worker costs between the broker and an engine that takes no time",
+    "structured": "what answers of a given form cost, and whether they have it",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 

@@ -21,6 +21,7 @@ _JSON_OPTIONS: Final = {"whitespace_flexible": True, "whitespace_pattern": r"\x2
 """White space between the tokens of JSON: one space, or a new line with its indentation. Unlimited white space would
 let a small model fill its answer with it."""
 
+_KNOWN: Final = frozenset({"json_tools", "mistral"})
 _ANY_OBJECT: Final = {"type": "object"}
 _NO_ARGUMENTS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -66,6 +67,8 @@ def call_form(parser: str, marker: Callable[[str], str], start: str, end: str) -
         start: the marker before a call.
         end: the marker after it.
     """
+    if parser not in _KNOWN:
+        return None
     opening = marker(start)
     special = opening.startswith("<[")
     if parser == "json_tools":
@@ -100,9 +103,11 @@ def grammar_of(request: ChatRequest, form: CallForm | None) -> str:
     calls = _calls(request)
     if not calls:
         return _alone(request.constraint) if request.constraint else ""
+    if form is None and not (request.forces_tools or request.constraint):
+        return ""  # `strict` promises something that this model's format has no grammar for
     if form is None:
-        param = "tool_choice" if request.forces_tools else "tools"
-        message = "The calls of this model cannot be forced into a form. Leave out `strict` and `tool_choice`."
+        param = "tool_choice" if request.forces_tools else "response_format"
+        message = f"This model's tool calls cannot be guided. Leave out `{param}`."
         raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=param)
     return "\n".join(_with_calls(request, calls, form))
 

@@ -18,8 +18,6 @@ from pipeline.wire.requests import ChatRequest
 
 _WORD_BITS: Final = 32
 _ALL: Final = 0xFFFFFFFF
-_MASKS_AT_ONCE: Final = 4
-"""From so many guides on, their masks are computed by several threads."""
 
 
 class Guide:
@@ -43,21 +41,17 @@ class Guide:
             self.matcher.consume_token(token)
         self._sampled = True
 
-    @property
-    def failed(self) -> bool:
-        """Whether the form can be followed no further. The mask then allows all tokens."""
-        return bool(self.matcher.is_error())
-
     def check(self) -> None:
-        """Raise HeadraceError if the form can be followed no further: it is too complex."""
-        if self.failed:
+        """Raise HeadraceError if the form can be followed no further, because it is too complex."""
+        if self.matcher.is_error():
             raise refusal(self.matcher.get_error(), self._param)
 
 
 class Grammars:
     """Compiles the forms of answers for one tokenizer. The reading thread uses it.
 
-    The vocabulary is prepared at the first request that needs it, which takes up to a second.
+    The vocabulary is prepared at the first request that needs it. That takes half a second for 49,000 tokens, and holds
+    the interpreter.
 
     Args:
         tokenizer: mlx-lm's wrapper of a Hugging Face tokenizer, of which the main thread has another copy.
@@ -83,9 +77,11 @@ class Grammars:
             return None
         from llguidance import LLMatcher
 
+        grammar = self._grammar(request)
+        if not grammar:
+            return None
         param = request.constraint.param if request.constraint else "tools"
-        vocabulary = self._vocabulary_of_tokens()
-        matcher = LLMatcher(vocabulary, self._grammar(request), log_level=0)
+        matcher = LLMatcher(self._vocabulary_of_tokens(), grammar, log_level=0)
         if matcher.is_error():
             raise refusal(matcher.get_error(), param)
         told = list(resumed)
@@ -147,7 +143,6 @@ class GuidedModel:
         self._model = model
         self._guides: dict[int, Guide] = {}
         self._sampling: tuple[Sequence[int], Any] | None = None
-        self._executor: Any = None
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the model's, such as its layers."""
@@ -208,20 +203,7 @@ class GuidedModel:
 
         words = (vocabulary + _WORD_BITS - 1) // _WORD_BITS
         bits = np.full((rows, words), _ALL, dtype=np.uint32)
-        able = [(guide.matcher, row) for guide, row in guides if not guide.failed]
-        if len(able) >= _MASKS_AT_ONCE:
-            self._threads().unsafe_compute_mask_ptr(able, bits.ctypes.data, bits.strides[0], rows)
-        else:
-            for matcher, row in able:
-                matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])
         for guide, row in guides:
-            if guide.failed:
-                bits[row] = _ALL
+            # In this thread: to wake others for each step takes longer than some masks of 50 µs.
+            guide.matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])
         return np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little").view(np.bool_)
-
-    def _threads(self) -> Any:
-        from llguidance import LLExecutor
-
-        if self._executor is None:
-            self._executor = LLExecutor(num_threads=_MASKS_AT_ONCE)
-        return self._executor

@@ -6,9 +6,12 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from consumers.engines.local import protocol
 from consumers.engines.local.child.checks import answer_limit, room_tokens, template_messages
+from consumers.engines.local.child.guided import Guide
+from consumers.engines.local.child.instance import _Bytes
 from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
@@ -44,11 +47,14 @@ class Scene:
         max_tokens: int = 8,
         priority: Priority = Priority.MEDIUM,
         prompt: str = "x",
+        guide: Guide | None = None,
         coming: int = 0,
     ) -> None:
         request = ChatRequest(prompt=prompt, max_tokens=max_tokens)
         work = Work(id=f"r{key}", request=request, model="", seed=key)
-        self.commands.put(Begin(epoch, self.backend.prepare(key, work), None, priority, coming=coming))
+        sequence = self.backend.prepare(key, work)
+        sequence.guide = guide
+        self.commands.put(Begin(epoch, sequence, None, priority, coming=coming))
 
     def run(self) -> None:
         """Run the commands so far, and the requests that they began, to their end."""
@@ -91,6 +97,20 @@ def test_the_first_token_of_a_prompt_is_sent_as_soon_as_it_has_been_read():
     scene.begin(1)
     scene.loop.turn()
     assert [key for key, _ in scene.sent[-1].pieces] == [1]
+
+
+def test_an_answer_whose_form_can_be_followed_no_further_is_refused_and_the_others_go_on():
+    vocabulary = LLTokenizer(TokenizerWrapper(_Bytes()), n_vocab=len(_Bytes.tokens))
+    matcher = LLMatcher(vocabulary, LLMatcher.grammar_from_regex("a+"), log_level=0)
+    scene = Scene()
+    scene.begin(1)
+    scene.begin(2, guide=Guide(matcher, "structured_outputs"))
+    scene.until(1, 2)
+    matcher.consume_token(ord("b"))
+    scene.run()
+    (rejected,) = [frame for frame in scene.sent if isinstance(frame, Rejected)]
+    assert (rejected.key, rejected.code, rejected.param) == (2, ErrorCode.INVALID_REQUEST, "structured_outputs")
+    assert len(scene.answers()[1]) == 8
 
 
 def test_prompts_of_one_priority_are_read_together_in_pieces():
