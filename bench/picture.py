@@ -38,7 +38,7 @@ class Pictured(View):
     ) -> None:
         """As `View.update`."""
         super().update(ledger, loads, levels, elapsed_s, seconds)
-        if ledger.outstanding() > self._most:
+        if ledger.outstanding() >= self._most:
             self._most = ledger.outstanding()
             self._height = self._tables(ledger, loads, levels, elapsed_s, seconds)
 
