@@ -20,6 +20,7 @@ also answers N questions, and the probability of its first token is another; tha
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import json
 import random
@@ -32,6 +33,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from bench.bare import CORES
 from bench.scores import (
     Matrix,
     auc,
@@ -46,6 +48,9 @@ from bench.scores import (
     without,
     words,
 )
+from consumers.engines.local.blas import selected
+from consumers.engines.local.child import float32
+from consumers.engines.local.child.speed import load_blas, on_cpu
 from consumers.models.known import SMOLLM2
 from consumers.models.store import Store
 from pipeline.core.triage import classify
@@ -176,7 +181,9 @@ def text_of(row: dict[str, Any]) -> str:
 
 def report_confidence(questions: Sequence[dict[str, Any]], folder: Path, count: int) -> None:
     """Print what the probability of a small model's first token is worth on a sample, the same from each subject."""
-    import mlx.core as mx  # noqa: PLC0415 - only this score needs it
+    library = asyncio.run(selected("auto", CORES))
+    load_blas(library.library if library else "")
+    import mlx.core as mx  # noqa: PLC0415 - the BLAS library is loaded before MLX
     from mlx_lm import load  # noqa: PLC0415
 
     by_subject: dict[str, list[dict[str, Any]]] = {}
@@ -186,6 +193,8 @@ def report_confidence(questions: Sequence[dict[str, Any]], folder: Path, count: 
     each = max(1, count // len(by_subject))
     sample = [row for there in by_subject.values() for row in draw.sample(there, min(each, len(there)))]
     model, tokenizer = load(str(folder / "mlx"))[:2]
+    if on_cpu():
+        float32.convert(model)
     scores, times = [], []
     for row in sample:
         start = time.perf_counter()

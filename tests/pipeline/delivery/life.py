@@ -259,7 +259,7 @@ class Life:
         opinion = Opinion("yes" if how is Move.SPILLED else "no")
         router = Router(Role("router", hand.process, peers, Tracing()), self.config, opinion)
         router._taking.leases = hand.leases
-        hand.begin(router._handle(router._taking.receive(hand.delivery)))
+        hand.begin(router._handle(router._taking.receive(hand.delivery), lambda: None))
 
     def withdraws(self, copy: Stored, error: HeadraceError, doom: str | None, steps: int) -> None:
         """As the monitor does with what waits, or waited when it last heard of it."""
