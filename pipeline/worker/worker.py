@@ -36,6 +36,9 @@ _STATUS_GATHER_S = 0.02
 _KEEP_STANDING = 2
 # How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
 _LOOK_AGAIN_S = 0.5
+# With so many answers that the broker has not stored yet, no further request is taken. A request leaves its slot before
+# its answer is stored, so an engine that is faster than the broker's disk would pile them up, each under its lease.
+_UNSTORED_MOST = 64
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -130,7 +133,6 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
-            await self._until_stored()
             permit, lanes = await self._reserved()
             if lanes is None and await self._took_several(permit):
                 continue
@@ -171,25 +173,22 @@ class Worker:
                 self._release(another)
         return permit.state == "used"
 
-    async def _until_stored(self) -> None:
-        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
-        while self._store_failed:
-            self._taking.withdraw()
-            self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
-
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
 
-        Until then the open pulls are cancelled.
+        Until then, and while the broker stores nothing or is behind, the open pulls are cancelled: the answer of a
+        request that is taken now could not be written.
         """
-        while (permit := self._observed().reserve()) is None:
+        while True:
+            stores = not self._store_failed and self._unstored < _UNSTORED_MOST
+            if stores and (permit := self._observed().reserve()):
+                return permit, None
             self._taking.withdraw()
-            if (lanes := self._preempting()) and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
+            lanes = self._preempting() if stores else []
+            if lanes and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
                 return permit, lanes
             self._room.clear()
             await wait_set(self._room, _LOOK_AGAIN_S)
-        return permit, None
 
     def _preempting(self, *, mine: int = 0) -> list[Lane]:
         """The lanes whose requests may take the place of the least urgent one that runs, the most urgent first.
@@ -330,6 +329,11 @@ class Worker:
                 job.serving.interrupt(Failed(error))
 
     # ---- status
+
+    @property
+    def _unstored(self) -> int:
+        """How many requests have left the engine and are still being ended."""
+        return sum(job.permit.state == "released" for job in self._jobs)
 
     @property
     def _store_failed(self) -> bool:

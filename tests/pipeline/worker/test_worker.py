@@ -79,6 +79,10 @@ async def _is_waiting(bus):
     return (await bus.js.consumer_info(STREAM_REQUESTS, "low_complex")).num_waiting
 
 
+async def _waits_on_nothing(bus):
+    return not await _is_waiting(bus)
+
+
 async def open_pulls(bus):
     """How often each consumer has been asked for its next request, by pulls that stay open."""
     prefix, asked = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM_REQUESTS}.", Counter()
@@ -245,6 +249,31 @@ async def test_while_the_broker_stores_nothing_no_request_is_taken(start, client
     await client.bus.publish(STORE, encode(StoreReport("ok", "")))
     (await worker.engine.generation("r1")).finish("x")
     await client.answer("r1")
+
+
+async def test_while_many_answers_are_not_stored_yet_no_further_request_is_taken(start, client, monkeypatch):
+    """Requests leave their slots before their answers are stored, so free slots alone do not hold the worker back."""
+    monkeypatch.setattr("pipeline.worker.worker._UNSTORED_MOST", 3)
+    worker = await start(ScriptedEngine(slots=1))
+    await eventually(lambda: _is_waiting(client.bus))
+    worker.bus.meets("freezes", at=lambda operation: operation.subject.startswith("llm.out."))
+    for number in range(6):
+        await client.ask(f"r{number}")
+    for number in range(3):
+        run = await eventually(
+            lambda number=number: len(worker.engine.submitted) > number and worker.engine.submitted[-1]
+        )
+        run.finish("x")
+    await eventually(lambda: worker.worker._unstored == 3)
+    await eventually(lambda: _counts_are(client.bus, 3, 3))
+    await eventually(lambda: _waits_on_nothing(client.bus))
+    assert len(worker.engine.submitted) == 3
+    worker.bus.thaw()
+    for number in range(3, 6):
+        (await worker.engine.generation(f"r{number}")).finish("x")
+    for number in range(6):
+        await client.answer(f"r{number}")
+    await client.none_waits()
 
 
 async def worker_takes(bus):
