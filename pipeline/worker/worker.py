@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 1.0
 # Changes within this time share one status.
 _STATUS_GATHER_S = 0.02
+# With so many answers that the broker has not stored yet, no further request is taken. A request leaves its slot before
+# its answer is stored, so an engine that is faster than the broker's disk would pile them up, each under its lease.
+_UNSTORED_MOST = 64
 # With at least this many free slots besides that of the request that arrived, the other pulls stay open: one slot is
 # for the next request, one for a request that races with it.
 _KEEP_STANDING = 2
 # How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
 _LOOK_AGAIN_S = 0.5
-# With so many answers that the broker has not stored yet, no further request is taken. A request leaves its slot before
-# its answer is stored, so an engine that is faster than the broker's disk would pile them up, each under its lease.
-_UNSTORED_MOST = 64
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -133,6 +133,7 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
+            await self._until_stored()
             permit, lanes = await self._reserved()
             if lanes is None and await self._took_several(permit):
                 continue
@@ -154,8 +155,28 @@ class Worker:
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
+    async def _until_stored(self) -> None:
+        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
+        while self._store_failed:
+            self._taking.withdraw()
+            self._room.clear()
+            await wait_set(self._room, _LOOK_AGAIN_S)
+
+    async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
+        """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
+
+        Until then, and while many answers are not stored yet, the open pulls are cancelled.
+        """
+        while self._unstored >= _UNSTORED_MOST or (permit := self._observed().reserve()) is None:
+            self._taking.withdraw()
+            if (lanes := self._preempting()) and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
+                return permit, lanes
+            self._room.clear()
+            await wait_set(self._room, _LOOK_AGAIN_S)
+        return permit, None
+
     async def _took_several(self, permit: Permit) -> bool:
-        """Take requests that wait now into half of the free slots. Returns whether any came; else permit is unused.
+        """Take requests that wait now into half of the free slots. Returns whether there were enough to use permit.
 
         The other half is for what arrives meanwhile, and for other workers, so that a short queue is spread over them.
         """
@@ -163,32 +184,14 @@ class Worker:
         unused = [permit, *filter(None, reserved)]
         if len(unused) == 1:
             return False
+        keeps = 0
         try:
             await self._taking.several(len(unused), lambda taken: self._begin(taken, unused.pop()))
-        except BaseException:
-            self._release(permit)
-            raise
+            keeps = 1
         finally:
-            for another in unused[1:]:
-                self._release(another)
+            for each in unused[keeps:]:
+                self._release(each)
         return permit.state == "used"
-
-    async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
-        """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
-
-        Until then, and while the broker stores nothing or is behind, the open pulls are cancelled: the answer of a
-        request that is taken now could not be written.
-        """
-        while True:
-            stores = not self._store_failed and self._unstored < _UNSTORED_MOST
-            if stores and (permit := self._observed().reserve()):
-                return permit, None
-            self._taking.withdraw()
-            lanes = self._preempting() if stores else []
-            if lanes and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
-                return permit, lanes
-            self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
 
     def _preempting(self, *, mine: int = 0) -> list[Lane]:
         """The lanes whose requests may take the place of the least urgent one that runs, the most urgent first.
