@@ -1,6 +1,6 @@
 """What one worker costs between the broker and an engine that takes no time: requests a second, and time to first byte.
 
-    python -m bench.hop [--requests N] [--calls N] [--slots N] [--profile FILE]
+    python -m bench.hop [--requests N] [--repeats N] [--calls N] [--slots N] [--profile FILE]
 
 Fills a lane and lets one MLX worker with the simulated engine drain it, then sends requests one at a time and measures
 the time from publishing each to the first message of its answer. Beside it, in the same run and on the same broker, the
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,14 +83,23 @@ class Times:
 
 
 class Drained(NamedTuple):
-    """How many requests a second were done."""
+    """How many requests a second were done, and how long the process that did them computed for each, in seconds.
+
+    The second figure hardly depends on what else runs on the machine.
+    """
 
     name: str
     per_s: float
+    cpu_s: float
 
     def line(self) -> str:
         """The row of the table."""
-        return f"{self.name:<44} {self.per_s:8.0f}"
+        return f"{self.name:<44} {self.per_s:8.0f} {self.cpu_s * 1e3:8.2f}"
+
+
+def cpu_s(pid: int) -> float:
+    """The time that a process has computed; 0 except on Linux."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def settings(url: str, folder: Path, slots: int) -> Config:
@@ -107,8 +116,8 @@ def settings(url: str, folder: Path, slots: int) -> Config:
 
 
 @contextmanager
-def worker(config: Config, folder: Path, profile: str | None) -> Iterator[None]:
-    """`headrace run mlx` as a process for the duration of the block."""
+def worker(config: Config, folder: Path, profile: str | None) -> Iterator[int]:
+    """`headrace run mlx` as a process for the duration of the block; yields its process id."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
     under = ["-m", "cProfile", "-o", profile] if profile else []
     with (folder / "worker.log").open("ab") as log:
@@ -120,7 +129,7 @@ def worker(config: Config, folder: Path, profile: str | None) -> Iterator[None]:
             stderr=log,
         )
     with ended(started):
-        yield
+        yield started.pid
 
 
 @asynccontextmanager
@@ -153,18 +162,19 @@ async def fill(nc: Client, subject: str, count: int, prefix: str) -> None:
 # ---- emptying a queue
 
 
-async def drained_by_worker(js: JetStreamContext, count: int) -> Drained:
+async def drained_by_worker(js: JetStreamContext, pid: int, count: int) -> Drained:
     """Wait until the worker has emptied the lane."""
-    seen: list[tuple[float, int]] = []
+    seen: list[tuple[float, int, float]] = []
     give_up_at = time.monotonic() + START_TIMEOUT_S + count / 50
     while not seen or seen[-1][1]:
         assert time.monotonic() < give_up_at, "the worker did not empty the lane"
         left = (await js.stream_info(STREAM_REQUESTS)).state.messages
-        seen.append((time.perf_counter(), left))
+        seen.append((time.perf_counter(), left, cpu_s(pid)))
         await asyncio.sleep(0.05)
     began = next(each for each in seen if each[1] <= FROM * count)
     over = next(each for each in seen if each[1] <= TO * count)
-    return Drained("one worker", (began[1] - over[1]) / (over[0] - began[0]))
+    done = began[1] - over[1]
+    return Drained("one worker", done / (over[0] - began[0]), (over[2] - began[2]) / done)
 
 
 async def drained_bare(js: JetStreamContext, count: int, batch: int) -> Drained:
@@ -177,25 +187,27 @@ async def drained_bare(js: JetStreamContext, count: int, batch: int) -> Drained:
         await js.publish(subject, answer, headers={EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}, timeout=START_TIMEOUT_S)
         await message.ack()
 
-    done, began_at = 0, time.perf_counter()
+    done, began_at, began_cpu = 0, time.perf_counter(), time.process_time()
     while done < count:
         messages = await subscription.fetch(batch, timeout=START_TIMEOUT_S)
         await asyncio.gather(*map(answered, messages))
         done += len(messages)
-    return Drained("bare nats-py: pull, fenced store, ack", count / (time.perf_counter() - began_at))
+    took_s, took_cpu = time.perf_counter() - began_at, time.process_time() - began_cpu
+    return Drained("bare nats-py: pull, fenced store, ack", count / took_s, took_cpu / count)
 
 
-async def stored_bare(nc: Client, count: int, at_once: int) -> Drained:
+async def stored_bare(nc: Client, count: int, at_once: int, prefix: str) -> Drained:
     """Only store answers under the fence, so many at once: no worker can do more of them."""
-    numbers, began_at = iter(range(count)), time.perf_counter()
+    numbers, began_at, began_cpu = iter(range(count)), time.perf_counter(), time.process_time()
 
     async def store() -> None:
         for number in numbers:
             headers = {EXPECTED_LAST_SUBJECT_SEQUENCE: "0"}
-            await nc.request(out_subject(f"only-{number}"), b"x" * 600, timeout=START_TIMEOUT_S, headers=headers)
+            await nc.request(out_subject(f"{prefix}-{number}"), b"x" * 600, timeout=START_TIMEOUT_S, headers=headers)
 
     await asyncio.gather(*(store() for _ in range(at_once)))
-    return Drained(f"bare nats-py: fenced stores, {at_once} at once", count / (time.perf_counter() - began_at))
+    took_s, took_cpu = time.perf_counter() - began_at, time.process_time() - began_cpu
+    return Drained(f"bare nats-py: fenced stores, {at_once} at once", count / took_s, took_cpu / count)
 
 
 # ---- one request at a time
@@ -250,24 +262,34 @@ async def measure(options: argparse.Namespace, folder: Path) -> None:
     async with single(folder) as url, connected(url) as nc:
         config, js = settings(url, folder, options.slots), nc.jetstream(timeout=START_TIMEOUT_S)
         await make_streams(js, config)
-        await fill(nc, LANE, options.requests, "drain")
-        await fill(nc, BARE_LANE, options.requests, "bare")
-        with worker(config, folder, options.profile):
-            ours = await drained_by_worker(js, options.requests)
-            bare = await drained_bare(js, options.requests, options.slots)
-            stores = await stored_bare(nc, options.requests, options.slots)
-            await ready(nc)
-            times = await latencies(nc, options.calls)
-    report([ours, bare, stores], times)
+        rounds: list[tuple[Drained, Drained, Drained]] = []
+        for turn in range(options.repeats):
+            await fill(nc, LANE, options.requests, f"drain-{turn}")
+            await fill(nc, BARE_LANE, options.requests, f"bare-{turn}")
+            with worker(config, folder, options.profile) as pid:
+                ours = await drained_by_worker(js, pid, options.requests)
+                bare = await drained_bare(js, options.requests, options.slots)
+                rounds.append((ours, bare, await stored_bare(nc, options.requests, options.slots, f"only-{turn}")))
+                if turn == options.repeats - 1:
+                    await ready(nc)
+                    times = await latencies(nc, options.calls)
+    report([middle(rows) for rows in zip(*rounds, strict=True)], times)
+
+
+def middle(rows: Sequence[Drained]) -> Drained:
+    """The medians of several measurements."""
+    per_s, cpu = statistics.median(row.per_s for row in rows), statistics.median(row.cpu_s for row in rows)
+    return Drained(rows[0].name, per_s, cpu)
 
 
 def report(drained: list[Drained], times: list[Times]) -> None:
-    ours, bare, _ = drained
+    ours, bare, stores = drained
     publish, store, whole, *_ = times
-    print(f"{'emptying a full queue':<44} {'/s':>8}")
+    print(f"{'emptying a full queue':<44} {'/s':>8} {'CPU, ms':>8}")
     for row in drained:
         print(row.line())
-    print(f"ratio {ours.per_s / bare.per_s:.2f}; goal {GOAL_RATE:.0f}/s, or the bare loop's rate\n")
+    print(f"{ours.per_s / bare.per_s:.2f} times the bare loop, {ours.per_s / stores.per_s:.2f} times the stores alone")
+    print(f"(goal: {GOAL_RATE:.0f} a second, or what the broker stores)\n")
     print(f"{'one request at a time, ms':<44} {'p50':>8} {'p95':>8}")
     for each in times:
         print(each.line())
@@ -278,7 +300,8 @@ def report(drained: list[Drained], times: list[Times]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=5000, help="requests in the queue (default: 5000)")
+    parser.add_argument("--requests", type=int, default=3000, help="requests in the queue (default: 3000)")
+    parser.add_argument("--repeats", type=int, default=3, help="how often the queue is filled (default: 3)")
     parser.add_argument("--calls", type=int, default=300, help="requests one at a time (default: 300)")
     parser.add_argument("--slots", type=int, default=64, help="slots of the worker (default: 64)")
     parser.add_argument("--profile", metavar="FILE", help="run the worker under cProfile")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -109,23 +109,17 @@ class Scheduler:
             wall_now: the broker's UTC seconds, as `stored_at` in `start`.
             saturated: whether the engine is.
         """
-        rank = self._ranking(wall_now, saturated=saturated)
-        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
-
-    def _ranking(self, wall_now: float, *, saturated: bool) -> Callable[[Lane], tuple[bool, float, bool, float, float]]:
-        """The sort key by which lanes are asked, the least first."""
         lifted = self._lifted(wall_now)
         task_weights = PREFER_COMPLEX if saturated else EVEN
-        tags = {priority: self._start_tag(priority) for priority in self._accounts}
 
         def rank(lane: Lane) -> tuple[bool, float, bool, float, float]:
             share = self._accounts[lane.priority].share
             credit = self._credit[lane] + task_weights[lane.task]
             # A lane whose turn it is to be asked again goes first: behind a lane that always has work, it would not be.
             known = lane not in self._empty_since
-            return lane.priority is not lifted, tags[lane.priority], known, -share, -credit
+            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, -credit
 
-        return rank
+        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
 
     def plan(
         self, count: int, lanes: Sequence[Lane], now: float, *, wall_now: float, saturated: bool = False
@@ -142,8 +136,8 @@ class Scheduler:
         planned = Counter[Lane]()
         with self._undone():
             for _ in range(count):
-                rank = self._ranking(wall_now, saturated=saturated)
-                lane = min((lane for lane in lanes if self._may_hold_work(lane, now)), key=rank, default=None)
+                order = self.order(now, wall_now=wall_now, saturated=saturated)
+                lane = next((lane for lane in order if lane in lanes), None)
                 if lane is None:
                     break
                 planned[lane] += 1

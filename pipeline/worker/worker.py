@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 1.0
 # Changes within this time share one status.
 _STATUS_GATHER_S = 0.02
+# With so many answers that the broker has not stored yet, no further request is taken. A request leaves its slot before
+# its answer is stored, so an engine that is faster than the broker's disk would pile them up, each under its lease.
+_UNSTORED_MOST = 64
 # With at least this many free slots besides that of the request that arrived, the other pulls stay open: one slot is
 # for the next request, one for a request that races with it.
 _KEEP_STANDING = 2
@@ -152,25 +155,6 @@ class Worker:
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
-    async def _took_several(self, permit: Permit) -> bool:
-        """Take requests that wait now into half of the free slots. Returns whether any came; else permit is unused.
-
-        The other half is for what arrives meanwhile, and for other workers, so that a short queue is spread over them.
-        """
-        reserved = [self._permits.reserve() for _ in range(self._observed().free // 2)]
-        unused = [permit, *filter(None, reserved)]
-        if len(unused) == 1:
-            return False
-        try:
-            await self._taking.several(len(unused), lambda taken: self._begin(taken, unused.pop()))
-        except BaseException:
-            self._release(permit)
-            raise
-        finally:
-            for another in unused[1:]:
-                self._release(another)
-        return permit.state == "used"
-
     async def _until_stored(self) -> None:
         """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
         while self._store_failed:
@@ -181,15 +165,33 @@ class Worker:
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
 
-        Until then the open pulls are cancelled.
+        Until then, and while many answers are not stored yet, the open pulls are cancelled.
         """
-        while (permit := self._observed().reserve()) is None:
+        while self._unstored >= _UNSTORED_MOST or (permit := self._observed().reserve()) is None:
             self._taking.withdraw()
             if (lanes := self._preempting()) and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
                 return permit, lanes
             self._room.clear()
             await wait_set(self._room, _LOOK_AGAIN_S)
         return permit, None
+
+    async def _took_several(self, permit: Permit) -> bool:
+        """Take requests that wait now into half of the free slots. Returns whether there were enough to use permit.
+
+        The other half is for what arrives meanwhile, and for other workers, so that a short queue is spread over them.
+        """
+        reserved = [self._permits.reserve() for _ in range(self._observed().free // 2)]
+        unused = [permit, *filter(None, reserved)]
+        if len(unused) == 1:
+            return False
+        keeps = 0
+        try:
+            await self._taking.several(len(unused), lambda taken: self._begin(taken, unused.pop()))
+            keeps = 1
+        finally:
+            for each in unused[keeps:]:
+                self._release(each)
+        return permit.state == "used"
 
     def _preempting(self, *, mine: int = 0) -> list[Lane]:
         """The lanes whose requests may take the place of the least urgent one that runs, the most urgent first.
@@ -334,6 +336,11 @@ class Worker:
                 job.serving.interrupt(Failed(error))
 
     # ---- status
+
+    @property
+    def _unstored(self) -> int:
+        """How many requests have left the engine and are still being ended."""
+        return sum(job.permit.state == "released" for job in self._jobs)
 
     @property
     def _store_failed(self) -> bool:
