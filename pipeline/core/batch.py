@@ -13,8 +13,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
   measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
-- **Gathering.** An engine with nothing to do waits a moment for requests that are known to be on their way, and reads
-  the prompts together. A pass for several takes little longer than one for the first alone.
+- **Gathering.** An engine with nothing to do waits a moment for HIGH requests that are known to be on their way, and
+  reads the prompts together, in one pass. Below HIGH, prompts are read in pieces, and those that come later join.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
@@ -66,7 +66,7 @@ class BatchPlanner:
         self._high_at: float | None = None
         self._members: dict[int, Member] = {}
         self._arrivals = 0
-        # Requests that are on their way to this engine, and since when it waits for them.
+        # HIGH requests that are on their way to this engine, and since when it waits for them.
         self._coming = 0
         self._gathering_since: float | None = None
         # The greatest length of the sequences here, and of the latest ones when none is here.
@@ -87,10 +87,11 @@ class BatchPlanner:
     ) -> None:
         """A sequence of so many known tokens has come, which may grow to longest tokens.
 
-        So many more requests are coming, as far as its worker knows.
+        So many more requests of this priority are coming, as far as its worker knows.
         """
         self._arrivals += 1
-        self._coming = coming
+        if priority is Priority.HIGH:
+            self._coming = coming
         self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra)
         self._longest = max(member.longest for member in self._members.values())
 
@@ -173,15 +174,16 @@ class BatchPlanner:
     # ---- gathering
 
     def _gather_s(self, now: float) -> float:
-        """How long the prompts that are here wait for those that are on their way, at most; 0 if they do not."""
+        """How long the HIGH prompts that are here wait for those on their way, at most; 0 if they do not."""
+        high = [member for member in self._members.values() if member.priority is Priority.HIGH]
         begun = any(member.stage is not Stage.WAITING for member in self._members.values())
-        if begun or not self._coming or not 0 < len(self._members) < self.slots():
+        if begun or not self._coming or not 0 < len(high) < self.slots():
             self._gathering_since = None
             return 0.0
         if self._gathering_since is None:
             self._gathering_since = now
         rate = self.pace.reading_rate(0)
-        first = min(self._members.values(), key=lambda member: member.order)
+        first = min(high, key=lambda member: member.order)
         alone_s = self._limits.target_s if rate is None else first.left / rate
         left_s = self._gathering_since + min(_GATHERING * alone_s, self._limits.target_s) - now
         if left_s <= 0:
