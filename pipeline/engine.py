@@ -50,7 +50,7 @@ class Work(msgspec.Struct, frozen=True):
         priority: the priority of the request. An engine that can suspend requests gives a more urgent one the place of
             a less urgent one.
         extra: another worker had begun the request: it runs at once, beyond the slots.
-        coming: how many more requests are on their way to the engine, as far as its worker knows.
+        coming: how many more requests of this priority are on their way to the engine, as far as its worker knows.
     """
 
     id: str

@@ -15,8 +15,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
 - **Exact.** The prompt of an exact sequence is read alone, in pieces of a fixed size. Tokens of its answer that are
   read again are read one by one, as they were sampled.
-- **Gathering.** An engine with nothing to do waits a moment for requests that are known to be on their way, and reads
-  the prompts together. A pass for several takes little longer than one for the first alone.
+- **Gathering.** An engine with nothing to do waits a moment for HIGH requests that are known to be on their way, and
+  reads the prompts together, in one pass. Below HIGH, prompts are read in pieces, and those that come later join.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
@@ -68,7 +68,7 @@ class BatchPlanner:
         self._high_at: float | None = None
         self._members: dict[int, Member] = {}
         self._arrivals = 0
-        # Requests that are on their way to this engine, and since when it waits for them.
+        # HIGH requests that are on their way to this engine, and since when it waits for them.
         self._coming = 0
         self._gathering_since: float | None = None
         # The greatest length of the sequences here, and of the latest ones when none is here.
@@ -99,10 +99,11 @@ class BatchPlanner:
 
         Args:
             key, priority, tokens, longest, extra, exact_prompt: as in `Member`.
-            coming: so many more requests are coming, as far as its worker knows.
+            coming: so many more requests of this priority are coming, as far as its worker knows.
         """
         self._arrivals += 1
-        self._coming = coming
+        if priority is Priority.HIGH:
+            self._coming = coming
         self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
         self._longest = max(member.longest for member in self._members.values())
 
@@ -185,15 +186,16 @@ class BatchPlanner:
     # ---- gathering
 
     def _gather_s(self, now: float) -> float:
-        """How long the prompts that are here wait for those that are on their way, at most; 0 if they do not."""
+        """How long the HIGH prompts that are here wait for those on their way, at most; 0 if they do not."""
+        high = [member for member in self._members.values() if member.priority is Priority.HIGH]
         begun = any(member.stage is not Stage.WAITING for member in self._members.values())
-        if begun or not self._coming or not 0 < len(self._members) < self.slots():
+        if begun or not self._coming or not 0 < len(high) < self.slots():
             self._gathering_since = None
             return 0.0
         if self._gathering_since is None:
             self._gathering_since = now
         rate = self.pace.reading_rate(0)
-        first = min(self._members.values(), key=lambda member: member.order)
+        first = min(high, key=lambda member: member.order)
         alone_s = self._limits.target_s if rate is None else first.left / rate
         left_s = self._gathering_since + min(_GATHERING * alone_s, self._limits.target_s) - now
         if left_s <= 0:

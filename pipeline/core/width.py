@@ -6,9 +6,9 @@ stays if it yields clearly more, and if its steps keep the inter-token target. O
 and the next trial is later each time. A narrower one is tried as well, and stays if it yields as much. What was
 measured is forgotten when the same width becomes clearly slower or quicker, as with longer sequences.
 
-While HIGH requests come, a step takes half of the target at most, because a HIGH prompt waits for the step that runs.
-The width is never less than the first one. On a large model every step misses the target, and a narrow batch wastes
-most of the step; and a burst that finds few places takes turns.
+While HIGH requests come, a step takes a third of the target at most: a HIGH prompt waits for the step that runs. The
+width is never less than the first one. On a large model every step misses the target, and a narrow batch wastes most of
+the step; and a burst that finds few places takes turns.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _GAIN: Final = 1.05
 
 _NO_LOSS: Final = 0.98
 """A narrower batch stays if it yields this many times the tokens: each answer is written sooner in it."""
+
+_BESIDE_HIGH: Final = 1 / 3
+"""The part of the target that a step may take while HIGH requests come."""
 
 _SLACK: Final = 1.1
 """Steps that take up to this many times what they should do not make a batch narrower."""
@@ -147,7 +150,7 @@ class WidthFinder:
         return self._is_due(above, now) and step_s <= self._bound_s(high=high)
 
     def _bound_s(self, *, high: bool) -> float:
-        return self.target_s / 2 if high else self.target_s
+        return _BESIDE_HIGH * self.target_s if high else self.target_s
 
     def _beside(self) -> tuple[int | None, int | None]:
         """The next narrower and the next wider width."""

@@ -100,7 +100,7 @@ class Taking:
     _puller: Puller = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
     _announcements: Subscription | None = field(init=False, default=None)
-    _coming: Coming = field(init=False, default_factory=Coming)
+    _coming: dict[Priority, Coming] = field(init=False, default_factory=lambda: {p: Coming() for p in Priority})
 
     def __post_init__(self) -> None:
         config, lanes = self.config, tuple(self.source.consumers)
@@ -202,9 +202,9 @@ class Taking:
         """Whether a request of a priority may take the place of one of the victim's, by the shares of both."""
         return self._scheduler.may_preempt(priority, victim)
 
-    def coming(self) -> int:
-        """How many requests were announced lately and not taken here."""
-        return self._coming.count(self.me.bus.clock.now())
+    def coming(self, priority: Priority) -> int:
+        """How many requests of a priority were announced lately and not taken here."""
+        return self._coming[priority].count(self.me.bus.clock.now())
 
     @property
     def refused(self) -> bool:
@@ -220,7 +220,7 @@ class Taking:
     def receive(self, delivery: Delivery) -> Taken:
         """Hold a delivered request, and charge its lane for it."""
         held, lane, clock = self.hold(delivery), self._lane_of[delivery.consumer], self.me.bus.clock
-        self._coming.taken(delivery.sequence, clock.now())
+        self._coming[lane.priority].taken(delivery.sequence, clock.now())
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
         self._scheduler.start(
             key,
@@ -267,4 +267,4 @@ class Taking:
         if lane is not None and lane in self.source.consumers:
             sequence = int(message.headers.get(STORED_SEQUENCE, 0))
             self._scheduler.arrived(lane, sequence)
-            self._coming.announced(sequence, self.me.bus.clock.now())
+            self._coming[lane.priority].announced(sequence, self.me.bus.clock.now())

@@ -35,6 +35,7 @@ from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Completion, EmbeddingList, Success, encode
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,14 @@ class ServingContext:
         engine: answers the requests.
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
-        coming: how many requests are on their way to the engine, as far as is known.
+        coming: how many requests of a priority are on their way to the engine, as far as is known.
     """
 
     me: Role
     engine: Engine
     config: Config
     patience_s: float = PATIENCE_S
-    coming: Callable[[], int] = lambda: 0
+    coming: Callable[[Priority], int] = lambda _: 0
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
 
@@ -248,7 +249,7 @@ class Serving:
             resume_text=record.text,
             priority=envelope.priority,
             extra=self.extra,
-            coming=self.context.coming(),
+            coming=self.context.coming(envelope.priority),
         )
         with self.context.me.tracing.chat(
             request, request_id=envelope.id, engine=engine.name, model=model, server=engine.status().server

@@ -284,9 +284,10 @@ class Worker:
     def _held(self) -> Counter[str]:
         return Counter(job.taken.consumer for job in self._jobs)
 
-    def _coming(self) -> int:
-        """How many requests are on their way to the engine: taken, or announced and not taken yet."""
-        return sum(not job.serving.submitted for job in self._jobs) + self._taking.coming()
+    def _coming(self, priority: Priority) -> int:
+        """How many requests of a priority are on their way to the engine: taken, or announced and not taken yet."""
+        own = (job for job in self._jobs if job.taken.envelope.priority is priority)
+        return sum(not job.serving.submitted for job in own) + self._taking.coming(priority)
 
     # ---- serving
 

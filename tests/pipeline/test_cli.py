@@ -108,7 +108,7 @@ def test_a_bad_setting_is_one_clear_line_and_code_2(command):
     done = headrace(*command, "--slots", "none")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line == 'headrace: --slots: "none" is not a whole number from 1 to 1024.'
+    assert line == 'headrace: --slots: "none" is not a whole number from 0 to 1024.'
 
 
 def test_it_says_which_version_it_is():

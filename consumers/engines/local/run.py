@@ -71,7 +71,13 @@ class Run:
 
     def work(self) -> Work:
         """The request with the answer so far, for the child to go on from there."""
-        return msgspec.structs.replace(self._work, resume_tokens=list(self._tokens), resume_text=self._text)
+        return msgspec.structs.replace(
+            self._work,
+            resume_tokens=list(self._tokens),
+            resume_text=self._text,
+            # What was on its way at first has come, or has crashed as well.
+            coming=0 if self.crashes else self._work.coming,
+        )
 
     def take(self, piece: Piece) -> None:
         """Add a piece that the child produced."""

@@ -490,11 +490,18 @@ def test_the_first_prompt_waits_no_longer_than_a_part_of_what_it_takes_alone():
 @pytest.mark.parametrize("case", ["an answer is written", "all places are taken"])
 def test_nothing_is_awaited_where(case):
     engine = Engine()
-    engine.ask(1, LOW)
+    engine.ask(1, HIGH)
     if case == "an answer is written":
         engine.until(lambda: engine.begun(1))
     engine.ask(2, HIGH, coming=5)
     assert not engine.turn().wait_s
+
+
+@pytest.mark.parametrize("priority", [MEDIUM, LOW])
+def test_prompts_below_high_which_are_read_in_pieces_wait_for_none(priority):
+    engine = Engine()
+    engine.ask(1, priority, coming=5)
+    assert engine.turn().read
 
 
 # ---- random lives

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from consumers.engines.local.inflight import MOST_CRASHES, InFlight
@@ -79,6 +80,14 @@ async def test_after_a_crash_suspects_run_alone_from_their_tokens_the_last_one_f
     assert scene.begun() == ["r1"]
     assert not scene.flight.on_probation
     assert (await second.next()).restarted == 1
+
+
+def test_a_request_that_runs_again_awaits_no_others():
+    scene = Scene()
+    scene.flight.submit(msgspec.structs.replace(work("x"), coming=3))
+    scene.flight.dispatch()
+    scene.crash()
+    assert [frame.work.coming for frame in scene.sent] == [3, 0]
 
 
 async def test_a_suspended_request_is_so_for_its_reader_until_it_is_resumed_or_restarted():

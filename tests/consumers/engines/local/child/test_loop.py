@@ -124,11 +124,11 @@ def test_prompts_of_one_priority_are_read_together_in_pieces():
 
 def test_a_prompt_is_read_together_with_one_that_is_on_its_way():
     scene = Scene(inter_token_target_s=30.0)
-    scene.begin(1, coming=1)
+    scene.begin(1, priority=Priority.HIGH, coming=1)
     scene.loop.turn()
     assert not scene.sent
     # The loop waits for the next request, and does not read meanwhile.
-    scene.begin(2)
+    scene.begin(2, priority=Priority.HIGH)
     for _ in range(2):
         scene.loop.turn()
     assert [key for key, _ in scene.sent[-1].pieces] == [1, 2]
@@ -136,7 +136,7 @@ def test_a_prompt_is_read_together_with_one_that_is_on_its_way():
 
 def test_a_request_that_does_not_come_is_not_awaited_for_long():
     scene = Scene(inter_token_target_s=0.01)
-    scene.begin(1, coming=1)
+    scene.begin(1, priority=Priority.HIGH, coming=1)
     scene.run()
     assert len(scene.answers()[1]) == 8
 
