@@ -19,12 +19,17 @@ from pipeline.gateway.dialects.ollama import Loaded
 from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
-from pipeline.gateway.intake import Repeats, refused_by_store, take_in, urgency, wants_exact, with_exact
+from pipeline.gateway.intake import Intake, Repeats, refused_by_store, take_in, urgency, wants_exact, with_exact
 from pipeline.gateway.models import Models
 from pipeline.gateway.queue import events_url
 from pipeline.gateway.responses import json_response
+from pipeline.gateway.several import Several
 from pipeline.process.role import Role
+from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import EmbeddingRequest
+
+# Of the id of a call with several choices, what begins the ids of the others.
+MAX_ID_CHARS = 120
 
 # Reads a body, given the size limit of a published body and the listed models.
 Reader = Callable[[bytes, int, Sequence[str]], Asked | Loaded | Continued]
@@ -82,11 +87,25 @@ class Asking:
             raise refusal  # the answer of an id that was used before may be there
         if asked.conversation:
             self._continuing.keep(intake.outgoing.id, asked.conversation)
+        if asked.others:
+            return self._several(asked, intake)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
         record = await self.context.submit(intake)
         await record.close()
         return _accepted(intake.outgoing.id)
+
+    def _several(self, asked: Asked, first: Intake) -> Several:
+        """The response to a call with several choices. Each is a request with an id that follows from the first's."""
+        if first.respond_async:
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, "`Prefer: respond-async` takes calls with one choice.")
+        calls = [(asked, first)]
+        for number, other in enumerate(asked.others, start=1):
+            outgoing = first.outgoing._replace(id=f"{first.outgoing.id[:MAX_ID_CHARS]}-{number}", body=other.body)
+            intake = first._replace(outgoing=outgoing)
+            self._repeats.check(intake, other.request, time.monotonic())
+            calls.append((other, intake))
+        return Several(self.context, calls)
 
 
 def _accepted(request_id: str) -> Response:

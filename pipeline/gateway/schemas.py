@@ -8,6 +8,7 @@ import msgspec
 
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.dialects.anthropic_body import MessagesBody
+from pipeline.gateway.dialects.openai import MAX_CHOICES
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import ResponseCall
 from pipeline.gateway.endpoint import Schema
@@ -29,6 +30,7 @@ TEXT: Schema = {"type": "string"}
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "exact", "stream")
 _FORM = ("tools", "tool_choice", "parallel_tool_calls", "response_format", "structured_outputs")
 _CHAT = ("messages", "model", "max_completion_tokens", *_SAMPLING, *_FORM)
+_PARTICULAR = ("logprobs", "top_logprobs", "logit_bias", "think", "reasoning_effort", "chat_template_kwargs")
 _USAGE: Schema = {"stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}}}
 
 
@@ -43,13 +45,19 @@ def header(name: str, description: str, **schema: Any) -> Schema:
     return {"name": name, "in": "header", "description": description, "schema": {"type": "string", **schema}}
 
 
-CHAT: Schema = fields(ChatRequest, *_CHAT) | _USAGE
+_CHOICES: Schema = {"n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES}}
+_PROMPTS: Schema = {
+    "prompt": {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MAX_CHOICES}]}
+}
+CHAT: Schema = fields(ChatRequest, *_CHAT, *_PARTICULAR) | _CHOICES | _USAGE
 RESPONSE: Schema = (
     fields(ResponseCall)
     | fields(ChatRequest, "model", "temperature", "top_p", "stream")
     | {"max_output_tokens": fields(ChatRequest, "max_completion_tokens")["max_completion_tokens"]}
 )
-COMPLETION: Schema = {"prompt": TEXT} | fields(ChatRequest, "model", *_SAMPLING) | _USAGE
+COMPLETION: Schema = (
+    _PROMPTS | fields(ChatRequest, "model", *_SAMPLING, "logprobs", "logit_bias", "suffix") | _CHOICES | _USAGE
+)
 TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}

@@ -95,6 +95,12 @@ OPTIONS: dict[str, Option] = {
 }
 
 
+# Options without a field of the pipeline's requests. A wrong type in one of them is an error.
+_RUNNERS = frozenset(
+    "num_ctx num_batch num_gpu num_keep main_gpu use_mmap repeat_last_n typical_p mirostat mirostat_tau".split()  # noqa: SIM905 - names
+)
+
+
 def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options as fields of `ChatRequest`. Unknown ones are ignored, as Ollama ignores those of other runners.
 
@@ -125,10 +131,12 @@ def write_options(request: ChatRequest) -> dict[str, Any]:
 
 
 class OllamaFunction(Struct):
-    """A function that was called. Its arguments are an object, where OpenAI has a string."""
+    """A function that was called. Its arguments are an object, where OpenAI has a string. A conversation can also hold
+    what a model wrote that is no object, or nothing.
+    """
 
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] | str | None = field(default_factory=dict)
     index: int | UnsetType = UNSET
 
 
@@ -141,7 +149,8 @@ class OllamaCall(Struct):
 
 def read_call(call: OllamaCall, default_id: str) -> ToolCall:
     """A tool call as the pipeline has it. Ollama numbers its calls since 0.12; default_id is for one without an id."""
-    arguments = msgspec.json.encode(call.function.arguments).decode()
+    given = call.function.arguments
+    arguments = given if isinstance(given, str) else msgspec.json.encode(given or {}).decode()
     return ToolCall(FunctionCall(call.function.name, arguments), id=call.id or default_id)
 
 
@@ -174,7 +183,7 @@ class Body(Struct):
     options: dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | float | None = None
 
     def _shared(self) -> dict[str, Any]:
         """The fields of the pipeline's requests that chat and generate make alike, options excepted."""
@@ -183,9 +192,7 @@ class Body(Struct):
 
     def particulars(self) -> dict[str, Any]:
         """What only Ollama has, as the pipeline's `ollama`."""
-        options = {name: value for name, value in (self.options or {}).items() if name not in OPTIONS}
-        given = {"options": options or None, "keep_alive": self.keep_alive}
-        return {name: value for name, value in given.items() if value is not None}
+        return _particulars(self.options, self.keep_alive)
 
 
 class ChatBody(Body):
@@ -236,8 +243,7 @@ class EmbedBody(Struct):
 
     def particulars(self) -> dict[str, Any]:
         """What only Ollama has, as the pipeline's `ollama`."""
-        given = {"options": self.options or None, "keep_alive": self.keep_alive}
-        return {name: value for name, value in given.items() if value is not None}
+        return _particulars(self.options, self.keep_alive)
 
 
 class EmbeddingBody(Struct):
@@ -284,6 +290,17 @@ def format_of(wanted: ResponseFormat | None) -> str | dict[str, Any] | None:
     if wanted.type == "json_schema" and wanted.json_schema is not None and wanted.json_schema.schema:
         return wanted.json_schema.schema
     return "json"
+
+
+def _particulars(options: Mapping[str, Any] | None, keep_alive: float | str | None) -> dict[str, Any]:
+    """The pipeline's `ollama`. Objects are no values of options: Ollama ignores an unknown option, whatever it has."""
+    others = {
+        name: value
+        for name, value in (options or {}).items()
+        if name not in OPTIONS and (name in _RUNNERS or not isinstance(value, dict | list))
+    }
+    given = {"options": others or None, "keep_alive": keep_alive}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _conversation(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -28,12 +28,15 @@ from pipeline.wire.messages import (
     Success,
     Usage,
 )
-from pipeline.wire.requests import decode_chat, decode_embedding
+from pipeline.wire.requests import ChatRequest, decode_chat, decode_embedding
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
 KEEP_ALIVE = b": waiting\n\n"
 _DONE = b"data: [DONE]\n\n"
+# Each choice of a response is a request of its own.
+MAX_CHOICES = 32
+_SEEDS = 2**63
 
 
 class StreamOptions(Struct):
@@ -62,39 +65,79 @@ def read_chat(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
         HeadraceError: as `decode_chat`.
     """
     body = _object(body)
+    # The search comes first: decoding a long body a second time takes longer than everything else here.
+    choices = 1
+    if b'"n"' in body:
+        fields = decode_body(body, dict[str, Any])
+        if (choices := _choices(fields)) > 1:
+            body = msgspec.json.encode(fields)
     request = decode_chat(body, max_body_bytes=max_body_bytes)
     if request.messages is None:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "`messages` is required.", param="messages")
-    # The search comes first: decoding a long body a second time takes longer than everything else here.
     options = decode_body(body, _Extras).stream_options if b"stream_options" in body else None
-    return Asked(request, body, OpenAIChat(include_usage=_wants_usage(options)), stream=request.streams)
+    usage = _wants_usage(options)
+    asked = [
+        Asked(other, written, OpenAIChat(include_usage=usage, index=index), stream=request.streams)
+        for index, (other, written) in enumerate(_drawn(request, body, choices))
+    ]
+    return asked[0]._replace(others=tuple(asked[1:]))
+
+
+def _choices(fields: dict[str, Any]) -> int:
+    """Take `n` out of a body: each choice is a request of its own.
+
+    Raises:
+        HeadraceError: `invalid_request` for more choices than a response has.
+    """
+    wanted = fields.get("n")
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 1 or wanted != int(wanted):
+        return 1
+    if wanted > MAX_CHOICES:
+        message = f"`n` must be at most {MAX_CHOICES}, not {wanted}."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="n")
+    del fields["n"]
+    return int(wanted)
+
+
+def _drawn(request: ChatRequest, body: bytes, choices: int) -> Iterable[tuple[ChatRequest, bytes]]:
+    """A request once for each choice. With a seed, each has its own: equal ones would be answered alike."""
+    yield request, body
+    for number in range(1, choices):
+        if request.seed is None:
+            yield request, body
+        else:
+            seed = (request.seed + number) % _SEEDS
+            fields = decode_body(body, dict[str, Any]) | {"seed": seed}
+            yield msgspec.structs.replace(request, seed=seed), msgspec.json.encode(fields)
 
 
 def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/completions`. Its one prompt becomes the user's turn of a chat.
+    """The body of `POST /v1/completions`. Each of its prompts becomes the user's turn of a chat.
 
     Raises:
-        HeadraceError: as `decode_chat`, and `unsupported_parameter` for several prompts or token ids.
+        HeadraceError: as `decode_chat`, and `unsupported_parameter` for token ids.
     """
     body = _object(body)
     text = decode_body(body, _TextRequest)
-    prompt = text.prompt
-    if isinstance(prompt, list):
-        if len(prompt) != 1 or not isinstance(prompt[0], str):
-            raise HeadraceError(
-                ErrorCode.UNSUPPORTED_PARAMETER,
-                "`prompt` must be one string. Several prompts and token ids are not supported.",
-                param="prompt",
-            )
-        prompt = prompt[0]
+    prompts = [text.prompt] if isinstance(text.prompt, str) else text.prompt
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        message = "`prompt` must be a string, or a list of strings. Token ids are not supported."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="prompt")
     fields = decode_body(body, dict[str, Any])
-    fields["messages"] = [{"role": "user", "content": prompt}]
     del fields["prompt"]
     fields.pop("stream_options", None)
-    asked = msgspec.json.encode(fields)
-    request = decode_chat(asked, max_body_bytes=max_body_bytes)
-    shape = OpenAIText(include_usage=_wants_usage(text.stream_options))
-    return Asked(request, asked, shape, stream=request.streams)
+    choices = _choices(fields)
+    if len(prompts) * choices > MAX_CHOICES:
+        message = f"A response has at most {MAX_CHOICES} choices. Send fewer prompts at once."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="prompt")
+    usage, asked = _wants_usage(text.stream_options), list[Asked]()
+    for prompt in prompts:
+        body = msgspec.json.encode(fields | {"messages": [{"role": "user", "content": prompt}]})
+        request = decode_chat(body, max_body_bytes=max_body_bytes)
+        for other, written in _drawn(request, body, choices):
+            shape = OpenAIText(include_usage=usage, index=len(asked))
+            asked.append(Asked(other, written, shape, stream=request.streams))
+    return asked[0]._replace(others=tuple(asked[1:]))
 
 
 def read_embeddings(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
@@ -143,23 +186,25 @@ class OpenAIChat:
 
     Args:
         include_usage: whether a stream ends with the usage. Every chunk before it then has `usage: null`.
+        index: of the choice that the answer is.
     """
 
     stream_type = SSE
     keep_alive = KEEP_ALIVE
     request_id = ""
 
-    def __init__(self, *, include_usage: bool = False) -> None:
+    def __init__(self, *, include_usage: bool = False, index: int = 0) -> None:
         self._include_usage = include_usage
+        self._index = index
 
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""
         choices = [
-            _ChunkChoice(choice.delta, choice.index, choice.finish_reason, choice.logprobs or None)
+            _ChunkChoice(choice.delta, self._index, choice.finish_reason, choice.logprobs or None)
             for choice in chunk.choices
         ]
         usage = None if self._include_usage else UNSET
-        return event(_ChatChunk(chunk.id, chunk.created, chunk.model, choices, usage=usage))
+        return event(_ChatChunk(self.request_id or chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
     def end(self, completion: Completion) -> bytes:
         """The end of a stream: the usage if it was requested, with the pipeline's account of the request."""
@@ -228,8 +273,8 @@ class _TextCompletion(Struct):
 class OpenAIText(OpenAIChat):
     """The responses to a text completion."""
 
-    def __init__(self, *, include_usage: bool = False) -> None:
-        super().__init__(include_usage=include_usage)
+    def __init__(self, *, include_usage: bool = False, index: int = 0) -> None:
+        super().__init__(include_usage=include_usage, index=index)
         self._chars = 0
 
     def part(self, chunk: Chunk) -> bytes:
@@ -239,9 +284,9 @@ class OpenAIText(OpenAIChat):
             text = choice.delta.content or ""
             logprobs = _text_logprobs(choice.logprobs, self._chars)
             self._chars += len(text)
-            choices.append(_TextChoice(text, finish_reason=choice.finish_reason, logprobs=logprobs))
+            choices.append(_TextChoice(text, self._index, choice.finish_reason, logprobs))
         usage = None if self._include_usage else UNSET
-        return event(_TextCompletion(chunk.id, chunk.created, chunk.model, choices, usage=usage))
+        return event(_TextCompletion(self.request_id or chunk.id, chunk.created, chunk.model, choices, usage=usage))
 
     def end(self, completion: Completion) -> bytes:
         """As `OpenAIChat.end`."""
@@ -258,9 +303,7 @@ class OpenAIText(OpenAIChat):
     def _completion(self, completion: Completion) -> _TextCompletion:
         choices = [
             _TextChoice(
-                choice.message.content or "",
-                finish_reason=choice.finish_reason,
-                logprobs=_text_logprobs(choice.logprobs),
+                choice.message.content or "", choice.index, choice.finish_reason, _text_logprobs(choice.logprobs)
             )
             for choice in completion.choices
         ]
@@ -283,6 +326,17 @@ class OpenAIEmbeddings(OpenAIChat):
     def whole(self, answer: Success) -> bytes:
         """As `OpenAIChat.whole`."""
         return msgspec.json.encode(expected(answer, EmbeddingList))
+
+
+def joined(completions: Sequence[Completion]) -> Completion:
+    """The answers of a call with several choices as one, under the id and with the account of the first."""
+    first = completions[0]
+    choices = [
+        msgspec.structs.replace(completion.choices[0], index=index) for index, completion in enumerate(completions)
+    ]
+    counts = [completion.usage for completion in completions]
+    prompt, answer = (sum(getattr(usage, name) for usage in counts) for name in ("prompt_tokens", "completion_tokens"))
+    return msgspec.structs.replace(first, choices=choices, usage=Usage(prompt, answer, prompt + answer))
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

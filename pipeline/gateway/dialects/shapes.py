@@ -74,6 +74,7 @@ class Asked(NamedTuple):
         shape: of its responses.
         stream: whether the response is streamed.
         conversation: the messages as JSON, kept for a call that continues the response; empty if none can.
+        others: the requests for the other choices of the response, each with its own shape.
     """
 
     request: Request
@@ -81,6 +82,7 @@ class Asked(NamedTuple):
     shape: Shape
     stream: bool
     conversation: bytes = b""
+    others: tuple[Asked, ...] = ()
 
 
 def expected(answer: Success, kind: type[_Answer]) -> _Answer:

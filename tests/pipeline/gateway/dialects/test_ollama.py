@@ -257,6 +257,22 @@ def test_what_only_ollama_has_is_carried():
     assert (body["suffix"], body["think"]) == ("end", "high")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [({"a": 1}, '{"a":1}'), ('{"a":', '{"a":'), (None, "{}"), ("", ""), ({}, "{}")]
+)
+def test_arguments_of_an_earlier_call_are_kept_as_they_are(given: Any, meant: str):
+    call = {"function": {"name": "f", "arguments": given}}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    assert read({"messages": turns}).request.chat[1].tool_calls[0].function.arguments == meant
+
+
+def test_an_unknown_option_is_carried_if_ollama_could_read_it():
+    options = {"new": 1, "newer": {"a": 1}, "num_ctx": 5.0}
+    asked = read({"prompt": "x", "options": options, "top_logprobs": 3.0}, chat=False)
+    assert asked.request.ollama.options == {"new": 1, "num_ctx": 5.0}
+    assert asked.request.alternatives == 3
+
+
 def test_thinking_and_scores_have_ollamas_shape():
     completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
     chat = ChatResponse.model_validate_json(ollama.OllamaChat().whole(completion))

@@ -136,7 +136,7 @@ def test_a_text_stream_that_includes_usage_ends_with_it():
         (b"[]", ErrorCode.INVALID_REQUEST, None),
         (b"{", ErrorCode.INVALID_REQUEST, None),
         (b'{"prompt": "x"}', ErrorCode.INVALID_REQUEST, "messages"),
-        (body(n=2), ErrorCode.UNSUPPORTED_PARAMETER, "n"),
+        (body(n=33), ErrorCode.INVALID_REQUEST, "n"),
         (body(temperature=900), ErrorCode.INVALID_REQUEST, "temperature"),
         (body(stream_options={"include_usage": "yes"}), ErrorCode.INVALID_REQUEST, "stream_options"),
     ],
@@ -148,7 +148,7 @@ def test_what_is_no_chat_is_refused(data: bytes, code: ErrorCode, param: str | N
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [1, 2], [[1, 2]], []], ids=["several", "tokens", "lists", "none"])
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]], []], ids=["tokens", "lists", "none"])
 def test_prompts_that_are_not_one_text_are_refused(prompt: Any):
     with pytest.raises(HeadraceError) as caught:
         openai.read_text(json.dumps({"prompt": prompt}).encode(), LIMIT)
@@ -248,3 +248,21 @@ def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token(
     shape.part(CHUNKS[0])
     (part,) = events(shape.part(SCORED_CHUNK))
     assert part["choices"][0]["logprobs"]["text_offset"] == [len("Hello")]
+
+
+def test_each_choice_is_a_request_with_a_seed_of_its_own():
+    asked = openai.read_chat(body(n=3.0, seed=5), LIMIT)
+    requests = [each.request for each in (asked, *asked.others)]
+    assert [request.seed for request in requests] == [5, 6, 7]
+    assert [json.loads(each.body).get("seed") for each in (asked, *asked.others)] == [5, 6, 7]
+    assert all("n" not in json.loads(each.body) for each in (asked, *asked.others))
+    text = openai.read_text(json.dumps({"prompt": ["a", "b"], "n": 2}).encode(), LIMIT)
+    assert [each.request.chat[0].text() for each in (text, *text.others)] == ["a", "a", "b", "b"]
+    (second,) = events(text.others[1].shape.part(CHUNKS[0]))
+    assert second["choices"][0]["index"] == 2
+
+
+def test_the_answers_of_a_call_are_joined_under_the_first_ones_id():
+    one = openai.joined([COMPLETION, msgspec.structs.replace(TOOL_COMPLETION, id="req-1-1")])
+    assert (one.id, [choice.index for choice in one.choices]) == (COMPLETION.id, [0, 1])
+    assert one.usage.total_tokens == COMPLETION.usage.total_tokens + TOOL_COMPLETION.usage.total_tokens
