@@ -94,8 +94,17 @@ class OllamaClient:
             found = read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
             raise _translated(error) from None
-        if self._threads.wanted and (loaded := await self._loaded()) is not None:
-            self._threads.review(loaded)
+        return found
+
+    async def loaded(self) -> list[LoadedModel] | None:
+        """The models in the server's memory, or None if it does not say. Never raises."""
+        try:
+            async with asyncio.timeout(_LOADED_TIMEOUT_S):
+                found = read_loaded(await self._ollama.body("GET", "/api/ps"))
+        except Exception:
+            return None
+        if self._threads.wanted:
+            self._threads.review(found)
         return found
 
     async def embed(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -200,17 +209,9 @@ class OllamaClient:
     async def _with_threads(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request's body with the threads for its model. While the server does not say what it has, without."""
         model = body["model"]
-        if not self._threads.knows(model) and (loaded := await self._loaded()) is not None:
+        if not self._threads.knows(model) and (loaded := await self.loaded()) is not None:
             self._threads.choose(model, loaded)
         return self._threads.added(body)
-
-    async def _loaded(self) -> list[LoadedModel] | None:
-        """The models in the server's memory, or None if it does not say."""
-        try:
-            async with asyncio.timeout(_LOADED_TIMEOUT_S):
-                return read_loaded(await self._ollama.body("GET", "/api/ps"))
-        except Exception:
-            return None
 
 
 class _Ollama(AsyncClient):
