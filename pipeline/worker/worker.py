@@ -22,7 +22,9 @@ from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
 from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority
+from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
+from pipeline.worker.handover import Handover
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
 
@@ -36,6 +38,8 @@ _STATUS_GATHER_S = 0.02
 _KEEP_STANDING = 2
 # How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
 _LOOK_AGAIN_S = 0.5
+# A request that was returned for MLX is taken by one of its workers within this time.
+_ABSTAINS_S = 0.3
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -73,14 +77,17 @@ class Worker:
     _taking: Taking = field(init=False)
     _orphans: Puller = field(init=False)
     _rescue: Rescue = field(init=False)
+    _borrowing: Borrowing | None = field(init=False, default=None)
     _jobs: set[_Job] = field(init=False, default_factory=set)
     _tasks: Background = field(init=False, default_factory=Background)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _room: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _draining: bool = field(init=False, default=False)
+    # Until then nothing is pulled, monotonic seconds: MLX is about to take the first request of a lane.
+    _abstains_until: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s)
+        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s, self._abstain)
         self._taking = Taking(
             self.me,
             self.config,
@@ -101,11 +108,16 @@ class Worker:
             take=self._take_orphan,
         )
 
+        if self.engine.name == "mlx":
+            self._borrowing = Borrowing(self.me, self.config, self._taking.leases, self._continue_begun)
+
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until lifecycle asks to stop; then finish what runs, or return it at the drain deadline."""
         self.engine.on_change(self._note_change)
         await self._taking.start()
         await self._orphans.start()
+        if self._borrowing is not None:
+            await self._borrowing.start()
         self._rescue.start()
         self.me.peers.on_change = self._room.set
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
@@ -113,6 +125,9 @@ class Worker:
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]
+            if self.engine.name == "ollama":
+                handover = Handover(self.me, self.engine, self._servings)
+                beside.append(group.create_task(handover.run()))
             taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
@@ -135,7 +150,7 @@ class Worker:
             taken = None
             try:
                 if lanes is None:
-                    taken = await self._taking.next(
+                    taken = await self._borrowed() or await self._taking.next(
                         self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
                     )
                 else:
@@ -149,11 +164,22 @@ class Worker:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
     async def _until_stored(self) -> None:
-        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
-        while self._store_failed:
+        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
+
+        A worker that has just returned a request for MLX waits as well.
+        """
+        while self._store_failed or self._abstains:
             self._taking.withdraw()
             self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
+            await wait_set(self._room, _ABSTAINS_S if self._abstains else _LOOK_AGAIN_S)
+
+    def _abstain(self) -> None:
+        self._abstains_until = self.me.bus.clock.now() + _ABSTAINS_S
+        self._note_change()
+
+    @property
+    def _abstains(self) -> bool:
+        return self.me.bus.clock.now() < self._abstains_until
 
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
@@ -195,6 +221,9 @@ class Worker:
     def _running(self) -> Counter[Priority]:
         return Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
 
+    def _servings(self) -> list[Serving]:
+        return [job.serving for job in self._jobs if job.permit.state == "used"]
+
     def _as_urgent(self, priority: Priority) -> int:
         """The running requests of this priority and of more urgent ones."""
         running, order = self._running(), list(Priority)
@@ -212,9 +241,33 @@ class Worker:
 
         Others get the requests.
         """
-        while self._observed().holds and not self._store_failed:
+        while self._observed().holds and not (self._store_failed or self._abstains or self._lends()):
             self._room.clear()
             await self._room.wait()
+
+    def _lends(self) -> bool:
+        """Whether Ollama's lanes hold what this worker would begin sooner."""
+        return self._borrowing is not None and bool(self._borrowing.wanted())
+
+    async def _borrowed(self) -> Taken | None:
+        """A request of Ollama's lanes, if this worker would begin it sooner and none of its own is more urgent."""
+        if self._borrowing is None or not self._lends():
+            return None
+        return await self._borrowing.take(self._taking.most_urgent())
+
+    async def _continue_begun(self, consumer: str) -> None:
+        """Go on at once with an answer that Ollama has begun and returned."""
+        permit = self._observed().reserve() or self._observed().overflow()
+        if permit is None or self._borrowing is None:
+            return
+        taken = None
+        try:
+            taken = await self._borrowing.take_begun(consumer)
+        finally:
+            if taken is None:
+                self._release(permit)
+        if taken is not None:
+            self._begin(taken, permit, extra=True)
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
@@ -281,11 +334,18 @@ class Worker:
             log.exception("Request %s could not be served.", job.taken.envelope.id)
         finally:
             prompt_tokens, output_tokens = job.serving.cost_tokens
-            self._taking.finish(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
+            self._finish_charge(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
             self._jobs.discard(job)
             self._release(job.permit)
 
+    def _finish_charge(self, taken: Taken, cost: float) -> None:
+        self._taking.finish(taken, cost)
+        if self._borrowing is not None:
+            self._borrowing.finish(taken, cost)
+
     def _reason(self, taken: Taken) -> str:
+        if taken.consumer not in self.source.consumers.values():
+            return "back from ollama: mlx begins it sooner"
         if taken.envelope.move_reason:
             return taken.envelope.move_reason
         return f"{self.engine.name} had a free slot" if not self._saturated else f"{self.engine.name}, in its turn"
@@ -294,6 +354,8 @@ class Worker:
         """Let what runs finish until the drain deadline, then return the rest."""
         await self._taking.close()
         await self._orphans.close()
+        if self._borrowing is not None:
+            await self._borrowing.close()
         await self._tasks.join(lifecycle.drain_left_s())
         for job in list(self._jobs):
             job.serving.interrupt(Returned())
@@ -368,6 +430,10 @@ class Worker:
             prompt_tokens_per_s=status.prompt_tokens_per_s,
             prompt_tokens_per_request=status.prompt_tokens_per_request,
             suspends=status.suspends,
+            answer_tokens_per_s=status.answer_tokens_per_s,
+            loading_s=status.loading_s,
+            empty=status.empty,
+            borrows=self._borrowing is not None,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
