@@ -91,7 +91,7 @@ class Router:
     def _open_for(self) -> set[Priority]:
         """The priorities whose requests Ollama would finish before MLX begins them; empty while the gate is closed."""
         load = self.me.peers.load("mlx")
-        if load is None or not saturated(load):
+        if load is None or not saturated(load) or load.keeps:
             return set()
         room = self._room()
         if not room.healthy or room.free <= 0:

@@ -129,7 +129,10 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             except Unreachable as error:
                 return [*found, Finding("warn", "streams", str(error), "use an account that can list streams")]
             found += await _clock(bus)
-            found.append(await _store(bus))
+            peers = Peers(bus)
+            await peers.start()
+            found.append(await _store(bus, peers))
+            found += _keeps(peers)
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
@@ -158,10 +161,17 @@ async def _clock(bus: Bus) -> list[Finding]:
     return [Finding("warn", "clock", described(offset_s), advice)]
 
 
-async def _store(bus: Bus) -> Finding:
+def _keeps(peers: Peers) -> list[Finding]:
+    """Why no request spills from a running MLX; nothing if one may."""
+    load = peers.load("mlx")
+    if load is None or not load.takes_back:
+        return []
+    advice = "give each engine cores of its own (mlx_threads, ollama_threads), or run Ollama on another machine"
+    return [Finding("warn", "spilling", f"no request spills: {load.keeps}", advice)]
+
+
+async def _store(bus: Bus, peers: Peers) -> Finding:
     """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers."""
-    peers = Peers(bus)
-    await peers.start()
     heard = asyncio.Event()
     peers.on_change = heard.set
     give_up_at = asyncio.get_running_loop().time() + _STORE_HEARD_S

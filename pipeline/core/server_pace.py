@@ -17,7 +17,7 @@ _NEW_SHARE = 0.2
 # A shorter loading time is that of a model in memory.
 _LOADED_WITHIN_S = 0.25
 # A running answer shows a rate once it has so many parts, over this time.
-_SHOWN_PARTS = 8
+_SHOWN_PARTS = 5
 _SHOWN_S = 0.25
 
 
@@ -204,7 +204,7 @@ class ServerPace:
     def _shown(self, model: str, now: float) -> float:
         """The rate at which running answers have been written so far, 0 as long as they are too short."""
         shown = [
-            running.parts / (now - running.first_at)
+            (running.parts - 1) / (now - running.first_at)
             for running in self._running.values()
             if running.model == model
             and running.first_at is not None

@@ -282,6 +282,8 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     """The load of one engine, all its workers together. `saturation` 1.0 is full. `at` is UTC, unix seconds.
 
     `available` is whether a worker is ready. Without one, the level is `normal` and the saturation 0: no slot is used.
+    `keeps` is why nothing is spilled from this engine, although it may be saturated; empty if requests may spill.
+    `takes_back` is whether it also takes back what the second engine runs.
     """
 
     engine: EngineName
@@ -294,6 +296,8 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     reason: str
     at: float
     available: bool = True
+    keeps: str = ""
+    takes_back: bool = False
 
 
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):

@@ -50,13 +50,15 @@ class Handover:
             if not isinstance(request, ChatRequest) or envelope.id not in rests:
                 continue
             rest_s = rests[envelope.id]
-            if not ends_sooner(load, at_mlx, here, envelope.priority, rest_s, keeps=request.streams):
+            sooner = ends_sooner(load, at_mlx, here, envelope.priority, rest_s, keeps=bool(request.streams))
+            if not (sooner or load.takes_back):
                 continue
+            why = "mlx ends it sooner" if sooner else load.keeps
             models = serving.context.models()
-            given = lent_to_mlx(envelope, request, models, why="mlx ends it sooner")
+            given = lent_to_mlx(envelope, request, models, why=why)
             if isinstance(given, Returned) and envelope.delivered > 1:
                 # It was lent before, and no MLX worker had room for it.
-                given = back_to_mlx(envelope, request, models.catalogue, why="mlx ends it sooner")
+                given = back_to_mlx(envelope, request, models.catalogue, why=why)
             if given is not None and serving.interrupt(given):
                 serving.context.on_lent()
                 return True

@@ -348,7 +348,10 @@ class Worker:
             return "back from ollama: mlx begins it sooner"
         if taken.envelope.move_reason:
             return taken.envelope.move_reason
-        return f"{self.engine.name} had a free slot" if not self._saturated else f"{self.engine.name}, in its turn"
+        if not self._saturated:
+            return f"{self.engine.name} had a free slot"
+        load = self.me.peers.load(self.engine.name)
+        return f"{self.engine.name}, in its turn" + (f": {load.keeps}" if load is not None and load.keeps else "")
 
     async def _finish(self, lifecycle: Lifecycle) -> None:
         """Let what runs finish until the drain deadline, then return the rest."""
