@@ -313,6 +313,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         answer_tokens_per_s: how fast one answer is written beside those that run with it.
         loading_s: how long the next request waits until its model is loaded; 0 if it is.
         empty: the engine is a server that answers, and has no usable model.
+        borrows: the worker takes requests from Ollama's lanes where its engine begins them sooner.
+        lent: how many requests the worker has returned for MLX to continue, by durable consumer, since it started.
         suspends: whether a more urgent request can take the place of a less urgent one, at present.
         kv_bytes: the size of their KV cache.
         kv_bytes_limit: the largest allowed size of it (0: unknown).
@@ -352,6 +354,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     loading_s: float = 0.0
     empty: bool = False
     borrows: bool = False
+    lent: dict[str, int] = field(default_factory=dict)
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

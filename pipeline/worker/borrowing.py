@@ -7,12 +7,13 @@ and cannot end is the first of its lane again. It is taken at once, beyond the s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
-import msgspec
-
-from pipeline.broker.connection import Delivery, Message
+from pipeline.aio import Background
+from pipeline.broker.connection import Delivery
 from pipeline.config import Config
 from pipeline.core.ending import Returned
 from pipeline.core.placement import is_on
@@ -23,16 +24,15 @@ from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import OLLAMA_SOURCE, Taken, Taking
 from pipeline.process.role import Role
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import RequestEvent
 from pipeline.wire.requests import decode_request
-from pipeline.wire.subjects import EVENT, Lane, Priority, ollama_consumer
+from pipeline.wire.subjects import Lane, Priority
 
 # An empty lane is not asked again until it has probably been counted again.
 _COUNT_IS_OLD_S = 0.3
+# Between looks for a request that a worker has announced as returned.
+_PAUSES_S = (0.02, 0.05, 0.1, 0.1)
 # A request that MLX cannot answer stays at the head of its lane until Ollama takes it.
 _FOR_OLLAMA_ALONE_S = 2.0
-
-_event_decoder = msgspec.json.Decoder(RequestEvent)
 
 
 @dataclass(slots=True)
@@ -43,15 +43,18 @@ class Borrowing:
         me: the role's connection and peers.
         config: the settings.
         leases: the worker's: it renews those of borrowed requests as well.
-        on_begun: called with the consumer of a request that Ollama had begun and returned.
+        on_begun: called with the consumer of a request that Ollama had begun and returned; whether to look no more.
     """
 
     me: Role
     config: Config
     leases: LeaseKeeper
-    on_begun: Callable[[str], Awaitable[None]]
+    on_begun: Callable[[str], Awaitable[bool]]
     _taking: Taking = field(init=False)
     _begun: Puller = field(init=False)
+    _lent: dict[str, dict[str, int]] = field(init=False, default_factory=dict)
+    _lock: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    _tasks: Background = field(init=False, default_factory=Background)
     _rests_until: dict[Lane, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,10 +66,27 @@ class Borrowing:
         """Listen. Call once."""
         await self._taking.start()
         await self._begun.start()
-        await self.me.bus.subscribe(f"{EVENT}.*.returned", self._on_returned)
+
+    def heard(self) -> None:
+        """Look for requests that Ollama's workers have returned since they were last heard."""
+        for status in self.me.peers.workers("ollama"):
+            known = self._lent.get(status.worker, status.lent)
+            for consumer, count in status.lent.items():
+                if count > known.get(consumer, 0):
+                    self._tasks.start(self._continue(consumer), what=f"a returned request of {consumer}")
+            self._lent[status.worker] = status.lent
+
+    async def _continue(self, consumer: str) -> None:
+        """The request may still be on its way back to its lane."""
+        for pause_s in _PAUSES_S:
+            async with self._lock:
+                if await self.on_begun(consumer):
+                    return
+            await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
-        """Wait until each request that still arrives was passed on."""
+        """Take nothing more, and wait until each request that still arrives was passed on."""
+        self._tasks.cancel()
         await self._taking.close()
         await self._begun.close()
 
@@ -104,20 +124,23 @@ class Borrowing:
                 self.finish(taken, 0.0)
         return None
 
-    async def take_begun(self, consumer: str) -> Taken | None:
-        """The first request of a lane if it has been delivered before, else None. It is charged like any other."""
+    async def take_begun(self, consumer: str) -> Taken | Literal["none", "another"]:
+        """The first request of a lane if it has been delivered before. It is charged like any other.
+
+        `none`: the lane is empty, and the request may be on its way. `another`: another worker has taken it.
+        """
         delivery: Delivery | None = await self._begun.take(consumer)
         if delivery is None:
-            return None
+            return "none"
         if delivery.delivered == 1:
             await self._taking.give_back(delivery)
-            return None
+            return "another"
         taken = self._taking.receive(delivery)
         if self._may_answer(taken):
             return taken
         await taken.held.end(Returned())
         self.finish(taken, 0.0)
-        return None
+        return "another"
 
     def finish(self, taken: Taken, cost: float) -> None:
         """As `Taking.finish`."""
@@ -129,8 +152,3 @@ class Borrowing:
         except HeadraceError:
             return False
         return is_on(self.me.peers.catalogue(self.config), "mlx", request)
-
-    async def _on_returned(self, message: Message) -> None:
-        event = _event_decoder.decode(message.data)
-        if event.engine == "ollama":
-            await self.on_begun(ollama_consumer(event.priority))

@@ -60,6 +60,7 @@ class Handover:
                 # It was lent before, and no MLX worker had room for it.
                 given = back_to_mlx(envelope, request, models.catalogue, why=why)
             if given is not None and serving.interrupt(given):
-                serving.context.on_lent()
+                if isinstance(given, Returned):
+                    serving.context.on_lent(envelope.priority)
                 return True
         return False

@@ -35,6 +35,7 @@ from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Completion, EmbeddingList, Success, encode
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,14 @@ class ServingContext:
         engine: answers the requests.
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
-        on_lent: called before a request is returned for MLX to take it.
+        on_lent: called before a request of a priority is returned for MLX to take it.
     """
 
     me: Role
     engine: Engine
     config: Config
     patience_s: float = PATIENCE_S
-    on_lent: Callable[[], None] = lambda: None
+    on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
 
@@ -248,7 +249,7 @@ class Serving:
         """How MLX gets an answer that this attempt began and cannot end: its reader has half of it."""
         outcome = lent_to_mlx(self.envelope, request, models, why=error.message)
         if isinstance(outcome, Returned):
-            self.context.on_lent()
+            self.context.on_lent(self.envelope.priority)
         return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:

@@ -20,13 +20,14 @@ from pipeline.engine import Engine
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority
+from pipeline.wire.messages import Slots, WorkerState, encode
+from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority, ollama_consumer
 from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
 from pipeline.worker.handover import Handover
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
+from pipeline.worker.status import worker_status
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,10 @@ class Worker:
     _draining: bool = field(init=False, default=False)
     # Until then nothing is pulled, monotonic seconds: MLX is about to take the first request of a lane.
     _abstains_until: float = field(init=False, default=0.0)
+    _lent: Counter[str] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s, self._abstain)
+        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s, self._lend)
         self._taking = Taking(
             self.me,
             self.config,
@@ -119,7 +121,7 @@ class Worker:
         if self._borrowing is not None:
             await self._borrowing.start()
         self._rescue.start()
-        self.me.peers.on_change = self._room.set
+        self.me.peers.on_change = self._on_peers
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
         await self._taking.listen()
@@ -163,6 +165,11 @@ class Worker:
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
+    def _on_peers(self) -> None:
+        self._room.set()
+        if self._borrowing is not None and not self._draining:
+            self._borrowing.heard()
+
     async def _until_stored(self) -> None:
         """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
 
@@ -173,7 +180,9 @@ class Worker:
             self._room.clear()
             await wait_set(self._room, _ABSTAINS_S if self._abstains else _LOOK_AGAIN_S)
 
-    def _abstain(self) -> None:
+    def _lend(self, priority: Priority) -> None:
+        """Tell MLX's workers that a request of Ollama's lane is returned for one of them, and do not take it again."""
+        self._lent[ollama_consumer(priority)] += 1
         self._abstains_until = self.me.bus.clock.now() + _ABSTAINS_S
         self._note_change()
 
@@ -255,19 +264,21 @@ class Worker:
             return None
         return await self._borrowing.take(self._taking.most_urgent())
 
-    async def _continue_begun(self, consumer: str) -> None:
-        """Go on at once with an answer that Ollama has begun and returned."""
+    async def _continue_begun(self, consumer: str) -> bool:
+        """Go on at once with an answer that Ollama has begun and returned. Returns whether to look for it no more."""
         permit = self._observed().reserve() or self._observed().overflow()
         if permit is None or self._borrowing is None:
-            return
-        taken = None
+            return False
+        found: Taken | str = "none"
         try:
-            taken = await self._borrowing.take_begun(consumer)
+            found = await self._borrowing.take_begun(consumer)
         finally:
-            if taken is None:
+            if isinstance(found, str):
                 self._release(permit)
-        if taken is not None:
-            self._begin(taken, permit, extra=True)
+        if isinstance(found, str):
+            return found == "another"
+        self._begin(found, permit, extra=True)
+        return True
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
@@ -407,36 +418,17 @@ class Worker:
             self._changed.clear()
 
     async def _publish_status(self, state: WorkerState) -> None:
-        status, permits = self.engine.status(), self._observed()
-        running = self._running()
-        message = WorkerStatus(
+        permits = self._observed()
+        message = worker_status(
+            self.engine,
+            self._running(),
             worker=self.me.name,
-            engine=self.engine.name,
             state="draining" if self._draining and state != "gone" else state,
-            models=status.models,
             slots=Slots(permits.used, permits.total),
-            running=PerPriorityCount(**{priority.value: running[priority] for priority in Priority}),
-            pending_tokens=status.pending_tokens,
-            tokens_per_s=status.tokens_per_s,
-            tokens_per_request=status.tokens_per_request,
-            kv_bytes=status.kv_bytes,
-            kv_bytes_limit=status.kv_bytes_limit,
             at=self.me.bus.clock.wall(),
-            reason=status.reason,
-            simulated=self.engine.simulated,
-            standin=status.standin,
-            tool_models=status.tool_models,
-            embedding_models=status.embedding_models,
             held=self._held(),
-            compute=status.compute,
-            pending_prompt_tokens=status.pending_prompt_tokens,
-            prompt_tokens_per_s=status.prompt_tokens_per_s,
-            prompt_tokens_per_request=status.prompt_tokens_per_request,
-            suspends=status.suspends,
-            answer_tokens_per_s=status.answer_tokens_per_s,
-            loading_s=status.loading_s,
-            empty=status.empty,
             borrows=self._borrowing is not None,
+            lent=dict(self._lent),
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
