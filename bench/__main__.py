@@ -16,6 +16,7 @@ BENCHMARKS = {
     "monitor": "what a long queue costs the monitor, and how soon another one takes over",
     "shares": "how closely the service of the lanes follows their weights",
     "predictions": "how well the wait of a queued request is predicted",
+    "spill": "what spilling gains against MLX alone, and how soon it sets in",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",

@@ -429,7 +429,9 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             section="Ollama",
         ),
     ] = ""
-    ollama_slots: Annotated[Count, Setting("requests that Ollama runs at once")] = 4
+    ollama_slots: Annotated[
+        Count, Setting("most requests that Ollama gets at once; it gets one until it is seen to run more")
+    ] = 4
     ollama_queue: Annotated[
         Count, Setting("requests that can wait for Ollama beside the running ones; more are not spilled")
     ] = 4

@@ -133,6 +133,11 @@ class EngineStatus(msgspec.Struct):
         pending_tokens, pending_prompt_tokens: what is still to be written and read of the running requests.
         tokens_per_s, prompt_tokens_per_s: how fast the engine writes while it reads no prompts, and reads.
         tokens_per_request, prompt_tokens_per_request: of an average request.
+        answer_tokens_per_s: how fast one answer is written beside those that run with it.
+        loading_s: how long the next request waits until its model is loaded; 0 if it is.
+        rests: how long each running request probably still takes, by id, seconds; only of an engine that another one
+            may take work back from. Infinite if it is not known.
+        empty: the server that is the engine answers, and has no usable model.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
         server: the URL of the server that is the engine; empty for an engine of this machine's own.
         facts: of the models, by name.
@@ -155,6 +160,10 @@ class EngineStatus(msgspec.Struct):
     tool_models: list[str] = msgspec.field(default_factory=list)
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
+    answer_tokens_per_s: float = 0.0
+    loading_s: float = 0.0
+    rests: dict[str, float] = msgspec.field(default_factory=dict)
+    empty: bool = False
     suspends: bool = False
     server: str = ""
     facts: dict[str, ModelFacts] = msgspec.field(default_factory=dict)

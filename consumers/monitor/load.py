@@ -14,6 +14,7 @@ from pipeline.broker.connection import BusError
 from pipeline.config import Config
 from pipeline.core.saturation import SaturationMonitor
 from pipeline.core.scheduler import shares
+from pipeline.core.sharing import SharedMachine
 from pipeline.core.waits import Capacity, Inflow, predicted_wait_s
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, encode
@@ -60,6 +61,8 @@ class LoadReporter:
     _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
     _inflow: dict[EngineName, Inflow] = field(init=False)
     _saturation: dict[EngineName, SaturationMonitor] = field(init=False)
+    _sharing: SharedMachine = field(init=False, default_factory=SharedMachine)
+    _took_back: bool = field(init=False, default=False)
     _counted_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _published_at: dict[EngineName, float] = field(init=False, default_factory=dict)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
@@ -157,12 +160,27 @@ class LoadReporter:
                 wall_now=clock.wall(),
                 inflow=self._inflow[engine].per_s(now),
             )
+            if engine == "mlx":
+                load.keeps, load.takes_back = self._verdict(now)
             self.loads[engine] = load
             if changed:
                 log.info("%s is %s: %s", engine, load.level if load.available else "away", load.reason)
             if changed or now - self._published_at.get(engine, -_EVERY_IDLE_S) >= self._every_s(engine):
                 await self.me.bus.publish(f"{LOAD}.{engine}", encode(load))
                 self._published_at[engine] = now
+
+    def _verdict(self, now: float) -> tuple[str, bool]:
+        """Why MLX keeps its work, and whether it takes back what was spilled; said once in the log."""
+        mlx, second = self._capacities["mlx"], self._capacities.get("ollama", Capacity())
+        models = (self.me.peers.models("mlx"), self.me.peers.models("ollama"))
+        loaded = any(self.queued["mlx"].values())
+        self._sharing.observe(mlx, second, now, loaded=loaded, models=models)
+        high = self.queued["mlx"][Priority.HIGH] + mlx.running.get(Priority.HIGH, 0)
+        verdict = self._sharing.judge(now, high=high)
+        if verdict.takes_back and not self._took_back:
+            log.warning("No request spills: %s", verdict.keeps)
+        self._took_back = verdict.takes_back
+        return verdict.keeps, verdict.takes_back
 
     def _every_s(self, engine: EngineName) -> float:
         load = self.loads[engine]

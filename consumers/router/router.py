@@ -21,6 +21,7 @@ from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.ending import Abandoned, Moved, Outcome, Returned, Settled
 from pipeline.core.rests import LaneRests
+from pipeline.core.spilling import room
 from pipeline.core.triage import Room, saturated
 from pipeline.core.waits import Capacity
 from pipeline.delivery.held import Fresh, Held, Resumed
@@ -46,6 +47,8 @@ _event_decoder = msgspec.json.Decoder(RequestEvent)
 
 # A spilled request counts as underway to Ollama until it has started there, or for this long.
 UNDERWAY_S = 10.0
+# A worker reports within this time that it runs a request which has started.
+_REPORTED_S = 0.25
 # Only an event opens the gate, but facts also go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
@@ -64,6 +67,7 @@ class Router:
     _taking: Taking = field(init=False)
     _opinions: Opinions = field(init=False)
     _triage: Triage = field(init=False)
+    # Until when each request counts as underway to Ollama.
     _underway: dict[str, float] = field(init=False, default_factory=dict)
     _rests: LaneRests = field(init=False, default_factory=LaneRests)
     _handling: set[asyncio.Task[None]] = field(init=False, default_factory=set)
@@ -95,7 +99,7 @@ class Router:
     def _open_for(self) -> set[Priority]:
         """The priorities whose requests Ollama would finish before MLX begins them; empty while the gate is closed."""
         load = self.me.peers.load("mlx")
-        if load is None or not saturated(load):
+        if load is None or not saturated(load) or load.keeps:
             return set()
         room = self._room()
         if not room.healthy or room.free <= 0:
@@ -103,21 +107,14 @@ class Router:
         return {priority for priority in Priority if room.answer_ms < load.predicted_wait_ms.of(priority)}
 
     def _room(self) -> Room:
-        capacity = Capacity.of(self.me.peers.workers("ollama"))
         load = self.me.peers.load("ollama")
-        oldest = self.me.bus.clock.now() - UNDERWAY_S
-        self._underway = {request: since for request, since in self._underway.items() if since > oldest}
+        now = self.me.bus.clock.now()
+        self._underway = {request: until for request, until in self._underway.items() if until > now}
         queued = load.queued.high + load.queued.medium + load.queued.low if load is not None else 0
-        waiting = max(queued, len(self._underway))
-        answer_s = 0.0
-        if capacity.measured:
-            own_s = capacity.request_s * max(capacity.slots_used, 1)
-            ahead = max(0, capacity.slots_used + waiting + 1 - capacity.slots_total)
-            answer_s = own_s * (1 + ahead / max(capacity.slots_total, 1))
-        return Room(
-            healthy=capacity.slots_total > 0,
-            free=capacity.slots_total + self.config.ollama_queue - capacity.slots_used - waiting,
-            answer_ms=answer_s * 1000,
+        return room(
+            Capacity.of(self.me.peers.workers("ollama")),
+            max(queued, len(self._underway)),
+            most_waiting=self.config.ollama_queue,
         )
 
     # ---- taking
@@ -196,12 +193,14 @@ class Router:
         spills = isinstance(outcome, Moved) and outcome.how is Move.SPILLED
         if spills:
             # Set before the request is stored: Ollama's worker may begin it before `end` returns.
-            self._underway[held.envelope.id] = self.me.bus.clock.now()
+            self._underway[held.envelope.id] = self.me.bus.clock.now() + UNDERWAY_S
         if await held.end(outcome) is not outcome and spills:
             self._underway.pop(held.envelope.id, None)
 
     # ---- listening
 
     async def _on_started(self, message: Message) -> None:
-        self._underway.pop(_event_decoder.decode(message.data).id, None)
+        request_id = _event_decoder.decode(message.data).id
+        if request_id in self._underway:
+            self._underway[request_id] = self.me.bus.clock.now() + _REPORTED_S
         self._changed.set()

@@ -29,6 +29,8 @@ from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import broker_trouble, ollama_models, ollama_shares_cpu, ollama_url, ollama_version, port_answers
 from pipeline.up.server import BrokerError, find_server
+from pipeline.wire.messages import Load
+from pipeline.wire.subjects import LOAD, STREAM_STATE
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
 _MLX_PROBE = module_command("consumers.engines.local.measure")
@@ -37,6 +39,8 @@ _SLOW_GFLOPS = 8.0
 """The reference BLAS reaches 1 to 3; any other library on one core of a recent machine reaches more."""
 # The process that runs the broker reports every half second.
 _STORE_HEARD_S = 3.0
+# A monitor that is up publishes the load of an idle engine every five seconds.
+_LOAD_HEARD_S = 10.0
 _RESTART = "look at the server's log; if its disk was full, make room and restart nats-server"
 _MAKE_ROOM = "free space on that disk, or move the store: --state-dir"
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -130,6 +134,8 @@ async def _broker(config: Config, url: str) -> list[Finding]:
                 return [*found, Finding("warn", "streams", str(error), "use an account that can list streams")]
             found += await _clock(bus)
             found.append(await _store(bus))
+            if STREAM_STATE in present:
+                found += await _spilling(bus)
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
@@ -156,6 +162,16 @@ async def _clock(bus: Bus) -> list[Finding]:
         return [Finding("ok", "clock", described(offset_s))]
     advice = "set this machine's clock (NTP); headrace uses the broker's clock"
     return [Finding("warn", "clock", described(offset_s), advice)]
+
+
+async def _spilling(bus: Bus) -> list[Finding]:
+    """Why no request spills from MLX, by its last load event; nothing if one may, or if there was no event."""
+    last = await bus.last_message(STREAM_STATE, f"{LOAD}.mlx")
+    load = None if last is None else msgspec.json.decode(last[1], type=Load)
+    if load is None or not load.takes_back or bus.clock.wall() - load.at > _LOAD_HEARD_S:
+        return []
+    advice = "give each engine cores of its own (mlx_threads, ollama_threads), or run Ollama on another machine"
+    return [Finding("warn", "spilling", f"no request spills: {load.keeps}", advice)]
 
 
 async def _store(bus: Bus) -> Finding:

@@ -62,6 +62,7 @@ class Record:
         next_seq: the number of the next chunk.
         attempt: the latest attempt that wrote.
         model: the model that produced the tokens, empty until there are chunks.
+        models: the models that wrote the text and the tool calls, in order, each once.
         tells_spill: whether a status message reports that the request was spilled.
         last: the last message, or None.
         has_gap: whether tokens are missing, or come from more than one model.
@@ -78,6 +79,7 @@ class Record:
     next_seq: int = 0
     attempt: int = 0
     model: str = ""
+    models: list[str] = field(default_factory=list)
     tells_spill: bool = False
     last: Last | None = None
     has_gap: bool = False
@@ -125,6 +127,8 @@ class Record:
         self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
         self.has_gap |= self.model not in ("", chunk.model)
         self.model = chunk.model
+        if (choice.delta.content or choice.delta.tool_calls) and chunk.model not in self.models:
+            self.models.append(chunk.model)
         self.next_seq = chunk.seq + 1
         self.attempt = max(self.attempt, chunk.attempt)
 
@@ -225,7 +229,8 @@ class AnswerWriter:
     def openings(self) -> list[Status]:
         """The status messages that open an attempt. The first one of a spilled request reports the spill, once."""
         begins = self.status("restarted" if self.attempt > 1 else "started")
-        says_spill = self.envelope.move is Move.SPILLED and not self.record.tells_spill
+        spilled = self.envelope.move is Move.SPILLED and self.engine == "ollama"
+        says_spill = spilled and not self.record.tells_spill
         return [self.status("spilled"), begins] if says_spill else [begins]
 
     def before(self, piece: Piece) -> list[Status]:
@@ -356,11 +361,12 @@ class AnswerWriter:
             queue_ms=self.queue_ms,
             ttft_ms=self.ttft_ms,
             total_ms=max(0.0, round((now - self.envelope.stored_at) * 1000, 3)),
-            spilled=self.envelope.move is Move.SPILLED,
+            spilled=self.envelope.move in (Move.SPILLED, Move.RETURNED),
             reason=self.reason,
             preempted=self.preempted,
             simulated=True if self.simulated else msgspec.UNSET,
             notes=self.notes or msgspec.UNSET,
+            models=self.record.models if len(self.record.models) > 1 else msgspec.UNSET,
         )
 
 

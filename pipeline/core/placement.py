@@ -35,11 +35,13 @@ class KnownModels:
         catalogue: the models on both engines.
         complete: whether a worker of the other engine has said which models it has, or has had the time to.
         others: the models of the other workers of the same engine.
+        lends: whether an MLX worker is ready that takes requests from Ollama's lanes.
     """
 
     catalogue: Catalogue
     complete: bool = True
     others: Catalogue = _NOTHING
+    lends: bool = False
 
 
 def after_error(
@@ -101,6 +103,18 @@ def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, w
         return None
     to = Lane(envelope.priority, Task.COMPLEX).subject
     return Moved(to, Move.RETURNED, envelope.task, f"back from ollama: {why}")
+
+
+def lent_to_mlx(envelope: Envelope, request: Request, models: KnownModels, *, why: str) -> Moved | Returned | None:
+    """How Ollama's worker gives a request that it holds to MLX; None where MLX cannot answer it.
+
+    Returned, it is the first of Ollama's lane, and an MLX worker takes it from there at once. Moved, it waits with the
+    others.
+    """
+    moved = back_to_mlx(envelope, request, models.catalogue, why=why)
+    if moved is None or not models.lends:
+        return moved
+    return Returned(error=HeadraceError(ErrorCode.UNAVAILABLE, moved.why))
 
 
 def _from_ollama(

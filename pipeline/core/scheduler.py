@@ -10,15 +10,16 @@ nothing. When nothing runs and nothing waits, all start again at the same virtua
 A request that has waited beyond the bound is started out of turn and not charged: its priority keeps its floor, and the
 virtual time is that of the priorities that take turns.
 
-Among the lanes of one priority (untriaged, simple, complex) a smooth weighted round robin chooses. A saturated engine
-prefers requests that only it can answer, by weight and not strictly, so that simple requests are served even if the
-second engine is absent.
+Among the lanes of one priority (untriaged, simple, complex) the oldest request goes first, as far as the announcements
+of stored requests tell; without them the lanes take turns. A saturated engine prefers requests that only it can answer,
+by a smooth weighted round robin and not strictly, so that simple requests are served even if the second engine is
+absent.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
 RECHECK_S = 0.5
 # While requests of a priority wait beyond the bound, every fourth choice goes to that priority.
 OVERDUE_EVERY = 4
+# So many announced requests of a lane are remembered. The order of arrival is a guess beyond them.
+_MOST_REMEMBERED = 10_000
 # A request without any tokens (a refused one, say) is charged this much: an endless row of them must not keep the other
 # priorities out.
 LEAST_COST = 1.0
@@ -91,6 +94,9 @@ class Scheduler:
     _accounts: dict[Priority, _Account] = field(init=False)
     _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
     _announced: dict[Lane, int] = field(init=False, default_factory=dict)
+    # The sequences of the requests that were announced in each lane and have not been taken, as far as is known here.
+    _waiting: dict[Lane, deque[int]] = field(init=False)
+    _taken: dict[Lane, int] = field(init=False)
     _credit: dict[Lane, float] = field(init=False)
     _charged: dict[str, tuple[Priority, float]] = field(init=False, default_factory=dict)
     _mean_cost: float | None = field(init=False, default=None)
@@ -100,6 +106,8 @@ class Scheduler:
     def __post_init__(self) -> None:
         self._accounts = {p: _Account(share) for p, share in shares(self.weights, self.floor_share).items()}
         self._credit = dict.fromkeys(self.lanes, 0.0)
+        self._waiting = {lane: deque() for lane in self.lanes}
+        self._taken = dict.fromkeys(self.lanes, 0)
 
     def order(self, now: float, *, wall_now: float, saturated: bool = False) -> list[Lane]:
         """The lanes that may hold a request, the one to ask first in front. Changes nothing.
@@ -112,12 +120,13 @@ class Scheduler:
         lifted = self._lifted(wall_now)
         task_weights = PREFER_COMPLEX if saturated else EVEN
 
-        def rank(lane: Lane) -> tuple[bool, float, bool, float, float]:
+        def rank(lane: Lane) -> tuple[bool, float, bool, float, int, float]:
             share = self._accounts[lane.priority].share
+            oldest = 0 if saturated else self._oldest(lane)
             credit = self._credit[lane] + task_weights[lane.task]
             # A lane whose turn it is to be asked again goes first: behind a lane that always has work, it would not be.
             known = lane not in self._empty_since
-            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, -credit
+            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, oldest, -credit
 
         return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
 
@@ -143,7 +152,16 @@ class Scheduler:
                 planned[lane] += 1
                 again, head = lane in self._empty_since, self._accounts[lane.priority].head_stored_at
                 stored_at = wall_now if head is None else head
-                self.start("", lane, stored_at=stored_at, pending=1, now=now, wall_now=wall_now, saturated=saturated)
+                self.start(
+                    "",
+                    lane,
+                    stored_at=stored_at,
+                    pending=1,
+                    now=now,
+                    wall_now=wall_now,
+                    saturated=saturated,
+                    sequence=self._oldest(lane),
+                )
                 if again:
                     self.empty(lane, now)
         return planned
@@ -154,12 +172,14 @@ class Scheduler:
         accounts = {priority: replace(account) for priority, account in self._accounts.items()}
         empty_since, announced = dict(self._empty_since), dict(self._announced)
         credit, charged = dict(self._credit), dict(self._charged)
+        waiting, taken = {lane: known.copy() for lane, known in self._waiting.items()}, dict(self._taken)
         virtual_now, choices = self._virtual_now, self._choices_since_overdue
         try:
             yield
         finally:
             self._accounts, self._empty_since, self._announced = accounts, empty_since, announced
             self._credit, self._charged = credit, charged
+            self._waiting, self._taken = waiting, taken
             self._virtual_now, self._choices_since_overdue = virtual_now, choices
 
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
@@ -188,6 +208,8 @@ class Scheduler:
         self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
         self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)
         self.arrived(lane)
+        if sequence is not None:
+            self._was_taken(lane, sequence)
         account = self._accounts[lane.priority]
         account.head_stored_at = stored_at
         if not is_lifted:
@@ -231,6 +253,7 @@ class Scheduler:
         if announced is not None and self.announced(lane) > announced:
             return
         self._empty_since[lane] = now
+        self._waiting[lane].clear()
         if all(other in self._empty_since for other in self.lanes if other.priority is lane.priority):
             account = self._accounts[lane.priority]
             account.joined_at = _IDLE
@@ -243,7 +266,10 @@ class Scheduler:
 
     def arrived(self, lane: Lane, sequence: int = 0) -> None:
         """Record that lane holds a request; sequence is the request's if it was announced."""
-        self._announced[lane] = max(sequence, self.announced(lane))
+        if sequence > self.announced(lane):
+            self._announced[lane] = sequence
+            if len(self._waiting[lane]) < _MOST_REMEMBERED:
+                self._waiting[lane].append(sequence)
         self._empty_since.pop(lane, None)
         account = self._accounts[lane.priority]
         if account.joined_at == _IDLE:
@@ -260,6 +286,18 @@ class Scheduler:
     def _may_hold_work(self, lane: Lane, now: float) -> bool:
         since = self._empty_since.get(lane)
         return since is None or now - since >= RECHECK_S
+
+    def _oldest(self, lane: Lane) -> int:
+        """The sequence of a lane's oldest request; where it is not known, the lowest that it can have."""
+        waiting = self._waiting[lane]
+        return waiting[0] if waiting else self._taken[lane] + 1
+
+    def _was_taken(self, lane: Lane, sequence: int) -> None:
+        """The request of a sequence was the first of its lane: no older one waits there."""
+        self._taken[lane] = max(self._taken[lane], sequence)
+        waiting = self._waiting[lane]
+        while waiting and waiting[0] <= sequence:
+            waiting.popleft()
 
     def _start_tag(self, priority: Priority) -> float:
         """The virtual time at which the priority's next request would start.

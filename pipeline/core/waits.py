@@ -39,6 +39,8 @@ class Capacity:
         tokens_per_s: how fast the engine writes while it reads no prompts.
         prompt_tokens_per_s: how fast it reads prompts.
         tokens_per_request, prompt_tokens_per_request: of an average request.
+        answer_tokens_per_s: how fast one answer is written beside those that run with it; 0 if it was not measured.
+        loading_s: how long the next request waits until its model is loaded.
         running: the requests in the engine, by priority.
         suspends: whether a more urgent request can take the place of a less urgent one.
         kv_share: the part of the KV memory in use.
@@ -53,6 +55,8 @@ class Capacity:
     prompt_tokens_per_s: float = 0.0
     tokens_per_request: float = 0.0
     prompt_tokens_per_request: float = 0.0
+    answer_tokens_per_s: float = 0.0
+    loading_s: float = 0.0
     running: Mapping[Priority, int] = field(default_factory=dict)
     suspends: bool = False
     kv_share: float = 0.0
@@ -74,6 +78,8 @@ class Capacity:
             prompt_tokens_per_s=sum(status.prompt_tokens_per_s for status in ready),
             tokens_per_request=_mean([status.tokens_per_request for status in ready]),
             prompt_tokens_per_request=_mean([status.prompt_tokens_per_request for status in ready]),
+            answer_tokens_per_s=_mean([status.answer_tokens_per_s for status in ready]),
+            loading_s=min(status.loading_s for status in ready),
             running={priority: sum(status.running.of(priority) for status in ready) for priority in Priority},
             suspends=any(status.suspends for status in ready),
             kv_share=max(
@@ -94,13 +100,25 @@ class Capacity:
         return self._seconds(self.tokens_per_request, self.prompt_tokens_per_request)
 
     @property
+    def answer_s(self) -> float:
+        """How long one average request takes from its beginning to its end; 0 if that is not known."""
+        if not self.measured:
+            return 0.0
+        rate = self.answer_tokens_per_s or self.tokens_per_s / max(1, min(self.slots_used, self.slots_total))
+        return min(self._reading_s(self.prompt_tokens_per_request) + self.tokens_per_request / rate, MAX_WAIT_S)
+
+    @property
     def pending_s(self) -> float:
-        """How long it needs for the rest of what runs; 0 if that is not known."""
-        return self._seconds(self.pending_tokens, self.pending_prompt_tokens) if self.measured else 0.0
+        """How long it needs for the rest of what runs, loading included; 0 if that is not known."""
+        if not self.measured:
+            return 0.0
+        return self.loading_s + self._seconds(self.pending_tokens, self.pending_prompt_tokens)
 
     def _seconds(self, tokens: float, prompt_tokens: float) -> float:
-        reading_s = prompt_tokens / self.prompt_tokens_per_s if self.prompt_tokens_per_s > 0 else 0.0
-        return min(tokens / self.tokens_per_s + reading_s, MAX_WAIT_S)
+        return min(tokens / self.tokens_per_s + self._reading_s(prompt_tokens), MAX_WAIT_S)
+
+    def _reading_s(self, prompt_tokens: float) -> float:
+        return prompt_tokens / self.prompt_tokens_per_s if self.prompt_tokens_per_s > 0 else 0.0
 
 
 def _mean(measured: list[float]) -> float:

@@ -198,6 +198,18 @@ class Taking:
             self._scheduler.empty(lane, clock.now(), announced=announced)
         return None
 
+    async def take(self, lane: Lane) -> Taken | None:
+        """The first request of one lane, if it is there now. Cancelling is safe."""
+        await self.leases.until_certain()
+        delivery = await self._puller.take(self.source.consumers[lane])
+        return None if delivery is None else self.receive(delivery)
+
+    def most_urgent(self) -> Priority | None:
+        """The priority whose turn it is, of those that may have a request waiting; None if none may."""
+        clock = self.me.bus.clock
+        order = self._scheduler.order(clock.now(), wall_now=clock.wall(), saturated=self.saturated())
+        return order[0].priority if order else None
+
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
         """Whether a request of a priority may take the place of one of the victim's, by the shares of both."""
         return self._scheduler.may_preempt(priority, victim)

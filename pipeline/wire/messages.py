@@ -152,8 +152,10 @@ class Account(Struct):
     """How a request was served: the `headrace` object of its last message. Times are in milliseconds.
 
     `preempted` is how many times the worker that wrote it suspended the request in favour of more urgent ones.
-    `reason` is the reason why this engine answered. `simulated` is present, and true, only if no model ran. `notes` is
-    present if parameters of the request were not taken as they were written; each note is a sentence.
+    `reason` is the reason why this engine answered. `spilled` is whether the request was moved to Ollama, even if MLX
+    answered it in the end. `models` is present if several models wrote the text, and names them in order. `simulated`
+    is present, and true, only if no model ran. `notes` is present if parameters of the request were not taken as they
+    were written; each note is a sentence.
     """
 
     engine: EngineName
@@ -168,6 +170,7 @@ class Account(Struct):
     preempted: int = 0
     simulated: bool | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] | msgspec.UnsetType = msgspec.UNSET
+    models: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(Struct, tag_field="object", tag="chat.completion"):
@@ -306,6 +309,8 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     """The load of one engine, all its workers together. `saturation` 1.0 is full. `at` is UTC, unix seconds.
 
     `available` is whether a worker is ready. Without one, the level is `normal` and the saturation 0: no slot is used.
+    `keeps` is why nothing is spilled from this engine, although it may be saturated; empty if requests may spill.
+    `takes_back` is whether it also takes back what the second engine runs.
     """
 
     engine: EngineName
@@ -318,6 +323,8 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     reason: str
     at: float
     available: bool = True
+    keeps: str = ""
+    takes_back: bool = False
 
 
 class ModelFacts(Struct, omit_defaults=True):
@@ -355,6 +362,11 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         tokens_per_s: how fast the engine writes while it reads no prompts.
         prompt_tokens_per_s: how fast it reads prompts.
         tokens_per_request, prompt_tokens_per_request: of an average request. Rates and averages are 0 if not known.
+        answer_tokens_per_s: how fast one answer is written beside those that run with it.
+        loading_s: how long the next request waits until its model is loaded; 0 if it is.
+        empty: the engine is a server that answers, and has no usable model.
+        borrows: the worker takes requests from Ollama's lanes where its engine begins them sooner.
+        lent: how many requests the worker has returned for MLX to continue, by durable consumer, since it started.
         suspends: whether a more urgent request can take the place of a less urgent one, at present.
         kv_bytes: the size of their KV cache.
         kv_bytes_limit: the largest allowed size of it (0: unknown).
@@ -392,6 +404,11 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     prompt_tokens_per_request: float = 0.0
     suspends: bool = False
     facts: dict[str, ModelFacts] = field(default_factory=dict)
+    answer_tokens_per_s: float = 0.0
+    loading_s: float = 0.0
+    empty: bool = False
+    borrows: bool = False
+    lent: dict[str, int] = field(default_factory=dict)
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -26,7 +26,7 @@ from pipeline.core.ending import (
 )
 from pipeline.core.envelope import Envelope
 from pipeline.core.handback import HandBacks
-from pipeline.core.placement import KnownModels, after_error, is_for_another, is_on
+from pipeline.core.placement import KnownModels, after_error, is_for_another, is_on, lent_to_mlx
 from pipeline.core.saturation import STALE_S
 from pipeline.delivery.held import Held, MustEnd
 from pipeline.engine import Engine, Generation, Work
@@ -56,6 +56,7 @@ class ServingContext:
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
         coming: how many requests of a priority are on their way to the engine, as far as is known.
+        on_lent: called before a request of a priority is returned for MLX to take it.
     """
 
     me: Role
@@ -63,6 +64,7 @@ class ServingContext:
     config: Config
     patience_s: float = PATIENCE_S
     coming: Callable[[Priority], int] = lambda _: 0
+    on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
 
@@ -77,7 +79,8 @@ class ServingContext:
     def models(self) -> KnownModels:
         """The models of all workers."""
         peers, engine = self.me.peers, self.engine.name
-        heard = any(status.state == "ready" for status in peers.workers("mlx" if engine == "ollama" else "ollama"))
+        ready = [s for s in peers.workers("mlx" if engine == "ollama" else "ollama") if s.state == "ready"]
+        heard = bool(ready)
         listened_s = self.clock.now() - self._began_at
         # Each worker that lives publishes its status within STALE_S.
         complete = listened_s >= self.patience_s or (heard and listened_s >= STALE_S)
@@ -85,6 +88,7 @@ class ServingContext:
             peers.catalogue(self.config),
             complete=complete,
             others=peers.others(engine, self.me.name, self.config),
+            lends=any(status.borrows for status in ready),
         )
 
     def hand_back_s(self, envelope: Envelope, request: Request) -> float:
@@ -108,6 +112,7 @@ class Serving:
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
         submitted: whether the engine has it, or has had it.
+        request: the decoded request, None until it is read.
     """
 
     context: ServingContext
@@ -117,26 +122,33 @@ class Serving:
     extra: bool = False
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
     submitted: bool = field(init=False, default=False)
+    request: Request | None = field(init=False, default=None)
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.held.when_lost(lambda: self.interrupt(Abandoned(Loss.LEASE)))
+        self.held.when_lost(self._lost)
 
     @property
     def envelope(self) -> Envelope:
         """The request's."""
         return self.held.envelope
 
-    def interrupt(self, outcome: Outcome) -> None:
-        """End the serving with outcome: cancelled, expired, returned or abandoned.
+    def interrupt(self, outcome: Outcome) -> bool:
+        """End the serving with outcome: cancelled, expired, moved, returned or abandoned.
 
         Once the last message is being written it is too late. The first interruption holds.
+
+        Returns:
+            Whether the work was interrupted: it was running, and this is the first interruption.
         """
-        if self._interruption is None:
-            self._interruption = outcome
-            if self._task is not None:
-                self._task.cancel()
+        if self._interruption is not None:
+            return False
+        self._interruption = outcome
+        return self._task is not None and self._task.cancel()
+
+    def _lost(self) -> None:
+        self.interrupt(Abandoned(Loss.LEASE))
 
     async def run(self) -> None:
         """Serve the request and end it. Cancelling leaves it to another delivery, once its lease has run out."""
@@ -195,22 +207,26 @@ class Serving:
     async def _work(self, record: Record, span: ProcessSpan) -> Outcome:
         try:
             request = decode_request(self.held.body, max_body_bytes=self.context.config.max_body_bytes)
+            self.request = request
             await self.held.check_reply_to()
         except HeadraceError as error:
             return failure(error)
+        had = record.next_seq
         try:
             if isinstance(request, EmbeddingRequest):
                 return Answered(await self._embed(request))
             return Answered(await self._generate(request, record))
         except HeadraceError as error:
-            return self._after(error, request, span)
+            began = isinstance(request, ChatRequest) and bool(request.streams) and record.next_seq > had
+            return self._after(error, request, span, began=began)
 
-    def _after(self, error: HeadraceError, request: Request, span: ProcessSpan) -> Outcome:
+    def _after(self, error: HeadraceError, request: Request, span: ProcessSpan, *, began: bool) -> Outcome:
         """How the request ends after an error of the engine's. The log says it once: `Held` tells of a dead letter."""
         engine, models = self.context.engine.name, self.context.models()
         if is_for_another(error, engine, request, models):
             return Returned(self.context.hand_back_s(self.envelope, request), error=error)
-        outcome = after_error(
+        outcome = self._lent(error, request, models) if began and engine == "ollama" else None
+        outcome = outcome or after_error(
             error,
             engine=engine,
             envelope=self.envelope,
@@ -231,6 +247,13 @@ class Serving:
                     log.info("%s: returned to its lane: %s", self.envelope.id, error)
                 case _:
                     pass
+        return outcome
+
+    def _lent(self, error: HeadraceError, request: Request, models: KnownModels) -> Outcome | None:
+        """How MLX gets an answer that this attempt began and cannot end: its reader has half of it."""
+        outcome = lent_to_mlx(self.envelope, request, models, why=error.message)
+        if isinstance(outcome, Returned):
+            self.context.on_lent(self.envelope.priority)
         return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:

@@ -20,11 +20,14 @@ from pipeline.engine import Engine
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import PerPriorityCount, Slots, WorkerState, WorkerStatus, encode
-from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority
+from pipeline.wire.messages import Slots, WorkerState, encode
+from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority, ollama_consumer
+from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
+from pipeline.worker.handover import Handover
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
+from pipeline.worker.status import worker_status
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ _UNSTORED_MOST = 64
 _KEEP_STANDING = 2
 # How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
 _LOOK_AGAIN_S = 0.5
+# A request that was returned for MLX is taken by one of its workers within this time.
+_ABSTAINS_S = 0.3
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -76,14 +81,20 @@ class Worker:
     _taking: Taking = field(init=False)
     _orphans: Puller = field(init=False)
     _rescue: Rescue = field(init=False)
+    _borrowing: Borrowing | None = field(init=False, default=None)
     _jobs: set[_Job] = field(init=False, default_factory=set)
     _tasks: Background = field(init=False, default_factory=Background)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _room: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _draining: bool = field(init=False, default=False)
+    # Until then nothing is pulled, monotonic seconds: MLX is about to take the first request of a lane.
+    _abstains_until: float = field(init=False, default=0.0)
+    _lent: Counter[str] = field(init=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._context = ServingContext(self.me, self.engine, self.config, self.patience_s, self._coming)
+        self._context = ServingContext(
+            self.me, self.engine, self.config, self.patience_s, coming=self._coming, on_lent=self._lend
+        )
         self._taking = Taking(
             self.me,
             self.config,
@@ -104,18 +115,26 @@ class Worker:
             take=self._take_orphan,
         )
 
+        if self.engine.name == "mlx":
+            self._borrowing = Borrowing(self.me, self.config, self._taking.leases, self._continue_begun)
+
     async def run(self, lifecycle: Lifecycle) -> None:
         """Serve until lifecycle asks to stop; then finish what runs, or return it at the drain deadline."""
         self.engine.on_change(self._note_change)
         await self._taking.start()
         await self._orphans.start()
+        if self._borrowing is not None:
+            await self._borrowing.start()
         self._rescue.start()
-        self.me.peers.on_change = self._room.set
+        self.me.peers.on_change = self._on_peers
         await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]
+            if self.engine.name == "ollama":
+                handover = Handover(self.me, self.engine, self._servings)
+                beside.append(group.create_task(handover.run()))
             taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
@@ -135,12 +154,12 @@ class Worker:
         while True:
             await self._until_stored()
             permit, lanes = await self._reserved()
-            if lanes is None and await self._took_several(permit):
+            if lanes is None and not self._may_borrow() and await self._took_several(permit):
                 continue
             taken = None
             try:
                 if lanes is None:
-                    taken = await self._taking.next(
+                    taken = await self._borrowed() or await self._taking.next(
                         self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
                     )
                 else:
@@ -155,12 +174,30 @@ class Worker:
             elif self._taking.refused:
                 await asyncio.sleep(_REFUSED_PAUSE_S)
 
+    def _on_peers(self) -> None:
+        self._room.set()
+        if self._borrowing is not None and not self._draining:
+            self._borrowing.heard()
+
     async def _until_stored(self) -> None:
-        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written."""
-        while self._store_failed:
+        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
+
+        A worker that has just returned a request for MLX waits as well.
+        """
+        while self._store_failed or self._abstains:
             self._taking.withdraw()
             self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
+            await wait_set(self._room, _ABSTAINS_S if self._abstains else _LOOK_AGAIN_S)
+
+    def _lend(self, priority: Priority) -> None:
+        """Tell MLX's workers that a request of Ollama's lane is returned for one of them, and do not take it again."""
+        self._lent[ollama_consumer(priority)] += 1
+        self._abstains_until = self.me.bus.clock.now() + _ABSTAINS_S
+        self._note_change()
+
+    @property
+    def _abstains(self) -> bool:
+        return self.me.bus.clock.now() < self._abstains_until
 
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
@@ -220,6 +257,9 @@ class Worker:
     def _running(self) -> Counter[Priority]:
         return Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
 
+    def _servings(self) -> list[Serving]:
+        return [job.serving for job in self._jobs if job.permit.state == "used"]
+
     def _as_urgent(self, priority: Priority) -> int:
         """The running requests of this priority and of more urgent ones."""
         running, order = self._running(), list(Priority)
@@ -237,9 +277,39 @@ class Worker:
 
         Others get the requests.
         """
-        while self._observed().holds and not self._store_failed:
+        while self._observed().holds and not (self._store_failed or self._abstains or self._lends()):
             self._room.clear()
             await self._room.wait()
+
+    def _lends(self) -> bool:
+        """Whether Ollama's lanes hold what this worker would begin sooner."""
+        return self._borrowing is not None and bool(self._borrowing.wanted())
+
+    def _may_borrow(self) -> bool:
+        """Whether a request of Ollama's lanes would begin sooner here. It is older than those of its priority here."""
+        return self._borrowing is not None and self._lends() and bool(self._borrowing.wanted())
+
+    async def _borrowed(self) -> Taken | None:
+        """A request of Ollama's lanes, if this worker would begin it sooner and none of its own is more urgent."""
+        if self._borrowing is None or not self._may_borrow():
+            return None
+        return await self._borrowing.take(self._taking.most_urgent())
+
+    async def _continue_begun(self, consumer: str) -> bool:
+        """Go on at once with an answer that Ollama has begun and returned. Returns whether to look for it no more."""
+        permit = self._observed().reserve() or self._observed().overflow()
+        if permit is None or self._borrowing is None:
+            return False
+        found: Taken | str = "none"
+        try:
+            found = await self._borrowing.take_begun(consumer)
+        finally:
+            if isinstance(found, str):
+                self._release(permit)
+        if isinstance(found, str):
+            return found == "another"
+        self._begin(found, permit, extra=True)
+        return True
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
@@ -311,19 +381,31 @@ class Worker:
             log.exception("Request %s could not be served.", job.taken.envelope.id)
         finally:
             prompt_tokens, output_tokens = job.serving.cost_tokens
-            self._taking.finish(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
+            self._finish_charge(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
             self._jobs.discard(job)
             self._release(job.permit)
 
+    def _finish_charge(self, taken: Taken, cost: float) -> None:
+        self._taking.finish(taken, cost)
+        if self._borrowing is not None:
+            self._borrowing.finish(taken, cost)
+
     def _reason(self, taken: Taken) -> str:
+        if taken.consumer not in self.source.consumers.values():
+            return "back from ollama: mlx begins it sooner"
         if taken.envelope.move_reason:
             return taken.envelope.move_reason
-        return f"{self.engine.name} had a free slot" if not self._saturated else f"{self.engine.name}, in its turn"
+        if not self._saturated:
+            return f"{self.engine.name} had a free slot"
+        load = self.me.peers.load(self.engine.name)
+        return f"{self.engine.name}, in its turn" + (f": {load.keeps}" if load is not None and load.keeps else "")
 
     async def _finish(self, lifecycle: Lifecycle) -> None:
         """Let what runs finish until the drain deadline, then return the rest."""
         await self._taking.close()
         await self._orphans.close()
+        if self._borrowing is not None:
+            await self._borrowing.close()
         await self._tasks.join(lifecycle.drain_left_s())
         for job in list(self._jobs):
             job.serving.interrupt(Returned())
@@ -377,33 +459,17 @@ class Worker:
             self._changed.clear()
 
     async def _publish_status(self, state: WorkerState) -> None:
-        status, permits = self.engine.status(), self._observed()
-        running = self._running()
-        message = WorkerStatus(
+        permits = self._observed()
+        message = worker_status(
+            self.engine,
+            self._running(),
             worker=self.me.name,
-            engine=self.engine.name,
             state="draining" if self._draining and state != "gone" else state,
-            models=status.models,
             slots=Slots(permits.used, permits.total),
-            running=PerPriorityCount(**{priority.value: running[priority] for priority in Priority}),
-            pending_tokens=status.pending_tokens,
-            tokens_per_s=status.tokens_per_s,
-            tokens_per_request=status.tokens_per_request,
-            kv_bytes=status.kv_bytes,
-            kv_bytes_limit=status.kv_bytes_limit,
             at=self.me.bus.clock.wall(),
-            reason=status.reason,
-            simulated=self.engine.simulated,
-            standin=status.standin,
-            tool_models=status.tool_models,
-            embedding_models=status.embedding_models,
             held=self._held(),
-            compute=status.compute,
-            pending_prompt_tokens=status.pending_prompt_tokens,
-            prompt_tokens_per_s=status.prompt_tokens_per_s,
-            prompt_tokens_per_request=status.prompt_tokens_per_request,
-            suspends=status.suspends,
-            facts=status.facts,
+            borrows=self._borrowing is not None,
+            lent=dict(self._lent),
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

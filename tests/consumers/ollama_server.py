@@ -27,6 +27,10 @@ class Connection:
     async def lines(self, *lines: Any) -> None:
         """The beginning of a streamed answer."""
         self._writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")
+        await self.lines_more(*lines)
+
+    async def lines_more(self, *lines: Any) -> None:
+        """More of a streamed answer."""
         for line in lines:
             data = line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
             self._writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Self
 
@@ -10,7 +11,6 @@ from consumers.engines.ollama.about import facts_of
 from consumers.engines.ollama.calls import call_of, embed_body, notes_on
 from consumers.engines.ollama.client import OllamaClient, OllamaError
 from consumers.engines.ollama.generation import OllamaGeneration
-from consumers.engines.ollama.rates import Rates
 from consumers.engines.ollama.wire import (
     BadAnswer,
     OllamaModel,
@@ -23,6 +23,8 @@ from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
 from pipeline.core.models import OfferedModel, by_preference, embedder_for, is_internal, ollama_model_for
+from pipeline.core.parallel import RunsAtOnce
+from pipeline.core.server_pace import ServerPace
 from pipeline.engine import Embedded, Embedder, EngineStatus, Misbehaved, TokenCounter, TurnedAway, Work
 from pipeline.machine import memory_total
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
@@ -67,12 +69,15 @@ class OllamaEngine:
         )
         self._breaker = Breaker(failures_to_trip=_FAILURES_TO_TRIP, probe_timeout_s=2 * LOOK_TIMEOUT_S)
         self._memory = memory_total() if self._client.is_local else None
-        self._rates = Rates()
+        self._pace = ServerPace()
+        self._parallel = RunsAtOnce(config.ollama_slots)
+        self._model = ""  # of the latest request
         self._loaded: dict[str, int] = {}
         self._models: list[OllamaModel] = []
         self._unseen = "not checked yet"
         self._failed_for = ""  # the request that failed last; empty after an answer
-        self._generations: set[OllamaGeneration] = set()
+        self._keys = itertools.count()
+        self._generations: dict[str, OllamaGeneration] = {}
         self._callbacks: list[Callable[[], None]] = []
         self._told: object = None
         self._look_now = asyncio.Event()
@@ -87,7 +92,7 @@ class OllamaEngine:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.wait([self._watcher])
-        for generation in list(self._generations):
+        for generation in list(self._generations.values()):
             await generation.close()
         await self._client.close()
 
@@ -123,14 +128,24 @@ class OllamaEngine:
         if not reason and not (models or embedding_models):
             reason = f"Ollama at {self.url} has no usable model. Pull one with `ollama pull`."
         state: WorkerState = "down" if reason else "ready"
+        now = asyncio.get_running_loop().time()
+        pace = self._pace.pace(self._model or next(iter(models), ""), now)
+        left = [self._pace.left(key) for key in self._generations]
         return EngineStatus(
             state=state,
             models=models,
-            slots_used=self._rates.in_flight,
-            slots_total=self._config.ollama_slots,
-            pending_tokens=sum(generation.pending_tokens for generation in self._generations),
-            tokens_per_s=self._rates.tokens_per_s,
-            tokens_per_request=self._rates.tokens_per_request,
+            slots_used=len(self._generations),
+            slots_total=self._parallel.slots(now, measured=pace.tokens_per_s > 0),
+            pending_tokens=sum(tokens for tokens, _ in left),
+            tokens_per_s=pace.tokens_per_s,
+            tokens_per_request=pace.tokens_per_request,
+            pending_prompt_tokens=sum(prompt_tokens for _, prompt_tokens in left),
+            prompt_tokens_per_s=pace.prompt_tokens_per_s,
+            prompt_tokens_per_request=pace.prompt_tokens_per_request,
+            answer_tokens_per_s=pace.answer_tokens_per_s,
+            loading_s=pace.loading_s,
+            rests=self._rests(now),
+            empty=not self._unseen and not (models or embedding_models),
             reason=reason,
             standin=any(model.standin for model in self._models),
             tool_models=[model.name for model in self._usable if model.calls_tools],
@@ -139,13 +154,20 @@ class OllamaEngine:
             facts={model.name: facts_of(model, self._loaded) for model in self._models if model.name in named},
         )
 
+    def _rests(self, now: float) -> dict[str, float]:
+        """How long each running request probably still takes, in seconds; infinite while that is not known."""
+        return {generation.request_id: self._pace.rest_s(key, now) for key, generation in self._generations.items()}
+
     def on_change(self, callback: Callable[[], None]) -> None:
-        """As `Engine.on_change`. Changes of rates and pending tokens do not count, because they never stop."""
+        """As `Engine.on_change`. Changes of rates and pending tokens do not count, because they never stop; that a rate
+        becomes known does.
+        """
         self._callbacks.append(callback)
 
     def _changed(self) -> None:
         status = self.status()
-        current = (status.state, status.reason, status.models, status.embedding_models, status.slots_used)
+        slots = (status.slots_used, status.slots_total, status.tokens_per_s > 0)
+        current = (status.state, status.reason, status.models, status.embedding_models, slots)
         if current != self._told:
             self._told = current
             for callback in self._callbacks:
@@ -210,19 +232,22 @@ class OllamaEngine:
         path, body = call_of(work, model, default_max_tokens=self._config.default_max_tokens)
         now = asyncio.get_running_loop().time()
         permit = self._permit(now)
-        self._rates.begun(now)
+        key = f"{next(self._keys)}"
+        self._model = work.model
+        self._pace.begun(key, work.model, now, limit=body["options"]["num_predict"])
+        self._parallel.begun(key, now)
         generation = OllamaGeneration(
             work.id,
             PartReader(work.id, notes_on(work.request, model), scores=work.request.alternatives is not None),
             self._client.answer(path, body),
-            expected_tokens=self._rates.expected_tokens(body["options"]["num_predict"]),
+            parted=lambda _: self._parted(key),
             # The client has seen the beginning of a streamed answer, and Ollama cannot continue it.
             failure=lambda error: self._failure(
                 permit, error, request_id=work.id, final=work.request.streams and generation.begun
             ),
-            ended=lambda ended: self._ended(ended, permit),
+            ended=lambda ended: self._ended(key, ended, permit),
         )
-        self._generations.add(generation)
+        self._generations[key] = generation
         self._changed()
         return generation
 
@@ -278,15 +303,22 @@ class OllamaEngine:
         message = f"Ollama failed: {error.message}"
         return HeadraceError(ErrorCode.ENGINE_FAILED, message) if final else Misbehaved(message)
 
-    def _ended(self, generation: OllamaGeneration, permit: BreakerPermit) -> None:
+    def _parted(self, key: str) -> None:
+        """A part of an answer has come: it can show the server's speed, and how many requests it runs at once."""
+        self._pace.part(key, asyncio.get_running_loop().time())
+        self._parallel.part(key)
+        self._changed()
+
+    def _ended(self, key: str, generation: OllamaGeneration, permit: BreakerPermit) -> None:
         now = asyncio.get_running_loop().time()
         if generation.whole:
             self._failed_for = ""
             self._breaker.succeeded(permit)
         else:
             self._breaker.abandoned(permit, now)
-        self._rates.ended(now, tokens=generation.tokens, whole=generation.whole)
-        self._generations.discard(generation)
+        self._parallel.ended(key, now, self._pace.usual_first_s(self._model))
+        self._pace.ended(key, now, generation.timing)
+        self._generations.pop(key, None)
         self._changed()
 
     # ---- health ------------------------------------------------------------------------------------------------------
@@ -323,6 +355,11 @@ class OllamaEngine:
             self._unseen = ""
             if loaded is not None:
                 self._loaded = {model.name: model.size_vram for model in loaded}
+            self._pace.loaded(None if loaded is None else frozenset(self._loaded))
+            if probing:
+                self._parallel.restarted()
+            if any(model.standin for model in self._models):
+                self._parallel.told(self._config.ollama_slots)
             # The stand-in reports the family `simulated` if no model runs behind it.
             self.simulated = any(model.family == SIMULATED_FAMILY for model in self._usable)
             if probing:  # a list does not prove that answers work, so it does not clear their failures

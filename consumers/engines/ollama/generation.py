@@ -8,6 +8,7 @@ from typing import Any
 
 from consumers.engines.ollama.client import OllamaError
 from consumers.engines.ollama.wire import BadAnswer, PartReader, join
+from pipeline.core.server_pace import Timing
 from pipeline.engine import Piece
 from pipeline.wire.errors import HeadraceError
 
@@ -21,7 +22,7 @@ class OllamaGeneration:
         request_id: the request's id.
         reader: reads the parts.
         parts: the streamed answer. It is closed at the end.
-        expected_tokens: the probable length of the answer.
+        parted: called at each part.
         failure: turns an error of the server into the request's.
         ended: called once, at the end of the stream, whatever ended it.
     """
@@ -32,16 +33,16 @@ class OllamaGeneration:
         reader: PartReader,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
-        expected_tokens: float,
+        parted: Callable[[OllamaGeneration], None],
         failure: Callable[[OllamaError], HeadraceError],
         ended: Callable[[OllamaGeneration], None],
     ) -> None:
-        self.tokens = 0
+        self.request_id = request_id
         self.whole = False
         self.begun = False
         self._reader = reader
         self._parts = parts
-        self._expected_tokens = expected_tokens
+        self._parted = parted
         self._failure = failure
         self._ended = ended
         self._piece: Piece | None = None
@@ -53,9 +54,9 @@ class OllamaGeneration:
         self._task.add_done_callback(self._end)
 
     @property
-    def pending_tokens(self) -> float:
-        """The output that is still expected. A part counts as one token until the server has counted them."""
-        return max(self._expected_tokens - self.tokens, 1.0)
+    def timing(self) -> Timing | None:
+        """The server's figures of a whole answer, else None."""
+        return self._reader.timing if self.whole else None
 
     async def next(self) -> Piece:
         """Wait for output, and take all of it. Cancelling is safe: no output is lost.
@@ -100,10 +101,9 @@ class OllamaGeneration:
         self._ended(self)
 
     def _take(self, piece: Piece) -> None:
-        self.tokens += 1
-        if piece.usage is not None:
-            self.tokens = piece.usage.completion_tokens
-            self.whole = True
+        self.whole = piece.usage is not None
+        if not self.whole:
+            self._parted(self)
         if piece.text or piece.tool_calls:
             self.begun = True
         elif piece.usage is None and not (piece.reasoning or piece.scores):

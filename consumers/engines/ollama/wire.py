@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
 from pipeline.wire.errors import quoted
 from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
@@ -90,6 +91,20 @@ class _AnswerLine(Struct):
     done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
+    load_duration: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
+
+    @property
+    def timing(self) -> Timing:
+        """The figures of a last line. Ollama counts nanoseconds."""
+        return Timing(
+            tokens=self.eval_count or 0,
+            writing_s=(self.eval_duration or 0) / 1e9,
+            prompt_tokens=self.prompt_eval_count or 0,
+            reading_s=(self.prompt_eval_duration or 0) / 1e9,
+            loading_s=(self.load_duration or 0) / 1e9,
+        )
 
 
 _NO_SCORES = "This server reports no log-probabilities. Ollama does from version 0.12.11."
@@ -102,9 +117,13 @@ class PartReader:
         request_id: the request's id.
         notes: for the last piece.
         scores: whether the request asks for log-probabilities.
+
+    Attributes:
+        timing: the server's figures, once its last part was read; None before.
     """
 
     def __init__(self, request_id: str, notes: Sequence[str] = (), *, scores: bool = False) -> None:
+        self.timing: Timing | None = None
         self._request_id = request_id
         self._notes = list(notes)
         self._waits_for_scores = scores
@@ -129,6 +148,7 @@ class PartReader:
         if read.done:
             piece.notes = [*self._notes, *([_NO_SCORES] if self._waits_for_scores else [])]
             prompt, answer = read.prompt_eval_count or 0, read.eval_count or 0
+            self.timing = read.timing
             piece.finish_reason = self._finish_reason(read.done_reason or "")
             piece.usage = Usage(prompt, answer, prompt + answer)
         return piece

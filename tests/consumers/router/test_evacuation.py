@@ -16,21 +16,31 @@ from tests.waiting import eventually
 BODY = b'{"prompt": "What is the capital of France?"}'
 
 
-def status(engine: str, state: str, *models: str) -> bytes:
+def status(engine: str, state: str, *models: str, **more: bool) -> bytes:
     running = PerPriorityCount()
     slots = Slots(0, 4)
-    return encode(WorkerStatus(f"{engine}-1", engine, state, list(models), slots, running, 0, 0, 0, 0, 0, time.time()))
+    told = WorkerStatus(f"{engine}-1", engine, state, list(models), slots, running, 0, 0, 0, 0, 0, time.time(), **more)
+    return encode(told)
+
+
+class Told(dict):
+    """The state and models of each engine's worker; `more` has other fields of its status."""
+
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        self.more: dict[str, dict[str, bool]] = {}
 
 
 @pytest.fixture
 async def say(bus):
     """Says again and again what MLX and Ollama are; the test changes it."""
-    told = {"mlx": ("ready", "big"), "ollama": ("ready", "small")}
+    told = Told({"mlx": ("ready", "big"), "ollama": ("ready", "small")})
+    more = told.more
 
     async def go_on():
         while True:
             for engine, words in told.items():
-                await bus.publish(f"llm.worker.{engine}-1", status(engine, *words))
+                await bus.publish(f"llm.worker.{engine}-1", status(engine, *words, **more.get(engine, {})))
             await asyncio.sleep(0.1)
 
     task = asyncio.create_task(go_on())
@@ -95,3 +105,35 @@ async def test_nothing_is_taken_back_while_ollama_works(bus, say, evacuation):
     await eventually(heard)
     [consumer] = [c for c in await bus.consumers(STREAM_OLLAMA) if c.name == "ollama_high"]
     assert (consumer.num_pending, consumer.num_ack_pending) == (1, 0)
+
+
+async def test_a_request_for_a_model_that_ollama_has_no_more_ends_where_it_has_no_other(bus, say, evacuation):
+    say["ollama"] = ("down",)
+    say.more["ollama"] = {"empty": True}
+    await spill(bus, "theirs", b'{"prompt": "x", "model": "small"}')
+    await spill(bus, "auto")
+
+    async def ended():
+        return [message for _, message in await bus.read_answers("llm.reply.theirs")]
+
+    [last] = await eventually(ended)
+    assert last.error.code == "model_not_found"
+    assert "small" in last.error.message
+
+    async def back():
+        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
+
+    await eventually(back)
+    assert await subjects(bus, STREAM_OLLAMA) == []
+
+
+async def test_what_mlx_workers_leave_in_the_lanes_is_moved_all_the_same(bus, say, evacuation):
+    say["ollama"] = ("down",)
+    say.more["mlx"] = {"borrows": True}
+    await eventually(lambda: any(worker.borrows for worker in evacuation.peers.workers("mlx")))
+    await spill(bus, "auto")
+
+    async def back():
+        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
+
+    await eventually(back)  # what they leave is moved all the same

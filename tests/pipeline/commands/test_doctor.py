@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from pipeline.broker.jetstream import Bus
-from pipeline.commands.doctor import _ollama, _store
+from pipeline.commands.doctor import _ollama, _spilling, _store
 from pipeline.config import Config
 from pipeline.up.screen import DEMO_MODEL
-from pipeline.wire.messages import StoreReport, encode
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, encode
 from pipeline.wire.subjects import STORE
 
 
@@ -52,3 +53,19 @@ async def test_it_says_what_the_process_of_the_broker_reports_on_its_store(nats_
         finding = await looking
     assert (finding.level, finding.detail) == (level, says)
     assert bool(finding.next_step) is (level != "ok")
+
+
+async def test_it_says_that_nothing_spills_on_a_shared_machine_as_long_as_that_is_so(bus):
+    keeps = "ollama shares this machine: both together are no quicker"
+    none = PerPriorityCount()
+    load = Load("mlx", "normal", 0.0, PerPriority(), none, Slots(0, 8), 48.0, "", at=bus.clock.wall())
+    assert await _spilling(bus) == []
+    for changes, found in (
+        ({"keeps": "mlx is measured alone"}, 0),
+        ({"keeps": keeps, "takes_back": True}, 1),
+        ({"keeps": keeps, "takes_back": True, "at": load.at - 60}, 0),
+    ):
+        await bus.js.publish("llm.load.mlx", encode(msgspec.structs.replace(load, **changes)))
+        findings = await _spilling(bus)
+        assert len(findings) == found
+        assert all(keeps in finding.detail and finding.level == "warn" for finding in findings)

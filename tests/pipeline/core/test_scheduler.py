@@ -498,6 +498,82 @@ def test_a_lane_that_was_empty_for_long_does_not_take_its_turns_later():
     assert engine.log.count(complex_) in range(9, 12)
 
 
+class Stream(Engine):
+    """An engine whose lanes hold the sequences of one stream, as the broker announces and delivers them."""
+
+    def __init__(self, slots=1):
+        super().__init__(Scheduler(WEIGHTS), slots)
+        self.sequences = itertools.count(1)
+        self.taken = []
+
+    def store(self, lane, *, announced=True):
+        sequence = next(self.sequences)
+        self.lanes[lane].append(sequence)
+        if announced:
+            self.scheduler.arrived(lane, sequence)
+
+    def take(self, *, saturated=False):
+        for lane in self.scheduler.order(self.now, wall_now=0.0, saturated=saturated):
+            if not (queue := self.lanes[lane]):
+                self.scheduler.empty(lane, self.now)
+                continue
+            sequence = queue.popleft()
+            fields = {"stored_at": 0.0, "pending": len(queue), "now": self.now, "wall_now": 0.0}
+            self.scheduler.start(str(sequence), lane, sequence=sequence, saturated=saturated, **fields)
+            self.scheduler.finish(str(sequence), 10)
+            self.taken.append(sequence)
+            return
+
+
+CLASSES = [Lane(LOW, task) for task in Task]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@given(lanes=st.lists(st.sampled_from(CLASSES), min_size=1, max_size=40))
+def test_within_a_priority_the_order_is_that_of_arrival_whatever_the_class(lanes, announced):
+    stream = Stream()
+    for lane in lanes:
+        stream.store(lane, announced=announced)
+    for _ in lanes:
+        stream.take()
+    if announced:
+        assert stream.taken == sorted(stream.taken)
+    assert sorted(stream.taken) == list(range(1, len(lanes) + 1)), "none is left out"
+
+
+def test_a_lane_that_another_worker_has_emptied_is_asked_once():
+    stream = Stream()
+    for lane in [CLASSES[1]] * 5 + [CLASSES[2]] * 5:
+        stream.store(lane)
+    for _ in range(3):
+        stream.lanes[CLASSES[1]].popleft()
+    for _ in range(7):
+        stream.take()
+    assert stream.taken == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_request_that_is_delivered_again_goes_before_younger_ones():
+    stream = Stream()
+    for lane in [CLASSES[1], *[CLASSES[2]] * 5]:
+        stream.store(lane)
+    stream.take()
+    stream.take()
+    stream.lanes[CLASSES[1]].append(1)
+    stream.now += RECHECK_S
+    stream.take()
+    assert stream.taken == [1, 2, 1]
+
+
+def test_more_requests_than_are_remembered_are_served_all_the_same(monkeypatch):
+    monkeypatch.setattr("pipeline.core.scheduler._MOST_REMEMBERED", 3)
+    stream = Stream()
+    for number in range(40):
+        stream.store(CLASSES[number % 2])
+    for _ in range(40):
+        stream.take()
+    assert sorted(stream.taken) == list(range(1, 41))
+
+
 # ---- what is known of emptiness
 
 

@@ -499,6 +499,8 @@ def test_a_load_event_has_the_shape_of_the_protocol():
         "reason": "why",
         "at": 1e9,
         "available": True,
+        "keeps": "",
+        "takes_back": False,
     }
     assert msgspec.json.decode(encode(load), type=Load) == load
     assert [load.predicted_wait_ms.of(priority) for priority in Priority] == [1.0, 2.0, 3.0]

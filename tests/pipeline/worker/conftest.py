@@ -13,7 +13,7 @@ import pytest
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.delivery.taking import MLX_SOURCE
+from pipeline.delivery.taking import MLX_SOURCE, Source
 from pipeline.engine import Embedded, EngineStatus, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
@@ -77,6 +77,7 @@ class ScriptedEngine:
     submitted: list[ScriptedGeneration] = field(default_factory=list)
     running: list[ScriptedGeneration] = field(default_factory=list)
     most_running: int = 0
+    reports: dict[str, object] = field(default_factory=dict)
     _callbacks: list[Callable[[], None]] = field(default_factory=list)
 
     def changed(self) -> None:
@@ -100,7 +101,7 @@ class ScriptedEngine:
 
     def status(self) -> EngineStatus:
         used = min(len(self.running), self.slots)
-        return EngineStatus(self.state, [self.model], used, self.slots, suspends=self.suspends)
+        return EngineStatus(self.state, [self.model], used, self.slots, suspends=self.suspends, **self.reports)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         self._callbacks.append(callback)
@@ -186,14 +187,14 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
         count = 0
 
         @asynccontextmanager
-        async def running(engine, settings: Config) -> AsyncIterator[Running]:
+        async def running(engine, source: Source, settings: Config) -> AsyncIterator[Running]:
             nonlocal count
             count += 1
             async with role("worker", settings) as one:
                 # Workers in one process need names of their own.
                 me = replace(one, name=f"{one.name}-{count}", bus=Process(one.bus))
                 # There is no Ollama to wait for.
-                worker = Worker(me, engine, settings, MLX_SOURCE, patience_s=0.0)
+                worker = Worker(me, engine, settings, source, patience_s=0.0)
                 lifecycle = Lifecycle("worker", drain_timeout_s=5)
                 task = asyncio.create_task(worker.run(lifecycle))
                 try:
@@ -204,9 +205,9 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
                         left.cancel()
                     await asyncio.wait(tasks)
 
-        async def start(engine=None, **settings) -> Running:
+        async def start(engine=None, source: Source = MLX_SOURCE, **settings) -> Running:
             changed = msgspec.structs.replace(config, **({"lease_s": 2.0} | settings))
-            return await stack.enter_async_context(running(engine or ScriptedEngine(), changed))
+            return await stack.enter_async_context(running(engine or ScriptedEngine(), source, changed))
 
         yield start
 

@@ -16,7 +16,6 @@ from ollama import AsyncClient
 
 from consumers.engines.ollama import OllamaClient, OllamaEngine
 from consumers.engines.ollama.generation import OllamaGeneration
-from consumers.engines.ollama.rates import Rates
 from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
@@ -766,38 +765,81 @@ def test_a_proxy_that_cannot_be_used_for_another_machine_is_said_so(monkeypatch:
         OllamaClient("192.0.2.1", idle_timeout_s=1, load_timeout_s=1)
 
 
-# ---- rates -----------------------------------------------------------------------------------------------------------
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+SECOND_NS = 10**9
 
 
-def test_the_rate_is_that_of_all_requests_together_while_any_is_in_flight() -> None:
-    rates = Rates()
-    rates.begun(0.0)
-    rates.begun(0.0)
-    rates.ended(2.0, tokens=100, whole=True)
-    rates.ended(2.0, tokens=100, whole=True)
-    assert rates.tokens_per_s == pytest.approx(100, rel=0.1)
-    rates.begun(1000.0)
-    rates.ended(1002.0, tokens=200, whole=True)
-    assert rates.tokens_per_s == pytest.approx(100, rel=0.1)
-    assert rates.in_flight == 0
+def figures(tokens: int, writing_s: float, **more: float) -> dict[str, Any]:
+    """The last line of an answer, with what the server counted."""
+    seconds = {f"{name}_duration": int(value * SECOND_NS) for name, value in {"eval": writing_s, **more}.items()}
+    return LAST | {"eval_count": tokens, "prompt_eval_count": 30} | seconds
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
-    rates = Rates()
-    for at in range(0, 200, 2):
-        rates.begun(at)
-        rates.ended(at + 2, tokens=20 if at < 100 else 200, whole=True)
-    assert rates.tokens_per_s == pytest.approx(100, rel=0.1)
-    assert rates.tokens_per_request == pytest.approx(200, rel=0.01)
+async def test_the_speed_is_what_the_server_counted_and_not_how_long_the_answer_took_to_come(
+    ollama: OllamaServer, against: OllamaEngine
+) -> None:
+    async def counted(connection: Connection) -> None:
+        await connection.lines(text_part("a"), figures(60, 6.0, prompt_eval=0.5, load=20.0))
+        await connection.end()
+
+    ollama.chat = counted
+    assert against.status().tokens_per_s == 0
+    await pieces_of(await against.submit(work("good:latest")))
+    status = against.status()
+    assert status.tokens_per_s == pytest.approx(10)
+    assert status.prompt_tokens_per_s == pytest.approx(60)
+    assert (status.tokens_per_request, status.prompt_tokens_per_request) == (60, 30)
 
 
-def test_an_answer_that_was_cut_off_says_nothing_of_how_long_answers_are() -> None:
-    rates = Rates()
-    rates.begun(0.0)
-    rates.ended(1.0, tokens=3, whole=False)
-    assert rates.tokens_per_request == 0
-    assert rates.expected_tokens(50) == 50
-    assert rates.tokens_per_s > 0
+async def test_a_model_that_is_not_loaded_costs_its_loading(ollama: OllamaServer, against: OllamaEngine) -> None:
+    async def counted(connection: Connection) -> None:
+        await connection.lines(text_part("a"), figures(60, 6.0, load=20.0))
+        await connection.end()
+
+    ollama.chat = counted
+    await pieces_of(await against.submit(work("good:latest")))
+    assert against.status().loading_s == 0, "it is loaded now"
+    async with OllamaEngine(CONFIG, ollama.url) as another:
+        await pieces_of(await another.submit(work("good:latest")))
+        another._look_now.set()
+        await eventually(lambda: another.status().loading_s == 20)
+        ollama.loaded = [{"name": "good:latest"}]
+        another._look_now.set()
+        await eventually(lambda: another.status().loading_s == 0)
+
+
+async def test_a_server_gets_one_request_until_it_is_seen_to_run_more(
+    ollama: OllamaServer, against: OllamaEngine
+) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(connection: Connection) -> None:
+        await connection.lines(*map(text_part, "abcdefghijkl"))
+        await go_on.wait()
+        await connection.lines_more(*map(text_part, "abcdefghijkl"), figures(24, 2.4))
+        await connection.end()
+
+    ollama.chat = slow
+    assert against.status().slots_total == 1
+    first = await against.submit(work("good:latest", "r1"))
+    await first.next()
+    await eventually(lambda: against.status().slots_total == 2)
+    assert against.status().tokens_per_s > 0, "one more is tried only once the speed is known"
+    second = await against.submit(work("good:latest", "r2"))
+    await second.next()
+    go_on.set()
+    await asyncio.gather(pieces_of(first), pieces_of(second))
+    await eventually(lambda: against.status().slots_used == 0)
+    assert against.status().slots_total == 2
+
+
+async def test_a_server_that_answers_and_has_no_model_says_so(ollama: OllamaServer, against: OllamaEngine) -> None:
+    assert not against.status().empty
+    ollama.models = []
+    against._look_now.set()
+    await eventually(lambda: against.status().empty)
+    assert against.status().state == "down"
 
 
 async def answers_at_once(connection: Connection) -> None:
