@@ -228,6 +228,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "disconnect a client that takes this long to send a request, or reads nothing of a response for this long"
         ),
     ] = 20.0
+    http_grace_s: Annotated[
+        Seconds,
+        Setting(
+            "keep a request with an `Idempotency-Key` for this long after its client disconnected",
+            "A client that sends it again within this time goes on where it was; later, it begins anew. A request "
+            "without a key is cancelled at once.",
+        ),
+    ] = 5.0
 
     engine: Annotated[
         Engine,

@@ -82,8 +82,8 @@ class Asking:
             self._continuing.keep(intake.outgoing.id, asked.conversation)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
-        record = await self.context.submit(intake)
-        await record.close()
+        async with self.context.hang_ups.following(intake.outgoing.id), await self.context.submit(intake):
+            pass
         return _accepted(intake.outgoing.id)
 
 
