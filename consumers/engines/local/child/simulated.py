@@ -2,7 +2,7 @@
 
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
 rate is that of a full batch. Reading prompts takes its own time. The text depends on the request, its seed and the
-position alone, so that any engine can resume an answer.
+position alone, so that any engine can resume an answer. Tools may be offered; none is called.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SimulatedBackend:
             time.sleep(config.simulated_load_s)
         self._config = config
         self.batch = SimulatedBatch(config)
-        self.facts = Facts(context_tokens=CONTEXT_TOKENS, vocabulary=1 << 16, calls_tools=False, kv_bytes_per_token=0)
+        self.facts = Facts(context_tokens=CONTEXT_TOKENS, vocabulary=1 << 16, calls_tools=True, kv_bytes_per_token=0)
 
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`. Tokens number the words of this answer; 0 ends it."""
@@ -65,7 +65,7 @@ class SimulatedBackend:
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`. A token is as long as some characters."""
-        refuse_unsupported(request, calls_tools=False)
+        refuse_unsupported(request, calls_tools=True)
         return max(1, len(_text(request)) // CHARS_PER_TOKEN)
 
     def insert(self, sequence: Prepared) -> None:
