@@ -126,6 +126,7 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     statistics_per_s: Rate | None = None
 
 
+Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
 HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for each API key")]
 
 
@@ -202,6 +203,22 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "See [HTTP](http.md#keys-and-limits). Without keys, anyone on this machine can do anything.",
         ),
     ] = field(default_factory=list)
+    http_names: Annotated[
+        Names,
+        Setting(
+            "host names, beside this machine's own, under which a gateway without keys can be called",
+            "A name in the local network that leads here, as by a reverse proxy on this machine. Without keys, anyone "
+            "who reaches the gateway under it can do anything.",
+        ),
+    ] = field(default_factory=list)
+    http_origins: Annotated[
+        Names,
+        Setting(
+            "origins of pages, beside this machine's own, that can call a gateway without keys",
+            "For example `app://` for all pages of that scheme, or `null`. Many pages have the origin `null`, foreign "
+            "ones in a sandbox included.",
+        ),
+    ] = field(default_factory=list)
     http_priority: Annotated[Urgency, Setting("priority of a call without `X-Priority` and without a key")] = (
         Priority.MEDIUM
     )
@@ -228,6 +245,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "disconnect a client that takes this long to send a request, or reads nothing of a response for this long"
         ),
     ] = 20.0
+    http_grace_s: Annotated[
+        Seconds,
+        Setting(
+            "keep a request with an `Idempotency-Key` for this long after its client disconnected",
+            "A client that sends it again within this time goes on where it was; later, it begins anew. A request "
+            "without a key is cancelled at once.",
+        ),
+    ] = 5.0
 
     engine: Annotated[
         Engine,

@@ -12,6 +12,7 @@ from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
 from consumers.monitor.view import QueueView
 from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
+from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Place
 from pipeline.core.statistics import Statistics, Unknown
 from pipeline.process.role import Role
@@ -128,13 +129,21 @@ class QueueAnswers:
             return msgspec.json.encode(self._queued(request_id, place))
         # The record is closed before the event is published, and a reader of the record may ask at once.
         newest = await self.newest_on_record(request_id)
-        if newest is not None:
+        if newest is not None and not (place is not None and is_last(newest) and await self._is_older(newest, place)):
             return msgspec.json.encode(Position(request_id, "finished" if is_last(newest) else "running"))
         if place is not None:
             return msgspec.json.encode(Position(request_id, "running"))
         if self.view.filling and is_request_id(request_id):
             return msgspec.json.encode(Position(request_id, "filling", msgspec.UNSET, msgspec.UNSET))
         return msgspec.json.encode(Position(request_id, "unknown"))
+
+    async def _is_older(self, newest: Answer, place: Place) -> bool:
+        """Whether a record's end is that of an earlier request of the same id, and the one at place still runs."""
+        stored = await self.me.bus.stored(place.stream, place.sequence)
+        if stored is None:
+            return False
+        envelope = read_envelope(stored, place.priority, moves=self.me.bus.moves)
+        return (envelope.id, envelope.created) != (newest.id, newest.created)
 
     def _queued(self, request_id: str, place: Place) -> Position:
         engine = ENGINE_OF[place.stream]

@@ -182,7 +182,7 @@ class Cancelling:
     async def _until_ended(self, request_id: str, cancel: OpenCancel, reply: str) -> None:
         """Wait until a running request has ended, and end it if its worker does not."""
         try:
-            state = await self._left_to_worker(request_id) or await self._forced(request_id, cancel)
+            state = await self._left_to_worker(request_id, cancel) or await self._forced(request_id, cancel)
             if state is not None:
                 self._cancels.done(request_id, cancel)
             await self._reply(request_id, reply, state or "cancelled")
@@ -192,10 +192,10 @@ class Cancelling:
             # Without an effect if it is done.
             self._follow(cancel, _RETRY_AFTER_S)
 
-    async def _left_to_worker(self, request_id: str) -> str | None:
+    async def _left_to_worker(self, request_id: str, cancel: OpenCancel) -> str | None:
         give_up_at = self.bus.clock.now() + _WORKER_ENDS_S
         while True:
-            state = await self._end_on_record(request_id)
+            state = await self._end_on_record(request_id, cancel)
             if state is not None or self.bus.clock.now() >= give_up_at:
                 return state
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -206,17 +206,22 @@ class Cancelling:
                 return None
             if await self._withdrawn(request_id, cancel, running=True):
                 return "cancelled"
-            if state := await self._end_on_record(request_id):
+            if state := await self._end_on_record(request_id, cancel):
                 return state
             if cancel.place is None or self.view.state(cancel.place) is None:
                 return None
             await asyncio.sleep(_LOOK_EVERY_S)
         return None
 
-    async def _end_on_record(self, request_id: str) -> str | None:
-        """How the request ended, by its record; None while it has not."""
+    async def _end_on_record(self, request_id: str, cancel: OpenCancel | None = None) -> str | None:
+        """How the request ended, by its record; None while it has not.
+
+        With a cancel whose request is known, the end of an earlier request of the same id does not count.
+        """
         newest = await self.newest_on_record(request_id)
         if newest is None or not is_last(newest):
+            return None
+        if cancel is not None and cancel.stored_at is not None and newest.created != int(cancel.stored_at):
             return None
         by_cancel = isinstance(newest, ErrorAnswer) and newest.error.code == ErrorCode.CANCELLED
         return "cancelled" if by_cancel else "finished"

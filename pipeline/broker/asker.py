@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -14,6 +16,7 @@ import msgspec
 from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import BusError, Message, Subscription, Unreachable
 from pipeline.broker.jetstream import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFull
+from pipeline.core.anew import cancelled_at, headers_anew
 from pipeline.core.triage import Verdict
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -82,10 +85,22 @@ class Asker:
         self._abandoned = Background()
         bus.on_reconnect(self._on_reconnect)
 
-    async def submit(self, request: Outgoing, *, patience_s: float = STORE_PATIENCE_S) -> RecordReader:
+    async def submit(
+        self,
+        request: Outgoing,
+        *,
+        patience_s: float = STORE_PATIENCE_S,
+        on_abandoned: Callable[[], Awaitable[None]] | None = None,
+    ) -> RecordReader:
         """Put a request on the queue. It is durable when this returns.
 
-        If cancelled before the broker has confirmed the request, this cancels the request once it is stored.
+        A request of the same id that was cancelled begins anew, as a replayed dead letter does.
+
+        Args:
+            request: the request.
+            patience_s: how long to retry while the broker does not store it, seconds.
+            on_abandoned: called once the request is stored if this was cancelled before; by default, this cancels the
+                request then.
 
         Returns:
             The record to read the answer from, already subscribed. The caller closes it.
@@ -93,21 +108,30 @@ class Asker:
         Raises:
             HeadraceError: `queue_full`, or `unavailable` if the broker did not store it within patience_s.
         """
-        before = await self._last_sequence(request.id) if request.given_id else 0
-        record = RecordReader(self._bus, request.id, after=before, open_records=self._records)
+        headers, after, anew = {**request.headers, MSG_ID: request.id}, 0, False
+        if request.given_id and (before := await self._before(request.id)) is not None:
+            after, created = before.sequence, cancelled_at(before.answer)
+            if anew := created is not None and bool(self._bus.moves.key):
+                headers |= headers_anew(request.id, after, created, self._bus.clock.wall(), self._bus.moves)
+        record = RecordReader(self._bus, request.id, after=after, open_records=self._records)
         await record.open()
         try:
-            ack = await self._put(request, patience_s)
+            ack = await self._put(request, headers, patience_s, on_abandoned or partial(self.cancel, request.id))
         except BaseException:
             await record.close()
             raise
         if ack.duplicate:
             # The request was submitted before: the record may already hold a part of its answer.
-            record.reread()
+            record.reread(after if anew else 0)
         return record
 
-    async def _put(self, request: Outgoing, patience_s: float) -> Ack:
-        headers = {**request.headers, MSG_ID: request.id}
+    async def _put(
+        self,
+        request: Outgoing,
+        headers: dict[str, str],
+        patience_s: float,
+        on_abandoned: Callable[[], Awaitable[None]],
+    ) -> Ack:
         with self._tracing.publish(request.subject, headers, request_id=request.id, verdict=request.verdict):
             storing = asyncio.ensure_future(
                 self._bus.put(request.subject, request.body, headers=headers, patience_s=patience_s)
@@ -115,7 +139,7 @@ class Asker:
             try:
                 return await asyncio.shield(storing)
             except asyncio.CancelledError:
-                self._abandon(storing, request.id)
+                self._abandon(storing, request.id, on_abandoned)
                 raise
             except LaneFull:
                 raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
@@ -126,23 +150,24 @@ class Asker:
                 )
                 raise HeadraceError(ErrorCode.UNAVAILABLE, message) from error
 
-    def _abandon(self, storing: asyncio.Future[Ack], request_id: str) -> None:
-        """Cancel a request once it is stored: its submission was cancelled."""
+    def _abandon(
+        self, storing: asyncio.Future[Ack], request_id: str, on_abandoned: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Take a request back once it is stored: its submission was cancelled."""
 
         async def take_back() -> None:
             with contextlib.suppress(BusError):
                 if not (await storing).duplicate:
-                    await self.cancel(request_id)
+                    await on_abandoned()
 
         self._abandoned.start(take_back(), what=f"cancelling the abandoned request {request_id}")
 
-    async def _last_sequence(self, request_id: str) -> int:
-        """The sequence of the last message under an id, 0 if there is none."""
+    async def _before(self, request_id: str) -> RecordEntry | None:
+        """The last message of an older request under an id, None if there is none."""
         try:
-            found = await self._bus.last_message(STREAM_REPLIES, reply_subject(request_id))
+            return await self.last(request_id)
         except Unreachable as error:
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"The record of the request cannot be read: {error}") from error
-        return found[0] if found else 0
 
     async def read(self, request_id: str, *, after: int = 0) -> RecordReader:
         """The record of any published request, after a sequence. The caller closes it."""
@@ -239,9 +264,9 @@ class RecordReader:
         self._look = True
         self._arrived.set()
 
-    def reread(self) -> None:
-        """Start again at the beginning of the record."""
-        self._last_sequence = 0
+    def reread(self, after: int = 0) -> None:
+        """Start again at the beginning of the record, or after a sequence."""
+        self._last_sequence = after
         self.look()
 
     async def next(self) -> RecordEntry:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from starlette.types import Send
 
@@ -13,13 +14,15 @@ from pipeline.broker.asker import Asker, RecordEntry, RecordReader, whole
 from pipeline.broker.connection import BusError
 from pipeline.broker.peers import Peers
 from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
+from pipeline.gateway.hangups import HangUps
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.metrics import Metrics
-from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
+from pipeline.gateway.responses import JSON, KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.gateway.turns import Turns
+from pipeline.gateway.waiting import SPACE, STATUS_S, said, status_part
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Success
+from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Status, Success
 
 # The pipeline ends a request at its deadline. After this grace the gateway ends one that the pipeline has not ended.
 _DEADLINE_GRACE_S = 1.0
@@ -27,20 +30,20 @@ _DEADLINE_GRACE_S = 1.0
 
 @dataclass(slots=True)
 class AnswerContext:
-    """What all answers of one gateway share. `readers` counts the responses that follow each request."""
+    """What all answers of one gateway share."""
 
     client: Asker
     peers: Peers
     metrics: Metrics
-    registry: Registry = field(default_factory=Registry)
+    registry: Registry
+    hang_ups: HangUps
     turns: Turns = field(default_factory=Turns)
-    readers: Counter[str] = field(default_factory=Counter)
 
     async def submit(self, intake: Intake) -> RecordReader:
         """As `Asker.submit`. The error of a full lane has the lane's predicted wait as `Retry-After`."""
         try:
             async with self.turns.turn(intake.priority):
-                return await self.client.submit(intake.outgoing)
+                return await self.client.submit(intake.outgoing, on_abandoned=self._abandoned(intake))
         except HeadraceError as error:
             if error.code is not ErrorCode.QUEUE_FULL:
                 raise
@@ -48,9 +51,14 @@ class AnswerContext:
             eta_s = 1.0 if load is None else load.predicted_wait_ms.of(intake.priority) / 1000
             raise HttpError(503, error.code, error.message, retry_after_s=eta_s) from None
 
+    def _abandoned(self, intake: Intake) -> Callable[[], Awaitable[None]]:
+        return partial(self.hang_ups.gone, intake.outgoing.id, keep=intake.outgoing.given_id)
+
 
 class Answering(Live):
     """The response to one call for an answer. If the client disconnects, its request is cancelled.
+
+    A request under an id that the client chose is kept for a grace, so that the client can come back to it.
 
     Args:
         context: shared with the other responses.
@@ -74,28 +82,22 @@ class Answering(Live):
             async with asyncio.timeout(None if timeout_s is None else timeout_s + _DEADLINE_GRACE_S):
                 await self._follow(send)
         except TimeoutError:
-            await self._cancel()
+            await self._gone(keep=False)
             message = f"The deadline of request {self._id} passed before the answer was complete."
             await self._fail(send, HeadraceError(ErrorCode.DEADLINE_EXCEEDED, message))
         except HeadraceError as error:
             await self._fail(send, error)
 
     async def _follow(self, send: Send) -> None:
-        self._context.readers[self._id] += 1
-        try:
-            async with await self._context.submit(self._intake) as record:
-                self._accepted = True
-                await (self._write_stream if self._stream else self._write_whole)(record, send)
-        finally:
-            self._context.readers[self._id] -= 1
-            if not self._context.readers[self._id]:
-                del self._context.readers[self._id]
+        async with self._context.hang_ups.following(self._id), await self._context.submit(self._intake) as record:
+            self._accepted = True
+            await (self._write_stream if self._stream else self._write_whole)(record, send)
 
     async def ended(self, why: End, send: Send) -> None:
         """If the client is gone, cancel the request. If the gateway stops, tell the client where to read the answer."""
         if why is End.GONE:
             self._context.metrics.count("headrace_http_gone_total")
-            await self._cancel()
+            await self._gone(keep=self._intake.outgoing.given_id)
             return
         message = (
             f"The gateway is stopping. Request {self._id} continues: "
@@ -104,11 +106,23 @@ class Answering(Live):
         await self._fail(send, HeadraceError(ErrorCode.UNAVAILABLE, message))
 
     async def _write_whole(self, record: RecordReader, send: Send) -> None:
-        answer = (await whole(record)).answer
+        answer = (await (self._spaced(record, send) if self._intake.spaces else whole(record))).answer
         if isinstance(answer, ErrorAnswer):
             raise error_of(answer.error)
         if isinstance(answer, Success):
-            await send_whole(send, 200, self._shape.whole(answer), self._headers())
+            body = self._shape.whole(answer)
+            await (finish(send, body) if self.begun else send_whole(send, 200, body, self._headers()))
+
+    async def _spaced(self, record: RecordReader, send: Send) -> RecordEntry:
+        """The last message of the record. Meanwhile white space is sent."""
+        ending = asyncio.ensure_future(whole(record))
+        try:
+            while not (await asyncio.wait({ending}, timeout=KEEP_ALIVE_S))[0]:
+                await self.begin(send, {"content-type": JSON, **self._headers()})
+                await more(send, SPACE)
+            return await ending
+        finally:
+            ending.cancel()
 
     async def _write_stream(self, record: RecordReader, send: Send) -> None:
         streamed = False
@@ -130,19 +144,36 @@ class Answering(Live):
                     return
                 case ErrorAnswer() as failed:
                     raise error_of(failed.error)
+                case Status() as status if self._intake.statuses:
+                    await self._alive(send, said(status))
                 case _:
                     pass
 
     async def _next(self, record: RecordReader, send: Send) -> RecordEntry:
         """The record's next message. Meanwhile keep-alives are sent, if the dialect has them."""
+        if self._intake.statuses and not self.begun:
+            await self._alive(send, await self._standing())
         while True:
             try:
-                async with asyncio.timeout(KEEP_ALIVE_S):
+                async with asyncio.timeout(STATUS_S if self._intake.statuses else KEEP_ALIVE_S):
                     return await record.next()
             except TimeoutError:
-                if alive := self._shape.keep_alive:
-                    await self.begin(send, self._stream_headers())
-                    await more(send, alive)
+                await self._alive(send, await self._standing() if self._intake.statuses else None)
+
+    async def _standing(self) -> dict[str, Any] | None:
+        """Where the request stands; None if no monitor says it."""
+        try:
+            return said(await self._context.client.position(self._id))
+        except BusError:
+            return None
+
+    async def _alive(self, send: Send, status: dict[str, Any] | None) -> None:
+        alive = self._shape.keep_alive
+        if status is not None:
+            alive += status_part(self._shape, status)
+        if alive:
+            await self.begin(send, self._stream_headers())
+            await more(send, alive)
 
     def _headers(self) -> dict[str, str]:
         # Anthropic's clients read the second name.
@@ -154,13 +185,11 @@ class Answering(Live):
     async def _fail(self, send: Send, error: HeadraceError) -> None:
         body = ErrorBody.of(error)
         if self.begun:
-            await finish(send, self._shape.error_part(body))
+            await finish(send, self._shape.error_part(body) if self._stream else self._shape.error(body))
         else:
             await send_whole(send, status_of(error), self._shape.error(body), {**headers_of(error), **self._headers()})
 
-    async def _cancel(self) -> None:
-        """Cancel the request, unless another response follows it. `Asker.submit` cancels one that is not stored yet."""
-        if self._context.readers[self._id] or not self._accepted:
-            return
-        with contextlib.suppress(BusError):
-            await self._context.client.cancel(self._id)
+    async def _gone(self, *, keep: bool) -> None:
+        """Cancel the request, now or after the grace. `Asker.submit` does this for one that is not stored yet."""
+        if self._accepted or keep:
+            await self._context.hang_ups.gone(self._id, keep=keep)

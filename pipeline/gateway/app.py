@@ -18,6 +18,7 @@ from pipeline.gateway.document import openapi
 from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.endpoint import Directory
 from pipeline.gateway.endpoints import ENDPOINTS, Parts
+from pipeline.gateway.hangups import HangUps
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import Metrics
@@ -45,10 +46,12 @@ class Gateway:
         self._registry = Registry()
         statistics = StatisticsCache(me.bus)
         client = Asker(me.bus, me.tracing)
+        self._hang_ups = HangUps(client, config.http_grace_s)
+        context = AnswerContext(client, me.peers, self._metrics, self._registry, self._hang_ups)
         models = Models(me.peers, config)
         document = openapi(ENDPOINTS, with_keys=bool(config.http_keys))
         self._parts = Parts(
-            asking=Asking(me, config, models, AnswerContext(client, me.peers, self._metrics, self._registry)),
+            asking=Asking(me, config, models, context),
             models=models,
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
@@ -76,6 +79,7 @@ class Gateway:
     async def drain(self, within_s: float) -> None:
         """Let open responses finish. Those that do not are told where to read on; their requests continue."""
         await self._registry.drain(within_s)
+        await self._hang_ups.stop()
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -91,8 +91,8 @@ class Asking:
             return self._several(asked, intake)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
-        record = await self.context.submit(intake)
-        await record.close()
+        async with self.context.hang_ups.following(intake.outgoing.id), await self.context.submit(intake):
+            pass
         return _accepted(intake.outgoing.id)
 
     def _several(self, asked: Asked, first: Intake) -> Several:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.config import Config
 from pipeline.core.limits import Allowance, Limits, Rate
 from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
-from pipeline.gateway.identity import Caller, identify, is_local_name, is_loopback, is_page_of_this_machine
+from pipeline.gateway.identity import Admitted, Caller, identify, is_loopback
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
+_SLASHES = re.compile("/{2,}")
 # A client can use this many seconds' worth of calls at once.
 _BURST_S = 10.0
 # Calls of one address that are refused for want of a valid key.
@@ -33,7 +35,7 @@ class Pages(CORSMiddleware):
     """CORS: lets scripts in web pages call the application and read the responses.
 
     With keys every page can call, because no browser sends a key by itself. Without keys only pages of this machine
-    can.
+    can, and those of `http_origins` and `http_names`.
     """
 
     def __init__(self, app: ASGIApp, config: Config) -> None:
@@ -41,10 +43,11 @@ class Pages(CORSMiddleware):
             app, allow_methods=("GET", "POST", "DELETE"), allow_headers=("*",), expose_headers=_READABLE_HEADERS
         )
         self._every = bool(config.http_keys)
+        self._admitted = Admitted.of(config.http_names, config.http_origins)
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Whether scripts of a page with this origin can call."""
-        return self._every or is_page_of_this_machine(origin)
+        return self._every or self._admitted.origin(origin)
 
 
 class Edge:
@@ -71,12 +74,15 @@ class Edge:
             Kind.STATISTICS: config.http_statistics_per_s,
             Kind.PROBES: 0.0,
         }
+        self._names = Admitted.of(config.http_names, config.http_origins)
         self._local_only = not self._keys and is_loopback(config.http_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
+        endpoint = self._directory.find(scope["path"])
+        if endpoint is None and (endpoint := self._directory.find(plain := _plain(scope["path"]))) is not None:
+            scope["path"] = plain
         path: str = scope["path"]
-        endpoint = self._directory.find(path)
         kind = Kind.LISTS if endpoint is None else endpoint.kind
         now = asyncio.get_running_loop().time
         began_at = now()
@@ -110,7 +116,7 @@ class Edge:
     def _admitted(self, endpoint: Endpoint[Any] | None, headers: Mapping[str, str], scope: Scope) -> Caller:
         address = (scope["client"] or ("unknown", 0))[0]
         if self._local_only:
-            _check_names(headers)
+            _check_names(headers, self._names)
         if endpoint is not None and endpoint.access is Access.OPEN:
             return Caller(address)
         try:
@@ -131,6 +137,11 @@ class Edge:
         return Rate.of(self._rates[kind] if own is None else own, burst_s=_BURST_S)
 
 
+def _plain(path: str) -> str:
+    """A path without doubled and trailing slashes, which come from base URLs that end with one."""
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
+
+
 def _check_host(scope: Scope) -> None:
     """Refuse a request without one `Host`: with two, a proxy and this gateway may take it for different ones.
 
@@ -142,14 +153,15 @@ def _check_host(scope: Scope) -> None:
         raise HttpError(400, ErrorCode.INVALID_REQUEST, "Send exactly one Host header.", param="Host")
 
 
-def _check_names(headers: Mapping[str, str]) -> None:
+def _check_names(headers: Mapping[str, str], admitted: Admitted) -> None:
     origin = headers.get("origin", "")
     host = headers.get("host", "")
-    if (host and not is_local_name(host)) or (origin and not is_local_name(origin.partition("://")[2])):
+    if (host and not admitted.host(host)) or (origin and not admitted.origin(origin)):
         raise HttpError(
             403,
             ErrorCode.UNAUTHORIZED,
-            "Without API keys this gateway serves only localhost. Call localhost or 127.0.0.1, or set `http_keys`.",
+            "Without API keys this gateway serves only localhost. Call localhost or 127.0.0.1, or set `http_keys`, or "
+            "admit this name or page with `http_names` or `http_origins`.",
         )
 
 

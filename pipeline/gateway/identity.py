@@ -155,9 +155,32 @@ def is_local_name(netloc: str) -> bool:
     return is_loopback(host) or host.endswith(".localhost")
 
 
-def is_page_of_this_machine(origin: str) -> bool:
-    """Whether an `Origin` is this machine's."""
-    return is_local_name(origin.partition("://")[2])
+class Admitted(NamedTuple):
+    """Who is served by a gateway without keys, beside this machine's own names and pages.
+
+    Attributes:
+        names: further host names, in lower case.
+        origins: further origins; one that ends with `://` stands for all of its scheme.
+    """
+
+    names: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, names: Sequence[str], origins: Sequence[str]) -> Admitted:
+        """As the settings `http_names` and `http_origins` have them."""
+        return cls(frozenset(map(str.lower, names)), frozenset(map(str.lower, origins)))
+
+    def host(self, netloc: str) -> bool:
+        """Whether a `Host` is served."""
+        return is_local_name(netloc) or _host_of(netloc) in self.names
+
+    def origin(self, origin: str) -> bool:
+        """Whether pages with this `Origin` can call."""
+        scheme, separator, netloc = origin.lower().partition("://")
+        if not self.origins.isdisjoint({origin.lower(), scheme + separator}):
+            return True
+        return self.host(netloc)
 
 
 def _host_of(netloc: str) -> str:

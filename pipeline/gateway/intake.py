@@ -39,12 +39,16 @@ class Intake(NamedTuple):
         priority: of the request.
         timeout_s: of the request, seconds; None without a timeout.
         respond_async: whether the caller reads the answer later (`Prefer: respond-async`).
+        statuses: whether a stream says where the request stands (`X-Headrace-Status: 1`).
+        spaces: whether a whole response begins with white space while it waits (`X-Headrace-Keep-Alive: 1`).
     """
 
     outgoing: Outgoing
     priority: Priority
     timeout_s: float | None
     respond_async: bool
+    statuses: bool = False
+    spaces: bool = False
 
 
 def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority, saturated: bool) -> Intake:
@@ -81,6 +85,8 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         priority,
         timeout_s,
         "respond-async" in preferences,
+        statuses=headers.get("x-headrace-status", "").strip() == "1",
+        spaces=headers.get("x-headrace-keep-alive", "").strip() == "1",
     )
 
 

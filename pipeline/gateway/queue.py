@@ -111,13 +111,17 @@ class Queue:
             raise HttpError(
                 400, ErrorCode.INVALID_REQUEST, "Last-Event-ID must be the id of an event.", param="Last-Event-ID"
             )
+        last = await answered(self.client.last(request_id))
+        ended_at = last.sequence if last is not None and is_last(last.answer) else 0
         position = await answered(self.client.position(request_id))
         if position.state == "unknown":
             raise _unknown(request_id)
-        last = await answered(self.client.last(request_id))
-        if last is not None and is_last(last.answer) and last.sequence <= int(given):
+        after = int(given)
+        if ended_at and position.state != "finished":
+            after = max(after, ended_at)  # an earlier request of this id has ended, and not this one
+        elif 0 < ended_at <= after:
             return Response(status_code=204)  # on which an EventSource does not reconnect
-        return Events(self.client, request_id, int(given), self.registry)
+        return Events(self.client, request_id, after, self.registry)
 
     async def load(self, _: Request) -> Loads:
         """`GET /load`: each engine's load, now and at every change."""

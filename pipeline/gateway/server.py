@@ -3,10 +3,12 @@
 What is used of uvicorn's undocumented parts, all of it here:
 
 - `HttpToolsProtocol`, subclassed by `HttpConnection`: the `asyncio.Protocol` methods `connection_made`,
-  `connection_lost`, `data_received`, `pause_writing` and `resume_writing`; httptools' callbacks `on_message_begin` and
-  `on_headers_complete`; `_start_asgi_task(cycle, app)`, through which every request goes; the attributes `loop`,
-  `transport` and `client`. Each method calls the original.
-- `RequestResponseCycle`: the attributes `response_complete`, `disconnected`, `message_event` and `scope`.
+  `connection_lost`, `data_received`, `eof_received`, `pause_writing` and `resume_writing`; httptools' callbacks
+  `on_message_begin`, `on_headers_complete` and `on_message_complete`; `_start_asgi_task(cycle, app)`, through which
+  every request goes; the attributes `loop`, `transport`, `client`, `cycle`, `url`, `headers`, and `parser`, which is
+  set. Each method but `eof_received` calls the original.
+- `RequestResponseCycle`: the attributes `response_complete`, `response_started`, `disconnected`, `message_event`,
+  `more_body`, `scope`, and `keep_alive`, which is set.
 - `flow_control.service_unavailable`: the application that uvicorn runs above `limit_concurrency`.
 - `Server.capture_signals`, overridden to leave signals to the lifecycle; `shutdown`, overridden to stop accepting;
   `server_state`; `should_exit` and `force_exit`, which are set. `Config.http_protocol_class`, after `load`.
@@ -32,7 +34,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from pipeline.aio import Background
 from pipeline.config import Config
+from pipeline.gateway.gathering import Gathering
 from pipeline.gateway.identity import is_loopback
+from pipeline.gateway.parser import HttpParser
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.turns import Beginnings
@@ -53,62 +57,16 @@ _BACKLOG = 16_384
 _BATCH = 256
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NO_ROOM_PAUSE_S = 1.0
-_GATHERED_BYTES = 32 << 10
+# When a client that has ended its side is asked whether it is there: the first times, and the longest pause. A response
+# that begins before comes without such a question.
+_FIRST_PROBE_S = 0.5
+_SECOND_PROBE_S = 0.05
+_MOST_PROBE_S = 30.0
+# Every client must skip interim responses, and knows this one.
+_STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-
-
-class Gathering(asyncio.Transport):
-    """A transport that joins the writes of one turn of the event loop.
-
-    uvicorn writes the head and the body of a response apart: two packets, and two wake-ups of the client.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._transport = transport
-        self._loop = loop
-        self._held = bytearray()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send at the end of this turn, or at once if much is held."""
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held += data
-        if len(self._held) > _GATHERED_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Send the held data, and close."""
-        self._flush()
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close at once, without the held data."""
-        self._held.clear()
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        """As `asyncio.BaseTransport.is_closing`."""
-        return self._transport.is_closing()
-
-    def pause_reading(self) -> None:
-        """As `asyncio.ReadTransport.pause_reading`."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """As `asyncio.ReadTransport.resume_reading`."""
-        self._transport.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As `asyncio.BaseTransport.get_extra_info`."""
-        return self._transport.get_extra_info(name, default)
-
-    def _flush(self) -> None:
-        if self._held and not self._transport.is_closing():
-            self._transport.write(bytes(self._held))
-        self._held.clear()
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -128,11 +86,13 @@ class HttpConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = self._parser = HttpParser(self)
         self._head_bytes = 0
         self._in_head = True
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
         self._served: RequestResponseCycle | None = None
+        self._probe: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head."""
@@ -167,6 +127,27 @@ class HttpConnection(HttpToolsProtocol):
             # timer the connection would stay open.
             self._expect_head()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. Returns whether it may still read its response, so that the connection stays.
+
+        A client that has closed its socket looks like one that has only ended its side. Data that the first one gets
+        resets the connection, so an interim response tells them apart. HTTP/1.0 has none.
+        """
+        last, served = self.cycle, self._served
+        if served is None or served.response_started or last.more_body or last.scope["http_version"] == "1.0":
+            return False
+        last.keep_alive = False
+        if self._probe is None:
+            # A closed connection answers the first one with a reset, which the second one finds.
+            self._probe = self.loop.call_later(_FIRST_PROBE_S, self._ask, _SECOND_PROBE_S)
+        return True
+
+    def _ask(self, pause_s: float) -> None:
+        if self._served is None or self._served.response_started or self.transport.is_closing():
+            return
+        self.transport.write(_STILL_THERE)
+        self._probe = self.loop.call_later(pause_s, self._ask, min(_MOST_PROBE_S, max(1.0, 2 * pause_s)))
+
     def on_message_begin(self) -> None:
         """A head has begun."""
         super().on_message_begin()
@@ -175,12 +156,19 @@ class HttpConnection(HttpToolsProtocol):
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
+        """The head is complete. If it offers another protocol, it comes again without the offer."""
+        if self._parser.offers:
+            return
         self._in_head, self._head_bytes = False, 0
         if self._late is not None:
             self._late.cancel()
             self._late = None
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if not self._parser.offers:
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         """The client does not read. Disconnect it after the stall timeout."""
@@ -215,10 +203,10 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
     def _disarm(self) -> None:
-        for timer in (self._late, self._stalled):
+        for timer in (self._late, self._stalled, self._probe):
             if timer is not None:
                 timer.cancel()
-        self._late = self._stalled = None
+        self._late = self._stalled = self._probe = None
 
 
 def _urgency(scope: Mapping[str, Any]) -> Priority:

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.config import Config
-from pipeline.gateway.server import Gathering, bind, url_of
+from pipeline.gateway.gathering import Gathering
+from pipeline.gateway.server import bind, url_of
 from pipeline.process.lifecycle import StartError
 from tests.waiting import eventually
 

@@ -36,8 +36,12 @@ def simplest(request: ChatRequest) -> str:
     """The simplest text of the form that a request asks for; empty if it asks for none.
 
     Raises:
-        HeadraceError: `invalid_request`: the form cannot be compiled. `unsupported_parameter`: the text is too long.
+        HeadraceError: `invalid_request`: the form cannot be compiled. `unsupported_parameter`: the text is too long, or
+            it must be a tool call.
     """
+    if request.forces_tools:
+        message = "The simulated engine calls no tools. Leave `tool_choice` out."
+        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="tool_choice")
     if request.constraint is None:
         return ""
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper

@@ -3,7 +3,8 @@
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
 rate is that of a full batch. If `slots` is 0, a full batch has as many sequences as a model begins with. Reading
 prompts takes its own time. The text depends on the request, its seed and the position alone, so that any engine can
-resume an answer. An answer that must have a form is the simplest text that has it.
+resume an answer. An answer that must have a form is the simplest text that has it. Tools may be offered; none is
+called.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class SimulatedBackend:
         self.facts = Facts(
             context_tokens=CONTEXT_TOKENS,
             vocabulary=1 << 16,
-            calls_tools=False,
+            calls_tools=True,
             kv_bytes_per_token=0,
             slots=_slots(config),
         )
@@ -80,7 +81,7 @@ class SimulatedBackend:
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`. A token is as long as some characters."""
-        refuse_unsupported(request, calls_tools=False)
+        refuse_unsupported(request, calls_tools=True)
         return max(1, len(_text(request)) // CHARS_PER_TOKEN)
 
     def insert(self, sequence: Prepared) -> None:

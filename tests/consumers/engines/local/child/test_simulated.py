@@ -25,7 +25,8 @@ class TestSimulatedEngine(ExactConformance):
         assert (await ask(engine, "What is the capital of France?")).text.startswith("[simulated] No model has read")
         assert (await ask(engine, ChatRequest(prompt="x", max_tokens=1))).text == "[simulated]"
 
-    async def test_it_has_no_place_for_tools(self, engine):
-        request = msgspec.convert({"prompt": "x", "tools": [{"function": {"name": "f"}}]}, ChatRequest)
-        error = await refusal(engine, request)
-        assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tools")
+    async def test_it_takes_tools_and_cannot_be_made_to_call_one(self, engine):
+        offered = {"prompt": "x", "max_tokens": 2, "tools": [{"function": {"name": "f"}}]}
+        assert (await ask(engine, msgspec.convert(offered, ChatRequest))).text.startswith("[simulated]")
+        error = await refusal(engine, msgspec.convert(offered | {"tool_choice": "required"}, ChatRequest))
+        assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tool_choice")
