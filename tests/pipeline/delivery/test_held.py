@@ -230,6 +230,21 @@ async def test_an_answer_is_in_the_record_and_at_the_reply_to_and_the_request_is
     await none_left(bus)
 
 
+async def test_the_last_message_is_encoded_once_for_the_record_and_the_reply_to(publish, bus, monkeypatch):
+    encoded = []
+
+    def counting(message):
+        encoded.append(message)
+        return encode(message)
+
+    monkeypatch.setattr("pipeline.delivery.held.encode", counting)
+    held = await publish()
+    answer = answer_of(held)
+    await held.end(Answered(answer))
+    assert held.process_.done.count(EndStep.FORWARD) == 1
+    assert encoded.count(answer) == 1
+
+
 async def test_a_buried_request_is_a_dead_letter_with_its_attempt(publish, bus):
     held = await publish(delivered=2)
     assert isinstance(await held.open(), Fresh)

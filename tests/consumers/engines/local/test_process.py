@@ -102,6 +102,18 @@ async def test_a_request_that_crashes_the_engine_ends_alone(start, kind, fault):
         assert engine.status().slots_used == 0
 
 
+async def test_requests_of_one_turn_of_the_loop_are_written_to_the_child_together(start, monkeypatch):
+    async with start("simulated") as engine:
+        requests = [work(counting(20 + number), request_id=f"r{number}", seed=number) for number in range(5)]
+        apart = [(await ask(engine, request.request, seed=request.seed)).text for request in requests]
+        stdin, writes = engine._child._stdin, []
+        write = stdin.write
+        monkeypatch.setattr(stdin, "write", lambda data: (writes.append(data), write(data)))
+        generations = [await engine.submit(request) for request in requests]
+        assert [(await read(generation)).text for generation in generations] == apart
+        assert len(writes) == 2, "the first one at once, and the others together"
+
+
 async def test_an_exception_costs_no_reload(start):
     async with start("simulated") as engine:
         before = engine.child_pid
