@@ -1,6 +1,6 @@
 """JSON Schemas of many shapes: the keywords of the JSON Schema specification (2020-12) that answers can be held to.
 
-Each bounds its texts, lists and fractions, because the demo model writes without end where it may.
+Each bounds its texts, names, lists and fractions, because the demo model writes without end where it may.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _objects() -> list[dict[str, Any]]:
         {**record(), "additionalProperties": False},
         {**record([], a=INTEGER), "minProperties": 1, "additionalProperties": False},
         {**closed, "patternProperties": {"^k[0-9]$": INTEGER}, "maxProperties": 2},
-        {"type": "object", "additionalProperties": {"type": "boolean"}, "maxProperties": 2},
+        {**record(a=INTEGER), "additionalProperties": {"type": "boolean"}, "maxProperties": 1},
         record(inner=record(deeper=record(value=INTEGER))),
         record(**{"with space": INTEGER, 'with "quote"': INTEGER, "ключ": INTEGER}),
         record(**{f"p{index}": {"type": "boolean"} for index in range(12)}),

@@ -1,4 +1,4 @@
-"""The simulated engine: it runs no model, and takes as long as one would. Every answer begins with `[simulated]`.
+"""The simulated engine: it runs no model, and takes as long as one would. Answers begin with `[simulated]`.
 
 A step lasts `slots / simulated_tokens_per_s` for any number of sequences, as if reading the weights took the time: the
 rate is that of a full batch. If `slots` is 0, a full batch has as many sequences as a model begins with. Reading

@@ -103,7 +103,7 @@ async def test_an_answer_goes_on_in_its_form_after_a_crash(engine):
 
 
 async def test_a_suspended_answer_goes_on_in_its_form(engine):
-    request = asking(schema=record(a=WORDS, b=WORDS, c=WORDS), temperature=1)
+    request = asking(schema=record(a=WORDS, b=WORDS), temperature=1)
     total = engine.status().slots_total
     undisturbed = [await ask(engine, request, seed=seed) for seed in range(total)]
     running = [
