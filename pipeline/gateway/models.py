@@ -120,7 +120,7 @@ class Models:
     def _names(self) -> list[str]:
         """The names that lists show: those of the models, and the one that stands for any of them."""
         listed = self.listed()
-        return [*listed, ANY] if listed else []
+        return list(dict.fromkeys([*listed, ANY])) if listed else []
 
     def _shown(self) -> dict[str, ModelFacts]:
         return {name: self._facts(name) for name in self._names()}
