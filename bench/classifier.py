@@ -1,6 +1,6 @@
 """What triage gets right, what it costs, and which scores were tried in place of its rules.
 
-    python -m bench.classifier [--data FILE] [--model FOLDER] [--confidence N]
+    python -m bench.classifier [--data FILE] [--model FOLDER]
 
 Without options: the precision and recall of "simple" on the labelled prompts of the test suite, for each kind, and the
 time per call. The vocabulary was chosen with these prompts in view, so their figures detect regressions; they do not
@@ -13,17 +13,14 @@ FILE holds questions with the outcome of a weaker and a stronger model: JSON lin
 - the same for the 30 % that a score finds easiest. Each score is fitted without the subject, and then without the whole
   field, that it is measured on, and never on the labelled prompts. The interval is a bootstrap over whole subjects.
 
-FOLDER is a stored model, by default that of `headrace pull`: its token vectors are one score. With `--confidence`, it
-also answers N questions, and the probability of its first token is another; that takes about a second for each.
+FOLDER is a stored model, by default that of `headrace pull`: its token vectors are one score.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gzip
 import json
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +30,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bench.bare import CORES
 from bench.scores import (
     Matrix,
     auc,
@@ -48,9 +44,6 @@ from bench.scores import (
     without,
     words,
 )
-from consumers.engines.local.blas import selected
-from consumers.engines.local.child import float32
-from consumers.engines.local.child.speed import load_blas, on_cpu
 from consumers.models.known import SMOLLM2
 from consumers.models.store import Store
 from pipeline.core.triage import classify
@@ -179,38 +172,6 @@ def text_of(row: dict[str, Any]) -> str:
     return request_of(row).chat[-1].text()
 
 
-def report_confidence(questions: Sequence[dict[str, Any]], folder: Path, count: int) -> None:
-    """Print what the probability of a small model's first token is worth on a sample, the same from each subject."""
-    library = asyncio.run(selected("auto", CORES))
-    load_blas(library.library if library else "")
-    import mlx.core as mx  # noqa: PLC0415 - the BLAS library is loaded before MLX
-    from mlx_lm import load  # noqa: PLC0415
-
-    by_subject: dict[str, list[dict[str, Any]]] = {}
-    for row in questions:
-        by_subject.setdefault(row["subject"], []).append(row)
-    draw = random.Random(1)
-    each = max(1, count // len(by_subject))
-    sample = [row for there in by_subject.values() for row in draw.sample(there, min(each, len(there)))]
-    model, tokenizer = load(str(folder / "mlx"))[:2]
-    if on_cpu():
-        float32.convert(model)
-    scores, times = [], []
-    for row in sample:
-        start = time.perf_counter()
-        logits = model(mx.array([tokenizer.encode(row["prompt"])]))[0, -1].astype(mx.float32)
-        scores.append(-mx.max(mx.softmax(logits)).item())
-        times.append(time.perf_counter() - start)
-    loss, subjects = lost(sample), [row["subject"] for row in sample]
-    score = np.array(scores)
-    low, high = interval(subjects, lambda drawn: relative_loss(score[drawn], loss[drawn]))
-    print(f"\nfirst token of {folder.name}, {len(sample)} questions, {statistics.median(times) * 1e3:.0f} ms each:")
-    print(
-        f"loss {relative_loss(score, loss):.2f} ({low:.2f} to {high:.2f}), "
-        f"within a subject {within(subjects, score, loss):.2f}"
-    )
-
-
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +198,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure triage, and scores in its place.")
     parser.add_argument("--data", type=Path, help="questions with the outcome of two models, as JSON lines")
     parser.add_argument("--model", type=Path, default=Store().folder(SMOLLM2.name), help="folder of a stored model")
-    parser.add_argument("--confidence", type=int, default=0, help="questions that the model answers itself")
     options = parser.parse_args()
     labelled = rows(PROMPTS)
     report_prompts(labelled)
@@ -245,8 +205,6 @@ def main() -> None:
         questions = rows(options.data)
         report_kinds(questions)
         report_scores(questions, labelled, options.model)
-        if options.confidence:
-            report_confidence(questions, options.model, options.confidence)
     report_cost()
 
 
