@@ -18,7 +18,7 @@ from consumers.engines.ollama.wire import (
     BadAnswer,
     LoadedModel,
     OllamaModel,
-    Shown,
+    ShownModel,
     error_text,
     read_line,
     read_loaded,
@@ -73,7 +73,7 @@ class OllamaClient:
 
     def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
-        self._shown: dict[tuple[str, str], Shown] = {}
+        self._shown: dict[tuple[str, str], ShownModel] = {}
         self._idle_timeout_s = idle_timeout_s
         self._load_timeout_s = load_timeout_s
         self._ollama = _Ollama(

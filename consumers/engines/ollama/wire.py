@@ -319,14 +319,14 @@ class _Shown(Struct):
     model_info: dict[str, Any] | None = None
 
 
-class Shown(NamedTuple):
+class ShownModel(NamedTuple):
     """What a server tells of one model. `capabilities` is None, and `context_tokens` 0, if it does not tell."""
 
     capabilities: list[str] | None
     context_tokens: int
 
 
-def read_shown(answer: dict[str, Any]) -> Shown:
+def read_shown(answer: dict[str, Any]) -> ShownModel:
     """An answer of `POST /api/show`.
 
     Without a list of capabilities, the metadata of the model's file tell: Ollama runs a model with a pooling type as an
@@ -340,10 +340,10 @@ def read_shown(answer: dict[str, Any]) -> Shown:
     lengths = [value for key, value in info.items() if key.endswith(".context_length")]
     context = next((value for value in lengths if isinstance(value, int) and value > 0), 0)
     if read.capabilities is not None or not info:
-        return Shown(read.capabilities, context)
+        return ShownModel(read.capabilities, context)
     if any(key.endswith(".pooling_type") for key in info):
-        return Shown([_EMBEDDING], context)
-    return Shown([_CHAT, _TOOLS] if ".Tools" in (read.template or "") else [_CHAT], context)
+        return ShownModel([_EMBEDDING], context)
+    return ShownModel([_CHAT, _TOOLS] if ".Tools" in (read.template or "") else [_CHAT], context)
 
 
 class LoadedModel(Struct):
