@@ -59,7 +59,7 @@ ASKING = (
     header("X-Request-Timeout", "The timeout in seconds.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"),
     header("Idempotency-Key", "The request's id. Within two minutes the same id is the same request."),
     header("Prefer", "`respond-async`: respond with 202 at once, and keep the answer for a later read."),
-    header("X-Headrace-Status", "`1`: a stream says where the request stands.", enum=["0", "1"]),
-    header("X-Headrace-Keep-Alive", "`1`: a whole response begins with white space while it waits.", enum=["0", "1"]),
+    header("X-Headrace-Status", "`1`: a stream says where the request stands."),
+    header("X-Headrace-Keep-Alive", "`1`: a whole response begins with white space while it waits."),
     header("traceparent", "W3C trace context. The request's spans join that trace."),
 )
