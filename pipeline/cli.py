@@ -228,7 +228,13 @@ def _up(args: argparse.Namespace) -> int:
     config = config_from(args)
     check_exposure(config)
     ready_file = Path(args.ready_file).absolute() if args.ready_file else None
-    return up(config, own_broker=not names_a_broker(args), ready_file=ready_file, model_named=sets(args, "model"))
+    return up(
+        config,
+        own_broker=not names_a_broker(args),
+        ready_file=ready_file,
+        model_named=sets(args, "model"),
+        settings_file=settings_file(args),
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

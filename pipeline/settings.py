@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct
 
 ENV_PREFIX = "HEADRACE_"
+# Names the settings file. It is no setting.
+FILE_VARIABLE = ENV_PREFIX + "CONFIG"
 _LIST_SETTINGS = "`headrace up --help` lists the settings."
 _SHOWN_CHARS = 80
 
@@ -145,7 +147,7 @@ def in_environment(environ: Mapping[str, str], known: Container[str]) -> dict[st
     values = {}
     for name, text in environ.items():
         key = name.removeprefix(ENV_PREFIX).lower()
-        if not name.startswith(ENV_PREFIX) or _is_service_link(name, text, known=key in known):
+        if not name.startswith(ENV_PREFIX) or name == FILE_VARIABLE or _is_service_link(name, text, known=key in known):
             continue
         if key not in known:
             raise ConfigError(f"Unknown setting {name}. {_LIST_SETTINGS}")

@@ -8,19 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ENV_PREFIX, KEYS, SETTINGS, Config, given, load
+from pipeline.config import KEYS, SETTINGS, Config, given, load
 from pipeline.process.lifecycle import without_private
-from pipeline.settings import Key
+from pipeline.settings import FILE_VARIABLE, Key
 
 # The settings of a command that only sends requests to a running pipeline.
 CLIENT_KEYS = ("nats_url", "state_dir")
 
-_CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
+# Read from the current folder if no other file is named.
+DEFAULT_FILE = "headrace.toml"
 
 
 def add_options(parser: argparse.ArgumentParser, *, keys: tuple[str, ...] = KEYS) -> None:
     """Add `--config` and the options of keys to the parser, below the headings of their sections."""
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, with keys such as http_port")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"TOML file of settings, with keys such as http_port (default: {DEFAULT_FILE} in the current folder)",
+    )
     group: argparse._ArgumentGroup | None = None
     section = title = ""
     for key in SETTINGS.values():
@@ -54,9 +59,15 @@ def given_options(args: argparse.Namespace) -> list[str]:
 
 
 def settings_file(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """Return the settings file that `--config` or `HEADRACE_CONFIG` names, or None."""
-    name = args.config or environ.get(_CONFIG_VARIABLE)
-    return Path(name).expanduser() if name else None
+    """Return the settings file that `--config` or `HEADRACE_CONFIG` names, else the one in the current folder, or None.
+
+    An empty `HEADRACE_CONFIG` reads no file.
+    """
+    name = args.config or environ.get(FILE_VARIABLE)
+    if name:
+        return Path(name).expanduser()
+    here = Path(DEFAULT_FILE)
+    return here if name is None and here.is_file() else None
 
 
 def names_a_broker(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> bool:
@@ -99,4 +110,4 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _settings(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without the variables that begin like settings and are none."""
-    return {name: value for name, value in without_private(environ).items() if name != _CONFIG_VARIABLE}
+    return {name: value for name, value in without_private(environ).items() if name != FILE_VARIABLE}

@@ -6,12 +6,13 @@ Pure: facts in, an outcome out. The same policy serves the workers of both engin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pipeline.core.backoff import doubled
 from pipeline.core.ending import Failed, Moved, Outcome, Returned, failure
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue, mlx_model_for
-from pipeline.engine import Misbehaved, TurnedAway
+from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request
@@ -20,8 +21,8 @@ from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 # A request is delivered again after this long, and after twice as long each further time.
 RETRY_DELAY_S = 0.5
 MOST_DELAY_S = 32.0
-# A request that a busy engine has turned away is delivered this many times before a delivery uses up an attempt.
-BUSY_DELIVERIES = 60
+# A busy engine turns a request away this many times before that uses up an attempt.
+MOST_TURN_AWAYS = 60
 
 
 _NOTHING = Catalogue(())
@@ -44,6 +45,22 @@ class KnownModels:
     lends: bool = False
 
 
+class Tries(NamedTuple):
+    """How often a request was tried.
+
+    Attributes:
+        tried: deliveries that counted as attempts, this one included.
+        attempt: the number of this attempt in the record, which counts the engine's restarts too.
+        most: how many attempts the request has.
+        turned_away: how often the engine was busy and turned it away, this time included; 0 if it was not busy.
+    """
+
+    tried: int
+    attempt: int
+    most: int
+    turned_away: int = 0
+
+
 def after_error(
     error: HeadraceError,
     *,
@@ -51,9 +68,7 @@ def after_error(
     envelope: Envelope,
     request: Request,
     models: KnownModels,
-    tries: int,
-    attempt: int,
-    max_attempts: int,
+    tries: Tries,
 ) -> Outcome:
     """The outcome of a request that an engine refused or failed to answer, unless `is_for_another`.
 
@@ -63,17 +78,15 @@ def after_error(
         envelope: the request's.
         request: its body.
         models: all workers' models.
-        tries: deliveries that counted as attempts, this one included.
-        attempt: the number of this attempt in the record, which counts the engine's restarts too.
-        max_attempts: how many the request has.
+        tries: how often it was tried.
     """
     if engine == "ollama":
         # The last attempt is left to MLX as long as it is not known what it has.
-        uses_attempt = isinstance(error, Misbehaved) and tries < max_attempts
+        uses_attempt = isinstance(error, Misbehaved) and tries.tried < tries.most
         elsewhere = _from_ollama(error, envelope, request, models, uses_attempt=uses_attempt)
     else:
         elsewhere = _from_mlx(error, envelope, request, models)
-    return elsewhere or _at_the_same_engine(error, envelope, tries=tries, attempt=attempt, max_attempts=max_attempts)
+    return elsewhere or _at_the_same_engine(error, envelope, tries)
 
 
 def is_for_another(error: HeadraceError, engine: EngineName, request: Request, models: KnownModels) -> bool:
@@ -157,19 +170,17 @@ def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:
     return catalogue.model_on("ollama", request.wanted_model)
 
 
-def _at_the_same_engine(
-    error: HeadraceError, envelope: Envelope, *, tries: int, attempt: int, max_attempts: int
-) -> Outcome:
+def _at_the_same_engine(error: HeadraceError, envelope: Envelope, tries: Tries) -> Outcome:
     """Another attempt at the same engine, or the end."""
-    busy_for_long = isinstance(error, TurnedAway) and envelope.delivered > BUSY_DELIVERIES
+    busy_for_long = tries.turned_away > MOST_TURN_AWAYS
     if error.code is ErrorCode.UNAVAILABLE and not busy_for_long:
         # The engine is away, and did nothing with the request: its deadline alone bounds the wait.
-        return Returned(_delay_s(envelope.delivered), error=error)
+        return Returned(_delay_s(tries.turned_away or envelope.delivered), error=error)
     if not (busy_for_long or isinstance(error, Misbehaved)):
         return failure(error)
-    if tries < max_attempts:
-        return Returned(_delay_s(tries), uses_attempt=True, error=error)
-    attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+    if tries.tried < tries.most:
+        return Returned(_delay_s(tries.tried), uses_attempt=True, error=error)
+    attempts = "1 attempt" if tries.attempt == 1 else f"{tries.attempt} attempts"
     return failure(
         HeadraceError(
             ErrorCode.ENGINE_FAILED,

@@ -15,6 +15,7 @@ _HELP = {
     "headrace_http_gone_total": ("counter", "Clients that disconnected before their answer was complete."),
     "headrace_http_first_byte_seconds": ("histogram", "From a request's head to the first byte of its response."),
     "headrace_http_open": ("gauge", "Open responses."),
+    "headrace_foreign_messages_total": ("counter", "Messages in LLM_REPLIES that this gateway skipped: no answers."),
     "headrace_queued": ("gauge", "Queued requests, by priority."),
     "headrace_running": ("gauge", "Running requests, by priority."),
     "headrace_requests_total": ("counter", "Requests by priority and outcome."),
@@ -51,10 +52,20 @@ class Metrics:
         cells[sum(bound < seconds for bound in _BOUNDS_S)] += 1
         cells[-1] += seconds
 
-    def text(self, statistics: QueueStatistics | None, store: StoreReport | None, *, open_responses: int) -> str:
-        """All metrics; the pipeline's and the store's only if they are known."""
+    def text(
+        self, statistics: QueueStatistics | None, store: StoreReport | None, *, open_responses: int, foreign: int
+    ) -> str:
+        """All metrics; the pipeline's and the store's only if they are known.
+
+        Args:
+            statistics: the pipeline's.
+            store: the report on the broker's store.
+            open_responses: of this gateway.
+            foreign: how many messages in `LLM_REPLIES` this gateway skipped because they are no part of an answer.
+        """
         samples: list[tuple[str, Labels, float]] = [(name, at, value) for (name, at), value in self._counters.items()]
         samples.append(("headrace_http_open", (), open_responses))
+        samples.append(("headrace_foreign_messages_total", (), foreign))
         if statistics is not None:
             samples += _of_pipeline(statistics)
         if store is not None:

@@ -45,7 +45,12 @@ class Probes:
 
     async def metrics(self, _: Request) -> Response:
         """`GET /metrics`."""
-        text = self.counts.text(await self.statistics.decoded(), self.peers.store(), open_responses=len(self.registry))
+        text = self.counts.text(
+            await self.statistics.decoded(),
+            self.peers.store(),
+            open_responses=len(self.registry),
+            foreign=self.bus.foreign,
+        )
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def document(self, _: Request) -> Response:

@@ -69,7 +69,7 @@ ASKING = (
     header("X-Exact", "Whether the text must be exact, as with the field `exact`.", enum=["true", "false"]),
     header("Idempotency-Key", "The request's id. Within two minutes the same id is the same request."),
     header("Prefer", "`respond-async`: respond with 202 at once, and keep the answer for a later read."),
-    header("X-Headrace-Status", "`1`: a stream says where the request stands.", enum=["0", "1"]),
-    header("X-Headrace-Keep-Alive", "`1`: a whole response begins with white space while it waits.", enum=["0", "1"]),
+    header("X-Headrace-Status", "`1`: a stream says where the request stands."),
+    header("X-Headrace-Keep-Alive", "`1`: a whole response begins with white space while it waits."),
     header("traceparent", "W3C trace context. The request's spans join that trace."),
 )

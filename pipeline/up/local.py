@@ -24,6 +24,7 @@ from pipeline.core.cores import divide, usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.process.python import module_command, with_import_root
+from pipeline.settings import FILE_VARIABLE
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
@@ -306,7 +307,8 @@ class Local:
 
     def _environ(self, config: Config | None = None) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
-        return with_import_root(inherited | to_environment(config or self._config))
+        # A child reads no settings file: this process has, and the file may change.
+        return with_import_root({**inherited, **to_environment(config or self._config), FILE_VARIABLE: ""})
 
     def _log(self, name: str) -> Path:
         return self._dir / "logs" / f"{name}.log"
@@ -365,14 +367,18 @@ def up(
     roles: Sequence[RoleProcess] = ROLES,
     ready_file: Path | None = None,
     model_named: bool = False,
+    settings_file: Path | None = None,
 ) -> int:
     """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does."""
+    screen = Screen(config)
+    if settings_file is not None:
+        screen.settings(settings_file)
 
     async def main(config: Config, lifecycle: Lifecycle) -> None:
         local = Local(
             config,
             own_broker=own_broker,
-            screen=Screen(config),
+            screen=screen,
             roles=roles,
             ready_file=ready_file,
             model_named=model_named,

@@ -45,6 +45,10 @@ class Screen:
         self._began_at = time.monotonic()
         self._died: set[str] = set()
 
+    def settings(self, file: Path) -> None:
+        """Show which settings file was read."""
+        self._line("settings", str(file.absolute()))
+
     def broker(self, url: str, *, own: bool) -> None:
         """Show the broker's address."""
         self._places["broker"] = f"{shown(url)}  ({'embedded nats-server' if own else 'not started by this command'})"

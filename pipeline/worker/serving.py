@@ -26,10 +26,11 @@ from pipeline.core.ending import (
 )
 from pipeline.core.envelope import Envelope
 from pipeline.core.handback import HandBacks
-from pipeline.core.placement import KnownModels, after_error, is_for_another, is_on, lent_to_mlx
+from pipeline.core.placement import KnownModels, Tries, after_error, is_for_another, is_on, lent_to_mlx
 from pipeline.core.saturation import STALE_S
+from pipeline.core.turnaways import TurnAways
 from pipeline.delivery.held import Held, MustEnd
-from pipeline.engine import Engine, Generation, Work
+from pipeline.engine import Engine, Generation, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -67,6 +68,7 @@ class ServingContext:
     on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
+    _turn_aways: TurnAways = field(init=False, default_factory=TurnAways)
 
     def __post_init__(self) -> None:
         self._began_at = self.clock.now()
@@ -90,6 +92,10 @@ class ServingContext:
             others=peers.others(engine, self.me.name, self.config),
             lends=any(status.borrows for status in ready),
         )
+
+    def turned_away(self, error: HeadraceError, envelope: Envelope) -> int:
+        """How often the engine turned a request away, this time included; 0 if the error is another one."""
+        return self._turn_aways.count(envelope.id, envelope.created) if isinstance(error, TurnedAway) else 0
 
     def hand_back_s(self, envelope: Envelope, request: Request) -> float:
         """How long the broker keeps a request that is left to another worker of this engine, seconds."""
@@ -232,9 +238,12 @@ class Serving:
             envelope=self.envelope,
             request=request,
             models=models,
-            tries=self.held.tries,
-            attempt=self.held.attempt,
-            max_attempts=self.context.config.max_attempts,
+            tries=Tries(
+                self.held.tries,
+                self.held.attempt,
+                self.context.config.max_attempts,
+                self.context.turned_away(error, self.envelope),
+            ),
         )
         if error.code in (ErrorCode.ENGINE_FAILED, ErrorCode.UNAVAILABLE):
             span.fail(error)

@@ -38,6 +38,22 @@ def test_the_file_may_be_named_by_the_environment(file):
     assert config_from(parse(), {"HEADRACE_CONFIG": str(file)}).slots == 2
 
 
+def test_a_file_in_the_current_folder_is_read_if_no_other_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_from(parse(), {}).slots == Config().slots
+    (tmp_path / "headrace.toml").write_text("slots = 3")
+    (tmp_path / "other.toml").write_text("slots = 5")
+    assert config_from(parse(), {}).slots == 3
+    assert config_from(parse("--config", "other.toml"), {}).slots == 5
+    assert config_from(parse(), {"HEADRACE_CONFIG": "other.toml"}).slots == 5
+    assert config_from(parse(), {"HEADRACE_CONFIG": ""}).slots == Config().slots
+    assert config_from(parse(), {"HEADRACE_SLOTS": "7"}).slots == 7
+
+
+def test_the_variable_that_names_the_file_is_no_setting():
+    assert load(environ={"HEADRACE_CONFIG": "other.toml"}) == Config()
+
+
 def test_every_setting_has_an_option_with_its_help():
     parser = argparse.ArgumentParser()
     add_options(parser)

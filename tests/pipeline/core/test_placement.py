@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.core.ending import Buried, Failed, Moved, Returned
 from pipeline.core.envelope import Envelope
 from pipeline.core.models import Catalogue
-from pipeline.core.placement import BUSY_DELIVERIES, KnownModels, after_error, back_to_mlx, is_for_another
+from pipeline.core.placement import MOST_TURN_AWAYS, KnownModels, Tries, after_error, back_to_mlx, is_for_another
 from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
@@ -29,16 +29,14 @@ def chat(model=None):
     return ChatRequest(prompt="x", model=model)
 
 
-def after(error, request, *, engine="mlx", models=None, tries=1, max_attempts=3, **fields):
+def after(error, request, *, engine="mlx", models=None, tries=1, max_attempts=3, turned_away=0, **fields):
     return after_error(
         error,
         engine=engine,
         envelope=envelope(**fields),
         request=request,
         models=models or KnownModels(CATALOGUE),
-        tries=tries,
-        attempt=tries,
-        max_attempts=max_attempts,
+        tries=Tries(tries, tries, max_attempts, turned_away),
     )
 
 
@@ -194,14 +192,20 @@ def test_only_an_engine_that_is_away_or_models_not_yet_known_make_a_request_wait
         assert tries < 3
 
 
-def test_a_busy_engine_uses_up_attempts_only_after_many_deliveries():
+def test_a_busy_engine_uses_up_attempts_only_after_it_turned_the_request_away_many_times():
     busy = TurnedAway("Ollama is busy: server busy, please try again")
-    waits = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES)
+    waits = after(busy, chat("small"), engine="ollama", turned_away=MOST_TURN_AWAYS)
     assert waits == Returned(32.0, error=busy)
-    tried = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 1, tries=1)
+    tried = after(busy, chat("small"), engine="ollama", turned_away=MOST_TURN_AWAYS + 1, tries=1)
     assert tried == Returned(0.5, uses_attempt=True, error=busy)
-    ended = after(busy, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 3, tries=3)
+    ended = after(busy, chat("small"), engine="ollama", turned_away=MOST_TURN_AWAYS + 3, tries=3)
     assert isinstance(ended, Buried)
     assert "server busy" in ended.error.message
-    away = after(AWAY, chat("small"), engine="ollama", delivered=BUSY_DELIVERIES + 9, tries=9)
+    away = after(AWAY, chat("small"), engine="ollama", delivered=MOST_TURN_AWAYS + 9, tries=9)
     assert away == Returned(32.0, error=AWAY), "an engine that does not answer is waited for"
+
+
+def test_deliveries_that_workers_handed_back_do_not_count_as_turned_away():
+    busy = TurnedAway("Ollama is busy: server busy, please try again")
+    outcome = after(busy, chat("small"), engine="ollama", delivered=MOST_TURN_AWAYS + 9, turned_away=1)
+    assert outcome == Returned(0.5, error=busy)

@@ -20,7 +20,7 @@ from pipeline.gateway.identity import make_key
 from pipeline.process.lifecycle import StartError
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreReport, StoreState, encode
-from pipeline.wire.subjects import STORE, Priority
+from pipeline.wire.subjects import MSG_ID, STORE, Priority, out_subject
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Life, Serve
 from tests.waiting import eventually
@@ -548,6 +548,17 @@ async def said_by_metrics(client: httpx.AsyncClient, line: str) -> bool:
 
 
 # ---- the end
+
+
+async def test_messages_that_are_no_answers_are_skipped_and_counted(serve: Serve, engine: Engine, bus: Bus):
+    async with serve() as client:
+        asking = asyncio.create_task(client.post(ASK, json=CHAT))
+        request_id = await engine.next_id()
+        await bus.store(out_subject(request_id), b"no answer", headers={MSG_ID: "foreign"})
+        await engine.answer(request_id)
+        assert (await asking).status_code == 200
+        count = "headrace_foreign_messages_total 1\n"
+        assert count in (await client.get("/metrics")).text
 
 
 async def test_draining_lets_answers_come_to_their_end(serve: Serve, engine: Engine):
