@@ -55,13 +55,15 @@ class ServingContext:
         engine: answers the requests.
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
-        on_lent: called before a request of a priority is returned for MLX to take it.
+        on_lending: called before a request is returned for MLX to take it.
+        on_lent: called with its priority after it was returned.
     """
 
     me: Role
     engine: Engine
     config: Config
     patience_s: float = PATIENCE_S
+    on_lending: Callable[[], None] = lambda: None
     on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
@@ -119,6 +121,7 @@ class Serving:
     extra: bool = False
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
     request: Request | None = field(init=False, default=None)
+    _lends: bool = field(init=False, default=False)
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
@@ -143,6 +146,11 @@ class Serving:
         self._interruption = outcome
         return self._task is not None and self._task.cancel()
 
+    def lend(self) -> None:
+        """The request is about to be returned for MLX to take it."""
+        self._lends = True
+        self.context.on_lending()
+
     def _lost(self) -> None:
         self.interrupt(Abandoned(Loss.LEASE))
 
@@ -156,7 +164,9 @@ class Serving:
                 return
             with self.held.process() as span:
                 span.served(self.reason)
-                await self.held.end(await self._outcome(opened.record, span))
+                ended = await self.held.end(await self._outcome(opened.record, span))
+            if self._lends and isinstance(ended, Returned):
+                self.context.on_lent(self.envelope.priority)
         finally:
             if deadline is not None:
                 deadline.cancel()
@@ -249,7 +259,7 @@ class Serving:
         """How MLX gets an answer that this attempt began and cannot end: its reader has half of it."""
         outcome = lent_to_mlx(self.envelope, request, models, why=error.message)
         if isinstance(outcome, Returned):
-            self.context.on_lent(self.envelope.priority)
+            self.lend()
         return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
