@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from starlette.types import Send
 
 from pipeline.broker.asker import RecordReader, whole
-from pipeline.broker.connection import BusError
 from pipeline.gateway.answering import AnswerContext, Answering
 from pipeline.gateway.dialects.openai import joined
 from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
@@ -39,6 +38,7 @@ class Several(Answering):
             async with contextlib.AsyncExitStack() as stack:
                 records: list[RecordReader] = []
                 for _, intake in self._calls:
+                    await stack.enter_async_context(self._context.hang_ups.following(intake.outgoing.id))
                     records.append(await stack.enter_async_context(await self._context.submit(intake)))
                     self._submitted.append(intake.outgoing.id)
                 if self._stream:
@@ -47,7 +47,7 @@ class Several(Answering):
                     answers = await self._all(records)
                     await send_whole(send, 200, self._shape.whole(joined(answers)), self._headers())
         except Exception:
-            await self._cancel()
+            await self._gone(keep=False)
             raise
 
     async def _all(self, records: Sequence[RecordReader]) -> list[Completion]:
@@ -90,11 +90,10 @@ class Several(Answering):
             await self.begin(send, self._stream_headers())
             await more(send, part)
 
-    async def _cancel(self) -> None:
-        """Cancel all requests that were stored."""
+    async def _gone(self, *, keep: bool) -> None:
+        """Cancel all requests that were stored, now or after the grace."""
         for request_id in self._submitted:
-            with contextlib.suppress(BusError):
-                await self._context.client.cancel(request_id)
+            await self._context.hang_ups.gone(request_id, keep=keep)
 
 
 async def _read(index: int, record: RecordReader, news: asyncio.Queue[tuple[int, Answer | Exception]]) -> None:

@@ -30,7 +30,7 @@ from pipeline.wire.subjects import Lane, Priority
 # An empty lane is not asked again until it has probably been counted again.
 _COUNT_IS_OLD_S = 0.3
 # Between looks for a request that a worker has announced as returned.
-_PAUSES_S = (0.02, 0.05, 0.1, 0.1)
+_PAUSES_S = (0.02, 0.05, 0.1, 0.2)
 # A request that MLX cannot answer stays at the head of its lane until Ollama takes it.
 _FOR_OLLAMA_ALONE_S = 2.0
 

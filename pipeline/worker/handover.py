@@ -61,6 +61,6 @@ class Handover:
                 given = back_to_mlx(envelope, request, models.catalogue, why=why)
             if given is not None and serving.interrupt(given):
                 if isinstance(given, Returned):
-                    serving.context.on_lent(envelope.priority)
+                    serving.lend()
                 return True
         return False

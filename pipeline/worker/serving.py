@@ -57,7 +57,8 @@ class ServingContext:
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
         coming: how many requests of a priority are on their way to the engine, as far as is known.
-        on_lent: called before a request of a priority is returned for MLX to take it.
+        on_lending: called before a request is returned for MLX to take it.
+        on_lent: called with its priority after it was returned.
     """
 
     me: Role
@@ -65,6 +66,7 @@ class ServingContext:
     config: Config
     patience_s: float = PATIENCE_S
     coming: Callable[[Priority], int] = lambda _: 0
+    on_lending: Callable[[], None] = lambda: None
     on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
@@ -129,6 +131,7 @@ class Serving:
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
     submitted: bool = field(init=False, default=False)
     request: Request | None = field(init=False, default=None)
+    _lends: bool = field(init=False, default=False)
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
@@ -153,6 +156,11 @@ class Serving:
         self._interruption = outcome
         return self._task is not None and self._task.cancel()
 
+    def lend(self) -> None:
+        """The request is about to be returned for MLX to take it."""
+        self._lends = True
+        self.context.on_lending()
+
     def _lost(self) -> None:
         self.interrupt(Abandoned(Loss.LEASE))
 
@@ -166,7 +174,9 @@ class Serving:
                 return
             with self.held.process() as span:
                 span.served(self.reason)
-                await self.held.end(await self._outcome(opened.record, span))
+                ended = await self.held.end(await self._outcome(opened.record, span))
+            if self._lends and isinstance(ended, Returned):
+                self.context.on_lent(self.envelope.priority)
         finally:
             if deadline is not None:
                 deadline.cancel()
@@ -262,7 +272,7 @@ class Serving:
         """How MLX gets an answer that this attempt began and cannot end: its reader has half of it."""
         outcome = lent_to_mlx(self.envelope, request, models, why=error.message)
         if isinstance(outcome, Returned):
-            self.context.on_lent(self.envelope.priority)
+            self.lend()
         return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:

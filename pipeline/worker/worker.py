@@ -43,7 +43,7 @@ _KEEP_STANDING = 2
 # How often a full worker looks whether it may preempt, beside every change of its own and of other workers.
 _LOOK_AGAIN_S = 0.5
 # A request that was returned for MLX is taken by one of its workers within this time.
-_ABSTAINS_S = 0.3
+_ABSTAINS_S = 1.0
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
 # Requests that are returned at the end of a drain have this long to be returned.
@@ -93,7 +93,13 @@ class Worker:
 
     def __post_init__(self) -> None:
         self._context = ServingContext(
-            self.me, self.engine, self.config, self.patience_s, coming=self._coming, on_lent=self._lend
+            self.me,
+            self.engine,
+            self.config,
+            self.patience_s,
+            coming=self._coming,
+            on_lending=self._abstain,
+            on_lent=self._lend,
         )
         self._taking = Taking(
             self.me,
@@ -192,6 +198,9 @@ class Worker:
     def _lend(self, priority: Priority) -> None:
         """Tell MLX's workers that a request of Ollama's lane is returned for one of them, and do not take it again."""
         self._lent[ollama_consumer(priority)] += 1
+        self._abstain()
+
+    def _abstain(self) -> None:
         self._abstains_until = self.me.bus.clock.now() + _ABSTAINS_S
         self._note_change()
 
