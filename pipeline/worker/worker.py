@@ -173,7 +173,12 @@ class Worker:
             finally:
                 if taken is None:
                     self._release(permit)
-            if taken is not None:
+            if taken is not None and self._abstains:
+                # It arrived on a pull that was open when a request was returned for MLX, and may be that request.
+                self._release(permit)
+                await taken.held.end(Returned())
+                self._finish_charge(taken, 0.0)
+            elif taken is not None:
                 self._begin(taken, permit)
                 # The request reaches the engine before the next one is looked for.
                 await asyncio.sleep(0)
@@ -343,7 +348,7 @@ class Worker:
 
     async def _on_surplus(self, delivery: Delivery) -> None:
         """Serve a request that was not awaited if a slot is free; else return it."""
-        permit = self._observed().reserve()
+        permit = None if self._abstains else self._observed().reserve()
         if permit is None:
             await self._taking.give_back(delivery)
         else:
