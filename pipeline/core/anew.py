@@ -9,7 +9,7 @@ from __future__ import annotations
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import Answer, ErrorAnswer
-from pipeline.wire.subjects import MOVED_REASON, MOVED_STORED_AT, MSG_ID, Move
+from pipeline.wire.subjects import ANEW, MOVED_REASON, MOVED_STORED_AT, MSG_ID, Move
 
 REASON = "sent again after it was cancelled"
 
@@ -36,4 +36,5 @@ def headers_anew(request_id: str, sequence: int, created: int, wall_now: float, 
         MSG_ID: ids.make(request_id, Move.REPLAYED, sequence, created),
         MOVED_STORED_AT: repr(max(wall_now, created + 1.0)),
         MOVED_REASON: REASON,
+        ANEW: str(sequence),
     }

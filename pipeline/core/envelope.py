@@ -11,6 +11,7 @@ from typing import Protocol
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import (
+    ANEW,
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,
@@ -79,6 +80,7 @@ class Envelope:
         delivered: how often this message was delivered, from 1.
         move: the move that stored this message, or None if the publisher stored it.
         move_reason: why it was moved.
+        anew: whether it was sent again after it was cancelled.
         reply_to: where the answer goes besides the record, or None.
         deadline: when the request's timeout ends, UTC seconds, or None.
         tenant: the tenant that the request is for.
@@ -92,6 +94,7 @@ class Envelope:
     delivered: int
     move: Move | None = None
     move_reason: str = ""
+    anew: bool = False
     reply_to: str | None = None
     deadline: float | None = None
     tenant: str = ""
@@ -142,6 +145,7 @@ def read_envelope(
         delivered=stored.delivered,
         move=move,
         move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
+        anew=move is not None and ANEW in headers,
         reply_to=None if reply_to == reply_subject(request_id) else reply_to,
         deadline=None if timeout_s is None else stored_at + timeout_s,
         tenant=headers.get(TENANT, "")[:_TENANT_MAX_CHARS],

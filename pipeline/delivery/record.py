@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 # A refused message is stored behind one of ours whose acknowledgement was lost. Another such message may still be on
 # its way, and be stored in between.
 _TRIES = 3
-# The errors after which a request under the same id can begin anew.
-_BEGIN_ANEW = frozenset({ErrorCode.ENGINE_FAILED, ErrorCode.CANCELLED})
 
 
 class Superseded(Exception):
@@ -208,9 +206,11 @@ class RecordWriter:
         message = read_answer(data)
         if message is None or message.id != self.envelope.id:
             return False
-        ended = isinstance(message, ErrorAnswer) and message.error.code in _BEGIN_ANEW
-        if ended and self.envelope.move is not None:
-            # Replayed from the dead letters, or sent again after a cancel; it may have moved on since.
+        ended = message.error.code if isinstance(message, ErrorAnswer) else None
+        if ended is ErrorCode.ENGINE_FAILED and self.envelope.move is not None:
+            # Replayed from the dead letters, to be answered again; it may have moved on since.
+            return False
+        if ended is ErrorCode.CANCELLED and self.envelope.anew:
             return False
         return abs(self.envelope.created - message.created) < DUPLICATE_WINDOW_S
 

@@ -97,6 +97,8 @@ _SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TE
 # Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then made by `pipeline.core.moves`.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
+# Set by the pipeline on a request that is sent again after it was cancelled. Later moves keep it.
+ANEW = "Llm-Anew"
 # Set by the pipeline on a dead letter, in addition to the request's own headers.
 DEAD_ID = "Llm-Id"
 DEAD_SUBJECT = "Llm-Subject"

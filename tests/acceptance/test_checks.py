@@ -371,7 +371,7 @@ BAD = {
     "no object": ("/api/chat", b"[]", 400),
     "no messages": (CHAT, b"{}", 400),
     "a number for a text": ("/api/generate", b'{"prompt": 7}', 400),
-    "what no engine can do": (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "n": 2}', 400),
+    "what no engine can do": (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "audio": {}}', 400),
     "a temperature out of range": (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": 900}', 400),
     "not UTF-8": ("/v1/completions", b'{"prompt": "\xff"}', 400),
     "an unknown model": ("/api/chat", b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', 404),

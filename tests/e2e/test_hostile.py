@@ -35,7 +35,7 @@ HOSTILE: list[tuple[bytes, dict[str, str], str]] = [
     (TWO_MB, {}, "request_too_large"),
     (b'{"prompt": "' + b"long " * 100_000 + b'"}', {}, "context_length_exceeded"),
     (b'{"prompt": "x", "n": 3}', {}, "unsupported_parameter"),
-    (b'{"prompt": "x", "logit_bias": {"999999": 100}}', {}, "unsupported_parameter"),
+    (b'{"prompt": "x", "logit_bias": {"999999": 100}}', {}, "invalid_request"),
     (b'{"prompt": "x", "guided_regex": "("}', {}, "invalid_request"),
     (b'{"prompt": "x", "guided_json": {"$ref": "#/a"}}', {}, "invalid_request"),
     (b'{"prompt": "x", "guided_json": {"type": "array", "uniqueItems": true}}', {}, "invalid_request"),

@@ -139,7 +139,7 @@ async def test_openai_parameters_are_honoured(gpt: openai.AsyncOpenAI):
     [
         ({"model": "tinyllama"}, openai.NotFoundError, "model_internal"),
         ({"model": "gpt-17"}, openai.NotFoundError, "model_not_found"),
-        ({"n": 3}, openai.BadRequestError, "unsupported_parameter"),
+        ({"modalities": ["audio"]}, openai.BadRequestError, "unsupported_parameter"),
         ({"temperature": 700}, openai.BadRequestError, "invalid_request"),
         ({"messages": []}, openai.BadRequestError, "invalid_request"),
         ({"extra_body": {"guided_regex": "(?=a)"}}, openai.BadRequestError, "invalid_request"),
@@ -275,10 +275,10 @@ async def test_ollama_lists_and_shows_models_and_no_internal_one(llama: ollama.A
         assert (await llama.show(model)).capabilities == ["completion", "tools"]
 
 
-async def test_a_model_that_calls_no_tools_is_not_said_to(simulated: Pipeline):
+async def test_the_simulated_engine_is_said_to_take_tools(simulated: Pipeline):
     client = ollama.AsyncClient(host=simulated.http)
     async with client._client:
-        assert (await client.show(MODEL)).capabilities == ["completion"]
+        assert (await client.show(MODEL)).capabilities == ["completion", "tools"]
 
 
 async def test_ollama_embeds(llama: ollama.AsyncClient):

@@ -59,5 +59,6 @@ async def test_a_tool_is_called_and_its_output_answered_by_id_and_by_the_whole_c
 async def test_a_limit_and_a_form_that_the_engine_cannot_force_are_told(web: httpx.AsyncClient):
     cut = (await web.post(PATH, json={**FRANCE, "max_output_tokens": 2})).json()
     assert (cut["status"], cut["incomplete_details"]["reason"]) == ("incomplete", "max_output_tokens")
-    refused = await web.post(PATH, json={**FRANCE, "text": {"format": {"type": "json_object"}}})
+    form = {"type": "json_schema", "name": "list", "schema": {"type": "array", "uniqueItems": True}}
+    refused = await web.post(PATH, json={**FRANCE, "text": {"format": form}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "text.format")

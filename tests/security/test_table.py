@@ -32,7 +32,7 @@ from tests.waiting import eventually
 USERS = ("pipeline", "engine", "client")
 STREAMS = ("LLM", "LLM_OLLAMA", "LLM_REPLIES", "LLM_STATE", "LLM_DEAD")
 VICTIM = "victim"
-# Stored for Ollama, where no worker takes it: it stays queued.
+# Stored for Ollama, and for a model that no worker has: MLX's worker looks at it, and it stays where it is.
 QUEUED = "queued-victim"
 
 # What no user may reach by a reply. The last token of most is free, so that no other message comes there.
@@ -44,7 +44,7 @@ TARGETS = (
     "llm.load.evil",
     "llm.worker.evil",
     "llm.event.high.evil",
-    "llm.returned.ollama_high-1",
+    "llm.returned.ollama_high-99",
     "llm.leader.moves",
     "llm.leader.monitor2",
     "llm.ollama.high",
@@ -167,7 +167,7 @@ class Broker:
             message = await self.listener.request(f"$JS.API.DIRECT.GET.{stream}", get, timeout=10)
             found[subject] = (message.data, (message.headers or {}).get("Nats-Sequence"))
         position = await self.listener.request("llm.queue.position", QUEUED.encode(), timeout=10)
-        found[QUEUED] = json.loads(position.data)["state"]
+        found[QUEUED] = json.loads(position.data)["state"] in ("queued", "running")
         for stream in ("LLM_OLLAMA", "LLM_DEAD"):
             info = json.loads((await self.listener.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=10)).data)
             found[f"{stream} messages"] = info["state"]["messages"]
@@ -223,14 +223,16 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
     found = Broker(roles, listener)
 
     async def on_message(message: Msg) -> None:
-        if message.subject in TARGETS:
+        is_delivery = message.reply.startswith("$JS.ACK.")
+        if message.subject in TARGETS and not is_delivery:
             found.heard.append(message)
 
     async with Bus.connect(url, name="owner") as bus:
         answer = ErrorAnswer(VICTIM, 1, ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "It was cancelled.")))
         if await bus.last_message("LLM_REPLIES", "llm.reply.victim") is None:
             await bus.store("llm.out.victim", encode(answer), expected_last=0)
-            await bus.store("llm.ollama.high", b"wait", headers={"Nats-Msg-Id": QUEUED})
+            body = b'{"prompt": "wait", "model": "at-ollama"}'
+            await bus.store("llm.ollama.high", body, headers={"Nats-Msg-Id": QUEUED})
         async for message in bus.scan("LLM_REPLIES", "llm.reply.victim"):
             assert message.data
     await listener.subscribe(">", cb=on_message)

@@ -162,7 +162,7 @@ def test_without_keys_the_list_says_what_that_means(file: Path, capsys):
     assert "Without keys, anyone on this machine can do anything" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("written", ["slots = ", "slots = 0", "unknown = 1"])
+@pytest.mark.parametrize("written", ["slots = ", "slots = -1", "unknown = 1"])
 def test_a_file_that_is_no_settings_file_is_left_alone(file: Path, written: str):
     file.write_text(written)
     assert key("add", "alice", "--config", file) == 2

@@ -101,8 +101,8 @@ async def times_delivered(bus):
     return {info.name: info.delivered.consumer_seq for info in infos if info.delivered.consumer_seq}
 
 
-def envelope(stored_at, move=None):
-    return Envelope("r1", Priority.HIGH, Task.UNTRIAGED, stored_at=stored_at, delivered=1, move=move)
+def envelope(stored_at, move=None, *, anew=False):
+    return Envelope("r1", Priority.HIGH, Task.UNTRIAGED, stored_at=stored_at, delivered=1, move=move, anew=anew)
 
 
 def ended(stored_at, code):
@@ -123,6 +123,13 @@ async def test_two_copies_of_one_request_have_one_record_wherever_they_went(bus,
 async def test_what_is_replayed_from_the_dead_letters_is_answered_again(bus, move):
     await RecordWriter(bus, envelope(1000.5)).append(ended(1000.5, ErrorCode.ENGINE_FAILED))
     await RecordWriter(bus, envelope(1010.5, move)).append(ended(1010.5, ErrorCode.CANCELLED))
+    assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1010]
+
+
+@pytest.mark.parametrize("move", [Move.REPLAYED, Move.SPILLED])
+async def test_what_is_sent_again_after_a_cancel_is_answered_wherever_it_goes(bus, move):
+    await RecordWriter(bus, envelope(1000.5)).append(ended(1000.5, ErrorCode.CANCELLED))
+    await RecordWriter(bus, envelope(1010.5, move, anew=True)).append(ended(1010.5, ErrorCode.CANCELLED))
     assert [message.created for _, message in await bus.read_answers("llm.reply.r1")] == [1010]
 
 

@@ -14,7 +14,7 @@ from consumers.engines.local.protocol import Facts, Ready, Stats, Step
 from pipeline.config import Config
 from pipeline.engine import FIRST_SLOTS, Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest, FunctionSpec, Tool
+from pipeline.wire.requests import ChatRequest
 from tests.consumers.engines.conformance import Answer, ask, read, until, until_ready, work
 from tests.consumers.engines.processes import engine_of
 from tests.waiting import eventually
@@ -301,9 +301,8 @@ async def test_a_count_is_refused_as_a_request_is_and_made_again_after_a_crash()
     config = Config(engine="simulated", slots=1)
     async with engine_of(config) as engine:
         await until_ready(engine)
-        tools = [Tool(FunctionSpec("f"))]
         with pytest.raises(HeadraceError) as refused:
-            await engine.counter.count_tokens(ChatRequest(prompt="x", tools=tools))
+            await engine.counter.count_tokens(ChatRequest(prompt="x", suffix="y"))
         assert refused.value.code is ErrorCode.UNSUPPORTED_PARAMETER
         first = engine.child_pid
         os.kill(first, signal.SIGKILL)
