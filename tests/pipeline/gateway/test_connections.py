@@ -162,9 +162,9 @@ async def test_pages_and_names_of_the_settings_are_served_without_keys(
 
 
 def test_no_name_and_no_origin_is_admitted_unless_a_setting_says_so():
-    nobody = Admitted.of([], [])
-    assert not any(map(nobody.origin, ("null", "", "://", "app://x", "http://", "http://mac.local")))
-    assert not any(map(nobody.host, ("mac.local", "192.168.1.2", "")))
+    none = Admitted.of([], [])
+    assert not any(map(none.origin, ("null", "", "://", "app://x", "http://", "http://mac.local")))
+    assert not any(map(none.host, ("mac.local", "192.168.1.2", "")))
     assert not Admitted.of([], ["app://"]).origin("null")
 
 
