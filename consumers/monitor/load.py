@@ -170,7 +170,12 @@ class LoadReporter:
                 self._published_at[engine] = now
 
     def _verdict(self, now: float) -> tuple[str, bool]:
-        """Why MLX keeps its work, and whether it takes back what was spilled; said once in the log."""
+        """Why MLX keeps its work, and whether it takes back what was spilled; said once in the log.
+
+        A simulated MLX uses no part of the machine, so there is nothing to share and to measure.
+        """
+        if any(status.simulated for status in self.me.peers.workers("mlx")):
+            return "", False
         mlx, second = self._capacities["mlx"], self._capacities.get("ollama", Capacity())
         models = (self.me.peers.models("mlx"), self.me.peers.models("ollama"))
         loaded = any(self.queued["mlx"].values())

@@ -47,7 +47,7 @@ async def loads(bus):
     return loads
 
 
-def status(used=0, total=4, *, state="ready", worker="w1", models=("m",), engine="mlx", pending=0.0):
+def status(used=0, total=4, *, state="ready", worker="w1", models=("m",), engine="mlx", pending=0.0, simulated=False):
     return WorkerStatus(
         worker=worker,
         engine=engine,
@@ -61,6 +61,7 @@ def status(used=0, total=4, *, state="ready", worker="w1", models=("m",), engine
         kv_bytes=0,
         kv_bytes_limit=0,
         at=time.time(),
+        simulated=simulated,
     )
 
 
@@ -129,6 +130,18 @@ async def test_requests_that_are_stored_count_at_once(only_changes, monitor, bus
     await say(bus, status(4))
     await eventually(lambda: loads.last.queued.low == 3)
     assert loads.last.predicted_wait_ms.low > loads.last.predicted_wait_ms.high
+
+
+@pytest.mark.parametrize(("simulated", "keeps"), [(False, "mlx is measured alone before a request spills"), (True, "")])
+async def test_an_engine_that_runs_is_measured_alone_first_and_a_simulated_one_is_not(
+    only_changes, monitor, bus, loads, client, simulated, keeps
+):
+    await monitor()
+    await say(bus, status(simulated=simulated))
+    await client.ask("r", lane="low.simple")
+    await say(bus, status(4, pending=400.0, simulated=simulated))
+    await eventually(lambda: loads.heard and loads.last.queued.low and loads.last.level == "saturated")
+    assert loads.last.keeps == keeps
 
 
 async def test_the_last_load_is_kept_for_whoever_comes_late(monitor, bus, loads):
