@@ -151,8 +151,10 @@ class Broker:
             refused.append(str(error))
 
         nc = await nats.connect(self.url(user), inbox_prefix=f"_INBOX.{user}".encode(), error_cb=on_error)
-        yield nc, refused
-        await nc.close()
+        try:
+            yield nc, refused
+        finally:
+            await nc.close()
 
     async def state(self) -> dict[str, object]:
         """What must not change: streams, consumers, the victim's answer, and the request that stays queued."""
@@ -237,8 +239,10 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
             assert message.data
     await listener.subscribe(">", cb=on_message)
     await listener.flush()
-    yield found
-    await listener.close()
+    try:
+        yield found
+    finally:
+        await listener.close()
 
 
 async def _settled(broker: Broker, nc: Client) -> None:
@@ -391,7 +395,15 @@ async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker):
 
         await engine.subscribe("llm.tokens.mine", cb=on_question)
         await engine.flush()
-        assert (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=10)).data == b"7 tokens"
+
+        async def replied() -> bytes | None:
+            # Once in some twenty runs beside others, a reply between accounts does not come.
+            try:
+                return (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=2)).data
+            except nats.errors.TimeoutError:
+                return None
+
+        assert await eventually(replied) == b"7 tokens"
         assert refused == []
         with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
             await client.request("llm.tokens.mine", b"how many?", timeout=1)
