@@ -103,9 +103,11 @@ class Reasoning:
             HeadraceError: `unsupported_parameter`: the request turns reasoning off, and the model always reasons.
         """
         wanted, param = request.thinking, request.thinking_param
+        unknown = [_no_effect(f"chat_template_kwargs.{name}") for name in self._unknown(request)]
         if wanted is None:
-            return ReasoningPlan(self._default, [])
-        return self._off(param) if wanted == "none" else self._on(wanted, param, worded=request.worded_thinking)
+            return ReasoningPlan(self._default, unknown)
+        plan = self._off(param) if wanted == "none" else self._on(wanted, param, worded=request.worded_thinking)
+        return plan._replace(notes=plan.notes + unknown)
 
     def separator(self, prompt: list[int], *, calls: bool) -> Separator | None:
         """The separator of an answer to a prompt; None for a model without marks.
@@ -145,6 +147,13 @@ class Reasoning:
         first, last, then = _SPACES.get(marks.start, _LINES)
         start = "" if self.opened(prompt) else marks.start + first
         return start + reasoning + (last + marks.end + then + text if text else "")
+
+    def _unknown(self, request: ChatRequest) -> list[str]:
+        """The arguments for the chat template that it does not have, without those about reasoning."""
+        template = self._tokenizer.chat_template
+        if not isinstance(template, str):
+            return []
+        return [name for name in request.chat_template_kwargs or () if name not in _SWITCHES and name not in template]
 
     # ---- the template ------------------------------------------------------------------------------------------------
 
