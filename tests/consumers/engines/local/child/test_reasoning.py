@@ -9,6 +9,7 @@ import pytest
 from consumers.engines.local.child.checks import template_messages
 from consumers.engines.local.child.reasoning import Reasoning
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import FunctionCall, ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
 from tests.consumers.engines import families
 from tests.consumers.engines.families import Family
@@ -169,6 +170,44 @@ def test_a_template_that_mlx_lm_does_not_know_reasons_by_default(tmp_path):
     reasoning = Reasoning(tokenizer)
     assert prompt_of(tokenizer, reasoning).endswith("[THINK]")
     assert prompt_of(tokenizer, reasoning, **OFF).endswith("[/THINK]")
+
+
+EFFORT = "{% set known = reasoning_effort in ['low', 'high'] %}{{ reasoning_effort if known else 'DEFAULT' }}"
+
+
+@pytest.mark.parametrize(
+    ("default", "word", "taken"),
+    [("max", "low", "low"), ("max", "medium", "high"), ("max", "high", "high"), ("Medium", "medium", "medium")],
+)
+def test_a_word_that_a_template_does_not_know_is_not_taken_for_one(tmp_path, default, word, taken):
+    from mlx_lm.tokenizer_utils import load
+
+    family = Family("own", ("<eos>",), ("<think>", "</think>"), EFFORT.replace("DEFAULT", default), "<eos>")
+    reasoning = Reasoning(load(family.write(tmp_path, ["x"])))
+    assert reasoning.plan(asking(reasoning_effort=word)).arguments == {"reasoning_effort": taken}
+    least = reasoning.plan(asking(**OFF))
+    assert (least.arguments, len(least.notes)) == ({"reasoning_effort": "low"}, 1)
+
+
+@pytest.mark.parametrize("channel", ["", "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"])
+def test_a_prompt_may_begin_a_message_of_a_channel(tokenizers, channel):
+    tokenizer = tokenizers["gpt-oss"]
+    prompt = tokenizer.encode(f"<|start|>user<|message|>Hi<|end|><|start|>assistant{channel}", add_special_tokens=False)
+    separator = Reasoning(tokenizer).separator(prompt, calls=False)
+    assert separator is not None
+    assert separator.place == {"": "between", "a": "reasoning", "f": "answer"}[channel[11:12]]
+
+
+def test_a_call_with_a_text_and_a_thought_is_rendered(family, tokenizer):
+    call = ToolCall(FunctionCall("f", "{}"), "abcdefghi")
+    messages = [
+        ChatMessage(role="user", content="Hi"),
+        ChatMessage(role="assistant", content="I look.", thinking="I thought", tool_calls=[call]),
+        ChatMessage(role="tool", content="1", tool_call_id="abcdefghi"),
+    ]
+    rendered = tokenizer.apply_chat_template(template_messages(messages), add_generation_prompt=True, tokenize=False)
+    takes = family.name in ("qwen3", "qwen35", "gemma4", "glm", "mistral")
+    assert ("I thought" in rendered) == takes
 
 
 def test_a_model_without_a_template_takes_nothing(tmp_path):
