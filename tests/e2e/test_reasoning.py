@@ -130,8 +130,8 @@ async def test_an_answer_goes_on_in_its_reasoning_when_its_worker_dies(pipeline:
     asked = await asker.ask("llm.request.high", body("", LONG_REASONING, stream=True, max_tokens=6000))
 
     def thought() -> str:
-        deltas = [m["choices"][0]["delta"] for m in asker.messages[asked] if m["object"] == "chat.completion.chunk"]
-        return _join(deltas, "reasoning_content")
+        chunks = {m["seq"]: m for m in asker.messages[asked] if m["object"] == "chat.completion.chunk"}
+        return _join([chunks[seq]["choices"][0]["delta"] for seq in sorted(chunks)], "reasoning_content")
 
     await asker.until(lambda: bool(thought()))
     pipeline.kill("mlx")
