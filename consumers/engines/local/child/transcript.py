@@ -12,13 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
 from pipeline.wire.messages import CompletionDetails, FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+
+_CUT_IN_REASONING: Final = (
+    "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
+)
 
 
 class Detokenizer(Protocol):
@@ -245,7 +249,7 @@ class Transcript:
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
-            notes=list(self.notes) if self.finish_reason else [],
+            notes=self._notes_at_end() if self.finish_reason else [],
         )
 
     def _separate(self, text: str) -> tuple[str, str]:
@@ -295,6 +299,10 @@ class Transcript:
         skipped = min(self._skip_reasoning, len(text))
         self._skip_reasoning -= skipped
         return text[skipped:]
+
+    def _notes_at_end(self) -> list[str]:
+        cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
+        return [*self.notes, *([_CUT_IN_REASONING] if cut else [])]
 
     def _usage(self) -> Usage:
         usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
