@@ -14,10 +14,13 @@ from pipeline.gateway.dialects.response_object import (
     Frame,
     OutputItem,
     OutputMessage,
+    OutputReasoning,
     OutputText,
+    ReasoningText,
     ResponseObject,
     item_status,
     output_message,
+    output_reasoning,
 )
 from pipeline.wire.messages import Chunk, Completion, ErrorBody, TokenScore, ToolCallDelta
 
@@ -40,29 +43,34 @@ class ResponseEvents:
         self._sequence = 0
         self._output: list[OutputItem] = []
         self._calls = 0
-        self._message: OutputMessage | None = None  # the one that grows, the last of the output
+        # The one that grows, the last of the output.
+        self._message: OutputMessage | None = None
+        self._reasoning: OutputReasoning | None = None
 
     def waiting(self) -> bytes:
         """The response is not complete yet."""
         return self._opening() or self._with_response("response.in_progress", self._so_far())
 
     def chunk(self, chunk: Chunk) -> bytes:
-        """The text and the calls of a chunk."""
+        """The reasoning, the text and the calls of a chunk."""
         self._model = self._model or chunk.model
         delta = chunk.choices[0].delta
         events = self._opening(chunk.created)
+        if delta.reasoning_content:
+            events += self._close_message() + self._think(delta.reasoning_content)
         if delta.content:
             scores = chunk.choices[0].logprobs
-            events += self._text(delta.content, scores.content if scores else [])
+            events += self._close_reasoning() + self._text(delta.content, scores.content if scores else [])
         for call in delta.tool_calls or ():
-            events += self._close_message() + self._call(call)
+            events += self._close_reasoning() + self._close_message() + self._call(call)
         return events
 
     def end(self, completion: Completion) -> bytes:
         """The answer is complete, or was cut off at its limit."""
         self._model = completion.model
         events = self._opening(completion.created)
-        if not self._output:
+        events += self._close_reasoning()
+        if all(isinstance(item, OutputReasoning) for item in self._output):
             events += self._open_message()
         if self._message is not None:
             self._message.status = item_status(completion.choices[0].finish_reason)
@@ -75,8 +83,9 @@ class ResponseEvents:
         """The request ended with an error. OpenAI's clients raise the first event, and Codex reads the second."""
         fields = {"code": error.code, "message": error.message, "param": error.param}
         events = self._opening() + self._event("error", error={"type": error.type, **fields}, **fields)
-        if self._message is not None:
-            self._message.status = "incomplete"
+        for item in (self._message, self._reasoning):
+            if item is not None:
+                item.status = "incomplete"
         response = self._frame.failed(self._id, self._created, self._output, error)
         response.model = self._model or response.model
         return events + self._with_response("response.failed", response)
@@ -90,6 +99,35 @@ class ResponseEvents:
 
     def _so_far(self) -> ResponseObject:
         return self._frame.response(self._id, self._created, "in_progress", self._output, model=self._model)
+
+    def _think(self, delta: str) -> bytes:
+        events = b"" if self._reasoning else self._open_reasoning()
+        reasoning = self._reasoning
+        assert reasoning is not None  # noqa: S101 - just opened
+        reasoning.content[0].text += delta
+        return events + self._event("response.reasoning_text.delta", **self._at_text(reasoning), delta=delta)
+
+    def _open_reasoning(self) -> bytes:
+        number = sum(isinstance(item, OutputReasoning) for item in self._output)
+        self._reasoning = reasoning = output_reasoning(self._id, number, "", "in_progress")
+        self._output.append(reasoning)
+        bare = msgspec.structs.replace(reasoning, content=[])
+        place = self._at_text(reasoning)
+        return self._event("response.output_item.added", output_index=place["output_index"], item=bare) + self._event(
+            "response.content_part.added", **place, part=ReasoningText("")
+        )
+
+    def _close_reasoning(self) -> bytes:
+        reasoning, self._reasoning = self._reasoning, None
+        if reasoning is None:
+            return b""
+        reasoning.status = "completed"
+        place, part = self._at_text(reasoning), reasoning.content[0]
+        return (
+            self._event("response.reasoning_text.done", **place, text=part.text)
+            + self._event("response.content_part.done", **place, part=part)
+            + self._event("response.output_item.done", output_index=place["output_index"], item=reasoning)
+        )
 
     def _text(self, delta: str, scores: list[TokenScore]) -> bytes:
         events = b"" if self._message else self._open_message()
@@ -124,8 +162,8 @@ class ResponseEvents:
             + self._event("response.output_item.done", output_index=place["output_index"], item=message)
         )
 
-    def _at_text(self, message: OutputMessage) -> dict[str, Any]:
-        """Where the text of a message, the last item, belongs."""
+    def _at_text(self, message: OutputMessage | OutputReasoning) -> dict[str, Any]:
+        """Where the text of the last item belongs."""
         return {"item_id": message.id, "output_index": len(self._output) - 1, "content_index": 0}
 
     def _call(self, delta: ToolCallDelta) -> bytes:

@@ -25,6 +25,7 @@ class Answer(msgspec.Struct):
     """All pieces of an answer, joined."""
 
     text: str = ""
+    reasoning: str = ""
     token_ids: list[int] = msgspec.field(default_factory=list)
     tool_calls: list[ToolCall] = msgspec.field(default_factory=list)
     restarted: int = 0
@@ -37,6 +38,7 @@ class Answer(msgspec.Struct):
     def add(self, piece: Piece) -> None:
         self.pieces += 1
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.token_ids += piece.token_ids
         self.tool_calls += piece.tool_calls
         self.restarted += piece.restarted

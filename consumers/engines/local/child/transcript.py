@@ -1,7 +1,8 @@
 """From sampled tokens to the answer: text, stop strings, tool calls, the finish reason and exact token counts.
 
-Tokens are fed one at a time. They pass three stages, and each stage holds text back until it can decide: characters
-with incomplete bytes, text that could become a stop string, and text that could become the marker of a tool call.
+Tokens are fed one at a time. They pass four stages, and each stage holds text back until it can decide: characters
+with incomplete bytes, text that could become a mark of reasoning, text that could become a stop string, and text that
+could become the marker of a tool call. Reasoning leaves after the second stage: it has no stop strings and no calls.
 
 To resume an answer, its tokens are replayed through the same stages. Only the text after them comes out.
 """
@@ -11,12 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import CompletionDetails, FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+
+_CUT_IN_REASONING: Final = (
+    "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
+)
 
 
 class Detokenizer(Protocol):
@@ -56,7 +62,7 @@ class StopMatcher:
             end, at = min(found)
             self.matched, self._held = text[at:end], ""
             return text[:at]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -64,12 +70,6 @@ class StopMatcher:
         """The text that was held back and did not become a stop string."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, marker: str) -> int:
-    """The length of the longest suffix of text that is a proper prefix of marker."""
-    longest = min(len(text), len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ToolSplitter:
                 text += self._plain(before)
             self._inside = not self._inside
         if not self._inside:
-            keep = _overlap(self._held, self._syntax.start)
+            keep = overlap(self._held, self._syntax.start)
             ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             text += self._plain(ready)
         return text, calls
@@ -168,9 +168,12 @@ class Transcript:
         detokenizer: a new one, for this answer alone.
         end_tokens: tokens that end a turn. They are sampled, so they count as completion tokens. They have no text.
         silent_tokens: other tokens without text.
-        stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
+        separator: separates reasoning from the answer; None if the model's text is the answer.
+        stops: strings that end the answer. They are matched against its raw text, even inside a tool call, and not
+            against reasoning.
         tools: how the model writes calls, if the request offers tools.
-        resume_chars: the number of characters that the reader already has.
+        resume_chars: the number of characters of the answer that the reader already has.
+        resume_reasoning_chars: the same of reasoning.
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
         notes: on parameters that the engine did not take as they were written.
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
@@ -182,9 +185,11 @@ class Transcript:
     detokenizer: Detokenizer
     end_tokens: Collection[int] = ()
     silent_tokens: Collection[int] = ()
+    separator: Separator | None = None
     stops: Sequence[str] = ()
     tools: ToolSyntax | None = None
     resume_chars: int = 0
+    resume_reasoning_chars: int = 0
     one_call: bool = False
     notes: Sequence[str] = ()
     score: Callable[[int], TokenScore] | None = None
@@ -196,6 +201,8 @@ class Transcript:
         self._splitter = ToolSplitter(self.tools) if self.tools else None
         self._calls = 0
         self._skip = self.resume_chars
+        self._skip_reasoning = self.resume_reasoning_chars
+        self._reasoning_tokens = 0
 
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
@@ -203,55 +210,71 @@ class Transcript:
         The piece has no tool calls: a call is sent together with the token that completes it, so the reader has it. If
         the answer is already complete, the piece has a finish reason.
         """
-        text, last = "", Piece()
+        text, reasoning, last = "", "", Piece()
         for token in tokens:
             last = self._take(token)
             text += last.text
+            reasoning += last.reasoning
             if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage, notes=last.notes)
+        return msgspec.structs.replace(last, text=text, reasoning=reasoning, token_ids=[], tool_calls=[])
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
+        reasoned = self._reasoning_tokens
         piece = self._take(token)
         if self.score is not None:
             scored = self.score(token)
-            piece.scores = [] if token in self.end_tokens else [scored]
+            piece.scores = [] if token in self.end_tokens or self._reasoning_tokens > reasoned else [scored]
         return piece
 
     def _take(self, token: int) -> Piece:
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
-        raw = self._stop.push("" if silent else self.detokenizer.push(token))
-        text, calls = self._split(raw)
+        reasoning, raw = self._separate("" if silent else self.detokenizer.push(token))
+        text, calls = self._split(self._stop.push(raw))
         ended = ended or (self.one_call and self._calls > 0)
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
-            rest, more = self._finish()
-            text, calls = text + rest, calls + more
+            thought, rest, more = self._finish()
+            reasoning, text, calls = reasoning + thought, text + rest, calls + more
             # Only a model that ended its turn has stopped in order to call a tool.
             stopped: FinishReason = "tool_calls" if self._calls else "stop"
             self.finish_reason = stopped if ended or self._stop.matched else "length"
         return Piece(
             text=self._beyond_resumed(text),
+            reasoning=self._beyond_resumed_reasoning(reasoning),
             token_ids=[token],
             tool_calls=calls,
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
-            notes=list(self.notes) if self.finish_reason else [],
+            notes=self._notes_at_end() if self.finish_reason else [],
         )
 
-    def _finish(self) -> tuple[str, list[ToolCall]]:
-        raw = ""
+    def _separate(self, text: str) -> tuple[str, str]:
+        """The reasoning and the answer's raw text that text completes. Counts a token of reasoning or of its marks."""
+        if self.separator is None:
+            return "", text
+        before = self.separator.place
+        parts = self.separator.push(text)
+        self._reasoning_tokens += "reasoning" in (before, self.separator.place)
+        return _of_kinds(parts)
+
+    def _finish(self) -> tuple[str, str, list[ToolCall]]:
+        reasoning, raw = "", ""
         if not self._stop.matched:
-            raw = self._stop.push(self.detokenizer.flush())
+            rest, parts = self.detokenizer.flush(), list[Stretch]()
+            if self.separator is not None:
+                parts, rest = [*self.separator.push(rest), *self.separator.flush()], ""
+            reasoning, raw = _of_kinds(parts)
+            raw = self._stop.push(raw + rest)
             raw += self._stop.flush()
         text, calls = self._split(raw)
         if self._splitter is None:
-            return text, calls
+            return reasoning, text, calls
         rest, more = self._splitter.flush()
-        return text + rest, calls + self._numbered(more)
+        return reasoning, text + rest, calls + self._numbered(more)
 
     def _split(self, raw: str) -> tuple[str, list[ToolCall]]:
         if self._splitter is None:
@@ -272,5 +295,23 @@ class Transcript:
         self._skip -= skipped
         return text[skipped:]
 
+    def _beyond_resumed_reasoning(self, text: str) -> str:
+        skipped = min(self._skip_reasoning, len(text))
+        self._skip_reasoning -= skipped
+        return text[skipped:]
+
+    def _notes_at_end(self) -> list[str]:
+        cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
+        return [*self.notes, *([_CUT_IN_REASONING] if cut else [])]
+
     def _usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        if self.separator is not None:
+            usage.completion_tokens_details = CompletionDetails(self._reasoning_tokens)
+        return usage
+
+
+def _of_kinds(parts: Sequence[Stretch]) -> tuple[str, str]:
+    """The reasoning in parts, and the rest."""
+    reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
+    return reasoning, "".join(part.text for part in parts if part.kind != "reasoning")

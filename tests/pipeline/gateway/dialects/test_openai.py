@@ -12,6 +12,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from pipeline.gateway.dialects import openai
+from pipeline.gateway.dialects.shapes import as_chunk
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.requests import decode_request
@@ -21,6 +22,8 @@ from tests.pipeline.gateway.answers import (
     EMBEDDINGS,
     SCORED_CHOICE,
     SCORED_CHUNK,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -237,6 +240,30 @@ def test_scores_and_thoughts_have_openais_shape():
     chunk = ChatCompletionChunk.model_validate(part, strict=True)
     assert chunk.choices[0].logprobs.content[0].token == "Hi"
     assert chunk.choices[0].delta.reasoning_content == "Hm."
+
+
+def test_reasoning_has_both_of_its_names_and_is_counted():
+    whole = ChatCompletion.model_validate_json(openai.OpenAIChat().whole(THOUGHTFUL), strict=True)
+    message = whole.choices[0].message
+    assert (message.reasoning_content, message.reasoning, message.content) == ("Hm. Two", "Hm. Two", "Four")
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 7
+    parts = [event for chunk in THOUGHTFUL_CHUNKS for event in events(openai.OpenAIChat().part(chunk))]
+    deltas = [ChatCompletionChunk.model_validate(part, strict=True).choices[0].delta for part in parts]
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "Hm. Two"
+    assert "".join(delta.content or "" for delta in deltas) == "Four"
+
+
+def test_reasoning_of_an_answer_that_was_sent_whole_is_in_the_one_chunk_of_its_stream():
+    delta = as_chunk(THOUGHTFUL).choices[0].delta
+    assert (delta.reasoning_content, delta.reasoning, delta.content) == ("Hm. Two", "Hm. Two", "Four")
+
+
+def test_reasoning_of_several_choices_is_counted_together():
+    usage = openai.joined([COMPLETION, THOUGHTFUL, THOUGHTFUL]).usage
+    assert usage.completion_tokens_details
+    assert usage.completion_tokens_details.reasoning_tokens == 14
+    assert not openai.joined([COMPLETION, COMPLETION]).usage.completion_tokens_details
 
 
 def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token():
