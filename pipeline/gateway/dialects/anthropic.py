@@ -15,7 +15,7 @@ from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, ErrorBody, FunctionCall, Success
+from pipeline.wire.messages import Chunk, Completion, ErrorBody, FunctionCall, Success, ToolCall, ToolCallDelta
 from pipeline.wire.requests import ChatRequest, decode_chat
 
 SSE = "text/event-stream; charset=utf-8"
@@ -91,6 +91,8 @@ class AnthropicMessages:
         self._begun = False
         self._blocks = 0
         self._in_text = False
+        self._call: ToolCall | None = None  # the one that is open
+        self._shown = False  # whether a part of its arguments was sent
 
     def part(self, chunk: Chunk) -> bytes:
         """The events that a chunk adds."""
@@ -100,7 +102,7 @@ class AnthropicMessages:
         if delta.content:
             events += self._text(delta.content)
         for call in delta.tool_calls or ():
-            events += self._call(call.id, call.function)
+            events += self._part_of_call(call)
         return _events(events)
 
     def end(self, completion: Completion) -> bytes:
@@ -128,24 +130,36 @@ class AnthropicMessages:
     def _text(self, text: str) -> list[dict[str, Any]]:
         events = []
         if not self._in_text:
+            events += self._close()
             self._in_text = True
             events.append(self._open({"type": "text", "text": ""}))
         return [*events, self._delta({"type": "text_delta", "text": text})]
 
-    def _call(self, call_id: str, function: FunctionCall) -> list[dict[str, Any]]:
-        """A tool call. headrace has its arguments at once, so they are one delta."""
-        arguments = msgspec.json.encode(function.as_object()).decode()
-        return [
-            *self._close(),
-            self._open(_tool_use(call_id, function, {})),
-            self._delta({"type": "input_json_delta", "partial_json": arguments}),
-            self._stop(),
-        ]
+    def _part_of_call(self, part: ToolCallDelta) -> list[dict[str, Any]]:
+        """A call that begins, or more of its arguments. Those that are no object are shown when they are complete."""
+        events = []
+        if part.begins or self._call is None:
+            events = self._close()
+            self._call, self._shown = ToolCall(FunctionCall(part.function.name, ""), part.id), False
+            events.append(self._open(_tool_use(part.id, part.function, {})))
+        written = self._call.function
+        written.arguments += part.function.arguments
+        if not written.arguments.lstrip().startswith("{"):
+            return events
+        shown = part.function.arguments if self._shown else written.arguments
+        self._shown = True
+        return [*events, self._delta({"type": "input_json_delta", "partial_json": shown})]
 
     def _close(self) -> list[dict[str, Any]]:
-        """Ends the block of text, if one is open."""
-        was_open, self._in_text = self._in_text, False
-        return [self._stop()] if was_open else []
+        """Ends the block that is open, if one is."""
+        events = []
+        if self._call is not None and not self._shown:
+            arguments = msgspec.json.encode(self._call.function.as_object()).decode()
+            events.append(self._delta({"type": "input_json_delta", "partial_json": arguments}))
+        if self._in_text or self._call is not None:
+            events.append(self._stop())
+        self._in_text, self._call = False, None
+        return events
 
     def _open(self, block: dict[str, Any]) -> dict[str, Any]:
         self._blocks += 1

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.engine import Engine, Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage, add_call
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 
@@ -38,7 +38,8 @@ class Answer(msgspec.Struct):
         self.pieces += 1
         self.text += piece.text
         self.token_ids += piece.token_ids
-        self.tool_calls += piece.tool_calls
+        for part in piece.tool_calls:
+            add_call(self.tool_calls, part)
         self.restarted += piece.restarted
         self.scores += piece.scores
         self.notes += piece.notes

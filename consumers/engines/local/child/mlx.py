@@ -18,6 +18,7 @@ import msgspec
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
     answer_limit,
     check_bias,
@@ -31,7 +32,7 @@ from consumers.engines.local.child.guided import Grammars
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
-from consumers.engines.local.child.transcript import ToolSyntax, Transcript
+from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import Work
@@ -98,7 +99,7 @@ class MlxBackend:
         note("warming up")
         self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
         self._silent_tokens = _special_tokens(self._tokenizer)
-        self._tool_tokens = _tool_tokens(self._tokenizer)
+        self._calls = ModelCalls(self._preparing, alone=config.plain_tool_calls)
         self._texts = TokenTexts(self._tokenizer)
         self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
@@ -120,7 +121,7 @@ class MlxBackend:
         return Facts(
             context_tokens=context_tokens,
             vocabulary=int(logits.shape[-1]),
-            calls_tools=bool(self._tokenizer.has_tool_calling),
+            calls_tools=self._calls.supported,
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
             kv_bytes_per_token=kv_bytes_per_token,
@@ -156,16 +157,15 @@ class MlxBackend:
         resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
         if any(not 0 <= token < self.facts.vocabulary for token in resumed):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
-        with_tools = offers_tools(request)
+        calls = self._calls.of_answer(request, work.id)
         transcript = Transcript(
-            work.id,
             len(prompt),
             limit,
             _Detokenizer(self._tokenizer.detokenizer),
             end_tokens=self._end_tokens,
-            silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
+            silent_tokens=self._silent_tokens if calls is None else self._silent_tokens - self._calls.tokens,
             stops=request.stops,
-            tools=self._tool_syntax(request) if with_tools else None,
+            calls=calls,
             resume_chars=len(work.resume_text),
             one_call=request.parallel_tool_calls is False,
             notes=notes_of(request),
@@ -182,7 +182,7 @@ class MlxBackend:
         return self._tokenise(request)
 
     def _tokenise(self, request: ChatRequest) -> list[int]:
-        messages = template_messages(request.chat)
+        messages = self._calls.history.rewritten(template_messages(request.chat))
         tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
         if not self._preparing.has_chat_template:
             return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
@@ -201,15 +201,6 @@ class MlxBackend:
                 param="messages",
             ) from None
         return list(self._preparing.encode(text, add_special_tokens=False))
-
-    def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
-        tools = msgspec.to_builtins(request.tools)
-        parser = self._tokenizer.tool_parser
-        return ToolSyntax(
-            self._tokenizer.tool_call_start,
-            self._tokenizer.tool_call_end or "",
-            lambda text: parser(text, tools),
-        )
 
     # ---- on the main thread ------------------------------------------------------------------------------------------
 
@@ -336,12 +327,6 @@ def _special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens for structure, not for text: those with a role in the tokenizer, and those only marked as special."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
-
-
-def _tool_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens of the markers around a tool call. In some models they are special tokens, which would have no text."""
-    markers = [tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens]
-    return frozenset(token for tokens in markers for token in tokens or ())
 
 
 def _sampling_defaults(model_path: str) -> SamplingDefaults:
