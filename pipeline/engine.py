@@ -44,9 +44,11 @@ class Work(msgspec.Struct, frozen=True):
         seed: together with a token's position, it determines the token that is sampled there. An engine that resumes an
             answer therefore samples the same tokens as the engine that began it.
         resume_text: the part of the answer that the reader already has.
+        resume_reasoning: the part of the reasoning that the reader already has.
         resume_tokens: the tokens of earlier attempts. They may go beyond `resume_text`. Generation continues after
             them. If another engine wrote the text, its tokens are unknown: the list is empty, and generation continues
-            after the text.
+            after the reasoning and the text.
+        resume_reasoning: the part of the reasoning that the reader already has.
         priority: the priority of the request. An engine that can suspend requests gives a more urgent one the place of
             a less urgent one.
         extra: another worker had begun the request: it runs at once, beyond the slots.
@@ -59,6 +61,7 @@ class Work(msgspec.Struct, frozen=True):
     seed: int
     resume_tokens: list[int] = msgspec.field(default_factory=list)
     resume_text: str = ""
+    resume_reasoning: str = ""
     priority: Priority = Priority.MEDIUM
     extra: bool = False
     coming: int = 0

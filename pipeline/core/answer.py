@@ -127,10 +127,11 @@ class Record:
         self.token_ids += choice.token_ids
         for call in choice.delta.tool_calls or ():
             add_call(self.tool_calls, call)
-        self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
+        says = bool(choice.delta.content or choice.delta.tool_calls or choice.delta.reasoning_content)
+        self.has_gap |= says and not choice.token_ids
         self.has_gap |= self.model not in ("", chunk.model)
         self.model = chunk.model
-        if (choice.delta.content or choice.delta.tool_calls) and chunk.model not in self.models:
+        if says and chunk.model not in self.models:
             self.models.append(chunk.model)
         self.next_seq = chunk.seq + 1
         self.attempt = max(self.attempt, chunk.attempt)
@@ -290,6 +291,7 @@ class AnswerWriter:
             content=piece.text or None,
             tool_calls=calls or None,
             reasoning_content=piece.reasoning or None,
+            reasoning=piece.reasoning or None,
         )
         logprobs = Logprobs(self._held_scores) if self._held_scores else msgspec.UNSET
         chunk = Chunk(
@@ -334,6 +336,7 @@ class AnswerWriter:
             content=None if record.tool_calls and not record.text else record.text,
             tool_calls=record.tool_calls or None,
             reasoning_content=record.reasoning or msgspec.UNSET,
+            reasoning=record.reasoning or msgspec.UNSET,
         )
         choice = Choice(
             message,

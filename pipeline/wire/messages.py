@@ -86,12 +86,16 @@ def add_call(calls: list[ToolCall], part: ToolCall | ToolCallDelta) -> None:
 
 
 class Delta(Struct, omit_defaults=True):
-    """The part of the answer that a chunk adds. `reasoning_content` is what the model thinks before it answers."""
+    """The part of the answer that a chunk adds. `reasoning_content` is what the model thinks before it answers.
+
+    `reasoning` repeats it, for clients that know it by this name.
+    """
 
     role: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class Alternative(Struct, omit_defaults=True):
@@ -139,12 +143,13 @@ class Chunk(Struct, tag_field="object", tag="chat.completion.chunk"):
 
 
 class AssistantMessage(Struct):
-    """The complete answer."""
+    """The complete answer. `reasoning` repeats `reasoning_content`."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(Struct):
@@ -157,12 +162,19 @@ class Choice(Struct):
     logprobs: Logprobs | msgspec.UnsetType = msgspec.UNSET
 
 
+class CompletionDetails(Struct):
+    """Of the answer's tokens, those of reasoning and of the marks around it."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(Struct):
-    """Exact token counts."""
+    """Exact token counts. `completion_tokens_details` is present if the engine tells reasoning from the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
 
 
 class Account(Struct):

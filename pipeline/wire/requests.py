@@ -23,7 +23,14 @@ from pipeline.wire.constraints import (
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended
 from pipeline.wire.messages import FunctionCall, ToolCall
-from pipeline.wire.particular import OllamaParticulars, Thinking, check_template_arguments, image_data, thinking_of
+from pipeline.wire.particular import (
+    OllamaParticulars,
+    Thinking,
+    check_template_arguments,
+    image_data,
+    thinking_of,
+    thinking_said,
+)
 from pipeline.wire.validation import NotValid, decode
 
 MAX_STOPS = 64
@@ -48,10 +55,13 @@ class ContentPart(Struct, omit_defaults=True):
 
 
 class ChatMessage(Struct, omit_defaults=True):
-    """One turn of the conversation."""
+    """One turn of the conversation. What the model thought before it has different names at different clients."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -75,6 +85,11 @@ class ChatMessage(Struct, omit_defaults=True):
         return "".join(part.text for part in self.content)
 
     @property
+    def thought(self) -> str:
+        """What the model thought before it wrote this; empty if that is not known, or not text."""
+        return next((said for said in (self.reasoning_content, self.reasoning, self.thinking) if _is_text(said)), "")
+
+    @property
     def shows(self) -> bool:
         """Whether the content has an image."""
         return isinstance(self.content, list) and any(part.type == "image_url" for part in self.content)
@@ -89,6 +104,10 @@ class ChatMessage(Struct, omit_defaults=True):
             return []
         urls = [part.image_url for part in self.content if part.type == "image_url"]
         return [image_data(url.url if isinstance(url, ImageUrl) else url or "") for url in urls]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 class FunctionSpec(Struct, omit_defaults=True):
@@ -222,7 +241,21 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def thinking(self) -> Thinking | None:
         """How much the model thinks before it answers, by whichever parameter says it; None if none does."""
-        return thinking_of(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
+        return thinking_of(self._thinking_said[1])
+
+    @property
+    def thinking_param(self) -> str:
+        """The parameter by which the request says that; empty if it does not."""
+        return self._thinking_said[0]
+
+    @property
+    def worded_thinking(self) -> bool:
+        """Whether it says so with a word for an amount."""
+        return isinstance(self._thinking_said[1], str)
+
+    @property
+    def _thinking_said(self) -> tuple[str, bool | str]:
+        return thinking_said(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
 
     @property
     def needs_mlx(self) -> str:

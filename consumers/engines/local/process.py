@@ -272,7 +272,8 @@ class EngineProcess:
         """The facts of the model, once it has been loaded."""
         if self._facts is None:
             return {}
-        capabilities = ["completion", "tools"] if self._facts.calls_tools else ["completion"]
+        can = {"completion": True, "tools": self._facts.calls_tools, "thinking": self._facts.thinks}
+        capabilities = [name for name, has in can.items() if has]
         known = ModelFacts(capabilities, self._facts.context_tokens, loaded=self._state == "ready")
         return dict.fromkeys(self._listed, known)
 

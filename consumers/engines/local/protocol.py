@@ -74,6 +74,7 @@ class Facts(Struct, array_like=True):
         suspends: whether a sequence can leave the batch with its cache and come back.
         slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
+        thinks: whether the model may reason before it answers.
     """
 
     context_tokens: int
@@ -86,6 +87,7 @@ class Facts(Struct, array_like=True):
     suspends: bool = True
     slots: int = 0
     free_bytes: int = 0
+    thinks: bool = False
 
 
 class Ready(Struct, tag="ready", array_like=True):

@@ -25,8 +25,10 @@ class Answer(msgspec.Struct):
     """All pieces of an answer, joined."""
 
     text: str = ""
+    reasoning: str = ""
     token_ids: list[int] = msgspec.field(default_factory=list)
     tool_calls: list[ToolCall] = msgspec.field(default_factory=list)
+    call_parts: list[ToolCall] = msgspec.field(default_factory=list)
     restarted: int = 0
     pieces: int = 0
     finish_reason: FinishReason | None = None
@@ -37,7 +39,9 @@ class Answer(msgspec.Struct):
     def add(self, piece: Piece) -> None:
         self.pieces += 1
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.token_ids += piece.token_ids
+        self.call_parts += piece.tool_calls
         for part in piece.tool_calls:
             add_call(self.tool_calls, part)
         self.restarted += piece.restarted

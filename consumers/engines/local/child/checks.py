@@ -47,11 +47,13 @@ _OF_THE_MACHINE = frozenset(
 
 
 def notes_of(request: ChatRequest, *, simulated: bool = False) -> list[str]:
-    """A note for each parameter that asks for something which this engine does not do."""
+    """A note for each parameter that asks for something which this engine does not do. Those about reasoning have
+    theirs from `Reasoning`, where a model runs.
+    """
     asks = {
-        "think": request.think not in (None, False, "", "none"),
-        "reasoning_effort": request.reasoning_effort not in (None, "", "none"),
-        "enable_thinking": bool(request.enable_thinking),
+        "think": request.think not in (None, False, "", "none") and simulated,
+        "reasoning_effort": request.reasoning_effort not in (None, "", "none") and simulated,
+        "enable_thinking": bool(request.enable_thinking) and simulated,
         "verbosity": request.verbosity not in (None, "", "medium"),
         "logit_bias": bool(request.logit_bias) and simulated,
         "chat_template_kwargs": bool(request.chat_template_kwargs) and simulated,
@@ -111,6 +113,9 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
     rendered: dict[str, Any] = {"role": role, "content": message.text()}
     if message.name is not None:
         rendered["name"] = message.name
+    if message.role == "assistant" and message.thought:
+        # Each family's template has its own name for it.
+        rendered |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.thought)
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

@@ -119,7 +119,7 @@ class EngineLoop:
     def _begin(self, begin: Begin) -> None:
         sequence = begin.sequence
         piece = sequence.transcript.replay(sequence.prompt[len(sequence.prompt) - sequence.position :])
-        if piece.text or piece.finish_reason:
+        if piece.text or piece.reasoning or piece.finish_reason:
             self._send(Step([(sequence.key, piece)], self._stats()))
         if piece.finish_reason is None:
             self._begun[sequence.key] = begin

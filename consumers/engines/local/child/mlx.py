@@ -28,7 +28,8 @@ from consumers.engines.local.child.checks import (
     room_tokens,
     template_messages,
 )
-from consumers.engines.local.child.guided import Grammars
+from consumers.engines.local.child.guided import Gate, Grammars
+from consumers.engines.local.child.reasoning import Reasoning
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
@@ -97,7 +98,8 @@ class MlxBackend:
         # A copy for `prepare`, because two threads must not use one tokenizer.
         self._preparing = copy.deepcopy(self._tokenizer)
         note("warming up")
-        self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
+        self._reasoning = Reasoning(self._preparing, self._tokenizer.eos_token_ids)
+        self._end_tokens = self._reasoning.end_tokens
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._calls = ModelCalls(self._preparing, alone=config.plain_tool_calls)
         self._texts = TokenTexts(self._tokenizer)
@@ -122,6 +124,7 @@ class MlxBackend:
             context_tokens=context_tokens,
             vocabulary=int(logits.shape[-1]),
             calls_tools=self._calls.supported,
+            thinks=self._reasoning.thinks,
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
             kv_bytes_per_token=kv_bytes_per_token,
@@ -154,7 +157,9 @@ class MlxBackend:
             room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
         )
-        resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
+        reasoning = self._reasoning
+        written = reasoning.written(work.resume_reasoning, work.resume_text, prompt)
+        resumed = work.resume_tokens or self._preparing.encode(written, add_special_tokens=False)
         if any(not 0 <= token < self.facts.vocabulary for token in resumed):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
         calls = self._calls.of_answer(request, work.id)
@@ -163,15 +168,33 @@ class MlxBackend:
             limit,
             _Detokenizer(self._tokenizer.detokenizer),
             end_tokens=self._end_tokens,
-            silent_tokens=self._silent_tokens if calls is None else self._silent_tokens - self._calls.tokens,
+            silent_tokens=self._silent(with_tools=calls is not None),
+            separator=reasoning.separator(prompt, calls=calls is not None),
             stops=request.stops,
             calls=calls,
             resume_chars=len(work.resume_text),
+            resume_reasoning_chars=len(work.resume_reasoning),
             one_call=request.parallel_tool_calls is False,
-            notes=notes_of(request),
+            notes=notes_of(request) + reasoning.plan(request).notes,
         )
-        guide, exact = self._grammars.guide(request, resumed), bool(request.exact)
-        return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=exact)
+        guide = self._grammars.guide(request, resumed, self._gate(request, prompt))
+        return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=bool(request.exact))
+
+    def _silent(self, *, with_tools: bool) -> frozenset[int]:
+        """The tokens that have no text. Those of marks have some, though they may be special ones."""
+        marks = self._reasoning.marks.tokens if self._reasoning.marks else frozenset()
+        return self._silent_tokens - marks - (self._calls.tokens if with_tools else frozenset())
+
+    def _gate(self, request: ChatRequest, prompt: list[int]) -> Gate | None:
+        """Where the form of an answer begins; None for a model without reasoning."""
+        reasoning = self._reasoning
+        if (separator := reasoning.separator(prompt, calls=offers_tools(request))) is None:
+            return None
+        detokenizer, silent = _Detokenizer(self._preparing.detokenizer), self._silent(with_tools=True)
+        marks = reasoning.marks
+        opening = marks.opening if marks and request.thinking != "none" else None
+        blanks = marks.blanks if marks else ()
+        return Gate(separator, lambda token: "" if token in silent else detokenizer.push(token), opening, blanks)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
@@ -184,12 +207,13 @@ class MlxBackend:
     def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = self._calls.history.rewritten(template_messages(request.chat))
         tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
+        arguments = self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})
         if not self._preparing.has_chat_template:
             return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
         try:
             text = self._preparing.apply_chat_template(
                 messages,
-                **(request.chat_template_kwargs or {}),
+                **arguments,
                 tools=tools,
                 add_generation_prompt=True,
                 tokenize=False,

@@ -1,7 +1,8 @@
 """From sampled tokens to the answer: text, stop strings, tool calls, the finish reason and exact token counts.
 
-Tokens are fed one at a time. They pass three stages, and each stage holds text back until it can decide: characters
-with incomplete bytes, text that could become a stop string, and text that could become the marker of a tool call.
+Tokens are fed one at a time. They pass four stages, and each stage holds text back until it can decide: characters
+with incomplete bytes, text that could become a mark of reasoning, text that could become a stop string, and text that
+could become the marker of a tool call. Reasoning leaves after the second stage: it has no stop strings and no calls.
 
 To resume an answer, its tokens are replayed through the same stages. Only the text after them comes out.
 """
@@ -12,10 +13,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from consumers.engines.local.child.calls.answer import AnswerCalls
-from consumers.engines.local.child.calls.stream import overlap
+from consumers.engines.local.child.separator import Part, Separator, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import CompletionDetails, FinishReason, TokenScore, ToolCall, Usage
 
 
 class Detokenizer(Protocol):
@@ -75,9 +78,12 @@ class Transcript:
         detokenizer: a new one, for this answer alone.
         end_tokens: tokens that end a turn. They are sampled, so they count as completion tokens. They have no text.
         silent_tokens: other tokens without text.
-        stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
+        separator: separates reasoning from the answer; None if the model's text is the answer.
+        stops: strings that end the answer. They are matched against its raw text, even inside a tool call, and not
+            against reasoning.
         calls: takes tool calls out of this answer; None if the request offers no tools.
-        resume_chars: the number of characters that the reader already has.
+        resume_chars: the number of characters of the answer that the reader already has.
+        resume_reasoning_chars: the same of reasoning.
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
         notes: on parameters that the engine did not take as they were written.
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
@@ -88,9 +94,11 @@ class Transcript:
     detokenizer: Detokenizer
     end_tokens: Collection[int] = ()
     silent_tokens: Collection[int] = ()
+    separator: Separator | None = None
     stops: Sequence[str] = ()
     calls: AnswerCalls | None = None
     resume_chars: int = 0
+    resume_reasoning_chars: int = 0
     one_call: bool = False
     notes: Sequence[str] = ()
     score: Callable[[int], TokenScore] | None = None
@@ -100,6 +108,8 @@ class Transcript:
     def __post_init__(self) -> None:
         self._stop = StopMatcher(self.stops)
         self._skip = self.resume_chars
+        self._skip_reasoning = self.resume_reasoning_chars
+        self._reasoning_tokens = 0
 
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
@@ -107,37 +117,40 @@ class Transcript:
         The piece has no tool calls: a part of a call is sent together with its token, so the reader has it. If the
         answer is already complete, the piece has a finish reason.
         """
-        text, last = "", Piece()
+        text, reasoning, last = "", "", Piece()
         for token in tokens:
             last = self._take(token)
             text += last.text
+            reasoning += last.reasoning
             if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage, notes=last.notes)
+        return msgspec.structs.replace(last, text=text, reasoning=reasoning, token_ids=[], tool_calls=[])
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
+        reasoned = self._reasoning_tokens
         piece = self._take(token)
         if self.score is not None:
             scored = self.score(token)
-            piece.scores = [] if token in self.end_tokens else [scored]
+            piece.scores = [] if token in self.end_tokens or self._reasoning_tokens > reasoned else [scored]
         return piece
 
     def _take(self, token: int) -> Piece:
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
-        raw = self._stop.push("" if silent else self.detokenizer.push(token))
-        text, calls = self._split(raw)
+        reasoning, raw = self._separate("" if silent else self.detokenizer.push(token))
+        text, calls = self._split(self._stop.push(raw))
         ended = ended or (self.one_call and self.calls is not None and self.calls.first_is_complete)
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
-            rest, more = self._finish()
-            text, calls = text + rest, calls + more
+            thought, rest, more = self._finish()
+            reasoning, text, calls = reasoning + thought, text + rest, calls + more
             # Only a model that ended its turn has stopped in order to call a tool.
             stopped: FinishReason = "tool_calls" if self.calls is not None and self.calls.begun else "stop"
             self.finish_reason = stopped if ended or self._stop.matched else "length"
         return Piece(
             text=self._beyond_resumed(text),
+            reasoning=self._beyond_resumed_reasoning(reasoning),
             token_ids=[token],
             tool_calls=calls,
             finish_reason=self.finish_reason,
@@ -146,16 +159,29 @@ class Transcript:
             notes=[*self.notes, *(self.calls.notes if self.calls else ())] if self.finish_reason else [],
         )
 
-    def _finish(self) -> tuple[str, list[ToolCall]]:
-        raw = ""
+    def _separate(self, text: str) -> tuple[str, str]:
+        """The reasoning and the answer's raw text that text completes. Counts a token of reasoning or of its marks."""
+        if self.separator is None:
+            return "", text
+        before = self.separator.place
+        parts = self.separator.push(text)
+        self._reasoning_tokens += "reasoning" in (before, self.separator.place)
+        return _of_kinds(parts)
+
+    def _finish(self) -> tuple[str, str, list[ToolCall]]:
+        reasoning, raw = "", ""
         if not self._stop.matched:
-            raw = self._stop.push(self.detokenizer.flush())
+            rest, parts = self.detokenizer.flush(), list[Part]()
+            if self.separator is not None:
+                parts, rest = [*self.separator.push(rest), *self.separator.flush()], ""
+            reasoning, raw = _of_kinds(parts)
+            raw = self._stop.push(raw + rest)
             raw += self._stop.flush()
         text, calls = self._split(raw)
         if self.calls is None:
-            return text, calls
+            return reasoning, text, calls
         rest, more = self.calls.flush()
-        return text + rest, calls + more
+        return reasoning, text + rest, calls + more
 
     def _split(self, raw: str) -> tuple[str, list[ToolCall]]:
         return (raw, []) if self.calls is None else self.calls.push(raw)
@@ -165,5 +191,19 @@ class Transcript:
         self._skip -= skipped
         return text[skipped:]
 
+    def _beyond_resumed_reasoning(self, text: str) -> str:
+        skipped = min(self._skip_reasoning, len(text))
+        self._skip_reasoning -= skipped
+        return text[skipped:]
+
     def _usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        if self.separator is not None:
+            usage.completion_tokens_details = CompletionDetails(self._reasoning_tokens)
+        return usage
+
+
+def _of_kinds(parts: Sequence[Part]) -> tuple[str, str]:
+    """The reasoning in parts, and the rest."""
+    reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
+    return reasoning, "".join(part.text for part in parts if part.kind != "reasoning")

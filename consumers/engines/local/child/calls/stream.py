@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from consumers.engines.local.child.calls.reading import Reader, Written
+from consumers.engines.local.child.separator import overlap
 from pipeline.wire.messages import FunctionCall, ToolCall
 
 _REREAD_SHARE: Final = 64
@@ -26,12 +27,6 @@ class Section:
     start: str
     end: str
     read: Reader
-
-
-def overlap(text: str, marker: str) -> int:
-    """The length of the longest suffix of text that is a proper prefix of marker."""
-    longest = min(len(text), len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
 
 
 class CallParts:
