@@ -109,10 +109,8 @@ def scripts_of(family: Family) -> list[str]:
         # After a result of a tool, one template does not open the reasoning.
         said if family is families.DEEPSEEK else none + said,
         none + spoken + call,
-        f"{begun}I could write {first if family is not families.GPT_OSS else 'it'}{ended}{call}"
-        if begun or ended
-        else call,
-        none + call[: len(call) // 2],
+        thought + call if ended else call,
+        none + call[: len(call) * 7 // 8],
     ]
 
 

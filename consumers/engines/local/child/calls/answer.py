@@ -8,8 +8,8 @@ from typing import Any
 
 from consumers.engines.local.child.calls.alone import LoneCalls, properties_of
 from consumers.engines.local.child.calls.formats import CallFormat
+from consumers.engines.local.child.calls.ids import nine_characters
 from consumers.engines.local.child.calls.stream import CallParts, SectionSplitter
-from pipeline.core.calls import nine_characters
 from pipeline.wire.messages import ToolCall
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Any, Final, NamedTuple
 
-from pipeline.core.calls import nine_characters
+from consumers.engines.local.child.calls.ids import nine_characters
 
 Turn = dict[str, Any]
 Render = Callable[..., str]
