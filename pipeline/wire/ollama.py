@@ -171,6 +171,7 @@ class Turn(Struct):
     tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
+    thinking: str | None = None
 
 
 class Body(Struct):
@@ -315,6 +316,8 @@ def _message(turn: Turn) -> dict[str, Any]:
     if turn.tool_calls:
         calls = [read_call(call, f"call_{index}") for index, call in enumerate(turn.tool_calls)]
         message["tool_calls"] = [{"id": call.id, "function": msgspec.to_builtins(call.function)} for call in calls]
+    if turn.thinking:
+        message["reasoning_content"] = turn.thinking
     if turn.tool_name:
         message["name"] = turn.tool_name
     if turn.tool_call_id:

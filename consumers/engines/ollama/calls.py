@@ -144,6 +144,8 @@ def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         }
         if images := turn.images():
             message["images"] = images
+        if turn.thought:
+            message["thinking"] = turn.thought
         if turn.tool_calls:
             names |= {call.id: call.function.name for call in turn.tool_calls}
             calls = [write_call(index, call.id, call.function) for index, call in enumerate(turn.tool_calls)]

@@ -12,6 +12,7 @@ from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
     Completion,
+    CompletionDetails,
     Delta,
     Embedding,
     EmbeddingList,
@@ -98,6 +99,15 @@ EMBEDDINGS = EmbeddingList(
     usage=EmbeddingUsage(4, 4),
     headrace=ACCOUNT,
 )
+
+THOUGHTFUL = _completion(AssistantMessage("Four", reasoning_content="Hm. Two", reasoning="Hm. Two"), "stop")
+THOUGHTFUL.usage.completion_tokens_details = CompletionDetails(7)
+CUT_IN_THOUGHT = _completion(AssistantMessage("", reasoning_content="Hm."), "length")
+THOUGHTFUL_CHUNKS = [
+    _chunk(0, Delta(role="assistant", reasoning_content="Hm.", reasoning="Hm.")),
+    _chunk(1, Delta(reasoning_content=" Two", reasoning=" Two", content="Fo")),
+    _chunk(2, Delta(content="ur"), "stop"),
+]
 
 _SCORES = Logprobs([TokenScore("Hi", -0.5, [72, 105], [Alternative("Ho", -1.5, [72, 111])])])
 SCORED_CHOICE = Choice(AssistantMessage("Hi", reasoning_content="Hm."), "stop", logprobs=_SCORES)

@@ -31,7 +31,7 @@ _TAIL_TOKENS: Final = 24
 _ASKED: Final = [{"role": "user", "content": "Hello"}]
 
 
-class Plan(NamedTuple):
+class ReasoningPlan(NamedTuple):
     """What becomes of the request's wish about reasoning.
 
     Attributes:
@@ -96,7 +96,7 @@ class Reasoning:
         vocabulary = self._tokenizer.get_vocab()
         return self._end_tokens | {vocabulary[mark] for mark in ("<|call|>", "<|return|>") if mark in vocabulary}
 
-    def plan(self, request: ChatRequest) -> Plan:
+    def plan(self, request: ChatRequest) -> ReasoningPlan:
         """The template's arguments for the amount of reasoning that a request asks for.
 
         Raises:
@@ -104,7 +104,7 @@ class Reasoning:
         """
         wanted, param = request.thinking, request.thinking_param
         if wanted is None:
-            return Plan(self._default, [])
+            return ReasoningPlan(self._default, [])
         return self._off(param) if wanted == "none" else self._on(wanted, param, worded=request.worded_thinking)
 
     def separator(self, prompt: list[int], *, calls: bool) -> Separator | None:
@@ -148,30 +148,30 @@ class Reasoning:
 
     # ---- the template ------------------------------------------------------------------------------------------------
 
-    def _off(self, param: str) -> Plan:
+    def _off(self, param: str) -> ReasoningPlan:
         if self._switch:
-            return Plan({self._switch: False}, [])
+            return ReasoningPlan({self._switch: False}, [])
         if self._none:
-            return Plan({"reasoning_effort": "none"}, [])
+            return ReasoningPlan({"reasoning_effort": "none"}, [])
         if self._amounts:
             least = self._amounts[0]
             note = f"`{param}`: this model always reasons. Its least reasoning effort, `{least}`, is used."
-            return Plan({"reasoning_effort": least}, [note])
+            return ReasoningPlan({"reasoning_effort": least}, [note])
         if self._always:
             message = f"This model always reasons: its chat template cannot turn that off. Leave out `{param}`."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=param)
-        return Plan({}, [_no_effect(param)] if self.marks else [])
+        return ReasoningPlan({}, [_no_effect(param)] if self.marks else [])
 
-    def _on(self, wanted: Thinking, param: str, *, worded: bool) -> Plan:
+    def _on(self, wanted: Thinking, param: str, *, worded: bool) -> ReasoningPlan:
         arguments: dict[str, Any] = {self._switch: True} if self._switch else {}
         if self._amounts:
             amount = self._nearest(wanted)
             notes = [f"`{param}`: this model has no `{wanted}`; `{amount}` is used."] if amount != wanted else []
-            return Plan(arguments | {"reasoning_effort": amount}, notes if worded else [])
+            return ReasoningPlan(arguments | {"reasoning_effort": amount}, notes if worded else [])
         if self._switch:
             note = f"`{param}`: this model's reasoning has no amounts. It is turned on."
-            return Plan(arguments, [note] if worded else [])
-        return Plan({}, [] if self._always and not worded else [_no_effect(param)])
+            return ReasoningPlan(arguments, [note] if worded else [])
+        return ReasoningPlan({}, [] if self._always and not worded else [_no_effect(param)])
 
     def _nearest(self, wanted: Thinking) -> Thinking:
         """The amount that the template takes: the wanted one, else the next larger one, else the largest."""

@@ -21,7 +21,7 @@ Place = Literal["reasoning", "answer", "between"]
 _GAP: Final = "\n\n"
 
 
-class Part(NamedTuple):
+class Stretch(NamedTuple):
     """A part of the text."""
 
     kind: Kind
@@ -36,11 +36,11 @@ class Separator(Protocol):
         """Where the text ends at present."""
         ...
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[Stretch]:
         """The parts that text completes."""
         ...
 
-    def flush(self) -> list[Part]:
+    def flush(self) -> list[Stretch]:
         """What is still held back, at the end."""
         ...
 
@@ -66,7 +66,7 @@ class _Blocks:
         if kind != self._kind or anew:
             self._kind, self._fresh, self._only, self._space = kind, True, False, ""
 
-    def add(self, text: str) -> list[Part]:
+    def add(self, text: str) -> list[Stretch]:
         """The part of the present block that text completes."""
         text = self._space + text
         if self._fresh and not self._only:
@@ -78,12 +78,12 @@ class _Blocks:
         gap = _GAP if self._fresh and self._kind in self._said else ""
         self._fresh = False
         self._said.add(self._kind)
-        return [Part(self._kind, gap + body)]
+        return [Stretch(self._kind, gap + body)]
 
-    def flush(self) -> list[Part]:
+    def flush(self) -> list[Stretch]:
         """White space that is the whole text."""
         space, self._space = self._space, ""
-        return [Part("answer", space)] if space and self._only else []
+        return [Stretch("answer", space)] if space and self._only else []
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class ThinkSeparator:
         """As `Separator.place`."""
         return self._place
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[Stretch]:
         """As `Separator.push`."""
         self._held += text
-        parts: list[Part] = []
+        parts: list[Stretch] = []
         while found := self._first():
             at, mark = found
             before, self._held = self._held[:at], self._held[at + len(mark.text) :]
@@ -129,7 +129,7 @@ class ThinkSeparator:
         ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return parts + (self._blocks.add(ready) if ready else [])
 
-    def flush(self) -> list[Part]:
+    def flush(self) -> list[Stretch]:
         """As `Separator.flush`."""
         held, self._held = self._held, ""
         return (self._blocks.add(held) if held else []) + self._blocks.flush()
@@ -174,16 +174,16 @@ class HarmonySeparator:
         """As `Separator.place`."""
         return "between" if self._call else self._place
 
-    def push(self, text: str) -> list[Part]:
+    def push(self, text: str) -> list[Stretch]:
         """As `Separator.push`."""
         self._held += text
-        parts: list[Part] = []
+        parts: list[Stretch] = []
         while True:
             if self._place == "between":
                 if not self._head():
                     return parts
                 if self._call:
-                    parts.append(Part("call", self._opened))
+                    parts.append(Stretch("call", self._opened))
             at, mark = self._end()
             if not mark:
                 ready, self._held = self._held[:at], self._held[at:]
@@ -191,10 +191,10 @@ class HarmonySeparator:
             body, self._held = self._held[:at], self._held[at:].removeprefix(mark if mark in _ENDS[:3] else "")
             parts += self._body(body)
             if self._call:
-                parts.append(Part("call", CALL_END))
+                parts.append(Stretch("call", CALL_END))
             self._place, self._call = "between", False
 
-    def flush(self) -> list[Part]:
+    def flush(self) -> list[Stretch]:
         """As `Separator.flush`. A header that the model left incomplete is nothing."""
         if self._place == "between" and (self._begun or self._is_head()):
             return []
@@ -237,7 +237,7 @@ class HarmonySeparator:
             return min(found)
         return len(self._held) - max(overlap(self._held, mark) for mark in _ENDS), ""
 
-    def _body(self, text: str) -> list[Part]:
+    def _body(self, text: str) -> list[Stretch]:
         if not text:
             return []
-        return [Part("call", text)] if self._call else self._blocks.add(text)
+        return [Stretch("call", text)] if self._call else self._blocks.add(text)

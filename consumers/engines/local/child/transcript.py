@@ -16,7 +16,7 @@ from typing import Protocol
 import msgspec
 
 from consumers.engines.local.child.calls.answer import AnswerCalls
-from consumers.engines.local.child.separator import Part, Separator, overlap
+from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
 from pipeline.wire.messages import CompletionDetails, FinishReason, TokenScore, ToolCall, Usage
 
@@ -171,7 +171,7 @@ class Transcript:
     def _finish(self) -> tuple[str, str, list[ToolCall]]:
         reasoning, raw = "", ""
         if not self._stop.matched:
-            rest, parts = self.detokenizer.flush(), list[Part]()
+            rest, parts = self.detokenizer.flush(), list[Stretch]()
             if self.separator is not None:
                 parts, rest = [*self.separator.push(rest), *self.separator.flush()], ""
             reasoning, raw = _of_kinds(parts)
@@ -203,7 +203,7 @@ class Transcript:
         return usage
 
 
-def _of_kinds(parts: Sequence[Part]) -> tuple[str, str]:
+def _of_kinds(parts: Sequence[Stretch]) -> tuple[str, str]:
     """The reasoning in parts, and the rest."""
     reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
     return reasoning, "".join(part.text for part in parts if part.kind != "reasoning")

@@ -18,8 +18,11 @@ from tests.pipeline.gateway.answers import (
     CALL_PARTS,
     CHUNKS,
     COMPLETION,
+    CUT_IN_THOUGHT,
     CUT_OFF,
     PARTS_COMPLETION,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -82,6 +85,7 @@ def test_a_conversation_becomes_a_chats():
         {
             "role": "assistant",
             "content": "A",
+            "reasoning_content": "hm",
             "tool_calls": [{"id": "toolu_1", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}],
         },
         {"role": "tool", "tool_call_id": "toolu_1", "content": "18\n\ndegrees", "name": "get_weather"},
@@ -347,3 +351,52 @@ def test_an_error_in_a_stream_is_an_event():
     shape.request_id = "req-1"
     error = ErrorBody.of(HeadraceError(ErrorCode.ENGINE_FAILED, "why"))
     assert [event["request_id"] for event in events(shape.error_part(error))] == ["req-1"]
+
+
+# ---- thinking
+
+
+def test_thinking_is_a_block_before_the_text():
+    content = json.loads(anthropic.AnthropicMessages().whole(THOUGHTFUL))["content"]
+    assert content[0].pop("signature")
+    assert content == [{"type": "thinking", "thinking": "Hm. Two"}, {"type": "text", "text": "Four"}]
+    turn = published(messages=[HELLO, {"role": "assistant", "content": content}, HELLO])["messages"][1]
+    assert turn == {"role": "assistant", "content": "Four", "reasoning_content": "Hm. Two"}
+
+
+def test_thinking_is_streamed_in_a_block_with_a_signature_at_its_end():
+    found = streamed(THOUGHTFUL_CHUNKS, THOUGHTFUL)
+    assert [event["type"] for event in found] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert found[1]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert [event["delta"]["type"] for event in found[2:5]] == ["thinking_delta", "thinking_delta", "signature_delta"]
+    assert "".join(event["delta"]["thinking"] for event in found[2:4]) == "Hm. Two"
+    assert [event["index"] for event in found[1:10]] == [0] * 5 + [1] * 4
+
+
+def test_an_answer_cut_off_in_its_thinking_has_no_text():
+    message = json.loads(anthropic.AnthropicMessages().whole(CUT_IN_THOUGHT))
+    assert [block["type"] for block in message["content"]] == ["thinking"]
+    assert message["stop_reason"] == "max_tokens"
+
+
+def test_notes_and_errors_about_thinking_name_it_as_it_is_here():
+    account = msgspec.structs.replace(THOUGHTFUL.headrace, notes=["`reasoning_effort` has no effect on this model."])
+    completion = msgspec.structs.replace(THOUGHTFUL, headrace=account)
+    body = json.loads(anthropic.AnthropicMessages().whole(completion))
+    assert body["headrace"]["notes"] == ["`thinking` has no effect on this model."]
+    error = HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, "Leave out `reasoning_effort`.", param="reasoning_effort")
+    told = json.loads(anthropic.AnthropicMessages().error(ErrorBody.of(error)))["error"]
+    assert (told["message"], told["param"]) == ("Leave out `thinking`.", "thinking")

@@ -364,3 +364,10 @@ def test_an_option_that_is_refused_has_the_name_that_the_client_used(options: di
 
 def test_a_single_stop_string_is_taken():
     assert json.loads(read({"prompt": "x", "options": {"stop": "a"}}, chat=False).body)["stop"] == ["a"]
+
+
+def test_the_thinking_of_an_earlier_answer_is_carried():
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "thinking": "Hm."}]
+    asked = ollama.read_chat(json.dumps({"model": "m", "messages": turns}).encode(), LIMIT)
+    assert isinstance(asked, Asked)
+    assert [turn.thought for turn in asked.request.chat] == ["", "Hm."]

@@ -22,6 +22,8 @@ from tests.pipeline.gateway.answers import (
     EMBEDDINGS,
     SCORED_CHOICE,
     SCORED_CHUNK,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -254,6 +256,18 @@ def test_scores_and_thoughts_have_openais_shape():
     chunk = ChatCompletionChunk.model_validate(part, strict=True)
     assert chunk.choices[0].logprobs.content[0].token == "Hi"
     assert chunk.choices[0].delta.reasoning_content == "Hm."
+
+
+def test_reasoning_has_both_of_its_names_and_is_counted():
+    whole = ChatCompletion.model_validate_json(openai.OpenAIChat().whole(THOUGHTFUL), strict=True)
+    message = whole.choices[0].message
+    assert (message.reasoning_content, message.reasoning, message.content) == ("Hm. Two", "Hm. Two", "Four")
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 7
+    parts = [event for chunk in THOUGHTFUL_CHUNKS for event in events(openai.OpenAIChat().part(chunk))]
+    deltas = [ChatCompletionChunk.model_validate(part, strict=True).choices[0].delta for part in parts]
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "Hm. Two"
+    assert "".join(delta.content or "" for delta in deltas) == "Four"
 
 
 def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token():
