@@ -127,11 +127,10 @@ class Record:
         self.token_ids += choice.token_ids
         for call in choice.delta.tool_calls or ():
             add_call(self.tool_calls, call)
-        says = bool(choice.delta.content or choice.delta.tool_calls or choice.delta.reasoning_content)
-        self.has_gap |= says and not choice.token_ids
+        self.has_gap |= choice.delta.says and not choice.token_ids
         self.has_gap |= self.model not in ("", chunk.model)
         self.model = chunk.model
-        if says and chunk.model not in self.models:
+        if choice.delta.says and chunk.model not in self.models:
             self.models.append(chunk.model)
         self.next_seq = chunk.seq + 1
         self.attempt = max(self.attempt, chunk.attempt)

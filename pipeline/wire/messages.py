@@ -97,6 +97,11 @@ class Delta(Struct, omit_defaults=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
 
+    @property
+    def says(self) -> bool:
+        """Whether it has a part of the answer."""
+        return bool(self.content or self.tool_calls or self.reasoning_content)
+
 
 class Alternative(Struct, omit_defaults=True):
     """A token and its log-probability. `octets` are the bytes of its text, None if they are not known."""

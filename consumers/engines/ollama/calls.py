@@ -65,7 +65,7 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
 
 def notes_on(request: ChatRequest, model: OllamaModel) -> list[str]:
     """A note for each parameter that asks for something which Ollama does not do with this model."""
-    others = set(request.chat_template_kwargs or ()) - {"enable_thinking"}
+    others = set(request.chat_template_kwargs or ()) - {"enable_thinking", "thinking"}
     asks = {
         "chat_template_kwargs": bool(others),
         "verbosity": request.verbosity not in (None, "", "medium"),

@@ -20,6 +20,7 @@ from pipeline.wire.messages import (
     Account,
     Chunk,
     Completion,
+    CompletionDetails,
     Delta,
     EmbeddingList,
     ErrorBody,
@@ -350,7 +351,10 @@ def joined(completions: Sequence[Completion]) -> Completion:
     ]
     counts = [completion.usage for completion in completions]
     prompt, answer = (sum(getattr(usage, name) for usage in counts) for name in ("prompt_tokens", "completion_tokens"))
-    return msgspec.structs.replace(first, choices=choices, usage=Usage(prompt, answer, prompt + answer))
+    usage = Usage(prompt, answer, prompt + answer)
+    if details := [count.completion_tokens_details for count in counts if count.completion_tokens_details]:
+        usage.completion_tokens_details = CompletionDetails(sum(detail.reasoning_tokens for detail in details))
+    return msgspec.structs.replace(first, choices=choices, usage=usage)
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from consumers.engines.local.process import EngineProcess
 from pipeline.config import Config
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, ResponseFormat
@@ -166,22 +167,31 @@ def test_reasoning_can_be_turned_off_as_far_as_the_template_can(family, play):
     assert bool(noted) == bool(answer.notes)
 
 
+async def answered_with_a_crash(engine: EngineProcess, request: ChatRequest) -> Answer:
+    """The answer of an engine that is killed once a part of the reasoning is there."""
+    generation, answer = await engine.submit(work(request)), Answer()
+    while not answer.reasoning:
+        answer.add(await generation.next())
+    assert engine.child_pid is not None
+    os.kill(engine.child_pid, signal.SIGKILL)
+    while answer.finish_reason is None:
+        answer.add(await generation.next())
+    await generation.close()
+    return answer
+
+
 async def test_the_engine_crashes_in_the_midst_of_reasoning_and_nothing_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", families.scripted_path())
-    family = families.QWEN35
-    folder = family.write(tmp_path / family.name, scripts_of(family))
+    thought = " ".join(f"Step {step} of it." for step in range(150))
+    folder = families.QWEN35.write(tmp_path / "thinker", [f"{thought}\n</think>\n\n{SAID}"])
     async with engine_of(Config(engine="mlx", model=str(folder), step_timeout_s=30)) as engine:
         await until_ready(engine)
-        assert engine.status().facts[family.name].capabilities[-1] == "thinking"
-        generation, answer = await engine.submit(work(playing(family, REASONING))), Answer()
-        while not answer.reasoning:
-            answer.add(await generation.next())
-        assert engine.child_pid is not None
-        os.kill(engine.child_pid, signal.SIGKILL)
-        while answer.finish_reason is None:
-            answer.add(await generation.next())
-        await generation.close()
-    assert answer.restarted == 1
-    assert (answer.reasoning, answer.text) == (THOUGHT, SAID)
-    assert answer.usage is not None
-    assert len(answer.token_ids) == answer.usage.completion_tokens
+        assert engine.status().facts["thinker"].capabilities[-1] == "thinking"
+        restarted = 0
+        while not restarted:  # where this process was held up, the answer was complete before the kill
+            await until_ready(engine)
+            answer = await answered_with_a_crash(engine, ChatRequest(prompt="Play «0».", max_tokens=4000))
+            restarted = answer.restarted
+            assert (answer.reasoning, answer.text) == (thought, SAID)
+            assert answer.usage is not None
+            assert len(answer.token_ids) == answer.usage.completion_tokens

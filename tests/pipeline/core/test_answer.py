@@ -167,6 +167,35 @@ def test_tokens_of_two_models_cannot_be_gone_on_with():
     assert Record.read(stored(*chunks), envelope().created).resumable_tokens == []
 
 
+def test_reasoning_without_tokens_cannot_be_gone_on_with():
+    first = answer()
+    record = Record.read(stored(first.chunk(Piece(reasoning="Hm"), STORED_AT)), created=envelope().created)
+    then = answer(record)
+    then.chunk(Piece(text="a", token_ids=[7]), STORED_AT)
+    assert record.reasoning == "Hm"
+    assert record.resumable_tokens == []
+
+
+def test_reasoning_with_tokens_is_gone_on_with_from_them():
+    first = answer()
+    chunks = [
+        first.chunk(Piece(reasoning="Hm", token_ids=[3, 4]), STORED_AT),
+        first.chunk(Piece(text="a", token_ids=[7]), STORED_AT),
+    ]
+    assert [chunk.choices[0].delta.reasoning for chunk in chunks] == ["Hm", None]
+    record = Record.read(stored(*chunks), created=envelope().created)
+    assert (record.reasoning, record.text, record.resumable_tokens) == ("Hm", "a", [3, 4, 7])
+
+
+def test_a_reader_that_knows_no_second_name_of_reasoning_reads_the_record():
+    chunk = answer().chunk(Piece(reasoning="Hm", token_ids=[3]), STORED_AT)
+    older = msgspec.json.decode(encode(chunk))
+    del older["choices"][0]["delta"]["reasoning"]
+    read = decode_answer(msgspec.json.encode(older))
+    assert isinstance(read, Chunk)
+    assert read.choices[0].delta.reasoning_content == "Hm"
+
+
 def test_an_ending_chunk_without_text_is_no_gap():
     writing = answer()
     written = [writing.chunk(Piece("a", [1]), STORED_AT), writing.chunk(Piece(finish_reason="stop"), STORED_AT)]

@@ -114,8 +114,10 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
     if message.name is not None:
         rendered["name"] = message.name
     if message.role == "assistant" and message.thought:
-        # Each family's template has its own name for it.
+        # Each family's template has its own name for it. GPT-OSS's refuses `thinking` beside a content and a call.
         rendered |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.thought)
+        if message.tool_calls and message.text():
+            rendered["thinking"] = ""
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

@@ -27,6 +27,7 @@ _SWITCHES: Final = ("enable_thinking", "thinking")
 _AMOUNTS: Final[tuple[Thinking, ...]] = ("low", "medium", "high")
 _UNHEARD: Final = "unheard-of"
 _DIFFERENT: Final = 2
+_TURN: Final = "<|start|>assistant"
 _TAIL_TOKENS: Final = 24
 _ASKED: Final = [{"role": "user", "content": "Hello"}]
 
@@ -93,7 +94,7 @@ class Reasoning:
         """The tokens that end an answer. In a model with channels, a call and the last message do."""
         if self.marks is None or self.marks.start:
             return self._end_tokens
-        vocabulary = self._tokenizer.get_vocab()
+        vocabulary = self._tokenizer.get_added_vocab()
         return self._end_tokens | {vocabulary[mark] for mark in ("<|call|>", "<|return|>") if mark in vocabulary}
 
     def plan(self, request: ChatRequest) -> ReasoningPlan:
@@ -103,9 +104,11 @@ class Reasoning:
             HeadraceError: `unsupported_parameter`: the request turns reasoning off, and the model always reasons.
         """
         wanted, param = request.thinking, request.thinking_param
+        unknown = [_no_effect(f"chat_template_kwargs.{name}") for name in self._unknown(request)]
         if wanted is None:
-            return ReasoningPlan(self._default, [])
-        return self._off(param) if wanted == "none" else self._on(wanted, param, worded=request.worded_thinking)
+            return ReasoningPlan(self._default, unknown)
+        plan = self._off(param) if wanted == "none" else self._on(wanted, param, worded=request.worded_thinking)
+        return plan._replace(notes=plan.notes + unknown)
 
     def separator(self, prompt: list[int], *, calls: bool) -> Separator | None:
         """The separator of an answer to a prompt; None for a model without marks.
@@ -118,7 +121,9 @@ class Reasoning:
         if marks is None:
             return None
         if not marks.start:
-            return HarmonySeparator(calls=calls)
+            separator = HarmonySeparator(calls=calls)
+            separator.push(self._tokenizer.decode(prompt[-_TAIL_TOKENS:]).rpartition(_TURN)[2])
+            return separator
         return ThinkSeparator(marks.start, marks.end, opened=self.opened(prompt), silent=marks.silent)
 
     def opened(self, prompt: list[int]) -> bool:
@@ -145,6 +150,13 @@ class Reasoning:
         first, last, then = _SPACES.get(marks.start, _LINES)
         start = "" if self.opened(prompt) else marks.start + first
         return start + reasoning + (last + marks.end + then + text if text else "")
+
+    def _unknown(self, request: ChatRequest) -> list[str]:
+        """The arguments for the chat template that it does not have, without those about reasoning."""
+        template = self._tokenizer.chat_template
+        if not isinstance(template, str):
+            return []
+        return [name for name in request.chat_template_kwargs or () if name not in _SWITCHES and name not in template]
 
     # ---- the template ------------------------------------------------------------------------------------------------
 
@@ -183,10 +195,11 @@ class Reasoning:
         prompts = {word: self._render(reasoning_effort=word) for word in ("none", *_AMOUNTS)}
         if len({prompt for prompt in prompts.values() if prompt is not None}) < _DIFFERENT:
             return [], False
-        none, amounts = prompts["none"], [word for word in _AMOUNTS if prompts[word] is not None]
+        unheard, none = self._render(reasoning_effort=_UNHEARD), prompts["none"]
+        amounts = [word for word in _AMOUNTS if _is_known(word, prompts[word], unheard)]
         # A template that writes any word into the prompt does not know what it means.
-        echoes = _UNHEARD in (self._render(reasoning_effort=_UNHEARD) or "")
-        return amounts, none is not None and not echoes and all(prompts[word] != none for word in amounts)
+        means_off = none not in (None, unheard) and _UNHEARD not in (unheard or "")
+        return amounts, means_off and all(prompts[word] != none for word in amounts)
 
     def _differs(self, switch: str) -> bool:
         on, off = self._render(**{switch: True}), self._render(**{switch: False})
@@ -208,12 +221,18 @@ class Reasoning:
         )
 
 
+def _is_known(word: str, prompt: str | None, unheard: str | None) -> bool:
+    """Whether a template takes a word, and not only as it takes any: with that one the prompt is `unheard`."""
+    return prompt is not None and (prompt != unheard or word in prompt.casefold())
+
+
 def _no_effect(param: str) -> str:
     return f"`{param}` has no effect on this model."
 
 
 def _marks_of(tokenizer: Any) -> Marks | None:
-    vocabulary = tokenizer.get_vocab()
+    # Marks are added tokens. The whole vocabulary is slow to read.
+    vocabulary = tokenizer.get_added_vocab()
     if all(mark in vocabulary for mark in ("<|channel|>", "<|message|>", "<|start|>")):
         tokens = frozenset(vocabulary[mark] for mark in HARMONY_MARKS if mark in vocabulary)
         return Marks("", "", (), tokens, None, frozenset())

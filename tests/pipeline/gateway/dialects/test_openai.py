@@ -12,6 +12,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from pipeline.gateway.dialects import openai
+from pipeline.gateway.dialects.shapes import as_chunk
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.requests import decode_request
@@ -268,6 +269,18 @@ def test_reasoning_has_both_of_its_names_and_is_counted():
     for name in ("reasoning_content", "reasoning"):
         assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "Hm. Two"
     assert "".join(delta.content or "" for delta in deltas) == "Four"
+
+
+def test_reasoning_of_an_answer_that_was_sent_whole_is_in_the_one_chunk_of_its_stream():
+    delta = as_chunk(THOUGHTFUL).choices[0].delta
+    assert (delta.reasoning_content, delta.reasoning, delta.content) == ("Hm. Two", "Hm. Two", "Four")
+
+
+def test_reasoning_of_several_choices_is_counted_together():
+    usage = openai.joined([COMPLETION, THOUGHTFUL, THOUGHTFUL]).usage
+    assert usage.completion_tokens_details
+    assert usage.completion_tokens_details.reasoning_tokens == 14
+    assert not openai.joined([COMPLETION, COMPLETION]).usage.completion_tokens_details
 
 
 def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token():
