@@ -82,6 +82,7 @@ class _CallPart(Struct):
 
 class _Part(Struct):
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[_CallPart] | None = None
 
 
@@ -147,13 +148,14 @@ class EventReader:
         piece = Piece()
         for choice in event.choices:
             piece.text += choice.delta.content or ""
+            piece.reasoning += choice.delta.reasoning_content or ""
             piece.scores += choice.logprobs.content if choice.logprobs else []
             for part in choice.delta.tool_calls or ():
                 self._add(part)
             self._finish_reason = choice.finish_reason or self._finish_reason
         if event.usage is None or self._finish_reason is None:
             reads = event.prompt_progress is not None and event.prompt_progress.goes_on
-            return piece if piece.text or piece.scores or reads else None
+            return piece if piece.text or piece.reasoning or piece.scores or reads else None
         prompt, answer = event.usage.prompt_tokens, event.usage.completion_tokens
         piece.tool_calls = list(self._calls.values())
         piece.finish_reason, piece.usage = self._finish_reason, Usage(prompt, answer, prompt + answer)

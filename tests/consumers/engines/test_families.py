@@ -103,6 +103,7 @@ def test_an_answer_cut_off_in_its_reasoning_keeps_the_reasoning(play):
     assert answer.text == ""
     assert THOUGHT.startswith(answer.reasoning)
     assert answer.reasoning
+    assert any("during the reasoning" in note for note in answer.notes)
 
 
 def test_a_stop_string_ends_the_answer_and_not_the_reasoning(play):

@@ -216,9 +216,8 @@ class Reasoning:
             return None
 
     def _opens(self, prompt: str) -> bool:
-        return bool(self.marks and self.marks.start) and prompt.rstrip().endswith(
-            self.marks.start if self.marks else ""
-        )
+        start = self.marks.start if self.marks else ""
+        return bool(start) and prompt.rstrip().endswith(start)
 
 
 def _is_known(word: str, prompt: str | None, unheard: str | None) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -19,6 +19,10 @@ from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
 from pipeline.wire.messages import CompletionDetails, FinishReason, TokenScore, ToolCall, Usage
+
+_CUT_IN_REASONING: Final = (
+    "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
+)
 
 
 class Detokenizer(Protocol):
@@ -156,7 +160,7 @@ class Transcript:
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
-            notes=[*self.notes, *(self.calls.notes if self.calls else ())] if self.finish_reason else [],
+            notes=self._notes_at_end() if self.finish_reason else [],
         )
 
     def _separate(self, text: str) -> tuple[str, str]:
@@ -195,6 +199,11 @@ class Transcript:
         skipped = min(self._skip_reasoning, len(text))
         self._skip_reasoning -= skipped
         return text[skipped:]
+
+    def _notes_at_end(self) -> list[str]:
+        cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
+        of_calls = self.calls.notes if self.calls is not None else ()
+        return [*self.notes, *of_calls, *([_CUT_IN_REASONING] if cut else [])]
 
     def _usage(self) -> Usage:
         usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)

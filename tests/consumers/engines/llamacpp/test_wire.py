@@ -86,6 +86,11 @@ def test_the_last_piece_has_the_reason_and_the_counts():
     assert told == [Piece("a"), Piece(finish_reason="length", usage=Usage(3, 5, 8))]
 
 
+def test_reasoning_is_apart_from_the_text():
+    told = pieces(delta(reasoning_content="Hm"), delta(content="a"), delta("stop"), USAGE)
+    assert [(piece.reasoning, piece.text) for piece in told] == [("Hm", ""), ("", "a"), ("", "")]
+
+
 def test_tool_calls_come_whole_at_the_end():
     parts = [
         [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}],

@@ -12,9 +12,10 @@ from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.calls.formats import CallFormat
 from consumers.engines.local.child.calls.objects import read_objects
 from consumers.engines.local.child.calls.stream import Section, SectionSplitter
+from consumers.engines.local.child.separator import ThinkSeparator
 from consumers.engines.local.child.transcript import StopMatcher, Transcript
 from pipeline.engine import Piece
-from pipeline.wire.messages import FunctionCall, ToolCall, add_call
+from pipeline.wire.messages import CompletionDetails, FunctionCall, TokenScore, ToolCall, Usage, add_call
 
 END = 256
 SILENT = 257
@@ -265,3 +266,58 @@ def test_text_with_markers_comes_out_the_same_however_it_is_chunked(chunks):
         return "".join(texts) + text, joined(calls + found)
 
     assert split(chunks) == split(["".join(chunks)])
+
+
+# ---- reasoning
+
+
+def thinking(**options) -> Transcript:
+    return transcript(separator=ThinkSeparator("<r>", "</r>"), **options)
+
+
+def thought_of(pieces: list[Piece]) -> str:
+    return "".join(piece.reasoning for piece in pieces)
+
+
+@given(
+    st.lists(st.sampled_from(["<r>", "</r>", "a", "b", " ", "<", "/"]), max_size=20).map("".join),
+    st.lists(st.text("ab", min_size=1, max_size=2), max_size=1),
+    st.integers(0, 60),
+)
+def test_an_answer_with_reasoning_can_go_on_at_any_token(text, stops, cut):
+    tokens = [*text.encode(), END]
+    whole = fed(thinking(stops=stops), tokens)
+    before, after = whole[:cut], whole[cut:]
+    had = {"resume_chars": len(text_of(before)), "resume_reasoning_chars": len(thought_of(before))}
+    resumed = thinking(stops=stops, **had)
+    replayed = resumed.replay(tokens[: len(before)])
+    rest = [] if replayed.finish_reason else fed(resumed, tokens[len(before) :])
+    assert (replayed.text, replayed.reasoning) == ("", "")
+    assert rest == after
+    assert (rest or [replayed])[-1].usage == whole[-1].usage
+
+
+def test_reasoning_that_the_reader_lacks_comes_with_the_replay():
+    replayed = thinking(resume_reasoning_chars=1).replay(list(b"<r>abc</r>de"))
+    assert (replayed.reasoning, replayed.text) == ("bc", "de")
+
+
+def test_a_mark_of_a_call_in_reasoning_is_no_call():
+    pieces = fed(thinking(calls=calls_of()), [*b'<r><t>{"name": "g"}</t></r>ok', END])
+    assert not any(piece.tool_calls for piece in pieces)
+    assert text_of(pieces) == "ok"
+
+
+def test_the_tokens_of_reasoning_and_of_its_marks_are_counted_apart():
+    pieces = fed(thinking(), [*b"a<r>bcd</r>ef", END])
+    # Of the first mark, its last token is the one that begins the reasoning.
+    assert pieces[-1].usage == Usage(5, 14, 19, CompletionDetails(1 + 3 + 4))
+    assert fed(transcript(), [*b"a", END])[-1].usage == Usage(5, 2, 7)
+
+
+def test_tokens_of_reasoning_have_no_scores():
+    answer = thinking()
+    answer.score = lambda token: TokenScore(chr(token), -1.0)
+    pieces = fed(answer, [*b"<r>b</r>ef", END])
+    assert "".join(score.token for piece in pieces for score in piece.scores)[-2:] == "ef"
+    assert "b" not in [score.token for piece in pieces for score in piece.scores]
