@@ -120,7 +120,7 @@ class FunctionSpec(Struct, omit_defaults=True):
 
 
 class Tool(Struct, kw_only=True):
-    """A tool that the model can call. Chat templates show it as JSON with its members in this order, which models know."""
+    """A tool that the model can call. Chat templates show its members as JSON in this order, which models know."""
 
     type: Literal["function"] = "function"
     function: FunctionSpec
