@@ -335,6 +335,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "It is reduced to what fits into the model's context.",
         ),
     ] = 1024
+    plain_tool_calls: Annotated[
+        Switch,
+        Setting(
+            "take JSON that names a tool of the request as a call of it, though the model's marks are missing",
+            "It must be all that the model said. The answer's `headrace.notes` say so. Small models write such calls.",
+        ),
+    ] = True
     kv_bytes_limit: Annotated[
         BytesOrZero,
         Setting(

@@ -68,8 +68,9 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct):
-    """What an engine produced since the last piece: text, its tokens, and complete tool calls.
+    """What an engine produced since the last piece: text, its tokens, and tool calls or parts of them.
 
+    A tool call without an id and a name continues the arguments of the call before it, perhaps of an earlier piece.
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
     it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
     now; None if that has not changed. Only the last piece has `finish_reason` and `usage`. Its `stop` is the stop

@@ -42,6 +42,11 @@ class ToolCall(Struct):
     id: str = ""
     type: Literal["function"] = "function"
 
+    @property
+    def begins(self) -> bool:
+        """Whether this is a call or its beginning. Else it continues the arguments of the call before it."""
+        return bool(self.id or self.function.name)
+
 
 class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=True):
     """An attempt has begun (`started`, `restarted`), or the request was spilled (`spilled`).
@@ -60,12 +65,24 @@ class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=Tr
 
 
 class ToolCallDelta(Struct):
-    """A tool call in a chunk. headrace sends each call in one chunk."""
+    """A part of a tool call in a chunk: the call with its name, or more of its arguments, with no id and no name."""
 
     index: int
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
+
+    @property
+    def begins(self) -> bool:
+        """As `ToolCall.begins`."""
+        return bool(self.id or self.function.name)
+
+
+def add_call(calls: list[ToolCall], part: ToolCall | ToolCallDelta) -> None:
+    """Add a part of a call to calls: a new one, or more arguments of the last one."""
+    if part.begins or not calls:
+        calls.append(ToolCall(FunctionCall(part.function.name, ""), part.id))
+    calls[-1].function.arguments += part.function.arguments
 
 
 class Delta(Struct, omit_defaults=True):

@@ -119,11 +119,11 @@ class FunctionSpec(Struct, omit_defaults=True):
     strict: bool | None = None
 
 
-class Tool(Struct):
-    """A tool that the model can call."""
+class Tool(Struct, kw_only=True):
+    """A tool that the model can call. Chat templates show its members as JSON in this order, which models know."""
 
-    function: FunctionSpec
     type: Literal["function"] = "function"
+    function: FunctionSpec
 
 
 class NamedFunction(Struct):

@@ -104,12 +104,12 @@ async def test_openai_streams_no_usage_that_was_not_asked_for(gpt: openai.AsyncO
 async def test_openai_is_given_tool_calls(gpt: openai.AsyncOpenAI, stream: bool):
     asked = {"model": "auto", "messages": ASK_WEATHER, "tools": [WEATHER], "temperature": 0}
     if stream:
-        chunks = [chunk async for chunk in await gpt.chat.completions.create(**asked, stream=True)]
-        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-        finish = chunks[-1].choices[0].finish_reason
+        # Its client joins the parts of the calls.
+        async with gpt.chat.completions.stream(**asked) as events:
+            choice = (await events.get_final_completion()).choices[0]
     else:
         choice = (await gpt.chat.completions.create(**asked)).choices[0]
-        calls, finish = choice.message.tool_calls, choice.finish_reason
+    calls, finish = choice.message.tool_calls or (), choice.finish_reason
     assert [(call.function.name, list(json.loads(call.function.arguments))) for call in calls] == [
         ("get_weather", ["city"])
     ]

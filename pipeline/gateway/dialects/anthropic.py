@@ -15,7 +15,7 @@ from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Account, Chunk, Completion, ErrorBody, FunctionCall, Success
+from pipeline.wire.messages import Account, Chunk, Completion, ErrorBody, FunctionCall, Success, ToolCallDelta
 from pipeline.wire.requests import ChatRequest, decode_chat
 
 SSE = "text/event-stream; charset=utf-8"
@@ -99,7 +99,9 @@ class AnthropicMessages:
         self.request_id = ""
         self._begun = False
         self._blocks = 0
-        self._inside: Literal["text", "thinking", ""] = ""
+        self._inside: Literal["text", "thinking", "call", ""] = ""
+        self._call = FunctionCall("", "")  # the one that is open
+        self._shown = False  # whether a part of its arguments was sent
 
     def part(self, chunk: Chunk) -> bytes:
         """The events that a chunk adds."""
@@ -113,7 +115,7 @@ class AnthropicMessages:
             events += self._enter("text", {"type": "text", "text": ""})
             events.append(self._delta({"type": "text_delta", "text": delta.content}))
         for call in delta.tool_calls or ():
-            events += self._call(call.id, call.function)
+            events += self._part_of_call(call)
         return _events(events)
 
     def end(self, completion: Completion) -> bytes:
@@ -151,23 +153,30 @@ class AnthropicMessages:
         self._inside = kind
         return events
 
-    def _call(self, call_id: str, function: FunctionCall) -> list[dict[str, Any]]:
-        """A tool call. headrace has its arguments at once, so they are one delta."""
-        arguments = msgspec.json.encode(function.as_object()).decode()
-        return [
-            *self._close(),
-            self._open(_tool_use(call_id, function, {})),
-            self._delta({"type": "input_json_delta", "partial_json": arguments}),
-            self._stop(),
-        ]
+    def _part_of_call(self, part: ToolCallDelta) -> list[dict[str, Any]]:
+        """A call that begins, or more of its arguments. Those that are no object are shown when they are complete."""
+        events = []
+        if part.begins or self._inside != "call":
+            events = [*self._close(), self._open(_tool_use(part.id, part.function, {}))]
+            self._inside, self._call, self._shown = "call", FunctionCall(part.function.name, ""), False
+        self._call.arguments += part.function.arguments
+        if not self._call.arguments.lstrip().startswith("{"):
+            return events
+        shown = part.function.arguments if self._shown else self._call.arguments
+        self._shown = True
+        return [*events, self._delta({"type": "input_json_delta", "partial_json": shown})]
 
     def _close(self) -> list[dict[str, Any]]:
-        """Ends the block of text or of thinking, if one is open."""
+        """Ends the block that is open, if one is."""
         was_inside, self._inside = self._inside, ""
         if not was_inside:
             return []
-        signed = {"type": "signature_delta", "signature": _SIGNATURE}
-        return [self._delta(signed), self._stop()] if was_inside == "thinking" else [self._stop()]
+        if was_inside == "thinking":
+            return [self._delta({"type": "signature_delta", "signature": _SIGNATURE}), self._stop()]
+        if was_inside == "call" and not self._shown:
+            arguments = msgspec.json.encode(self._call.as_object()).decode()
+            return [self._delta({"type": "input_json_delta", "partial_json": arguments}), self._stop()]
+        return [self._stop()]
 
     def _open(self, block: dict[str, Any]) -> dict[str, Any]:
         self._blocks += 1

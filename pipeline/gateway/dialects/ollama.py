@@ -24,6 +24,9 @@ from pipeline.wire.messages import (
     ErrorBody,
     ModelFacts,
     Success,
+    ToolCall,
+    ToolCallDelta,
+    add_call,
 )
 from pipeline.wire.ollama import (
     NEVER,
@@ -199,6 +202,8 @@ class OllamaChat:
 
     def __init__(self, model: str = "") -> None:
         self._model = model
+        self._calls: list[ToolCall] = []  # those that are not sent; the last one may have a part of its arguments
+        self._sent_calls = 0
 
     @property
     def keep_alive(self) -> bytes:
@@ -207,15 +212,25 @@ class OllamaChat:
         return _line(self._fill(part, "", []))
 
     def part(self, chunk: Chunk) -> bytes:
-        """One line; nothing for a chunk without text or tool calls: how the answer ended stands in the last line."""
+        """One line; nothing for a chunk without text or whole calls: how the answer ended stands in the last line."""
         delta = chunk.choices[0].delta
         scores = chunk.choices[0].logprobs
-        if not (delta.content or delta.tool_calls or delta.reasoning_content or scores):
+        calls = self._whole_calls(delta.tool_calls or (), ended=chunk.choices[0].finish_reason is not None)
+        if not (delta.content or calls or delta.reasoning_content or scores):
             return b""
-        calls = [write_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
         part = AccountedPart(model=self._named(chunk.model), created_at=time_text(chunk.created), done=False)
         part.logprobs = scores.content if scores else []
         return _line(self._fill(part, delta.content or "", calls, delta.reasoning_content or ""))
+
+    def _whole_calls(self, parts: Sequence[ToolCallDelta], *, ended: bool) -> list[OllamaCall]:
+        """The calls that are complete. Ollama's clients take a call as a whole."""
+        for part in parts:
+            add_call(self._calls, part)
+        ready = self._calls if ended else self._calls[:-1]
+        self._calls = self._calls[len(ready) :]
+        whole = [write_call(self._sent_calls + at, call.id, call.function) for at, call in enumerate(ready)]
+        self._sent_calls += len(whole)
+        return whole
 
     def end(self, completion: Completion) -> bytes:
         """The last line: no text, the durations and token counts."""

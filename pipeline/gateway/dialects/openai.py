@@ -166,7 +166,7 @@ def _object(body: bytes) -> bytes:
 
 
 class _ChunkChoice(Struct):
-    delta: Delta
+    delta: Delta | dict[str, Any]
     index: int = 0
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
@@ -180,6 +180,20 @@ class _ChatChunk(Struct):
     object: str = "chat.completion.chunk"
     usage: Usage | UnsetType | None = UNSET
     headrace: Account | UnsetType = UNSET
+
+
+def _as_written(delta: Delta) -> Delta | dict[str, Any]:
+    """A delta as OpenAI writes it: a part that continues a call has only its index and arguments."""
+    if all(call.begins for call in delta.tool_calls or ()):
+        return delta
+    fields: dict[str, Any] = msgspec.to_builtins(delta)
+    fields["tool_calls"] = [
+        call
+        if call["id"] or call["function"]["name"]
+        else {"index": call["index"], "function": {"arguments": call["function"]["arguments"]}}
+        for call in fields["tool_calls"]
+    ]
+    return fields
 
 
 class OpenAIChat:
@@ -201,7 +215,7 @@ class OpenAIChat:
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""
         choices = [
-            _ChunkChoice(choice.delta, self._index, choice.finish_reason, choice.logprobs or None)
+            _ChunkChoice(_as_written(choice.delta), self._index, choice.finish_reason, choice.logprobs or None)
             for choice in chunk.choices
         ]
         usage = None if self._include_usage else UNSET

@@ -66,6 +66,27 @@ CHUNKS = [_chunk(0, Delta(role="assistant", content="Hello")), _chunk(1, Delta(c
 COMPLETION = _completion(AssistantMessage("Hello there"), "stop")
 CUT_OFF = _completion(AssistantMessage("Hello there"), "length")
 TOOL_CHUNK = _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", CALL)]), "tool_calls")
+# The same call in parts, and the beginning of another.
+CALL_PARTS = [
+    _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", FunctionCall("get_weather", ""))])),
+    _chunk(1, Delta(tool_calls=[ToolCallDelta(0, "", FunctionCall("", '{"city":'))])),
+    _chunk(
+        2,
+        Delta(
+            tool_calls=[
+                ToolCallDelta(0, "", FunctionCall("", '"Paris"}')),
+                ToolCallDelta(1, "call_2", FunctionCall("get_weather", "[")),
+            ]
+        ),
+    ),
+    _chunk(3, Delta(tool_calls=[ToolCallDelta(1, "", FunctionCall("", "1]"))]), "tool_calls"),
+]
+PARTS_COMPLETION = _completion(
+    AssistantMessage(
+        None, tool_calls=[ToolCall(CALL, "call_1"), ToolCall(FunctionCall("get_weather", "[1]"), "call_2")]
+    ),
+    "tool_calls",
+)
 LAST_CHUNK = _chunk(1, Delta(), "stop")
 TOOL_COMPLETION = _completion(AssistantMessage(None, tool_calls=[ToolCall(CALL, "call_1")]), "tool_calls")
 

@@ -42,6 +42,8 @@ from pipeline.wire.requests import (
     MAX_TOOLS,
     ChatRequest,
     EmbeddingRequest,
+    FunctionSpec,
+    Tool,
     decode_chat,
     decode_embedding,
     decode_request,
@@ -75,6 +77,12 @@ def nested(depth):
 
 
 # ---- requests that are read
+
+
+def test_a_tool_has_its_members_in_the_order_that_models_know():
+    assert msgspec.json.encode(Tool(function=FunctionSpec("f"))).startswith(
+        b'{"type":"function","function":{"name":"f"'
+    )
 
 
 def test_a_body_that_is_no_object_is_the_prompt_itself():

@@ -18,6 +18,7 @@ import msgspec
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
     answer_limit,
     check_bias,
@@ -32,7 +33,7 @@ from consumers.engines.local.child.reasoning import Reasoning
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
-from consumers.engines.local.child.transcript import ToolSyntax, Transcript
+from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import Work
@@ -100,7 +101,7 @@ class MlxBackend:
         self._reasoning = Reasoning(self._preparing, self._tokenizer.eos_token_ids)
         self._end_tokens = self._reasoning.end_tokens
         self._silent_tokens = _special_tokens(self._tokenizer)
-        self._tool_tokens = _tool_tokens(self._tokenizer)
+        self._calls = ModelCalls(self._preparing, alone=config.plain_tool_calls)
         self._texts = TokenTexts(self._tokenizer)
         self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
@@ -122,7 +123,7 @@ class MlxBackend:
         return Facts(
             context_tokens=context_tokens,
             vocabulary=int(logits.shape[-1]),
-            calls_tools=bool(self._tokenizer.has_tool_calling),
+            calls_tools=self._calls.supported,
             thinks=self._reasoning.thinks,
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
@@ -156,21 +157,21 @@ class MlxBackend:
             room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
         )
-        reasoning, with_tools = self._reasoning, offers_tools(request)
+        reasoning = self._reasoning
         written = reasoning.written(work.resume_reasoning, work.resume_text, prompt)
         resumed = work.resume_tokens or self._preparing.encode(written, add_special_tokens=False)
         if any(not 0 <= token < self.facts.vocabulary for token in resumed):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
+        calls = self._calls.of_answer(request, work.id)
         transcript = Transcript(
-            work.id,
             len(prompt),
             limit,
             _Detokenizer(self._tokenizer.detokenizer),
             end_tokens=self._end_tokens,
-            silent_tokens=self._silent(with_tools=with_tools),
-            separator=reasoning.separator(prompt, calls=with_tools),
+            silent_tokens=self._silent(with_tools=calls is not None),
+            separator=reasoning.separator(prompt, calls=calls is not None),
             stops=request.stops,
-            tools=self._tool_syntax(request) if with_tools else None,
+            calls=calls,
             resume_chars=len(work.resume_text),
             resume_reasoning_chars=len(work.resume_reasoning),
             one_call=request.parallel_tool_calls is False,
@@ -182,7 +183,7 @@ class MlxBackend:
     def _silent(self, *, with_tools: bool) -> frozenset[int]:
         """The tokens that have no text. Those of marks have some, though they may be special ones."""
         marks = self._reasoning.marks.tokens if self._reasoning.marks else frozenset()
-        return self._silent_tokens - marks - (self._tool_tokens if with_tools else frozenset())
+        return self._silent_tokens - marks - (self._calls.tokens if with_tools else frozenset())
 
     def _gate(self, request: ChatRequest, prompt: list[int]) -> Gate | None:
         """Where the form of an answer begins; None for a model without reasoning."""
@@ -204,7 +205,7 @@ class MlxBackend:
         return self._tokenise(request)
 
     def _tokenise(self, request: ChatRequest) -> list[int]:
-        messages = template_messages(request.chat)
+        messages = self._calls.history.rewritten(template_messages(request.chat))
         tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
         arguments = self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})
         if not self._preparing.has_chat_template:
@@ -224,15 +225,6 @@ class MlxBackend:
                 param="messages",
             ) from None
         return list(self._preparing.encode(text, add_special_tokens=False))
-
-    def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
-        tools = msgspec.to_builtins(request.tools)
-        parser = self._tokenizer.tool_parser
-        return ToolSyntax(
-            self._tokenizer.tool_call_start,
-            self._tokenizer.tool_call_end or "",
-            lambda text: parser(text, tools),
-        )
 
     # ---- on the main thread ------------------------------------------------------------------------------------------
 
@@ -359,12 +351,6 @@ def _special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens for structure, not for text: those with a role in the tokenizer, and those only marked as special."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
-
-
-def _tool_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens of the markers around a tool call. In some models they are special tokens, which would have no text."""
-    markers = [tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens]
-    return frozenset(token for tokens in markers for token in tokens or ())
 
 
 def _sampling_defaults(model_path: str) -> SamplingDefaults:

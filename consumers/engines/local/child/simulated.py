@@ -65,7 +65,6 @@ class SimulatedBackend:
         if form:
             words = ["", *(form[at : at + CHARS_PER_TOKEN] for at in range(0, len(form), CHARS_PER_TOKEN))]
         transcript = Transcript(
-            work.id,
             prompt_tokens,
             limit,
             _Words(words, separator="" if form else " "),

@@ -9,16 +9,16 @@ To resume an answer, its tokens are replayed through the same stages. Only the t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
+from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import CompletionDetails, FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import CompletionDetails, FinishReason, TokenScore, ToolCall, Usage
 
 _CUT_IN_REASONING: Final = (
     "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
@@ -72,97 +72,11 @@ class StopMatcher:
         return held
 
 
-@dataclass(frozen=True)
-class ToolSyntax:
-    """How a model writes a tool call: the markers around it, and the parser of the text between them.
-
-    An empty `end` means that the call extends to the end of the answer. `parse` returns one call or a list of calls,
-    each with `name` and `arguments`. It may raise any exception on malformed text.
-    """
-
-    start: str
-    end: str
-    parse: Callable[[str], Any]
-
-
-class ToolSplitter:
-    """Extracts complete tool calls from text. A malformed call stays text, with its markers."""
-
-    def __init__(self, syntax: ToolSyntax) -> None:
-        self._syntax = syntax
-        self._held = ""
-        self._inside = False
-        self._after_call = False
-
-    def push(self, chunk: str) -> tuple[str, list[FunctionCall]]:
-        """The plain text and the calls that chunk completes."""
-        self._held += chunk
-        text, calls = "", list[FunctionCall]()
-        while True:
-            marker = self._syntax.end if self._inside else self._syntax.start
-            at = self._held.find(marker) if marker else -1
-            if at < 0:
-                break
-            before, self._held = self._held[:at], self._held[at + len(marker) :]
-            if self._inside:
-                plain, found = self._close(before, marker)
-                text += plain
-                calls += found
-            else:
-                text += self._plain(before)
-            self._inside = not self._inside
-        if not self._inside:
-            keep = overlap(self._held, self._syntax.start)
-            ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            text += self._plain(ready)
-        return text, calls
-
-    def flush(self) -> tuple[str, list[FunctionCall]]:
-        """What remains at the end: a call whose end marker is missing, or text."""
-        held, self._held = self._held, ""
-        if not self._inside:
-            return self._plain(held), []
-        self._inside = False
-        return self._close(held, "")
-
-    def _close(self, body: str, end: str) -> tuple[str, list[FunctionCall]]:
-        calls = self._parse(body)
-        if calls is None:
-            return self._plain(self._syntax.start + body + end), []
-        self._after_call = True
-        return "", calls
-
-    def _plain(self, text: str) -> str:
-        """The text, without white space that only separates calls."""
-        if self._after_call:
-            text = text.lstrip()
-            self._after_call = not text
-        return text
-
-    def _parse(self, body: str) -> list[FunctionCall] | None:
-        try:
-            parsed = self._syntax.parse(body)
-            found = parsed if isinstance(parsed, list) else [parsed]
-            return [_function_call(call) for call in found] or None
-        except Exception:  # each parser of a foreign format has its own exceptions
-            return None
-
-
-def _function_call(call: Any) -> FunctionCall:
-    name, arguments = call["name"], call.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = msgspec.json.decode(arguments)
-    if not (isinstance(name, str) and name and isinstance(arguments, dict)):
-        raise ValueError("not a function call")
-    return FunctionCall(name, msgspec.json.encode(arguments).decode())
-
-
 @dataclass
 class Transcript:
     """One growing answer.
 
     Args:
-        request_id: the ids of tool calls are derived from it, so that any engine that resumes the answer uses the same.
         prompt_tokens: the length of the prompt as the model read it.
         max_tokens: the most tokens that the answer may have, including replayed ones.
         detokenizer: a new one, for this answer alone.
@@ -171,7 +85,7 @@ class Transcript:
         separator: separates reasoning from the answer; None if the model's text is the answer.
         stops: strings that end the answer. They are matched against its raw text, even inside a tool call, and not
             against reasoning.
-        tools: how the model writes calls, if the request offers tools.
+        calls: takes tool calls out of this answer; None if the request offers no tools.
         resume_chars: the number of characters of the answer that the reader already has.
         resume_reasoning_chars: the same of reasoning.
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
@@ -179,7 +93,6 @@ class Transcript:
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
     """
 
-    request_id: str
     prompt_tokens: int
     max_tokens: int
     detokenizer: Detokenizer
@@ -187,7 +100,7 @@ class Transcript:
     silent_tokens: Collection[int] = ()
     separator: Separator | None = None
     stops: Sequence[str] = ()
-    tools: ToolSyntax | None = None
+    calls: AnswerCalls | None = None
     resume_chars: int = 0
     resume_reasoning_chars: int = 0
     one_call: bool = False
@@ -198,8 +111,6 @@ class Transcript:
 
     def __post_init__(self) -> None:
         self._stop = StopMatcher(self.stops)
-        self._splitter = ToolSplitter(self.tools) if self.tools else None
-        self._calls = 0
         self._skip = self.resume_chars
         self._skip_reasoning = self.resume_reasoning_chars
         self._reasoning_tokens = 0
@@ -207,8 +118,8 @@ class Transcript:
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
 
-        The piece has no tool calls: a call is sent together with the token that completes it, so the reader has it. If
-        the answer is already complete, the piece has a finish reason.
+        The piece has no tool calls: a part of a call is sent together with its token, so the reader has it. If the
+        answer is already complete, the piece has a finish reason.
         """
         text, reasoning, last = "", "", Piece()
         for token in tokens:
@@ -234,12 +145,12 @@ class Transcript:
         silent = ended or token in self.silent_tokens
         reasoning, raw = self._separate("" if silent else self.detokenizer.push(token))
         text, calls = self._split(self._stop.push(raw))
-        ended = ended or (self.one_call and self._calls > 0)
+        ended = ended or (self.one_call and self.calls is not None and self.calls.first_is_complete)
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
             thought, rest, more = self._finish()
             reasoning, text, calls = reasoning + thought, text + rest, calls + more
             # Only a model that ended its turn has stopped in order to call a tool.
-            stopped: FinishReason = "tool_calls" if self._calls else "stop"
+            stopped: FinishReason = "tool_calls" if self.calls is not None and self.calls.begun else "stop"
             self.finish_reason = stopped if ended or self._stop.matched else "length"
         return Piece(
             text=self._beyond_resumed(text),
@@ -271,24 +182,13 @@ class Transcript:
             raw = self._stop.push(raw + rest)
             raw += self._stop.flush()
         text, calls = self._split(raw)
-        if self._splitter is None:
+        if self.calls is None:
             return reasoning, text, calls
-        rest, more = self._splitter.flush()
-        return reasoning, text + rest, calls + self._numbered(more)
+        rest, more = self.calls.flush()
+        return reasoning, text + rest, calls + more
 
     def _split(self, raw: str) -> tuple[str, list[ToolCall]]:
-        if self._splitter is None:
-            return raw, []
-        text, found = self._splitter.push(raw)
-        return text, self._numbered(found)
-
-    def _numbered(self, found: Sequence[FunctionCall]) -> list[ToolCall]:
-        calls = []
-        for function in found:
-            digest = hashlib.blake2b(f"{self.request_id}/{self._calls}".encode(), digest_size=12).hexdigest()
-            calls.append(ToolCall(function, id=f"call_{digest}"))
-            self._calls += 1
-        return calls
+        return (raw, []) if self.calls is None else self.calls.push(raw)
 
     def _beyond_resumed(self, text: str) -> str:
         skipped = min(self._skip, len(text))
@@ -302,7 +202,8 @@ class Transcript:
 
     def _notes_at_end(self) -> list[str]:
         cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
-        return [*self.notes, *([_CUT_IN_REASONING] if cut else [])]
+        of_calls = self.calls.notes if self.calls is not None else ()
+        return [*self.notes, *of_calls, *([_CUT_IN_REASONING] if cut else [])]
 
     def _usage(self) -> Usage:
         usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)

@@ -15,10 +15,12 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, ErrorBody
 from tests.pipeline.gateway.answers import (
     ACCOUNT,
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
     CUT_IN_THOUGHT,
     CUT_OFF,
+    PARTS_COMPLETION,
     THOUGHTFUL,
     THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
@@ -306,6 +308,18 @@ def test_tool_calls_are_blocks_of_their_own():
         {"type": "content_block_stop", "index": 1},
     ]
     assert ended["delta"]["stop_reason"] == "tool_use"
+
+
+def test_the_parts_of_a_call_are_deltas_of_its_block():
+    _, *blocks, _, _ = streamed(CALL_PARTS, PARTS_COMPLETION)
+    use = {"type": "tool_use", "name": "get_weather", "input": {}}
+    deltas = [event["delta"]["partial_json"] for event in blocks if event["type"] == "content_block_delta"]
+    # Arguments that are no object cannot be Anthropic's: they come whole, in one.
+    assert deltas == ['{"city":', '"Paris"}', '{"arguments":"[1]"}']
+    opened = [event["content_block"] for event in blocks if event["type"] == "content_block_start"]
+    assert opened == [{"id": "call_1"} | use, {"id": "call_2"} | use]
+    assert [event["index"] for event in blocks] == [0, 0, 0, 0, 1, 1, 1]
+    assert blocks[-1]["type"] == "content_block_stop"
 
 
 @pytest.mark.parametrize("code", ErrorCode)

@@ -17,6 +17,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.requests import decode_request
 from tests.pipeline.gateway.answers import (
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
     EMBEDDINGS,
@@ -105,6 +106,22 @@ def test_tool_calls_come_in_openais_shape():
     [part] = events(openai.OpenAIChat().part(TOOL_CHUNK))
     chunk = ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
     assert chunk.choices[0].delta.tool_calls[0].function.arguments == '{"city":"Paris"}'
+
+
+def test_the_parts_of_a_call_come_in_openais_shape():
+    shape = openai.OpenAIChat()
+    parts = [event for chunk in CALL_PARTS for event in events(shape.part(chunk))]
+    calls = [part["choices"][0]["delta"]["tool_calls"] for part in parts]
+    begun = {"index": 0, "id": "call_1", "function": {"name": "get_weather", "arguments": ""}, "type": "function"}
+    other = {"index": 1, "id": "call_2", "function": {"name": "get_weather", "arguments": "["}, "type": "function"}
+    assert calls == [
+        [begun],
+        [{"index": 0, "function": {"arguments": '{"city":'}}],
+        [{"index": 0, "function": {"arguments": '"Paris"}'}}, other],
+        [{"index": 1, "function": {"arguments": "1]"}}],
+    ]
+    for part in parts:
+        ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
 
 
 def test_a_text_completion_is_a_chat_of_one_turn():

@@ -17,12 +17,14 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, Delta, ErrorBody, ToolCallDelta
 from tests.pipeline.gateway.answers import (
     CALL,
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
     CUT_IN_THOUGHT,
     CUT_OFF,
     EMBEDDINGS,
     LAST_CHUNK,
+    PARTS_COMPLETION,
     SCORED_CHOICE,
     SCORED_CHUNK,
     THOUGHTFUL,
@@ -442,6 +444,18 @@ def test_a_stream_of_calls_has_openais_events():
     assert delta["delta"] == done["item"]["arguments"] == '{"city":"Paris"}'
     assert last["response"]["output"] == [done["item"]]
     assert last["response"]["output"] == json.loads(shape(tools=[WEATHER]).whole(TOOL_COMPLETION))["output"]
+
+
+def test_the_parts_of_a_call_are_deltas_of_its_item():
+    writing = shape(stream=True, tools=[WEATHER])
+    found = events(b"".join(writing.part(chunk) for chunk in CALL_PARTS) + writing.end(PARTS_COMPLETION))
+    one = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.delta"]
+    done = ["function_call_arguments.done", "output_item.done"]
+    assert kinds(found)[2:] == [*one, *done, *one, *done, "completed"]
+    deltas = [event["delta"] for event in found if event["type"].endswith("arguments.delta")]
+    assert deltas == ['{"city":', '"Paris"}', "[", "1]"]
+    assert [item["arguments"] for item in found[-1]["response"]["output"]] == ['{"city":"Paris"}', "[1]"]
+    assert found[-1]["response"]["output"] == json.loads(shape(tools=[WEATHER]).whole(PARTS_COMPLETION))["output"]
 
 
 def test_text_calls_and_text_are_items_in_their_order():

@@ -166,7 +166,7 @@ class TestMlxEngine(ExactConformance):
         # Each piece is followed by a step. The tokens of the first one were sent before.
         assert sum(1 in step for step in steps) >= len(steps) // 2 - 1
 
-    async def test_a_tool_call_comes_whole_and_not_as_text(self, engine):
+    async def test_a_tool_call_is_no_text(self, engine):
         request = ChatRequest(prompt="What is the weather in Paris?", tools=[WEATHER], temperature=0)
         answer = await ask(engine, request)
         (call,) = answer.tool_calls
