@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -28,6 +29,7 @@ from consumers.engines.local.child.checks import (
     template_messages,
 )
 from consumers.engines.local.child.guided import Grammars
+from consumers.engines.local.child.prompts import Prompt, plain_prompt, raw_prompt, read_template, templated
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.speed import gflops, on_cpu
@@ -86,8 +88,11 @@ class MlxBackend:
         try:
             # No progress bars: the standard error of this process is a log.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, return_config=True)
+            template = {"chat_template": read_template(config.chat_template)} if config.chat_template else None
+            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, template, return_config=True)
             self._defaults = _sampling_defaults(model_path)
+        except LoadError:
+            raise
         except Exception as error:
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
         if on_cpu() and config.float32_weights:
@@ -145,7 +150,8 @@ class MlxBackend:
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`."""
         request = work.request
-        prompt = self._prompt(request)
+        written = self._prompt(request)
+        prompt = self._tokens(written)
         check_bias(request, self.facts.vocabulary)
         limit = answer_limit(
             request.token_limit,
@@ -164,43 +170,38 @@ class MlxBackend:
             _Detokenizer(self._tokenizer.detokenizer),
             end_tokens=self._end_tokens,
             silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
-            stops=request.stops,
+            stops=[*request.stops, *written.stops],
             tools=self._tool_syntax(request) if with_tools else None,
             resume_chars=len(work.resume_text),
             one_call=request.parallel_tool_calls is False,
-            notes=notes_of(request),
+            notes=[*notes_of(request), *written.notes],
         )
         guide, exact = self._grammars.guide(request, resumed), bool(request.exact)
         return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=exact)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
-        return len(self._prompt(request))
+        return len(self._tokens(self._prompt(request)))
 
-    def _prompt(self, request: ChatRequest) -> list[int]:
+    def _prompt(self, request: ChatRequest) -> Prompt:
         refuse_unsupported(request, calls_tools=self.facts.calls_tools)
-        return self._tokenise(request)
-
-    def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = template_messages(request.chat)
-        tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
+        if request.is_raw:
+            return raw_prompt(messages[0]["content"])
         if not self._preparing.has_chat_template:
-            return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
-        try:
-            text = self._preparing.apply_chat_template(
-                messages,
-                **(request.chat_template_kwargs or {}),
-                tools=tools,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # a template is a program by the model's author, and may raise anything
-            raise HeadraceError(
-                ErrorCode.INVALID_REQUEST,
-                f"The model's chat template rejects this conversation: {error}",
-                param="messages",
-            ) from None
-        return list(self._preparing.encode(text, add_special_tokens=False))
+            return plain_prompt(messages)
+        render = partial(
+            self._preparing.apply_chat_template,
+            **(request.chat_template_kwargs or {}),
+            tools=msgspec.to_builtins(request.tools) if offers_tools(request) else None,
+            tokenize=False,
+        )
+        return templated(messages, render)
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. One without any text begins with the token that begins or ends all texts."""
+        tokens = list(self._preparing.encode(prompt.text, add_special_tokens=prompt.special))
+        return tokens or [_first(self._preparing.bos_token_id, *sorted(self._end_tokens), 0)]
 
     def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
         tools = msgspec.to_builtins(request.tools)
