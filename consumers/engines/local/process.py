@@ -146,6 +146,7 @@ class EngineProcess:
             reason=self._reason,
             tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
+            alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
             suspends=offered and self._suspends,
             facts=self._known(),
         )
@@ -250,6 +251,7 @@ class EngineProcess:
             self._counts.connect(child.send)
             self._change("ready", "")
         elif isinstance(frame, Reset):
+            self._facts = frame.facts
             self._requests.reset(frame.epoch, frame.error)
         self._dispatch()
         self._announce()

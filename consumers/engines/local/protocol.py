@@ -74,6 +74,7 @@ class Facts(Struct, array_like=True):
         suspends: whether a sequence can leave the batch with its cache and come back.
         slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
+        alone: why sequences are computed one at a time and not together, in words; empty if they are not.
     """
 
     context_tokens: int
@@ -86,6 +87,7 @@ class Facts(Struct, array_like=True):
     suspends: bool = True
     slots: int = 0
     free_bytes: int = 0
+    alone: str = ""
 
 
 class Ready(Struct, tag="ready", array_like=True):
@@ -156,10 +158,14 @@ class Step(Struct, tag="step", array_like=True):
 
 
 class Reset(Struct, tag="reset", array_like=True):
-    """A step raised. The batch and its requests are lost; the model is still loaded. `epoch` is the new epoch."""
+    """A step raised. The batch and its requests are lost; the model is still loaded.
+
+    `epoch` is the new epoch. `facts` are those of the model from now on.
+    """
 
     epoch: int
     error: str
+    facts: Facts
 
 
 FromChild = Loading | Ready | LoadFailed | Rejected | Counted | Step | Reset

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from consumers.engines.local.child import float32
+from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch, measure_cache
 from consumers.engines.local.child.checks import (
@@ -32,6 +34,7 @@ from consumers.engines.local.child.guided import Grammars
 from consumers.engines.local.child.prompts import Prompt, plain_prompt, raw_prompt, read_template, templated
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
+from consumers.engines.local.child.selftest import identity_of, tested
 from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
@@ -40,6 +43,8 @@ from pipeline.engine import Work
 from pipeline.machine import memory_available
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
+
+log = logging.getLogger(__name__)
 
 _GREEDY_BELOW: Final = 1e-4
 """Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
@@ -90,7 +95,8 @@ class MlxBackend:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
             template = {"chat_template": read_template(config.chat_template)} if config.chat_template else None
             self._model, self._tokenizer, model_config = mlx_lm.load(model_path, template, return_config=True)
-            self._defaults = _sampling_defaults(model_path)
+            self._folder = _folder(model_path)
+            self._defaults = _sampling_defaults(self._folder)
         except LoadError:
             raise
         except Exception as error:
@@ -115,23 +121,29 @@ class MlxBackend:
         self.batch = self._new_batch()
 
     def _warm_up(self, context_tokens: int) -> Facts:
-        """Run the model on one token. This compiles its kernels, and measures what some configurations do not state."""
+        """Run the model. This compiles its kernels, tests batches, and measures what configurations do not state."""
         from mlx_lm.models.cache import make_prompt_cache
 
         cache = make_prompt_cache(self._model)
         logits = self._model(self._mx.array([[0]]), cache=cache)
         self._mx.eval(logits)
+        vocabulary = int(logits.shape[-1])
+        alone = tested(
+            self._model, vocabulary, identity_of(self._folder, float32.kind_of(self._model)), on_cpu=self.on_cpu
+        )
         suspends, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
         return Facts(
             context_tokens=context_tokens,
-            vocabulary=int(logits.shape[-1]),
+            vocabulary=vocabulary,
             calls_tools=bool(self._tokenizer.has_tool_calling),
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
             kv_bytes_per_token=kv_bytes_per_token,
             kv_bytes_fixed=kv_bytes_fixed,
-            suspends=suspends,
+            suspends=suspends or bool(alone),
             free_bytes=self._free_bytes(),
+            slots=1 if alone else 0,
+            alone=alone,
         )
 
     def _free_bytes(self) -> int:
@@ -142,8 +154,8 @@ class MlxBackend:
         most = int(known.get("max_recommended_working_set_size") or known.get("memory_size") or 0)
         return max(0, int((most - self._mx.get_active_memory()) * _FREE_SHARE))
 
-    def _new_batch(self) -> MlxBatch:
-        return MlxBatch(self._model, on_cpu=self.on_cpu)
+    def _new_batch(self) -> MlxBatch | LoneSequences:
+        return LoneSequences(self._model) if self.facts.alone else MlxBatch(self._model, on_cpu=self.on_cpu)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -230,9 +242,12 @@ class MlxBackend:
             exact=sequence.exact,
         )
 
-    def reset(self) -> None:
+    def reset(self, *, alone: str = "") -> None:
         """As `Backend.reset`."""
         self.batch.close()
+        if alone and not self.facts.alone:
+            log.warning("Steps of this model fail in batches (%s). It computes one request at a time.", alone)
+            self.facts = msgspec.structs.replace(self.facts, slots=1, suspends=True, alone=alone)
         self.batch = self._new_batch()
         self._mx.clear_cache()
 
@@ -345,10 +360,13 @@ def _tool_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(token for tokens in markers for token in tokens or ())
 
 
-def _sampling_defaults(model_path: str) -> SamplingDefaults:
+def _folder(model_path: str) -> Path:
     from mlx_lm.utils import hf_repo_to_path
 
-    folder = Path(model_path) if Path(model_path).exists() else hf_repo_to_path(model_path)
+    return Path(model_path) if Path(model_path).exists() else Path(hf_repo_to_path(model_path))
+
+
+def _sampling_defaults(folder: Path) -> SamplingDefaults:
     file = folder / "generation_config.json"
     if not file.exists():
         return SamplingDefaults()

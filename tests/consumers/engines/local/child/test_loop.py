@@ -214,7 +214,7 @@ def test_a_step_that_raises_empties_the_batch_and_says_so():
     scene.loop.turn()
     scene.backend.batch.step = lambda: 1 / 0
     scene.loop.turn()
-    assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero")
+    assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero", scene.backend.facts)
     scene.begin(2, epoch=0)
     scene.begin(3, epoch=1)
     scene.sent.clear()
@@ -341,7 +341,7 @@ def test_frames_survive_the_pipe():
     error = HeadraceError(ErrorCode.INVALID_REQUEST, "no", param="stop")
     pieces = [(7, Piece(text="я", token_ids=[5], finish_reason="stop"))]
     step = Step(pieces, suspended=[7], resumed=[8])
-    for frame in (protocol.Ready(facts), Rejected.of(1, error), step, Reset(1, "e"), protocol.LoadFailed("x")):
+    for frame in (protocol.Ready(facts), Rejected.of(1, error), step, Reset(1, "e", facts), protocol.LoadFailed("x")):
         data = protocol.encode(frame)
         assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
         assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame
