@@ -353,8 +353,10 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     kv_bytes_limit: Annotated[
         BytesOrZero,
         Setting(
-            "memory for the KV caches of the batch; 0 for no limit",
-            "Each request counts as if its answer reached its maximum length.",
+            "memory for the KV caches of the batch; 0 selects half of what the machine has left",
+            "Each request counts as if its answer reached its maximum length. With 0, the memory is measured when the "
+            "model has been loaded: on a GPU, of the working set that Metal recommends. A single request never gets a "
+            "longer context than fits.",
         ),
     ] = 0
     mlx_threads: Annotated[

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from pipeline.core.kv import KvSize
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
@@ -67,10 +68,9 @@ class Facts(Struct, array_like=True):
     """Facts about the loaded model.
 
     Attributes:
-        kv_bytes_per_token: the KV cache of one token of one sequence.
+        kv_bytes_per_token, kv_bytes_fixed, kv_windows: the cache of one sequence, as in `KvSize`.
         gflops: the measured speed of a float32 product on the CPU, in 10⁹ operations a second; 0 on a GPU.
         weights: the type of the weights on a CPU, such as `float32` or `4-bit`; empty on a GPU.
-        kv_bytes_fixed: the KV cache of a sequence without tokens.
         suspends: whether a sequence can leave the batch with its cache and come back.
         slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
@@ -88,6 +88,12 @@ class Facts(Struct, array_like=True):
     slots: int = 0
     free_bytes: int = 0
     alone: str = ""
+    kv_windows: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def kv(self) -> KvSize:
+        """The size of the cache of one sequence."""
+        return KvSize(self.kv_bytes_per_token, self.kv_bytes_fixed, self.kv_windows)
 
 
 class Ready(Struct, tag="ready", array_like=True):

@@ -255,11 +255,12 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
         suspensions=config.max_preemptions,
         suspended_s=config.max_suspended_s,
         kept_bytes=config.suspended_kv_bytes,
-        kv_bytes=config.kv_bytes_limit,
+        kv_bytes=config.kv_bytes_limit or facts.free_bytes,
         free_bytes=facts.free_bytes,
         suspends=facts.suspends,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         kv_bytes_fixed=facts.kv_bytes_fixed,
+        kv_windows=facts.kv_windows,
     )
 
 

@@ -20,17 +20,18 @@ import msgspec
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
-from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.batch import MlxBatch
 from consumers.engines.local.child.checks import (
     answer_limit,
     check_bias,
     notes_of,
     offers_tools,
     refuse_unsupported,
-    room_tokens,
     template_messages,
 )
+from consumers.engines.local.child.context import context_tokens
 from consumers.engines.local.child.guided import Grammars
+from consumers.engines.local.child.memory import free_bytes, measured_size
 from consumers.engines.local.child.prompts import Prompt, plain_prompt, raw_prompt, read_template, templated
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
@@ -40,7 +41,6 @@ from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.engine import Work
-from pipeline.machine import memory_available
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
@@ -48,9 +48,6 @@ log = logging.getLogger(__name__)
 
 _GREEDY_BELOW: Final = 1e-4
 """Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
-
-_FREE_SHARE: Final = 0.5
-"""The part of the free memory that the caches of the sequences that run may fill. Batches are copied as they grow."""
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
@@ -111,48 +108,34 @@ class MlxBackend:
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._tool_tokens = _tool_tokens(self._tokenizer)
         self._texts = TokenTexts(self._tokenizer)
-        self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
+        self.facts = self._warm_up(context_tokens(model_config, self._model, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
-        self._room_tokens = room_tokens(
-            self.facts.context_tokens,
-            kv_bytes_per_token=self.facts.kv_bytes_per_token,
-            kv_bytes_limit=config.kv_bytes_limit,
-        )
+        context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
+        self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self.batch = self._new_batch()
 
     def _warm_up(self, context_tokens: int) -> Facts:
         """Run the model. This compiles its kernels, tests batches, and measures what configurations do not state."""
-        from mlx_lm.models.cache import make_prompt_cache
-
-        cache = make_prompt_cache(self._model)
-        logits = self._model(self._mx.array([[0]]), cache=cache)
+        logits = self._model(self._mx.array([[0]]))
         self._mx.eval(logits)
         vocabulary = int(logits.shape[-1])
+        size = measured_size(self._model)
         alone = tested(
             self._model, vocabulary, identity_of(self._folder, float32.kind_of(self._model)), on_cpu=self.on_cpu
         )
-        suspends, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
         return Facts(
             context_tokens=context_tokens,
             vocabulary=vocabulary,
             calls_tools=bool(self._tokenizer.has_tool_calling),
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
-            kv_bytes_per_token=kv_bytes_per_token,
-            kv_bytes_fixed=kv_bytes_fixed,
-            suspends=suspends or bool(alone),
-            free_bytes=self._free_bytes(),
+            kv_bytes_per_token=size.per_token,
+            kv_bytes_fixed=size.fixed,
+            kv_windows=size.windows,
+            free_bytes=free_bytes(on_cpu=self.on_cpu),
             slots=1 if alone else 0,
             alone=alone,
         )
-
-    def _free_bytes(self) -> int:
-        """Memory for KV caches: what the system or the GPU has left, without a reserve; 0 if not known."""
-        if self.on_cpu:
-            return int((memory_available() or 0) * _FREE_SHARE)
-        known = self._mx.device_info()
-        most = int(known.get("max_recommended_working_set_size") or known.get("memory_size") or 0)
-        return max(0, int((most - self._mx.get_active_memory()) * _FREE_SHARE))
 
     def _new_batch(self) -> MlxBatch | LoneSequences:
         return LoneSequences(self._model) if self.facts.alone else MlxBatch(self._model, on_cpu=self.on_cpu)
@@ -247,7 +230,7 @@ class MlxBackend:
         self.batch.close()
         if alone and not self.facts.alone:
             log.warning("Steps of this model fail in batches (%s). It computes one request at a time.", alone)
-            self.facts = msgspec.structs.replace(self.facts, slots=1, suspends=True, alone=alone)
+            self.facts = msgspec.structs.replace(self.facts, slots=1, alone=alone)
         self.batch = self._new_batch()
         self._mx.clear_cache()
 
@@ -336,16 +319,6 @@ _T = TypeVar("_T")
 
 def _first(*values: _T | None) -> _T:
     return next(value for value in values if value is not None)
-
-
-def _context_tokens(model_config: dict[str, Any], tokenizer: Any) -> int:
-    """The context length of the model, or of the tokenizer if that is shorter."""
-    inner = model_config.get("text_config") or model_config
-    stated = [inner.get("max_position_embeddings"), model_config.get("max_position_embeddings")]
-    stated.append(getattr(tokenizer, "model_max_length", None))
-    # A tokenizer without a limit states a huge number.
-    sane = [int(length) for length in stated if isinstance(length, int | float) and 0 < length < 1e9]
-    return min(sane, default=4096)
 
 
 def _special_tokens(tokenizer: Any) -> frozenset[int]:
