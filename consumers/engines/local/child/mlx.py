@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 _GREEDY_BELOW: Final = 1e-4
 """Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
+
+_AHEAD: Final = "a"
+"""Stands for the text ahead of an answer, in a detokenizer."""
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
@@ -107,6 +110,7 @@ class MlxBackend:
         self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
         self._silent_tokens = _special_tokens(self._tokenizer)
         self._tool_tokens = _tool_tokens(self._tokenizer)
+        self._ahead = list(self._preparing.encode(_AHEAD, add_special_tokens=False))
         self._texts = TokenTexts(self._tokenizer)
         self.facts = self._warm_up(context_tokens(model_config, self._model, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
@@ -162,7 +166,7 @@ class MlxBackend:
             work.id,
             len(prompt),
             limit,
-            _Detokenizer(self._tokenizer.detokenizer),
+            _Detokenizer(self._tokenizer.detokenizer, self._ahead if written.goes_on else ()),
             end_tokens=self._end_tokens,
             silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
             stops=[*request.stops, *written.stops],
@@ -298,20 +302,33 @@ def _on_answer(processor: Callable[[Any, Any], Any], prompt_tokens: int) -> Call
 
 
 class _Detokenizer:
-    """mlx_lm's streaming detokenizer as a `Detokenizer`."""
+    """mlx_lm's streaming detokenizer as a `Detokenizer`.
 
-    def __init__(self, inner: Any) -> None:
+    Args:
+        inner: of mlx_lm. It leaves out a space at the beginning of a text.
+        ahead: the tokens of `_AHEAD`, for an answer that goes on in the midst of a text.
+    """
+
+    def __init__(self, inner: Any, ahead: Sequence[int] = ()) -> None:
         self._inner = inner
+        self._left_out = len(_AHEAD) if ahead else 0
+        for token in ahead:
+            inner.add_token(token)
 
     def push(self, token: int) -> str:
         """As `Detokenizer.push`."""
         self._inner.add_token(token)
-        return str(self._inner.last_segment)
+        return self._segment()
 
     def flush(self) -> str:
         """As `Detokenizer.flush`."""
         self._inner.finalize()
-        return str(self._inner.last_segment)
+        return self._segment()
+
+    def _segment(self) -> str:
+        segment = str(self._inner.last_segment)
+        self._left_out, left_out = max(0, self._left_out - len(segment)), self._left_out
+        return segment[left_out:]
 
 
 _T = TypeVar("_T")

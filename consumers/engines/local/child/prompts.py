@@ -35,24 +35,28 @@ class Prompt(NamedTuple):
         special: whether the tokenizer adds its special tokens, which a template writes itself.
         notes: how it differs from the conversation that the client sent.
         stops: what ends the answer, beside the stop strings of the request.
+        goes_on: whether the answer goes on in the midst of a text, so that a space at its beginning counts.
     """
 
     text: str
     special: bool = False
     notes: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
+    goes_on: bool = False
 
 
 def raw_prompt(text: str) -> Prompt:
     """A text that the model continues."""
-    return Prompt(text, special=True)
+    return Prompt(text, special=True, goes_on=True)
 
 
 def plain_prompt(turns: list[Turn]) -> Prompt:
     """A conversation for a model without a chat template."""
-    notes = (_NO_TEMPLATE, _CONTINUED) if unfinished(turns) else (_NO_TEMPLATE,)
-    text = as_plain_text(turns)
-    return Prompt(text, special=True, notes=notes, stops=() if text == turns[0]["content"] else (USER_LINE,))
+    begun, text = bool(unfinished(turns)), as_plain_text(turns)
+    notes = (_NO_TEMPLATE, _CONTINUED) if begun else (_NO_TEMPLATE,)
+    if text == turns[0]["content"]:
+        return Prompt(text, special=True, notes=notes, goes_on=True)
+    return Prompt(text, special=True, notes=notes, stops=(USER_LINE,), goes_on=begun)
 
 
 def templated(turns: list[Turn], render: Render) -> Prompt:
@@ -69,7 +73,7 @@ def templated(turns: list[Turn], render: Render) -> Prompt:
         except Exception as error:  # a template is a program, and may raise anything
             complaint = complaint or error
             continue
-        prompt = Prompt(text, notes=(*variant.notes, *continued))
+        prompt = Prompt(text, notes=(*variant.notes, *continued), goes_on=bool(continued))
         if is_kept(variant.turns, text):
             return prompt
         worse = worse or prompt

@@ -99,6 +99,7 @@ def test_a_conversation_is_written_as_its_template_takes_it(template, given, tex
     assert prompt.text == text
     assert len(prompt.notes) == notes
     assert not prompt.special
+    assert prompt.goes_on == (given[-1][0] == A and given[-1][1] != "")
 
 
 def test_the_templates_own_complaint_is_told_where_nothing_helps():
