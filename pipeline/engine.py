@@ -134,6 +134,7 @@ class EngineStatus(msgspec.Struct):
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only. They are not in `models`.
         compute: what computes, and how fast, in words; empty if that is not known.
+        alone: why it runs one request at a time instead of several together, in words; empty if it does not.
         pending_tokens, pending_prompt_tokens: what is still to be written and read of the running requests.
         tokens_per_s, prompt_tokens_per_s: how fast the engine writes while it reads no prompts, and reads.
         tokens_per_request, prompt_tokens_per_request: of an average request.
@@ -164,6 +165,7 @@ class EngineStatus(msgspec.Struct):
     tool_models: list[str] = msgspec.field(default_factory=list)
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
+    alone: str = ""
     answer_tokens_per_s: float = 0.0
     loading_s: float = 0.0
     rests: dict[str, float] = msgspec.field(default_factory=dict)

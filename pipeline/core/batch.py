@@ -179,7 +179,7 @@ class BatchPlanner:
         """How many sequences run at once at present: those that pay, as far as there is memory for them."""
         if self._limits.slots:
             return self._limits.slots
-        each = batch_kv_bytes([self._longest], self._limits.kv_bytes_per_token) + self._limits.kv_bytes_fixed
+        each = batch_kv_bytes([self._longest], self._limits.kv)
         room = min((some for some in (self._limits.kv_bytes, self._limits.free_bytes) if some), default=0)
         return max(1, min(self._found.now, room // each)) if room and each else self._found.now
 
@@ -245,7 +245,7 @@ class BatchPlanner:
 
     def _has_memory(self, member: Member, without: list[Member]) -> bool:
         running = [other for other in self._members.values() if other.runs and other not in without]
-        needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv_bytes_per_token)
+        needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv)
         return not (running and self._limits.kv_bytes) or needed <= self._limits.kv_bytes
 
     def _preemptable(self, rank: int, now: float) -> list[Member]:
@@ -289,7 +289,7 @@ class BatchPlanner:
         member.stage, member.since = Stage.SUSPENDED, now
         member.times += 1
         if member.depth:
-            member.kept_bytes = self._limits.kv_bytes_fixed + member.depth * self._limits.kv_bytes_per_token
+            member.kept_bytes = self._limits.kv.of(member.depth)
         plan.suspend.append(member.key)
 
     def _run(self, member: Member, plan: Plan, now: float) -> None:

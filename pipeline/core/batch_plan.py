@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
+from pipeline.core.kv import KvSize
 from pipeline.wire.subjects import Priority
-
-KV_STEP_TOKENS: Final = 256
-"""MLX grows a KV cache in steps of this many tokens."""
 
 EXACT_PIECE_TOKENS: Final = 32
 """The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
@@ -18,13 +16,10 @@ EXACT_PIECE_TOKENS: Final = 32
 RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 
-def batch_kv_bytes(longest_tokens: Iterable[int], kv_bytes_per_token: int) -> int:
-    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
+def batch_kv_bytes(longest_tokens: Iterable[int], size: KvSize) -> int:
+    """The caches of a batch whose sequences have their greatest lengths. All are padded to the longest."""
     lengths = list(longest_tokens)
-    if not lengths:
-        return 0
-    padded = -(-max(lengths) // KV_STEP_TOKENS) * KV_STEP_TOKENS
-    return len(lengths) * padded * kv_bytes_per_token
+    return len(lengths) * size.padded(max(lengths)) if lengths else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +38,7 @@ class BatchLimits:
         kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
         free_bytes: memory that was free when the model had been loaded, which limits what is found; 0 if not known.
         suspends: whether the engine can suspend a sequence.
-        kv_bytes_per_token, kv_bytes_fixed: the measured size of one sequence's cache.
+        kv_bytes_per_token, kv_bytes_fixed, kv_windows: the measured size of one sequence's cache, as in `KvSize`.
     """
 
     slots: int
@@ -59,6 +54,12 @@ class BatchLimits:
     suspends: bool = True
     kv_bytes_per_token: int = 0
     kv_bytes_fixed: int = 0
+    kv_windows: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def kv(self) -> KvSize:
+        """The size of one sequence's cache."""
+        return KvSize(self.kv_bytes_per_token, self.kv_bytes_fixed, self.kv_windows)
 
 
 class Stage(Enum):

@@ -412,6 +412,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         embedding_models: the models that make embeddings only.
         compute: what computes, and how fast, in words; empty if that is not known.
         facts: of its models, by name.
+        alone: why the engine runs one request at a time instead of several together; empty if it does not.
     """
 
     worker: str
@@ -443,6 +444,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     empty: bool = False
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
+    alone: str = ""
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -54,7 +54,7 @@ class OllamaParticulars(Struct, omit_defaults=True):
     Attributes:
         options: those without a field of their own in the request, such as `num_ctx`.
         keep_alive: how long the model stays loaded afterwards: seconds, or a duration such as `5m`.
-        raw: the prompt goes to the model without the template.
+        raw: as `raw` of the request itself.
         template: stands in for the model's template.
         context: the tokens of an earlier answer that this one continues.
     """
@@ -68,7 +68,7 @@ class OllamaParticulars(Struct, omit_defaults=True):
     @property
     def needed(self) -> str:
         """The first of the fields that change the answer and that only Ollama has; empty if none is set."""
-        return next((name for name in ("raw", "template", "context") if getattr(self, name)), "")
+        return next((name for name in ("template", "context") if getattr(self, name)), "")
 
 
 def thinking_said(

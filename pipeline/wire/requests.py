@@ -189,6 +189,8 @@ class ChatRequest(Struct, omit_defaults=True):
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     suffix: str | None = None
+    # The prompt goes to the model as it is, without the chat template.
+    raw: bool | None = None
     ollama: OllamaParticulars | None = None
     # Read only to refuse values that would silently change the answer: see `_NEUTRAL`.
     n: int | None = None
@@ -272,6 +274,11 @@ class ChatRequest(Struct, omit_defaults=True):
         if any(message.shows for message in self.chat):
             return "images"
         return "suffix" if self.suffix else self.ollama.needed if self.ollama else ""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the prompt goes to the model without the chat template."""
+        return bool(self.raw or (self.ollama is not None and self.ollama.raw))
 
     @property
     def wanted_model(self) -> str | None:
@@ -461,6 +468,7 @@ def _check(request: ChatRequest) -> None:
     if (constraint := request.constraint) is not None:
         _check_nesting(constraint.value, constraint.param)
     _check_choice(request)
+    _check_raw(request)
     for message in request.chat:
         message.text()
         message.images()
@@ -479,6 +487,16 @@ def _check_choice(request: ChatRequest) -> None:
     if isinstance(request.tool_choice, NamedToolChoice) and request.tool_choice.function.name not in names:
         wanted = quoted(request.tool_choice.function.name, 40)
         raise _invalid(f"`tool_choice` names the tool {wanted}, which is not in `tools`.", "tool_choice")
+
+
+def _check_raw(request: ChatRequest) -> None:
+    """Refuse what only a chat template could write into a prompt."""
+    if not request.is_raw:
+        return
+    if [message.role for message in request.chat] != ["user"]:
+        raise _invalid("`raw` needs one prompt. Leave out the system message and the earlier turns.", "raw")
+    if request.tools:
+        raise _invalid("`raw` leaves out the chat template, so there can be no `tools`.", "raw")
 
 
 def _check_nesting(value: Any, param: str) -> None:

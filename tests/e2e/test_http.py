@@ -117,9 +117,11 @@ async def test_openai_is_given_tool_calls(gpt: openai.AsyncOpenAI, stream: bool)
 
 
 async def test_openai_completes_text(gpt: openai.AsyncOpenAI):
-    asked = {"model": "auto", "prompt": FRANCE[0]["content"], "temperature": 0}
+    # The prompt is raw: what the model's chat template would write, and the beginning of the answer.
+    prompt = f"<|im_start|>user\n{FRANCE[0]['content']}<|im_end|>\n<|im_start|>assistant\nThe capital of France"
+    asked = {"model": "auto", "prompt": prompt, "temperature": 0}
     whole = await gpt.completions.create(**asked)
-    assert whole.choices[0].text == "The capital of France is Paris."
+    assert whole.choices[0].text == " is Paris."
     parts = [part async for part in await gpt.completions.create(**asked, stream=True)]
     assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
 

@@ -142,10 +142,11 @@ class EngineProcess:
             prompt_tokens_per_s=stats.prompt_tokens_per_s,
             prompt_tokens_per_request=stats.prompt_tokens_per_request,
             kv_bytes=stats.kv_bytes,
-            kv_bytes_limit=self._config.kv_bytes_limit,
+            kv_bytes_limit=self._config.kv_bytes_limit or (self._facts.free_bytes if self._facts else 0),
             reason=self._reason,
             tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
+            alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
             suspends=offered and self._suspends,
             facts=self._known(),
         )
@@ -250,6 +251,7 @@ class EngineProcess:
             self._counts.connect(child.send)
             self._change("ready", "")
         elif isinstance(frame, Reset):
+            self._facts = frame.facts
             self._requests.reset(frame.epoch, frame.error)
         self._dispatch()
         self._announce()

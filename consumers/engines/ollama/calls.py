@@ -55,7 +55,7 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
         body["format"] = form
     if particular is not None and particular.keep_alive is not None:
         body["keep_alive"] = particular.keep_alive
-    if request.needs_ollama not in ("", "images") or (particular is not None and particular.needed):
+    if request.is_raw or request.needs_ollama not in ("", "images") or (particular is not None and particular.needed):
         return GENERATE_PATH, body | _prompt(request)
     body["messages"] = _messages(request.chat)
     if request.tools and request.tool_choice != "none":
@@ -112,7 +112,7 @@ def _prompt(request: ChatRequest) -> dict[str, Any]:
         "system": "\n\n".join(turn.text() for turn in earlier),
         "images": last.images(),
         "suffix": request.suffix,
-        "raw": particular and particular.raw,
+        "raw": request.is_raw,
         "template": particular and particular.template,
         "context": particular and particular.context,
     }

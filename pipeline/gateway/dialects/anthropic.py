@@ -44,9 +44,6 @@ def read_messages(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
         HeadraceError: as `decode_chat`, with the names of Anthropic's fields.
     """
     request, written = read_prompt(body, max_body_bytes, listed)
-    if request.chat[-1].role == "assistant":
-        message = "The conversation must end with a user message. An assistant's message is not continued."
-        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="messages")
     return Asked(request, written, AnthropicMessages(), stream=request.streams)
 
 
@@ -54,7 +51,7 @@ def read_prompt(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) ->
     """The body of `POST /v1/messages/count_tokens`: the request as a chat completion, decoded and encoded.
 
     Raises:
-        HeadraceError: as `read_messages`. The conversation may end with an assistant's message.
+        HeadraceError: as `read_messages`.
     """
     given = decode_body(body, MessagesBody)
     fields = given.fields()

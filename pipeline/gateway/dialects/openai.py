@@ -112,8 +112,13 @@ def _drawn(request: ChatRequest, body: bytes, choices: int) -> Iterable[tuple[Ch
             yield msgspec.structs.replace(request, seed=seed), msgspec.json.encode(fields)
 
 
-def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/completions`. Each of its prompts becomes the user's turn of a chat.
+def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = (), *, raw: bool = True) -> Asked:
+    """The body of `POST /v1/completions`. Each of its prompts is a request.
+
+    Args:
+        body, max_body_bytes: as in `decode_chat`.
+        raw: whether a model reads the prompt as it is, unless the body says otherwise; else it is the user's turn of a
+            chat, as is one with a `suffix`, whose template marks the gap.
 
     Raises:
         HeadraceError: as `decode_chat`, and `unsupported_parameter` for token ids.
@@ -127,6 +132,8 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     fields = decode_body(body, dict[str, Any])
     del fields["prompt"]
     fields.pop("stream_options", None)
+    if raw and not fields.get("suffix") and fields.get("raw") is None:
+        fields["raw"] = True
     choices = _choices(fields)
     if len(prompts) * choices > MAX_CHOICES:
         message = f"A response has at most {MAX_CHOICES} choices. Send fewer prompts at once."

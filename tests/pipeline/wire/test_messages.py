@@ -587,3 +587,19 @@ def test_either_kind_can_be_insisted_on():
     with pytest.raises(HeadraceError) as refusal:
         decode_embedding(b'{"input": "xxxxxxxx"}', max_body_bytes=10)
     assert refusal.value.code is ErrorCode.REQUEST_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x"}]},
+        {"prompt": "x", "tools": [{"type": "function", "function": {"name": "f"}}]},
+    ],
+)
+@pytest.mark.parametrize("raw", [{"raw": True}, {"ollama": {"raw": True}}])
+def test_only_one_prompt_can_be_raw(fields, raw):
+    with pytest.raises(HeadraceError) as refused:
+        decode_chat(json.dumps(fields | raw).encode(), max_body_bytes=1 << 20)
+    assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "raw")
+    assert not decode_chat(json.dumps(fields).encode(), max_body_bytes=1 << 20).is_raw

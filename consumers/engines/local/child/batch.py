@@ -30,8 +30,6 @@ _SLOW_STEP_S: Final = 0.02
 """On a CPU, steps longer than this do not overlap: a prompt that arrives waits for one step and not for two, and the
 time in which the next step is built is small beside them."""
 
-_TRIED_TOKENS: Final = 8
-
 _SHARED: Final = ("uids", "prompt_cache", "tokens", "samplers", "logits_processors", "max_tokens", "stop_sequences")
 """What the two halves of mlx-lm's generator both hold for each sequence."""
 
@@ -288,32 +286,6 @@ class MlxBatch:
                 array.filter(keep)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.uids]
         self._alone = [array for array in self._alone if array.uids]
-
-
-def measure_cache(model: Any) -> tuple[bool, int, int]:
-    """Try the caches of the model with a few tokens.
-
-    Returns whether a sequence can leave a batch with its cache and come back, and the size of its cache: bytes for each
-    token, and bytes that do not depend on the length. The caches that mlx-lm can merge are `KVCache`,
-    `RotatingKVCache`, `ArraysCache` and `CacheList`.
-    """
-    row, sizes = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, []), []
-    try:
-        with _on_stream():
-            for _ in range(2):
-                array = _reading(model, [row])
-                array.prompt([row.tokens[:_TRIED_TOKENS]])
-                row.cache = array.extract_cache(0)
-                sizes.append(_nbytes(row.cache))
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        log.warning("The KV caches of this model cannot leave a batch. Its requests are not suspended.", exc_info=True)
-        return False, 0, 0
-    per_token = (sizes[1] - sizes[0]) // _TRIED_TOKENS
-    return True, per_token, sizes[0] - per_token * _TRIED_TOKENS
-
-
-def _first_token(logprobs: Any) -> Any:
-    return logprobs.argmax(axis=-1)
 
 
 def _reading(model: Any, rows: list[MlxSequence]) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from pipeline.core.batch_plan import KV_STEP_TOKENS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
@@ -90,14 +89,6 @@ def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, de
         f"The prompt has {prompt_tokens} tokens. Prompt and answer together must fit in {room_tokens}.",
         param="messages",
     )
-
-
-def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> int:
-    """The most tokens of a sequence: the model's context, or less if the KV limit is smaller (0: no limit)."""
-    if not (kv_bytes_limit and kv_bytes_per_token):
-        return context_tokens
-    steps = kv_bytes_limit // (kv_bytes_per_token * KV_STEP_TOKENS)
-    return min(context_tokens, steps * KV_STEP_TOKENS)
 
 
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected,
 from pipeline.config import Config
 from pipeline.core.batch import BatchPlanner
 from pipeline.core.batch_plan import BatchLimits, Plan
+from pipeline.core.together import BatchFaults
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import Priority
@@ -75,6 +76,8 @@ class EngineLoop:
         self._commands = commands
         self._send = send
         self._planner = BatchPlanner(batch_limits(config, backend.facts))
+        self._config = config
+        self._faults = BatchFaults()
         self._begun: dict[int, Begin] = {}
         self._epoch = 0
         self._rates = _Rates()
@@ -183,11 +186,15 @@ class EngineLoop:
                 begin.fault.strike()
 
     def _reset(self, error: str) -> None:
-        self._backend.reset()
+        """Begin anew after a step that failed, with each sequence by itself if batches are at fault."""
+        at_fault = self._faults.failed(len(self._planner.running()))
+        self._backend.reset(alone=error if at_fault else "")
         self._begun.clear()
         self._planner.clear()
+        if at_fault:
+            self._planner = BatchPlanner(batch_limits(self._config, self._backend.facts))
         self._epoch += 1
-        self._send(Reset(self._epoch, error))
+        self._send(Reset(self._epoch, error, self._backend.facts))
 
     def _report(self, plan: Plan, sampled: list[tuple[int, int]]) -> None:
         pieces = []
@@ -248,11 +255,12 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
         suspensions=config.max_preemptions,
         suspended_s=config.max_suspended_s,
         kept_bytes=config.suspended_kv_bytes,
-        kv_bytes=config.kv_bytes_limit,
+        kv_bytes=config.kv_bytes_limit or facts.free_bytes,
         free_bytes=facts.free_bytes,
         suspends=facts.suspends,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         kv_bytes_fixed=facts.kv_bytes_fixed,
+        kv_windows=facts.kv_windows,
     )
 
 

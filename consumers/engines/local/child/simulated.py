@@ -87,7 +87,7 @@ class SimulatedBackend:
         """As `Backend.insert`."""
         self.batch.add(sequence)
 
-    def reset(self) -> None:
+    def reset(self, *, alone: str = "") -> None:  # noqa: ARG002 - nothing is computed
         """As `Backend.reset`."""
         self.batch = SimulatedBatch(self._config)
 

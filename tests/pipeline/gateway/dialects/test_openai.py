@@ -124,7 +124,7 @@ def test_the_parts_of_a_call_come_in_openais_shape():
         ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
 
 
-def test_a_text_completion_is_a_chat_of_one_turn():
+def test_a_text_completion_is_a_raw_prompt():
     given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 2, "echo": False})
     asked = openai.read_text(given.encode(), LIMIT)
     assert json.loads(asked.body) == {
@@ -133,12 +133,29 @@ def test_a_text_completion_is_a_chat_of_one_turn():
         "max_tokens": 5,
         "logprobs": 2,
         "echo": False,
+        "raw": True,
     }
     assert asked.request.alternatives == 2
     read = TextCompletion.model_validate_json(asked.shape.whole(COMPLETION), strict=True)
     assert (read.object, read.choices[0].text, read.usage.total_tokens) == ("text_completion", "Hello there", 5)
     parts = events(b"".join(asked.shape.part(chunk) for chunk in CHUNKS) + asked.shape.end(COMPLETION))
     assert [part["choices"][0]["text"] for part in parts[:-1]] == ["Hello", " there"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reading", "raw"),
+    [
+        ({}, {}, True),
+        ({"raw": None}, {}, True),
+        ({"raw": False}, {}, False),
+        ({"suffix": "end"}, {}, False),
+        ({}, {"raw": False}, False),
+        ({"raw": True}, {"raw": False}, True),
+    ],
+)
+def test_a_text_completion_is_raw_unless_it_or_the_setting_says_otherwise(given, reading, raw):
+    asked = openai.read_text(json.dumps({"prompt": "x", **given}).encode(), LIMIT, **reading)
+    assert asked.request.is_raw == raw
 
 
 def test_a_text_stream_that_includes_usage_ends_with_it():

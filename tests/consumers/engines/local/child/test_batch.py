@@ -52,10 +52,9 @@ def test_resuming_one_token_off_does_not_pass_unnoticed(shape):
 
 
 def test_the_size_of_a_cache_is_measured():
-    suspends, per_token, fixed = disturbed("sliding", 1)["measured"]
-    # Six layers, one head of 16, keys and values in float32.
-    assert (suspends, per_token, fixed) == (True, 6 * 16 * 2 * 4, 0)
-    suspends, per_token, fixed = disturbed("recurrent", 1)["measured"]
-    assert suspends
-    assert per_token == 0
+    per_token, fixed, windows = disturbed("sliding", 1)["measured"]
+    # Six layers, one head of 16, keys and values in float32. Five of them keep 16 tokens.
+    assert (per_token, fixed, windows) == (16 * 2 * 4, 0, [[16, 5 * 16 * 2 * 4]])
+    per_token, fixed, windows = disturbed("recurrent", 1)["measured"]
+    assert (per_token, windows) == (0, [])
     assert fixed > 0
