@@ -1,6 +1,6 @@
 """Tools with a small real model, through OpenAI's and Ollama's dialect: on demand.
 
-`HEADRACE_TOOLS_MODEL` names the folder of a model that calls tools, such as Qwen2.5-Coder-0.5B-Instruct. Small models
+`TOOLS_MODEL` names the folder of a model that calls tools, such as Qwen2.5-Coder-0.5B-Instruct. Small models
 write many calls without their family's marks, and those count.
 """
 
@@ -21,7 +21,7 @@ from tests.e2e.conftest import Pipeline, running
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
-VARIABLE = "HEADRACE_TOOLS_MODEL"
+VARIABLE = "TOOLS_MODEL"
 AT_ONCE = 4
 MOST_TOKENS = 96
 # Of twenty questions, so many must be answered by a call of the right tool: half, because the model is small.

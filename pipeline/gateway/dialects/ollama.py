@@ -24,9 +24,6 @@ from pipeline.wire.messages import (
     ErrorBody,
     ModelFacts,
     Success,
-    ToolCall,
-    ToolCallDelta,
-    add_call,
 )
 from pipeline.wire.ollama import (
     NEVER,
@@ -41,6 +38,7 @@ from pipeline.wire.ollama import (
     Part,
     PullBody,
     ShowBody,
+    WholeCalls,
     read_options,
     response_format,
     time_text,
@@ -202,8 +200,7 @@ class OllamaChat:
 
     def __init__(self, model: str = "") -> None:
         self._model = model
-        self._calls: list[ToolCall] = []  # those that are not sent; the last one may have a part of its arguments
-        self._sent_calls = 0
+        self._calls = WholeCalls()
 
     @property
     def keep_alive(self) -> bytes:
@@ -215,22 +212,12 @@ class OllamaChat:
         """One line; nothing for a chunk without text or whole calls: how the answer ended stands in the last line."""
         delta = chunk.choices[0].delta
         scores = chunk.choices[0].logprobs
-        calls = self._whole_calls(delta.tool_calls or (), ended=chunk.choices[0].finish_reason is not None)
+        calls = self._calls.take(delta.tool_calls or (), ended=chunk.choices[0].finish_reason is not None)
         if not (delta.content or calls or delta.reasoning_content or scores):
             return b""
         part = AccountedPart(model=self._named(chunk.model), created_at=time_text(chunk.created), done=False)
         part.logprobs = scores.content if scores else []
         return _line(self._fill(part, delta.content or "", calls, delta.reasoning_content or ""))
-
-    def _whole_calls(self, parts: Sequence[ToolCallDelta], *, ended: bool) -> list[OllamaCall]:
-        """The calls that are complete. Ollama's clients take a call as a whole."""
-        for part in parts:
-            add_call(self._calls, part)
-        ready = self._calls if ended else self._calls[:-1]
-        self._calls = self._calls[len(ready) :]
-        whole = [write_call(self._sent_calls + at, call.id, call.function) for at, call in enumerate(ready)]
-        self._sent_calls += len(whole)
-        return whole
 
     def end(self, completion: Completion) -> bytes:
         """The last line: no text, the durations and token counts."""
