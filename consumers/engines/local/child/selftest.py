@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -33,7 +32,7 @@ _ROUNDING: Final = 5.0
 """Scores may differ by this many times what the rounding of one prompt read in two ways amounts to."""
 
 _QUICK_S: Final = 0.2
-"""The result of a test that took longer is remembered."""
+"""That a model passed a test which took longer is remembered."""
 
 _REVISION: Final = "1"
 """Of this test. Another one finds other faults."""
@@ -45,25 +44,21 @@ Scores = list[Any]
 
 
 def tested(model: Any, vocabulary: int, identity: str, *, on_cpu: bool) -> str:
-    """As `fault_of_batches`, by the result of an earlier start if there is one.
+    """As `fault_of_batches`, without a test if the model passed one at an earlier start.
 
     Args:
         model, vocabulary, on_cpu: as there.
         identity: of the model's files, and of what computes them.
     """
     file = platformdirs.user_cache_path("headrace", appauthor=False) / "batches" / identity
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeError):
-        pass
+    if file.exists():
+        return ""
     began = time.monotonic()
     fault = fault_of_batches(model, vocabulary, on_cpu=on_cpu)
-    if time.monotonic() - began > _QUICK_S:
+    if not fault and time.monotonic() - began > _QUICK_S:
         with contextlib.suppress(OSError):  # it is tested again next time
             file.parent.mkdir(parents=True, exist_ok=True)
-            draft = file.with_name(f"{identity}.{os.getpid()}")
-            draft.write_text(fault, encoding="utf-8")
-            draft.replace(file)
+            file.touch()
     if fault:
         log.warning("Requests to this model run one at a time: %s.", fault)
     return fault
@@ -83,14 +78,16 @@ def fault_of_batches(model: Any, vocabulary: int, *, on_cpu: bool) -> str:
     short, long = _prompt(_SHORT, vocabulary, 7), _prompt(_LONG, vocabulary, 11)
     try:
         alone = [_alone(model, tokens, [len(tokens)]) for tokens in (short, long)]
-        noise = _distance(alone[0], _alone(model, short, _PIECES))
         together = _together(model, short, long, on_cpu=on_cpu)
+        distance = max(_distance(one, other) for one, other in zip(alone, together, strict=True))
+        if distance <= _LEAST:
+            return ""
+        noise = _distance(alone[0], _alone(model, short, _PIECES))
     except Exception as error:
         log.debug("The sequences of this model cannot be computed together.", exc_info=True)
         return f"{type(error).__name__}: {error}"
-    distance = max(_distance(one, other) for one, other in zip(alone, together, strict=True))
     log.debug("Together, scores differ by %.2g of their spread; by rounding alone %.2g.", distance, noise)
-    if distance <= max(_LEAST, _ROUNDING * noise):
+    if distance <= _ROUNDING * noise:
         return ""
     return f"sequences computed together have other scores than alone ({distance:.0%} of their spread)"
 
