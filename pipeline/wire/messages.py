@@ -17,6 +17,8 @@ from pipeline.wire.subjects import Priority, Task
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 EngineName = Literal["mlx", "ollama"]
+# The API of the server behind a worker of the second engine. All such workers serve Ollama's lanes.
+Dialect = Literal["ollama", "openai"]
 StatusState = Literal["started", "restarted", "spilled", "suspended", "resumed"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
