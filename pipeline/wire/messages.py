@@ -156,7 +156,8 @@ class Account(Struct):
     `preempted` is how many times the worker that wrote it suspended the request in favour of more urgent ones.
     `reason` is the reason why this engine answered. `spilled` is whether the request was moved to Ollama, even if MLX
     answered it in the end. `models` is present if several models wrote the text, and names them in order. `simulated`
-    is present, and true, only if no model ran. `notes` is present if parameters of the request were not taken as they
+    is present, and true, only if no model ran. `dialect` is present, and `openai`, only if a server of OpenAI's API
+    answered in Ollama's place. `notes` is present if parameters of the request were not taken as they
     were written; each note is a sentence.
     """
 
@@ -171,6 +172,7 @@ class Account(Struct):
     reason: str
     preempted: int = 0
     simulated: bool | msgspec.UnsetType = msgspec.UNSET
+    dialect: Dialect | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] | msgspec.UnsetType = msgspec.UNSET
     models: list[str] | msgspec.UnsetType = msgspec.UNSET
 
@@ -380,6 +382,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         embedding_models: the models that make embeddings only.
         compute: what computes, and how fast, in words; empty if that is not known.
         facts: of its models, by name.
+        server: the URL of the server that is its engine; empty for an engine of the worker's own machine.
+        dialect: the API of that server.
     """
 
     worker: str
@@ -411,6 +415,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     empty: bool = False
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
+    server: str = ""
+    dialect: Dialect | None = None
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

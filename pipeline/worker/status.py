@@ -29,6 +29,8 @@ _OF_THE_ENGINE: Final = (
     "loading_s",
     "empty",
     "facts",
+    "server",
+    "dialect",
 )
 
 
