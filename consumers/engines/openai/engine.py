@@ -9,7 +9,16 @@ from typing import Any
 
 from consumers.engines.openai.calls import chat_body, notes_on, vectors_body
 from consumers.engines.openai.client import OpenAIClient
-from consumers.engines.openai.resuming import PROBE, Beginning, counting, leaves_open, may_be_open, with_open_turn
+from consumers.engines.openai.resuming import (
+    PROBE,
+    Beginning,
+    counting,
+    counts_turns,
+    may_be_open,
+    may_leave_open,
+    with_next_turn,
+    with_open_turn,
+)
 from consumers.engines.openai.wire import DeltaReader, OpenAIModel, read_prompt_tokens, read_vectors
 from consumers.engines.server.dialect import Call
 from consumers.engines.server.engine import ServerEngine
@@ -122,7 +131,7 @@ class OpenAIDialect:
         try:
             prompt = await self._count(body)
             if model not in self._open:
-                self._open[model] = leaves_open(prompt, await self._count(with_open_turn(body, PROBE)))
+                self._open[model] = await self._leaves_open(body, prompt)
             return (prompt, await self._count(with_open_turn(body, text)) - prompt) if self._open[model] else None
         except BadAnswer:
             return None
@@ -130,6 +139,11 @@ class OpenAIDialect:
             if self.refusal(error) is None:
                 raise
             return None
+
+    async def _leaves_open(self, body: dict[str, Any], prompt: int) -> bool:
+        """Whether the server leaves the assistant's last turn open."""
+        probed = await self._count(with_open_turn(body, PROBE))
+        return may_leave_open(prompt, probed) and counts_turns(probed, await self._count(with_next_turn(body)))
 
     async def _count(self, body: dict[str, Any]) -> int:
         return read_prompt_tokens(await self._client.chat(counting(body)))

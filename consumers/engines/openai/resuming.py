@@ -84,9 +84,23 @@ def counting(body: Mapping[str, Any]) -> dict[str, Any]:
     return kept | flags | {"max_tokens": 1, "temperature": 0.0, "stream": False}
 
 
-def leaves_open(without: int, with_probe: int) -> bool:
-    """Whether a server left the assistant's turn open, from the tokens of a prompt without and with `PROBE` in it.
+def with_next_turn(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a call after whose answer, `PROBE`, the user says `PROBE` as well."""
+    turns = [{"role": role, "content": PROBE} for role in ("assistant", "user")]
+    return {**body, "messages": [*body["messages"], *turns]}
+
+
+def may_leave_open(prompt: int, probed: int) -> bool:
+    """Whether a server may have left the assistant's turn open, from the tokens of a prompt without and with `PROBE`.
 
     A server that closes the turn adds the tokens that end it and that begin the next.
     """
-    return with_probe - without == 1
+    return probed - prompt == 1
+
+
+def counts_turns(probed: int, followed: int) -> bool:
+    """Whether a server counts the tokens around a turn, from those of a prompt before and after `with_next_turn`.
+
+    One that counts the words of a conversation alone does not show whether it closes a turn.
+    """
+    return followed - probed > 1

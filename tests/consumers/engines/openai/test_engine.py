@@ -389,23 +389,27 @@ async def test_a_closed_answer_disconnects(server: OpenAIServer, against: OpenAI
 
 
 class Resumable:
-    """Counts tokens as words, and answers with words. It leaves a turn open, or closes it, or refuses to count."""
+    """Counts tokens as words, and answers with words. It leaves a turn open, or closes it, or refuses to count. A turn
+    that is closed has four tokens around it, or `marks`.
+    """
 
-    def __init__(self, *words: str, opens: bool, counts: bool = True) -> None:
+    def __init__(self, *words: str, opens: bool, counts: bool = True, marks: int = 4) -> None:
         self.words = words
         self.opens = opens
         self.counts = counts
+        self.marks = marks
 
     async def __call__(self, connection: Connection) -> None:
         body = json.loads(connection.body)
         turns = body["messages"]
         open_turn = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
-        prompt = 10 + len(open_turn.split()) + (4 if open_turn and not self.opens else 0)
+        closed = len(turns) - 1 - bool(open_turn and self.opens)
+        prompt = 10 + sum(len(turn["content"].split()) for turn in turns[1:]) + self.marks * closed
         if not body["stream"]:
             answer = ({"usage": {"prompt_tokens": prompt}},) if self.counts else ({"error": "no"}, 400)
             await connection.answer(*answer)
             return
-        words = self.words[len(open_turn.split()) :][: body["max_tokens"]]
+        words = self.words[len(open_turn.split()) if self.opens else 0 :][: body["max_tokens"]]
         reason = "length" if len(words) == body["max_tokens"] else "stop"
         parts = [said(f"{word} ") for word in words]
         await connection.lines(*parts, said("", reason), counted(prompt, len(words)), DONE)
@@ -414,7 +418,7 @@ class Resumable:
 
 @pytest.mark.parametrize(
     ("opens", "counts", "calls"),
-    [(True, True, 4), (False, True, 3), (True, False, 2)],
+    [(True, True, 5), (False, True, 3), (True, False, 2)],
     ids=["open", "closed", "unknown"],
 )
 async def test_what_broke_off_goes_on_without_a_gap(
@@ -428,6 +432,12 @@ async def test_what_broke_off_goes_on_without_a_gap(
     rest, last = await whole(against, "one two ", max_tokens=3)
     assert (rest, last.finish_reason, last.usage) == ("three ", "length", Usage(10, 3, 13))
     assert len(server.bodies) < calls or not counts
+
+
+async def test_a_server_that_counts_no_turns_is_asked_anew(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = Resumable("one", "two", opens=False, marks=0)
+    rest, last = await whole(against, "one ", max_tokens=9)
+    assert (rest, last.usage) == ("two ", Usage(10, 2, 12))
 
 
 async def test_a_form_or_tools_begin_the_answer_anew(server: OpenAIServer, against: OpenAIEngine) -> None:
