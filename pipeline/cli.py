@@ -31,6 +31,7 @@ from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
 ROLE_MODULES = {
     "mlx": "consumers.mlx",
     "ollama": "consumers.ollama",
+    "openai": "consumers.openai",
     "router": "consumers.router",
     "monitor": "consumers.monitor",
     "gateway": "pipeline.gateway",
@@ -89,6 +90,7 @@ def _add_servers(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     role = commands.add_parser("run", help="run one role against a broker", usage="%(prog)s ROLE [OPTION ...]")
     role.add_argument("role", metavar="ROLE", choices=ROLE_MODULES, help=", ".join(ROLE_MODULES))
+    role.add_argument("--url", dest="openai", action="append", metavar="URL", help="the server of `run openai`")
     add_options(role)
     role.set_defaults(command=_run)
 

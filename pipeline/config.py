@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -39,6 +40,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "HttpKey",
+    "base_url",
     "given",
     "load",
     "to_environment",
@@ -87,6 +89,8 @@ Weights = Annotated[
 ]
 ModelPairs = Annotated[dict[str, str], ValueKind("TABLE", "a table of model names")]
 ModelNames = Annotated[list[str], ValueKind("LIST", "a list of model names")]
+ServerUrls = Annotated[list[str], ValueKind("URL", "a list of URLs of servers", repeats=True)]
+ApiKey = Annotated[str, Meta(pattern=r"^[!-~]*$"), ValueKind("KEY", "an API key", "A key has no spaces.", secret=True)]
 
 
 class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
@@ -545,6 +549,27 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         Setting("time for one classification", "A request without a result by then counts as complex."),
     ] = 0.5
 
+    openai: Annotated[
+        ServerUrls,
+        Setting(
+            "server of OpenAI's API that requests spill to, such as http://127.0.0.1:8000; can be given several times",
+            "`headrace up` starts a worker for each. `headrace run openai` serves one, and also takes it as `--url`. "
+            "`ollama_models`, `spill_models`, `ollama_queue` and the timeouts of Ollama hold for these servers too.",
+            section="Other servers",
+        ),
+    ] = field(default_factory=list)
+    openai_key: Annotated[
+        ApiKey,
+        Setting(
+            "API key that is sent to the servers of `openai`; none by default",
+            "It is sent to each of them. For servers with different keys, run `headrace run openai` for each.",
+        ),
+    ] = ""
+    openai_slots: Annotated[
+        Count,
+        Setting("most requests that each server of `openai` gets at once; it gets one until it is seen to run more"),
+    ] = 16
+
     log_level: Annotated[LogLevel, Setting("least severe messages that each process logs", section="Logging")] = "info"
 
 
@@ -573,10 +598,45 @@ def load(
         values.setdefault("ollama_host", Given(environ["OLLAMA_HOST"], "OLLAMA_HOST"))
     if "http_keys" in values:
         values["http_keys"] = entries(HttpKey, values["http_keys"])
+    if "openai" in values:
+        values["openai"] = _server_urls(values["openai"])
     config = converted(Config, values)
     if config.saturated_at <= config.busy_at:
         raise ConfigError(f"saturated_at ({config.saturated_at:g}) must be greater than busy_at ({config.busy_at:g}).")
     return config
+
+
+def base_url(url: str) -> str:
+    """Return the URL of a server below which it has `/v1`. One without a scheme is reached over HTTP.
+
+    Raises:
+        ConfigError: it is not the URL of a server.
+    """
+    text = url.strip() if "://" in url else f"http://{url.strip()}"
+    text = text.rstrip("/").removesuffix("/v1").rstrip("/")
+    try:
+        parts = urlsplit(text)
+        names_server = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        parts, names_server = urlsplit(""), False
+    if not names_server or parts.query or parts.fragment or any(char.isspace() for char in text):
+        raise ConfigError(f'"{url}" is not the URL of a server, such as http://127.0.0.1:8000.')
+    if "@" in parts.netloc:
+        raise ConfigError("The URL of a server must not hold a password. Set `openai_key` instead.")
+    return text
+
+
+def _server_urls(given: Given) -> Given:
+    """Return the URLs of servers as `base_url` writes them, each once. A text is one URL; an option gives a list."""
+    urls = [given.value] if isinstance(given.value, str) else given.value
+    if isinstance(urls, list) and len(urls) == 1 and str(urls[0]).startswith("["):
+        urls = read(urls[0], given.place).value
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
+        return given
+    try:
+        return Given(list(dict.fromkeys(map(base_url, filter(None, urls)))), given.place)
+    except ConfigError as error:
+        raise ConfigError(f"{given.place}: {error}") from None
 
 
 def given(

@@ -11,7 +11,16 @@ from typing import Protocol, Self
 import msgspec
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import EngineName, FinishReason, ModelFacts, TokenScore, ToolCall, Usage, WorkerState
+from pipeline.wire.messages import (
+    Dialect,
+    EngineName,
+    FinishReason,
+    ModelFacts,
+    TokenScore,
+    ToolCall,
+    Usage,
+    WorkerState,
+)
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Priority
 
@@ -145,6 +154,7 @@ class EngineStatus(msgspec.Struct):
         empty: the server that is the engine answers, and has no usable model.
         suspends: whether the engine suspends a request, at present, in favour of a more urgent one.
         server: the URL of the server that is the engine; empty for an engine of this machine's own.
+        dialect: the API of that server; None for an engine of this machine's own.
         facts: of the models, by name.
     """
 
@@ -172,6 +182,7 @@ class EngineStatus(msgspec.Struct):
     empty: bool = False
     suspends: bool = False
     server: str = ""
+    dialect: Dialect | None = None
     facts: dict[str, ModelFacts] = msgspec.field(default_factory=dict)
 
 

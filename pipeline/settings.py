@@ -36,12 +36,14 @@ class ValueKind:
         phrase: the noun that completes "... is not": `a port number (0 to 65535)`.
         advice: a sentence that follows it.
         secret: whether a message must not quote the value.
+        repeats: whether its option can be given several times, once for each item of a list.
     """
 
     metavar: str
     phrase: str
     advice: str = ""
     secret: bool = False
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True)

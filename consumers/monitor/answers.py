@@ -14,7 +14,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Place
-from pipeline.core.statistics import Statistics, Unknown
+from pipeline.core.statistics import Statistics, Unknown, servers_of
 from pipeline.process.role import Role
 from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
 from pipeline.wire.subjects import (
@@ -89,25 +89,25 @@ class QueueAnswers:
 
     async def _stats(self, _: bytes) -> bytes:
         queued, running = self.load.queued, dict.fromkeys(Priority, 0)
-        for engine in ENGINES:
-            for status in self.me.peers.workers(engine):
-                for priority in Priority:
-                    running[priority] += getattr(status.running, priority)
+        workers = [status for engine in ENGINES for status in self.me.peers.workers(engine)]
+        for status in workers:
+            for priority in Priority:
+                running[priority] += getattr(status.running, priority)
         # Statistics are wanted most while the broker has a fault.
         with contextlib.suppress(Unreachable):
             self._dead = (await self.me.bus.stream_state(STREAM_DEAD)).messages
-        return msgspec.json.encode(
-            self._statistics.report(
-                queued={p: sum(queued[engine][p] for engine in ENGINES) for p in Priority},
-                running=running,
-                loads=self.load.loads,
-                dead=self._dead,
-                now=self.me.bus.clock.now(),
-                unknown=self._unknown(),
-                filled=self.view.filled,
-                store=self.me.peers.store(),
-            )
+        report = self._statistics.report(
+            queued={p: sum(queued[engine][p] for engine in ENGINES) for p in Priority},
+            running=running,
+            loads=self.load.loads,
+            dead=self._dead,
+            now=self.me.bus.clock.now(),
+            unknown=self._unknown(),
+            filled=self.view.filled,
+            store=self.me.peers.store(),
         )
+        report.servers = servers_of(workers)
+        return msgspec.json.encode(report)
 
     def _unknown(self) -> list[Unknown]:
         unknown: list[Unknown] = []

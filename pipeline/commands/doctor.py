@@ -27,7 +27,16 @@ from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.python import module_command
 from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
-from pipeline.up.reach import broker_trouble, ollama_models, ollama_shares_cpu, ollama_url, ollama_version, port_answers
+from pipeline.up.reach import (
+    broker_trouble,
+    ollama_models,
+    ollama_shares_cpu,
+    ollama_url,
+    ollama_version,
+    openai_models,
+    port_answers,
+    shares_cpu,
+)
 from pipeline.up.server import BrokerError, find_server
 from pipeline.wire.messages import Load
 from pipeline.wire.subjects import LOAD, STREAM_STATE
@@ -96,6 +105,8 @@ async def findings(config: Config, url: str, model: About) -> AsyncIterator[Find
         yield await _mlx(threads)
         yield _model(model)
     yield await _ollama(config)
+    for server in config.openai:
+        yield await _openai(config, server)
     yield await _traces()
 
 
@@ -257,7 +268,8 @@ async def _divided(config: Config) -> Config:
     """The settings with the threads that `headrace up` would give to both engines."""
     url = ollama_url(config.ollama_host)
     answers = await ollama_version(url) is not None
-    return divided(config, second_shares=await ollama_shares_cpu(url) if answers else config.ollama_standin)
+    shares = await ollama_shares_cpu(url) if answers else config.ollama_standin and not config.openai
+    return divided(config, second_shares=shares or any(map(shares_cpu, config.openai)))
 
 
 def _cores(config: Config) -> Finding:
@@ -297,6 +309,8 @@ def _no_ollama(config: Config, url: str) -> Finding:
     if config.ollama_host not in ("", NO_OLLAMA):
         advice = "start it, correct --ollama-host or OLLAMA_HOST, or use llama.cpp instead: --ollama-host none"
         return Finding("warn", "ollama", f"{found}; until it answers, no request spills", advice)
+    if config.openai:
+        return Finding("ok", "ollama", f"{found}; requests spill to the servers of OpenAI's API")
     if not config.ollama_standin:
         advice = "start Ollama or set OLLAMA_HOST; until then no request spills"
         return Finding("warn", "ollama", found, advice)
@@ -308,6 +322,17 @@ def _no_ollama(config: Config, url: str) -> Finding:
         advice = "start Ollama, or reinstall headrace on a platform that xllamacpp has a wheel for"
         return Finding("warn", "ollama", f"{found}, and llama.cpp is not installed; no request spills", advice)
     return Finding("ok", "ollama", f"{found}; `headrace up` starts llama.cpp (xllamacpp {version})")
+
+
+async def _openai(config: Config, url: str) -> Finding:
+    listed = await openai_models(url, config.openai_key)
+    if listed is None:
+        advice = "start it, correct its URL, or set openai_key; until it answers, it gets no request"
+        return Finding("warn", "openai", f"no list of models at {url}/v1/models", advice)
+    models = [name for name in listed if not is_internal(name, config.internal_models)]
+    if not models:
+        return Finding("warn", "openai", f"{url}, without a model for users", "load a model there")
+    return Finding("ok", "openai", f"{url}, models: {', '.join(models)}")
 
 
 async def _traces() -> Finding:

@@ -54,7 +54,8 @@ def given_options(args: argparse.Namespace) -> list[str]:
             option = SETTINGS[name].option
             given.append(option if value else option.replace("--", "--no-", 1))
         elif value is not None:
-            given += [SETTINGS[name].option, value]
+            items = value if isinstance(value, list) else [value]
+            given += [part for item in items for part in (SETTINGS[name].option, item)]
     return given
 
 
@@ -92,6 +93,8 @@ def _add_option(group: argparse._ArgumentGroup, key: Key) -> None:
     text = (key.setting.help + _default(key)).replace("%", "%%")
     if key.is_switch:
         group.add_argument(key.option, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif key.kind.repeats:
+        group.add_argument(key.option, metavar=key.kind.metavar, action="append", help=text)
     else:
         group.add_argument(key.option, metavar=key.kind.metavar, help=text)
 

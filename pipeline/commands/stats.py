@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say
-from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.core.statistics import LaneStatistics, QueueStatistics, ServerState
 from pipeline.wire.messages import Load
 from pipeline.wire.subjects import QUEUE_STATS, Priority
 
@@ -86,6 +86,7 @@ def render(statistics: QueueStatistics) -> RenderableType:
             f"{wait.high:.0f} / {wait.medium:.0f} / {wait.low:.0f}",
         )
         reasons.append(engine_line(name, load))
+    reasons += [escape(server_line(server)) for server in statistics.servers if server.dialect != "ollama"]
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
     store = statistics.store
@@ -99,6 +100,12 @@ def engine_line(name: str, load: Load) -> str:
     state = load.level if load.available else "away"
     reason = f" ({load.reason})" if load.reason else ""
     return f"{_NAMES.get(name, name)}: {state}{reason}."
+
+
+def server_line(server: ServerState) -> str:
+    """Return a sentence about a server: `http://127.0.0.1:8000 (openai): ready, 1 of 4 slots in use.`"""
+    said = f"{server.slots.used} of {server.slots.total} slots in use" if server.state == "ready" else server.reason
+    return f"{server.server} ({server.dialect}): {server.state}{f', {said}' if said else ''}".rstrip(".") + "."
 
 
 def _table(*columns: str) -> Table:

@@ -27,6 +27,7 @@ from pipeline.wire.messages import (
     ChunkChoice,
     Completion,
     Delta,
+    Dialect,
     Embedding,
     EmbeddingList,
     EmbeddingUsage,
@@ -194,6 +195,7 @@ class AnswerWriter:
         notes: the request's, as `ChatRequest.notes`.
         one_call: keep only the first tool call: the request has `parallel_tool_calls: false`.
         preempted: how many times the engine suspended the request.
+        dialect: the API of the server that is the engine; None for an engine of this machine's own.
     """
 
     envelope: Envelope
@@ -208,6 +210,7 @@ class AnswerWriter:
     notes: list[str] = field(default_factory=list)
     one_call: bool = False
     preempted: int = 0
+    dialect: Dialect | None = None
     _suspended: bool = field(init=False, default=False)
     _held_tokens: list[int] = field(init=False, default_factory=list)
     _held_scores: list[TokenScore] = field(init=False, default_factory=list)
@@ -388,6 +391,7 @@ class AnswerWriter:
             reason=self.reason,
             preempted=self.preempted,
             simulated=True if self.simulated else msgspec.UNSET,
+            dialect="openai" if self.dialect == "openai" else msgspec.UNSET,
             notes=self.notes or msgspec.UNSET,
             models=self.record.models if len(self.record.models) > 1 else msgspec.UNSET,
         )

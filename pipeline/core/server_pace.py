@@ -1,14 +1,16 @@
 """How fast a model server answers: measured from the figures that come with each of its answers.
 
 Ollama reports for each answer how many tokens it read and wrote, and how long reading, writing and loading the model
-took. Each kind of figure is a pair of decayed sums, of tokens and of seconds, so that an answer of 2 tokens weighs less
-than one of 200, and a new figure weighs more than old ones. Nothing is assumed: a rate is 0 until it is measured.
+took. Servers of OpenAI's API report the numbers of tokens alone: there, the times are those in which the parts of the
+answer came. Each kind of figure is a pair of decayed sums, of tokens and of seconds, so that an answer of 2 tokens
+weighs less than one of 200, and a new figure weighs more than old ones. Nothing is assumed: a rate is 0 until it is
+measured.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # After so many measured seconds an older measurement counts half.
 _MEMORY_S = 20.0
@@ -23,10 +25,13 @@ _SHOWN_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What a server reports about one finished answer. Times are seconds."""
+    """What a server reports about one finished answer. Times are seconds.
+
+    `writing_s` is None where the server reports counts and no times.
+    """
 
     tokens: int
-    writing_s: float
+    writing_s: float | None
     prompt_tokens: int = 0
     reading_s: float = 0.0
     loading_s: float = 0.0
@@ -72,6 +77,18 @@ class _Running:
     first_at: float | None = None
     parts: int = 0
     width_before: float = 0.0
+
+    def timed(self, timing: Timing, now: float, *, loads: bool) -> Timing:
+        """The figures of an answer, with the times that were seen in place of times that the server does not report.
+
+        `loads`: the model may have been loaded for the answer. How long its prompt was read is not known then.
+        """
+        if timing.writing_s is not None:
+            return timing
+        first_at = now if self.first_at is None else self.first_at
+        # From the first part to the last, all tokens but those of one part are written.
+        writing_s = (now - first_at) * self.parts / (self.parts - 1) if self.parts > 1 else 0.0
+        return replace(timing, writing_s=writing_s, reading_s=0.0 if loads else first_at - self.began_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +151,12 @@ class ServerPace:
         if running is None or timing is None:
             return
         figures = self._models.setdefault(running.model, _Figures())
+        timing = running.timed(timing, now, loads=not figures.tokens)
         wrote_s = now - running.first_at if running.first_at is not None else 0.0
         width = max(1.0, (self._width - running.width_before) / wrote_s) if wrote_s > 0 else 1.0
-        figures.writing.add(timing.tokens * width, timing.writing_s)
-        figures.answer.add(timing.tokens, timing.writing_s)
+        writing_s = timing.writing_s or 0.0
+        figures.writing.add(timing.tokens * width, writing_s)
+        figures.answer.add(timing.tokens, writing_s)
         figures.reading.add(timing.prompt_tokens, timing.reading_s)
         figures.tokens = _mean(figures.tokens, timing.tokens)
         figures.prompt_tokens = _mean(figures.prompt_tokens, timing.prompt_tokens)

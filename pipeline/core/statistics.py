@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Literal
 
 from msgspec import Struct, field
 
-from pipeline.wire.messages import EngineName, EventKind, Load, RequestEvent, StoreReport
+from pipeline.wire.messages import (
+    Dialect,
+    EngineName,
+    EventKind,
+    Load,
+    RequestEvent,
+    Slots,
+    StoreReport,
+    WorkerState,
+    WorkerStatus,
+)
 from pipeline.wire.subjects import Priority
 
 # Quantiles are of this many of the latest requests of a priority.
@@ -45,6 +55,19 @@ class LaneStatistics(Struct):
 Unknown = Literal["queued", "running", "positions"]
 
 
+class ServerState(Struct):
+    """A server behind a worker: `dialect` is its API, the rest is as in the worker's status."""
+
+    worker: str
+    dialect: Dialect
+    server: str
+    state: WorkerState
+    models: list[str]
+    slots: Slots
+    tokens_per_s: float
+    reason: str
+
+
 class QueueStatistics(Struct):
     """The body of `llm.queue.stats`.
 
@@ -58,6 +81,7 @@ class QueueStatistics(Struct):
             known; `positions` are those of single requests.
         filled: the part of the queue that the monitor has read, 0 to 1.
         store: whether the broker can store requests; None if no process reports on it and no write fails.
+        servers: the servers behind the workers.
     """
 
     high: LaneStatistics
@@ -70,6 +94,26 @@ class QueueStatistics(Struct):
     unknown: list[Unknown] = field(default_factory=list)
     filled: float = 1.0
     store: StoreReport | None = None
+    servers: list[ServerState] = field(default_factory=list)
+
+
+def servers_of(statuses: Iterable[WorkerStatus]) -> list[ServerState]:
+    """The servers behind workers, by URL. An engine of a worker's own machine is no server."""
+    states = [
+        ServerState(
+            each.worker,
+            each.dialect,
+            each.server,
+            each.state,
+            each.models,
+            each.slots,
+            round(each.tokens_per_s, 1),
+            each.reason,
+        )
+        for each in statuses
+        if each.dialect is not None
+    ]
+    return sorted(states, key=lambda state: (state.server, state.worker))
 
 
 def quantiles(values: list[float]) -> Quantiles:

@@ -27,7 +27,7 @@ _reply_decoder: msgspec.json.Decoder[TokenCount | ErrorAnswer] = msgspec.json.De
 
 @dataclass(slots=True)
 class TokenCounts:
-    """The handler of the endpoint. Only MLX counts tokens: Ollama's API does not.
+    """The handler of the endpoint. Only MLX counts tokens: the APIs of other servers do not.
 
     Args:
         me: the role.
@@ -46,7 +46,7 @@ class TokenCounts:
         prompt, written = anthropic.read_prompt(body, limit, self.models.listed())
         self.models.check(prompt.wanted_model, embeds=False)
         if self.models.only_on_ollama(prompt.wanted_model):
-            message = f"Model {quoted(prompt.model or '')} is on Ollama, which does not count tokens before it answers."
+            message = f"Model {quoted(prompt.model or '')} is on a server that does not count tokens before it answers."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="model")
         return json_response({"input_tokens": await self._counted(written)})
 

@@ -23,6 +23,10 @@ _HELP = {
     "headrace_saturation": ("gauge", "Load of an engine over its capacity; 1 is full."),
     "headrace_slots": ("gauge", "Slots of an engine."),
     "headrace_slots_used": ("gauge", "Slots of an engine in use."),
+    "headrace_server_ready": ("gauge", "1 if the server behind a worker answers and has a model, else 0."),
+    "headrace_server_slots": ("gauge", "Slots of a server."),
+    "headrace_server_slots_used": ("gauge", "Slots of a server in use."),
+    "headrace_server_tokens_per_second": ("gauge", "Output of a server, tokens per second."),
     "headrace_store_state": ("gauge", "1 for the state of the broker's store: ok, low, full or failed."),
     "headrace_store_free_bytes": ("gauge", "Free space on the disk of the broker's store."),
     "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
@@ -98,6 +102,12 @@ def _of_pipeline(statistics: QueueStatistics) -> Iterator[tuple[str, Labels, flo
         yield "headrace_slots", labels, load.slots.total
         yield "headrace_slots_used", labels, load.slots.used
         yield "headrace_tokens_per_second", labels, load.tokens_per_s
+    for server in statistics.servers:
+        which: Labels = (("dialect", server.dialect), ("server", server.server), ("worker", server.worker))
+        yield "headrace_server_ready", which, int(server.state == "ready")
+        yield "headrace_server_slots", which, server.slots.total
+        yield "headrace_server_slots_used", which, server.slots.used
+        yield "headrace_server_tokens_per_second", which, server.tokens_per_s
     yield "headrace_dead", (), statistics.dead
 
 

@@ -207,7 +207,14 @@ class Tracing:
         recording.exit(attempt.noticed_at)
 
     def chat(
-        self, request: ChatRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
+        self,
+        request: ChatRequest,
+        *,
+        request_id: str,
+        engine: EngineName,
+        model: str,
+        server: str = "",
+        provider: str = "",
     ) -> ChatSpan:
         """The span of one attempt of an engine to answer request with model.
 
@@ -217,6 +224,7 @@ class Tracing:
             engine: the engine.
             model: the engine's name of the model.
             server: the URL of the server that is the engine, if it is one.
+            provider: the API of that server; by default the engine's name.
         """
         if self._recorder is None:
             return _CHAT
@@ -224,7 +232,7 @@ class Tracing:
             _generation(request)
             | _server(server)
             | {
-                names.GEN_AI_PROVIDER_NAME: engine,
+                names.GEN_AI_PROVIDER_NAME: provider or engine,
                 names.GEN_AI_REQUEST_MODEL: model,
                 names.GEN_AI_RESPONSE_ID: request_id,
             }
@@ -232,14 +240,21 @@ class Tracing:
         return ChatSpan(self._recorder.start(f"chat {model}", _kind_of(engine), attributes), streams=request.streams)
 
     def embeddings(
-        self, request: EmbeddingRequest, *, request_id: str, engine: EngineName, model: str, server: str = ""
+        self,
+        request: EmbeddingRequest,
+        *,
+        request_id: str,
+        engine: EngineName,
+        model: str,
+        server: str = "",
+        provider: str = "",
     ) -> EmbeddingsSpan:
         """The span of one attempt of an engine to embed the texts of request with model; arguments as of `chat`."""
         if self._recorder is None:
             return _EMBEDDINGS
         attributes = _server(server) | {
             names.GEN_AI_OPERATION_NAME: "embeddings",
-            names.GEN_AI_PROVIDER_NAME: engine,
+            names.GEN_AI_PROVIDER_NAME: provider or engine,
             names.GEN_AI_REQUEST_MODEL: model,
             names.GEN_AI_RESPONSE_ID: request_id,
             names.GEN_AI_EMBEDDINGS_DIMENSION_COUNT: request.dimensions,

@@ -30,7 +30,15 @@ from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_
 from pipeline.up.instance import Instance
 from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
-from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_answers, ollama_shares_cpu, ollama_url, ollama_version
+from pipeline.up.reach import (
+    NATS_PORT,
+    broker_trouble,
+    ollama_answers,
+    ollama_shares_cpu,
+    ollama_url,
+    ollama_version,
+    shares_cpu,
+)
 from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
 from pipeline.up.server import Broker, state_lock
@@ -38,6 +46,7 @@ from pipeline.up.storekeeper import Storekeeper
 
 BROKER = "broker"
 OLLAMA = "ollama"
+OPENAI = "openai"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
 # The groups stop one after another: first the roles that let requests in, last the broker, which the others need.
@@ -57,16 +66,25 @@ _STANDIN_START_S = 120.0
 
 
 class RoleProcess(msgspec.Struct, frozen=True):
-    """A role's name and the command that starts it."""
+    """A role's name and the command that starts it. `openai` is the only server of OpenAI's API that it is told of."""
 
     name: str
     command: tuple[str, ...]
+    openai: str = ""
 
 
 ROLES = tuple(
     RoleProcess(name, (*module_command("pipeline.cli"), "run", name))
     for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
 )
+
+
+def openai_roles(urls: Sequence[str]) -> list[RoleProcess]:
+    """The workers of servers of OpenAI's API: `openai`, `openai-2` and so on."""
+    command = (*module_command("pipeline.cli"), "run", OPENAI)
+    return [
+        RoleProcess(OPENAI if number == 1 else f"{OPENAI}-{number}", command, url) for number, url in enumerate(urls, 1)
+    ]
 
 
 class Local:
@@ -98,13 +116,14 @@ class Local:
         self._config = config
         self._own_broker = own_broker
         self._screen = screen
-        self._roles = roles
+        self._servers = openai_roles(config.openai)
+        self._roles = [*roles, *self._servers]
         self._ready_file = ready_file
         self.gguf: Path | None = None
         self._dir = instance.state_dir(config)
         self._kept: dict[str, Kept] = {}
         self._beside = Background()
-        self._unready = {role.name for role in roles}
+        self._unready = {role.name for role in self._roles}
         self._all_ready = asyncio.Event()
         self._given_up = asyncio.Event()
         self._trouble = ""
@@ -279,13 +298,16 @@ class Local:
                 self._roles = [role for role in self._roles if role.name != OLLAMA]
         self._config = msgspec.structs.replace(self._config, ollama_host=url)
         shares = STANDIN in self._kept or (version is not None and await ollama_shares_cpu(url))
+        shares = shares or any(map(shares_cpu, self._config.openai))
         self._config = divided(self._config, second_shares=shares)
         self._screen.ollama(url, second.said)
+        self._screen.openai(self._config.openai)
 
     async def _launch(self, role: RoleProcess) -> Process:
         if role.name == OLLAMA and STANDIN in self._kept:
             await self._standin_ready.wait()
-        return await spawn(role.command, self._environ(), self._log(role.name))
+        config = msgspec.structs.replace(self._config, openai=[role.openai] if role.openai else [])
+        return await spawn(role.command, self._environ(config), self._log(role.name))
 
     async def _launch_standin(self, port: int, url: str, second: Second) -> Process:
         command = (*STANDIN_COMMAND, "--port", str(port), *(second.standin or ()))
@@ -321,8 +343,8 @@ class Local:
             self._trouble = self._trouble or report.detail
             self._given_up.set()
             return
-        # The Ollama worker is down until the server has a model for users; do not wait for one to be pulled.
-        if report.state == "ready" or (kept.name == OLLAMA and report.state == "down"):
+        # A server's worker is down until the server answers and has a model for users; do not wait for that.
+        if report.state == "ready" or (kept.name in self._beside_mlx and report.state == "down"):
             self._unready.discard(kept.name)
             self._note_http(report)
             if kept.name == STANDIN:
@@ -330,6 +352,11 @@ class Local:
             if not self._unready:
                 self._all_ready.set()
         self._screen.report(kept.name, report)
+
+    @property
+    def _beside_mlx(self) -> tuple[str, ...]:
+        """The workers of the engines beside MLX."""
+        return OLLAMA, *(role.name for role in self._servers)
 
     def _on_death(self, kept: Kept, how: str) -> None:
         if self._trouble:
@@ -348,8 +375,9 @@ class Local:
         """Stop one group after another within drain_s seconds, and then the broker."""
         now = asyncio.get_running_loop().time
         begun_at = now()
-        others = tuple(name for name in self._kept if not any(name in names for names in STOP_ORDER))
-        for names in (others, *STOP_ORDER):
+        order = [(*names, *self._beside_mlx) if OLLAMA in names else names for names in STOP_ORDER]
+        others = tuple(name for name in self._kept if not any(name in names for names in order))
+        for names in (others, *order):
             share = _EDGE_SHARE if names in ((GATEWAY,), ("router",)) else 1.0
             left_s = max(0.0, begun_at + drain_s * share - now())
             if names == (BROKER,):

@@ -94,6 +94,20 @@ async def ollama_models(url: str, *, timeout_s: float = 5.0) -> list[str]:
     return [str(model["name"]) for model in answer.get("models") or [] if "name" in model]
 
 
+async def openai_models(url: str, key: str = "", *, timeout_s: float = 5.0) -> list[str] | None:
+    """Return the names of the models of the server of OpenAI's API at url; None if it does not list them."""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    answer = await _get_json(f"{url}/v1/models", timeout_s=timeout_s, headers=headers)
+    if answer is None or not isinstance(models := answer.get("data") or [], list):
+        return None
+    return [str(model["id"]) for model in models if isinstance(model, dict) and "id" in model]
+
+
+def shares_cpu(url: str) -> bool:
+    """Return whether a server at url probably runs models on this machine's CPU."""
+    return is_loopback(url) and not has_gpu()
+
+
 async def ollama_shares_cpu(url: str) -> bool:
     """Return whether the Ollama server at url runs models on this machine's CPU.
 
@@ -129,13 +143,13 @@ async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> boo
     return True
 
 
-async def _get_json(url: str, *, timeout_s: float) -> dict[str, Any] | None:
+async def _get_json(url: str, *, timeout_s: float, headers: dict[str, str] | None = None) -> dict[str, Any] | None:
     import httpx  # noqa: PLC0415 - slow to import; a dependency of `ollama`
 
     try:
         # Certificates take longer to load than a server on this machine takes to answer.
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https")) as client:
-            answer = (await client.get(url)).raise_for_status().json()
+            answer = (await client.get(url, headers=headers)).raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None
     return answer if isinstance(answer, dict) else None

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -75,6 +76,10 @@ class Screen:
         """Note which second engine is used, for the overview."""
         self._places["ollama"] = f"{url}  ({said})"
 
+    def openai(self, urls: Sequence[str]) -> None:
+        """Note which servers of OpenAI's API are used, for the overview."""
+        self._places["openai"] = ", ".join(urls)
+
     def report(self, name: str, report: Report) -> None:
         """Show a report of a process."""
         before = self._states.get(name)
@@ -135,6 +140,7 @@ class Screen:
             ("broker", self._places["broker"]),
             ("mlx", self._engine()),
             ("ollama", self._places.get("ollama", "none")),
+            *([("openai", self._places["openai"])] if self._places.get("openai") else []),
             ("dashboard", f"{here.http}   (OpenAI base URL: {here.http}/v1)" if here.http else "none"),
             ("state", f"{state_dir}  (logs in logs/)"),
         ]

@@ -42,6 +42,8 @@ def second_engine(config: Config, *, version: str | None, gguf: Path | None, has
         return _none(f"Ollama {version}")
     if config.ollama_host not in ("", NO_OLLAMA):
         return _none("this Ollama server does not answer; no request spills until it does")
+    if config.openai:
+        return _none(f"{_NONE_FOUND}; requests spill to the servers of OpenAI's API")
     if not config.ollama_standin:
         return _none(f"{_NONE_FOUND}; no request spills until one answers")
     if config.engine == "simulated" or config.model == DEMO_MODEL:

@@ -17,6 +17,8 @@ from pipeline.wire.subjects import Priority, Task
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 EngineName = Literal["mlx", "ollama"]
+# The API of the server behind a worker of the second engine. All such workers serve Ollama's lanes.
+Dialect = Literal["ollama", "openai"]
 StatusState = Literal["started", "restarted", "spilled", "suspended", "resumed"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -188,7 +190,8 @@ class Account(Struct):
     `preempted` is how many times the worker that wrote it suspended the request in favour of more urgent ones.
     `reason` is the reason why this engine answered. `spilled` is whether the request was moved to Ollama, even if MLX
     answered it in the end. `models` is present if several models wrote the text, and names them in order. `simulated`
-    is present, and true, only if no model ran. `notes` is present if parameters of the request were not taken as they
+    is present, and true, only if no model ran. `dialect` is present, and `openai`, only if a server of OpenAI's API
+    answered in Ollama's place. `notes` is present if parameters of the request were not taken as they
     were written; each note is a sentence.
     """
 
@@ -203,6 +206,7 @@ class Account(Struct):
     reason: str
     preempted: int = 0
     simulated: bool | msgspec.UnsetType = msgspec.UNSET
+    dialect: Dialect | msgspec.UnsetType = msgspec.UNSET
     notes: list[str] | msgspec.UnsetType = msgspec.UNSET
     models: list[str] | msgspec.UnsetType = msgspec.UNSET
 
@@ -413,6 +417,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         compute: what computes, and how fast, in words; empty if that is not known.
         facts: of its models, by name.
         alone: why the engine runs one request at a time instead of several together; empty if it does not.
+        server: the URL of the server that is its engine; empty for an engine of the worker's own machine.
+        dialect: the API of that server.
     """
 
     worker: str
@@ -445,6 +451,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
     alone: str = ""
+    server: str = ""
+    dialect: Dialect | None = None
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

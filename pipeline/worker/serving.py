@@ -295,7 +295,12 @@ class Serving:
             coming=self.context.coming(envelope.priority),
         )
         with self.context.me.tracing.chat(
-            request, request_id=envelope.id, engine=engine.name, model=model, server=engine.status().server
+            request,
+            request_id=envelope.id,
+            engine=engine.name,
+            model=model,
+            server=engine.status().server,
+            provider=engine.status().dialect or "",
         ) as chat:
             generation = await engine.submit(work)
             try:
@@ -328,6 +333,7 @@ class Serving:
             self.reason,
             engine.simulated,
             record,
+            dialect=engine.status().dialect,
         )
 
     async def _embed(self, request: EmbeddingRequest) -> EmbeddingList:
@@ -338,7 +344,12 @@ class Serving:
         answer = self._answer(model, Record())
         answer.notes = request.notes
         with self.context.me.tracing.embeddings(
-            request, request_id=self.envelope.id, engine=engine.name, model=model, server=engine.status().server
+            request,
+            request_id=self.envelope.id,
+            engine=engine.name,
+            model=model,
+            server=engine.status().server,
+            provider=engine.status().dialect or "",
         ) as span:
             await self.held.began(wait_ms=answer.queue_ms)
             embedded = await engine.embedder.embed(request, model)

@@ -30,6 +30,8 @@ _OF_THE_ENGINE: Final = (
     "loading_s",
     "empty",
     "facts",
+    "server",
+    "dialect",
 )
 
 

@@ -174,6 +174,46 @@ def test_a_list_is_written_as_toml_or_json():
     assert config_from(parse("--internal-models", "['a', 'b']"), {}).internal_models == ["a", "b"]
 
 
+URLS = ["http://a:1", "https://b/api"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--openai", "a:1/v1/", "--openai", "https://b/api/v1"],
+        ["--openai", "['a:1', 'https://b/api']"],
+        ["--openai", "http://a:1", "--openai", "https://b/api", "--openai", "a:1"],
+    ],
+)
+def test_servers_are_named_one_by_one_or_as_a_list(given):
+    args = parse(*given)
+    assert config_from(args, {}).openai == URLS
+    assert config_from(parse(*given_options(args)), {}).openai == URLS
+
+
+def test_servers_are_named_by_the_environment_and_by_a_file(file):
+    assert load(environ={"HEADRACE_OPENAI": "a:1"}).openai == ["http://a:1"]
+    assert load(environ={"HEADRACE_OPENAI": ""}).openai == []
+    assert load(environ=to_environment(Config(openai=URLS, openai_key="k"))) == Config(openai=URLS, openai_key="k")
+    file.write_text('openai = ["a:1", "https://b/api/v1"]')
+    assert load(environ={}, file=file).openai == URLS
+
+
+@pytest.mark.parametrize("url", ["ftp://a", "http://", "http://a b", "http://a?x", "http://a:99999"])
+def test_a_url_of_no_server_is_refused_with_its_place(url):
+    with pytest.raises(ConfigError, match=r"^--openai: .* is not the URL of a server"):
+        config_from(parse("--openai", url), {})
+
+
+def test_keys_of_servers_are_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        load(environ={"HEADRACE_OPENAI_KEY": "se cret"})
+    assert "se cret" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load(environ={"HEADRACE_OPENAI": "http://me:secret@a"})
+    assert "secret" not in str(caught.value)
+
+
 def test_a_switch_has_a_yes_and_a_no():
     assert config_from(parse("--engine-faults", "--no-ollama-standin"), {}).engine_faults
     assert not config_from(parse("--no-ollama-standin"), {}).ollama_standin

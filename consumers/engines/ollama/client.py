@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import msgspec
@@ -15,7 +14,6 @@ from ollama import AsyncClient, ResponseError
 
 from consumers.engines.ollama.threads import Threads
 from consumers.engines.ollama.wire import (
-    BadAnswer,
     LoadedModel,
     OllamaModel,
     ShownModel,
@@ -25,39 +23,23 @@ from consumers.engines.ollama.wire import (
     read_models,
     read_shown,
 )
+from consumers.engines.server.errors import ServerError
+from consumers.engines.server.http import (
+    CONNECT_TIMEOUT_S,
+    LOOK_TIMEOUT_S,
+    RETRY_LATER,
+    Patience,
+    is_local,
+    lines,
+    translated,
+)
 from pipeline.config import ConfigError
 
-_T = TypeVar("_T")
-
-CONNECT_TIMEOUT_S = 5.0
-# The longest line of a streamed answer, bytes. A server that sends more without an end would fill the memory.
-LONGEST_LINE = 64 * 1024 * 1024
-# While an answer has not begun, the server is asked this many times in each `idle_timeout_s` whether it is there.
-_LOOKS = 3
-_LOOK_TIMEOUT_S = 3.0
 _LOADED_TIMEOUT_S = 1.0
 _SHOW_TIMEOUT_S = 1.0
 # How many models are asked about in one look. The others follow in the next.
 _PER_LOOK = 8
 _ANSWER_TOKENS = 8
-# A busy server, and proxies that find no server behind them: the same call can succeed later.
-_RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
-
-
-class OllamaError(Exception):
-    """A call that failed.
-
-    Args:
-        message: the server's error, or what happened to the connection.
-        status: the HTTP status; None if the connection or the answer broke.
-        away: whether the server was not reached, or asks for a later retry: it has done nothing with the call.
-    """
-
-    def __init__(self, message: str, status: int | None = None, *, away: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.away = away
 
 
 class OllamaClient:
@@ -74,8 +56,7 @@ class OllamaClient:
     def __init__(self, host: str, *, idle_timeout_s: float, load_timeout_s: float, threads: int = 0) -> None:
         self._threads = Threads(threads)
         self._shown: dict[tuple[str, str], ShownModel] = {}
-        self._idle_timeout_s = idle_timeout_s
-        self._load_timeout_s = load_timeout_s
+        self._patience = Patience(idle_timeout_s, load_timeout_s, self._is_there)
         self._ollama = _Ollama(
             host,
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
@@ -90,14 +71,14 @@ class OllamaClient:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this machine."""
-        return _is_local(httpx.URL(self.url).host)
+        return is_local(httpx.URL(self.url).host)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._ollama.close()  # type: ignore[no-untyped-call]
 
     async def models(self) -> list[OllamaModel]:
-        """The models of the server, with the capabilities that it tells of each; raises OllamaError."""
+        """The models of the server, with the capabilities that it tells of each; raises ServerError."""
         try:
             found = read_models(await self._ollama.body("GET", "/api/tags"))
         except Exception as error:
@@ -139,11 +120,11 @@ class OllamaClient:
         """The vectors of texts. Cancelling disconnects, and the server stops.
 
         Raises:
-            OllamaError: the call failed.
+            ServerError: the call failed.
         """
         try:
             body = await self._with_threads(body)
-            return await self._begun(self._ollama.body("POST", "/api/embed", body))
+            return await self._patience.begun(self._ollama.body("POST", "/api/embed", body))
         except Exception as error:
             raise _translated(error) from None
 
@@ -152,16 +133,13 @@ class OllamaClient:
         disconnects, and the server stops.
 
         Raises:
-            OllamaError: at any part. It is the end of the answer.
+            ServerError: at any part. It is the end of the answer.
         """
         try:
             body = await self._with_threads(body)
-            async with aclosing(self._ollama.parts(path, body)) as parts:
-                part = await self._begun(_next(parts))
-                while part is not None:
+            async with aclosing(self._ollama.parts(path, body)) as sent, aclosing(self._patience.parts(sent)) as parts:
+                async for part in parts:
                     yield part
-                    async with asyncio.timeout(self._idle_timeout_s):
-                        part = await _next(parts)
         except Exception as error:
             raise _translated(error) from None
 
@@ -191,44 +169,15 @@ class OllamaClient:
             "options": {"temperature": 0, "num_predict": _ANSWER_TOKENS},
         }
         try:
-            answer = await self._begun(self._ollama.body("POST", "/api/chat", await self._with_threads(body)))
+            answer = await self._patience.begun(self._ollama.body("POST", "/api/chat", await self._with_threads(body)))
             text = answer["message"]["content"]
         except Exception:
             return None
         return text if isinstance(text, str) else None
 
-    # ---- loading -----------------------------------------------------------------------------------------------------
-
-    async def _begun(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for the beginning of an answer, which can take minutes while the server loads the model.
-
-        Raises:
-            OllamaError: the server answered no other call for `idle_timeout_s`, or `load_timeout_s` has passed.
-        """
-        loop = asyncio.get_running_loop()
-        last = loop.time() + self._load_timeout_s
-        try:
-            async with asyncio.timeout_at(min(loop.time() + self._idle_timeout_s, last)) as bound:
-                looking = asyncio.create_task(self._prolong(bound, last))
-                try:
-                    return await call
-                finally:
-                    looking.cancel()
-        except TimeoutError:
-            waited_s = self._load_timeout_s if loop.time() >= last else self._idle_timeout_s
-            raise OllamaError(f"no answer in time: it did not begin within {waited_s:g} s") from None
-
-    async def _prolong(self, bound: asyncio.Timeout, last: float) -> None:
-        """Move `bound` while the server answers other calls; to `last` at most (the event loop's time)."""
-        loop = asyncio.get_running_loop()
-        while not bound.expired():
-            await asyncio.sleep(self._idle_timeout_s / _LOOKS)
-            if await self._is_there() and not bound.expired():
-                bound.reschedule(min(loop.time() + self._idle_timeout_s, last))
-
     async def _is_there(self) -> bool:
         try:
-            async with asyncio.timeout(_LOOK_TIMEOUT_S):
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
                 await self._ollama.body("GET", "/api/tags")
         except Exception:
             return False
@@ -256,7 +205,7 @@ class _Ollama(AsyncClient):
 
     def __init__(self, host: str, **options: Any) -> None:
         super().__init__(host, trust_env=False, **options)
-        if not _is_local(self._client.base_url.host):
+        if not is_local(self._client.base_url.host):
             url = str(self._client.base_url)
             try:
                 super().__init__(url, **options)
@@ -278,62 +227,18 @@ class _Ollama(AsyncClient):
             if not response.is_success:
                 await response.aread()
                 raise ResponseError(response.text, response.status_code)
-            async with aclosing(_lines(response.aiter_bytes())) as lines:
-                async for line in lines:
+            async with aclosing(lines(response.aiter_bytes(), sender="Ollama")) as said:
+                async for line in said:
                     part = read_line(line)
                     if error := part.get("error"):
                         raise ResponseError(error if isinstance(error, str) else msgspec.json.encode(error).decode())
                     yield part
 
 
-async def _lines(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The lines of a body, without empty ones. Raises BadAnswer for a line of more than `LONGEST_LINE`."""
-    pieces: list[bytes] = []
-    size = 0
-    async for read in data:
-        *ended, rest = read.split(b"\n")
-        for line in ended:
-            whole = b"".join([*pieces, line]).strip()
-            pieces, size = [], 0
-            if whole:
-                yield whole
-        pieces.append(rest)
-        size += len(rest)
-        if size > LONGEST_LINE:
-            raise BadAnswer(f"Ollama sent a line of more than {LONGEST_LINE} bytes.")
-    if whole := b"".join(pieces).strip():
-        yield whole
-
-
-async def _next(parts: AsyncGenerator[_T, None]) -> _T | None:
-    return await anext(parts, None)
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-
-def _translated(error: Exception) -> OllamaError:
-    if isinstance(error, OllamaError):
-        return error
+def _translated(error: Exception) -> ServerError:
     if isinstance(error, ResponseError):
         # An error inside a stream has no status. The client gives -1.
         status = error.status_code if error.status_code > 0 else None
         message = error_text(str(error.error)) or f"status {error.status_code}"
-        return OllamaError(message, status, away=status in _RETRY_LATER)
-    # For a refused connection the client raises its own ConnectionError.
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | ConnectionError):
-        return OllamaError(f"the connection failed: {str(error) or type(error).__name__}", away=True)
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
-        return OllamaError("no answer in time: nothing was sent for too long")
-    if isinstance(error, httpx.TransportError | OSError):
-        return OllamaError(f"the connection broke: {str(error) or type(error).__name__}")
-    if isinstance(error, BadAnswer):
-        return OllamaError(str(error))
-    return OllamaError(f"the answer is not Ollama's ({type(error).__name__}: {str(error)[:200]})")
+        return ServerError(message, status, away=status in RETRY_LATER)
+    return translated(error, kind="Ollama's")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from consumers.engines.server.errors import BadAnswer
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
 from pipeline.wire.errors import quoted
@@ -36,10 +37,6 @@ _SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-
-
-class BadAnswer(ValueError):
-    """An answer of the server that is not Ollama's. The message is a sentence."""
 
 
 def _converted(answer: dict[str, Any], kind: type[_T]) -> _T:
@@ -110,7 +107,7 @@ class _AnswerLine(Struct):
 _NO_SCORES = "This server reports no log-probabilities. Ollama does from version 0.12.11."
 
 
-class PartReader:
+class LineReader:
     """Turns the parts of one answer into pieces. Only its generation uses it.
 
     Args:
@@ -184,19 +181,6 @@ def read_embedded(answer: dict[str, Any], texts: int) -> Embedded:
     if len(read.embeddings) != texts:
         raise BadAnswer(f"Ollama sent {len(read.embeddings)} embeddings for {texts} texts.")
     return Embedded(read.embeddings, read.prompt_eval_count or 0)
-
-
-def join(first: Piece, then: Piece) -> Piece:
-    """Two consecutive pieces as one."""
-    return Piece(
-        text=first.text + then.text,
-        tool_calls=first.tool_calls + then.tool_calls,
-        finish_reason=then.finish_reason,
-        usage=then.usage,
-        reasoning=first.reasoning + then.reasoning,
-        scores=first.scores + then.scores,
-        notes=then.notes,
-    )
 
 
 def says_too_long(message: str) -> bool:

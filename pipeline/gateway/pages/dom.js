@@ -33,6 +33,8 @@ export function setText(made, text) {
 export const PRIORITIES = ["high", "medium", "low"];
 export const ENGINES = ["mlx", "ollama"];
 export const ENGINE_NAMES = { mlx: "MLX", ollama: "Ollama" };
+/** What answered, from the account of a request. */
+export const answeredBy = account => account.dialect === "openai" ? "an OpenAI server" : ENGINE_NAMES[account.engine];
 export const capital = word => word[0].toUpperCase() + word.slice(1);
 
 /** Milliseconds as a short text with at most three digits. */

@@ -83,6 +83,9 @@ function engineCard(engine, load, workers) {
         !load ? chip("no data", "plain") : load.available ? chip(load.level, LEVEL_TONES[load.level]) : chip("away", "bad"))),
     element("p", { className: "engine-why", textContent: [load?.reason, ...troubles, ...alone].filter(Boolean).join("; ") }),
     figures(load, workers),
+    ...workers.filter(w => w.dialect === "openai").map(w => element("p", { className: "engine-models foot", data: { server: w.server } },
+      `${w.state === "ready" ? "" : `${w.state}: `}OpenAI server `, element("code", { textContent: w.server }),
+      ` \u00b7 ${w.slots.used} of ${w.slots.total} slots`)),
     models.length > 0 && element("p", { className: "engine-models foot" },
       `${plural(models.length, "model")}: `, element("code", { textContent: models.join(", ") }),
       workers.length > 1 && ` \u00b7 ${workers.length} workers`));

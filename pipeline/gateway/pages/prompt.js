@@ -1,6 +1,6 @@
 // A prompt, sent as any client of OpenAI's API sends it, and its streamed answer.
 
-import { ENGINE_NAMES, PRIORITIES, byId, duration, element, facts, plural } from "./dom.js";
+import { PRIORITIES, answeredBy, byId, duration, element, facts, plural } from "./dom.js";
 import { call, errorOf, events } from "./stream.js";
 
 export class Prompt {
@@ -110,9 +110,9 @@ export class Prompt {
   }
 
   tell({ headrace: account, model, usage, id }) {
-    this.say(`Answered by ${ENGINE_NAMES[account.engine]}${account.simulated ? " (simulated, no model)" : ""}.`);
+    this.say(`Answered by ${answeredBy(account)}${account.simulated ? " (simulated, no model)" : ""}.`);
     facts(this.account, [
-      ["Engine", `${ENGINE_NAMES[account.engine]}, ${model}${account.spilled ? ", spilled" : ""}`],
+      ["Engine", `${answeredBy(account)}, ${model}${account.spilled ? ", spilled" : ""}`],
       ["Reason", account.reason],
       ["Priority", account.priority],
       ["Queue wait", duration(account.queue_ms)],

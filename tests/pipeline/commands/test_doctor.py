@@ -9,11 +9,12 @@ import pytest
 
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
-from pipeline.commands.doctor import _alone, _ollama, _spilling, _store
+from pipeline.commands.doctor import _alone, _ollama, _openai, _spilling, _store
 from pipeline.config import Config
 from pipeline.up.screen import DEMO_MODEL
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import STORE
+from tests.consumers.openai_server import openai_server
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from pipeline.wire.subjects import STORE
         ({"ollama_host": "none"}, "ok", "`headrace up` starts llama.cpp (xllamacpp "),
         ({"ollama_host": "none", "model": DEMO_MODEL}, "ok", "a stand-in with the demo model"),
         ({"ollama_host": "none", "engine": "simulated"}, "ok", "a stand-in with the demo model"),
+        ({"ollama_host": "none", "openai": ["http://x"]}, "ok", "requests spill to the servers of OpenAI's API"),
         ({"ollama_host": "none", "ollama_standin": False}, "warn", "no Ollama server is looked for"),
         (
             {"ollama_host": "127.0.0.1:9"},
@@ -35,6 +37,25 @@ async def test_it_says_which_second_engine_up_starts(settings, level, says):
     assert finding.level == level
     assert says in finding.detail
     assert bool(finding.next_step) is (level == "warn")
+
+
+@pytest.mark.parametrize(
+    ("models", "level", "says"),
+    [
+        (["m"], "ok", "models: m"),
+        (["tinyllama"], "warn", "without a model for users"),
+        (None, "warn", "no list of models at http://127.0.0.1:"),
+    ],
+)
+async def test_it_says_what_a_server_of_openais_api_has(models, level, says):
+    async with openai_server() as server:
+        server.models = [{"id": name} for name in models or []]
+        if models is None:
+            server.lists = lambda connection: connection.answer({"error": "bad key"}, 401)
+        finding = await _openai(Config(openai_key="k"), server.url)
+        assert (finding.level, bool(finding.next_step)) == (level, level == "warn")
+        assert says in finding.detail
+        assert "authorization: bearer k" in server.heads[0].lower()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.commands.stats import engine_line, render
-from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.core.statistics import LaneStatistics, QueueStatistics, ServerState
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport
 
 
@@ -20,6 +20,26 @@ def test_an_engine_is_described_in_one_sentence(engine, level, total, reason, li
     load = Load(engine, level, 1.0, PerPriority(0, 0, 0), PerPriorityCount(0, 0, 0), Slots(0, total), 0.0, reason, 0.0)
     load.available = total > 0
     assert engine_line(engine, load) == line
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "line"),
+    [
+        ("ready", "", "http://x (openai): ready, 1 of 4 slots in use."),
+        ("down", "no answer in time.", "http://x (openai): down, no answer in time."),
+        ("down", "", "http://x (openai): down."),
+    ],
+)
+def test_a_server_beside_ollama_is_described_in_one_sentence(state, reason, line):
+    servers = [
+        ServerState("w", dialect, "http://x", state, ["m"], Slots(1, 4), 9.0, reason)
+        for dialect in ("openai", "ollama")
+    ]
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(render(QueueStatistics(*(LaneStatistics() for _ in range(3)), {}, {}, 0, 1.0, servers=servers)))
+    assert said.get().count(line) == 1
+    assert "(ollama)" not in said.get()
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,28 @@ def test_random_histories_never_give_a_speed_that_no_answer_had(chance: random.R
         speeds.append(per_s)
         now = answered(pace, str(number), now, Timing(tokens, tokens / per_s)) + chance.uniform(0, 100)
         assert min(speeds) * 0.999 <= pace.pace("m", now).tokens_per_s <= max(speeds) * 1.001
+
+
+def test_a_server_that_reports_counts_alone_is_timed_by_its_parts():
+    pace = ServerPace()
+    for number in range(3):
+        began_at = 100.0 * number
+        pace.begun(str(number), "m", began_at, limit=512)
+        for part in range(11):
+            pace.part(str(number), began_at + 2.0 + part * 0.1)
+        pace.ended(str(number), began_at + 3.0, Timing(44, None, prompt_tokens=50))
+        found = pace.pace("m", began_at + 3.0)
+        # 40 of the 44 tokens were written between the first part and the last.
+        assert found.tokens_per_s == pytest.approx(40)
+        # The first prompt may have waited until the model was loaded.
+        assert found.prompt_tokens_per_s == pytest.approx(25 if number else 0)
+    assert (found.tokens_per_request, found.prompt_tokens_per_request) == (44, 50)
+
+
+def test_an_answer_in_one_part_shows_no_speed():
+    pace = ServerPace()
+    pace.begun("a", "m", 0.0, limit=512)
+    pace.part("a", 5.0)
+    pace.ended("a", 5.0, Timing(40, None))
+    assert pace.pace("m", 5.0).tokens_per_s == 0
+    assert pace.pace("m", 5.0).tokens_per_request == 40

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.statistics import WINDOW, Quantiles, QueueStatistics, Statistics, quantiles
+from pipeline.core.statistics import WINDOW, Quantiles, QueueStatistics, ServerState, Statistics, quantiles, servers_of
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import RequestEvent
+from pipeline.wire.messages import PerPriorityCount, RequestEvent, Slots, WorkerStatus
 from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
@@ -115,14 +115,33 @@ def test_the_report_tells_what_is_not_known_and_rounds_what_is_filled_down():
 
 def test_statistics_of_the_version_before_are_complete():
     fields = msgspec.to_builtins(report(Statistics(started_at=0.0)))
-    del fields["unknown"], fields["filled"]
+    del fields["unknown"], fields["filled"], fields["servers"]
     read = msgspec.convert(fields, QueueStatistics)
-    assert (read.unknown, read.filled) == ([], 1.0)
+    assert (read.unknown, read.filled, read.servers) == ([], 1.0, [])
+
+
+def test_servers_are_those_behind_workers_by_url():
+    def status(worker: str, **fields: object) -> WorkerStatus:
+        none = PerPriorityCount()
+        return WorkerStatus(worker, "ollama", "ready", ["m"], Slots(1, 2), none, 0, 12.34, 0, 0, 0, 0, **fields)
+
+    servers = servers_of(
+        [
+            status("b", server="http://y", dialect="openai"),
+            status("mlx"),
+            status("a", server="http://x", dialect="ollama", reason="why"),
+        ]
+    )
+    assert servers == [
+        ServerState("a", "ollama", "http://x", "ready", ["m"], Slots(1, 2), 12.3, "why"),
+        ServerState("b", "openai", "http://y", "ready", ["m"], Slots(1, 2), 12.3, ""),
+    ]
 
 
 def test_the_report_has_the_shape_of_the_protocol():
     body = msgspec.to_builtins(report(counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))))
-    assert set(body) == {"high", "medium", "low", "engines", "errors", "dead", "uptime_s", "unknown", "filled", "store"}
+    counts = {"high", "medium", "low", "engines", "errors", "dead", "uptime_s"}
+    assert set(body) == counts | {"unknown", "filled", "store", "servers"}
     for priority in Priority:
         lane = body[priority.value]
         assert set(lane) == {

@@ -193,6 +193,20 @@ def test_the_ready_file_is_there_while_everything_serves_and_then_gone(up):
     assert not any(map(lives, pids))
 
 
+def test_each_server_of_openais_api_has_a_worker_and_none_of_them_is_waited_for(up):
+    running = up(openai='["http://127.0.0.1:9", "127.0.0.1:10/v1"]', ollama_standin="true")
+    running.ready()
+    logs = [running.state / "logs" / f"{name}.log" for name in ("openai", "openai-2")]
+    assert all(log.exists() for log in logs)
+    assert len(children_of(running.process.pid, "run openai")) == 2
+    assert children_of(running.process.pid, "consumers.standin") == []
+    assert running.stop() == 0
+    said = running.output()
+    assert "http://127.0.0.1:9, http://127.0.0.1:10" in said
+    assert said.index("gateway") < said.index("Stopped.")
+    assert (running.folder / "order").read_text().split()[0] == "gateway"
+
+
 def test_interrupting_drains_too(up):
     running = up()
     running.ready()

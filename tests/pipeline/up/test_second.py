@@ -34,6 +34,12 @@ def test_a_file_of_ones_own_is_named_after_itself():
     assert chosen(gguf=Path("/tmp/Qwen2.5-Q8_0.gguf")).runs == "llama.cpp with Qwen2.5-Q8_0"
 
 
+def test_no_stand_in_runs_beside_servers_of_openais_api():
+    second = chosen(openai=["http://x"])
+    assert second.standin is None
+    assert "spill to the servers of OpenAI's API" in second.said
+
+
 @pytest.mark.parametrize("settings", [{"model": DEMO_MODEL}, {"engine": "simulated"}])
 def test_beside_a_toy_the_stand_in_runs_the_demo_model(settings):
     second = chosen(**settings)

@@ -15,7 +15,7 @@ PART = {"message": {"role": "assistant", "content": "half "}, "done": False}
 ODD = {
     "memory": ({"error": "model requires more system memory (48.2 GiB) than is available (20.1 GiB)"}, "48.2 GiB"),
     "runner": ({"error": "llama runner process has terminated: exit status 2"}, "exit status 2"),
-    "nodone": ([PART], "without `done`"),
+    "nodone": ([PART], "without its last part"),
     "midline": ([PART, b'{"model":"x","mess'], "the connection broke"),
     "nonsense": ([b"<html>\n"], "<html>"),
 }

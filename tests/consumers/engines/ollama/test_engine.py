@@ -15,7 +15,7 @@ import pytest
 from ollama import AsyncClient
 
 from consumers.engines.ollama import OllamaClient, OllamaEngine
-from consumers.engines.ollama.generation import OllamaGeneration
+from consumers.engines.server.generation import ServerGeneration
 from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
@@ -70,7 +70,7 @@ async def failure_of(engine: OllamaEngine, **fields: Any) -> HeadraceError:
 class Resolving(OllamaEngine):
     """An engine whose caller may leave the model to it."""
 
-    async def submit(self, work: Work) -> OllamaGeneration:
+    async def submit(self, work: Work) -> ServerGeneration:
         return await super().submit(msgspec.structs.replace(work, model=self.resolve(work.model or None)))
 
 

@@ -103,7 +103,7 @@ async def test_the_arguments_of_a_tool_call_may_be_null_or_a_string(
 @pytest.mark.parametrize(
     ("lines", "names"),
     [
-        ([said("half ")], "without `done`"),
+        ([said("half ")], "without its last part"),
         ([said("half "), b'{"model":"x","mess'], '{\\"model\\":\\"x\\",\\"mess'),
         ([said("half "), {"error": "CUDA error"}], "CUDA error"),
         ([said("half "), {"error": {"code": 7}}], '{"code":7}'),
@@ -121,7 +121,7 @@ async def test_an_answer_that_cannot_be_read_fails_with_what_the_server_said(
 
 
 async def test_a_line_without_an_end_is_given_up(ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consumers.engines.ollama.client.LONGEST_LINE", 1000)
+    monkeypatch.setattr("consumers.engines.server.http.LONGEST_LINE", 1000)
     await sends(ollama, [b"x" * 600, b"x" * 600])
     with pytest.raises(Misbehaved, match="more than 1000 bytes"):
         await answer_of(CONFIG, ollama)

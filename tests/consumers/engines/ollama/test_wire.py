@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.engines.ollama.wire import BadAnswer, PartReader, read_embedded, read_models
+from consumers.engines.ollama.wire import LineReader, read_embedded, read_models
+from consumers.engines.server.errors import BadAnswer
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from consumers.engines.ollama.wire import BadAnswer, PartReader, read_embedded, 
 )
 def test_a_part_of_another_shape_is_told_by_its_field(part: dict[str, object], sentence: str):
     with pytest.raises(BadAnswer) as caught:
-        PartReader("r1").read(part)
+        LineReader("r1").read(part)
     assert str(caught.value) == f"Ollama sent a malformed answer. {sentence}"
 
 

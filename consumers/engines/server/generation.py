@@ -1,4 +1,4 @@
-"""One answer of Ollama: a task reads it, the worker takes it piece by piece."""
+"""One answer of a model server: a task reads it, the worker takes it piece by piece."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from consumers.engines.ollama.client import OllamaError
-from consumers.engines.ollama.wire import BadAnswer, PartReader, join
+from consumers.engines.server.dialect import PartReader
+from consumers.engines.server.errors import BadAnswer, ServerError
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Piece
 from pipeline.wire.errors import HeadraceError
 
 
-class OllamaGeneration:
+class ServerGeneration:
     """A running request.
 
     Only its task reads the stream, so that cancelling `next` interrupts no read.
@@ -33,9 +33,9 @@ class OllamaGeneration:
         reader: PartReader,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
-        parted: Callable[[OllamaGeneration], None],
-        failure: Callable[[OllamaError], HeadraceError],
-        ended: Callable[[OllamaGeneration], None],
+        parted: Callable[[ServerGeneration], None],
+        failure: Callable[[ServerError], HeadraceError],
+        ended: Callable[[ServerGeneration], None],
     ) -> None:
         self.request_id = request_id
         self.whole = False
@@ -49,7 +49,7 @@ class OllamaGeneration:
         self._error: HeadraceError | None = None
         self._over = False
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._read(), name=f"ollama-{request_id}")
+        self._task = asyncio.create_task(self._read(), name=f"answer-{request_id}")
         # A callback, because a task that is cancelled before its first step runs no `finally`.
         self._task.add_done_callback(self._end)
 
@@ -87,11 +87,13 @@ class OllamaGeneration:
                 if self.whole:
                     break
             else:
-                self._error = self._failure(OllamaError("the answer ended without `done`"))
-        except OllamaError as error:
+                self._error = self._failure(ServerError("the answer ended without its last part"))
+        except ServerError as error:
             self._error = self._failure(error)
         except BadAnswer as error:
-            self._error = self._failure(OllamaError(str(error)))
+            self._error = self._failure(ServerError(str(error)))
+        except HeadraceError as error:
+            self._error = error
         finally:
             await self._parts.aclose()
 
@@ -108,5 +110,18 @@ class OllamaGeneration:
             self.begun = True
         elif piece.usage is None and not (piece.reasoning or piece.scores):
             return
-        self._piece = piece if self._piece is None else join(self._piece, piece)
+        self._piece = piece if self._piece is None else _join(self._piece, piece)
         self._news.set()
+
+
+def _join(first: Piece, then: Piece) -> Piece:
+    """Two consecutive pieces as one."""
+    return Piece(
+        text=first.text + then.text,
+        tool_calls=first.tool_calls + then.tool_calls,
+        finish_reason=then.finish_reason,
+        usage=then.usage,
+        reasoning=first.reasoning + then.reasoning,
+        scores=first.scores + then.scores,
+        notes=then.notes,
+    )

@@ -1,0 +1,468 @@
+"""The engine of a server of OpenAI's API: against llama.cpp's own server, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from consumers.engines.openai import OpenAIEngine
+from consumers.engines.server.generation import ServerGeneration
+from pipeline.config import Config, ConfigError
+from pipeline.engine import Generation, Misbehaved, Piece, Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Usage
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from tests.consumers.engines.conformance import Conformance, ask, until
+from tests.consumers.llama_server import KEY, LlamaProcess, llama_server
+from tests.consumers.ollama_server import Connection
+from tests.consumers.openai_server import DONE, OpenAIServer, counted, event, openai_server, said
+
+CONFIG = Config(default_max_tokens=24, openai_key=KEY)
+IMAGE = "data:image/png;base64,iVBORw0KGgo="
+
+
+def work(resume_text: str = "", /, **fields: Any) -> Work:
+    fields = {"messages": [{"role": "user", "content": "hello"}]} | fields
+    return Work("r1", msgspec.convert(fields, ChatRequest), "good", seed=7, resume_text=resume_text)
+
+
+async def pieces_of(generation: Generation) -> list[Piece]:
+    pieces = [await generation.next()]
+    while pieces[-1].finish_reason is None:
+        pieces.append(await generation.next())
+    await generation.close()
+    return pieces
+
+
+async def whole(engine: OpenAIEngine, resume_text: str = "", /, **fields: Any) -> tuple[str, Piece]:
+    """The text of an answer, and its last piece."""
+    pieces = await pieces_of(await engine.submit(work(resume_text, **fields)))
+    return "".join(piece.text for piece in pieces), pieces[-1]
+
+
+async def failure_of(engine: OpenAIEngine, resume_text: str = "", /, **fields: Any) -> HeadraceError:
+    with pytest.raises(HeadraceError) as caught:
+        await whole(engine, resume_text, **fields)
+    return caught.value
+
+
+@pytest.fixture(scope="module")
+def llama_process(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaProcess]:
+    with llama_server(tiny, tmp_path_factory.mktemp("llama") / "log") as server:
+        yield server
+
+
+@pytest.fixture
+async def engine(llama_process: LlamaProcess) -> AsyncIterator[OpenAIEngine]:
+    async with Resolving(CONFIG, llama_process.url) as engine:
+        yield engine
+
+
+class Resolving(OpenAIEngine):
+    """An engine whose caller leaves the model to it."""
+
+    async def submit(self, work: Work) -> ServerGeneration:
+        return await super().submit(msgspec.structs.replace(work, model=self.resolve(None)))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[OpenAIServer]:
+    async with openai_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def against(server: OpenAIServer) -> AsyncIterator[OpenAIEngine]:
+    """An engine against the server that misbehaves."""
+    async with OpenAIEngine(CONFIG, server.url) as engine:
+        yield engine
+
+
+def answers(*parts: bytes, ends: bool = True) -> Any:
+    """A handler that streams these events."""
+
+    async def answer(connection: Connection) -> None:
+        await connection.lines(*parts)
+        if ends:
+            await connection.end()
+
+    return answer
+
+
+# ---- a real server ---------------------------------------------------------------------------------------------------
+
+
+class TestOpenAIEngine(Conformance):
+    """What every engine must do."""
+
+    async def test_the_same_seed_gives_the_same_answer(self, engine: OpenAIEngine) -> None:
+        """A request's own: no other is sent."""
+        request = ChatRequest(prompt=self.prompts[0], max_tokens=24, temperature=1, seed=7)
+        first = await ask(engine, request)
+        assert (await ask(engine, request)).text == first.text
+
+
+async def test_it_says_what_the_server_is_and_has(engine: OpenAIEngine, llama_process: LlamaProcess) -> None:
+    status = engine.status()
+    assert (status.state, status.dialect, status.server) == ("ready", "openai", llama_process.url)
+    (name,) = status.models
+    assert status.facts[name].context_tokens > 0
+    assert status.facts[name].size_bytes > 0
+
+
+async def test_a_wrong_key_is_the_reason_why_a_server_is_down(llama_process: LlamaProcess) -> None:
+    async with OpenAIEngine(Config(openai_key="another"), llama_process.url) as engine:
+        assert engine.status().state == "down"
+        assert "openai_key" in engine.status().reason
+
+
+async def test_an_answer_goes_on_from_its_text_in_an_open_turn(engine: OpenAIEngine) -> None:
+    undisturbed, last = await whole(engine, temperature=0, max_tokens=24)
+    for length in (1, 9, len(undisturbed) - 1):
+        rest, end = await whole(engine, undisturbed[:length], temperature=0, max_tokens=24)
+        assert undisturbed[:length] + rest == undisturbed
+        assert (end.finish_reason, end.usage) == ("length", last.usage)
+
+
+async def test_a_whole_answer_that_is_resumed_only_ends(engine: OpenAIEngine) -> None:
+    undisturbed, last = await whole(engine, temperature=0, max_tokens=24)
+    rest, end = await whole(engine, undisturbed, temperature=0, max_tokens=24)
+    assert rest == ""
+    assert (end.finish_reason, end.usage) == ("length", last.usage)
+
+
+async def test_the_server_names_what_it_refuses(engine: OpenAIEngine) -> None:
+    images = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": IMAGE}}]}]
+    error = await failure_of(engine, messages=images)
+    assert error.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert "image input is not supported" in error.message
+    error = await failure_of(engine, messages=[{"role": "user", "content": "word " * 2000}])
+    assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert engine.status().state == "ready"
+
+
+# ---- what is sent ----------------------------------------------------------------------------------------------------
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sent"),
+    [
+        ({}, {"max_tokens": 24}),
+        ({"seed": 2**31 + 5}, {"seed": 5}),
+        ({"max_completion_tokens": 9}, {"max_tokens": 9}),
+        ({"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1}, None),
+        ({"presence_penalty": 1, "frequency_penalty": -1, "parallel_tool_calls": False}, None),
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5, "repeat_penalty": 1.5}),
+        ({"stop": "x"}, {"stop": ["x"]}),
+        ({"logit_bias": {"5": 1}}, {"logit_bias": {"5": 1.0}}),
+        ({"logprobs": True, "top_logprobs": 3}, None),
+        ({"tools": [TOOL], "tool_choice": "required"}, None),
+        ({"tools": [TOOL], "tool_choice": "none"}, {}),
+        ({"response_format": {"type": "json_object"}}, None),
+        ({"structured_outputs": {"regex": "a+"}}, None),
+        ({"reasoning_effort": "low"}, None),
+        ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
+        ({"think": "high"}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"}),
+        ({"chat_template_kwargs": {"x": 1}}, None),
+    ],
+)
+async def test_what_a_request_sets_is_sent_and_nothing_else(
+    server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any], sent: dict[str, Any] | None
+) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    await whole(against, **fields)
+    (body,) = server.bodies
+    always = {"model": "good", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    always |= {"stream_options": {"include_usage": True}, "max_tokens": 24}
+    assert body == always | (fields if sent is None else sent)
+
+
+async def test_the_key_is_sent_with_every_call(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    await whole(against)
+    assert len(server.heads) == 2
+    assert all(f"authorization: bearer {KEY}" in head.lower() for head in server.heads)
+
+
+async def test_conversations_are_sent_as_they_are(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    image = {"type": "image_url", "image_url": IMAGE}
+    turns = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Look:"}, image], "name": "ada"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "7"},
+    ]
+    await whole(against, messages=turns)
+    assert server.bodies[0]["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "name": "ada",
+            "content": [{"type": "text", "text": "Look:"}, image | {"image_url": {"url": IMAGE}}],
+        },
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "7"},
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"exact": True}, {"suffix": "x"}, {"ollama": {"raw": True}}])
+async def test_what_only_another_engine_can_do_is_refused_by_name(
+    server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any]
+) -> None:
+    error = await failure_of(against, **fields)
+    assert error.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert error.param in (*fields, "raw")
+    assert server.bodies == []
+
+
+# ---- what is read ----------------------------------------------------------------------------------------------------
+
+
+async def test_thoughts_scores_and_calls_are_read(server: OpenAIServer, against: OpenAIEngine) -> None:
+    score = {"token": "hi", "logprob": -0.5, "bytes": [104, 105], "top_logprobs": [{"token": "hi", "logprob": -0.5}]}
+    server.chat = answers(
+        b": keepalive 1/2\n\n",
+        said("", role="assistant"),
+        said("", reasoning_content="hm"),
+        said("", reasoning="!"),
+        event(choices=[{"index": 0, "delta": {"content": "hi"}, "logprobs": {"content": [score]}}]),
+        said("", tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x"'}}]),
+        said("", tool_calls=[{"index": 0, "function": {"arguments": ": 1}"}}]),
+        said("", tool_calls=[{"function": {"name": "g", "arguments": {"y": 2}}}]),
+        said("", "tool_calls"),
+        counted(9, 5, prompt_tokens_details={"cached_tokens": 4}),
+        DONE,
+    )
+    pieces = await pieces_of(await against.submit(work(tools=[TOOL], logprobs=True, top_logprobs=1)))
+    assert "".join(piece.reasoning for piece in pieces) == "hm!"
+    assert "".join(piece.text for piece in pieces) == "hi"
+    assert [score.token for piece in pieces for score in piece.scores] == ["hi"]
+    calls = [(call.id, call.function.name, call.function.arguments) for call in pieces[-1].tool_calls]
+    assert calls == [("a", "f", '{"x": 1}'), ("call_r1_2", "g", '{"y":2}')]
+    assert (pieces[-1].finish_reason, pieces[-1].usage) == ("tool_calls", Usage(9, 5, 14))
+    assert pieces[-1].notes == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"logprobs": True}, "reports no log-probabilities"),
+        ({"response_format": {"type": "json_object"}}, "ignored `response_format`"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "ignored `tool_choice`"),
+        ({"ollama": {"options": {"num_ctx": 9}, "keep_alive": 5}}, "`keep_alive` has no effect"),
+    ],
+)
+async def test_what_the_server_did_not_do_is_noted(
+    server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any], note: str
+) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1), DONE)
+    _, last = await whole(against, **fields)
+    assert note in " ".join(last.notes)
+
+
+async def test_a_server_without_counts_gets_its_parts_counted(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("a "), said("b", "length"), DONE)
+    text, last = await whole(against)
+    assert (text, last.finish_reason, last.usage) == ("a b", "length", Usage(0, 2, 2))
+    assert "no token counts" in last.notes[0]
+
+
+async def test_embeddings_come_in_the_order_of_the_texts(server: OpenAIServer) -> None:
+    async def embed(connection: Connection) -> None:
+        assert connection.path == "/v1/embeddings"
+        data = [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}]
+        await connection.answer({"data": data, "usage": {"prompt_tokens": 4}})
+
+    server.models, server.chat = [{"id": "good"}, {"id": "text-embedding-nomic"}], embed
+    async with OpenAIEngine(CONFIG, server.url) as engine:
+        assert engine.status().models == ["good"]
+        assert engine.embedding_model(None) == "text-embedding-nomic"
+        embedded = await engine.embed(EmbeddingRequest(["a", "b"], dimensions=1), "text-embedding-nomic")
+        assert (embedded.vectors, embedded.prompt_tokens) == ([[1.0], [2.0]], 4)
+        sent = {"model": "text-embedding-nomic", "input": ["a", "b"], "encoding_format": "float", "dimensions": 1}
+        assert server.bodies == [sent]
+        server.chat = lambda connection: connection.answer({"data": []})
+        with pytest.raises(Misbehaved, match="0 embeddings for 1 texts"):
+            await engine.embed(EmbeddingRequest("a"), "text-embedding-nomic")
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        ({"error": {"message": "no", "param": "top_k"}}, 400, ErrorCode.INVALID_REQUEST, "top_k"),
+        ({"error": "top_p must be at most 1"}, 400, ErrorCode.INVALID_REQUEST, None),
+        ({"detail": [{"loc": ["body"]}]}, 422, ErrorCode.INVALID_REQUEST, None),
+        ({"error": {"message": "x is not supported"}}, 400, ErrorCode.UNSUPPORTED_PARAMETER, None),
+        ({"error": {"message": "The model `x` does not exist."}}, 404, ErrorCode.MODEL_NOT_FOUND, None),
+        (
+            {"error": {"type": "exceed_context_size_error"}},
+            400,
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            None,
+        ),
+        ({"error": {"message": "maximum context length is 9"}}, 400, ErrorCode.CONTEXT_LENGTH_EXCEEDED, None),
+    ],
+)
+async def test_a_refusal_is_the_requests_own_fault(
+    server: OpenAIServer, against: OpenAIEngine, body: Any, status: int, code: ErrorCode, param: str | None
+) -> None:
+    server.chat = lambda connection: connection.answer(body, status)
+    for _ in range(3):  # no number of them opens the breaker
+        error = await failure_of(against)
+        assert not isinstance(error, Misbehaved)
+        assert (error.code, error.param) == (code, param)
+        assert error.message.startswith(f"{server.url} refused the request: ")
+    assert against.status().state == "ready"
+
+
+FAILURES = {
+    "error": lambda connection: connection.answer({"error": {"message": "out of memory"}}, 500),
+    "key": lambda connection: connection.answer({"error": "bad key"}, 401),
+    "no end": answers(said("half ")),
+    "broken off": answers(said("half "), ends=False),
+    "no JSON": answers(said("half "), b"data: <html>\n\n"),
+    "error within": answers(said("half "), event(error={"message": "out of memory", "code": 500})),
+    "shape": answers(said("half "), event(choices="?")),
+    "nothing": answers(DONE),
+}
+
+
+@pytest.mark.parametrize("chat", FAILURES.values(), ids=FAILURES.keys())
+async def test_a_failure_leaves_another_attempt_even_where_a_text_was_seen(
+    server: OpenAIServer, against: OpenAIEngine, chat: Any
+) -> None:
+    server.chat = chat
+    assert isinstance(await failure_of(against, stream=True), Misbehaved)
+    assert against.status().slots_used == 0
+
+
+async def test_a_busy_server_and_one_that_loads_have_done_nothing(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = lambda connection: connection.answer({"error": {"message": "Loading model", "code": 503}}, 503)
+    error = await failure_of(against)
+    assert error.code is ErrorCode.UNAVAILABLE
+    assert "Loading model" in error.message
+
+
+async def test_a_server_that_comes_back_is_found_again(server: OpenAIServer) -> None:
+    server.lists = lambda connection: connection.answer({"error": {"message": "Loading model"}}, 503)
+    async with OpenAIEngine(CONFIG, server.url) as engine:
+        assert (engine.status().state, engine.status().reason) == ("down", "Loading model")
+        server.lists = None
+        await until(engine, lambda: engine.status().state == "ready")
+        assert engine.status().models == ["good"]
+
+
+async def test_a_closed_answer_disconnects(server: OpenAIServer, against: OpenAIEngine) -> None:
+    gone = asyncio.Event()
+
+    async def endless(connection: Connection) -> None:
+        await connection.lines(said("a "))
+        try:
+            while True:
+                await connection.lines_more(said("a "))
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            gone.set()
+
+    server.chat = endless
+    generation = await against.submit(work())
+    await generation.next()
+    await generation.close()
+    await asyncio.wait_for(gone.wait(), 30)
+    assert against.status().slots_used == 0
+
+
+# ---- going on with an answer -----------------------------------------------------------------------------------------
+
+
+class Resumable:
+    """Counts tokens as words, and answers with words. It leaves a turn open, or closes it, or refuses to count. A turn
+    that is closed has four tokens around it, or `marks`.
+    """
+
+    def __init__(self, *words: str, opens: bool, counts: bool = True, marks: int = 4) -> None:
+        self.words = words
+        self.opens = opens
+        self.counts = counts
+        self.marks = marks
+
+    async def __call__(self, connection: Connection) -> None:
+        body = json.loads(connection.body)
+        turns = body["messages"]
+        open_turn = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
+        closed = len(turns) - 1 - bool(open_turn and self.opens)
+        prompt = 10 + sum(len(turn["content"].split()) for turn in turns[1:]) + self.marks * closed
+        if not body["stream"]:
+            answer = ({"usage": {"prompt_tokens": prompt}},) if self.counts else ({"error": "no"}, 400)
+            await connection.answer(*answer)
+            return
+        words = self.words[len(open_turn.split()) if self.opens else 0 :][: body["max_tokens"]]
+        reason = "length" if len(words) == body["max_tokens"] else "stop"
+        parts = [said(f"{word} ") for word in words]
+        await connection.lines(*parts, said("", reason), counted(prompt, len(words)), DONE)
+        await connection.end()
+
+
+@pytest.mark.parametrize(
+    ("opens", "counts", "calls"),
+    [(True, True, 5), (False, True, 3), (True, False, 2)],
+    ids=["open", "closed", "unknown"],
+)
+async def test_what_broke_off_goes_on_without_a_gap(
+    server: OpenAIServer, against: OpenAIEngine, opens: bool, counts: bool, calls: int
+) -> None:
+    server.chat = Resumable("one", "two", "three", "four", opens=opens, counts=counts)
+    rest, last = await whole(against, "one two ", max_tokens=9)
+    assert (rest, last.finish_reason, last.usage) == ("three four ", "stop", Usage(10, 4, 14))
+    assert len(server.bodies) == calls
+    server.bodies.clear()
+    rest, last = await whole(against, "one two ", max_tokens=3)
+    assert (rest, last.finish_reason, last.usage) == ("three ", "length", Usage(10, 3, 13))
+    assert len(server.bodies) < calls or not counts
+
+
+async def test_a_server_that_counts_no_turns_is_asked_anew(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = Resumable("one", "two", opens=False, marks=0)
+    rest, last = await whole(against, "one ", max_tokens=9)
+    assert (rest, last.usage) == ("two ", Usage(10, 2, 12))
+
+
+async def test_a_form_or_tools_begin_the_answer_anew(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = Resumable("one", "two", opens=True)
+    rest, _ = await whole(against, "one ", response_format={"type": "json_object"})
+    assert rest == "two "
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("words", [("one", "zwei"), ("one",)])
+async def test_another_text_than_the_client_has_ends_the_request(
+    server: OpenAIServer, against: OpenAIEngine, words: tuple[str, ...]
+) -> None:
+    server.chat = Resumable(*words, opens=False)
+    error = await failure_of(against, "one two ")
+    assert error.code is ErrorCode.ENGINE_FAILED
+    assert not isinstance(error, Misbehaved)
+    assert against.status().state == "ready"
+
+
+# ---- the URL ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    for url in ("ftp://x", "http://", "http://u:secret@x", "http://x?y"):
+        with pytest.raises(ConfigError) as caught:
+            OpenAIEngine(CONFIG, url)
+        assert "secret" not in str(caught.value)
