@@ -24,7 +24,7 @@ _HELP = {
     "headrace_slots": ("gauge", "Slots of an engine."),
     "headrace_slots_used": ("gauge", "Slots of an engine in use."),
     "headrace_store_state": ("gauge", "1 for the state of the broker's store: ok, low, full or failed."),
-    "headrace_store_free_bytes": ("gauge", "Free space on the disk of the broker's store."),
+    "headrace_store_free_bytes": ("gauge", "Free space of the broker's store."),
     "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }

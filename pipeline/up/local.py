@@ -33,7 +33,7 @@ from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.reach import NATS_PORT, broker_trouble, ollama_answers, ollama_shares_cpu, ollama_url, ollama_version
 from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
-from pipeline.up.server import Broker, state_lock
+from pipeline.up.server import Broker, most_stored, state_lock
 from pipeline.up.storekeeper import Storekeeper
 
 BROKER = "broker"
@@ -247,7 +247,8 @@ class Local:
 
         # The screen shows when the broker ends and when it is back.
         logging.getLogger(connection.__name__).setLevel(logging.ERROR)
-        keeper = Storekeeper(self._config, broker.folder, self._log(BROKER), restart, self._screen.store)
+        log, most = self._log(BROKER), most_stored()
+        keeper = Storekeeper(self._config, broker.folder, log, most, restart, self._screen.store)
         self._beside.start(keeper.run(), what="watching the broker's store")
 
     async def _prepare(self, url: str) -> None:
