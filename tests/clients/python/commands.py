@@ -14,6 +14,8 @@ HOME = Path.cwd()
 # The simulated engine answers what no model of this size could read. Its answers begin so.
 SIMULATED = "[simulated]"
 PATIENCE_S = 90
+# opencode works in $PWD, whatever its working directory is.
+_PLACE = {"HOME": str(HOME), "PWD": str(HOME), "XDG_CONFIG_HOME": str(HOME / ".config")}
 
 
 def _started(words: tuple[str, ...], environ: dict[str, str]) -> subprocess.Popen[str]:
@@ -24,7 +26,7 @@ def _started(words: tuple[str, ...], environ: dict[str, str]) -> subprocess.Pope
         stderr=subprocess.STDOUT,
         text=True,
         cwd=HOME,
-        env={**os.environ, "HOME": str(HOME), "XDG_CONFIG_HOME": str(HOME / ".config"), **environ},
+        env={**os.environ, **_PLACE, **environ},
         start_new_session=True,
     )
 
