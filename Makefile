@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 
 SOURCES = pipeline consumers
 
 .DEFAULT_GOAL = help
-.PHONY: help run demo test real browser-test report check format house bench security upgrade chaos store soak lock clean
+.PHONY: help run demo test real browser-test report clients check format house bench security upgrade chaos store soak lock clean
 
 help:
 	@echo 'make run      run broker, engines and gateway on this machine (headrace up)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test     run the tests'
 	@echo 'make real     run the tests of the default model and the second engine, and print a report'
 	@echo 'make report   run the acceptance checks and print a table of their measurements'
+	@echo 'make clients  install real clients and run each against a running pipeline (needs a network; --only NAME, --write)'
 	@echo 'make browser-test   test the dashboard in headless Chromium, if it is installed'
 	@echo 'make check    check style, types and import contracts'
 	@echo 'make format   fix the style where a tool can'
@@ -45,6 +46,9 @@ real: .venv/dev
 
 report: .venv/dev
 	@$(BIN)/python -m pytest -q tests/acceptance --report $(ARGS)
+
+clients: .venv/dev
+	@$(BIN)/python -m tests.clients $(ARGS)
 
 browser-test: .venv/browser
 	@$(BIN)/python -m pytest -q -m browser tests/browser $(ARGS)

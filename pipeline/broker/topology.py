@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -53,6 +54,15 @@ DEAD_KEPT_S = 30 * 24 * 3600.0
 _WORKERS_HEARD_AFTER_S = 1.5
 # A backstop: the router spills no more than Ollama has room for.
 OLLAMA_LANE_MAX_MESSAGES = 1000
+
+
+class _AccountInfo(msgspec.Struct):
+    """The part that is read of what the server says of an account: an error has no `storage`."""
+
+    storage: int | None = None
+
+
+_info_decoder = msgspec.json.Decoder(_AccountInfo)
 
 
 class TopologyError(Exception):
@@ -230,11 +240,16 @@ async def present(js: JetStreamContext) -> set[str]:
 
 async def is_on(bus: Connection) -> bool:
     """Whether JetStream answers on a connection. A broker that turned it off refuses at once, or stays silent."""
+    return await stored_bytes(bus) is not None or not bus.is_connected
+
+
+async def stored_bytes(bus: Connection) -> int | None:
+    """How many bytes all streams have in files, of which `max_file_store` is the limit; None if JetStream is off."""
     try:
         answer = await bus.request("$JS.API.INFO")
     except Unreachable:
-        return not bus.is_connected
-    return b'"error":{' not in answer.data
+        return None
+    return _info_decoder.decode(answer.data).storage
 
 
 async def limit_requests(js: JetStreamContext, config: Config, max_bytes: int) -> None:

@@ -9,19 +9,22 @@ from functools import partial
 
 import msgspec
 
-from pipeline.broker.asker import Asker, Outgoing
+from pipeline.broker.asker import Asker, Outgoing, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
+from pipeline.commands.stats import queue_statistics
 from pipeline.core.triage import classify
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status
+from pipeline.wire.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status, StoreReport
 from pipeline.wire.requests import decode_chat
 from pipeline.wire.subjects import TIMEOUT, Lane, Priority, Task
 
 # A broker stores a request within milliseconds. A longer wait would look like a hang at a terminal.
 _STORE_PATIENCE_S = 3.0
+# How often to ask meanwhile whether the broker can store requests.
+_LOOK_EVERY_S = 0.3
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ async def _send(sending: Sending, bus: Bus) -> int:
     client = Asker(bus, Tracing())
     try:
         request = sending.request(secrets.token_hex(10))
-        record = await client.submit(request, patience_s=_STORE_PATIENCE_S)
+        record = await _stored(client, request, bus)
     except HeadraceError as error:
         if error.code is ErrorCode.UNAVAILABLE:
             raise Unreachable(error.message) from error
@@ -89,6 +92,36 @@ async def _send(sending: Sending, bus: Bus) -> int:
                 await client.cancel(request.id)
             raise
     return printer.code
+
+
+async def _stored(client: Asker, request: Outgoing, bus: Bus) -> RecordReader:
+    """The record of the request once it is stored.
+
+    Raises:
+        HeadraceError: as `Asker.submit`, or because the pipeline reports meanwhile that the broker stores nothing.
+    """
+    storing = asyncio.ensure_future(client.submit(request, patience_s=_STORE_PATIENCE_S))
+    looking = asyncio.ensure_future(_store_that_refuses(bus))
+    try:
+        await asyncio.wait((storing, looking), return_when=asyncio.FIRST_COMPLETED)
+        if storing.done():
+            return storing.result()
+        store = looking.result()
+        code = ErrorCode.QUEUE_FULL if store.state == "full" else ErrorCode.UNAVAILABLE
+        raise HeadraceError(code, store.reason)
+    finally:
+        for task in (storing, looking):
+            task.cancel()
+
+
+async def _store_that_refuses(bus: Bus) -> StoreReport:
+    """The report on the store, as soon as it says that new requests are refused."""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        with contextlib.suppress(Unreachable):
+            store = (await queue_statistics(bus)).store
+            if store is not None and store.refuses:
+                return store
 
 
 class Printer:

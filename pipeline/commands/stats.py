@@ -55,9 +55,17 @@ async def _print_tables(bus: Bus, *, watch: bool) -> int:
             live.update(await _fetched(bus), refresh=True)
 
 
+async def queue_statistics(bus: Bus) -> QueueStatistics:
+    """The statistics, from the monitor.
+
+    Raises:
+        Unreachable: no monitor answers.
+    """
+    return msgspec.json.decode((await bus.request(QUEUE_STATS)).data, type=QueueStatistics)
+
+
 async def _fetched(bus: Bus) -> RenderableType:
-    answer = await bus.request(QUEUE_STATS)
-    return render(msgspec.json.decode(answer.data, type=QueueStatistics))
+    return render(await queue_statistics(bus))
 
 
 def render(statistics: QueueStatistics) -> RenderableType:

@@ -32,10 +32,16 @@ _MIB = 1 << 20
 
 
 class Disk(NamedTuple):
-    """The filesystem of a store, bytes."""
+    """The room of a store, bytes: that of its filesystem, or what the server's `max_file_store` leaves of it.
+
+    Attributes:
+        free, total: bytes.
+        limited: `max_file_store` leaves less than the filesystem has.
+    """
 
     free: int
     total: int
+    limited: bool = False
 
     @property
     def reserve(self) -> int:
@@ -46,6 +52,21 @@ class Disk(NamedTuple):
     def exhausted(self) -> bool:
         """Whether a server could not even start."""
         return self.free < min(_MIB, self.reserve // 2)
+
+    def within(self, used: int, most: int) -> Disk:
+        """The room of a server that has stored `used` bytes and stores at most `most`."""
+        left = max(0, most - used)
+        return self if left >= self.free else Disk(left, min(most, self.total), limited=True)
+
+    @property
+    def what(self) -> str:
+        """What has the room, as the beginning of a sentence."""
+        return "The broker's store, by max_file_store," if self.limited else "The disk of the broker's store"
+
+    @property
+    def advice(self) -> str:
+        """How to make room."""
+        return "Purge dead letters, or wait until requests are answered." if self.limited else "Make room."
 
     def __str__(self) -> str:
         return f"{size(self.free)} of {size(self.total)} free"
@@ -114,7 +135,7 @@ class StoreHealth:
         """The state of the store."""
         self._level = _level(disk, self._level)
         self._was_full = self._was_full or self._level == "full"
-        where = f"The disk of the broker's store has {disk}"
+        where = f"{disk.what} has {disk}"
         match self._failed(now), self._level:
             case True, "full":
                 reason = f"{where}, and the broker cannot write. Make room; it is restarted then."
@@ -123,7 +144,7 @@ class StoreHealth:
                 reason = f"The broker cannot write to its store ({self._said()}). It is being restarted."
                 return StoreReport("failed", reason, disk.free, disk.total)
             case _, "full":
-                reason = f"{where}, and {size(disk.reserve)} are kept for accepted requests. Make room."
+                reason = f"{where}, and {size(disk.reserve)} are kept for accepted requests. {disk.advice}"
                 return StoreReport("full", reason, disk.free, disk.total)
             case _, "low":
                 reason = f"{where}. Below {size(disk.reserve)}, new requests are refused."

@@ -28,7 +28,7 @@ _HELP = {
     "headrace_server_slots_used": ("gauge", "Slots of a server in use."),
     "headrace_server_tokens_per_second": ("gauge", "Output of a server, tokens per second."),
     "headrace_store_state": ("gauge", "1 for the state of the broker's store: ok, low, full or failed."),
-    "headrace_store_free_bytes": ("gauge", "Free space on the disk of the broker's store."),
+    "headrace_store_free_bytes": ("gauge", "Free space of the broker's store."),
     "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }

@@ -41,7 +41,7 @@ from pipeline.up.reach import (
 )
 from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
-from pipeline.up.server import Broker, state_lock
+from pipeline.up.server import Broker, most_stored, state_lock
 from pipeline.up.storekeeper import Storekeeper
 
 BROKER = "broker"
@@ -266,7 +266,8 @@ class Local:
 
         # The screen shows when the broker ends and when it is back.
         logging.getLogger(connection.__name__).setLevel(logging.ERROR)
-        keeper = Storekeeper(self._config, broker.folder, self._log(BROKER), restart, self._screen.store)
+        log, most = self._log(BROKER), most_stored()
+        keeper = Storekeeper(self._config, broker.folder, log, most, restart, self._screen.store)
         self._beside.start(keeper.run(), what="watching the broker's store")
 
     async def _prepare(self, url: str) -> None:

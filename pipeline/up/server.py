@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -203,6 +204,14 @@ class Broker:
             return int(self._port_file.read_text())
         except (OSError, ValueError):
             return 0
+
+
+def most_stored() -> int:
+    """`max_file_store` of the embedded server, bytes; the server reads GB as GiB."""
+    found = re.search(r"^ *max_file_store: (\d+)GB$", find_conf().read_text(), re.MULTILINE)
+    if found is None:
+        raise BrokerError("embedded.conf has no max_file_store in GB. Reinstall headrace.")
+    return int(found[1]) << 30
 
 
 def disk_of(folder: Path) -> Disk:

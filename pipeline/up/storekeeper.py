@@ -1,4 +1,4 @@
-"""Watches the store of the embedded broker: its disk, failed writes, and whether JetStream answers.
+"""Watches the store of the embedded broker: its disk, its own limit, failed writes, and whether JetStream answers.
 
 It publishes a report twice a second, lowers the limit of the requests' stream as room goes, and restarts a server
 that cannot write although there is room. The decisions are in `pipeline.core.room`.
@@ -38,6 +38,7 @@ class Storekeeper:
         config: the settings, with the broker's URL.
         folder: the server's store.
         log: the server's log.
+        most: the server's `max_file_store`, bytes.
         restart: stops the server, which its owner starts again; called with the reason.
         on_report: called with each report whose state differs from the one before.
     """
@@ -45,12 +46,14 @@ class Storekeeper:
     config: Config
     folder: Path
     log: Path
+    most: int
     restart: Callable[[str], None]
     on_report: Callable[[StoreReport], None]
     _health: StoreHealth = field(init=False, default_factory=StoreHealth)
     _read_to: int = field(init=False, default=0)
     _limit: int | None = field(init=False, default=None)
     _state: str = field(init=False, default="ok")
+    _stored: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._read_to = self._log_size()
@@ -73,11 +76,14 @@ class Storekeeper:
             self._health.failures.heard(subject, asyncio.get_running_loop().time())
 
     async def _look(self, bus: Bus) -> None:
-        disk = self._disk()
         if error := self._logged_error():
             self._health.write_failed(error)
-        elif bus.is_connected and not await topology.is_on(bus):
-            self._health.write_failed("JetStream is off")
+        elif bus.is_connected:
+            if (stored := await topology.stored_bytes(bus)) is not None:
+                self._stored = stored
+            elif bus.is_connected:
+                self._health.write_failed("JetStream is off")
+        disk = self._disk().within(self._stored, self.most)
         now = asyncio.get_running_loop().time()
         report = self._health.observe(disk, now)
         if report.state != self._state:

@@ -464,7 +464,8 @@ class StoreReport(Struct, tag_field="object", tag="headrace.store"):
     Attributes:
         state: `low`: warn. `full`: new requests are refused. `failed`: the broker stores nothing.
         reason: a sentence with what to do; empty for `ok`.
-        free_bytes, total_bytes: of the filesystem of the store; 0 if unknown.
+        free_bytes, total_bytes: of the filesystem of the store, or of the server's own limit if it leaves less; 0 if
+            unknown.
     """
 
     state: StoreState

@@ -21,7 +21,8 @@ from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.gateway.identity import make_key
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.subjects import DEAD, Priority, Task
+from pipeline.wire.messages import StoreReport, encode
+from pipeline.wire.subjects import DEAD, STORE, Priority, Task
 from tests.browser.conftest import missing
 from tests.e2e.conftest import Pipeline, running
 from tests.waiting import eventually
@@ -220,6 +221,27 @@ async def test_an_error_is_told_in_the_box(page):
     await page.get_by_label("Prompt", exact=True).fill(FRANCE)
     await page.get_by_role("button", name="Send").click()
     await page.locator("#try-status[data-tone=bad]", has_text="ghost").wait_for()
+
+
+# ---- the store
+
+
+async def test_a_notice_says_what_is_wrong_with_the_store_for_as_long_as_it_is(open_page, pipeline: Pipeline):
+    """The reports of `headrace up`, whose store has room, come between those of the test, and follow them."""
+    page = await open_page(pipeline.http + "/")
+    await page.locator("#store").wait_for(state="hidden")
+    report = encode(StoreReport("full", "The disk has <b>9 MiB</b> free. Make room."))
+
+    async def repeat(bus: Bus) -> None:
+        while True:
+            await bus.publish(STORE, report)
+            await asyncio.sleep(0.02)
+
+    async with Bus.connect(pipeline.url, name="test") as bus:
+        repeating = asyncio.create_task(repeat(bus))
+        await page.locator("#store", has_text="The disk has <b>9 MiB</b> free. Make room.").wait_for()
+        repeating.cancel()
+    await page.locator("#store").wait_for(state="hidden")
 
 
 # ---- dead letters

@@ -21,6 +21,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from tests.support import ROOT, wait_until
+from tests.waiting import flushed
 
 LAST = ("chat.completion", "error")
 
@@ -115,7 +116,7 @@ class Asker:
         await self.nc.subscribe("llm.reply.>", cb=self._on_reply)
         await self.nc.subscribe("llm.load.*", cb=self._on_load)
         await self.nc.subscribe("llm.event.*.started", cb=self._on_started)
-        await self.nc.flush()
+        await flushed(self.nc)
 
     async def _on_reply(self, message: Msg) -> None:
         async with self._new:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Pipeline, asking, chat, running
-from tests.waiting import eventually
+from tests.waiting import eventually, flushed
 
 STREAMS, HANG_UPS = 500, 200
 # Every step of the engine takes a quarter of a second, so a long answer is never complete within a test.
@@ -92,7 +92,7 @@ async def test_200_of_500_hang_up_their_slots_are_free_and_the_others_notice_not
             cancelled.append(json.loads(message.data)["id"])
 
         await asker.nc.subscribe("llm.event.*.cancelled", cb=on_cancelled)
-        await asker.nc.flush()
+        await flushed(asker.nc)
         all_read = asyncio.Barrier(STREAMS)
 
         async def stream(request_id: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from consumers.standin.embedding import EMBEDDER, embedding
 from tests.e2e.conftest import Asker, Pipeline, asking, chat, joined, running, text_of
-from tests.waiting import eventually
+from tests.waiting import eventually, flushed
 
 PRIORITIES = ("high", "medium", "low")
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
@@ -492,7 +492,7 @@ async def test_a_trace_goes_on_into_the_request(web: httpx.AsyncClient, asker: A
         await headers.put(message.headers)
 
     await asker.nc.subscribe("llm.queued.>", cb=on_stored)
-    await asker.nc.flush()
+    await flushed(asker.nc)
     trace = f"00-{'ab' * 16}-{'cd' * 8}-01"
     sent = {"traceparent": trace, "X-Request-Timeout": "30", "Idempotency-Key": "traced", "X-Priority": "high"}
     await web.post("/v1/chat/completions", json=chat("What is the capital of France?"), headers=sent)

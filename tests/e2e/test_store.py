@@ -6,6 +6,9 @@ import asyncio
 import json
 import re
 import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -19,7 +22,7 @@ from pipeline.config import Config
 from pipeline.wire.subjects import LANES, MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
 from tests.disks import small_disk
 from tests.e2e.conftest import LAST, Asker, Pipeline, asking, chat, running
-from tests.support import NatsServer
+from tests.support import ROOT, NatsServer
 from tests.waiting import eventually
 
 OPTIONS = ("--engine", "simulated", "--no-ollama-standin", "--nats-port", "0", "--http-port", "0")
@@ -111,6 +114,7 @@ async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path, full_s):
                 assert refused.status_code == 503
                 assert refused.json()["error"]["code"] in ("queue_full", "unavailable")
                 assert "disk" in refused.json()["error"]["message"]
+            sent_s = await _sent_in_vain(pipeline)
             await asyncio.sleep(full_s - (now() - full_at))
             before = len(load.accepted)
             disk.empty()
@@ -122,7 +126,8 @@ async def test_a_full_disk_loses_nothing_and_heals_by_itself(tmp_path, full_s):
             await eventually(lambda: len(load.accepted) > before + 20)
             publishing.cancel()
             print(
-                f"full for {full_s} s: 503 after {told_s:.1f} s; with room again, stored after {stored_s:.1f} s and "
+                f"full for {full_s} s: 503 after {told_s:.1f} s; `headrace send` ended after {sent_s:.1f} s; "
+                f"with room again, stored after {stored_s:.1f} s and "
                 f"ready after {ready_s:.1f} s; {len(load.accepted)} accepted, {load.refused} refused"
             )
             await all_answered(asker, load.accepted)
@@ -160,6 +165,16 @@ async def _refused_by_the_stream(asker: Asker) -> bool:
 
 async def _accepted(asker: Asker) -> bool:
     return not await _refused_by_the_stream(asker)
+
+
+async def _sent_in_vain(pipeline: Pipeline) -> float:
+    """`headrace send` says why nothing is stored; for how long it ran, seconds."""
+    command = [sys.executable, "-m", "pipeline.cli", "send", "--nats-url", pipeline.url, "hello"]
+    begun_at = time.monotonic()
+    sent = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (sent.returncode, sent.stdout) == (1, "")
+    assert re.search(r"disk|lane .* is full", sent.stderr), sent.stderr
+    return time.monotonic() - begun_at
 
 
 async def _when(pipeline: Pipeline, status: int) -> dict | None:

@@ -27,7 +27,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
 from tests.support import ROOT, NatsServer, wait_until
-from tests.waiting import eventually
+from tests.waiting import eventually, flushed
 
 USERS = ("pipeline", "engine", "client")
 STREAMS = ("LLM", "LLM_OLLAMA", "LLM_REPLIES", "LLM_STATE", "LLM_DEAD")
@@ -238,7 +238,7 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
         async for message in bus.scan("LLM_REPLIES", "llm.reply.victim"):
             assert message.data
     await listener.subscribe(">", cb=on_message)
-    await listener.flush()
+    await flushed(listener)
     try:
         yield found
     finally:
@@ -247,7 +247,7 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
 
 async def _settled(broker: Broker, nc: Client) -> None:
     """Everything that was sent has been replied to: each responder replies in order."""
-    await nc.flush()
+    await flushed(nc)
     own = [("llm.request.low", b"x"), ("$JS.API.DIRECT.GET.LLM_REPLIES.llm.reply.nothing", b"")]
     for subject, body in own:
         await nc.request(subject, body, timeout=30)
@@ -261,7 +261,7 @@ async def _settled(broker: Broker, nc: Client) -> None:
         return bool(json.loads(info.data)["state"]["messages"] == 0)
 
     await eventually(is_empty)
-    await broker.listener.flush()
+    await flushed(broker.listener)
 
 
 def _headers(carrier: Carrier, target: str) -> dict[str, str] | None:
@@ -275,7 +275,7 @@ def _may(user: str, target: str) -> bool:
 @pytest.mark.parametrize("user", ["client", "engine"])
 async def test_no_reply_reaches_a_subject_that_its_user_may_not_publish_to(broker: Broker, user: str):
     before = await broker.state()
-    await broker.listener.flush()
+    await flushed(broker.listener)
     broker.heard.clear()
     result: Counter[str] = Counter()
     async with broker.connected(user) as (nc, refused):
@@ -340,7 +340,7 @@ async def test_the_table_of_permissions_is_what_the_server_does(broker: Broker):
 async def test_a_move_shaped_id_is_refused_and_the_next_publisher_gets_its_own_answer(broker: Broker):
     async with broker.connected("client") as (nc, _):
         answers = await nc.subscribe("llm.reply.>")
-        await nc.flush()
+        await flushed(nc)
         state = json.loads((await broker.listener.request("$JS.API.STREAM.INFO.LLM", b"", timeout=10)).data)["state"]
         due = state["last_seq"] + 2
         ack = await nc.request(
@@ -394,16 +394,8 @@ async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker):
             await engine.publish(message.reply, b"7 tokens")
 
         await engine.subscribe("llm.tokens.mine", cb=on_question)
-        await engine.flush()
-
-        async def replied() -> bytes | None:
-            # Once in some twenty runs beside others, a reply between accounts does not come.
-            try:
-                return (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=2)).data
-            except nats.errors.TimeoutError:
-                return None
-
-        assert await eventually(replied) == b"7 tokens"
+        await flushed(engine)
+        assert (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=10)).data == b"7 tokens"
         assert refused == []
         with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
             await client.request("llm.tokens.mine", b"how many?", timeout=1)

@@ -21,9 +21,26 @@ def test_a_small_disk_keeps_a_tenth_for_accepted_requests():
 @pytest.mark.parametrize(("disk", "state"), [(ROOMY, "ok"), (LOW, "low"), (FULL, "full"), (Disk(0, TOTAL), "full")])
 def test_the_state_follows_the_free_space_and_says_why(disk, state):
     report = StoreHealth().observe(disk, 0.0)
-    assert (report.state, report.free_bytes, report.total_bytes) == (state, *disk)
+    assert (report.state, report.free_bytes, report.total_bytes) == (state, disk.free, disk.total)
     assert report.refuses is (state == "full")
     assert bool(report.reason) is (state != "ok")
+
+
+def test_the_servers_own_limit_counts_where_it_leaves_less_than_the_disk():
+    assert ROOMY.within(GIB, 60 * GIB) is ROOMY
+    left = ROOMY.within(19 * GIB, 20 * GIB)
+    assert (left.free, left.total, left.limited) == (GIB, 20 * GIB, True)
+    assert ROOMY.within(21 * GIB, 20 * GIB).free == 0
+
+
+def test_a_store_that_its_own_limit_fills_says_so():
+    report = StoreHealth().observe(ROOMY.within(20 * GIB - (9 << 20), 20 * GIB), 0.0)
+    assert report.state == "full"
+    assert report.reason == (
+        "The broker's store, by max_file_store, has 9 MiB of 20 GiB free, and 256 MiB are kept for accepted requests. "
+        "Purge dead letters, or wait until requests are answered."
+    )
+    assert "disk" in StoreHealth().observe(FULL, 0.0).reason
 
 
 def test_a_state_is_left_only_well_above_its_threshold():
