@@ -33,6 +33,7 @@ ROLE_MODULES = {
     "ollama": "consumers.ollama",
     "router": "consumers.router",
     "monitor": "consumers.monitor",
+    "batches": "consumers.batches",
     "gateway": "pipeline.gateway",
 }
 
