@@ -15,7 +15,7 @@ from pipeline.broker.connection import BusError, Message
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
-from pipeline.wire.batches import BatchOrder, Part, part_subject
+from pipeline.wire.batches import BatchOrder, BatchPart, part_subject
 from pipeline.wire.subjects import LEADER_BATCHES
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class Batches:
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Run until lifecycle asks to stop. Lines that are in the queue stay there; the next process gathers them."""
-        await self._me.bus.subscribe(part_subject("*", Part.ORDER), self._on_order)
-        await self._me.bus.subscribe(part_subject("*", Part.CANCEL), self._on_cancel)
+        await self._me.bus.subscribe(part_subject("*", BatchPart.ORDER), self._on_order)
+        await self._me.bus.subscribe(part_subject("*", BatchPart.CANCEL), self._on_cancel)
         self._me.bus.on_reconnect(self._wake.set)
         tasks = [asyncio.create_task(work) for work in (self.candidate.run(), self._serve(), self._report(lifecycle))]
         stopping = asyncio.create_task(lifecycle.stopping.wait())

@@ -11,8 +11,8 @@ import msgspec
 
 from pipeline.broker.batches import Journal
 from pipeline.broker.files import Files, FileTraits
-from pipeline.core.batch_lines import Ledger, read_line
-from pipeline.wire.batches import BatchOrder, LineFault, LineResult, LineTrouble, Part, line_id
+from pipeline.core.batch_lines import LinesEnded, read_line
+from pipeline.wire.batches import BatchOrder, BatchPart, LineFault, LineResult, LineTrouble, line_id
 
 # Results are gathered up to this size before they are written to the temporary file.
 _WRITE_BYTES = 1 << 20
@@ -32,7 +32,7 @@ class Unrun:
     """
 
     def __init__(
-        self, lines: AsyncIterator[tuple[int, bytes]], order: BatchOrder, ledger: Ledger, *, was_cancelled: bool
+        self, lines: AsyncIterator[tuple[int, bytes]], order: BatchOrder, ledger: LinesEnded, *, was_cancelled: bool
     ) -> None:
         self.count = 0
         self._lines = lines
@@ -55,7 +55,7 @@ class Unrun:
 
 
 async def compose(
-    files: Files, order: BatchOrder, part: Part, journal: Journal, unrun: Unrun | None = None
+    files: Files, order: BatchOrder, part: BatchPart, journal: Journal, unrun: Unrun | None = None
 ) -> str | None:
     """Store one file of a batch's results. Twice gives the same file.
 

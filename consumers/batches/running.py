@@ -15,9 +15,9 @@ from consumers.batches.lines import LineCaller, Unanswered
 from pipeline.broker.batches import BatchStore, decode_batch
 from pipeline.broker.files import FileIncomplete, Files, StoredFile
 from pipeline.config import Config
-from pipeline.core.batch_lines import Checking, Cutter, Ledger
+from pipeline.core.batch_lines import Checking, Cutter, LinesEnded
 from pipeline.process.role import Role
-from pipeline.wire.batches import BatchObject, BatchOrder, BatchStatus, LineFault, Part, RequestCounts, faulty
+from pipeline.wire.batches import BatchObject, BatchOrder, BatchPart, BatchStatus, LineFault, RequestCounts, faulty
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +55,9 @@ class BatchRun:
         self._files = Files(me.bus)
         self._caller = LineCaller(me, config, order, leads, self._is_over)
         self._batch: BatchObject = order.begun()
-        self._state = self._store.journal(order.id, Part.STATE)
-        self._journals = {part: self._store.journal(order.id, part) for part in (Part.OUTPUT, Part.ERROR)}
-        self._ledger = Ledger(0)
+        self._state = self._store.journal(order.id, BatchPart.STATE)
+        self._journals = {part: self._store.journal(order.id, part) for part in (BatchPart.OUTPUT, BatchPart.ERROR)}
+        self._ledger = LinesEnded(0)
         self._writing = asyncio.Lock()
         self._stating = asyncio.Lock()
 
@@ -124,10 +124,10 @@ class BatchRun:
 
     async def _recall(self) -> None:
         """Read which lines have a result."""
-        self._ledger = Ledger(self._batch.request_counts.total)
+        self._ledger = LinesEnded(self._batch.request_counts.total)
         for part, journal in self._journals.items():
             async for number, _ in journal.entries():
-                self._ledger.add(number, failed=part is Part.ERROR)
+                self._ledger.add(number, failed=part is BatchPart.ERROR)
 
     # ---- feeding
 
@@ -163,7 +163,7 @@ class BatchRun:
         except Unanswered:
             pass
         else:
-            part = Part.ERROR if ended.failed else Part.OUTPUT
+            part = BatchPart.ERROR if ended.failed else BatchPart.OUTPUT
             async with self._writing:
                 await self._journals[part].append(msgspec.json.encode(ended.result) + b"\n", number)
                 self._ledger.add(number, failed=ended.failed)
@@ -192,8 +192,8 @@ class BatchRun:
             await self._change(status=BatchStatus.FINALIZING, finalizing_at=self._now(), request_counts=counts)
         was_cancelled = self._batch.cancelling_at is not None
         unrun = Unrun(self._lines(file), self._order, self._ledger, was_cancelled=was_cancelled)
-        output = await compose(self._files, self._order, Part.OUTPUT, self._journals[Part.OUTPUT])
-        error = await compose(self._files, self._order, Part.ERROR, self._journals[Part.ERROR], unrun)
+        output = await compose(self._files, self._order, BatchPart.OUTPUT, self._journals[BatchPart.OUTPUT])
+        error = await compose(self._files, self._order, BatchPart.ERROR, self._journals[BatchPart.ERROR], unrun)
         counts = msgspec.structs.replace(self._ledger.counts)
         counts.failed += unrun.count
         status, at = BatchStatus.COMPLETED, "completed_at"

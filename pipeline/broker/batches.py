@@ -15,7 +15,7 @@ import msgspec
 
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus, Fenced
-from pipeline.wire.batches import BatchObject, BatchOrder, BatchStatus, Part, part_subject
+from pipeline.wire.batches import BatchObject, BatchOrder, BatchPart, BatchStatus, part_subject
 from pipeline.wire.subjects import LINE, STORED_SEQUENCE, STREAM_BATCH
 
 _ROLLUP = {"Nats-Rollup": "sub"}
@@ -102,7 +102,7 @@ class BatchStore:
 
     bus: Bus
 
-    def journal(self, batch_id: str, part: Part) -> Journal:
+    def journal(self, batch_id: str, part: BatchPart) -> Journal:
         """One part of a batch, for its writer."""
         return Journal(self.bus, part_subject(batch_id, part))
 
@@ -112,16 +112,16 @@ class BatchStore:
         Raises:
             BusError: the broker did not store it.
         """
-        await self.journal(order.id, Part.ORDER).replace(msgspec.json.encode(order))
+        await self.journal(order.id, BatchPart.ORDER).replace(msgspec.json.encode(order))
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for a batch to be cancelled; raises as `create`. Twice is harmless."""
         if not await self.is_cancelled(batch_id):
-            await self.journal(batch_id, Part.CANCEL).replace(b"{}")
+            await self.journal(batch_id, BatchPart.CANCEL).replace(b"{}")
 
     async def is_cancelled(self, batch_id: str) -> bool:
         """Whether a batch was cancelled."""
-        return await self.bus.last_message(STREAM_BATCH, part_subject(batch_id, Part.CANCEL)) is not None
+        return await self.bus.last_message(STREAM_BATCH, part_subject(batch_id, BatchPart.CANCEL)) is not None
 
     async def orders(self, start: int = 1) -> AsyncIterator[NewOrder]:
         """The orders from a sequence of the stream, oldest first.
@@ -129,7 +129,7 @@ class BatchStore:
         Raises:
             Unreachable: the broker does not answer.
         """
-        subject = part_subject("*", Part.ORDER)
+        subject = part_subject("*", BatchPart.ORDER)
         while found := await self.bus.batch(STREAM_BATCH, subject, start, max_bytes=_READ_BYTES):
             for message in found:
                 start = int(message.headers[STORED_SEQUENCE]) + 1
@@ -137,12 +137,12 @@ class BatchStore:
 
     async def order(self, batch_id: str) -> BatchOrder | None:
         """The order of a batch, or None if there is no such batch; raises as `orders`."""
-        found = await self.bus.last_message(STREAM_BATCH, part_subject(batch_id, Part.ORDER))
+        found = await self.bus.last_message(STREAM_BATCH, part_subject(batch_id, BatchPart.ORDER))
         return None if found is None else _order_decoder.decode(found[1])
 
     async def show(self, order: BatchOrder) -> BatchObject:
         """A batch as it stands; raises as `orders`."""
-        found = await self.bus.last_message(STREAM_BATCH, part_subject(order.id, Part.STATE))
+        found = await self.bus.last_message(STREAM_BATCH, part_subject(order.id, BatchPart.STATE))
         batch = order.begun() if found is None else _batch_decoder.decode(found[1])
         if not batch.status.is_final and batch.status is not BatchStatus.FINALIZING:
             batch.status = BatchStatus.CANCELLING if await self.is_cancelled(order.id) else batch.status

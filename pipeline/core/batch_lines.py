@@ -119,7 +119,7 @@ class Checking:
         return None
 
 
-class Ledger:
+class LinesEnded:
     """Which lines of a batch have ended, one bit each. One writer: the batch's run.
 
     Args:

@@ -184,7 +184,7 @@ class LineResult(Struct):
     error: LineTrouble | None = None
 
 
-class Part(StrEnum):
+class BatchPart(StrEnum):
     """What the stream keeps of a batch, each on a subject of its own."""
 
     ORDER = "order"
@@ -194,7 +194,7 @@ class Part(StrEnum):
     ERROR = "error"
 
 
-def part_subject(batch_id: str, part: Part) -> str:
+def part_subject(batch_id: str, part: BatchPart) -> str:
     """The subject of one part of a batch; `*` for all batches."""
     return f"{BATCHES}.{batch_id}.{part}"
 

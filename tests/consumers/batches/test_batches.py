@@ -11,12 +11,12 @@ import pytest
 from pipeline.broker import topology
 from pipeline.broker.batches import Journal
 from pipeline.broker.jetstream import Fenced
-from pipeline.wire.batches import BatchStatus, Part, RequestCounts, part_subject
+from pipeline.wire.batches import BatchPart, BatchStatus, RequestCounts, part_subject
 from pipeline.wire.subjects import BATCH, STREAM_BATCH, STREAM_REPLIES, TIMEOUT
 from tests.consumers.batches.conftest import line, names
 from tests.waiting import eventually
 
-JOURNALS = (Part.OUTPUT, Part.ERROR)
+JOURNALS = (BatchPart.OUTPUT, BatchPart.ERROR)
 
 
 async def both(desk, batch):
@@ -166,7 +166,7 @@ async def test_several_batches_run_side_by_side(batches, desk, player):
 
 
 async def test_a_journal_has_one_writer(bus):
-    mine, theirs = (Journal(bus, part_subject("batch_x", Part.OUTPUT)) for _ in range(2))
+    mine, theirs = (Journal(bus, part_subject("batch_x", BatchPart.OUTPUT)) for _ in range(2))
     await mine.append(b"1", 1)
     with pytest.raises(Fenced):
         await theirs.append(b"2", 2)
@@ -177,7 +177,7 @@ async def test_a_journal_has_one_writer(bus):
 
 
 async def test_a_write_whose_reply_was_lost_is_not_refused(bus):
-    journal = Journal(bus, part_subject("batch_x", Part.OUTPUT))
+    journal = Journal(bus, part_subject("batch_x", BatchPart.OUTPUT))
     await journal.append(b"1", 1)
     journal._last = 0
     await journal.append(b"1", 1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import batch_lines
-from pipeline.core.batch_lines import MOST_FAULTS, Checking, Cutter, Ledger
+from pipeline.core.batch_lines import MOST_FAULTS, Checking, Cutter, LinesEnded
 from pipeline.wire.batches import RequestCounts, window_s
 
 CHAT = "/v1/chat/completions"
@@ -85,7 +85,7 @@ def test_only_the_first_faults_are_shown():
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.booleans())))
 def test_each_line_counts_once(ended):
-    ledger, first = Ledger(60), {}
+    ledger, first = LinesEnded(60), {}
     for number, failed in ended:
         assert ledger.add(number, failed=failed) is (number not in first)
         first.setdefault(number, failed)

@@ -10,7 +10,7 @@ from pipeline.gateway import uploads
 from pipeline.gateway.identity import make_key
 from pipeline.gateway.paging import page
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.batches import BatchStatus, FileObject, Part
+from pipeline.wire.batches import BatchPart, BatchStatus, FileObject
 from tests.pipeline.gateway.conftest import Serve
 
 CHAT = "/v1/chat/completions"
@@ -92,7 +92,7 @@ async def test_a_batch_that_has_ended_is_not_cancelled(serve: Serve, bus):
         store = BatchStore(bus)
         ended = await store.show(await store.order(batch_id))
         ended.status = BatchStatus.COMPLETED
-        state = store.journal(batch_id, Part.STATE)
+        state = store.journal(batch_id, BatchPart.STATE)
         await state.replace(msgspec.json.encode(ended))
         assert (await client.post(f"/v1/batches/{batch_id}/cancel")).json()["status"] == "completed"
         assert not await store.is_cancelled(batch_id)
