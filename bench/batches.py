@@ -1,12 +1,13 @@
 """A long batch as OpenAI's client sends it, while the parts of the pipeline are killed in turn.
 
-    python -m bench.batches [--lines N] [--questions N] [--kills N] [--model DIR]
+    python -m bench.batches [--lines N] [--questions N] [--kills N] [--tokens-per-s N] [--model DIR]
 
 It asks HIGH a short question every half second, alone and beside the batch, and compares the times to the first text.
 Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. At the end each line must
 be in the output or the error file once. It samples the memory of every process.
 
-Without `--model` the simulated engine runs.
+Without `--model` the simulated engine runs. By default it is fast, so that many lines end; to compare HIGH's times, give
+it the speed of a model (`--tokens-per-s 100`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from openai.types import Batch
 from bench.isolation import QUESTION, answer, caller, quantile
 from bench.running import ALONE, up
 
-SIMULATED = {"ENGINE": "simulated", "SIMULATED_TOKENS_PER_S": "1000", "SIMULATED_PREFILL_TOKENS_PER_S": "2000"}
+SIMULATED = {"ENGINE": "simulated", "SIMULATED_PREFILL_TOKENS_PER_S": "2000"}
 ROLES = ("gateway", "mlx", "monitor", "batches")
 EVERY_S = 0.5
 KILL_EVERY_S = 6.0
@@ -183,7 +184,8 @@ async def run(url: str, folder: Path, options: argparse.Namespace) -> bool:
 @contextmanager
 def pipeline(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     """Run `headrace up` for the duration of the block. The port stays the same, so that a new gateway is found."""
-    engine = {"MODEL": str(options.model)} if options.model else SIMULATED
+    simulated = SIMULATED | {"SIMULATED_TOKENS_PER_S": str(options.tokens_per_s)}
+    engine = {"MODEL": str(options.model)} if options.model else simulated
     own = {
         "DRAIN_TIMEOUT_S": "1",
         "HTTP_ANSWERS_PER_S": "0",
@@ -201,6 +203,7 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=40, metavar="N", help="HIGH questions alone and beside it")
     parser.add_argument("--kills", type=int, default=12, metavar="N", help="how many processes are killed")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of a model; else the simulated engine runs")
+    parser.add_argument("--tokens-per-s", type=int, default=1000, metavar="N", help="of the simulated engine")
     parser.add_argument("--port", type=int, default=8477, metavar="PORT", help="of the gateway (default: 8477)")
     options = parser.parse_args()
     with pipeline(options) as (url, folder):

@@ -192,7 +192,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "total size of the files of batches; a further file is refused",
             "Files are deleted after 30 days. See [Batches](batches.md).",
         ),
-    ] = 2 << 30
+    ] = 1 << 30
     batch_lines: Annotated[
         Lines,
         Setting(

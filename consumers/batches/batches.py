@@ -13,6 +13,7 @@ from pipeline.broker.batches import BatchStore
 from pipeline.broker.candidate import Candidate
 from pipeline.broker.connection import BusError, Message
 from pipeline.config import Config
+from pipeline.core.backoff import Backoff
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.batches import BatchOrder, BatchPart, part_subject
@@ -24,8 +25,9 @@ log = logging.getLogger(__name__)
 MOST_RUNS = 8
 # An order that was not heard of is found within this time.
 _LOOK_EVERY_S = 5.0
-# Before a run that failed is begun again. It continues where it was.
-_AGAIN_S = 1.0
+# Before a run that failed is begun again, at first and at most. It continues where it was.
+_AGAIN_S = 0.5
+_AGAIN_MOST_S = 30.0
 
 
 class Batches:
@@ -83,8 +85,7 @@ class Batches:
         """Stop all runs, and forget them: another process may continue them."""
         for task in self._tasks.values():
             task.cancel()
-        self._tasks, self._runs, self._next = {}, {}, 1
-        self._waiting.clear()
+        self._tasks, self._runs, self._waiting, self._next = {}, {}, deque(), 1
 
     async def _on_order(self, _: Message) -> None:
         self._wake.set()
@@ -99,15 +100,24 @@ class Batches:
             if self._holds:
                 try:
                     await self._discover()
+                    await self._heed_cancels()
                 except BusError as error:
                     log.info("The batches cannot be read now: %s", error)
                 self._begin()
             await wait_set(self._wake, _LOOK_EVERY_S)
 
     async def _discover(self) -> None:
-        async for found in self._store.orders(self._next):
-            self._next = found.sequence + 1
-            self._waiting.append(found.order)
+        waiting, start = self._waiting, self._next
+        found = [new async for new in self._store.orders(start)]
+        if found and waiting is self._waiting:  # else the lease changed hands meanwhile
+            self._next = found[-1].sequence + 1
+            waiting.extend(new.order for new in found)
+
+    async def _heed_cancels(self) -> None:
+        """A cancel that was not heard, because the connection was lost."""
+        for batch_id, run in list(self._runs.items()):
+            if not run.cancelled.is_set() and await self._store.is_cancelled(batch_id):
+                run.cancelled.set()
 
     def _begin(self) -> None:
         while self._waiting and len(self._tasks) < MOST_RUNS:
@@ -124,7 +134,9 @@ class Batches:
 
     async def _carry(self, order: BatchOrder) -> None:
         """Run one batch to its end. A run that fails is begun again, and continues where it was."""
+        backoff = Backoff(_AGAIN_S, _AGAIN_MOST_S)
         while True:
+            began_at = self._me.bus.clock.now()
             run = self._runs[order.id] = BatchRun(self._me, self._config, order, self.candidate.leads)
             try:
                 await run.run()
@@ -134,4 +146,6 @@ class Batches:
                 log.exception("Batch %s failed. It is begun again.", order.id)
             else:
                 return
-            await asyncio.sleep(_AGAIN_S)
+            if self._me.bus.clock.now() - began_at >= _AGAIN_MOST_S:
+                backoff.succeeded()
+            await asyncio.sleep(backoff.failed())

@@ -58,8 +58,8 @@ class Gateway:
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
             letters=Letters(me.bus),
-            uploads=Uploads(me.bus, config),
-            batches=BatchCalls(me.bus, config),
+            uploads=Uploads(me.bus, me.peers, config),
+            batches=BatchCalls(me.bus, me.peers, config),
             watch=Watch(me, config, statistics, self._registry),
             probes=Probes(me.bus, me.peers, statistics, self._metrics, self._registry, document),
         )

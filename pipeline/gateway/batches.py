@@ -10,10 +10,12 @@ from starlette.responses import Response
 
 from pipeline.broker.batches import BatchStore
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects.batches import READERS
 from pipeline.gateway.dialects.shapes import decode_body
+from pipeline.gateway.intake import refused_by_store
 from pipeline.gateway.paging import MOST, listed, page
 from pipeline.gateway.queue import answered
 from pipeline.gateway.responses import json_response
@@ -33,10 +35,13 @@ class BatchCalls:
     """The handlers of `/v1/batches`."""
 
     bus: Bus
+    peers: Peers
     config: Config
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/batches`: the batch is stored when this responds."""
+        if (refusal := refused_by_store(self.peers.store())) is not None:
+            raise refusal
         limit = self.config.max_body_bytes
         body = await read_body(request, limit=limit, within_s=self.config.http_stall_timeout_s)
         call = decode_body(body, BatchCall)

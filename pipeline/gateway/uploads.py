@@ -14,8 +14,10 @@ from starlette.responses import Response, StreamingResponse
 
 from pipeline.broker.files import Files, FileTraits, StoredFile
 from pipeline.broker.jetstream import Bus, LaneFull
+from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.gateway.endpoint import JSONL
+from pipeline.gateway.intake import refused_by_store
 from pipeline.gateway.paging import listed, page
 from pipeline.gateway.queue import answered
 from pipeline.gateway.responses import json_response
@@ -34,10 +36,13 @@ class Uploads:
     """The handlers of `/v1/files`."""
 
     bus: Bus
+    peers: Peers
     config: Config
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/files`: store a file. While it arrives it is on the disk of this machine, and not in memory."""
+        if (refusal := refused_by_store(self.peers.store())) is not None:
+            raise refusal
         form = await self._form(request)
         try:
             file, purpose = form.get("file"), form.get("purpose")

@@ -157,6 +157,20 @@ async def test_a_batch_that_is_not_done_at_its_deadline_expires(batches, monitor
     assert await both(desk, batch) == dict.fromkeys(names(6), 1)
 
 
+async def test_a_cancel_that_was_not_heard_is_found(batches, monitor, desk):
+    await monitor()
+    running = await batches(batch_lines=2)
+    order = await desk.create(*map(line, names(4)))
+    await eventually(lambda: equals(desk.queued, 2))
+    # Unsubscribed, as while the connection is lost.
+    for subscription in list(running.me.bus.nc._subs.values()):
+        if subscription.subject.endswith(".cancel"):
+            await subscription.unsubscribe()
+    await desk.store.cancel(order.id)
+    running.it._wake.set()
+    assert (await desk.ended(order)).status is BatchStatus.CANCELLED
+
+
 async def test_several_batches_run_side_by_side(batches, desk, player):
     player.play()
     await batches(batch_lines=2)
