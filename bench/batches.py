@@ -6,8 +6,8 @@ It asks HIGH a short question every half second, alone and beside the batch, and
 Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. At the end each line must
 be in the output or the error file once. It samples the memory of every process.
 
-Without `--model` the simulated engine runs. By default it is fast, so that many lines end; to compare HIGH's times, give
-it the speed of a model (`--tokens-per-s 100`).
+Without `--model` the simulated engine runs. By default it is fast, so that many lines end. To compare HIGH's times,
+give it the speed of a model: `--tokens-per-s 100`.
 """
 
 from __future__ import annotations

@@ -92,6 +92,7 @@ async def test_another_process_continues_where_a_killed_one_was(batches, monitor
     await player.paused()
     await eventually(lambda: equals(desk.queued, 4))
     await first.kill()
+    await forget_ids(desk.bus)
     player.play(8)
     await player.paused()
     await batches(batch_lines=4)
