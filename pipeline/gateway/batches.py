@@ -16,9 +16,10 @@ from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects.batches import READERS
 from pipeline.gateway.dialects.shapes import decode_body
 from pipeline.gateway.intake import refused_by_store
-from pipeline.gateway.paging import MOST, listed, page
+from pipeline.gateway.paging import listed, page
 from pipeline.gateway.queue import answered
 from pipeline.gateway.responses import json_response
+from pipeline.gateway.schemas import MOST_BATCHES
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.uploads import own_file
 from pipeline.wire.batches import BatchCall, BatchOrder, FileObject, is_stored_id, window_s
@@ -60,9 +61,9 @@ class BatchCalls:
         """`GET /v1/batches`: newest first."""
         caller = request.state.caller
         mine = [order for order in await answered(self._orders()) if caller.may_see(order.tenant)]
-        entries, more = page(mine[::-1], request.query_params)
-        shown = [await answered(BatchStore(self.bus).show(order)) for order in entries[:MOST]]
-        return json_response(listed(shown, more=more or len(entries) > MOST))
+        entries, more = page(mine[::-1], request.query_params, most=MOST_BATCHES)
+        shown = [await answered(BatchStore(self.bus).show(order)) for order in entries]
+        return json_response(listed(shown, more=more))
 
     async def cancel(self, request: Request) -> Response:
         """`POST /v1/batches/{id}/cancel`. A batch that has ended stays as it is."""

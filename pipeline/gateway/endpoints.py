@@ -153,7 +153,7 @@ _BATCHES: tuple[Endpoint[Parts], ...] = (
         "The stored files",
         lambda parts: parts.uploads.list_all,
         tag="OpenAI",
-        parameters=(schemas.AFTER, schemas.LIMIT),
+        parameters=(schemas.AFTER, schemas.FILES_LIMIT),
     ),
     _get(
         "/v1/files/{id}",
@@ -201,7 +201,7 @@ _BATCHES: tuple[Endpoint[Parts], ...] = (
         "Batches, newest first",
         lambda parts: parts.batches.list_all,
         tag="OpenAI",
-        parameters=(schemas.AFTER, schemas.LIMIT),
+        parameters=(schemas.AFTER, schemas.BATCHES_LIMIT),
     ),
     _get(
         "/v1/batches/{id}",

@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode
 
-MOST = 100
 _USUAL = 20
 
 
@@ -24,21 +23,24 @@ class Named(Protocol):
 _Entry = TypeVar("_Entry", bound=Named)
 
 
-def page(entries: Sequence[_Entry], query: Mapping[str, str], *, usual: int = _USUAL) -> tuple[list[_Entry], bool]:
+def page(
+    entries: Sequence[_Entry], query: Mapping[str, str], *, most: int, usual: int = _USUAL
+) -> tuple[list[_Entry], bool]:
     """The entries that a call asks for with `after` and `limit`, and whether more follow.
 
     Args:
         entries: all of them, in the order of the list.
         query: of the URL.
+        most: the most that `limit` can be.
         usual: how many there are without `limit`.
 
     Raises:
         HttpError: 400, for a `limit` that is not valid or an `after` that is not in the list.
     """
-    text = query.get("limit", str(usual))
+    text = query.get("limit", str(min(usual, most)))
     limit = int(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
-    if limit < 1:
-        raise HttpError(400, ErrorCode.INVALID_REQUEST, "`limit` must be a number of 1 or more.", param="limit")
+    if not 1 <= limit <= most:
+        raise HttpError(400, ErrorCode.INVALID_REQUEST, f"`limit` must be a number from 1 to {most}.", param="limit")
     after, begin = query.get("after"), 0
     if after:
         found = [place for place, entry in enumerate(entries) if entry.id == after]

@@ -71,7 +71,12 @@ SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 AFTER: Schema = {"name": "after", "in": "query", "schema": TEXT, "description": "List what follows this id."}
-LIMIT: Schema = {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}}
+# Of a page of a list.
+MOST_BATCHES, MOST_FILES = 100, 10_000
+BATCHES_LIMIT, FILES_LIMIT = (
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": most}}
+    for most in (MOST_BATCHES, MOST_FILES)
+)
 LAST_EVENT_ID = header("Last-Event-ID", "Send only the events after this one.", pattern="^[0-9]{0,18}$")
 ASKING = (
     header("X-Priority", "The priority. The default is the key's, or medium.", enum=["high", "medium", "low"]),

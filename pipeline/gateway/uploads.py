@@ -21,13 +21,13 @@ from pipeline.gateway.intake import refused_by_store
 from pipeline.gateway.paging import listed, page
 from pipeline.gateway.queue import answered
 from pipeline.gateway.responses import json_response
+from pipeline.gateway.schemas import MOST_FILES
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.batches import MAX_FILE_BYTES, FileDeleted, FileObject, is_stored_id
 from pipeline.wire.errors import ErrorCode, quoted
 
 # Of an upload, beside the file.
 _FORM_BYTES = 1 << 20
-_MOST_LISTED = 10_000
 _MOST_NAME = 200
 
 
@@ -72,7 +72,7 @@ class Uploads:
         wanted = [file for file in found if not purpose or file.purpose == purpose]
         if request.query_params.get("order", "desc") != "asc":
             wanted.reverse()
-        entries, more = page(wanted, request.query_params, usual=_MOST_LISTED)
+        entries, more = page(wanted, request.query_params, most=MOST_FILES, usual=MOST_FILES)
         return json_response(listed(entries, more=more))
 
     async def show(self, request: Request) -> Response:

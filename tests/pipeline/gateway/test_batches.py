@@ -137,8 +137,8 @@ async def test_a_key_sees_its_own_files_and_batches(serve: Serve):
 
 def test_a_page_follows_an_entry():
     entries = [FileObject(str(number), 0, 0, "", "", 0) for number in range(5)]
-    assert ([e.id for e in page(entries, {"limit": "2", "after": "1"})[0]]) == ["2", "3"]
-    assert page(entries, {})[1] is False
-    for query in ({"limit": "0"}, {"limit": "-1"}, {"limit": "x"}, {"after": "9"}):
+    assert ([e.id for e in page(entries, {"limit": "2", "after": "1"}, most=10)[0]]) == ["2", "3"]
+    assert page(entries, {}, most=10)[1] is False
+    for query in ({"limit": "0"}, {"limit": "-1"}, {"limit": "11"}, {"limit": "x"}, {"after": "9"}):
         with pytest.raises(HttpError):
-            page(entries, query)
+            page(entries, query, most=10)
