@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 
 import msgspec
@@ -12,7 +11,7 @@ from pipeline.broker import topology
 from pipeline.broker.batches import Journal
 from pipeline.broker.jetstream import Fenced
 from pipeline.wire.batches import BatchPart, BatchStatus, RequestCounts, part_subject
-from pipeline.wire.subjects import BATCH, STREAM_BATCH, STREAM_REPLIES, TIMEOUT
+from pipeline.wire.subjects import BATCH, MSG_ID, STREAM_BATCH, STREAM_REPLIES, STREAM_REQUESTS, TIMEOUT
 from tests.consumers.batches.conftest import line, names
 from tests.waiting import eventually
 
@@ -208,10 +207,14 @@ async def counts(desk, order):
 
 
 async def forget_ids(bus):
-    """Let the stream of requests forget the message ids of its duplicate window."""
-    info = await bus.js.stream_info("LLM")
-    window, info.config.duplicate_window = info.config.duplicate_window, 0.1
+    """Let the stream of requests forget the message ids so far, as it does after two minutes."""
+    probe = ("llm.request.high", b"probe")
+    await bus.put(*probe, headers={MSG_ID: "probe"})
+    info = await bus.js.stream_info(STREAM_REQUESTS)
+    info.config.duplicate_window = 0.1
     await bus.js.update_stream(info.config)
-    await asyncio.sleep(0.3)
-    info.config.duplicate_window = window
-    await bus.js.update_stream(info.config)
+
+    async def forgotten():
+        return not (await bus.put(*probe, headers={MSG_ID: "probe"})).duplicate
+
+    await eventually(forgotten, every_s=0.05, what="the newest id is forgotten, and so are the older ones")
