@@ -22,6 +22,7 @@ BENCHMARKS = {
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
     "hop": "what a worker costs between the broker and an engine that takes no time",
     "structured": "what answers of a given form cost, and whether they have it",
+    "batches": "whether a long batch gets each line once while processes are killed, and what HIGH feels of it",
     "loop_lag": "how late the MLX worker's event loop is under a full batch",
 }
 

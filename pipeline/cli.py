@@ -34,6 +34,7 @@ ROLE_MODULES = {
     "openai": "consumers.openai",
     "router": "consumers.router",
     "monitor": "consumers.monitor",
+    "batches": "consumers.batches",
     "gateway": "pipeline.gateway",
 }
 
@@ -123,6 +124,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cancel.add_argument("id", metavar="ID", help="id of the request")
     cancel.set_defaults(command=_cancel)
 
+    _add_batch(commands)
     _add_dead(commands)
     _add_key(commands)
     _add_models(commands)
@@ -151,6 +153,19 @@ def _add_watchers(
     bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
     bench.set_defaults(command=_bench)
     return stats, top, bench
+
+
+def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    batch = commands.add_parser("batch", help="run the lines of a file at LOW and write the results beside it")
+    batch.add_argument("source", metavar="FILE", help="a JSONL file as for OpenAI's Batch API, or the id of a batch")
+    batch.add_argument(
+        "--endpoint", metavar="PATH", help="the endpoint of every line (default: that of the first line)"
+    )
+    batch.add_argument(
+        "--window", default="24h", metavar="TIME", help="time in which the batch must end, such as 30m or 24h"
+    )
+    batch.set_defaults(command=_batch)
+    add_options(batch, keys=CLIENT_KEYS)
 
 
 def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -306,6 +321,12 @@ def _cancel(args: argparse.Namespace) -> int:
     from pipeline.commands.cancel import cancel
 
     return cancel(args.id, _broker_url(args))
+
+
+def _batch(args: argparse.Namespace) -> int:
+    from pipeline.commands.batch import BatchJob, batch
+
+    return batch(BatchJob(source=args.source, endpoint=args.endpoint, window=args.window), _broker_url(args))
 
 
 def _dead(args: argparse.Namespace) -> int:

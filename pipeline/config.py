@@ -55,6 +55,7 @@ _MOST = sys.float_info.max
 Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 to 65535)")]
 Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
 Threads = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
+Lines = Annotated[int, Meta(ge=1, le=1000), ValueKind("N", "a whole number from 1 to 1000")]
 Number = Annotated[int, Meta(ge=0), ValueKind("N", "a whole number of 0 or more")]
 Slots = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
 Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
@@ -189,6 +190,21 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "8 MB; the server closes the connection of a publisher that exceeds this.",
         ),
     ] = 1 << 20
+
+    files_max_bytes: Annotated[
+        Bytes,
+        Setting(
+            "total size of the files of batches; a further file is refused",
+            "Files are deleted after 30 days. See [Batches](batches.md).",
+        ),
+    ] = 1 << 30
+    batch_lines: Annotated[
+        Lines,
+        Setting(
+            "most lines of one batch that are in the queue at once",
+            "Up to eight batches run at once. They share the LOW lane with other LOW requests.",
+        ),
+    ] = 100
 
     http_host: Annotated[
         Host,

@@ -17,7 +17,15 @@ from pipeline.gateway.document import openapi
 from pipeline.gateway.endpoints import ENDPOINTS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
-from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.subjects import (
+    STREAM_BATCH,
+    STREAM_DEAD,
+    STREAM_FILES,
+    STREAM_OLLAMA,
+    STREAM_REPLIES,
+    STREAM_REQUESTS,
+    STREAM_STATE,
+)
 from tests import settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,7 +93,10 @@ def test_every_parameter_of_a_request_is_documented():
     assert [name for name in ChatRequest.__struct_fields__ if f"`{name}`" not in protocol] == []
 
 
-@pytest.mark.parametrize("stream", [STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD])
+STREAMS = [STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD, STREAM_BATCH, STREAM_FILES]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
 def test_every_stream_is_documented(stream: str):
     assert stream in rows(DOCS / "architecture.md", 4)
 

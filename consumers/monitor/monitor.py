@@ -10,10 +10,10 @@ import msgspec
 from consumers.monitor.answers import QueueAnswers
 from consumers.monitor.arrivals import Arrival, Arrivals
 from consumers.monitor.cancelling import Cancelling
-from consumers.monitor.candidate import Candidate
 from consumers.monitor.endings import Ending, Endings
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
 from consumers.monitor.view import Announcement, QueueView
+from pipeline.broker.candidate import Candidate
 from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.admission import Admission
@@ -24,7 +24,7 @@ from pipeline.core.scheduler import shares
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.messages import RequestEvent
-from pipeline.wire.subjects import CANCEL, EVENT, QUEUED_PREFIX, RELAYED
+from pipeline.wire.subjects import CANCEL, EVENT, LEADER_MONITOR, QUEUE_POSITION, QUEUED_PREFIX, RELAYED
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Monitor:
 
     def __init__(self, me: Role, config: Config) -> None:
         self._me = me
-        self.candidate = Candidate(me.bus, config, me.name, self._on_change)
+        self.candidate = Candidate(me.bus, config, me.name, self._on_change, LEADER_MONITOR, QUEUE_POSITION)
         leads = self.candidate.leads
         self.view = QueueView(me.bus, config.default_timeout_s, self._on_announced, self._on_read, self._on_filled)
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))

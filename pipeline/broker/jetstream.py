@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 import nats.errors
 
-from pipeline.aio import wait_set
+from pipeline.aio import cancellation_kept, wait_set
 from pipeline.broker.connection import (
     REQUEST_TIMEOUT_S,
     BusError,
@@ -342,7 +342,8 @@ class Bus(Connection):
             body = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": BATCH, "max_bytes": max_bytes})
             await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
             while True:
-                message = to_message(await subscription.next_msg(REQUEST_TIMEOUT_S))
+                with cancellation_kept():
+                    message = to_message(await subscription.next_msg(REQUEST_TIMEOUT_S))
                 if STORED_SEQUENCE in message.headers:
                     found.append(message)
                 elif message.status in _END_OF_BATCH:

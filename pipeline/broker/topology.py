@@ -28,14 +28,19 @@ from pipeline.aio import cancellation_kept
 from pipeline.broker.connection import Connection, Unreachable
 from pipeline.config import Config
 from pipeline.wire.subjects import (
+    BATCHES,
     DEAD,
     DUPLICATE_WINDOW_S,
+    FILE_CHUNKS,
+    FILE_NOTES,
     LANES,
     LEADER,
     LOAD,
     QUEUED_PREFIX,
     RETURNED,
+    STREAM_BATCH,
     STREAM_DEAD,
+    STREAM_FILES,
     STREAM_OLLAMA,
     STREAM_REPLIES,
     STREAM_REQUESTS,
@@ -50,6 +55,7 @@ REPLIES_KEPT_S = 600.0
 # Answers are kept for readers up to this size; the oldest are removed first.
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
+FILES_KEPT_S = 30 * 24 * 3600.0
 # Each worker publishes its status every second.
 _WORKERS_HEARD_AFTER_S = 1.5
 # A backstop: the router spills no more than Ollama has room for.
@@ -173,6 +179,42 @@ def streams(config: Config) -> tuple[Stream, ...]:
         Stream(replies),
         Stream(state),
         Stream(dead),
+        Stream(_batches(config)),
+        Stream(_files(config)),
+    )
+
+
+def _batches(config: Config) -> StreamConfig:
+    """Batches: the order, the state, and the results until the output file is written."""
+    return StreamConfig(
+        name=STREAM_BATCH,
+        subjects=[f"{BATCHES}.*.*"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_age=FILES_KEPT_S,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        # A new state replaces the one before it.
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+        num_replicas=config.replicas,
+    )
+
+
+def _files(config: Config) -> StreamConfig:
+    """Files, as an object store of NATS (ADR-20). A full one refuses a new file."""
+    return StreamConfig(
+        name=STREAM_FILES,
+        subjects=[f"{FILE_CHUNKS}.>", f"{FILE_NOTES}.>"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.NEW,
+        max_age=FILES_KEPT_S,
+        max_bytes=config.files_max_bytes,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+        num_replicas=config.replicas,
     )
 
 

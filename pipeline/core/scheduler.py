@@ -196,14 +196,17 @@ class Scheduler:
         request_id: str,
         lane: Lane,
         *,
-        stored_at: float,
+        stored_at: float | None,
         pending: int,
         now: float,
         wall_now: float,
         saturated: bool = False,
         sequence: int | None = None,
     ) -> None:
-        """Record that a request, stored at stored_at (the broker's UTC), was taken from lane; pending more are left."""
+        """Record that a request, stored at stored_at (the broker's UTC), was taken from lane; pending more are left.
+
+        Without stored_at it does not count for the rule of the longest wait.
+        """
         is_lifted = lane.priority is self._lifted(wall_now)
         self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
         self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)

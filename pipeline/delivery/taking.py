@@ -21,6 +21,7 @@ from pipeline.delivery.puller import Puller
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import (
+    BATCH,
     LANE_OF_SUBJECT,
     LANES,
     QUEUED_PREFIX,
@@ -237,7 +238,8 @@ class Taking:
         self._scheduler.start(
             key,
             lane,
-            stored_at=held.envelope.stored_at,
+            # However long the lines of a batch wait, LOW gets no more than its share for them.
+            stored_at=None if BATCH in delivery.headers else held.envelope.stored_at,
             pending=delivery.pending,
             now=clock.now(),
             wall_now=clock.wall(),

@@ -13,6 +13,7 @@ from pipeline.broker.asker import Asker
 from pipeline.config import Config
 from pipeline.gateway.answering import AnswerContext
 from pipeline.gateway.asking import Asking
+from pipeline.gateway.batches import BatchCalls
 from pipeline.gateway.counting import TokenCounts
 from pipeline.gateway.document import openapi
 from pipeline.gateway.edge import Edge, Pages
@@ -27,6 +28,7 @@ from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue, StatisticsCache
 from pipeline.gateway.responses import Registry, error_response
 from pipeline.gateway.statuses import HttpError
+from pipeline.gateway.uploads import Uploads
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
@@ -56,6 +58,8 @@ class Gateway:
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
             letters=Letters(me.bus),
+            uploads=Uploads(me.bus, me.peers, config),
+            batches=BatchCalls(me.bus, me.peers, config),
             watch=Watch(me, config, statistics, self._registry),
             probes=Probes(me.bus, me.peers, statistics, self._metrics, self._registry, document),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline import __version__
-from pipeline.gateway.endpoint import JSON, Endpoint, Schema
+from pipeline.gateway.endpoint import Endpoint, Schema
 from pipeline.gateway.schemas import COMPONENTS
 
 # Every error status, for the document's components.
@@ -59,7 +59,7 @@ def _operation(endpoint: Endpoint[Any]) -> Schema:
     }
     if endpoint.body is not None:
         body = {"type": "object", "properties": endpoint.body, "required": list(endpoint.required)}
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": body}}}
+        operation["requestBody"] = {"required": True, "content": {endpoint.takes: {"schema": body}}}
     content = {media: {"schema": {} if index else endpoint.answer} for index, media in enumerate(endpoint.media)}
     responses: Schema = {str(endpoint.status): {"description": "Done.", "content": content}}
     responses |= {str(status): response for status, response in endpoint.also.items()}

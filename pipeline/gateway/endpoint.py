@@ -18,6 +18,8 @@ _Parts = TypeVar("_Parts")
 
 JSON = "application/json"
 SSE = "text/event-stream"
+MULTIPART = "multipart/form-data"
+JSONL = "application/jsonl"
 # The errors that most endpoints have: bad request, no key, not permitted, not found, rate limit, unavailable.
 USUAL_ERRORS = frozenset({400, 401, 403, 404, 429, 503})
 # And those of endpoints that read a body: too slow, too large, compressed.
@@ -55,6 +57,7 @@ class Endpoint(Generic[_Parts]):
         parameters: of the path and the headers, as OpenAPI has them.
         body: the properties of the JSON body; None without a body.
         required: the properties that the body must have.
+        takes: the media type of the body.
         answer: the schema of the response with status 200.
         media: the media types of that response, the usual one first. Only the first has the schema.
         status: of the usual response.
@@ -72,6 +75,7 @@ class Endpoint(Generic[_Parts]):
     parameters: tuple[Schema, ...] = ()
     body: Schema | None = None
     required: tuple[str, ...] = ()
+    takes: str = JSON
     answer: Schema = field(default_factory=dict)
     media: tuple[str, ...] = (JSON,)
     status: int = 200

@@ -11,20 +11,35 @@ from pipeline.config import Config
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
+from pipeline.gateway.batches import BatchCalls
 from pipeline.gateway.counting import TokenCounts
 from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import read_response
 from pipeline.gateway.document import ERRORS
-from pipeline.gateway.endpoint import BODY_ERRORS, JSON, SSE, USUAL_ERRORS, Access, Endpoint, Handler, Kind, Schema
+from pipeline.gateway.endpoint import (
+    BODY_ERRORS,
+    JSON,
+    JSONL,
+    MULTIPART,
+    SSE,
+    USUAL_ERRORS,
+    Access,
+    Endpoint,
+    Handler,
+    Kind,
+    Schema,
+)
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.models import Models
 from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue
 from pipeline.gateway.schemas import ANSWER, ID
+from pipeline.gateway.uploads import Uploads
 from pipeline.wire import ollama as ollama_wire
+from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
 from pipeline.wire.messages import Cancelled, Completion, EmbeddingList, Position
 from pipeline.wire.requests import EmbeddingRequest
 
@@ -40,6 +55,8 @@ class Parts:
     counts: TokenCounts
     queue: Queue
     letters: Letters
+    uploads: Uploads
+    batches: BatchCalls
     watch: Watch
     probes: Probes
 
@@ -129,6 +146,96 @@ _OPENAI: tuple[Endpoint[Parts], ...] = (
         lambda parts: parts.models.v1_one,
         tag="OpenAI",
         parameters=(schemas.MODEL_ID,),
+    ),
+)
+_BATCHES: tuple[Endpoint[Parts], ...] = (
+    Endpoint(
+        "POST",
+        "/v1/files",
+        _STATISTICS,
+        "Store an input file",
+        lambda parts: parts.uploads.create,
+        tag="OpenAI",
+        body=schemas.UPLOAD,
+        required=("file", "purpose"),
+        takes=MULTIPART,
+        answer=ANSWER[FileObject],
+        errors=USUAL_ERRORS | BODY_ERRORS,
+    ),
+    _get(
+        "/v1/files",
+        _STATISTICS,
+        "The stored files",
+        lambda parts: parts.uploads.list_all,
+        tag="OpenAI",
+        parameters=(schemas.AFTER, schemas.FILES_LIMIT),
+    ),
+    _get(
+        "/v1/files/{id}",
+        _STATISTICS,
+        "One file",
+        lambda parts: parts.uploads.show,
+        tag="OpenAI",
+        parameters=(ID,),
+        answer=ANSWER[FileObject],
+    ),
+    _get(
+        "/v1/files/{id}/content",
+        _STATISTICS,
+        "A file's content",
+        lambda parts: parts.uploads.content,
+        tag="OpenAI",
+        parameters=(ID,),
+        media=(JSONL,),
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/files/{id}",
+        _STATISTICS,
+        "Delete a file",
+        lambda parts: parts.uploads.delete,
+        tag="OpenAI",
+        parameters=(ID,),
+        answer=ANSWER[FileDeleted],
+    ),
+    Endpoint(
+        "POST",
+        "/v1/batches",
+        _STATISTICS,
+        "Run the lines of an input file",
+        lambda parts: parts.batches.create,
+        tag="OpenAI",
+        body=schemas.fields(BatchCall),
+        required=("input_file_id", "endpoint", "completion_window"),
+        answer=ANSWER[BatchObject],
+        errors=USUAL_ERRORS | BODY_ERRORS,
+    ),
+    _get(
+        "/v1/batches",
+        _STATISTICS,
+        "Batches, newest first",
+        lambda parts: parts.batches.list_all,
+        tag="OpenAI",
+        parameters=(schemas.AFTER, schemas.BATCHES_LIMIT),
+    ),
+    _get(
+        "/v1/batches/{id}",
+        _STATISTICS,
+        "One batch",
+        lambda parts: parts.batches.show,
+        tag="OpenAI",
+        parameters=(ID,),
+        answer=ANSWER[BatchObject],
+    ),
+    Endpoint(
+        "POST",
+        "/v1/batches/{id}/cancel",
+        _STATISTICS,
+        "Cancel a batch",
+        lambda parts: parts.batches.cancel,
+        tag="OpenAI",
+        parameters=(ID,),
+        answer=ANSWER[BatchObject],
     ),
 )
 _ANTHROPIC: tuple[Endpoint[Parts], ...] = (
@@ -340,4 +447,4 @@ def _page(path: str, handler: Handler) -> Endpoint[Parts]:
 
 
 _PAGES = tuple(_page(path, handler) for path, handler in files.handlers().items())
-ENDPOINTS = (*_OPENAI, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)
+ENDPOINTS = (*_OPENAI, *_BATCHES, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)

@@ -12,12 +12,19 @@ from pipeline.gateway.dialects.openai import MAX_CHOICES
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import ResponseCall
 from pipeline.gateway.endpoint import Schema
+from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
 from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
-_BODIES = (ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall, MessagesBody)
-_ANSWERS = (Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled)
+_BODIES = (
+    *(ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall, MessagesBody),
+    BatchCall,
+)
+_ANSWERS = (
+    *(Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled),
+    *(FileObject, FileDeleted, BatchObject),
+)
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))
 # The struct keeps its vectors as raw JSON and has no type for them.
@@ -59,9 +66,17 @@ COMPLETION: Schema = (
     _PROMPTS | fields(ChatRequest, "model", *_SAMPLING, "logprobs", "logit_bias", "suffix", "raw") | _CHOICES | _USAGE
 )
 TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
+UPLOAD: Schema = {"file": TEXT | {"format": "binary"}, "purpose": TEXT | {"enum": ["batch"]}}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+AFTER: Schema = {"name": "after", "in": "query", "schema": TEXT, "description": "List what follows this id."}
+# Of a page of a list.
+MOST_BATCHES, MOST_FILES = 100, 10_000
+BATCHES_LIMIT, FILES_LIMIT = (
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": most}}
+    for most in (MOST_BATCHES, MOST_FILES)
+)
 LAST_EVENT_ID = header("Last-Event-ID", "Send only the events after this one.", pattern="^[0-9]{0,18}$")
 ASKING = (
     header("X-Priority", "The priority. The default is the key's, or medium.", enum=["high", "medium", "low"]),

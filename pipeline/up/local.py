@@ -50,7 +50,7 @@ OPENAI = "openai"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
 # The groups stop one after another: first the roles that let requests in, last the broker, which the others need.
-STOP_ORDER = ((GATEWAY,), ("router",), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
+STOP_ORDER = ((GATEWAY,), ("batches", "router"), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
 # The gateway and the router can use this share of the drain time, the engines the rest.
 _EDGE_SHARE = 0.5
 # The server writes each request before it acknowledges it, so it stops quickly.
@@ -75,7 +75,7 @@ class RoleProcess(msgspec.Struct, frozen=True):
 
 ROLES = tuple(
     RoleProcess(name, (*module_command("pipeline.cli"), "run", name))
-    for name in (GATEWAY, "monitor", "router", "mlx", OLLAMA)
+    for name in (GATEWAY, "monitor", "router", "batches", "mlx", OLLAMA)
 )
 
 

@@ -79,6 +79,12 @@ STREAM_OLLAMA = "LLM_OLLAMA"
 STREAM_REPLIES = "LLM_REPLIES"
 STREAM_STATE = "LLM_STATE"
 STREAM_DEAD = "LLM_DEAD"
+STREAM_BATCH = "LLM_BATCH"
+# The object store of files, and the stream that NATS keeps it in.
+BUCKET_FILES = "LLM_FILES"
+STREAM_FILES = f"OBJ_{BUCKET_FILES}"
+FILE_CHUNKS = f"$O.{BUCKET_FILES}.C"
+FILE_NOTES = f"$O.{BUCKET_FILES}.M"
 
 # Within this time, two requests with one id are the same request.
 DUPLICATE_WINDOW_S = 120.0
@@ -93,7 +99,12 @@ REPLY_TO = "Reply-To"
 TIMEOUT = "Llm-Timeout"
 TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
-_SPELLING = {name.lower(): name for name in (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, "traceparent", "tracestate")}
+# Set on a line of a batch: its id. Such a request never goes first because it has waited long.
+BATCH = "Llm-Batch"
+# Set on the result of a line: the number of the line.
+LINE = "Llm-Line"
+_KNOWN = (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, BATCH, "traceparent", "tracestate")
+_SPELLING = {name.lower(): name for name in _KNOWN}
 # Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then made by `pipeline.core.moves`.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
@@ -203,8 +214,10 @@ TOKENS = "llm.tokens"
 LOAD = "llm.load"
 DEAD = "llm.dead"
 RETURNED = "llm.returned"
+BATCHES = "llm.batch"
 LEADER = "llm.leader"
 LEADER_MONITOR = f"{LEADER}.monitor"
+LEADER_BATCHES = f"{LEADER}.batches"
 STORE = "llm.store"
 STORE_FAILED = f"{STORE}.failed"
 QUEUE_STATS = "llm.queue.stats"

@@ -60,6 +60,44 @@ def events_of(text: str) -> list[tuple[int, dict[str, Any]]]:
     return [(int(number.removeprefix("id: ")), json.loads(data.removeprefix("data: "))) for number, data in blocks]
 
 
+# ---- OpenAI's batches
+
+
+async def test_openai_runs_a_batch_whose_role_dies(simulated: Pipeline):
+    lines = [
+        {"custom_id": f"n{number}", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": FRANCE}}
+        for number in range(40)
+    ]
+    lines[7]["body"] = {"messages": FRANCE, "model": "no-such-model"}
+    content = "\n".join(map(json.dumps, lines)).encode()
+    async with openai.AsyncOpenAI(base_url=f"{simulated.http}/v1", api_key="any", max_retries=3) as gpt:
+        file = await gpt.files.create(file=("input.jsonl", content), purpose="batch")
+        assert (await gpt.files.content(file.id)).content == content
+        batch = await gpt.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+
+        async def answered() -> bool:
+            return (await gpt.batches.retrieve(batch.id)).request_counts.completed > 0
+
+        await eventually(answered, every_s=0.1)
+        simulated.kill("batches")
+
+        async def ended() -> Any:
+            found = await gpt.batches.retrieve(batch.id)
+            return found if found.status == "completed" else None
+
+        batch = await eventually(ended, every_s=0.2)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (39, 1)
+        output, error = [await gpt.files.content(each) for each in (batch.output_file_id, batch.error_file_id)]
+        assert (await gpt.batches.list()).data[0].id == batch.id
+    rows = [json.loads(row) for row in output.text.splitlines()]
+    assert sorted(row["custom_id"] for row in rows) == sorted({f"n{number}" for number in range(40)} - {"n7"})
+    assert {row["response"]["body"]["headrace"]["priority"] for row in rows} == {"low"}
+    (failed,) = map(json.loads, error.text.splitlines())
+    assert (failed["custom_id"], failed["response"]["body"]["error"]["code"]) == ("n7", "model_not_found")
+
+
 # ---- OpenAI's client
 
 

@@ -30,7 +30,7 @@ from tests.support import ROOT, NatsServer, wait_until
 from tests.waiting import eventually, flushed
 
 USERS = ("pipeline", "engine", "client")
-STREAMS = ("LLM", "LLM_OLLAMA", "LLM_REPLIES", "LLM_STATE", "LLM_DEAD")
+STREAMS = ("LLM", "LLM_OLLAMA", "LLM_REPLIES", "LLM_STATE", "LLM_DEAD", "LLM_BATCH", "OBJ_LLM_FILES")
 VICTIM = "victim"
 # Stored for Ollama, and for a model that no worker has: MLX's worker looks at it, and it stays where it is.
 QUEUED = "queued-victim"
@@ -47,6 +47,8 @@ TARGETS = (
     "llm.returned.ollama_high-99",
     "llm.leader.moves",
     "llm.leader.monitor2",
+    "llm.batch.evil.order",
+    "$O.LLM_FILES.M.evil",
     "llm.ollama.high",
     "llm.queued.evil",
     "llm.queue.evil",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError, Message, Unreachable
@@ -239,6 +242,29 @@ async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(bus):
 
 async def _ask_and_stay(bus):
     await bus.stream_state(STREAM_REQUESTS)
+    await asyncio.Event().wait()
+
+
+async def test_a_cancellation_that_comes_with_a_read_message_is_not_lost(bus, monkeypatch):
+    waits = asyncio.Event()
+
+    async def swallowed(*_):
+        waits.set()
+        # As `asyncio.wait_for` before Python 3.12, if the message is there at the same moment.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return Msg(bus.nc, headers={"Status": "404"})
+
+    monkeypatch.setattr(Subscription, "next_msg", swallowed)
+    reading = asyncio.create_task(_read_and_stay(bus))
+    await waits.wait()
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=5)
+    assert reading.cancelled()
+
+
+async def _read_and_stay(bus):
+    await bus.batch(STREAM_REQUESTS, "llm.request.>", 1)
     await asyncio.Event().wait()
 
 

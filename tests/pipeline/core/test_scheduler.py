@@ -47,8 +47,9 @@ class Engine:
     def wall_now(self):
         return self.now + self.wall_offset
 
-    def put(self, lane, cost, stored_at=None):
-        self.lanes[lane].append((self.wall_now if stored_at is None else stored_at, cost))
+    def put(self, lane, cost, stored_at=None, *, ages=True):
+        stored_at = self.wall_now if stored_at is None else stored_at
+        self.lanes[lane].append((stored_at if ages else None, cost))
         self.scheduler.arrived(lane)
 
     def depth(self, priority):
@@ -379,12 +380,12 @@ def test_of_priorities_level_with_each_other_the_heavier_goes_first():
 # ---- waiting beyond the bound
 
 
-def overdue(priority, *, seconds=1000.0, count=3000):
+def overdue(priority, *, seconds=1000.0, count=3000, ages=True):
     """All lanes are backlogged; the requests of one priority are old."""
     engine = Engine(Scheduler(WEIGHTS, max_wait_s=600.0), wall_offset=1e9)
     for other in Priority:
         for _ in range(count):
-            engine.put(BARE[other], 64, stored_at=1e9 - seconds if other is priority else 2e9)
+            engine.put(BARE[other], 64, stored_at=1e9 - seconds if other is priority else 2e9, ages=ages)
     return engine
 
 
@@ -399,6 +400,12 @@ def test_what_waits_beyond_the_bound_gets_one_choice_in_four_besides_its_share_a
 
 def test_what_does_not_wait_beyond_the_bound_is_not_lifted():
     engine = overdue(LOW, seconds=500.0)
+    engine.run(until=lambda e: len(e.log) >= 400)
+    assert sum(lane.priority is LOW for lane in engine.log) / len(engine.log) == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_lines_of_a_batch_are_not_lifted_however_long_they_wait():
+    engine = overdue(LOW, ages=False)
     engine.run(until=lambda e: len(e.log) >= 400)
     assert sum(lane.priority is LOW for lane in engine.log) / len(engine.log) == pytest.approx(0.1, abs=0.02)
 

@@ -75,6 +75,14 @@ async def test_a_request_is_held_with_its_lane_and_its_envelope(taking, bus, con
     assert taking.leases._leases == []
 
 
+@pytest.mark.parametrize(("headers", "counts"), [({}, True), ({"Llm_Batch": "batch_1"}, False)])
+async def test_a_line_of_a_batch_does_not_count_for_the_longest_wait(taking, bus, headers, counts):
+    await publish(bus, "r1", "low", **headers)
+    await taking.next(never)
+    account = taking._scheduler._accounts[Priority.LOW]
+    assert (account.head_stored_at is not None) is counts
+
+
 async def test_the_scheduler_says_which_lane_comes_first(taking, bus):
     for lane in ("low", "high"):
         for number in range(4):

@@ -539,6 +539,8 @@ async def test_while_the_broker_has_no_room_new_requests_are_refused_with_the_re
         assert answer.headers["retry-after"] == "5"
         error = answer.json()["error"]
         assert (error["code"], error["message"]) == (code, f"{reason} Retry later.")
+        for refused in (await client.post("/v1/files", files={"file": b"x"}), await client.post("/v1/batches")):
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, code)
         asked = json.loads((await bus.request("llm.ask.high", b"hello")).data)
         assert (asked["error"]["code"], asked["error"]["message"]) == (code, f"{reason} Retry later.")
 

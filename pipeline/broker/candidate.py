@@ -1,4 +1,4 @@
-"""Decides with a lease which of several monitors acts. The holder renews it; the others wait for it to run out."""
+"""Decides with a lease which of several processes of a role acts. The holder renews it; the others wait for its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.broker.connection import BusError, NoResponders, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.config import Config
 from pipeline.core.leadership import LOOK_EVERY_S, RENEW_EVERY_S, Leadership, Voice
-from pipeline.wire.subjects import LEADER_MONITOR, QUEUE_POSITION, STREAM_STATE
+from pipeline.wire.subjects import STREAM_STATE
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,15 @@ _note_decoder = msgspec.json.Decoder(LeaseNote)
 
 @dataclass(slots=True)
 class Candidate:
-    """Holds the monitors' lease or stands by for it.
+    """Holds the lease of a role or stands by for it.
 
     Args:
         bus: the connection.
         config: the settings, to restore the lease's stream.
         name: the name of this process.
+        subject: of the lease.
+        voice: the subject of a service at which only the process that acts replies; empty if the role has none. Then a
+            lease whose holder died is taken once it has run out, and not at once.
         on_change: called when this process takes the lease (True) or learns that another one holds it (False).
     """
 
@@ -49,6 +52,8 @@ class Candidate:
     config: Config
     name: str
     on_change: Callable[[bool], Awaitable[None]]
+    subject: str
+    voice: str = ""
     _leadership: Leadership = field(init=False, default_factory=Leadership)
     _token: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
     _told: bool | None = field(init=False, default=None)
@@ -66,7 +71,7 @@ class Candidate:
             try:
                 pause_s = await (self._renew() if self._leadership.holds else self._look())
             except BusError as error:
-                log.debug("The monitors' lease: %s", error)
+                log.debug("The lease %s: %s", self.subject, error)
                 pause_s = _RETRY_AFTER_S
             await wait_set(self._sooner, pause_s)
 
@@ -81,7 +86,7 @@ class Candidate:
         except Fenced:
             # If the reply to a write was lost, that write is the last one.
             if not await self._is_ours():
-                log.warning("Another monitor took the lease. This one stands by.")
+                log.warning("Another process took the lease %s. This one stands by.", self.subject)
                 await self._tell(holds=False)
                 return 0.0
         return RENEW_EVERY_S
@@ -95,7 +100,7 @@ class Candidate:
                 await self._write()
             except Fenced:
                 return 0.0
-            log.info("This monitor leads.")
+            log.info("This process leads: it has the lease %s.", self.subject)
             await self._tell(holds=True)
             return RENEW_EVERY_S
         await self._tell(holds=False)
@@ -103,7 +108,7 @@ class Candidate:
 
     async def _is_ours(self) -> bool:
         """Read the lease. Returns whether this process wrote it."""
-        found = await self.bus.last_message(STREAM_STATE, LEADER_MONITOR)
+        found = await self.bus.last_message(STREAM_STATE, self.subject)
         sequence, data = found or (0, b"")
         if found is not None and _token(data) == self._token:
             self._leadership.sequence = sequence
@@ -112,9 +117,11 @@ class Candidate:
         return False
 
     async def _voice(self) -> Voice:
-        """Whether a monitor replies. A version without the lease replies too, and is left alone."""
+        """Whether a process replies. A version without the lease replies too, and is left alone."""
+        if not self.voice:
+            return "silent"
         try:
-            await self.bus.request(QUEUE_POSITION, timeout_s=_VOICE_TIMEOUT_S)
+            await self.bus.request(self.voice, timeout_s=_VOICE_TIMEOUT_S)
         except NoResponders:
             return "absent"
         except Unreachable:
@@ -125,7 +132,7 @@ class Candidate:
         sent_at = self.bus.clock.now()
         note = msgspec.json.encode(LeaseNote(self.name, self._token))
         try:
-            ack = await self.bus.put(LEADER_MONITOR, note, expected_last=self._leadership.sequence, patience_s=0.0)
+            ack = await self.bus.put(self.subject, note, expected_last=self._leadership.sequence, patience_s=0.0)
         except NoResponders:
             # A process of a version without the lease has reset the stream's subjects.
             await self._restore()
@@ -136,7 +143,7 @@ class Candidate:
         try:
             await topology.apply(self.bus.js, self.config)
         except topology.TopologyError as error:
-            log.warning("The lease of the monitors cannot be stored: %s", error)
+            log.warning("The lease %s cannot be stored: %s", self.subject, error)
 
     async def _tell(self, *, holds: bool) -> None:
         if holds is not self._told:

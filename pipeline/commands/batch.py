@@ -1,0 +1,178 @@
+"""`headrace batch`: run the lines of a file, show how far they are, and write the results beside the file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pipeline.broker.batches import BatchStore
+from pipeline.broker.connection import BusError
+from pipeline.broker.files import Files, FileTraits
+from pipeline.broker.jetstream import Bus
+from pipeline.commands import run_client, say, tell, visible
+from pipeline.core.batch_lines import read_line
+from pipeline.gateway.batches import order_of
+from pipeline.wire.batches import (
+    MAX_FILE_BYTES,
+    BatchCall,
+    BatchObject,
+    BatchOrder,
+    BatchStatus,
+    LineFault,
+    is_stored_id,
+)
+from pipeline.wire.errors import HeadraceError
+
+_LOOK_EVERY_S = 0.5
+# Where there is no terminal, a line is written this often.
+_LINE_EVERY_S = 5.0
+_FIRST_LINE_BYTES = 8 << 20
+
+
+class BatchJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run: a file, or a batch that runs already. The endpoint is that of the first line, unless it is given."""
+
+    source: str
+    endpoint: str | None = None
+    window: str = "24h"
+
+
+class Results(msgspec.Struct, frozen=True):
+    """Where the results are written."""
+
+    output: Path
+    errors: Path
+
+    @classmethod
+    def beside(cls, source: str) -> Results:
+        """The files for a source `x.jsonl`: `x.output.jsonl` and `x.errors.jsonl`; for a batch's id in this folder."""
+        stem = source.removesuffix(".jsonl")
+        return cls(Path(f"{stem}.output.jsonl"), Path(f"{stem}.errors.jsonl"))
+
+
+def batch(job: BatchJob, url: str) -> int:
+    """Run a batch. Return 0 if every line was answered, else 1. Interrupting leaves the batch running."""
+    if job.source.startswith("batch_") and not Path(job.source).exists():
+        return run_client(partial(_follow, job.source), url, name="headrace batch")
+    try:
+        with Path(job.source).open("rb") as content:
+            endpoint = job.endpoint or _endpoint_of(content)
+            return run_client(partial(_begin, job, endpoint, content), url, name="headrace batch")
+    except OSError as error:
+        tell(f"headrace: {visible(job.source)}: {error.strerror or error}")
+        return 1
+
+
+def _endpoint_of(content: IO[bytes]) -> str:
+    """The endpoint of the first line; raises OSError if the file cannot be that of a batch."""
+    if os.fstat(content.fileno()).st_size > MAX_FILE_BYTES:
+        raise OSError(f"The file has more than {MAX_FILE_BYTES} bytes. Split it.")
+    line = read_line(content.readline(_FIRST_LINE_BYTES).strip())
+    content.seek(0)
+    if isinstance(line, LineFault):
+        raise OSError(f"line 1: {line.message}")
+    return line.url
+
+
+async def _begin(job: BatchJob, endpoint: str, content: IO[bytes], bus: Bus) -> int:
+    await bus.sample_clock()
+    now, store = int(bus.clock.wall()), BatchStore(bus)
+    traits = FileTraits(job.source.rpartition("/")[2], "batch", now)
+    file = await Files(bus).put(f"file-{secrets.token_hex(12)}", content, traits)
+    try:
+        order = order_of(BatchCall(file.id, endpoint, job.window), file, now, "")
+    except HeadraceError as error:
+        tell(f"headrace: {error}")
+        return 1
+    await store.create(order)
+    tell(f"{order.id} is stored. It runs on if this command is interrupted; `headrace batch {order.id}` follows it.")
+    return await _shown(order, Results.beside(job.source), bus)
+
+
+async def _follow(batch_id: str, bus: Bus) -> int:
+    order = await BatchStore(bus).order(batch_id) if is_stored_id(batch_id) else None
+    if order is None:
+        tell(f'headrace: No file and no batch has the name "{visible(batch_id)}".')
+        return 1
+    return await _shown(order, Results.beside(batch_id), bus)
+
+
+async def _shown(order: BatchOrder, results: Results, bus: Bus) -> int:
+    with BatchBar() as bar:
+        ended = await _followed(BatchStore(bus), order, bar)
+    return await _written(ended, results, bus)
+
+
+async def _followed(store: BatchStore, order: BatchOrder, bar: BatchBar) -> BatchObject:
+    while True:
+        try:
+            shown = await store.show(order)
+        except BusError:
+            shown = None  # `run_client` ends a command whose broker stays away
+        if shown is not None:
+            bar.update(shown)
+            if shown.status.is_final:
+                return shown
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+async def _written(ended: BatchObject, results: Results, bus: Bus) -> int:
+    for fault in ended.errors.data if ended.errors else ():
+        tell(f"headrace: {f'line {fault.line}: ' if fault.line else ''}{visible(fault.message)}")
+    files = Files(bus)
+    for file_id, path in ((ended.output_file_id, results.output), (ended.error_file_id, results.errors)):
+        if file_id is not None and (found := await files.find(file_id)) is not None:
+            with path.open("wb") as target:
+                async for piece in files.read(found):
+                    await asyncio.to_thread(target.write, piece)
+            say(str(path))
+    counts = ended.request_counts
+    tell(
+        f"{ended.id}: {ended.status}. {counts.completed} of {counts.total} lines were answered, {counts.failed} failed."
+    )
+    return int(ended.status is not BatchStatus.COMPLETED or counts.failed > 0)
+
+
+class BatchBar:
+    """How far a batch is: a bar on a terminal, a line every few seconds elsewhere. Its only writer is the command."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._is_terminal = console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not self._is_terminal)
+        self._task: TaskID | None = None
+        self._line_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove it."""
+        self._progress.stop()
+
+    def update(self, shown: BatchObject) -> None:
+        """Show a state of the batch."""
+        counts = shown.request_counts
+        done, said = counts.completed + counts.failed, str(shown.status).replace("_", " ")
+        if self._is_terminal:
+            if self._task is None:
+                self._task = self._progress.add_task(said)
+            self._progress.update(self._task, description=said, completed=done, total=counts.total or None)
+        elif time.monotonic() - self._line_at >= _LINE_EVERY_S:
+            self._line_at = time.monotonic()
+            tell(f"{said}: {done} of {counts.total}")
