@@ -26,6 +26,7 @@ from pipeline.wire.subjects import (
     Priority,
     Task,
     carried,
+    is_request_name,
     lane_of_subject,
     split_name,
 )
@@ -73,7 +74,7 @@ class DeadLetter:
         answer is replaced. The message id is made from the letter, so that replaying a letter twice stores one request.
         A request that was spilled starts on its own lane again.
         """
-        tenant, _ = split_name(self.id)
+        tenant = split_name(self.id)[0] if is_request_name(self.id) else ""
         lane = lane_of_subject(self.subject) or Lane(self.priority, Task.UNTRIAGED, tenant)
         own = {
             MSG_ID: ids.make(self.id, Move.REPLAYED, self.sequence, self.died_at),

@@ -20,7 +20,7 @@ from pipeline.core.envelope import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, MoveSeen, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
-from pipeline.gateway.identity import Caller, own_id
+from pipeline.gateway.identity import Caller, own_name
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.process.role import Role
@@ -124,7 +124,7 @@ class Watch:
         config, key = self.config, caller.key
         return {
             "tenant": caller.tenant,
-            "id_prefix": own_id(caller, ""),
+            "name_prefix": own_name(caller, ""),
             "sees_all": caller.sees_all,
             "highest": Priority.HIGH if key is None else key.highest,
             "busy_at": config.busy_at,
