@@ -30,6 +30,7 @@ from pipeline.wire.subjects import (
     is_imported,
     is_inbox,
     is_request_id,
+    is_tenant,
     request_name,
     split_name,
     tenant_of,
@@ -83,6 +84,8 @@ class Ask:
     async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:
         """Put the request on its lane. Returns the error for the client, or None."""
         priority, tenant = message.subject.split(".")[2], tenant_of(message.subject)
+        if tenant and not is_tenant(tenant):
+            return HeadraceError(ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant.")
         try:
             subject = Lane(Priority(priority), Task.UNTRIAGED, tenant).subject
         except ValueError:

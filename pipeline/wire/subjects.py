@@ -284,6 +284,8 @@ STORE_FAILED = f"{STORE}.failed"
 QUEUE_STATS = "llm.queue.stats"
 QUEUE_POSITION = "llm.queue.position"
 QUEUE_POSITION_OF_TENANT = f"{QUEUE_POSITION}.{_TENANT_TOKEN}.{ANY_TENANT}"
+QUEUE_ANSWER = "llm.queue.answer"
+QUEUE_ANSWER_OF_TENANT = f"{QUEUE_ANSWER}.{_TENANT_TOKEN}.{ANY_TENANT}"
 MODELS = "llm.models"
 
 
