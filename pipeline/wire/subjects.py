@@ -70,7 +70,8 @@ _TENANT_TOKEN = "t"  # noqa: S105 - a token of a subject
 ANY_TENANT = "*"
 LANES = tuple(Lane(priority, task) for priority in Priority for task in Task)
 TENANT_LANES = tuple(lane._replace(tenant=ANY_TENANT) for lane in LANES)
-SERVED_LANES = LANES + TENANT_LANES
+# Those of the most urgent priority first.
+SERVED_LANES = tuple(lane for priority in Priority for lane in LANES + TENANT_LANES if lane.priority is priority)
 _LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
 _LANE_OF_FILTER = {lane.subject: lane for lane in TENANT_LANES}
 

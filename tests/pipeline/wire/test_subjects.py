@@ -211,6 +211,7 @@ def test_the_lanes_of_a_tenant_are_named_as_the_contract_says():
     assert Lane(Priority.LOW, Task.UNTRIAGED, "acme").subject == "llm.request.low.t.acme"
     assert Lane(Priority.HIGH, Task.SIMPLE, "acme").subject == "llm.request.high.t.acme.simple"
     assert Lane(Priority.HIGH, Task.SIMPLE, "acme").consumer == "high_t_simple"
+    assert [lane.priority for lane in SERVED_LANES] == [priority for priority in Priority for _ in range(6)]
     assert [lane.subject for lane in TENANT_LANES][:2] == ["llm.request.high.t.*", "llm.request.high.t.*.simple"]
 
 
