@@ -108,7 +108,8 @@ async def tenants(served: tuple[NatsServer, dict[str, str]]) -> AsyncIterator[Te
     server, passwords = served
     url = f"127.0.0.1:{server.port}"
     async with AsyncExitStack() as stack:
-        pipeline = await nats.connect(f"nats://pipeline:pipeline@{url}", inbox_prefix=b"_INBOX.pipeline")
+        # What they send themselves they do not hear.
+        pipeline = await nats.connect(f"nats://pipeline:pipeline@{url}", inbox_prefix=b"_INBOX.pipeline", no_echo=True)
         stack.push_async_callback(pipeline.close)
         nc = {}
         for tenant in TENANTS:
