@@ -22,7 +22,7 @@ from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 
-_NOBODYS: Mapping[str, str] = {}
+_NO_OWNERS: Mapping[str, str] = {}
 
 
 class Caller(NamedTuple):
@@ -38,7 +38,7 @@ class Caller(NamedTuple):
     name: str
     tenant: str = ""
     key: HttpKey | None = None
-    owners: Mapping[str, str] = _NOBODYS
+    owners: Mapping[str, str] = _NO_OWNERS
 
     @property
     def owner(self) -> str:
