@@ -29,9 +29,10 @@ from tests.security.fleet import role
 from tests.support import ROOT, NatsServer
 from tests.waiting import eventually
 
+# What for, subject, body, headers.
+Attempt = tuple[str, str, bytes, dict[str, str] | None]
 TENANTS = ("acme", "bolt")
 OTHER = {"acme": "bolt", "bolt": "acme"}
-DONE = "done"
 # Only an Ollama has the model, and none is there: the request stays where it is.
 WAITS = b'{"prompt": "wait", "model": "at-ollama"}'
 
@@ -125,15 +126,15 @@ async def tenants(served: tuple[NatsServer, dict[str, str]]) -> AsyncIterator[Te
         yield found
 
 
-async def _with_requests(tenants: Tenants, queued: str) -> None:
+async def _with_requests(tenants: Tenants, done: str, queued: str) -> None:
     """Each tenant has a request that was answered, and one that waits. Both tenants use the same ids."""
     async with Bus.connect(f"nats://pipeline:pipeline@127.0.0.1:{tenants.server.port}", name="owner") as bus:
         await learn_moves(bus)
         for tenant in TENANTS:
             await tenants.attempt(
-                tenant, f"llm.request.high.t.{tenant}", b"hello", {"Nats-Msg-Id": f"t.{tenant}.{DONE}"}
+                tenant, f"llm.request.high.t.{tenant}", b"hello", {"Nats-Msg-Id": f"t.{tenant}.{done}"}
             )
-            assert (await tenants.answer(tenant, DONE))["object"] == "chat.completion"
+            assert (await tenants.answer(tenant, done))["object"] == "chat.completion"
             moved = bus.moves.make(f"t.{tenant}.{queued}", Move.SPILLED, 1, 1.0)
             await bus.store("llm.ollama.low", WAITS, headers={"Nats-Msg-Id": moved})
 
@@ -155,12 +156,12 @@ async def test_the_same_id_of_two_tenants_is_two_requests(tenants: Tenants):
 
 
 async def test_a_tenant_asks_cancels_and_reads_late_by_its_own_subjects(tenants: Tenants):
-    await _with_requests(tenants, "mine")
+    await _with_requests(tenants, "read", "mine")
     asked = await tenants.told("acme", "llm.ask.high.t.acme", b"ask me", {"Nats-Msg-Id": "t.acme.asked"})
     assert "ask me" in json.dumps(asked)
-    assert (await tenants.answer("acme", DONE))["id"] == DONE
-    late = await tenants.told("acme", "llm.queue.answer.t.acme", DONE.encode())
-    assert [one["message"]["id"] for one in late["messages"]] == [DONE]
+    assert (await tenants.answer("acme", "read"))["id"] == "read"
+    late = await tenants.told("acme", "llm.queue.answer.t.acme", b"read")
+    assert [one["message"]["id"] for one in late["messages"]] == ["read"]
     said = await tenants.told("acme", "llm.cancel.t.acme.mine")
     assert said == {"id": "mine", "state": "cancelled"}
     last = await tenants.answer("acme", "mine")
@@ -176,11 +177,13 @@ async def test_a_tenants_reply_to_is_an_inbox_of_its_own(tenants: Tenants):
     assert json.loads((await inbox.next_msg(30)).data)["object"] == "chat.completion"
 
 
-def _attempts(me: str, queued: str, sequence: int) -> Iterator[tuple[str, str, bytes, dict[str, str] | None]]:
+def _attempts(
+    me: str, targets: tuple[str, ...], sequence: int
+) -> Iterator[tuple[str, str, bytes, dict[str, str] | None]]:
     """What a tenant sends to get at another's requests and answers: what for, subject, body, headers."""
     other = OTHER[me]
     stream = "$JS.API.STREAM"
-    for request_id in (queued, DONE):
+    for request_id in targets:
         theirs = f"llm.reply.t.{other}.{request_id}"
         yield "cancel", f"llm.cancel.t.{other}.{request_id}", b"", None
         yield "cancel of the default tenant's", f"llm.cancel.{request_id}", b"", None
@@ -238,10 +241,10 @@ HARMLESS = re.compile(
 
 @pytest.mark.parametrize("me", TENANTS)
 async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_to_nothing(tenants: Tenants, me: str):
-    queued = f"queued-{me}"
-    await _with_requests(tenants, queued)
+    done, queued = targets = (f"done-{me}", f"queued-{me}")
+    await _with_requests(tenants, done, queued)
     other, heard = OTHER[me], []
-    before = await tenants.answer(other, DONE)
+    before = await tenants.answer(other, done)
 
     async def on_message(message: Msg) -> None:
         heard.append(message)
@@ -258,7 +261,7 @@ async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_t
     await tenants.nc[other].subscribe("_INBOX.t.>", cb=on_theirs)
     await tenants.nc[other].flush()
     result: Counter[str] = Counter()
-    attempts = list(_attempts(me, queued, 12))
+    attempts = list(_attempts(me, targets, 12))
     replies = await asyncio.gather(*(tenants.attempt(me, *attempt) for _, *attempt in attempts))
     for (what, subject, _, _), said in zip(attempts, replies, strict=True):
         refused = REFUSED.search(said) is not None
@@ -271,9 +274,10 @@ async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_t
     await tenants.nc[me].flush()
     await tenants.nc[other].flush()
     assert not [message.subject for message in heard if f".t.{other}." in message.subject or b"secret" in message.data]
-    await eventually(lambda: theirs)
-    assert {message.subject for message in theirs} == {f"llm.reply.t.{other}.{seen}"}
-    assert await tenants.answer(other, DONE) == before
+    await eventually(lambda: f"llm.reply.t.{other}.{seen}" in {message.subject for message in theirs})
+    reached = {message.subject.rpartition(".")[2] for message in theirs}
+    assert not reached & {*targets, *(f"{target}-{me}" for target in targets)}
+    assert await tenants.answer(other, done) == before
     assert await tenants.position(other, queued) in ("queued", "running")
     print(f"{me:<9} {result.total()} attempts at {other}'s: {dict(result)}")
     assert result.total() >= 100
@@ -296,16 +300,24 @@ def _literal(subject: str) -> str:
 
 # Refused by every stream, so that nothing comes of it.
 NOWHERE = {"Nats-Expected-Stream": "none"}
+# Beside much else, the server now and then loses a message between accounts.
+AGAIN_S = 0.5
 
 
 async def _published(tenants: Tenants, tenant: str, subjects: list[str]) -> set[str]:
     """The subjects whose messages, sent by a tenant, are heard in the pipeline's account."""
     tenants.heard.clear()
     end = f"llm.cancel.t.{tenant}.end"
-    for subject in (*subjects, end):
-        await tenants.nc[tenant].publish(subject, b"", headers=NOWHERE)
-    # The server passes the messages of a connection on in order.
-    await eventually(lambda: end in {message.subject for message in tenants.heard})
+
+    async def until_the_end() -> bool:
+        # The server passes the messages of a connection on in order.
+        for subject in (*subjects, end):
+            await tenants.nc[tenant].publish(subject, b"", headers=NOWHERE)
+        await tenants.nc[tenant].flush(30)
+        await tenants.pipeline.flush(30)
+        return end in {message.subject for message in tenants.heard}
+
+    await eventually(until_the_end, every_s=AGAIN_S)
     return {message.subject for message in tenants.heard}
 
 
@@ -318,15 +330,20 @@ async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, 
 
     end = f"_INBOX.t.{tenant}.end"
     subscriptions = [await tenants.nc[tenant].subscribe(subject, cb=on_message) for subject in (*dict(rows), end)]
-    await tenants.nc[tenant].flush()
+    await tenants.nc[tenant].flush(30)
     expected = {end} | {_literal(subject) for subject, cells in rows if "S" in cells[tenant]}
-    for subject in (*dict(rows), end):
-        sent = _literal(subject)
-        if sent.startswith("llm.reply."):
-            await tenants.pipeline.publish(sent.replace("llm.reply.", "llm.out."), b'{"object":"headrace.test"}')
-        else:
-            await tenants.pipeline.publish(sent, b"", headers=NOWHERE)
-    await eventually(lambda: expected <= heard)
+
+    async def all_expected() -> bool:
+        for sent in map(_literal, (*dict(rows), end)):
+            if sent.startswith("llm.reply."):
+                await tenants.pipeline.publish(sent.replace("llm.reply.", "llm.out."), b'{"object":"headrace.test"}')
+            else:
+                await tenants.pipeline.publish(sent, b"", headers=NOWHERE)
+        await tenants.pipeline.flush(30)
+        await tenants.nc[tenant].flush(30)
+        return expected <= heard
+
+    await eventually(all_expected, every_s=AGAIN_S)
     for subscription in subscriptions:
         await subscription.unsubscribe()
     return heard
