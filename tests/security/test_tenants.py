@@ -177,10 +177,8 @@ async def test_a_tenants_reply_to_is_an_inbox_of_its_own(tenants: Tenants):
     assert json.loads((await inbox.next_msg(30)).data)["object"] == "chat.completion"
 
 
-def _attempts(
-    me: str, targets: tuple[str, ...], sequence: int
-) -> Iterator[tuple[str, str, bytes, dict[str, str] | None]]:
-    """What a tenant sends to get at another's requests and answers: what for, subject, body, headers."""
+def _attempts(me: str, targets: tuple[str, ...], sequence: int) -> Iterator[Attempt]:
+    """What a tenant sends to get at another's requests and answers."""
     other = OTHER[me]
     stream = "$JS.API.STREAM"
     for request_id in targets:
@@ -306,19 +304,22 @@ AGAIN_S = 0.5
 
 async def _published(tenants: Tenants, tenant: str, subjects: list[str]) -> set[str]:
     """The subjects whose messages, sent by a tenant, are heard in the pipeline's account."""
-    tenants.heard.clear()
-    end = f"llm.cancel.t.{tenant}.end"
+    end, mark = f"llm.cancel.t.{tenant}.end", f"from {tenant}".encode()
+
+    def heard() -> set[str]:
+        # The roles send messages of their own.
+        return {message.subject for message in tenants.heard if message.data == mark}
 
     async def until_the_end() -> bool:
         # The server passes the messages of a connection on in order.
         for subject in (*subjects, end):
-            await tenants.nc[tenant].publish(subject, b"", headers=NOWHERE)
+            await tenants.nc[tenant].publish(subject, mark, headers=NOWHERE)
         await tenants.nc[tenant].flush(30)
         await tenants.pipeline.flush(30)
-        return end in {message.subject for message in tenants.heard}
+        return end in heard()
 
     await eventually(until_the_end, every_s=AGAIN_S)
-    return {message.subject for message in tenants.heard}
+    return heard()
 
 
 async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, str]]]) -> set[str]:
@@ -326,8 +327,10 @@ async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, 
     heard: set[str] = set()
 
     async def on_message(message: Msg) -> None:
-        heard.add(message.subject)
+        if mark in message.data:
+            heard.add(message.subject)
 
+    mark = json.dumps({"object": "headrace.test", "to": tenant}).encode()
     end = f"_INBOX.t.{tenant}.end"
     subscriptions = [await tenants.nc[tenant].subscribe(subject, cb=on_message) for subject in (*dict(rows), end)]
     await tenants.nc[tenant].flush(30)
@@ -336,9 +339,9 @@ async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, 
     async def all_expected() -> bool:
         for sent in map(_literal, (*dict(rows), end)):
             if sent.startswith("llm.reply."):
-                await tenants.pipeline.publish(sent.replace("llm.reply.", "llm.out."), b'{"object":"headrace.test"}')
+                await tenants.pipeline.publish(sent.replace("llm.reply.", "llm.out."), mark)
             else:
-                await tenants.pipeline.publish(sent, b"", headers=NOWHERE)
+                await tenants.pipeline.publish(sent, mark, headers=NOWHERE)
         await tenants.pipeline.flush(30)
         await tenants.nc[tenant].flush(30)
         return expected <= heard
