@@ -127,6 +127,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_batch(commands)
     _add_dead(commands)
     _add_key(commands)
+    _add_auth(commands)
     _add_models(commands)
 
     doctor = commands.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
@@ -217,6 +218,13 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     for action, name in ((add, "add"), (show_list, "list"), (remove, "remove")):
         action.set_defaults(command=_key, action=name)
         add_options(action, keys=("http_keys",) if action is show_list else ())
+
+
+def _add_auth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    auth = commands.add_parser("auth", help="make the nats-server account of a tenant")
+    auth.add_argument("tenant", metavar="TENANT", help="1 to 64 letters, digits, - or _; also the name of its user")
+    auth.add_argument("--file", type=Path, help="append it to this file, which accounts.conf includes (default: print)")
+    auth.set_defaults(command=_auth)
 
 
 def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -358,6 +366,12 @@ def _key(args: argparse.Namespace) -> int:
         return key.remove(file, args.name)
     fields = ("tenant", "priority", "highest", "operator", "answers_per_s", "lists_per_s", "statistics_per_s")
     return key.add(file, args.name, {field: getattr(args, field) for field in fields})
+
+
+def _auth(args: argparse.Namespace) -> int:
+    from pipeline.commands.auth import auth
+
+    return auth(args.tenant, args.file)
 
 
 def _pull(args: argparse.Namespace) -> int:

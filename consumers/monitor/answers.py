@@ -20,11 +20,15 @@ from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEv
 from pipeline.wire.subjects import (
     MODELS,
     QUEUE_POSITION,
+    QUEUE_POSITION_OF_TENANT,
     QUEUE_STATS,
     STREAM_DEAD,
     Priority,
     is_request_id,
+    is_request_name,
+    position_tenant,
     reply_subject,
+    request_name,
 )
 
 # Each worker publishes its status every second, so all of them have been heard after this time.
@@ -62,7 +66,12 @@ class QueueAnswers:
             self._stop = await self.me.bus.serve(
                 "headrace-queue",
                 "Queue statistics, a request's position, and the models that answer",
-                {QUEUE_STATS: self._stats, QUEUE_POSITION: self._position, MODELS: self._models},
+                {
+                    QUEUE_STATS: self._stats,
+                    QUEUE_POSITION: self._position,
+                    QUEUE_POSITION_OF_TENANT: self._position,
+                    MODELS: self._models,
+                },
                 queue=self.me.bus.new_inbox(),
             )
 
@@ -76,18 +85,18 @@ class QueueAnswers:
         """Count what happened to a request."""
         self._statistics.record(event, self.me.bus.clock.now())
 
-    async def newest_on_record(self, request_id: str) -> Answer | None:
+    async def newest_on_record(self, name: str) -> Answer | None:
         """Return the newest message of a request's record, or None if there is none.
 
         Raises:
             Unreachable: the broker does not answer.
         """
-        if not is_request_id(request_id):
+        if not is_request_name(name):
             return None
-        found = await self.me.bus.last_answer(reply_subject(request_id))
+        found = await self.me.bus.last_answer(reply_subject(name))
         return None if found is None or found[1] is None else decode_answer(found[1])
 
-    async def _stats(self, _: bytes) -> bytes:
+    async def _stats(self, _subject: str, _body: bytes) -> bytes:
         queued, running = self.load.queued, dict.fromkeys(Priority, 0)
         workers = [status for engine in ENGINES for status in self.me.peers.workers(engine)]
         for status in workers:
@@ -119,21 +128,24 @@ class QueueAnswers:
             unknown.append("positions")
         return unknown
 
-    async def _models(self, _: bytes) -> bytes:
+    async def _models(self, _subject: str, _body: bytes) -> bytes:
         return msgspec.json.encode(ModelList([Model(name) for name in self.me.peers.catalogue(self.config).listed()]))
 
-    async def _position(self, body: bytes) -> bytes:
+    async def _position(self, subject: str, body: bytes) -> bytes:
         request_id = body.decode(errors="replace").strip().strip('"')
-        place = self.view.find(request_id)
+        if not is_request_id(request_id):
+            return msgspec.json.encode(Position(request_id, "unknown"))
+        name = request_name(position_tenant(subject), request_id)
+        place = self.view.find(name)
         if place is not None and self.view.state(place) == "queued":
             return msgspec.json.encode(self._queued(request_id, place))
         # The record is closed before the event is published, and a reader of the record may ask at once.
-        newest = await self.newest_on_record(request_id)
+        newest = await self.newest_on_record(name)
         if newest is not None and not (place is not None and is_last(newest) and await self._is_older(newest, place)):
             return msgspec.json.encode(Position(request_id, "finished" if is_last(newest) else "running"))
         if place is not None:
             return msgspec.json.encode(Position(request_id, "running"))
-        if self.view.filling and is_request_id(request_id):
+        if self.view.filling:
             return msgspec.json.encode(Position(request_id, "filling", msgspec.UNSET, msgspec.UNSET))
         return msgspec.json.encode(Position(request_id, "unknown"))
 

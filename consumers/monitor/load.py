@@ -18,7 +18,7 @@ from pipeline.core.sharing import SharedMachine
 from pipeline.core.waits import Capacity, Inflow, predicted_wait_s
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, encode
-from pipeline.wire.subjects import LANES, LOAD, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
+from pipeline.wire.subjects import LOAD, SERVED_LANES, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _EVERY_IDLE_S = 5.0
 _EVERY_SATURATED_S = 0.1
 
 _CONSUMERS: dict[EngineName, dict[str, Priority]] = {
-    "mlx": {lane.consumer: lane.priority for lane in LANES},
+    "mlx": {lane.consumer: lane.priority for lane in SERVED_LANES},
     "ollama": {ollama_consumer(priority): priority for priority in Priority},
 }
 

@@ -70,7 +70,7 @@ class Monitor:
         bus.on_reconnect(self.view.on_reconnect)
         await bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await bus.subscribe(f"{EVENT}.>", self._on_event)
-        await bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         parts = (self.candidate.run(), self.load.run(), self.view.run(), self.endings.run())
         beside = (self.cancelling.run(), self._report(lifecycle))
         try:

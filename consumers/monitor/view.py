@@ -16,12 +16,12 @@ from pipeline.core.filling import Filling
 from pipeline.core.index import Place, QueueIndex, State
 from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import (
-    LANES,
     STORED_SUBJECT,
     STREAM_OLLAMA,
     STREAM_REQUESTS,
     Priority,
     Task,
+    lane_of_subject,
     ollama_consumer,
     ollama_subject,
 )
@@ -34,16 +34,33 @@ _FORGET_EVERY_S = 60.0
 # Requests that are entered before the event loop gets a turn; about 3 ms.
 _STRETCH = 200
 
-_SUBJECT_OF_CONSUMER = {lane.consumer: lane.subject for lane in LANES} | {
-    ollama_consumer(priority): ollama_subject(priority) for priority in Priority
-}
-_LANE_OF_SUBJECT = {lane.subject: (STREAM_REQUESTS, lane.priority) for lane in LANES} | {
-    ollama_subject(priority): (STREAM_OLLAMA, priority) for priority in Priority
-}
-# Subjects whose requests cannot be spilled: only MLX takes them, or they wait for Ollama already.
-_SETTLED_SUBJECTS = {lane.subject for lane in LANES if lane.task is Task.COMPLEX} | {
-    ollama_subject(priority) for priority in Priority
-}
+_OLLAMA_LANES = {ollama_subject(priority): priority for priority in Priority}
+
+
+class LaneOfStream(NamedTuple):
+    """The lane of a stored request.
+
+    Attributes:
+        stream: that stores it.
+        priority: of its requests.
+        consumer: delivers them.
+        settled: its requests cannot be spilled: only MLX takes them, or they wait for Ollama already.
+    """
+
+    stream: str
+    priority: Priority
+    consumer: str
+    settled: bool
+
+
+def _lane_of(subject: str) -> LaneOfStream | None:
+    """The lane of a subject in either stream; None for another subject."""
+    if (priority := _OLLAMA_LANES.get(subject)) is not None:
+        return LaneOfStream(STREAM_OLLAMA, priority, ollama_consumer(priority), settled=True)
+    lane = lane_of_subject(subject)
+    if lane is None:
+        return None
+    return LaneOfStream(STREAM_REQUESTS, lane.priority, lane.shared.consumer, settled=lane.task is Task.COMPLEX)
 
 
 class Announcement(NamedTuple):
@@ -111,9 +128,9 @@ class QueueView:
         """The part of the queue that was read, 0 to 1."""
         return self._filling.part
 
-    def find(self, request_id: str) -> Place | None:
-        """The place of the unfinished request of that id; None if none is known."""
-        return self._index.find(request_id)
+    def find(self, name: str) -> Place | None:
+        """The place of the unfinished request of that name; None if none is known."""
+        return self._index.find(name)
 
     def state(self, place: Place) -> State | None:
         """Whether the request at place is queued or running; None if no unfinished one is known there."""
@@ -155,14 +172,14 @@ class QueueView:
         """Enter a request that was just stored, by its headers and those of the stream. Returns the stream."""
         # Not by `Nats-Stream`: it comes first, and is damaged if the publisher's headers had no proper end.
         subject = message.headers.get(STORED_SUBJECT, "")
-        lane = _LANE_OF_SUBJECT.get(subject)
+        lane = _lane_of(subject)
         if lane is None:
             return None
         envelope, place = self._read(to_stored(message), lane)
         if self._filling.announced(place.stream, place.sequence):
             self.on_reconnect()
-        position = self._index.stored(envelope.id, place, _deadline(envelope))
-        self.on_stored(Announcement(envelope, place, position, subject not in _SETTLED_SUBJECTS))
+        position = self._index.stored(envelope.name, place, _deadline(envelope))
+        self.on_stored(Announcement(envelope, place, position, not lane.settled))
         return place.stream
 
     def record(self, event: RequestEvent) -> None:
@@ -170,9 +187,9 @@ class QueueView:
         if not self._index.record(event):
             self._filling.happened(event)
 
-    def _read(self, stored: Stored, lane: tuple[str, Priority]) -> tuple[Envelope, Place]:
-        envelope = read_envelope(stored, lane[1], moves=self.bus.moves, default_timeout_s=self.default_timeout_s)
-        return envelope, Place(*lane, stored.sequence)
+    def _read(self, stored: Stored, lane: LaneOfStream) -> tuple[Envelope, Place]:
+        envelope = read_envelope(stored, lane.priority, moves=self.bus.moves, default_timeout_s=self.default_timeout_s)
+        return envelope, Place(lane.stream, lane.priority, stored.sequence)
 
     # ---- filling
 
@@ -195,7 +212,7 @@ class QueueView:
     async def _fill(self, stream: str) -> None:
         """Read what a stream holds beyond what is known, and which requests were delivered to a worker."""
         states = await self.bus.consumers(stream)
-        begun = {_SUBJECT_OF_CONSUMER.get(state.name, ""): state.delivered.stream_seq for state in states}
+        begun = {state.name: state.delivered.stream_seq for state in states}
         state = await self.bus.stream_state(stream)
         start, replaced = self._filling.begin_stream(stream, state.first_seq, state.last_seq)
         if replaced:
@@ -211,12 +228,12 @@ class QueueView:
         sequence = 0
         for stored in map(to_head, heads):
             sequence = stored.sequence
-            lane = _LANE_OF_SUBJECT.get(stored.subject)
+            lane = _lane_of(stored.subject)
             if lane is None:
                 continue
             envelope, place = self._read(stored, lane)
-            state = self._filling.state(envelope.id, begun=sequence <= begun.get(stored.subject, 0))
-            if state is not None and self._index.found(envelope.id, place, _deadline(envelope), state):
+            state = self._filling.state(envelope.name, begun=sequence <= begun.get(lane.consumer, 0))
+            if state is not None and self._index.found(envelope.name, place, _deadline(envelope), state):
                 self.on_read(envelope, place)
         self._filling.read(stream, sequence)
         return sequence

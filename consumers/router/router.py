@@ -31,8 +31,8 @@ from pipeline.process.role import Role
 from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import (
     EVENT,
-    LANES,
     QUEUED_PREFIX,
+    SERVED_LANES,
     STREAM_REQUESTS,
     Lane,
     Move,
@@ -53,7 +53,7 @@ _REPORTED_S = 0.25
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
 _SOURCE = Source(
-    STREAM_REQUESTS, {lane: lane.consumer for lane in LANES if lane.task is not Task.COMPLEX}, QUEUED_PREFIX
+    STREAM_REQUESTS, {lane: lane.consumer for lane in SERVED_LANES if lane.task is not Task.COMPLEX}, QUEUED_PREFIX
 )
 
 
@@ -193,14 +193,14 @@ class Router:
         spills = isinstance(outcome, Moved) and outcome.how is Move.SPILLED
         if spills:
             # Set before the request is stored: Ollama's worker may begin it before `end` returns.
-            self._underway[held.envelope.id] = self.me.bus.clock.now() + UNDERWAY_S
+            self._underway[held.envelope.name] = self.me.bus.clock.now() + UNDERWAY_S
         if await held.end(outcome) is not outcome and spills:
-            self._underway.pop(held.envelope.id, None)
+            self._underway.pop(held.envelope.name, None)
 
     # ---- listening
 
     async def _on_started(self, message: Message) -> None:
-        request_id = _event_decoder.decode(message.data).id
-        if request_id in self._underway:
-            self._underway[request_id] = self.me.bus.clock.now() + _REPORTED_S
+        name = _event_decoder.decode(message.data).id
+        if name in self._underway:
+            self._underway[name] = self.me.bus.clock.now() + _REPORTED_S
         self._changed.set()

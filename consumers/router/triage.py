@@ -106,7 +106,7 @@ def _outcome_of(decision: Decision, verdict: Verdict, envelope: Envelope) -> Mov
         case Choice.SPILL:
             return Moved(ollama_subject(envelope.priority), Move.SPILLED, verdict.task, decision.reason)
         case Choice.COMPLEX:
-            to = Lane(envelope.priority, Task.COMPLEX).subject
+            to = Lane(envelope.priority, Task.COMPLEX, envelope.owner).subject
             return Moved(to, Move.COMPLEX, verdict.task, decision.reason)
         case Choice.LEAVE:
             return Returned(STAY_S)

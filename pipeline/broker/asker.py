@@ -24,10 +24,13 @@ from pipeline.wire.messages import Answer, Cancelled, Position, decode_answer, i
 from pipeline.wire.subjects import (
     CANCEL,
     MSG_ID,
-    QUEUE_POSITION,
     STORED_SEQUENCE,
     STREAM_REPLIES,
+    position_subject,
     reply_subject,
+    request_name,
+    split_name,
+    tenant_of,
 )
 
 log = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class Outgoing(NamedTuple):
     """A request as it is published.
 
     Attributes:
-        id: the request's.
+        id: the request's, unique within the tenant of its lane.
         subject: its lane's.
         body: as it is stored.
         headers: as they are stored, without the id.
@@ -60,6 +63,11 @@ class Outgoing(NamedTuple):
     headers: dict[str, str]
     given_id: bool = False
     verdict: Verdict | None = None
+
+    @property
+    def name(self) -> str:
+        """The request's name, unique among all tenants."""
+        return request_name(tenant_of(self.subject), self.id)
 
 
 class RecordEntry(NamedTuple):
@@ -108,15 +116,15 @@ class Asker:
         Raises:
             HeadraceError: `queue_full`, or `unavailable` if the broker did not store it within patience_s.
         """
-        headers, after, anew = {**request.headers, MSG_ID: request.id}, 0, False
-        if request.given_id and (before := await self._before(request.id)) is not None:
+        headers, after, anew = {**request.headers, MSG_ID: request.name}, 0, False
+        if request.given_id and (before := await self._before(request.name)) is not None:
             after, created = before.sequence, cancelled_at(before.answer)
             if anew := created is not None and bool(self._bus.moves.key):
-                headers |= headers_anew(request.id, after, created, self._bus.clock.wall(), self._bus.moves)
-        record = RecordReader(self._bus, request.id, after=after, open_records=self._records)
+                headers |= headers_anew(request.name, after, created, self._bus.clock.wall(), self._bus.moves)
+        record = RecordReader(self._bus, request.name, after=after, open_records=self._records)
         await record.open()
         try:
-            ack = await self._put(request, headers, patience_s, on_abandoned or partial(self.cancel, request.id))
+            ack = await self._put(request, headers, patience_s, on_abandoned or partial(self.cancel, request.name))
         except BaseException:
             await record.close()
             raise
@@ -132,27 +140,25 @@ class Asker:
         patience_s: float,
         on_abandoned: Callable[[], Awaitable[None]],
     ) -> Ack:
-        with self._tracing.publish(request.subject, headers, request_id=request.id, verdict=request.verdict):
+        with self._tracing.publish(request.subject, headers, request_id=request.name, verdict=request.verdict):
             storing = asyncio.ensure_future(
                 self._bus.put(request.subject, request.body, headers=headers, patience_s=patience_s)
             )
             try:
                 return await asyncio.shield(storing)
             except asyncio.CancelledError:
-                self._abandon(storing, request.id, on_abandoned)
+                self._abandon(storing, request.name, on_abandoned)
                 raise
             except LaneFull:
                 raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
             except BusError as error:
                 message = (
-                    f"The broker did not confirm request {request.id} in time, and may have stored it. "
+                    f"The broker did not confirm request {request.name} in time, and may have stored it. "
                     "Send it again under the same id, so that it is answered once."
                 )
                 raise HeadraceError(ErrorCode.UNAVAILABLE, message) from error
 
-    def _abandon(
-        self, storing: asyncio.Future[Ack], request_id: str, on_abandoned: Callable[[], Awaitable[None]]
-    ) -> None:
+    def _abandon(self, storing: asyncio.Future[Ack], name: str, on_abandoned: Callable[[], Awaitable[None]]) -> None:
         """Take a request back once it is stored: its submission was cancelled."""
 
         async def take_back() -> None:
@@ -160,57 +166,58 @@ class Asker:
                 if not (await storing).duplicate:
                     await on_abandoned()
 
-        self._abandoned.start(take_back(), what=f"cancelling the abandoned request {request_id}")
+        self._abandoned.start(take_back(), what=f"cancelling the abandoned request {name}")
 
-    async def _before(self, request_id: str) -> RecordEntry | None:
+    async def _before(self, name: str) -> RecordEntry | None:
         """The last message of an older request under an id, None if there is none."""
         try:
-            return await self.last(request_id)
+            return await self.last(name)
         except Unreachable as error:
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"The record of the request cannot be read: {error}") from error
 
-    async def read(self, request_id: str, *, after: int = 0) -> RecordReader:
+    async def read(self, name: str, *, after: int = 0) -> RecordReader:
         """The record of any published request, after a sequence. The caller closes it."""
-        record = RecordReader(self._bus, request_id, after=after, open_records=self._records)
+        record = RecordReader(self._bus, name, after=after, open_records=self._records)
         await record.open()
         record.look()
         return record
 
-    async def last(self, request_id: str) -> RecordEntry | None:
+    async def last(self, name: str) -> RecordEntry | None:
         """The last message of a request's record so far, or None if it is empty.
 
         Raises:
             Unreachable: the broker does not answer.
         """
-        found = await self._bus.last_answer(reply_subject(request_id))
+        found = await self._bus.last_answer(reply_subject(name))
         if found is None or found[1] is None:
             return None
         return RecordEntry(found[0], found[1], decode_answer(found[1]))
 
-    async def cancel(self, request_id: str) -> None:
+    async def cancel(self, name: str) -> None:
         """Ask for a request to be cancelled, without an answer.
 
         Raises:
             Unreachable: the connection is closed.
         """
-        await self._bus.publish(f"{CANCEL}.{request_id}", b"")
+        await self._bus.publish(f"{CANCEL}.{name}", b"")
 
-    async def cancelled(self, request_id: str) -> Cancelled:
+    async def cancelled(self, name: str) -> Cancelled:
         """Ask for a request to be cancelled. Returns what became of it.
 
         Raises:
             Unreachable: the monitor does not answer.
         """
-        answer = await self._bus.request(f"{CANCEL}.{request_id}")
+        answer = await self._bus.request(f"{CANCEL}.{name}")
         return msgspec.json.decode(answer.data, type=Cancelled)
 
-    async def position(self, request_id: str) -> Position:
+    async def position(self, name: str) -> Position:
         """A request's state and its position in the queue.
 
         Raises:
             Unreachable: the monitor does not answer.
         """
-        answer = await self._bus.request(QUEUE_POSITION, request_id.encode())
+        tenant, request_id = split_name(name)
+        answer = await self._bus.request(position_subject(tenant), request_id.encode())
         return msgspec.json.decode(answer.data, type=Position)
 
     def _on_reconnect(self) -> None:
@@ -225,11 +232,11 @@ class RecordReader:
     reader), the record is read from the stream. One reader at a time.
     """
 
-    def __init__(self, bus: Bus, request_id: str, *, after: int, open_records: set[RecordReader]) -> None:
-        self.id = request_id
+    def __init__(self, bus: Bus, name: str, *, after: int, open_records: set[RecordReader]) -> None:
+        self.name = name
         self._open_records = open_records
         self._bus = bus
-        self._subject = reply_subject(request_id)
+        self._subject = reply_subject(name)
         self._last_sequence = after
         self._live: deque[Message] = deque()
         self._fetched: deque[RecordEntry] = deque()
@@ -313,7 +320,7 @@ class RecordReader:
             self._look = True
             if not isinstance(error, Unreachable):
                 raise
-            log.debug("%s: the record cannot be read now: %s", self.id, error)
+            log.debug("%s: the record cannot be read now: %s", self.name, error)
             await asyncio.sleep(_PAUSE_AWAY_S)
             return
         self._look |= len(batch) >= BATCH

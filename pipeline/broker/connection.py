@@ -43,7 +43,8 @@ _SERVICE_VERSION = "1.0.0"  # the version of the wire contract
 
 Headers = Mapping[str, str]
 Handler = Callable[["Message"], Awaitable[None]]
-Service = Callable[[bytes], Awaitable[bytes]]
+# Returns the body of an answer, from the subject and the body of a request.
+Service = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class BusError(Exception):
@@ -348,7 +349,7 @@ class Connection:
         Args:
             name: the service's name.
             description: shown by `nats micro info`.
-            endpoints: by subject, the function that returns the body of an answer.
+            endpoints: by subject, which can have wildcards, the function that answers.
             queue: the queue group, of which one member receives each request. By default the service's name.
 
         Returns:
@@ -363,7 +364,7 @@ class Connection:
                     log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
                     return
                 try:
-                    body = await endpoint(request.data)
+                    body = await endpoint(request.subject, request.data)
                 except BusError as error:
                     await request.respond_error("503", str(error))
                 except Exception as error:
@@ -376,7 +377,10 @@ class Connection:
 
         for subject, endpoint in endpoints.items():
             await service.add_endpoint(
-                name=subject.replace(".", "_"), subject=subject, handler=answering(endpoint), queue_group=queue or name
+                name=subject.replace(".", "_").replace("*", "any"),
+                subject=subject,
+                handler=answering(endpoint),
+                queue_group=queue or name,
             )
 
         async def stop() -> None:

@@ -33,11 +33,11 @@ from pipeline.wire.subjects import (
     DUPLICATE_WINDOW_S,
     FILE_CHUNKS,
     FILE_NOTES,
-    LANES,
     LEADER,
     LOAD,
     QUEUED_PREFIX,
     RETURNED,
+    SERVED_LANES,
     STREAM_BATCH,
     STREAM_DEAD,
     STREAM_FILES,
@@ -124,7 +124,7 @@ def _work_queue(name: str, subjects: list[str], max_messages: int, config: Confi
 
 def streams(config: Config) -> tuple[Stream, ...]:
     """All of headrace's streams and consumers."""
-    requests = _work_queue(STREAM_REQUESTS, [lane.subject for lane in LANES], config.lane_max_messages, config)
+    requests = _work_queue(STREAM_REQUESTS, [lane.subject for lane in SERVED_LANES], config.lane_max_messages, config)
     # Every stored request is announced without its body, so that workers need not poll.
     # No older version can change the stream again: it stores moved requests under ids that this one does not accept.
     requests.deny_purge = True
@@ -174,7 +174,7 @@ def streams(config: Config) -> tuple[Stream, ...]:
         num_replicas=config.replicas,
     )
     return (
-        Stream(requests, tuple(_lane_consumer(lane.consumer, lane.subject, config) for lane in LANES)),
+        Stream(requests, tuple(_lane_consumer(lane.consumer, lane.subject, config) for lane in SERVED_LANES)),
         Stream(spilled, tuple(_lane_consumer(ollama_consumer(p), ollama_subject(p), config) for p in Priority)),
         Stream(replies),
         Stream(state),

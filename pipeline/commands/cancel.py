@@ -8,19 +8,22 @@ import msgspec
 
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
-from pipeline.wire.subjects import CANCEL, is_request_id
+from pipeline.wire.subjects import CANCEL, is_request_name
 
 
-def cancel(request_id: str, url: str) -> int:
+def cancel(name: str, url: str) -> int:
     """Cancel a request and print its state. Return 0, or 1 if the request is unknown, or 2 if the id is invalid."""
-    if not is_request_id(request_id):
-        tell(f'headrace: "{request_id}" is not a request id. Use 1 to 128 letters, digits, "-" or "_".')
+    if not is_request_name(name):
+        tell(
+            f'headrace: "{name}" is not a request id. Use 1 to 128 letters, digits, "-" or "_"; for the request of a '
+            "tenant, t.TENANT.ID."
+        )
         return 2
-    return run_client(partial(_cancel, request_id), url, name="headrace cancel")
+    return run_client(partial(_cancel, name), url, name="headrace cancel")
 
 
-async def _cancel(request_id: str, bus: Bus) -> int:
-    answer = await bus.request(f"{CANCEL}.{request_id}")
+async def _cancel(name: str, bus: Bus) -> int:
+    answer = await bus.request(f"{CANCEL}.{name}")
     state = str(msgspec.json.decode(answer.data).get("state", "unknown"))
-    say(f"{request_id}: {state}")
+    say(f"{name}: {state}")
     return 1 if state == "unknown" else 0

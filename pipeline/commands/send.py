@@ -81,7 +81,7 @@ async def _send(sending: Sending, bus: Bus) -> int:
             raise Unreachable(error.message) from error
         return _fail(error.code, error.message)
     if sending.verbose:
-        tell(f"[{request.id} queued on {request.subject}]")
+        tell(f"[{request.name} queued on {request.subject}]")
     printer = Printer(verbose=sending.verbose)
     async with record:
         try:
@@ -89,7 +89,7 @@ async def _send(sending: Sending, bus: Bus) -> int:
                 printer.take((await record.next()).answer)
         except asyncio.CancelledError:
             with contextlib.suppress(BusError):
-                await client.cancel(request.id)
+                await client.cancel(request.name)
             raise
     return printer.code
 

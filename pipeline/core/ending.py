@@ -249,7 +249,7 @@ def moved_headers(
             that dies between the two steps of a move is followed by one that stores the same message once.
     """
     return carried(headers) | {
-        MSG_ID: ids.make(envelope.id, moved.how, sequence, stored_at),
+        MSG_ID: ids.make(envelope.name, moved.how, sequence, stored_at),
         MOVED_STORED_AT: repr(envelope.stored_at),
         MOVED_REASON: moved.why,
         TASK: moved.task,
@@ -272,7 +272,7 @@ def event(
     kind = event_kind(outcome)
     if kind is None or (kind == "returned" and not began):
         return None
-    said = RequestEvent(envelope.id, kind, envelope.priority, engine, tenant=envelope.tenant)
+    said = RequestEvent(envelope.name, kind, envelope.priority, engine, tenant=envelope.tenant)
     match outcome:
         case Answered(answer):
             account = answer.headrace

@@ -16,6 +16,7 @@ from pipeline.wire.subjects import (
     MOVED_STORED_AT,
     MSG_ID,
     REPLY_TO,
+    STREAM_OLLAMA,
     TASK,
     TENANT,
     TIMEOUT,
@@ -26,8 +27,12 @@ from pipeline.wire.subjects import (
     is_generated_id,
     is_reply_to,
     is_request_id,
+    is_tenant,
     reply_subject,
+    request_name,
+    split_name,
     stream_of,
+    tenant_of,
 )
 
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
@@ -73,7 +78,7 @@ class Envelope:
     """A request's subject, headers and broker metadata.
 
     Attributes:
-        id: the request's id, valid even if the headers are not.
+        id: the request's id, valid even if the headers are not. It is unique within `owner`.
         priority: from the subject.
         task: from the subject, else `Llm-Task`, else untriaged.
         stored_at: when the broker first stored the request, UTC seconds.
@@ -83,7 +88,8 @@ class Envelope:
         anew: whether it was sent again after it was cancelled.
         reply_to: where the answer goes besides the record, or None.
         deadline: when the request's timeout ends, UTC seconds, or None.
-        tenant: the tenant that the request is for.
+        owner: the tenant whose subject it was published to; empty for the default tenant.
+        tenant: the tenant that the request is for in accounts: the owner, or else what `Llm-Tenant` says.
         fault: the error in the headers with which the request is refused, or None.
     """
 
@@ -97,8 +103,14 @@ class Envelope:
     anew: bool = False
     reply_to: str | None = None
     deadline: float | None = None
+    owner: str = ""
     tenant: str = ""
     fault: HeadraceError | None = None
+
+    @property
+    def name(self) -> str:
+        """The request's name, unique among all tenants."""
+        return request_name(self.owner, self.id)
 
     @property
     def created(self) -> int:
@@ -130,9 +142,10 @@ def read_envelope(
         default_timeout_s: the timeout of requests that name none.
     """
     headers = stored.headers
-    request_id, move, bad_id = _read_id(stored, moves)
+    owner, request_id, move, bad_id = _read_id(stored, moves)
+    name = request_name(owner, request_id)
     stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
-    reply_to, denied = _read_reply_to(headers, request_id)
+    reply_to, denied = _read_reply_to(headers, name)
     timeout_s, bad_timeout = _read_timeout(headers, default_timeout_s)
     bad_task = None
     if task is Task.UNTRIAGED or move:
@@ -146,23 +159,31 @@ def read_envelope(
         move=move,
         move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
         anew=move is not None and ANEW in headers,
-        reply_to=None if reply_to == reply_subject(request_id) else reply_to,
+        reply_to=None if reply_to == reply_subject(name) else reply_to,
         deadline=None if timeout_s is None else stored_at + timeout_s,
-        tenant=headers.get(TENANT, "")[:_TENANT_MAX_CHARS],
+        owner=owner,
+        tenant=owner or headers.get(TENANT, "")[:_TENANT_MAX_CHARS],
         fault=denied or bad_id or bad_timeout or bad_task,
     )
 
 
-def _read_id(stored: StoredRequest, moves: MoveIds) -> tuple[str, Move | None, HeadraceError | None]:
-    """The id; the broker's, if the publisher gave none or an invalid one."""
-    given, sequence = stored.headers.get(MSG_ID), stored.sequence
+def _read_id(stored: StoredRequest, moves: MoveIds) -> tuple[str, str, Move | None, HeadraceError | None]:
+    """The owner, and the id; the broker's id, if the publisher gave none or an invalid one."""
+    given, sequence, stream = stored.headers.get(MSG_ID), stored.sequence, stream_of(stored.subject)
+    owner = tenant_of(stored.subject)
+    if owner and not is_tenant(owner):
+        return "", generated_id(sequence), None, _bad_tenant()
     if not given:
-        return generated_id(sequence), None, None
-    named, move = moves.read(given, stream_of(stored.subject), sequence)
-    if is_request_id(named) and (move or not is_generated_id(named)):
-        return named, move, None
+        return owner, generated_id(sequence), None, None
+    named, move = moves.read(given, stream, sequence)
+    # The name's tenant counts where only the pipeline stores requests: their subjects name none.
+    tenant, request_id = split_name(named)
+    if stream == STREAM_OLLAMA and is_tenant(tenant):
+        owner = tenant
+    if tenant in ("", owner) and is_request_id(request_id) and (move or not is_generated_id(request_id)):
+        return owner, request_id, move, None
     hint = "use 1 to 128 of A-Z a-z 0-9 _ -; ids of the form `LLM-<number>` are assigned by the broker"
-    return generated_id(sequence), None, _invalid(MSG_ID, hint)
+    return owner, generated_id(sequence), None, _invalid(MSG_ID, hint)
 
 
 def _first_stored_at(headers: Mapping[str, str], stored_at: float) -> float:
@@ -170,13 +191,13 @@ def _first_stored_at(headers: Mapping[str, str], stored_at: float) -> float:
     return first if first and first < stored_at + _CLOCK_SKEW_S else stored_at
 
 
-def _read_reply_to(headers: Mapping[str, str], request_id: str) -> tuple[str | None, HeadraceError | None]:
+def _read_reply_to(headers: Mapping[str, str], name: str) -> tuple[str | None, HeadraceError | None]:
     given = headers.get(REPLY_TO)
-    if given is None or is_reply_to(given, request_id):
+    if given is None or is_reply_to(given, name):
         return given, None
     hint = (
         "Reply-To must be a literal subject of at most 256 characters under `_INBOX.` or `llm.reply.`, and not that of "
-        f"an id that the broker assigns. This error was sent to {reply_subject(request_id)}."
+        f"another tenant or of an id that the broker assigns. This error was sent to {reply_subject(name)}."
     )
     return None, HeadraceError(ErrorCode.REPLY_SUBJECT_DENIED, hint, param=REPLY_TO)
 
@@ -206,6 +227,12 @@ def _number(text: str) -> float | None:
         return None
     value = float(text)
     return value if value < float("inf") else None
+
+
+def _bad_tenant() -> HeadraceError:
+    return HeadraceError(
+        ErrorCode.INVALID_REQUEST, "The subject has an invalid tenant. Use 1 to 64 of A-Z a-z 0-9 _ -.", param="tenant"
+    )
 
 
 def _invalid(header: str, message: str) -> HeadraceError:

@@ -18,7 +18,6 @@ from pipeline.wire.subjects import (
     DEAD_ID,
     DEAD_SUBJECT,
     DEAD_TRACE_ID,
-    LANE_OF_SUBJECT,
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,
@@ -27,6 +26,9 @@ from pipeline.wire.subjects import (
     Priority,
     Task,
     carried,
+    is_request_name,
+    lane_of_subject,
+    split_name,
 )
 
 REPLAY_REASON = "replayed from the dead letters"
@@ -39,7 +41,7 @@ class DeadLetter:
     """One dead letter.
 
     Attributes:
-        id: the request's.
+        id: the request's name.
         priority: its own.
         sequence: the letter's in `LLM_DEAD`.
         died_at: when the letter was stored, UTC seconds.
@@ -72,7 +74,8 @@ class DeadLetter:
         answer is replaced. The message id is made from the letter, so that replaying a letter twice stores one request.
         A request that was spilled starts on its own lane again.
         """
-        lane = LANE_OF_SUBJECT.get(self.subject, Lane(self.priority, Task.UNTRIAGED))
+        tenant = split_name(self.id)[0] if is_request_name(self.id) else ""
+        lane = lane_of_subject(self.subject) or Lane(self.priority, Task.UNTRIAGED, tenant)
         own = {
             MSG_ID: ids.make(self.id, Move.REPLAYED, self.sequence, self.died_at),
             MOVED_STORED_AT: repr(max(wall_now, self.created + 1.0)),
@@ -104,9 +107,9 @@ def letter_headers(
         trace_id: of its trace, or empty.
     """
     return _own(headers) | {
-        MSG_ID: f"{envelope.id}@{subject}:{sequence}",
+        MSG_ID: f"{envelope.name}@{subject}:{sequence}",
         MOVED_STORED_AT: repr(envelope.stored_at),
-        DEAD_ID: envelope.id,
+        DEAD_ID: envelope.name,
         DEAD_SUBJECT: subject,
         DEAD_ERROR: msgspec.json.encode(ErrorBody.of(error)).decode(),
         DEAD_ATTEMPTS: str(attempts),

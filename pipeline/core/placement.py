@@ -114,7 +114,7 @@ def back_to_mlx(envelope: Envelope, request: Request, catalogue: Catalogue, *, w
         return None
     if mlx_model_for(request.wanted_model, catalogue.table, catalogue.mlx, catalogue.internal) is None:
         return None
-    to = Lane(envelope.priority, Task.COMPLEX).subject
+    to = Lane(envelope.priority, Task.COMPLEX, envelope.owner).subject
     return Moved(to, Move.RETURNED, envelope.task, f"back from ollama: {why}")
 
 

@@ -119,13 +119,13 @@ class Recent:
 
     def stored(self, envelope: Envelope, placed_at: float) -> None:
         """A request was stored in a lane at placed_at (UTC seconds). A move stores it again."""
-        known = self._requests.get(envelope.id)
+        known = self._requests.get(envelope.name)
         if known is not None and abs(known.at - envelope.stored_at) > _SAME_S:
             known = None
         moved = _STATE_OF_MOVE.get(envelope.move)
         placed_ms = _since(envelope.stored_at, placed_at)
         if known is None:
-            known = Seen(envelope.id, envelope.priority, "queued", 0, envelope.stored_at)
+            known = Seen(envelope.name, envelope.priority, "queued", 0, envelope.stored_at)
         known = replace(known, at=envelope.stored_at, tenant=envelope.tenant)
         # An event of the engine can arrive before the announcement of an earlier move.
         is_news = not known.ended and (known.started_ms is None or known.started_ms < placed_ms)

@@ -10,10 +10,10 @@ nothing. When nothing runs and nothing waits, all start again at the same virtua
 A request that has waited beyond the bound is started out of turn and not charged: its priority keeps its floor, and the
 virtual time is that of the priorities that take turns.
 
-Among the lanes of one priority (untriaged, simple, complex) the oldest request goes first, as far as the announcements
-of stored requests tell; without them the lanes take turns. A saturated engine prefers requests that only it can answer,
-by a smooth weighted round robin and not strictly, so that simple requests are served even if the second engine is
-absent.
+Among the lanes of one priority (untriaged, simple, complex, and the same of tenants) the oldest request goes first, as
+far as the announcements of stored requests tell; without them the lanes take turns. A saturated engine prefers requests
+that only it can answer, by a smooth weighted round robin and not strictly, so that simple requests are served even if
+the second engine is absent.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
 # A lane that was empty is asked again after this long even if no request was announced: a request that was returned, or
 # whose worker died, is not announced again.
 RECHECK_S = 0.5
+# The same for a lane of tenants that was never seen to hold a request. A broker without tenants is asked less often.
+RECHECK_UNSEEN_S = 5.0
 # While requests of a priority wait beyond the bound, every fourth choice goes to that priority.
 OVERDUE_EVERY = 4
 # So many announced requests of a lane are remembered. The order of arrival is a guess beyond them.
@@ -94,6 +96,7 @@ class Scheduler:
     _accounts: dict[Priority, _Account] = field(init=False)
     _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
     _announced: dict[Lane, int] = field(init=False, default_factory=dict)
+    _seen: set[Lane] = field(init=False, default_factory=set)
     # The sequences of the requests that were announced in each lane and have not been taken, as far as is known here.
     _waiting: dict[Lane, deque[int]] = field(init=False)
     _taken: dict[Lane, int] = field(init=False)
@@ -173,13 +176,14 @@ class Scheduler:
         empty_since, announced = dict(self._empty_since), dict(self._announced)
         credit, charged = dict(self._credit), dict(self._charged)
         waiting, taken = {lane: known.copy() for lane, known in self._waiting.items()}, dict(self._taken)
+        seen = self._seen.copy()
         virtual_now, choices = self._virtual_now, self._choices_since_overdue
         try:
             yield
         finally:
             self._accounts, self._empty_since, self._announced = accounts, empty_since, announced
             self._credit, self._charged = credit, charged
-            self._waiting, self._taken = waiting, taken
+            self._waiting, self._taken, self._seen = waiting, taken, seen
             self._virtual_now, self._choices_since_overdue = virtual_now, choices
 
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
@@ -274,6 +278,7 @@ class Scheduler:
             if len(self._waiting[lane]) < _MOST_REMEMBERED:
                 self._waiting[lane].append(sequence)
         self._empty_since.pop(lane, None)
+        self._seen.add(lane)
         account = self._accounts[lane.priority]
         if account.joined_at == _IDLE:
             account.joined_at = self._present()
@@ -288,7 +293,8 @@ class Scheduler:
 
     def _may_hold_work(self, lane: Lane, now: float) -> bool:
         since = self._empty_since.get(lane)
-        return since is None or now - since >= RECHECK_S
+        pause_s = RECHECK_UNSEEN_S if lane.tenant and lane not in self._seen else RECHECK_S
+        return since is None or now - since >= pause_s
 
     def _oldest(self, lane: Lane) -> int:
         """The sequence of a lane's oldest request; where it is not known, the lowest that it can have."""

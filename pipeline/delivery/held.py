@@ -255,7 +255,7 @@ class Held:
         envelope = self.envelope
         if envelope.delivered == 1 and envelope.move is None and not isinstance(self._grip, _Queued):
             return Fresh()
-        subject = reply_subject(envelope.id)
+        subject = reply_subject(envelope.name)
         kept = await self._bus.read_answers(subject)
         record = Record.read(kept, envelope.created)
         self.tries = max(1, envelope.delivered - await self._grip.times_returned())
@@ -303,7 +303,7 @@ class Held:
         self._began = True
         envelope = self.envelope
         event = RequestEvent(
-            envelope.id,
+            envelope.name,
             "started",
             envelope.priority,
             self._engine,
@@ -366,7 +366,7 @@ class Held:
             raise MustEnd(Abandoned(Loss.LEASE))
 
     def _unreachable(self, error: BusError) -> Abandoned:
-        log.warning("%s: left to a later delivery: %s", self.envelope.id, error)
+        log.warning("%s: left to a later delivery: %s", self.envelope.name, error)
         return Abandoned(Loss.BROKER)
 
     # ---- ending it
@@ -474,14 +474,14 @@ class Held:
             sequence=grip.sequence,
             stored_at=grip.stored_at,
         )
-        with self._tracing.publish(outcome.to, headers, request_id=self.envelope.id):
+        with self._tracing.publish(outcome.to, headers, request_id=self.envelope.name):
             await self._bus.store(outcome.to, grip.data, headers=headers)
 
     async def _note_return(self) -> None:
         try:
             await self._grip.note_return()
         except BusError as error:
-            log.info("%s: its return is noted later: %s", self.envelope.id, error)
+            log.info("%s: its return is noted later: %s", self.envelope.name, error)
             self._grip.owe_return()
 
     async def _tell(self, event: RequestEvent) -> None:
@@ -495,7 +495,7 @@ class Held:
     def _publishing(self, steps: tuple[EndStep, ...]) -> AbstractContextManager[object]:
         if EndStep.CLOSE not in steps:
             return nullcontext()
-        return self._tracing.publish(reply_subject(self.envelope.id), request_id=self.envelope.id)
+        return self._tracing.publish(reply_subject(self.envelope.name), request_id=self.envelope.name)
 
     def _note(self, outcome: Outcome) -> None:
         """Say in the log and in the span how the request ended."""
@@ -503,10 +503,10 @@ class Held:
         self._tracing.ended(self._grip.headers, self.envelope, outcome)
         match outcome:
             case Buried(error):
-                log.warning("%s: moved to the dead letters: %s", self.envelope.id, error)
+                log.warning("%s: moved to the dead letters: %s", self.envelope.name, error)
             case Settled(last=None):
-                log.info("%s: published twice; the other copy is answered", self.envelope.id)
+                log.info("%s: published twice; the other copy is answered", self.envelope.name)
             case Abandoned(why):
-                log.info("%s: left to a later delivery: %s", self.envelope.id, why)
+                log.info("%s: left to a later delivery: %s", self.envelope.name, why)
             case _:
                 pass

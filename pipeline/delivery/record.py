@@ -37,7 +37,7 @@ class _Taken(Exception):
 
 @dataclass(slots=True)
 class _Tail:
-    """The end of what `LLM_REPLIES` holds under one id, to which one writer appends.
+    """The end of what `LLM_REPLIES` holds under one name, to which one writer appends.
 
     Attributes:
         last_sequence: of the last message, 0 where there is none.
@@ -46,7 +46,7 @@ class _Tail:
     """
 
     bus: Bus
-    id: str
+    name: str
     last_sequence: int = 0
     last_data: bytes = b""
     older_up_to: int = 0
@@ -62,9 +62,10 @@ class _Tail:
         if data == self.last_data:
             return
         self._unconfirmed.append(data)
+        subject = out_subject(self.name)
         for _ in range(_TRIES):
             try:
-                self.last_sequence = await self.bus.store(out_subject(self.id), data, expected_last=self.last_sequence)
+                self.last_sequence = await self.bus.store(subject, data, expected_last=self.last_sequence)
                 break
             except Fenced:
                 if await self._catch_up() == data:
@@ -77,7 +78,7 @@ class _Tail:
 
     async def _catch_up(self) -> bytes | None:
         """Learn the last sequence after a refusal. Returns the last message of an answer, None where there is none."""
-        sequence, data = await self.bus.last_answer(reply_subject(self.id)) or (0, None)
+        sequence, data = await self.bus.last_answer(reply_subject(self.name)) or (0, None)
         if data is not None and data != self.last_data and data not in self._unconfirmed:
             raise _Taken(sequence, data)
         self.last_sequence = sequence
@@ -92,7 +93,7 @@ class _Tail:
         An empty subject would accept a write from a stalled worker that still expects sequence 0.
         """
         if self.older_up_to:
-            await self.bus.purge(STREAM_REPLIES, reply_subject(self.id), up_to=self.older_up_to)
+            await self.bus.purge(STREAM_REPLIES, reply_subject(self.name), up_to=self.older_up_to)
             self.older_up_to = 0
 
 
@@ -114,7 +115,7 @@ class RecordWriter:
     _forwarded: _Tail | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self._record = _Tail(self.bus, self.envelope.id)
+        self._record = _Tail(self.bus, self.envelope.name)
 
     @property
     def last_sequence(self) -> int:
@@ -156,7 +157,7 @@ class RecordWriter:
         try:
             await self.check_reply_to()
         except HeadraceError as error:
-            log.warning("%s: the answer is stored in its record only: %s", self.envelope.id, error)
+            log.warning("%s: the answer is stored in its record only: %s", self.envelope.name, error)
         target = self.envelope.reply_to
         if target is None:
             return
@@ -167,7 +168,7 @@ class RecordWriter:
             await self._forwarded.append(data)
         except _Taken:
             log.warning(
-                "%s: the rest is stored in its record only: another request writes to %s", self.envelope.id, target
+                "%s: the rest is stored in its record only: another request writes to %s", self.envelope.name, target
             )
             self.envelope = replace(self.envelope, reply_to=None)
 

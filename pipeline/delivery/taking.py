@@ -22,9 +22,8 @@ from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import (
     BATCH,
-    LANE_OF_SUBJECT,
-    LANES,
     QUEUED_PREFIX,
+    SERVED_LANES,
     STORED_SEQUENCE,
     STORED_SUBJECT,
     STREAM_OLLAMA,
@@ -32,6 +31,7 @@ from pipeline.wire.subjects import (
     Lane,
     Priority,
     Task,
+    lane_of_subject,
     ollama_consumer,
 )
 
@@ -53,7 +53,7 @@ class Source:
     announcements: str = ""
 
 
-MLX_SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in LANES}, QUEUED_PREFIX)
+MLX_SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in SERVED_LANES}, QUEUED_PREFIX)
 OLLAMA_SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
 
 
@@ -277,8 +277,8 @@ class Taking:
         await self.hold(delivery).end(Returned())
 
     async def _on_announcement(self, message: Message) -> None:
-        lane = LANE_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
-        if lane is not None and lane in self.source.consumers:
+        stored_in = lane_of_subject(message.headers.get(STORED_SUBJECT, ""))
+        if stored_in is not None and (lane := stored_in.shared) in self.source.consumers:
             sequence = int(message.headers.get(STORED_SEQUENCE, 0))
             self._scheduler.arrived(lane, sequence)
             self._coming[lane.priority].announced(sequence, self.me.bus.clock.now())

@@ -73,7 +73,7 @@ async def withdraw(
             return False
         ended = await held.end(opened if isinstance(opened, Abandoned) else Failed(error))
     if ended == Abandoned(Loss.BROKER):
-        raise Unreachable(f"request {envelope.id} was not ended: the broker did not answer")
+        raise Unreachable(f"request {envelope.name} was not ended: the broker did not answer")
     if not isinstance(ended, Failed):
         return False
     tracing.withdrawn(stored.subject, stored.headers, envelope, ended, stored_at_s=stored.stored_at)

@@ -9,6 +9,7 @@ from pipeline.config import Config, ConfigError
 from pipeline.gateway.app import Gateway
 from pipeline.gateway.ask import Ask
 from pipeline.gateway.identity import is_loopback
+from pipeline.gateway.late import LateAnswers
 from pipeline.gateway.server import HttpServer, bind, url_of
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
@@ -28,6 +29,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             gateway = Gateway(me, config)
             await gateway.start()
             await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
+            await LateAnswers(me.bus).start()
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve_on(listening))
             try:

@@ -52,7 +52,7 @@ class AnswerContext:
             raise HttpError(503, error.code, error.message, retry_after_s=eta_s) from None
 
     def _abandoned(self, intake: Intake) -> Callable[[], Awaitable[None]]:
-        return partial(self.hang_ups.gone, intake.outgoing.id, keep=intake.outgoing.given_id)
+        return partial(self.hang_ups.gone, intake.outgoing.name, keep=intake.outgoing.given_id)
 
 
 class Answering(Live):
@@ -73,6 +73,7 @@ class Answering(Live):
         self._stream = asked.stream
         self._intake = intake
         self._id = asked.shape.request_id = intake.outgoing.id
+        self._name = intake.outgoing.name
         self._accepted = False
 
     async def write(self, send: Send) -> None:
@@ -89,7 +90,7 @@ class Answering(Live):
             await self._fail(send, error)
 
     async def _follow(self, send: Send) -> None:
-        async with self._context.hang_ups.following(self._id), await self._context.submit(self._intake) as record:
+        async with self._context.hang_ups.following(self._name), await self._context.submit(self._intake) as record:
             self._accepted = True
             await (self._write_stream if self._stream else self._write_whole)(record, send)
 
@@ -163,7 +164,7 @@ class Answering(Live):
     async def _standing(self) -> dict[str, Any] | None:
         """Where the request stands; None if no monitor says it."""
         try:
-            return said(await self._context.client.position(self._id))
+            return said(await self._context.client.position(self._name))
         except BusError:
             return None
 
@@ -192,4 +193,4 @@ class Answering(Live):
     async def _gone(self, *, keep: bool) -> None:
         """Cancel the request, now or after the grace. `Asker.submit` does this for one that is not stored yet."""
         if self._accepted or keep:
-            await self._context.hang_ups.gone(self._id, keep=keep)
+            await self._context.hang_ups.gone(self._name, keep=keep)

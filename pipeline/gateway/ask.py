@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -29,6 +30,10 @@ from pipeline.wire.subjects import (
     is_imported,
     is_inbox,
     is_request_id,
+    is_tenant,
+    request_name,
+    split_name,
+    tenant_of,
 )
 
 log = logging.getLogger(__name__)
@@ -55,13 +60,18 @@ class Ask:
 
     async def start(self) -> None:
         """Subscribe. Call once. Several gateways share the requests."""
-        await self.bus.subscribe(ASK, self._on_ask, queue=_GROUP)
+        await self.bus.subscribe(f"{ASK}.*", self._on_ask, queue=_GROUP)
+        await self.bus.subscribe(f"{ASK}.*.t.*", self._on_ask, queue=_GROUP)
 
     async def _on_ask(self, message: Message) -> None:
         if not is_inbox(message.reply):
             log.info("Ignoring a request on %s: its reply subject is not an inbox", message.subject)
             return
-        headers = {MSG_ID: uuid4().hex, **message.headers, REPLY_TO: message.reply}
+        headers = {
+            MSG_ID: request_name(tenant_of(message.subject), uuid4().hex),
+            **message.headers,
+            REPLY_TO: message.reply,
+        }
         if is_imported(message.reply):
             # Only the account of this process can reply there; that of an engine cannot.
             del headers[REPLY_TO]
@@ -73,12 +83,14 @@ class Ask:
 
     async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:
         """Put the request on its lane. Returns the error for the client, or None."""
-        name = message.subject.removeprefix("llm.ask.")
+        priority, tenant = message.subject.split(".")[2], tenant_of(message.subject)
+        if tenant and not is_tenant(tenant):
+            return HeadraceError(ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant.")
         try:
-            subject = Lane(Priority(name), Task.UNTRIAGED).subject
+            subject = Lane(Priority(priority), Task.UNTRIAGED, tenant).subject
         except ValueError:
             return HeadraceError(
-                ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(name, 40)}. Use high, medium or low."
+                ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(priority, 40)}. Use high, medium or low."
             )
         if MSG_ID not in message.headers and (full := refused_by_store(self.peers.store())) is not None:
             return full
@@ -97,27 +109,33 @@ class Ask:
                 span.fail(refusal)
                 return refusal
         if ack.duplicate or is_imported(message.reply):
-            request_id = headers[MSG_ID] if is_request_id(headers[MSG_ID]) else generated_id(ack.sequence)
-            following = self._follow(request_id, message.reply, after=0 if ack.duplicate else before)
-            self._followers.start(following, what=f"following request {request_id}")
+            name = _name(headers, tenant) or request_name(tenant, generated_id(ack.sequence))
+            following = self._follow(name, message.reply, after=0 if ack.duplicate else before)
+            self._followers.start(following, what=f"following request {name}")
         return None
 
     async def _before(self, headers: dict[str, str], message: Message) -> int:
         """The last sequence of an older answer under an id that the client chose; 0 if that does not matter."""
-        request_id = headers[MSG_ID]
-        if not is_imported(message.reply) or MSG_ID not in message.headers or not is_request_id(request_id):
+        name = _name(headers, tenant_of(message.subject))
+        if not is_imported(message.reply) or MSG_ID not in message.headers or name is None:
             return 0
-        last = await self.client.last(request_id)
+        last = await self.client.last(name)
         return 0 if last is None else last.sequence
 
-    async def _follow(self, request_id: str, reply: str, *, after: int) -> None:
+    async def _follow(self, name: str, reply: str, *, after: int) -> None:
         """Forward the record of a request after a sequence, up to its last message."""
         try:
-            async with asyncio.timeout(_FOLLOW_S), await self.client.read(request_id, after=after) as record:
+            async with asyncio.timeout(_FOLLOW_S), await self.client.read(name, after=after) as record:
                 ended = False
                 while not ended:
                     entry = await record.next()
                     await self.bus.publish(reply, entry.data)
                     ended = is_last(entry.answer)
         except (BusError, TimeoutError) as error:
-            log.info("Request %s: the request at %s gets no answer: %s", request_id, reply, error)
+            log.info("Request %s: the request at %s gets no answer: %s", name, reply, error)
+
+
+def _name(headers: Mapping[str, str], tenant: str) -> str | None:
+    """The name of the request with these headers in a tenant's lane; None if its id is not valid."""
+    named, request_id = split_name(headers[MSG_ID])
+    return request_name(tenant, request_id) if named in ("", tenant) and is_request_id(request_id) else None

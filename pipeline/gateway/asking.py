@@ -86,12 +86,12 @@ class Asking:
         if not intake.outgoing.given_id and (refusal := refused_by_store(self.me.peers.store())) is not None:
             raise refusal  # the answer of an id that was used before may be there
         if asked.conversation:
-            self._continuing.keep(intake.outgoing.id, asked.conversation)
+            self._continuing.keep(intake.outgoing.name, asked.conversation)
         if asked.others:
             return self._several(asked, intake)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
-        async with self.context.hang_ups.following(intake.outgoing.id), await self.context.submit(intake):
+        async with self.context.hang_ups.following(intake.outgoing.name), await self.context.submit(intake):
             pass
         return _accepted(intake.outgoing.id)
 

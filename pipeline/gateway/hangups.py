@@ -35,52 +35,52 @@ class HangUps:
         self._tasks = Background()
 
     @contextlib.asynccontextmanager
-    async def following(self, request_id: str) -> AsyncIterator[None]:
+    async def following(self, name: str) -> AsyncIterator[None]:
         """A response follows a request. If the request is being cancelled, it begins when that is done."""
-        self._readers[request_id] += 1
-        if kept := self._kept.pop(request_id, None):
+        self._readers[name] += 1
+        if kept := self._kept.pop(name, None):
             kept.cancel()
         try:
-            if ending := self._ending.get(request_id):
+            if ending := self._ending.get(name):
                 await asyncio.wait({ending})
             yield
         finally:
-            self._readers[request_id] -= 1
-            if not self._readers[request_id]:
-                del self._readers[request_id]
+            self._readers[name] -= 1
+            if not self._readers[name]:
+                del self._readers[name]
 
-    async def gone(self, request_id: str, *, keep: bool) -> None:
+    async def gone(self, name: str, *, keep: bool) -> None:
         """The client of a request has disconnected. Cancel the request, unless another response follows it.
 
         Args:
-            request_id: the request's id.
+            name: the request's.
             keep: cancel it after the grace, unless a response follows it by then.
         """
-        if self._readers[request_id]:
+        if self._readers[name]:
             return
         if not keep:
             with contextlib.suppress(BusError):
-                await self._client.cancel(request_id)
+                await self._client.cancel(name)
             return
-        if kept := self._kept.pop(request_id, None):
+        if kept := self._kept.pop(name, None):
             kept.cancel()
-        self._kept[request_id] = asyncio.get_running_loop().call_later(self._grace_s, self._end, request_id)
+        self._kept[name] = asyncio.get_running_loop().call_later(self._grace_s, self._end, name)
 
     async def stop(self) -> None:
         """Cancel the requests that are kept: their clients cannot come back to this gateway."""
-        for request_id, kept in list(self._kept.items()):
+        for name, kept in list(self._kept.items()):
             kept.cancel()
-            self._end(request_id)
+            self._end(name)
         await self._tasks.join()
 
-    def _end(self, request_id: str) -> None:
-        del self._kept[request_id]
-        self._ending[request_id] = self._tasks.start(self._cancel(request_id), what=f"cancelling request {request_id}")
+    def _end(self, name: str) -> None:
+        del self._kept[name]
+        self._ending[name] = self._tasks.start(self._cancel(name), what=f"cancelling request {name}")
 
-    async def _cancel(self, request_id: str) -> None:
+    async def _cancel(self, name: str) -> None:
         try:
-            await self._client.cancelled(request_id)
+            await self._client.cancelled(name)
         except BusError as error:
-            log.debug("%s: its cancel was not confirmed: %s", request_id, error)
+            log.debug("%s: its cancel was not confirmed: %s", name, error)
         finally:
-            del self._ending[request_id]
+            del self._ending[name]

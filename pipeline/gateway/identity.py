@@ -17,9 +17,12 @@ from typing import NamedTuple
 from pipeline.config import HttpKey
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
+from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_tenant, request_name, split_name
 
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
+
+
+_NO_OWNERS: Mapping[str, str] = {}
 
 
 class Caller(NamedTuple):
@@ -29,11 +32,18 @@ class Caller(NamedTuple):
         name: the key's name, or the address; rate limits count by it.
         tenant: of its requests; empty without keys.
         key: the API key's entry; None if no keys are in use.
+        owners: of an operator, the tenants on whose lanes the requests of all keys are, by the names of the keys.
     """
 
     name: str
     tenant: str = ""
     key: HttpKey | None = None
+    owners: Mapping[str, str] = _NO_OWNERS
+
+    @property
+    def owner(self) -> str:
+        """The tenant on whose lanes its requests are stored; empty for the default tenant."""
+        return "" if self.key is None else _owner_of(self.key)
 
     @property
     def sees_all(self) -> bool:
@@ -43,6 +53,14 @@ class Caller(NamedTuple):
     def may_see(self, tenant: str) -> bool:
         """Whether it sees what belongs to a tenant. Only operators see what has no tenant."""
         return self.sees_all or tenant == self.tenant
+
+
+def _owner_of(key: HttpKey) -> str:
+    """The tenant of a key; empty for the default one, to which keys without a tenant belong.
+
+    So do keys whose tenant cannot stand in a subject: a tenant can have a dot.
+    """
+    return key.tenant if is_tenant(key.tenant) else ""
 
 
 def hashed(key: str, salt: str) -> str:
@@ -82,7 +100,8 @@ def identify(keys: Sequence[HttpKey], headers: Mapping[str, str], address: str) 
     known = [entry for entry in keys if _is_hash_of(entry, key)]
     if not known:
         raise HttpError(401, ErrorCode.UNAUTHORIZED, "Unknown API key.")
-    return Caller(known[0].name, known[0].tenant or known[0].name, known[0])
+    caller = Caller(known[0].name, known[0].tenant or known[0].name, known[0])
+    return caller._replace(owners={key.name: _owner_of(key) for key in keys}) if caller.sees_all else caller
 
 
 def priority_of(caller: Caller, wanted: str | None, default: Priority) -> Priority:
@@ -116,9 +135,20 @@ def own_id(caller: Caller, given: str) -> str:
     return f"{caller.key.name}-{given}"
 
 
-def meant_id(caller: Caller, given: str) -> str:
-    """The request id for an id by which a caller looks a request up. An operator gives it in full."""
-    return given if caller.sees_all else own_id(caller, given)
+def own_name(caller: Caller, given: str) -> str:
+    """The name of the request for an id that a caller chose."""
+    return request_name(caller.owner, own_id(caller, given))
+
+
+def meant_name(caller: Caller, given: str) -> str:
+    """The name of the request that a caller looks up by its id or its name; empty for one of another tenant.
+
+    An operator gives ids in full: they begin with the name of a key.
+    """
+    tenant, given_id = split_name(given)
+    if caller.sees_all:
+        return given if tenant else request_name(caller.owners.get(given.partition("-")[0], ""), given)
+    return own_name(caller, given_id) if tenant in ("", caller.owner) else ""
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:

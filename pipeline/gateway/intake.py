@@ -67,7 +67,7 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
     """
     priority, timeout_s = urgency(caller, headers, default=default)
     verdict = _verdict(asked.request) if saturated else None
-    lane = Lane(priority, verdict.task if verdict else Task.UNTRIAGED)
+    lane = Lane(priority, verdict.task if verdict else Task.UNTRIAGED, caller.owner)
     chosen, given = request_id(caller, headers)
     published: dict[str, str] = {}
     if timeout_s is not None:
@@ -127,7 +127,7 @@ class Repeats:
     """
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[float, bytes]] = {}  # by id, oldest first: when, and a digest
+        self._asked: dict[str, tuple[float, bytes]] = {}  # by name, oldest first: when, and a digest
 
     def check(self, intake: Intake, request: Request, now: float) -> None:
         """Remember the request of an id that the caller chose. Whether it is streamed makes no difference.
@@ -150,7 +150,7 @@ class Repeats:
         if isinstance(request, ChatRequest):
             request = msgspec.structs.replace(request, stream=None)
         digest = blake2b(msgspec.json.encode(request), digest_size=16).digest()
-        if self._asked.setdefault(intake.outgoing.id, (now, digest))[1] != digest:
+        if self._asked.setdefault(intake.outgoing.name, (now, digest))[1] != digest:
             raise HeadraceError(
                 ErrorCode.INVALID_REQUEST,
                 f"Idempotency key {quoted(intake.outgoing.id, 128)} was used for a different request "

@@ -14,12 +14,12 @@ from starlette.responses import Response
 from pipeline.broker import letters as dead
 from pipeline.broker.jetstream import Bus, StreamState
 from pipeline.core.letters import DeadLetter
-from pipeline.gateway.identity import Caller, own_id
+from pipeline.gateway.identity import Caller, own_name
 from pipeline.gateway.queue import answered, events_url
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, quoted
-from pipeline.wire.subjects import STREAM_DEAD, TENANT
+from pipeline.wire.subjects import STREAM_DEAD, TENANT, split_name
 
 # The newest letters are kept, and the newest of those are listed.
 _KNOWN = 10_000
@@ -83,7 +83,7 @@ class Letters:
         given, caller = request.path_params["id"], request.state.caller
         mine = await self._visible(caller)
         # A caller that chose the id knows it without the key's name in front.
-        for meant in (given, own_id(caller, given)):
+        for meant in (given, own_name(caller, given)):
             if found := [entry for entry in mine if entry.row.id == meant]:
                 return found
         raise _no_letter(given[:128])
@@ -101,7 +101,8 @@ class Letters:
         entries: deque[KnownLetter] = deque(maxlen=_KNOWN)
         async for letter in dead.letters(self.bus, dead.Chosen()):
             row = dead.as_row(letter, letter.died_at)
-            entries.append(KnownLetter(letter.sequence, letter.headers.get(TENANT, ""), row))
+            owner, _ = split_name(letter.id)
+            entries.append(KnownLetter(letter.sequence, owner or letter.headers.get(TENANT, ""), row))
         self._entries = entries
 
 

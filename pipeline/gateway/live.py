@@ -20,12 +20,12 @@ from pipeline.core.envelope import read_envelope
 from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, MoveSeen, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
-from pipeline.gateway.identity import Caller, own_id
+from pipeline.gateway.identity import Caller, own_name
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, RequestEvent, StoreReport, WorkerStatus
-from pipeline.wire.subjects import EVENT, LANES, QUEUED_PREFIX, STORED_SUBJECT, Priority, ollama_subject
+from pipeline.wire.subjects import EVENT, QUEUED_PREFIX, STORED_SUBJECT, Priority, lane_of_subject, ollama_subject
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
 # Changes within this time are sent together. A slower client gets the newest state.
 _GATHER_S = 0.2
 _WAITING = b": waiting\n\n"
-_PRIORITY_OF_SUBJECT = {lane.subject: lane.priority for lane in LANES} | {ollama_subject(p): p for p in Priority}
+_OLLAMA_LANES = {ollama_subject(priority): priority for priority in Priority}
 
 _Said = TypeVar("_Said", Load, WorkerStatus, Seen, MoveSeen)
 
@@ -71,7 +71,9 @@ class Watch:
         self._tell()
 
     async def _on_stored(self, message: Message) -> None:
-        priority = _PRIORITY_OF_SUBJECT.get(message.headers.get(STORED_SUBJECT, ""))
+        subject = message.headers.get(STORED_SUBJECT, "")
+        lane = lane_of_subject(subject)
+        priority = _OLLAMA_LANES.get(subject) if lane is None else lane.priority
         if priority is None:
             return
         stored = to_stored(message)
@@ -122,7 +124,7 @@ class Watch:
         config, key = self.config, caller.key
         return {
             "tenant": caller.tenant,
-            "id_prefix": own_id(caller, ""),
+            "name_prefix": own_name(caller, ""),
             "sees_all": caller.sees_all,
             "highest": Priority.HIGH if key is None else key.highest,
             "busy_at": config.busy_at,

@@ -18,12 +18,12 @@ from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
 from pipeline.core.statistics import QueueStatistics
-from pipeline.gateway.identity import meant_id
+from pipeline.gateway.identity import meant_name
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.messages import EngineName, encode, is_last
-from pipeline.wire.subjects import QUEUE_STATS, is_request_id
+from pipeline.wire.subjects import QUEUE_STATS, is_request_name, split_name
 
 _T = TypeVar("_T")
 
@@ -87,43 +87,43 @@ class Queue:
 
     async def show(self, request: Request) -> Response:
         """`GET /queue/requests/{id}`: its state and position, and its last message once it has ended."""
-        request_id = _asked_id(request)
-        position = await answered(self.client.position(request_id))
-        fields = msgspec.to_builtins(position) | {"object": "headrace.request", "events_url": events_url(request_id)}
+        name = _asked_name(request)
+        position = await answered(self.client.position(name))
+        fields = msgspec.to_builtins(position) | {"object": "headrace.request", "events_url": events_url(name)}
         if position.state == "unknown":
-            raise _unknown(request_id)
+            raise _unknown(name)
         if position.state == "finished":
-            last = await answered(self.client.last(request_id))
+            last = await answered(self.client.last(name))
             fields["answer"] = msgspec.Raw(last.data) if last else None
         return json_response(fields)
 
     async def cancel(self, request: Request) -> Response:
         """`DELETE /queue/requests/{id}`."""
-        request_id = _asked_id(request)
-        cancelled = await answered(self.client.cancelled(request_id))
+        name = _asked_name(request)
+        cancelled = await answered(self.client.cancelled(name))
         if cancelled.state == "unknown":
-            raise _unknown(request_id)
+            raise _unknown(name)
         return json_response(msgspec.to_builtins(cancelled))
 
     async def events(self, request: Request) -> Response | Events:
         """`GET /queue/requests/{id}/events`: the record from its start, or after `Last-Event-ID`."""
-        request_id = _asked_id(request)
+        name = _asked_name(request)
         given = request.headers.get("last-event-id", "0").strip() or "0"
         if not (given.isascii() and given.isdecimal() and len(given) < 19):
             raise HttpError(
                 400, ErrorCode.INVALID_REQUEST, "Last-Event-ID must be the id of an event.", param="Last-Event-ID"
             )
-        last = await answered(self.client.last(request_id))
+        last = await answered(self.client.last(name))
         ended_at = last.sequence if last is not None and is_last(last.answer) else 0
-        position = await answered(self.client.position(request_id))
+        position = await answered(self.client.position(name))
         if position.state == "unknown":
-            raise _unknown(request_id)
+            raise _unknown(name)
         after = int(given)
         if ended_at and position.state != "finished":
-            return Events(self.client, request_id, after, self.registry, skipped=ended_at)
+            return Events(self.client, name, after, self.registry, skipped=ended_at)
         if 0 < ended_at <= after:
             return Response(status_code=204)  # on which an EventSource does not reconnect
-        return Events(self.client, request_id, after, self.registry)
+        return Events(self.client, name, after, self.registry)
 
     async def load(self, _: Request) -> Loads:
         """`GET /load`: each engine's load, now and at every change."""
@@ -140,7 +140,7 @@ class Events(Live):
 
     Args:
         client: reads the record.
-        request_id: the request's id.
+        name: the request's name.
         after: the sequence after which to begin.
         registry: holds the open responses.
         skipped: the sequence of a last message that is taken for that of an earlier request under the id, since the
@@ -149,17 +149,17 @@ class Events(Live):
 
     endless = True
 
-    def __init__(self, client: Asker, request_id: str, after: int, registry: Registry, *, skipped: int = 0) -> None:
+    def __init__(self, client: Asker, name: str, after: int, registry: Registry, *, skipped: int = 0) -> None:
         super().__init__(registry)
         self._client = client
-        self._id = request_id
+        self._name = name
         self._after = after
         self._skipped = skipped
 
     async def write(self, send: Send) -> None:
         """Send the events up to the last message."""
-        async with await self._client.read(self._id, after=max(self._after, self._skipped)) as record:
-            await self.begin(send, {**SSE_HEADERS, "x-request-id": self._id})
+        async with await self._client.read(self._name, after=max(self._after, self._skipped)) as record:
+            await self.begin(send, {**SSE_HEADERS, "x-request-id": split_name(self._name)[1]})
             while not await self._one(record, send):
                 pass
         await finish(send)
@@ -182,7 +182,7 @@ class Events(Live):
     async def _has_ended(self) -> bool:
         """Whether the monitor says by now that the request has ended."""
         try:
-            return (await self._client.position(self._id)).state == "finished"
+            return (await self._client.position(self._name)).state == "finished"
         except BusError:
             return False
 
@@ -218,24 +218,24 @@ class Loads(Live):
             self._changed.discard(changed)
 
 
-def events_url(request_id: str) -> str:
-    """The URL of a request's messages."""
-    return f"/queue/requests/{request_id}/events"
+def events_url(request: str) -> str:
+    """The URL of a request's messages, by its id or its name."""
+    return f"/queue/requests/{request}/events"
 
 
-def _asked_id(request: Request) -> str:
+def _asked_name(request: Request) -> str:
     given = request.path_params["id"]
-    chosen = meant_id(request.state.caller, given)
-    if not is_request_id(chosen):
+    chosen = meant_name(request.state.caller, given)
+    if not is_request_name(chosen):
         raise _unknown(given[:128])
     return chosen
 
 
-def _unknown(request_id: str) -> HttpError:
+def _unknown(name: str) -> HttpError:
     return HttpError(
         404,
         ErrorCode.INVALID_REQUEST,
-        f"No request has the id {quoted(request_id, 128)}, or its answer has expired.",
+        f"No request has the id {quoted(split_name(name)[1], 128)}, or its answer has expired.",
         param="id",
     )
 

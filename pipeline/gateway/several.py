@@ -38,9 +38,9 @@ class Several(Answering):
             async with contextlib.AsyncExitStack() as stack:
                 records: list[RecordReader] = []
                 for _, intake in self._calls:
-                    await stack.enter_async_context(self._context.hang_ups.following(intake.outgoing.id))
+                    await stack.enter_async_context(self._context.hang_ups.following(intake.outgoing.name))
                     records.append(await stack.enter_async_context(await self._context.submit(intake)))
-                    self._submitted.append(intake.outgoing.id)
+                    self._submitted.append(intake.outgoing.name)
                 if self._stream:
                     await self._write_streams(records, send)
                 else:
@@ -92,8 +92,8 @@ class Several(Answering):
 
     async def _gone(self, *, keep: bool) -> None:
         """Cancel all requests that were stored, now or after the grace."""
-        for request_id in self._submitted:
-            await self._context.hang_ups.gone(request_id, keep=keep)
+        for name in self._submitted:
+            await self._context.hang_ups.gone(name, keep=keep)
 
 
 async def _read(index: int, record: RecordReader, news: asyncio.Queue[tuple[int, Answer | Exception]]) -> None:

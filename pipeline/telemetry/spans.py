@@ -89,7 +89,7 @@ class ProcessSpan(Span):
         wait_ms = max(0.0, self._recording.start_ns / 1e6 - stored_at_s * 1e3)
         deliveries = None if attempt is None else envelope.delivered
         known: dict[str, Value] = {
-            names.MESSAGING_MESSAGE_ID: envelope.id,
+            names.MESSAGING_MESSAGE_ID: envelope.name,
             names.HEADRACE_ATTEMPT: attempt,
             names.HEADRACE_DELIVERIES: deliveries,
             names.HEADRACE_REASON: reason or None,

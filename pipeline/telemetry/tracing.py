@@ -286,12 +286,12 @@ _TRIAGE = TriageSpan()
 
 
 def _origin(envelope: Envelope) -> TraceOrigin:
-    return trace_origin(envelope.id, envelope.created)
+    return trace_origin(envelope.name, envelope.created)
 
 
 def _request(envelope: Envelope) -> dict[str, Value]:
     return {
-        names.MESSAGING_MESSAGE_ID: envelope.id,
+        names.MESSAGING_MESSAGE_ID: envelope.name,
         names.HEADRACE_PRIORITY: envelope.priority,
         names.HEADRACE_TASK: envelope.task,
     }

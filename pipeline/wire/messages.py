@@ -532,6 +532,27 @@ class Position(Struct):
     estimated: bool | msgspec.UnsetType = msgspec.UNSET
 
 
+class LateQuery(Struct):
+    """Asks for the messages kept of a request's answer, from the one after a sequence."""
+
+    id: str
+    after: int = 0
+
+
+class LateMessage(Struct):
+    """One message of an answer, and its sequence in the stream."""
+
+    seq: int
+    message: msgspec.Raw
+
+
+class LateAnswer(Struct):
+    """Messages of an answer, oldest first: none if no more are kept now."""
+
+    id: str
+    messages: list[LateMessage]
+
+
 class Cancelled(Struct):
     """The result of a cancellation: `cancelled`, `finished`, `unknown` or `pending`.
 

@@ -37,25 +37,55 @@ class Move(StrEnum):
 
 
 class Lane(NamedTuple):
-    """One bounded queue at the broker: one subject and one durable consumer."""
+    """One bounded queue at the broker: one subject.
+
+    Attributes:
+        priority, task: of its requests.
+        tenant: whose requests it holds; empty for the default tenant, `ANY_TENANT` for all others together.
+    """
 
     priority: Priority
     task: Task
+    tenant: str = ""
 
     @property
     def subject(self) -> str:
-        """The subject to which its requests are published."""
-        base = f"llm.request.{self.priority}"
+        """The subject to which its requests are published; a filter for `ANY_TENANT`."""
+        base = f"llm.request.{self.priority}{self.tenant and f'.{_TENANT_TOKEN}.{self.tenant}'}"
         return base if self.task is Task.UNTRIAGED else f"{base}.{self.task}"
 
     @property
     def consumer(self) -> str:
-        """The name of its durable consumer."""
-        return str(self.priority) if self.task is Task.UNTRIAGED else f"{self.priority}_{self.task}"
+        """The name of the durable consumer that delivers its requests."""
+        base = f"{self.priority}{self.tenant and f'_{_TENANT_TOKEN}'}"
+        return base if self.task is Task.UNTRIAGED else f"{base}_{self.task}"
+
+    @property
+    def shared(self) -> Lane:
+        """The lane as its consumer serves it: those of all tenants except the default one are served as one."""
+        return self._replace(tenant=ANY_TENANT) if self.tenant else self
 
 
+_TENANT_TOKEN = "t"  # noqa: S105 - a token of a subject
+ANY_TENANT = "*"
 LANES = tuple(Lane(priority, task) for priority in Priority for task in Task)
-LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
+TENANT_LANES = tuple(lane._replace(tenant=ANY_TENANT) for lane in LANES)
+# Those of the most urgent priority first.
+SERVED_LANES = tuple(lane for priority in Priority for lane in LANES + TENANT_LANES if lane.priority is priority)
+_LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
+_LANE_OF_FILTER = {lane.subject: lane for lane in TENANT_LANES}
+
+
+def lane_of_subject(subject: str) -> Lane | None:
+    """The lane of a request's subject in `LLM`, of any tenant; None for another subject."""
+    if (lane := _LANE_OF_SUBJECT.get(subject)) is not None:
+        return lane
+    tokens = subject.split(".")
+    if len(tokens) not in (5, 6):
+        return None
+    tenant, tokens[4] = tokens[4], ANY_TENANT
+    shared = _LANE_OF_FILTER.get(".".join(tokens))
+    return None if shared is None else shared._replace(tenant=tenant)
 
 
 def ollama_subject(priority: Priority) -> str:
@@ -120,22 +150,57 @@ DEAD_TRACE_ID = "Llm-Trace-Id"
 RELAYED = "Llm-Relayed"
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _GENERATED_ID = re.compile(r"LLM-[0-9]+", re.ASCII)
 _INBOX = "_INBOX."
+_TENANT_INBOX = f"{_INBOX}{_TENANT_TOKEN}."
+# The inboxes of the other users of a server with accounts.
+_USER_INBOXES = (f"{_INBOX}client.", f"{_INBOX}engine.", f"{_INBOX}pipeline.")
 # The server's own prefix. It replaces the reply subject of a request that comes from another account, and leads back.
 _IMPORTED = "_R_."
 _REPLY_PREFIXES = (_INBOX, "llm.reply.")
 _SUBJECT_MAX_CHARS = 256
 
 
-def out_subject(request_id: str) -> str:
+def request_name(tenant: str, request_id: str) -> str:
+    """The name of a request, unique among all tenants: its id, or `t.<tenant>.<id>`.
+
+    The default tenant is the empty one. Subjects, records, cancels and events go by the name.
+    """
+    return f"{_TENANT_TOKEN}.{tenant}.{request_id}" if tenant else request_id
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The tenant and the id in a request's name. Text that is no name is an id of the default tenant."""
+    tokens = name.split(".")
+    return (tokens[1], tokens[2]) if len(tokens) == 3 and tokens[0] == _TENANT_TOKEN else ("", name)
+
+
+def is_request_name(text: str) -> bool:
+    """Whether text is the name of a request, of any tenant."""
+    tenant, request_id = split_name(text)
+    return is_request_id(request_id) and (not tenant or is_tenant(tenant)) and text == request_name(tenant, request_id)
+
+
+def is_tenant(text: str) -> bool:
+    """Whether text can name a tenant: one subject token, no wildcard, at most 64 characters."""
+    return _TENANT.fullmatch(text) is not None
+
+
+def tenant_of(subject: str) -> str:
+    """The tenant that a subject under `llm.request` or `llm.ask` names; empty for the default tenant. Not validated."""
+    tokens = subject.split(".")
+    return tokens[4] if len(tokens) > 4 and tokens[3] == _TENANT_TOKEN else ""
+
+
+def out_subject(name: str) -> str:
     """The subject that a worker writes an answer to. The stream accepts or refuses each message (fencing)."""
-    return f"llm.out.{request_id}"
+    return f"llm.out.{name}"
 
 
-def reply_subject(request_id: str) -> str:
+def reply_subject(name: str) -> str:
     """The subject on which readers find the messages that the stream accepted."""
-    return f"llm.reply.{request_id}"
+    return f"llm.reply.{name}"
 
 
 def is_request_id(text: str) -> bool:
@@ -153,16 +218,26 @@ def generated_id(stream_sequence: int) -> str:
     return f"LLM-{stream_sequence}"
 
 
-def is_reply_to(subject: str, request_id: str) -> bool:
+def is_reply_to(subject: str, name: str) -> bool:
     """Whether the answer of a request may be sent to subject.
 
     The subject must be a literal one under `_INBOX.` or `llm.reply.`: no wildcard, no white space, no empty token. It
-    must not be the reply subject of another id that the broker assigns (`LLM-7`).
+    must not be the reply subject of another id that the broker assigns (`LLM-7`), nor belong to another tenant.
     """
     if not subject.startswith(_REPLY_PREFIXES) or not _is_literal(subject):
         return False
-    name = subject.removeprefix("llm.reply.")
-    return name == request_id or not is_generated_id(name)
+    if subject == reply_subject(name):
+        return True
+    tenant, _ = split_name(name)
+    if subject.startswith(_INBOX):
+        if subject.startswith(_TENANT_INBOX):
+            return tenant != "" and subject.startswith(f"{_TENANT_INBOX}{tenant}.")
+        return not (tenant and subject.startswith(_USER_INBOXES))
+    own = reply_subject(request_name(tenant, ""))
+    other = subject.removeprefix(own)
+    if tenant:
+        return subject.startswith(own) and not is_generated_id(other)
+    return not is_generated_id(other) and not other.startswith(f"{_TENANT_TOKEN}.")
 
 
 def is_inbox(subject: str) -> bool:
@@ -205,7 +280,7 @@ def carried(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 # Core subjects.
-ASK = "llm.ask.*"
+ASK = "llm.ask"
 CANCEL = "llm.cancel"
 QUEUED_PREFIX = "llm.queued"
 EVENT = "llm.event"
@@ -222,4 +297,17 @@ STORE = "llm.store"
 STORE_FAILED = f"{STORE}.failed"
 QUEUE_STATS = "llm.queue.stats"
 QUEUE_POSITION = "llm.queue.position"
+QUEUE_POSITION_OF_TENANT = f"{QUEUE_POSITION}.{_TENANT_TOKEN}.{ANY_TENANT}"
+QUEUE_ANSWER = "llm.queue.answer"
+QUEUE_ANSWER_OF_TENANT = f"{QUEUE_ANSWER}.{_TENANT_TOKEN}.{ANY_TENANT}"
 MODELS = "llm.models"
+
+
+def position_subject(tenant: str) -> str:
+    """Where the position of a tenant's request is asked for, by its id."""
+    return f"{QUEUE_POSITION}.{_TENANT_TOKEN}.{tenant}" if tenant else QUEUE_POSITION
+
+
+def position_tenant(subject: str) -> str:
+    """The tenant that a `position_subject` names; empty for the default tenant."""
+    return subject.removeprefix(f"{QUEUE_POSITION}.{_TENANT_TOKEN}.") if subject != QUEUE_POSITION else ""

@@ -47,9 +47,9 @@ class Handover:
         at_mlx, here = (Capacity.of(self.me.peers.workers(engine)) for engine in ("mlx", self.engine.name))
         for serving in running:
             request, envelope = serving.request, serving.envelope
-            if not isinstance(request, ChatRequest) or envelope.id not in rests:
+            if not isinstance(request, ChatRequest) or envelope.name not in rests:
                 continue
-            rest_s = rests[envelope.id]
+            rest_s = rests[envelope.name]
             sooner = ends_sooner(load, at_mlx, here, envelope.priority, rest_s, keeps=bool(request.streams))
             if not (sooner or load.takes_back):
                 continue

@@ -97,7 +97,7 @@ class ServingContext:
 
     def turned_away(self, error: HeadraceError, envelope: Envelope) -> int:
         """How often the engine turned a request away, this time included; 0 if the error is another one."""
-        return self._turn_aways.count(envelope.id, envelope.created) if isinstance(error, TurnedAway) else 0
+        return self._turn_aways.count(envelope.name, envelope.created) if isinstance(error, TurnedAway) else 0
 
     def hand_back_s(self, envelope: Envelope, request: Request) -> float:
         """How long the broker keeps a request that is left to another worker of this engine, seconds."""
@@ -259,11 +259,11 @@ class Serving:
             span.fail(error)
             match outcome:
                 case Moved(to=to):
-                    log.warning("%s: moved to %s: %s", self.envelope.id, to, error)
+                    log.warning("%s: moved to %s: %s", self.envelope.name, to, error)
                 case Returned(uses_attempt=True):
-                    log.warning("%s: attempt %d failed: %s", self.envelope.id, self.held.attempt, error)
+                    log.warning("%s: attempt %d failed: %s", self.envelope.name, self.held.attempt, error)
                 case Returned():
-                    log.info("%s: returned to its lane: %s", self.envelope.id, error)
+                    log.info("%s: returned to its lane: %s", self.envelope.name, error)
                 case _:
                     pass
         return outcome
@@ -283,7 +283,7 @@ class Serving:
         answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
         self.submitted = True
         work = Work(
-            envelope.id,
+            envelope.name,
             request,
             model,
             seed=envelope.seed if request.seed is None else request.seed,
@@ -296,7 +296,7 @@ class Serving:
         )
         with self.context.me.tracing.chat(
             request,
-            request_id=envelope.id,
+            request_id=envelope.name,
             engine=engine.name,
             model=model,
             server=engine.status().server,
@@ -345,7 +345,7 @@ class Serving:
         answer.notes = request.notes
         with self.context.me.tracing.embeddings(
             request,
-            request_id=self.envelope.id,
+            request_id=self.envelope.name,
             engine=engine.name,
             model=model,
             server=engine.status().server,

@@ -133,7 +133,7 @@ class Worker:
             await self._borrowing.start()
         self._rescue.start()
         self.me.peers.on_change = self._on_peers
-        await self.me.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await self.me.bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
@@ -380,7 +380,7 @@ class Worker:
         serving = Serving(self._context, taken.held, self._reason(taken), lambda: self._release(permit), extra)
         job = _Job(taken, serving, permit)
         self._jobs.add(job)
-        self._tasks.start(self._serve(job), what=f"serving request {taken.envelope.id}")
+        self._tasks.start(self._serve(job), what=f"serving request {taken.envelope.name}")
         self._note_change()
 
     def _release(self, permit: Permit) -> None:
@@ -392,7 +392,7 @@ class Worker:
             await job.serving.run()
         except Exception:
             # The other requests go on. The lease of this one runs out, and the delivery counts as an attempt.
-            log.exception("Request %s could not be served.", job.taken.envelope.id)
+            log.exception("Request %s could not be served.", job.taken.envelope.name)
         finally:
             prompt_tokens, output_tokens = job.serving.cost_tokens
             self._finish_charge(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
@@ -426,10 +426,10 @@ class Worker:
         await self._tasks.join(_RETURNING_S)
 
     async def _on_cancel(self, message: Message) -> None:
-        request_id = message.subject.removeprefix(f"{CANCEL}.")
+        name = message.subject.removeprefix(f"{CANCEL}.")
         for job in list(self._jobs):
-            if job.taken.envelope.id == request_id:
-                error = HeadraceError(ErrorCode.CANCELLED, f"Request {request_id} was cancelled.")
+            if job.taken.envelope.name == name:
+                error = HeadraceError(ErrorCode.CANCELLED, f"Request {job.taken.envelope.id} was cancelled.")
                 job.serving.interrupt(Failed(error))
 
     # ---- status

@@ -7,15 +7,11 @@ must not hear of it, while a listener with all permissions hears what arrives th
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import nats
@@ -26,7 +22,8 @@ from nats.aio.msg import Msg
 from pipeline.broker.jetstream import Bus
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
-from tests.support import ROOT, NatsServer, wait_until
+from tests.security.fleet import role
+from tests.support import ROOT, NatsServer
 from tests.waiting import eventually, flushed
 
 USERS = ("pipeline", "engine", "client")
@@ -178,28 +175,6 @@ class Broker:
         return found
 
 
-@contextmanager
-def _role(server: NatsServer, user: str, name: str, folder: Path) -> Iterator[None]:
-    environ = os.environ | {
-        "HEADRACE_NATS_URL": f"nats://{user}:{user}@127.0.0.1:{server.port}",
-        "HEADRACE_STATE_DIR": str(folder),
-        "HEADRACE_ENGINE": "simulated",
-        "HEADRACE_HTTP_PORT": "0",
-        "PYTHONPATH": str(ROOT),
-    }
-    log = folder / f"{name}.log"
-    with log.open("wb") as out:
-        command = [sys.executable, "-m", "pipeline.cli", "run", name]
-        process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    try:
-        wait_until(lambda: "lifecycle: ready" in log.read_text() or process.poll() is not None, what=name)
-        assert process.poll() is None, log.read_text()
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
 @pytest.fixture(scope="module")
 def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     folder = tmp_path_factory.mktemp("accounts")
@@ -211,9 +186,9 @@ def roles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
         server.start()
         try:
             with (
-                _role(server, "pipeline", "monitor", folder),
-                _role(server, "pipeline", "gateway", folder),
-                _role(server, "engine", "mlx", folder),
+                role(server, "pipeline", "monitor", folder),
+                role(server, "pipeline", "gateway", folder),
+                role(server, "engine", "mlx", folder),
             ):
                 yield server
         finally:

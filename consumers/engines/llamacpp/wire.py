@@ -173,7 +173,8 @@ class EventReader:
 
     def _add(self, part: _CallPart) -> None:
         """A call comes in parts: its name, then pieces of its arguments."""
-        new = ToolCall(FunctionCall("", ""), id=part.id or f"call_{self._request_id}_{part.index + 1}")
+        own = f"call_{self._request_id.replace('.', '_')}_{part.index + 1}"
+        new = ToolCall(FunctionCall("", ""), id=part.id or own)
         call = self._calls.setdefault(part.index, new)
         call.function.name += part.function.name or ""
         call.function.arguments += part.function.arguments or ""

@@ -155,7 +155,7 @@ class LineReader:
         said = call.function.arguments
         arguments = said if isinstance(said, str) else msgspec.json.encode(said or {}).decode()
         # A client answers a call by its id. Ollama numbers its calls since 0.12.
-        call_id = call.id or f"call_{self._request_id}_{self._calls}"
+        call_id = call.id or f"call_{self._request_id.replace('.', '_')}_{self._calls}"
         return ToolCall(FunctionCall(call.function.name, arguments or "{}"), id=call_id)
 
     def _finish_reason(self, done_reason: str) -> FinishReason:

@@ -52,7 +52,7 @@ function begin(data) {
   chart ??= new Chart(data.about);
   chart.about = data.about;
   chart.points = { mlx: [], ollama: [] };
-  prompt.prefix = data.about.id_prefix;
+  prompt.prefix = data.about.name_prefix;
   const { tenant, sees_all: all } = data.about;
   const who = byId("who");
   who.hidden = !tenant;

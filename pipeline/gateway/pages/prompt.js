@@ -7,7 +7,7 @@ export class Prompt {
   constructor(requests) {
     this.requests = requests;
     this.asking = null;
-    this.prefix = "";  // the ids of this key's requests begin with it
+    this.prefix = "";  // the names of this key's requests begin with it
     this.form = byId("try-form");
     this.status = byId("try-status");
     this.answer = byId("try-answer");
@@ -51,9 +51,10 @@ export class Prompt {
   }
 
   async send() {
-    const chosen = `${this.prefix}page-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
-    this.asking = { id: chosen, ending: new AbortController(), cancelled: false };
-    this.requests.mine.add(chosen);
+    const chosen = `page-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
+    const name = `${this.prefix}${chosen}`;
+    this.asking = { id: name, ending: new AbortController(), cancelled: false };
+    this.requests.mine.add(name);
     this.begun = false;
     this.busy(true);
     this.answer.textContent = "";

@@ -193,6 +193,26 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
     assert all(event.wait_ms is not None and event.wait_ms >= 0 for event in going_on.events)
 
 
+async def test_tenants_requests_go_the_same_ways_and_stay_their_own(router, going_on, client, bus):
+    await router()
+    await client.ask("t.acme.simple", SIMPLE, "high.t.acme")
+    await client.ask("complex", COMPLEX, "high.t.acme")
+    await client.ask("t.bolt.simple", SIMPLE, "high.t.bolt.simple")
+    await until_places(
+        bus,
+        {
+            "t.acme.simple:spilled": "llm.ollama.high",
+            "t.acme.complex:complex": "llm.request.high.t.acme.complex",
+            "t.bolt.simple:spilled": "llm.ollama.high",
+        },
+    )
+    assert {(event.id, event.tenant) for event in going_on.events} == {
+        ("t.acme.simple", "acme"),
+        ("t.acme.complex", "acme"),
+        ("t.bolt.simple", "bolt"),
+    }
+
+
 async def test_a_moved_request_keeps_its_body_its_headers_and_its_age(router, going_on, client, bus):
     before = time.time()
     # What its publisher told the broker was for that one publish.

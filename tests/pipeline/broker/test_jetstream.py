@@ -189,13 +189,13 @@ async def test_a_delivery_says_which_one_it_is(bus):
 
 
 async def test_services_are_listed_and_answer_and_fail_with_a_code(bus, nats_server):
-    async def echo(body):
+    async def echo(_, body):
         return body[::-1]
 
-    async def broken(_):
+    async def broken(_, __):
         raise RuntimeError("a secret")
 
-    async def away(_):
+    async def away(_, __):
         raise Unreachable("the broker is away")
 
     async with Bus.connect(nats_server.url, name="service") as serving:

@@ -14,7 +14,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus, LaneFull
 from pipeline.broker.secret import learn_moves
 from pipeline.config import Config
-from pipeline.wire.subjects import LANES, MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.subjects import MSG_ID, SERVED_LANES, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
 from tests.waiting import eventually
 
 
@@ -32,9 +32,9 @@ def changed(config: Config, **settings) -> Config:
 async def test_everything_is_created_once_and_the_second_start_changes_nothing(bare, config):
     made = await topology.apply(bare.js, config)
     assert {change.action for change in made} == {"created"}
-    assert len(made) == len({change.what for change in made}) == 7 + len(LANES) + 3
+    assert len(made) == len({change.what for change in made}) == 7 + len(SERVED_LANES) + 3
     assert await topology.apply(bare.js, config) == []
-    assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {lane.consumer for lane in LANES}
+    assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {lane.consumer for lane in SERVED_LANES}
 
 
 async def test_everything_is_there_after_the_broker_was_killed(bare, config, nats_server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -25,7 +26,7 @@ from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Usage
-from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
+from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, Priority, Task
 from tests.support import ROOT
 
 IDS = MoveIds(b"key")
@@ -147,6 +148,14 @@ def test_a_return_is_news_only_of_a_request_that_had_begun():
     assert told(Returned(), began=False) is None
     assert told(Abandoned(Loss.LEASE)) is None
     assert told(Settled(ANSWER)) is None
+
+
+def test_a_tenants_request_moves_and_is_told_of_by_its_name():
+    mine = replace(ENVELOPE, owner="acme")
+    headers = ending.moved_headers(moved(Move.SPILLED), mine, {}, ids=IDS, sequence=7, stored_at=1000.5)
+    assert IDS.read(headers[MSG_ID], STREAM_OLLAMA, 8) == (mine.name, Move.SPILLED)
+    event = ending.event(moved(Move.SPILLED), mine, engine=None, began=False, waited_ms=1.0)
+    assert event.id == mine.name == f"t.acme.{mine.id}"
 
 
 def test_a_full_lane_makes_a_move_a_return_that_costs_no_attempt():

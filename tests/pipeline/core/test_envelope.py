@@ -14,9 +14,10 @@ from pipeline.core.envelope import MAX_TIMEOUT_S, Envelope, read_envelope
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import encode
-from pipeline.wire.subjects import Move, Priority, Task, is_reply_to, is_request_id
+from pipeline.wire.subjects import Move, Priority, Task, is_reply_to, is_request_id, is_request_name
 
 STORED_AT = 1_700_000_000.25
+MOVES = MoveIds()
 
 
 @dataclass
@@ -28,10 +29,11 @@ class Held:
     delivered: int = 1
 
 
-def read(headers=None, *, task=Task.UNTRIAGED, default_timeout_s=None, sequence=7):
-    return read_envelope(
-        Held(headers or {}, sequence), Priority.HIGH, task, moves=MoveIds(), default_timeout_s=default_timeout_s
-    )
+def read(
+    headers=None, *, task=Task.UNTRIAGED, default_timeout_s=None, sequence=7, subject="llm.ollama.high", moves=MOVES
+):
+    held = Held(headers or {}, sequence, subject)
+    return read_envelope(held, Priority.HIGH, task, moves=moves, default_timeout_s=default_timeout_s)
 
 
 def envelope(**fields):
@@ -179,17 +181,24 @@ hostile = st.one_of(
     st.text(st.characters(), max_size=300),
     st.from_regex(r"[a-z]{0,3}:(spilled|complex|returned):[0-9]{1,3}"),
     st.from_regex(r"(_INBOX|llm\.reply)\..*"),
+    st.from_regex(r"t\.[a-z]{0,3}\.[a-z]{0,3}(:spilled:[0-9])?"),
     st.from_regex(r"[-+]?[0-9_]*\.?[0-9]*(e[0-9]{1,3})?"),
     st.sampled_from(["simple", "complex", "untriaged", "nan", "inf", "LLM-7", "llm.reply.LLM-7"]),
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(names, hostile), st.sampled_from(Task), st.none() | st.floats(0.1, 1e6))
-def test_reading_headers_never_fails_and_what_is_read_is_sane(headers, task, default):
-    found = read(headers, task=task, default_timeout_s=default)
+@given(
+    st.dictionaries(names, hostile),
+    st.sampled_from(Task),
+    st.none() | st.floats(0.1, 1e6),
+    st.sampled_from(["llm.ollama.high", "llm.request.high", "llm.request.high.t.acme", "llm.request.high.t.\u00e9"]),
+)
+def test_reading_headers_never_fails_and_what_is_read_is_sane(headers, task, default, subject):
+    found = read(headers, task=task, default_timeout_s=default, subject=subject)
     assert is_request_id(found.id)
-    assert found.reply_to is None or is_reply_to(found.reply_to, found.id)
+    assert is_request_name(found.name)
+    assert found.reply_to is None or is_reply_to(found.reply_to, found.name)
     assert 0 < found.stored_at < STORED_AT + 100
     assert found.deadline is None or 0 < found.deadline - found.stored_at <= MAX_TIMEOUT_S + 1
     assert len(found.tenant) <= 128
@@ -199,3 +208,66 @@ def test_reading_headers_never_fails_and_what_is_read_is_sane(headers, task, def
         assert len(encode(error_answer(found, found.fault))) < 2000
     assert math.isfinite(found.created)
     assert found.seed >= 0
+
+
+# ---- tenants
+
+ACME = "llm.request.high.t.acme"
+SECRET = MoveIds(b"a secret of the pipeline")
+
+
+def test_the_subject_says_whose_a_request_is_and_no_header_does():
+    found = read({"Nats-Msg-Id": "job", "Llm-Tenant": "bolt"}, subject=ACME)
+    assert (found.owner, found.id, found.name, found.tenant) == ("acme", "job", "t.acme.job", "acme")
+    plain = read({"Nats-Msg-Id": "job", "Llm-Tenant": "bolt"}, subject="llm.request.high")
+    assert (plain.owner, plain.id, plain.name, plain.tenant) == ("", "job", "job", "bolt")
+
+
+def test_a_tenant_may_write_its_own_name_in_front_of_an_id():
+    found = read({"Nats-Msg-Id": "t.acme.job"}, subject=ACME)
+    assert (found.name, found.fault) == ("t.acme.job", None)
+
+
+@pytest.mark.parametrize(
+    ("named", "subject"),
+    [("t.bolt.job", ACME), ("t.acme.job", "llm.request.high"), ("t.acme.LLM-3", ACME), ("t.acme.a.b", ACME)],
+)
+def test_a_name_of_another_tenant_is_no_id(named, subject):
+    found = read({"Nats-Msg-Id": named}, subject=subject, sequence=9)
+    assert found.fault.code is ErrorCode.INVALID_REQUEST
+    assert found.id == "LLM-9"
+    assert found.owner == ("acme" if subject is ACME else "")
+
+
+def test_a_request_without_an_id_gets_one_of_its_tenants():
+    assert read(subject=ACME).name == "t.acme.LLM-7"
+
+
+def test_a_subject_with_an_invalid_tenant_is_refused_under_an_id_of_the_default_tenant():
+    found = read({"Nats-Msg-Id": "job"}, subject="llm.request.high.t." + "x" * 65)
+    assert (found.name, found.fault.code) == ("LLM-7", ErrorCode.INVALID_REQUEST)
+
+
+def test_a_tenants_request_stays_its_own_when_it_moves():
+    spilled = {"Nats-Msg-Id": SECRET.make("t.acme.job", Move.SPILLED, 3, STORED_AT)}
+    at_ollama = read(spilled, moves=SECRET)
+    assert (at_ollama.name, at_ollama.owner, at_ollama.tenant, at_ollama.move) == (
+        "t.acme.job",
+        "acme",
+        "acme",
+        Move.SPILLED,
+    )
+    back = {"Nats-Msg-Id": SECRET.make("t.acme.job", Move.RETURNED, 4, STORED_AT)}
+    assert read(back, moves=SECRET, subject=f"{ACME}.complex").name == "t.acme.job"
+
+
+def test_a_move_that_a_tenant_made_up_is_refused():
+    made_up = {"Nats-Msg-Id": MoveIds(b"a guess").make("t.acme.job", Move.SPILLED, 3, STORED_AT)}
+    assert read(made_up, moves=SECRET, subject=ACME).fault.code is ErrorCode.INVALID_REQUEST
+
+
+def test_a_tenants_answer_goes_to_no_other():
+    denied = read({"Nats-Msg-Id": "job", "Reply-To": "llm.reply.t.bolt.job"}, subject=ACME)
+    assert denied.fault.code is ErrorCode.REPLY_SUBJECT_DENIED
+    assert "llm.reply.t.acme.job" in denied.fault.message
+    assert read({"Nats-Msg-Id": "job", "Reply-To": "llm.reply.t.acme.job"}, subject=ACME).reply_to is None

@@ -31,8 +31,8 @@ OWN = {TENANT: "alice", TIMEOUT: "30", "traceparent": "00-1-2-01"}
 CRASH = HeadraceError(ErrorCode.ENGINE_FAILED, "it crashed the engine")
 
 
-def buried(subject: str = "llm.request.high", *, sequence: int = 7, **headers: str) -> dict[str, str]:
-    envelope = Envelope("r1", Priority.HIGH, Task.UNTRIAGED, STORED_AT, 3)
+def buried(subject: str = "llm.request.high", *, sequence: int = 7, owner: str = "", **headers: str) -> dict[str, str]:
+    envelope = Envelope("r1", Priority.HIGH, Task.UNTRIAGED, STORED_AT, 3, owner=owner)
     return letter_headers(
         envelope, {**OWN, **headers}, subject=subject, sequence=sequence, error=CRASH, attempts=3, trace_id="abc"
     )
@@ -74,6 +74,25 @@ def test_a_replay_is_the_request_with_its_id_and_headers_on_its_lane():
 def test_what_died_at_ollama_starts_on_its_own_lane_again():
     subject, _ = read(buried("llm.ollama.high")).replay(DIED_AT, IDS)
     assert subject == "llm.request.high"
+
+
+@pytest.mark.parametrize(
+    ("died_on", "starts_on"),
+    [
+        ("llm.request.high.t.acme.complex", "llm.request.high.t.acme.complex"),
+        ("llm.ollama.high", "llm.request.high.t.acme"),
+    ],
+)
+def test_a_tenants_request_starts_on_its_tenants_lane_under_its_name(died_on: str, starts_on: str):
+    letter = read(buried(died_on, owner="acme"))
+    subject, headers = letter.replay(DIED_AT, IDS)
+    assert (letter.id, subject) == ("t.acme.r1", starts_on)
+    assert IDS.read(headers[MSG_ID], STREAM_REQUESTS, 8) == ("t.acme.r1", Move.REPLAYED)
+    assert buried(died_on, owner="bolt")[MSG_ID] != buried(died_on, owner="acme")[MSG_ID]
+
+
+def test_a_letter_whose_id_is_no_name_starts_on_a_lane_of_the_default_tenant():
+    assert read({"Llm-Id": "t.a b.x"}).replay(DIED_AT, IDS)[0] == "llm.request.high"
 
 
 @pytest.mark.parametrize("wall_now", [0.0, STORED_AT, STORED_AT + 0.5, DIED_AT])

@@ -120,6 +120,11 @@ def test_what_ollama_cannot_do_goes_back_to_mlx_where_it_has_the_model(error, mo
     assert outcome == Moved("llm.request.low.complex", Move.RETURNED, Task.SIMPLE, why)
 
 
+def test_a_tenants_request_goes_back_to_its_tenants_lane():
+    moved = back_to_mlx(envelope(owner="acme"), chat("big"), CATALOGUE, why="away")
+    assert moved.to == "llm.request.low.t.acme.complex"
+
+
 @pytest.mark.parametrize("request_", [chat("small"), EmbeddingRequest("x")])
 def test_what_mlx_cannot_answer_stays_with_ollama(request_):
     assert back_to_mlx(envelope(), request_, CATALOGUE, why="ollama is away") is None

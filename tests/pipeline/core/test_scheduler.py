@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline.core.scheduler import OVERDUE_EVERY, RECHECK_S, Scheduler, shares
-from pipeline.wire.subjects import LANES, Lane, Priority, Task
+from pipeline.core.scheduler import OVERDUE_EVERY, RECHECK_S, RECHECK_UNSEEN_S, Scheduler, shares
+from pipeline.wire.subjects import LANES, SERVED_LANES, TENANT_LANES, Lane, Priority, Task
 
 HIGH, MEDIUM, LOW = Priority
 WEIGHTS = {HIGH: 6.0, MEDIUM: 3.0, LOW: 1.0}
@@ -831,3 +831,28 @@ def test_a_plan_asks_a_lane_that_was_empty_for_one_request():
     others = [planned[lane] for lane in LANES if lane != BARE[HIGH]]
     assert max(others) == 1
     assert planned[BARE[HIGH]] == 20 - sum(others)
+
+
+def test_a_lane_of_tenants_that_never_held_a_request_is_asked_less_often():
+    scheduler, lane = Scheduler(WEIGHTS, lanes=SERVED_LANES), TENANT_LANES[0]
+    assert lane in scheduler.order(0.0, wall_now=0.0)
+    scheduler.empty(lane, 1.0)
+    assert lane not in scheduler.order(1.0 + RECHECK_UNSEEN_S * 0.99, wall_now=0.0)
+    assert lane in scheduler.order(1.0 + RECHECK_UNSEEN_S, wall_now=0.0)
+    scheduler.arrived(lane, sequence=7)
+    assert lane in scheduler.order(1.0, wall_now=0.0)
+    scheduler.empty(lane, 2.0)
+    assert lane in scheduler.order(2.0 + RECHECK_S, wall_now=0.0)
+
+
+def test_the_lanes_of_tenants_and_of_the_default_tenant_are_served_in_the_order_of_arrival():
+    scheduler = Scheduler(WEIGHTS, lanes=SERVED_LANES)
+    plain, tenants = BARE[HIGH], BARE[HIGH]._replace(tenant="*")
+    for sequence, lane in enumerate((tenants, plain, tenants, plain), start=1):
+        scheduler.arrived(lane, sequence)
+    served = []
+    for number in range(4):
+        lane = next(lane for lane in scheduler.order(0.0, wall_now=0.0) if lane in (plain, tenants))
+        served.append(lane)
+        scheduler.start(str(number), lane, stored_at=0.0, pending=1, now=0.0, wall_now=0.0, sequence=number + 1)
+    assert served == [tenants, plain, tenants, plain]

@@ -29,7 +29,6 @@ from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, Usage, WorkerStatus
 from pipeline.wire.subjects import (
-    LANE_OF_SUBJECT,
     LANES,
     MSG_ID,
     STREAM_OLLAMA,
@@ -38,6 +37,7 @@ from pipeline.wire.subjects import (
     Move,
     Priority,
     Task,
+    lane_of_subject,
     ollama_consumer,
     ollama_subject,
 )
@@ -265,7 +265,7 @@ class Life:
         """As the monitor does with what waits, or waited when it last heard of it."""
         process = Process(self.bus)
         process.meets(doom, steps=steps)
-        stream = STREAM_REQUESTS if copy.subject in LANE_OF_SUBJECT else STREAM_OLLAMA
+        stream = STREAM_REQUESTS if lane_of_subject(copy.subject) else STREAM_OLLAMA
         hand = Hand("monitor", process, None)
         hand.begin(withdraw(process, Place(stream, Priority.HIGH, copy.sequence), error))
         self.hands.append(hand)

@@ -13,7 +13,7 @@ from pipeline.core.ending import Abandoned, Loss, Returned
 from pipeline.delivery.returns import times_returned
 from pipeline.delivery.taking import MLX_SOURCE, Source, Taking
 from pipeline.process.role import role
-from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS, Lane, Priority, Task
+from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS, TENANT_LANES, Lane, Priority, Task
 from tests import waiting
 from tests.waiting import eventually
 
@@ -219,6 +219,9 @@ async def test_several_are_taken_by_the_shares_of_their_lanes_with_one_pull_a_la
     for number in range(12):
         for lane in LANES:
             await publish(bus, f"{lane.consumer}-{number}", lane.subject.removeprefix("llm.request."))
+    for lane in TENANT_LANES:
+        # A lane that was not asked yet is planned for as if it had requests.
+        taking._scheduler.empty(lane, bus.clock.now())
     taken = []
     async with pull_requests(bus) as asked:
         await taking.several(20, taken.append)

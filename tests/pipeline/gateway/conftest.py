@@ -75,7 +75,7 @@ class Engine:
 
     async def listen(self) -> None:
         await self.bus.subscribe(f"{QUEUED_PREFIX}.>", self.stored.put)
-        await self.bus.subscribe(f"{CANCEL}.*", self._on_cancel)
+        await self.bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         await self.bus.request("$JS.API.INFO")
 
     async def _on_cancel(self, message: Message) -> None:

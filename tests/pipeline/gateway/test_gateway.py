@@ -89,12 +89,29 @@ async def test_a_key_brings_its_tenant_its_priority_and_its_ids(serve: Serve, en
         assert accepted.json()["id"] == "alice-job"
         stored = await engine.stored.get()
         assert stored.headers["Llm-Tenant"] == "team"
-        assert stored.headers["Nats-Subject"].startswith("llm.request.low")
+        assert stored.headers["Nats-Subject"].startswith("llm.request.low.t.team")
+        assert stored.headers["Nats-Msg-Id"] == "t.team.alice-job"
         refused = await client.post(ASK, json=CHAT, headers={**bearer(SECRET), "X-Priority": "high"})
         assert refused.status_code == 403
         # The same word of another caller is another request.
         other = await client.post(ASK, json=CHAT, headers={**headers, **bearer(OTHER_SECRET)})
         assert other.json()["id"] == "bob-job"
+
+
+async def test_a_key_with_a_tenant_is_answered_under_its_name_and_sees_its_id(serve: Serve, engine: Engine):
+    key = msgspec.structs.replace(KEY, tenant="team")
+    async with serve(http_keys=[key, OTHER]) as client:
+        asking = asyncio.create_task(client.post(ASK, json=CHAT, headers={**bearer(SECRET), "Idempotency-Key": "job"}))
+        name = await engine.next_id()
+        assert name == "t.team.alice-job"
+        await engine.answer(name)
+        answered = await asking
+        assert answered.status_code == 200
+        assert answered.headers["X-Request-Id"] == "alice-job"
+        # What is not read any more is cancelled by its name.
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(ASK, json=CHAT, headers=bearer(SECRET), timeout=0.5)
+        assert await engine.next_id() == await engine.cancelled.get()
 
 
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-priority"}

@@ -13,7 +13,9 @@ from pipeline.gateway.identity import (
     is_local_name,
     is_loopback,
     make_key,
+    meant_name,
     own_id,
+    own_name,
     priority_of,
     request_id,
 )
@@ -77,6 +79,40 @@ def test_no_caller_reaches_another_ones_requests():
     assert own_id(alice, "job-1") == own_id(alice, own_id(alice, "job-1")) == "alice-job-1"
     assert own_id(bob, own_id(alice, "job-1")) == "bob-alice-job-1"
     assert own_id(Caller("127.0.0.1"), "job-1") == "job-1"
+
+
+def test_a_key_with_a_tenant_means_the_requests_of_its_tenant_by_id_and_by_name():
+    alice = Caller("alice", key=msgspec.structs.replace(ENTRY, tenant="team"))
+    assert own_name(alice, "job-1") == "t.team.alice-job-1"
+    for given in ("job-1", "alice-job-1", "t.team.alice-job-1", "t.team.job-1"):
+        assert meant_name(alice, given) == "t.team.alice-job-1"
+    assert meant_name(alice, "t.others.bob-job") == ""
+    assert meant_name(Caller("bob", key=OTHER), "t.team.alice-job-1") == ""
+    assert meant_name(Caller("bob", key=OTHER), "alice-job-1") == "bob-alice-job-1"
+
+
+def test_a_tenant_that_cannot_stand_in_a_subject_has_the_lanes_of_the_default_tenant():
+    assert Caller("a", key=msgspec.structs.replace(ENTRY, tenant="a.b")).owner == ""
+    assert Caller("a", key=ENTRY).owner == ""
+    assert Caller("a", key=msgspec.structs.replace(ENTRY, tenant="a_b")).owner == "a_b"
+
+
+def test_an_operator_means_any_keys_request_by_its_full_id():
+    operator_secret, operator = make_key("root")
+    keys = [
+        msgspec.structs.replace(operator, operator=True, tenant="ops"),
+        msgspec.structs.replace(ENTRY, tenant="team"),
+        OTHER,
+    ]
+    root = identify(keys, {"x-api-key": operator_secret}, "10.0.0.1")
+    meant = {given: meant_name(root, given) for given in ("root-1", "alice-1", "bob-1", "LLM-7", "t.x.y")}
+    assert meant == {
+        "root-1": "t.ops.root-1",
+        "alice-1": "t.team.alice-1",
+        "bob-1": "bob-1",
+        "LLM-7": "LLM-7",
+        "t.x.y": "t.x.y",
+    }
 
 
 def test_an_id_is_the_callers_where_a_request_may_have_it():

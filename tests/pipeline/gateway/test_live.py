@@ -194,7 +194,7 @@ async def test_a_tenant_sees_its_own_and_an_operator_everybodys(serve: Serve, en
 async def test_only_an_operator_reaches_the_requests_of_others(serve: Serve, engine: Engine):
     async with serve(http_keys=[KEY, OPERATOR]) as client:
         # As the monitor answers where a request is known.
-        async def known(body: bytes) -> bytes:
+        async def known(_: str, body: bytes) -> bytes:
             return msgspec.json.encode({"id": body.decode(), "state": "queued" if body == b"alice-job" else "unknown"})
 
         await engine.bus.serve("queue", "a monitor", {"llm.queue.position": known})
@@ -238,7 +238,7 @@ async def test_after_the_broker_was_away_everything_is_told_anew(serve: Serve, e
 async def test_without_a_broker_it_says_so_though_nothing_is_heard(
     serve: Serve, engine: Engine, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ):
-    async def statistics(_: bytes) -> bytes:
+    async def statistics(_subject: str, _body: bytes) -> bytes:
         return msgspec.json.encode(
             QueueStatistics(LaneStatistics(), LaneStatistics(), LaneStatistics(), {}, {}, 0, 1.0)
         )
@@ -255,7 +255,7 @@ async def test_without_a_broker_it_says_so_though_nothing_is_heard(
 async def test_while_nobody_looks_the_monitor_is_not_asked(serve: Serve, engine: Engine):
     asked: list[bytes] = []
 
-    async def statistics(body: bytes) -> bytes:
+    async def statistics(_: str, body: bytes) -> bytes:
         asked.append(body)
         return b"{}"
 

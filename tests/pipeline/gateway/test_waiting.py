@@ -35,7 +35,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def standing(bus: Bus, position: int) -> None:
     """Play the monitor: every request is queued behind so many others."""
 
-    async def answer(body: bytes) -> bytes:
+    async def answer(_: str, body: bytes) -> bytes:
         return msgspec.json.encode(Position(body.decode(), "queued", position, 1500.0))
 
     await bus.serve("test", "positions", {QUEUE_POSITION: answer}, queue="test")

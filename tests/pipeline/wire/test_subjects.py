@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.wire.subjects import (
-    LANE_OF_SUBJECT,
     LANES,
+    SERVED_LANES,
+    TENANT_LANES,
     Lane,
     Priority,
     Task,
@@ -16,10 +17,18 @@ from pipeline.wire.subjects import (
     is_inbox,
     is_reply_to,
     is_request_id,
+    is_request_name,
+    is_tenant,
+    lane_of_subject,
     ollama_consumer,
     ollama_subject,
     out_subject,
+    position_subject,
+    position_tenant,
     reply_subject,
+    request_name,
+    split_name,
+    tenant_of,
     with_known_names,
 )
 
@@ -50,7 +59,7 @@ NO_IDS = [
 
 def test_nine_lanes_have_nine_subjects_and_nine_consumers():
     assert len(LANES) == len({lane.subject for lane in LANES}) == len({lane.consumer for lane in LANES}) == 9
-    assert {LANE_OF_SUBJECT[lane.subject] for lane in LANES} == set(LANES)
+    assert {lane_of_subject(lane.subject) for lane in LANES} == set(LANES)
 
 
 def test_lanes_are_named_as_the_contract_says():
@@ -62,8 +71,8 @@ def test_lanes_are_named_as_the_contract_says():
 
 
 def test_consumers_are_names_that_the_broker_takes():
-    names = [lane.consumer for lane in LANES] + [ollama_consumer(p) for p in Priority]
-    assert len(set(names)) == 12
+    names = [lane.consumer for lane in SERVED_LANES] + [ollama_consumer(p) for p in Priority]
+    assert len(set(names)) == 21
     assert all(is_request_id(name) for name in names)
 
 
@@ -191,3 +200,93 @@ def test_header_names_are_read_in_any_case():
 def test_of_two_spellings_of_a_header_the_documented_one_counts():
     for headers in ({"llm-task": "simple", "Llm-Task": "complex"}, {"Llm-Task": "complex", "llm-task": "simple"}):
         assert with_known_names(headers) == {"Llm-Task": "complex"}
+
+
+# ---- tenants
+
+tenants = st.text("abcXYZ019_-", min_size=1, max_size=64)
+
+
+def test_the_lanes_of_a_tenant_are_named_as_the_contract_says():
+    assert Lane(Priority.LOW, Task.UNTRIAGED, "acme").subject == "llm.request.low.t.acme"
+    assert Lane(Priority.HIGH, Task.SIMPLE, "acme").subject == "llm.request.high.t.acme.simple"
+    assert Lane(Priority.HIGH, Task.SIMPLE, "acme").consumer == "high_t_simple"
+    assert [lane.priority for lane in SERVED_LANES] == [priority for priority in Priority for _ in range(6)]
+    assert [lane.subject for lane in TENANT_LANES][:2] == ["llm.request.high.t.*", "llm.request.high.t.*.simple"]
+
+
+@given(tenants, st.sampled_from(LANES))
+@example("simple", LANES[0])
+@example("t", LANES[1])
+def test_a_tenants_subject_leads_back_to_its_lane_and_is_no_other_lanes(tenant, plain):
+    lane = plain._replace(tenant=tenant)
+    assert lane_of_subject(lane.subject) == lane
+    assert lane.shared in TENANT_LANES
+    assert plain.shared == plain
+    assert tenant_of(lane.subject) == tenant
+    assert tenant_of(plain.subject) == ""
+    assert sum(_matches(served.subject, lane.subject) for served in SERVED_LANES) == 1
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "llm.request",
+        "llm.request.high.t",
+        "llm.request.high.u.acme",
+        "llm.request.high.t.acme.odd",
+        "llm.request.high.t.acme.simple.x",
+        "llm.request.evil.t.acme",
+        "llm.ollama.high.t.acme",
+    ],
+)
+def test_other_subjects_are_no_lanes(subject):
+    assert lane_of_subject(subject) is None
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    wanted, tokens = pattern.split("."), subject.split(".")
+    return len(wanted) == len(tokens) and all(a in ("*", b) for a, b in zip(wanted, tokens, strict=True))
+
+
+@given(st.one_of(st.just(""), tenants), ids)
+def test_a_name_holds_tenant_and_id(tenant, request_id):
+    name = request_name(tenant, request_id)
+    assert split_name(name) == (tenant, request_id)
+    assert is_request_name(name)
+    assert position_tenant(position_subject(tenant)) == tenant
+
+
+def test_the_default_tenants_names_are_ids():
+    assert request_name("", "job-7") == "job-7"
+    assert request_name("acme", "job-7") == "t.acme.job-7"
+    assert (out_subject("t.acme.x"), reply_subject("t.acme.x")) == ("llm.out.t.acme.x", "llm.reply.t.acme.x")
+    assert position_subject("acme") == "llm.queue.position.t.acme"
+
+
+@given(anything)
+@example("t..x")
+@example("t.a.")
+@example("t.a.b.c")
+@example("t.*.x")
+@example("u.a.b")
+def test_a_name_is_one_token_or_three(text):
+    tenant, request_id = split_name(text)
+    valid = is_request_id(request_id) and (is_tenant(tenant) if text.startswith("t.") else text == request_id)
+    assert is_request_name(text) == valid
+
+
+OWN = ["llm.reply.t.acme.x", "llm.reply.t.acme.other", "_INBOX.t.acme.1", "_INBOX.abc"]
+OF_OTHERS = ["llm.reply.x", "llm.reply.LLM-7", "llm.reply.t.bolt.x", "llm.reply.t.bolt", "llm.reply.t.acme.LLM-7"]
+OF_OTHERS += ["llm.reply.t.acmes.x", "llm.reply.t.acme", "_INBOX.t.bolt.1", "_INBOX.client.1", "_INBOX.engine.1"]
+OF_OTHERS += ["_INBOX.pipeline.1", "_INBOX.t.acme"]
+
+
+def test_a_tenants_answer_goes_to_its_own_subjects_alone():
+    assert [subject for subject in OWN + OF_OTHERS if is_reply_to(subject, "t.acme.x")] == OWN
+    assert is_reply_to("llm.reply.t.acme.LLM-7", "t.acme.LLM-7")
+
+
+@pytest.mark.parametrize("subject", ["llm.reply.t.acme.x", "llm.reply.t.x", "llm.reply.t.acme.x.y", "_INBOX.t.acme.1"])
+def test_the_default_tenants_answer_goes_to_no_tenant(subject):
+    assert not is_reply_to(subject, "mine")
