@@ -10,7 +10,7 @@ from pipeline.config import KEYS, SETTINGS, Config, ConfigError, load, to_enviro
 from pipeline.wire.subjects import Priority
 
 # The placeholders of values that any text fits.
-TEXTS = ("URL", "DIR", "HOST", "MODEL", "NAME_OR_PATH")
+TEXTS = ("URL", "DIR", "FILE", "HOST", "MODEL", "NAME_OR_PATH")
 
 
 def parse(*argv: str) -> argparse.Namespace:
