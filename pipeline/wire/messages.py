@@ -140,12 +140,24 @@ class Choice(Struct):
     logprobs: Logprobs | msgspec.UnsetType = msgspec.UNSET
 
 
+class PromptDetails(Struct):
+    """Of a prompt's tokens, those that the engine did not compute, because an earlier request had left them."""
+
+    cached_tokens: int = 0
+
+
 class Usage(Struct):
     """Exact token counts."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails = field(default_factory=PromptDetails)
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """The tokens of the prompt that the engine computed."""
+        return self.prompt_tokens - self.prompt_tokens_details.cached_tokens
 
 
 class Account(Struct):
@@ -378,6 +390,9 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         embedding_models: the models that make embeddings only.
         compute: what computes, and how fast, in words; empty if that is not known.
         facts: of its models, by name.
+        prompt_tokens: of all prompts that the engine has begun since it started.
+        reused_tokens: those of them that it did not compute, because an earlier request had left them.
+        kept_bytes: the size of what it keeps of earlier prompts.
     """
 
     worker: str
@@ -409,6 +424,9 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     empty: bool = False
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    kept_bytes: int = 0
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -29,6 +29,9 @@ _OF_THE_ENGINE: Final = (
     "loading_s",
     "empty",
     "facts",
+    "prompt_tokens",
+    "reused_tokens",
+    "kept_bytes",
 )
 
 

@@ -6,7 +6,7 @@ step for all sequences, so that a full batch wakes the parent's event loop once 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -74,6 +74,7 @@ class Facts(Struct, array_like=True):
         suspends: whether a sequence can leave the batch with its cache and come back.
         slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
+        reuse: how caches can be kept for later sequences: not, cut at any token, or whole.
     """
 
     context_tokens: int
@@ -86,6 +87,7 @@ class Facts(Struct, array_like=True):
     suspends: bool = True
     slots: int = 0
     free_bytes: int = 0
+    reuse: Literal["", "segments", "snapshots"] = ""
 
 
 class Ready(Struct, tag="ready", array_like=True):
@@ -129,7 +131,8 @@ class Counted(Struct, tag="counted", array_like=True):
 class Stats(Struct, array_like=True):
     """The engine after a step: as the fields of `EngineStatus`. 0 means not known yet.
 
-    `slots` is the number of sequences that run at once at present.
+    `slots` is the number of sequences that run at once at present. `reused_tokens` of all `prompt_tokens` so far were
+    taken from kept caches, whose size is `kept_bytes`.
     """
 
     pending_tokens: float = 0.0
@@ -140,6 +143,9 @@ class Stats(Struct, array_like=True):
     prompt_tokens_per_s: float = 0.0
     prompt_tokens_per_request: float = 0.0
     slots: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    kept_bytes: int = 0
 
 
 class Step(Struct, tag="step", array_like=True):

@@ -25,6 +25,7 @@ from pipeline.wire.messages import (
     ErrorBody,
     FinishReason,
     Logprobs,
+    PromptDetails,
     Success,
     Usage,
 )
@@ -336,7 +337,8 @@ def joined(completions: Sequence[Completion]) -> Completion:
     ]
     counts = [completion.usage for completion in completions]
     prompt, answer = (sum(getattr(usage, name) for usage in counts) for name in ("prompt_tokens", "completion_tokens"))
-    return msgspec.structs.replace(first, choices=choices, usage=Usage(prompt, answer, prompt + answer))
+    cached = PromptDetails(sum(usage.prompt_tokens_details.cached_tokens for usage in counts))
+    return msgspec.structs.replace(first, choices=choices, usage=Usage(prompt, answer, prompt + answer, cached))
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ OutputItem = OutputMessage | OutputCall
 
 
 class CachedDetails(Struct):
-    """Of the input's tokens, those that a cache served, and those that it took in. No engine reports them."""
+    """Of the input's tokens, those that a cache served, and those that it took in, which no engine reports."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
@@ -218,4 +218,5 @@ def item_status(finish: FinishReason) -> ItemStatus:
 
 def usage_of(usage: Usage) -> ResponseUsage:
     """The token counts under the names of this API."""
-    return ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+    cached = CachedDetails(usage.prompt_tokens_details.cached_tokens)
+    return ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, cached)

@@ -17,6 +17,9 @@ from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.guided import Guide, GuidedModel
+from consumers.engines.local.child.kept import KeptCaches, reuse_of
+from pipeline.core.batch_plan import Keep, Load, Reuse
+from pipeline.core.prefixes import KeptPart
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +73,13 @@ class MlxBatch:
     Args:
         model: the model.
         on_cpu: whether it runs on the CPU.
+        reuse: how caches are kept for later sequences.
     """
 
     model: Any
     on_cpu: bool
+    reuse: Reuse = ""
+    _kept: KeptCaches = field(init=False)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
     _cohorts: list[Any] = field(init=False, default_factory=list)
@@ -89,6 +95,7 @@ class MlxBatch:
         self._wired_limit = maybe_set_recommended_wired_limit()
         self.model = self._guided = GuidedModel(self.model)
         self._decoding = _none_decodes(self.model)
+        self._kept = KeptCaches(self.reuse)
 
     def add(
         self,
@@ -185,6 +192,27 @@ class MlxBatch:
             with _on_stream():
                 self._leave([row])
 
+    def cached(self, key: int) -> list[int]:
+        """As `Batch.cached`."""
+        row = self._rows.get(key)
+        return row.tokens[: row.read] if row is not None else []
+
+    def keep(self, keep: Keep) -> int:
+        """As `Batch.keep`."""
+        with _on_stream():
+            return self._kept.keep(keep.part, self._own_cache(self._rows[keep.key]))
+
+    def load(self, load: Load) -> None:
+        """As `Batch.load`."""
+        row = self._rows[load.key]
+        with _on_stream():
+            row.cache = self._kept.load(load.parts)
+        row.read = load.tokens
+
+    def free(self, handles: list[int]) -> None:
+        """As `Batch.free`."""
+        self._kept.free(handles)
+
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`."""
         arrays = [*self._cohorts, *self._decoded()]
@@ -199,6 +227,7 @@ class MlxBatch:
         self._cohorts.clear()
         self._alone.clear()
         self._decoding = _none_decodes(self.model)
+        self._kept = KeptCaches(self.reuse)
         if self._wired_limit is not None:
             mx.synchronize()
             mx.set_wired_limit(self._wired_limit)
@@ -280,6 +309,13 @@ class MlxBatch:
         mx.eval([layer.state for row in rows for layer in row.cache or []])
         self._leave(rows)
 
+    def _own_cache(self, row: MlxSequence) -> list[Any]:
+        """A copy of the cache of a sequence, which stays where it is."""
+        for array in [*self._cohorts, *self._decoded()]:
+            if row.key in array.uids:
+                return list(array.extract_cache(array.uids.index(row.key)))
+        return row.cache or []
+
     def _leave(self, rows: list[MlxSequence]) -> None:
         gone = {row.key for row in rows}
         for array in [*self._cohorts, *self._decoded()]:
@@ -290,12 +326,12 @@ class MlxBatch:
         self._alone = [array for array in self._alone if array.uids]
 
 
-def measure_cache(model: Any) -> tuple[bool, int, int]:
+def measure_cache(model: Any) -> tuple[Reuse, int, int]:
     """Try the caches of the model with a few tokens.
 
-    Returns whether a sequence can leave a batch with its cache and come back, and the size of its cache: bytes for each
-    token, and bytes that do not depend on the length. The caches that mlx-lm can merge are `KVCache`,
-    `RotatingKVCache`, `ArraysCache` and `CacheList`.
+    Returns how caches can be kept, and the size of one: bytes for each token, and bytes that do not depend on the
+    length. If caches cannot be kept, a sequence cannot leave a batch with its cache and come back either. The caches
+    that mlx-lm can merge are `KVCache`, `RotatingKVCache`, `ArraysCache` and `CacheList`.
     """
     row, sizes = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, []), []
     try:
@@ -305,11 +341,20 @@ def measure_cache(model: Any) -> tuple[bool, int, int]:
                 array.prompt([row.tokens[:_TRIED_TOKENS]])
                 row.cache = array.extract_cache(0)
                 sizes.append(_nbytes(row.cache))
+            reuse = _tried(row.cache or [])
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         log.warning("The KV caches of this model cannot leave a batch. Its requests are not suspended.", exc_info=True)
-        return False, 0, 0
+        return "", 0, 0
     per_token = (sizes[1] - sizes[0]) // _TRIED_TOKENS
-    return True, per_token, sizes[0] - per_token * _TRIED_TOKENS
+    return reuse, per_token, sizes[0] - per_token * _TRIED_TOKENS
+
+
+def _tried(cache: list[Any]) -> Reuse:
+    """Keep a cache and load it again. Returns how it is kept."""
+    kept = KeptCaches(reuse_of(cache))
+    kept.keep(KeptPart(1, 0, _TRIED_TOKENS, []), cache)
+    kept.load([(1, _TRIED_TOKENS)])
+    return reuse_of(cache)
 
 
 def _first_token(logprobs: Any) -> Any:

@@ -6,6 +6,7 @@ Parameters that are not there either have OpenAI's defaults (temperature 1, no t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -34,6 +35,8 @@ from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import ToolSyntax, Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
+from pipeline.core.batch_plan import EXACT_PIECE_TOKENS
+from pipeline.core.prefixes import common_tokens
 from pipeline.engine import Work
 from pipeline.machine import memory_available
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -116,7 +119,7 @@ class MlxBackend:
         cache = make_prompt_cache(self._model)
         logits = self._model(self._mx.array([[0]]), cache=cache)
         self._mx.eval(logits)
-        suspends, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
+        reuse, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
         return Facts(
             context_tokens=context_tokens,
             vocabulary=int(logits.shape[-1]),
@@ -125,8 +128,9 @@ class MlxBackend:
             weights=float32.kind_of(self._model) if on_cpu() else "",
             kv_bytes_per_token=kv_bytes_per_token,
             kv_bytes_fixed=kv_bytes_fixed,
-            suspends=suspends,
+            suspends=bool(reuse),
             free_bytes=self._free_bytes(),
+            reuse=reuse,
         )
 
     def _free_bytes(self) -> int:
@@ -138,7 +142,7 @@ class MlxBackend:
         return max(0, int((most - self._mx.get_active_memory()) * _FREE_SHARE))
 
     def _new_batch(self) -> MlxBatch:
-        return MlxBatch(self._model, on_cpu=self.on_cpu)
+        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -170,8 +174,17 @@ class MlxBackend:
             one_call=request.parallel_tool_calls is False,
             notes=notes_of(request),
         )
-        guide, exact = self._grammars.guide(request, resumed), bool(request.exact)
-        return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=exact)
+        return Prepared(
+            key,
+            prompt + resumed,
+            len(resumed),
+            transcript,
+            work,
+            guide=self._grammars.guide(request, resumed),
+            exact=bool(request.exact),
+            tenant=work.tenant,
+            marks=self._marks(request, prompt),
+        )
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
@@ -183,24 +196,39 @@ class MlxBackend:
 
     def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = template_messages(request.chat)
-        tools = msgspec.to_builtins(request.tools) if offers_tools(request) else None
         if not self._preparing.has_chat_template:
             return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
         try:
-            text = self._preparing.apply_chat_template(
-                messages,
-                **(request.chat_template_kwargs or {}),
-                tools=tools,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+            return self._templated(request, messages, add_generation_prompt=True)
         except Exception as error:  # a template is a program by the model's author, and may raise anything
             raise HeadraceError(
                 ErrorCode.INVALID_REQUEST,
                 f"The model's chat template rejects this conversation: {error}",
                 param="messages",
             ) from None
+
+    def _templated(self, request: ChatRequest, messages: list[Any], *, add_generation_prompt: bool) -> list[int]:
+        text = self._preparing.apply_chat_template(
+            messages,
+            **(request.chat_template_kwargs or {}),
+            tools=msgspec.to_builtins(request.tools) if offers_tools(request) else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
         return list(self._preparing.encode(text, add_special_tokens=False))
+
+    def _marks(self, request: ChatRequest, prompt: list[int]) -> list[int]:
+        """Where a cache that cannot be cut is kept: as `Prepared.marks`."""
+        if self.facts.reuse != "snapshots" or not (self._config.prompt_cache and self._preparing.has_chat_template):
+            return []
+        messages = template_messages(request.chat)
+        heads = [messages] + ([messages[:1]] if messages[0]["role"] == "system" and len(messages) > 1 else [])
+        marks = set()
+        for head in heads:
+            with contextlib.suppress(Exception):  # a template can refuse a system prompt alone
+                mark = common_tokens(self._templated(request, head, add_generation_prompt=False), prompt)
+                marks.add(mark - mark % EXACT_PIECE_TOKENS if request.exact else mark)
+        return sorted(mark for mark in marks if 0 < mark < len(prompt))
 
     def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
         tools = msgspec.to_builtins(request.tools)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, FunctionCall, PromptDetails, TokenScore, ToolCall, Usage
 
 
 class Detokenizer(Protocol):
@@ -174,6 +174,9 @@ class Transcript:
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
         notes: on parameters that the engine did not take as they were written.
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
+
+    Attributes:
+        cached_tokens: how many tokens of the prompt were not computed, because an earlier request had left them.
     """
 
     request_id: str
@@ -190,12 +193,17 @@ class Transcript:
     score: Callable[[int], TokenScore] | None = None
     finish_reason: FinishReason | None = field(default=None, init=False)
     tokens: int = field(default=0, init=False)
+    cached_tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._stop = StopMatcher(self.stops)
         self._splitter = ToolSplitter(self.tools) if self.tools else None
         self._calls = 0
         self._skip = self.resume_chars
+
+    def took_over(self, tokens: int) -> None:
+        """So many tokens of the prompt, or of it and the resumed answer, are not computed for this request."""
+        self.cached_tokens = min(tokens, self.prompt_tokens)
 
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
@@ -273,4 +281,5 @@ class Transcript:
         return text[skipped:]
 
     def _usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        details = PromptDetails(self.cached_tokens)
+        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens, details)

@@ -113,7 +113,7 @@ def in_a_batch(backend: Watching, *, exact: bool) -> list[str]:
 
 
 def suspended(backend: Watching, *, kept_bytes: int) -> list[str]:
-    run = Run(backend, exact=True, suspended_kv_bytes=kept_bytes)
+    run = Run(backend, exact=True, kept_kv_bytes=kept_bytes)
     run.begin(WATCHED)
     run.until(4)
     for key in range(2, 11):

@@ -170,9 +170,9 @@ def test_high_takes_the_place_of_low_which_goes_on_where_it_was():
     assert [key for frame in scene.sent for key in frame.resumed] == [1]
 
 
-@pytest.mark.parametrize("suspended_kv_bytes", [1 << 20, 0])
-def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(suspended_kv_bytes):
-    scene = Scene(slots=1, kv_bytes_per_token=10, suspended_kv_bytes=suspended_kv_bytes)
+@pytest.mark.parametrize("kept_kv_bytes", [1 << 20, 0])
+def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(kept_kv_bytes):
+    scene = Scene(slots=1, kv_bytes_per_token=10, kept_kv_bytes=kept_kv_bytes)
     read = scene.backend.batch.read
     pieces = []
     scene.backend.batch.read = lambda planned: pieces.extend(planned) or read(planned)
@@ -180,7 +180,7 @@ def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(suspend
     scene.until(1)
     scene.begin(2, priority=Priority.HIGH)
     scene.run()
-    assert sum(tokens for key, tokens in pieces if key == 1) == (9 if suspended_kv_bytes else 9 + 9 + 1)
+    assert sum(tokens for key, tokens in pieces if key == 1) == (9 if kept_kv_bytes else 9 + 9 + 1)
     assert len(scene.answers()[1]) == 20
 
 
