@@ -105,7 +105,7 @@ class PromptReuse:
             for other in others
             if other.key in member.heads
         )
-        if awaited or member.stage is Stage.DECODING:
+        if awaited or member.left <= 1:
             self._due.append(member)
 
     def keep_due(self, suspended_bytes: int) -> list[Keep]:
@@ -113,8 +113,8 @@ class PromptReuse:
         due, self._due = self._due, []
         kept = []
         for member in due:
-            # The end of a prompt is kept again with the answer, so a short rest can wait for it.
-            least = _LEAST_SHARED_TOKENS if member.stage is Stage.DECODING else _LEAST_TOKENS
+            # A short rest of a prompt is kept with the answer.
+            least = _LEAST_SHARED_TOKENS if member.left <= 1 else _LEAST_TOKENS
             if keep := self._keep(member, list(member.prompt.tokens[: member.depth]), suspended_bytes, least):
                 kept.append(keep)
         return kept
