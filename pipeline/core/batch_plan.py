@@ -168,7 +168,7 @@ class Keep(NamedTuple):
     part: KeptPart
 
 
-class Load(NamedTuple):
+class Restore(NamedTuple):
     """Give the sequence `key` a cache of `tokens` tokens, made of these parts: handles, and tokens of each.
 
     `first` is whether nothing of the sequence was read before.
@@ -200,7 +200,7 @@ class Plan:
     keep: list[Keep] = field(default_factory=list)
     suspend: list[int] = field(default_factory=list)
     drop: list[int] = field(default_factory=list)
-    load: list[Load] = field(default_factory=list)
+    load: list[Restore] = field(default_factory=list)
     resume: list[int] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     read: list[tuple[int, int]] = field(default_factory=list)

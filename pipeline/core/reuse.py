@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from pipeline.core.batch_plan import EXACT_PIECE_TOKENS, BatchLimits, Keep, Load, Member, Stage
+from pipeline.core.batch_plan import EXACT_PIECE_TOKENS, BatchLimits, Keep, Member, Restore, Stage
 from pipeline.core.prefixes import Prefixes, common_tokens
 
 _LEAST_TOKENS: Final = 16
@@ -71,7 +71,7 @@ class PromptReuse:
             return False
         return most - self._kept_head(member) >= _LEAST_SHARED_TOKENS
 
-    def begin(self, member: Member) -> Load | None:
+    def begin(self, member: Member) -> Restore | None:
         """A sequence of which nothing is in a cache begins to run. Returns what it goes on from."""
         self._expect(member, 0)
         hit = None
@@ -88,7 +88,7 @@ class PromptReuse:
             return None
         member.left -= tokens
         member.depth = tokens
-        return Load(member.key, tokens, hit.parts, first=first)
+        return Restore(member.key, tokens, hit.parts, first=first)
 
     # ---- what is kept ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
-from pipeline.core.batch_plan import Keep, Load
+from pipeline.core.batch_plan import Keep, Restore
 from pipeline.engine import Work
 from pipeline.wire.requests import ChatRequest
 
@@ -106,7 +106,7 @@ class Batch(Protocol):
         """Keep a part of the cache of a sequence for later ones. Returns its size in bytes."""
         ...
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Restore) -> None:
         """Give a sequence of which nothing was read a cache made of what was kept."""
         ...
 

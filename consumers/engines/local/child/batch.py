@@ -17,9 +17,8 @@ from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.guided import Guide, GuidedModel
-from consumers.engines.local.child.kept import KeptCaches, reuse_of
-from pipeline.core.batch_plan import Keep, Load, Reuse
-from pipeline.core.prefixes import KeptPart
+from consumers.engines.local.child.kept import KeptCaches
+from pipeline.core.batch_plan import Keep, Restore, Reuse
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ _CLEAR_EVERY_STEPS: Final = 512
 _SLOW_STEP_S: Final = 0.02
 """On a CPU, steps longer than this do not overlap: a prompt that arrives waits for one step and not for two, and the
 time in which the next step is built is small beside them."""
-
-_TRIED_TOKENS: Final = 8
 
 _SHARED: Final = ("uids", "prompt_cache", "tokens", "samplers", "logits_processors", "max_tokens", "stop_sequences")
 """What the two halves of mlx-lm's generator both hold for each sequence."""
@@ -115,7 +112,7 @@ class MlxBatch:
 
     def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """As `Batch.read`."""
-        with _on_stream():
+        with on_stream():
             rows, ends = [self._rows[key] for key, _ in pieces], dict(pieces)
             done = [row for row in rows if row.read + ends[row.key] == len(row.tokens)]
             # The last token of a prompt is read by the pass that samples.
@@ -133,7 +130,7 @@ class MlxBatch:
     def step(self) -> list[tuple[int, int]]:
         """As `Batch.step`. On a CPU, steps that take long are waited for, and their tokens are returned at once."""
         started = time.monotonic()
-        with _on_stream():
+        with on_stream():
             sampled = []
             for response in [response for array in self._decoded() for response in self._next(array)]:
                 row = self._rows[response.uid]
@@ -151,14 +148,14 @@ class MlxBatch:
 
     def suspend(self, keys: list[int]) -> Suspended:
         """As `Batch.suspend`."""
-        with _on_stream():
+        with on_stream():
             rows = [self._rows[key] for key in keys]
             due: dict[int, int] = {}
             for array in self._decoded():
                 due |= zip(array.uids, _tokens(array, rows), strict=True)
             sampled = [(row.key, self._say(row, due[row.key])) for row in rows if not row.said]
             self._take_out(rows)
-        return Suspended({row.key: _nbytes(row.cache or []) for row in rows}, sampled)
+        return Suspended({row.key: nbytes_of(row.cache or []) for row in rows}, sampled)
 
     def drop(self, key: int) -> None:
         """As `Batch.drop`."""
@@ -174,7 +171,7 @@ class MlxBatch:
     def join(self, keys: list[int]) -> None:
         """As `Batch.join`. The last token of a prompt is like one that was sampled: it is due, and not in the cache."""
         rows = [self._rows[key] for key in keys]
-        with _on_stream():
+        with on_stream():
             self._take_out(rows)
             for row in rows:
                 if row.exact:
@@ -189,7 +186,7 @@ class MlxBatch:
         row = self._rows.pop(key, None)
         self._guided.forget(key)
         if row is not None:
-            with _on_stream():
+            with on_stream():
                 self._leave([row])
 
     def cached(self, key: int) -> list[int]:
@@ -199,13 +196,13 @@ class MlxBatch:
 
     def keep(self, keep: Keep) -> int:
         """As `Batch.keep`."""
-        with _on_stream():
+        with on_stream():
             return self._kept.keep(keep.part, self._own_cache(self._rows[keep.key]))
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Restore) -> None:
         """As `Batch.load`."""
         row = self._rows[load.key]
-        with _on_stream():
+        with on_stream():
             row.cache = self._kept.load(load.parts)
         row.read = load.tokens
 
@@ -216,8 +213,8 @@ class MlxBatch:
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`."""
         arrays = [*self._cohorts, *self._decoded()]
-        kept = sum(_nbytes(row.cache) for row in self._rows.values() if row.cache)
-        return kept + sum(_nbytes(array.prompt_cache) for array in arrays)
+        kept = sum(nbytes_of(row.cache) for row in self._rows.values() if row.cache)
+        return kept + sum(nbytes_of(array.prompt_cache) for array in arrays)
 
     def close(self) -> None:
         """Free the caches."""
@@ -242,7 +239,7 @@ class MlxBatch:
             if set(cohort.uids) == keys:
                 return cohort
         self._take_out(rows)
-        cohort = _reading(self.model, rows)
+        cohort = reading(self.model, rows)
         for row in rows:
             row.cache = None
         self._cohorts.append(cohort)
@@ -326,42 +323,8 @@ class MlxBatch:
         self._alone = [array for array in self._alone if array.uids]
 
 
-def measure_cache(model: Any) -> tuple[Reuse, int, int]:
-    """Try the caches of the model with a few tokens.
-
-    Returns how caches can be kept, and the size of one: bytes for each token, and bytes that do not depend on the
-    length. If caches cannot be kept, a sequence cannot leave a batch with its cache and come back either. The caches
-    that mlx-lm can merge are `KVCache`, `RotatingKVCache`, `ArraysCache` and `CacheList`.
-    """
-    row, sizes = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, []), []
-    try:
-        with _on_stream():
-            for _ in range(2):
-                array = _reading(model, [row])
-                array.prompt([row.tokens[:_TRIED_TOKENS]])
-                row.cache = array.extract_cache(0)
-                sizes.append(_nbytes(row.cache))
-            reuse = _tried(row.cache or [])
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        log.warning("The KV caches of this model cannot leave a batch. Its requests are not suspended.", exc_info=True)
-        return "", 0, 0
-    per_token = (sizes[1] - sizes[0]) // _TRIED_TOKENS
-    return reuse, per_token, sizes[0] - per_token * _TRIED_TOKENS
-
-
-def _tried(cache: list[Any]) -> Reuse:
-    """Keep a cache and load it again. Returns how it is kept."""
-    kept = KeptCaches(reuse_of(cache))
-    kept.keep(KeptPart(1, 0, _TRIED_TOKENS, []), cache)
-    kept.load([(1, _TRIED_TOKENS)])
-    return reuse_of(cache)
-
-
-def _first_token(logprobs: Any) -> Any:
-    return logprobs.argmax(axis=-1)
-
-
-def _reading(model: Any, rows: list[MlxSequence]) -> Any:
+def reading(model: Any, rows: list[MlxSequence]) -> Any:
+    """A `PromptProcessingBatch` of these sequences, which go on from their caches."""
     from mlx_lm.generate import PromptProcessingBatch
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -390,14 +353,14 @@ def _going_on(model: Any, rows: list[MlxSequence]) -> Any:
     import mlx.core as mx
     from mlx_lm.models.cache import TokenBuffer
 
-    reading, decoding = _reading(model, rows), _none_decodes(model)
+    begun, decoding = reading(model, rows), _none_decodes(model)
     state = {
-        **{name: getattr(reading, name) for name in _SHARED},
+        **{name: getattr(begun, name) for name in _SHARED},
         "_next_tokens": mx.array([row.tokens[-1] for row in rows], dtype=mx.uint32),
         "_next_logprobs": [mx.zeros(1) for _ in rows],
-        "_token_context": [TokenBuffer(tokens) for tokens in reading.tokens],
+        "_token_context": [TokenBuffer(tokens) for tokens in begun.tokens],
         "_num_tokens": [0] * len(rows),
-        "_matchers": [sequences.matcher() for sequences in reading.stop_sequences],
+        "_matchers": [sequences.matcher() for sequences in begun.stop_sequences],
     }
     for name, value in state.items():
         setattr(decoding, name, value)
@@ -411,7 +374,8 @@ def _tokens(decoding: Any, rows: list[MlxSequence]) -> list[int]:
     return [int(token) for token in decoding._next_tokens.tolist()]  # noqa: SLF001
 
 
-def _nbytes(cache: list[Any]) -> int:
+def nbytes_of(cache: list[Any]) -> int:
+    """The size of a cache."""
     return sum(int(layer.nbytes) for layer in cache)
 
 
@@ -421,7 +385,8 @@ def _clear_unused() -> None:
     mx.clear_cache()
 
 
-def _on_stream() -> Any:
+def on_stream() -> Any:
+    """Compute where mlx-lm's batches do."""
     import mlx.core as mx
     from mlx_lm.generate import generation_stream
 

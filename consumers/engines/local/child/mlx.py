@@ -18,7 +18,8 @@ import msgspec
 
 from consumers.engines.local.child import float32
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
-from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.caches import measure_cache
 from consumers.engines.local.child.checks import (
     answer_limit,
     check_bias,

@@ -20,7 +20,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
-from pipeline.core.batch_plan import Keep, Load
+from pipeline.core.batch_plan import Keep, Restore
 from pipeline.engine import FIRST_SLOTS, Work
 from pipeline.wire.messages import Alternative, TokenScore
 from pipeline.wire.requests import ChatRequest
@@ -176,7 +176,7 @@ class SimulatedBatch:
         """As `Batch.keep`. Nothing is kept of a simulated sequence."""
         raise NotImplementedError
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Restore) -> None:
         """As `Batch.load`."""
         raise NotImplementedError
 

@@ -19,7 +19,8 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from mlx_lm.models import falcon_h1, gemma3_text, lfm2, llama, mamba2
 
 import consumers.engines.local.child.batch as batch_module
-from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.caches import measure_cache
 from consumers.engines.local.child.guided import Guide
 
 LEAST_TOKENS = 60

@@ -16,7 +16,8 @@ from typing import Any
 import mlx.core as mx
 
 from consumers.engines.local.child.backend import Prepared
-from consumers.engines.local.child.batch import MlxBatch, measure_cache
+from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.caches import measure_cache
 from consumers.engines.local.child.loop import Begin, EngineLoop, kept_bytes
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Cancel, Facts, Reset, Step
