@@ -41,6 +41,8 @@ from pipeline.wire.requests import ChatMessage, ChatRequest
 from pipeline.wire.subjects import Priority
 
 TURNS, FIRST_TOKENS, TURN_TOKENS, ANSWER_TOKENS = 5, 500, 180, 24
+# headrace lowers the priority of its engine on a CPU by so much. Beside other programs, that would decide the times.
+NICENESS = 3
 USERS, SYSTEM_TOKENS = 8, 2000
 MEMORY_PROMPTS, MEMORY_TOKENS = 8, 400
 KILL_EVERY = 40
@@ -113,8 +115,12 @@ async def asked_in_turns(urls: Sequence[str]) -> None:
 def turns(model: Path) -> None:
     """A table of the times to the first text."""
     print(f"turn  prompt  {'mlx_lm.server':>23}  {'headrace':>23}  ratio of the times to the first text")
-    settings = ALONE | {"MODEL": str(model)}
-    with tempfile.TemporaryDirectory() as folder, mlx_lm_server(model) as peer, up(Path(folder), settings) as here:
+    settings = ALONE | {"MODEL": str(model), "PROMPT_CACHE": "true"}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlx_lm_server(model, niceness=NICENESS) as peer,
+        up(Path(folder), settings) as here,
+    ):
         asyncio.run(asked_in_turns([peer, here["http"]]))
 
 
