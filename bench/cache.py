@@ -112,13 +112,13 @@ async def asked_in_turns(urls: Sequence[str]) -> None:
             print(f"{turn:4}  {ours.prompt_tokens:6}  {told}  {ours.first_s / theirs.first_s:.2f}", flush=True)
 
 
-def turns(model: Path) -> None:
+def turns(model: Path, threads: int) -> None:
     """A table of the times to the first text."""
     print(f"turn  prompt  {'mlx_lm.server':>23}  {'headrace':>23}  ratio of the times to the first text")
-    settings = ALONE | {"MODEL": str(model), "PROMPT_CACHE": "true"}
+    settings = ALONE | {"MODEL": str(model), "PROMPT_CACHE": "true", "MLX_THREADS": str(threads)}
     with (
         tempfile.TemporaryDirectory() as folder,
-        mlx_lm_server(model, niceness=NICENESS) as peer,
+        mlx_lm_server(model, threads, NICENESS) as peer,
         up(Path(folder), settings) as here,
     ):
         asyncio.run(asked_in_turns([peer, here["http"]]))
@@ -154,14 +154,17 @@ async def users(model: Path, threads: int) -> None:
     """A line for users one after another, and one for users at once."""
     async with started(Config(model=str(model), mlx_threads=threads, step_timeout_s=600.0)) as engine:
         await ask(engine, user("Hello.", 0))
-        in_turn = [await ask(engine, user(about(SYSTEM_TOKENS, 1), number)) for number in range(USERS)]
-        at_once = await asyncio.gather(*(ask(engine, user(about(SYSTEM_TOKENS, 2), number)) for number in range(USERS)))
-    tokens = in_turn[0].prompt_tokens
-    for name, found in (("one after another", in_turn), ("all at once", at_once)):
-        times = " ".join(f"{one.first_s:.2f}" for one in found)
-        cached = ", ".join(str(one.cached_tokens) for one in found)
-        print(f"{USERS} users of one system prompt, {tokens} tokens, {name}: first token after {times} s")
-        print(f"  second / first: {found[1].first_s / found[0].first_s:.3f}; cached tokens: {cached}", flush=True)
+        tell("one after another", [await ask(engine, user(about(SYSTEM_TOKENS, 1), n)) for n in range(USERS)])
+        asking = (ask(engine, user(about(SYSTEM_TOKENS, 2), number)) for number in range(USERS))
+        tell("all at once", await asyncio.gather(*asking))
+
+
+def tell(how: str, found: Sequence[Asked]) -> None:
+    """Print the times of users who came like this."""
+    times = " ".join(f"{one.first_s:.2f}" for one in found)
+    cached = ", ".join(str(one.cached_tokens) for one in found)
+    print(f"{USERS} users of one system prompt, {found[0].prompt_tokens} tokens, {how}: first token after {times} s")
+    print(f"  second / first: {found[1].first_s / found[0].first_s:.3f}; cached tokens: {cached}", flush=True)
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ def main() -> None:
     given.parts = given.parts or parts
     logging.disable(logging.ERROR)  # the kills are on purpose
     if "turns" in given.parts:
-        turns(given.model.resolve() if given.model else default_model())
+        turns(given.model.resolve() if given.model else default_model(), given.threads)
     asyncio.run(_main(given))
 
 

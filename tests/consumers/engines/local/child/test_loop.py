@@ -12,10 +12,10 @@ from consumers.engines.local import protocol
 from consumers.engines.local.child.checks import answer_limit, room_tokens, template_messages
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.instance import _Bytes
-from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates
+from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates, batch_limits
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
-from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
+from consumers.engines.local.protocol import Cancel, Facts, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
 from pipeline.core.batch_plan import Plan, batch_kv_bytes
 from pipeline.engine import FIRST_SLOTS, Piece, Work
@@ -307,6 +307,16 @@ def test_room_is_the_context_or_what_the_memory_holds():
 def test_a_sequence_within_its_room_fits_alone(context_tokens, per_token, limit):
     room = room_tokens(context_tokens, kv_bytes_per_token=per_token, kv_bytes_limit=limit)
     assert room == 0 or batch_kv_bytes([room], per_token) <= limit
+
+
+def test_the_budget_of_kept_caches_is_the_setting_or_a_share_of_the_free_memory():
+    facts = Facts(4096, 100, calls_tools=False, kv_bytes_per_token=1, reuse="segments")
+    assert batch_limits(Config(), facts).kept_bytes == 1 << 30
+    facts.free_bytes = 4000
+    assert batch_limits(Config(), facts).kept_bytes == 1000
+    assert batch_limits(Config(kept_kv_bytes=7), facts).kept_bytes == 7
+    assert batch_limits(Config(), facts).reuse == "segments"
+    assert batch_limits(Config(prompt_cache=False), facts).reuse == ""
 
 
 def test_templates_see_plain_text_and_arguments_as_objects():

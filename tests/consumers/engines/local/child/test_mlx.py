@@ -66,6 +66,28 @@ print(json.dumps([prompt_tokens, steps[1:]]))
 backend.close()
 """
 
+# Prints the texts up to the marks of a conversation, and the marks of the same as an exact request.
+_MARKS = """
+import json, sys
+import msgspec
+from consumers.engines.local.child.mlx import MlxBackend
+from pipeline.config import Config
+from pipeline.engine import Work
+from pipeline.wire.requests import ChatRequest
+
+backend = MlxBackend(Config(), sys.argv[1], lambda note: None)
+backend.facts.reuse = "snapshots"
+
+def prepared(**more):
+    request = msgspec.convert({"messages": json.loads(sys.argv[2]), **more}, ChatRequest)
+    return backend.prepare(1, Work(id="1", request=request, model="", seed=1))
+
+usual, exact = prepared(), prepared(exact=True)
+texts = [backend._tokenizer.decode(usual.prompt[:mark]) for mark in usual.marks]
+print(json.dumps([texts, backend._tokenizer.decode(usual.prompt), exact.marks]))
+backend.close()
+"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(start):
@@ -202,6 +224,17 @@ class TestMlxEngine(ExactConformance):
         await until(engine, lambda: engine.status().slots_used == 0)
         assert engine.status().kv_bytes == 0
 
+    async def test_only_requests_of_one_tenant_take_over_what_was_computed(self, engine):
+        request = ChatRequest(prompt="Repeat after me: river, mill, bridge, stone, sea. " * 4, max_tokens=2)
+        cached = []
+        for tenant in ("alice", "bob", "alice"):
+            usage = (await ask(engine, request, tenant=tenant)).usage
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+        assert cached == [0, 0, usage.prompt_tokens - 1]
+        status = engine.status()
+        assert 0 < status.reused_tokens < status.prompt_tokens
+        assert status.kept_bytes > 0
+
     async def test_the_scores_of_an_answer_are_those_of_its_tokens(self, engine):
         request = ChatRequest(prompt="What is 3 + 4?", max_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
         answer = await ask(engine, request)
@@ -266,3 +299,20 @@ class TestMlxEngine(ExactConformance):
             plain = ChatRequest(prompt="x")
             more = ChatRequest(prompt="x", chat_template_kwargs={"more": "one two three"})
             assert await engine.counter.count_tokens(more) > await engine.counter.count_tokens(plain)
+
+
+async def test_a_cache_that_cannot_be_cut_is_kept_where_a_next_turn_begins():
+    messages = [
+        {"role": "system", "content": "You are a helper who answers in a few words, and says what is known. " * 3},
+        {"role": "user", "content": "What is 3 + 4?"},
+    ]
+    command = [sys.executable, "-c", _MARKS, located("headrace-demo"), json.dumps(messages)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=60)
+    (system, whole), prompt, exact = json.loads(done.stdout.splitlines()[-1])
+    assert prompt.startswith(whole)
+    assert whole.startswith(system)
+    assert messages[0]["content"].strip() in system
+    assert "3 + 4" not in system
+    assert "3 + 4" in whole
+    assert exact
+    assert all(mark % 32 == 0 for mark in exact)
