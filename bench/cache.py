@@ -40,7 +40,7 @@ from pipeline.engine import Work
 from pipeline.wire.requests import ChatMessage, ChatRequest
 from pipeline.wire.subjects import Priority
 
-TURNS, FIRST_TOKENS, TURN_TOKENS, ANSWER_TOKENS = 5, 500, 180, 24
+TURNS, FIRST_TOKENS, TURN_TOKENS, ANSWER_TOKENS = 5, 500, 140, 24
 # headrace lowers the priority of its engine on a CPU by so much. Beside other programs, that would decide the times.
 NICENESS = 3
 USERS, SYSTEM_TOKENS = 8, 2000

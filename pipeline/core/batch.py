@@ -11,8 +11,9 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   `hold_s` in a row, and so do the prompts of the other priorities. HIGH answers that are being written wait for a HIGH
   prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
-  measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
-  unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
+  measured at this depth. Only the short rest of a MEDIUM prompt that is alone is read at once. Prompts of one priority
+  and of similar depth are read together. A step follows each piece, unless the answers are few and no more urgent than
+  the prompts. The last token of a prompt is read by the next step.
 - **Exact.** The prompt of an exact sequence is read alone, in pieces of a fixed size. Tokens of its answer that are
   read again are read one by one, as they were sampled.
 - **Gathering.** An engine with nothing to do waits a moment for HIGH requests that are known to be on their way, and
@@ -45,8 +46,8 @@ _LEAST_PIECE_TOKENS: Final = 8
 _LEAST_HIGH_TOKENS: Final = 32
 """A piece of HIGH prompts has at least this many tokens: the answers beside it wait for each pass, however short."""
 
-_HIGH_PIECE_TARGETS: Final = 5.0
-"""A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
+_LONG_PIECE_TARGETS: Final = 5.0
+"""A long piece takes this many inter-token targets: a cancelled request stops at its next piece."""
 
 _GATHERING: Final = 0.5
 """For those that are on their way, a prompt waits this part of the time in which it could be read alone."""
@@ -361,7 +362,7 @@ class BatchPlanner:
         if priority is None:
             plan.step = bool(decoding)
         elif not decoding:
-            targets = _HIGH_PIECE_TARGETS if priority is Priority.HIGH else 1.0
+            targets = _LONG_PIECE_TARGETS if self._reads_at_once(priority, reading) else 1.0
             plan.read = self._piece(priority, reading, targets * self._limits.target_s)
         elif priority is Priority.HIGH:
             self._read_high(plan, decoding, reading, now)
@@ -369,6 +370,17 @@ class BatchPlanner:
             plan.step = True
         else:
             plan.read = self._piece(priority, reading, self._beside(decoding))
+
+    def _reads_at_once(self, priority: Priority, reading: list[Member]) -> bool:
+        """Whether prompts are read in long pieces while no answer is written: HIGH, and a short rest of a lone MEDIUM.
+
+        Each piece is a pass over all weights. For a few tokens, such as those of a conversation's next turn, several
+        passes take much longer than one.
+        """
+        if priority is not Priority.MEDIUM or len(self._members) > 1:
+            return priority is Priority.HIGH
+        rate = self.pace.reading_rate(reading[0].depth)
+        return rate is not None and reading[0].left <= rate * _LONG_PIECE_TARGETS * self._limits.target_s
 
     def _note_standing(self, decoding: list[Member], reading: list[Member], now: float) -> Priority | None:
         """Note since when answers and prompts stand still. Returns the priority whose prompts are next, None if none.
@@ -392,7 +404,7 @@ class BatchPlanner:
         if stood_s >= hold_s:
             plan.step = True
         elif all(member.priority is not Priority.HIGH for member in decoding):
-            seconds = min(_HIGH_PIECE_TARGETS * target_s, hold_s - stood_s)
+            seconds = min(_LONG_PIECE_TARGETS * target_s, hold_s - stood_s)
             plan.read = self._piece(Priority.HIGH, reading, seconds)
         elif stood_s + self._seconds_to_read(reading) <= 2 * target_s:
             plan.read = self._piece(Priority.HIGH, reading, 2 * target_s)

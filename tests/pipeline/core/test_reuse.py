@@ -95,6 +95,17 @@ def test_a_second_turn_reads_only_what_is_new():
     assert (scene.planner.reuse.prompt_tokens, scene.planner.reuse.cached_tokens) == (450, 220)
 
 
+@pytest.mark.parametrize(("priority", "alone", "pieces"), [(MEDIUM, True, 1), (MEDIUM, False, 4), (LOW, True, 4)])
+def test_the_rest_of_a_lone_medium_prompt_is_read_at_once(priority, alone, pieces):
+    scene = Scene(target_s=0.02)
+    scene.whole(1, HEAD)  # at 1,000 tokens a second
+    if not alone:
+        scene.ask(3, [5] * 10, LOW)
+    scene.ask(2, HEAD + [7] * 80, priority)
+    scene.until_written(2)
+    assert len([plan for plan in scene.plans for key, _ in plan.read if key == 2]) == pieces
+
+
 def test_the_same_prompt_again_reads_its_last_token():
     scene = Scene()
     scene.whole(1, HEAD)
