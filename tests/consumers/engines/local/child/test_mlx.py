@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -316,3 +318,17 @@ async def test_a_cache_that_cannot_be_cut_is_kept_where_a_next_turn_begins():
     assert "3 + 4" in whole
     assert exact
     assert all(mark % 32 == 0 for mark in exact)
+
+
+async def test_a_new_process_keeps_nothing_of_the_one_before_and_its_counts_go_on(start):
+    prompt = "Repeat after me: river, mill, bridge, stone, sea. " * 4
+    async with start("mlx") as engine:
+        first = await ask(engine, ChatRequest(prompt=prompt, max_tokens=4, temperature=0))
+        counted = engine.status().prompt_tokens
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(engine, lambda: engine.status().state != "ready")
+        second = await ask(engine, ChatRequest(prompt=prompt, max_tokens=4, temperature=0))
+        assert second == first
+        assert second.usage.prompt_tokens_details.cached_tokens == 0
+        assert counted > 0
+        assert (engine.status().prompt_tokens, engine.status().reused_tokens) == (2 * counted, 0)
