@@ -187,8 +187,10 @@ class EngineLoop:
             batch.drop(key)
         for load in plan.load:
             batch.load(load)
-            if load.first:
-                self._begun[load.key].sequence.transcript.took_over(load.tokens)
+            sequence = self._begun[load.key].sequence
+            # What a resumed answer takes over is its own: it was computed for this request.
+            if load.first and not sequence.position:
+                sequence.transcript.took_over(load.tokens)
         if plan.resume:
             batch.resume(plan.resume)
         batch.free(plan.free)

@@ -202,8 +202,8 @@ class Transcript:
         self._skip = self.resume_chars
 
     def took_over(self, tokens: int) -> None:
-        """So many tokens of the prompt, or of it and the resumed answer, are not computed for this request."""
-        self.cached_tokens = min(tokens, self.prompt_tokens)
+        """So many tokens of the prompt are not computed for this request."""
+        self.cached_tokens = tokens
 
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
