@@ -68,6 +68,7 @@ Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a n
 Switch = Annotated[bool, ValueKind("", "true or false")]
 Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
+TemplateFile = Annotated[str, ValueKind("FILE", "the name of a file")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
 BlasLibrary = Annotated[str, ValueKind("NAME_OR_PATH", "auto, none, or a shared library")]
@@ -245,6 +246,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "disconnect a client that takes this long to send a request, or reads nothing of a response for this long"
         ),
     ] = 20.0
+    completions_as_chat: Annotated[
+        Switch,
+        Setting(
+            "write the prompt of `/v1/completions` with the model's chat template, as the user's message",
+            "By default the model continues the prompt as it is. `raw` in a request overrides the setting.",
+        ),
+    ] = False
     http_grace_s: Annotated[
         Seconds,
         Setting(
@@ -271,6 +279,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "`smollm2` and repositories are fetched at first use: see [Models](models.md).",
         ),
     ] = "smollm2"
+    chat_template: Annotated[
+        TemplateFile,
+        Setting(
+            "file with a Jinja chat template to use in place of the model's; empty selects the model's",
+            "It applies to MLX. Ollama has templates of its own.",
+        ),
+    ] = ""
     models_dir: Annotated[
         Folder,
         Setting(
@@ -343,11 +358,20 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "It is reduced to what fits into the model's context.",
         ),
     ] = 1024
+    plain_tool_calls: Annotated[
+        Switch,
+        Setting(
+            "take JSON that names a tool of the request as a call of it, though the model's marks are missing",
+            "It must be all that the model said. The answer's `headrace.notes` say so. Small models write such calls.",
+        ),
+    ] = True
     kv_bytes_limit: Annotated[
         BytesOrZero,
         Setting(
-            "memory for the KV caches of the batch; 0 for no limit",
-            "Each request counts as if its answer reached its maximum length.",
+            "memory for the KV caches of the batch; 0 selects half of what the machine has left",
+            "Each request counts as if its answer reached its maximum length. With 0, the memory is measured when the "
+            "model has been loaded: on a GPU, of the working set that Metal recommends. A single request never gets a "
+            "longer context than fits.",
         ),
     ] = 0
     mlx_threads: Annotated[

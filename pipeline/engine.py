@@ -44,9 +44,11 @@ class Work(msgspec.Struct, frozen=True):
         seed: together with a token's position, it determines the token that is sampled there. An engine that resumes an
             answer therefore samples the same tokens as the engine that began it.
         resume_text: the part of the answer that the reader already has.
+        resume_reasoning: the part of the reasoning that the reader already has.
         resume_tokens: the tokens of earlier attempts. They may go beyond `resume_text`. Generation continues after
             them. If another engine wrote the text, its tokens are unknown: the list is empty, and generation continues
-            after the text.
+            after the reasoning and the text.
+        resume_reasoning: the part of the reasoning that the reader already has.
         priority: the priority of the request. An engine that can suspend requests gives a more urgent one the place of
             a less urgent one.
         extra: another worker had begun the request: it runs at once, beyond the slots.
@@ -61,6 +63,7 @@ class Work(msgspec.Struct, frozen=True):
     seed: int
     resume_tokens: list[int] = msgspec.field(default_factory=list)
     resume_text: str = ""
+    resume_reasoning: str = ""
     priority: Priority = Priority.MEDIUM
     extra: bool = False
     coming: int = 0
@@ -68,8 +71,9 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct):
-    """What an engine produced since the last piece: text, its tokens, and complete tool calls.
+    """What an engine produced since the last piece: text, its tokens, and tool calls or parts of them.
 
+    A tool call without an id and a name continues the arguments of the call before it, perhaps of an earlier piece.
     `restarted` counts how many times the engine restarted this request since the last piece. The text continues where
     it was. `preempted` counts how many times it suspended the request. `suspended` is whether the request is suspended
     now; None if that has not changed. Only the last piece has `finish_reason` and `usage`. Its `stop` is the stop
@@ -133,6 +137,7 @@ class EngineStatus(msgspec.Struct):
         tool_models: the models that are known to call tools.
         embedding_models: the models that make embeddings only. They are not in `models`.
         compute: what computes, and how fast, in words; empty if that is not known.
+        alone: why it runs one request at a time instead of several together, in words; empty if it does not.
         pending_tokens, pending_prompt_tokens: what is still to be written and read of the running requests.
         tokens_per_s, prompt_tokens_per_s: how fast the engine writes while it reads no prompts, and reads.
         tokens_per_request, prompt_tokens_per_request: of an average request.
@@ -166,6 +171,7 @@ class EngineStatus(msgspec.Struct):
     tool_models: list[str] = msgspec.field(default_factory=list)
     embedding_models: list[str] = msgspec.field(default_factory=list)
     compute: str = ""
+    alone: str = ""
     answer_tokens_per_s: float = 0.0
     loading_s: float = 0.0
     rests: dict[str, float] = msgspec.field(default_factory=dict)

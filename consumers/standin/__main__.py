@@ -105,7 +105,8 @@ async def _llama(gguf: Path, config: Config, *, name: str, parallel: int, thread
 async def _demo(config: Config, *, name: str, parallel: int) -> AsyncIterator[Server]:
     """The demo model, whatever the first engine runs."""
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
-    config = msgspec.structs.replace(config, model=MODEL_NAME, slots=parallel, default_max_tokens=2**31 - 1)
+    own = {"model": MODEL_NAME, "slots": parallel, "default_max_tokens": 2**31 - 1, "chat_template": ""}
+    config = msgspec.structs.replace(config, **own)
     path = Path(located(config.model))
     async with EngineProcess(config, model_path=str(path), served_name=name) as engine:
         if not await _is_ready(engine):

@@ -14,8 +14,7 @@ from starlette.types import Receive, Scope, Send
 from consumers.standin.wire import ApiError, api_error
 from pipeline.engine import Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import TokenScore, ToolCall
-from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, time_text, write_call
+from pipeline.wire.ollama import AssistantTurn, OllamaCall, Part, WholeCalls, time_text
 
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 _NDJSON = (b"content-type", b"application/x-ndjson")
@@ -103,6 +102,7 @@ class StandinAnswer:
         self._stream = stream
         self._phases = Phases()
         self._started = False
+        self._calls = WholeCalls()
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer. Stop when the client hangs up."""
@@ -126,25 +126,23 @@ class StandinAnswer:
         async with aclosing(self._parallel.pieces(self._work, self._phases)) as pieces:
             async for piece in pieces:
                 # An engine that reads a long prompt shows with empty pieces that it is alive. Clients ignore the line.
-                if piece.text or piece.tool_calls or piece.scores or piece == Piece():
-                    await self._send_line(send, self._part(piece.text, piece.tool_calls, piece.scores))
+                calls = self._calls.take(piece.tool_calls, ended=piece.finish_reason is not None)
+                if piece.text or piece.reasoning or calls or piece.scores or piece == Piece():
+                    await self._send_line(send, self._part(piece, calls))
                 if piece.finish_reason is not None:
-                    await self._send_line(send, self._last("", [], piece))
+                    await self._send_line(send, self._last(Piece(), piece))
         await send({"type": "http.response.body", "body": b""})
 
     async def _send_whole(self, send: Send) -> None:
-        texts: list[str] = []
-        calls: list[ToolCall] = []
-        scores: list[TokenScore] = []
-        last = Piece()
+        whole, last = Piece(), Piece()
         async with aclosing(self._parallel.pieces(self._work, self._phases)) as pieces:
             async for last in pieces:
-                texts.append(last.text)
-                calls += last.tool_calls
-                scores += last.scores
-        whole = self._last("".join(texts), calls, last)
-        whole.logprobs = scores
-        await send_json(send, 200, msgspec.json.encode(whole))
+                whole.text += last.text
+                whole.reasoning += last.reasoning
+                whole.tool_calls += last.tool_calls
+                whole.scores += last.scores
+        calls = self._calls.take(whole.tool_calls, ended=True)
+        await send_json(send, 200, msgspec.json.encode(self._last(whole, last, calls)))
 
     async def _send_line(self, send: Send, part: Part) -> None:
         if not self._started:
@@ -160,17 +158,18 @@ class StandinAnswer:
         else:
             await send_json(send, error.status, body)
 
-    def _part(self, text: str, calls: list[ToolCall], scores: Sequence[TokenScore] = ()) -> Part:
-        part = Part(model=self._model, created_at=time_text(time.time()), logprobs=list(scores), done=False)
+    def _part(self, piece: Piece, calls: Sequence[OllamaCall] = ()) -> Part:
+        part = Part(model=self._model, created_at=time_text(time.time()), logprobs=piece.scores, done=False)
         if self._chat:
-            part.message = AssistantTurn("assistant", text, _calls_out(calls) or None)
+            part.message = AssistantTurn("assistant", piece.text, list(calls) or None, piece.reasoning)
         else:
-            part.response = text
+            part.response, part.thinking = piece.text, piece.reasoning
         return part
 
-    def _last(self, text: str, calls: list[ToolCall], piece: Piece) -> Part:
+    def _last(self, whole: Piece, piece: Piece, calls: Sequence[OllamaCall] = ()) -> Part:
+        """The last part: `piece` ended the answer, and `whole` is what it still has to show."""
         now = time.monotonic_ns()
-        part = self._part(text, calls)
+        part = self._part(whole, calls)
         part.done = True
         part.done_reason = "length" if piece.finish_reason == "length" else "stop"
         part.total_duration = now - self._phases.arrived
@@ -193,7 +192,3 @@ async def send_json(send: Send, status: int, body: bytes) -> None:
 async def _hung_up(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _calls_out(calls: list[ToolCall]) -> list[OllamaCall]:
-    return [write_call(index, call.id, call.function) for index, call in enumerate(calls)]

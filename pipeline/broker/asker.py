@@ -235,6 +235,7 @@ class RecordReader:
         self._fetched: deque[RecordEntry] = deque()
         self._look = False
         self._missed = False
+        self._look_at = 0.0
         self._arrived = asyncio.Event()
         self._subscription: Subscription | None = None
 
@@ -327,8 +328,12 @@ class RecordReader:
 
     async def _wait(self) -> None:
         self._arrived.clear()
-        if not await wait_set(self._arrived, _LOOK_AFTER_S):
+        now = self._bus.clock.now()
+        # A wait that is cancelled and begun again goes on: callers wait for less time than this at once.
+        self._look_at = self._look_at or now + _LOOK_AFTER_S
+        if not await wait_set(self._arrived, self._look_at - now):
             self._look = True
+        self._look_at = 0.0
 
     async def _on_message(self, message: Message) -> None:
         if len(self._live) < _MAX_HELD:

@@ -85,7 +85,7 @@ async def _ask(asker: Asker, benchmark: Benchmark) -> Measured:
         while True:
             answer = (await record.next()).answer
             passed_s = time.perf_counter() - began_at
-            if isinstance(answer, Chunk) and answer.choices[0].delta.content and not first_s:
+            if isinstance(answer, Chunk) and answer.choices[0].delta.says and not first_s:
                 first_s = passed_s
             if isinstance(answer, ErrorAnswer):
                 raise HeadraceError(answer.error.code, answer.error.message)

@@ -6,9 +6,9 @@ import asyncio
 import os
 import platform
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import metadata, util
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -39,6 +39,8 @@ _SLOW_GFLOPS = 8.0
 """The reference BLAS reaches 1 to 3; any other library on one core of a recent machine reaches more."""
 # The process that runs the broker reports every half second.
 _STORE_HEARD_S = 3.0
+# A worker reports every second.
+_WORKER_HEARD_S = 1.5
 # A monitor that is up publishes the load of an idle engine every five seconds.
 _LOAD_HEARD_S = 10.0
 _RESTART = "look at the server's log; if its disk was full, make room and restart nats-server"
@@ -46,6 +48,7 @@ _MAKE_ROOM = "free space on that disk, or move the store: --state-dir"
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
+_T = TypeVar("_T")
 About = tuple[bool, str, str]
 """Of the model: whether it can be used, what it is, and what to do."""
 
@@ -133,7 +136,10 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             except Unreachable as error:
                 return [*found, Finding("warn", "streams", str(error), "use an account that can list streams")]
             found += await _clock(bus)
-            found.append(await _store(bus))
+            peers = Peers(bus)
+            await peers.start()
+            found.append(await _store(bus, peers))
+            found += await _alone(peers)
             if STREAM_STATE in present:
                 found += await _spilling(bus)
     except BusError as error:
@@ -174,16 +180,27 @@ async def _spilling(bus: Bus) -> list[Finding]:
     return [Finding("warn", "spilling", f"no request spills: {load.keeps}", advice)]
 
 
-async def _store(bus: Bus) -> Finding:
-    """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers."""
-    peers = Peers(bus)
-    await peers.start()
+async def _heard(peers: Peers, look: Callable[[], _T], within_s: float) -> _T:
+    """What look finds in the announcements of other processes, as soon as it finds something."""
     heard = asyncio.Event()
     peers.on_change = heard.set
-    give_up_at = asyncio.get_running_loop().time() + _STORE_HEARD_S
-    while (store := peers.store()) is None and asyncio.get_running_loop().time() < give_up_at:
+    give_up_at = asyncio.get_running_loop().time() + within_s
+    while not (found := look()) and asyncio.get_running_loop().time() < give_up_at:
         heard.clear()
         await wait_set(heard, give_up_at - asyncio.get_running_loop().time())
+    return found
+
+
+async def _alone(peers: Peers) -> list[Finding]:
+    """The MLX workers that run one request at a time, as their statuses say."""
+    workers = await _heard(peers, lambda: peers.workers("mlx"), _WORKER_HEARD_S)
+    advice = "a newer mlx-lm may compute this model's requests together"
+    return [Finding("warn", "engine", f"{each.worker}: {each.alone}", advice) for each in workers if each.alone]
+
+
+async def _store(bus: Bus, peers: Peers) -> Finding:
+    """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers."""
+    store = await _heard(peers, peers.store, _STORE_HEARD_S)
     if store is None:
         if await topology.is_on(bus):
             return Finding("ok", "store", "JetStream answers; no process reports on the disk of its store")

@@ -34,6 +34,7 @@ from pipeline.wire.messages import (
     ErrorAnswer,
     ErrorBody,
     FinishReason,
+    FunctionCall,
     Last,
     Logprobs,
     Status,
@@ -42,6 +43,7 @@ from pipeline.wire.messages import (
     ToolCall,
     ToolCallDelta,
     Usage,
+    add_call,
 )
 from pipeline.wire.requests import EncodingFormat
 from pipeline.wire.subjects import Move
@@ -123,11 +125,12 @@ class Record:
         self.reasoning += choice.delta.reasoning_content or ""
         self.scores += choice.logprobs.content if isinstance(choice.logprobs, Logprobs) else ()
         self.token_ids += choice.token_ids
-        self.tool_calls += [ToolCall(call.function, call.id) for call in choice.delta.tool_calls or ()]
-        self.has_gap |= bool(choice.delta.content or choice.delta.tool_calls) and not choice.token_ids
+        for call in choice.delta.tool_calls or ():
+            add_call(self.tool_calls, call)
+        self.has_gap |= choice.delta.says and not choice.token_ids
         self.has_gap |= self.model not in ("", chunk.model)
         self.model = chunk.model
-        if (choice.delta.content or choice.delta.tool_calls) and chunk.model not in self.models:
+        if choice.delta.says and chunk.model not in self.models:
             self.models.append(chunk.model)
         self.next_seq = chunk.seq + 1
         self.attempt = max(self.attempt, chunk.attempt)
@@ -208,11 +211,15 @@ class AnswerWriter:
     _suspended: bool = field(init=False, default=False)
     _held_tokens: list[int] = field(init=False, default_factory=list)
     _held_scores: list[TokenScore] = field(init=False, default_factory=list)
+    _calls: int = field(init=False)
     _repeated_calls: int = field(init=False)
+    _repeated_arguments: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         # An engine that cannot resume from tokens begins again, and repeats the tool calls that the reader already has.
-        self._repeated_calls = 0 if self.record.resumable_tokens else len(self.record.tool_calls)
+        resumes = bool(self.record.resumable_tokens)
+        self._calls = len(self.record.tool_calls) if resumes else 0
+        self._repeated_calls = 0 if resumes else len(self.record.tool_calls)
 
     @property
     def queue_ms(self) -> float:
@@ -273,23 +280,17 @@ class AnswerWriter:
         """
         self._held_tokens += piece.token_ids
         self._held_scores += piece.scores
-        new_calls = piece.tool_calls[self._repeated_calls :]
-        self._repeated_calls = max(0, self._repeated_calls - len(piece.tool_calls))
-        if self.one_call:
-            new_calls = [] if self.record.tool_calls else new_calls[:1]
-        if not (piece.text or new_calls or piece.reasoning or piece.finish_reason):
+        calls = self._call_deltas(piece.tool_calls)
+        if not (piece.text or calls or piece.reasoning or piece.finish_reason):
             return None
-        if self.first_token_at is None and (piece.text or new_calls or piece.reasoning):
+        if self.first_token_at is None and (piece.text or calls or piece.reasoning):
             self.first_token_at = now
-        calls = [
-            ToolCallDelta(len(self.record.tool_calls) + index, call.id, call.function)
-            for index, call in enumerate(new_calls)
-        ]
         delta = Delta(
             role="assistant" if self.record.next_seq == 0 else None,
             content=piece.text or None,
             tool_calls=calls or None,
             reasoning_content=piece.reasoning or None,
+            reasoning=piece.reasoning or None,
         )
         logprobs = Logprobs(self._held_scores) if self._held_scores else msgspec.UNSET
         chunk = Chunk(
@@ -306,6 +307,27 @@ class AnswerWriter:
         self.record.add(chunk)
         return chunk
 
+    def _call_deltas(self, parts: list[ToolCall]) -> list[ToolCallDelta]:
+        """The parts of calls of a piece that the record does not have."""
+        deltas = []
+        for part in parts:
+            self._calls += part.begins
+            index = self._calls - 1
+            if index < 0 or (self.one_call and index > 0):
+                continue
+            delta = self._repeated(index, part) if index < self._repeated_calls else part
+            if delta is not None:
+                deltas.append(ToolCallDelta(index, delta.id, delta.function))
+        return deltas
+
+    def _repeated(self, index: int, part: ToolCall) -> ToolCall | None:
+        """What a call that the reader has, or has the beginning of, adds to it."""
+        self._repeated_arguments = ("" if part.begins else self._repeated_arguments) + part.function.arguments
+        had = self.record.tool_calls[index].function.arguments
+        if len(self._repeated_arguments) <= len(had) or not self._repeated_arguments.startswith(had):
+            return None
+        return ToolCall(FunctionCall("", self._repeated_arguments[len(had) :]))
+
     def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float, stop: str = "") -> Completion:
         """The last message of a request that was answered. `stop` is the stop string that ended it, if it is known."""
         record = self.record
@@ -313,6 +335,7 @@ class AnswerWriter:
             content=None if record.tool_calls and not record.text else record.text,
             tool_calls=record.tool_calls or None,
             reasoning_content=record.reasoning or msgspec.UNSET,
+            reasoning=record.reasoning or msgspec.UNSET,
         )
         choice = Choice(
             message,

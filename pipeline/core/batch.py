@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.core.batch_plan import RANK, BatchLimits, Keep, Member, Plan, Prompt, Stage, batch_kv_bytes
+from pipeline.core.batch_plan import RANK, BatchLimits, Keep, Member, Plan, ReusablePrompt, Stage, batch_kv_bytes
 from pipeline.core.engine_pace import EnginePace
 from pipeline.core.reuse import PromptReuse
 from pipeline.core.width import WidthFinder
@@ -99,7 +99,7 @@ class BatchPlanner:
         extra: bool = False,
         exact_prompt: int = 0,
         coming: int = 0,
-        prompt: Prompt | None = None,
+        prompt: ReusablePrompt | None = None,
     ) -> None:
         """A sequence of so many known tokens has come, which may grow to longest tokens.
 
@@ -111,7 +111,7 @@ class BatchPlanner:
         if priority is Priority.HIGH:
             self._coming = coming
         member = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
-        member.prompt = prompt or Prompt()
+        member.prompt = prompt or ReusablePrompt()
         self.reuse.arrived(member, self._members.values())
         self._members[key] = member
         self._longest = max(member.longest for member in self._members.values())
@@ -207,7 +207,7 @@ class BatchPlanner:
         """How many sequences run at once at present: those that pay, as far as there is memory for them."""
         if self._limits.slots:
             return self._limits.slots
-        each = batch_kv_bytes([self._longest], self._limits.kv_bytes_per_token) + self._limits.kv_bytes_fixed
+        each = batch_kv_bytes([self._longest], self._limits.kv)
         room = min((some for some in (self._limits.kv_bytes, self._limits.free_bytes) if some), default=0)
         return max(1, min(self._found.now, room // each)) if room and each else self._found.now
 
@@ -274,7 +274,7 @@ class BatchPlanner:
 
     def _has_memory(self, member: Member, without: list[Member]) -> bool:
         running = [other for other in self._members.values() if other.runs and other not in without]
-        needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv_bytes_per_token)
+        needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv)
         return not (running and self._limits.kv_bytes) or needed <= self._limits.kv_bytes
 
     def _preemptable(self, rank: int, now: float) -> list[Member]:
@@ -318,7 +318,7 @@ class BatchPlanner:
         member.stage, member.since = Stage.SUSPENDED, now
         member.times += 1
         if member.depth:
-            member.kept_bytes = self._limits.kv_bytes_fixed + member.depth * self._limits.kv_bytes_per_token
+            member.kept_bytes = self._limits.kv.of(member.depth)
         plan.suspend.append(member.key)
 
     def _run(self, member: Member, plan: Plan, now: float) -> None:

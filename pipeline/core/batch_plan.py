@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
+from pipeline.core.kv import KvSize
 from pipeline.core.prefixes import KeptPart
 from pipeline.wire.subjects import Priority
-
-KV_STEP_TOKENS: Final = 256
-"""MLX grows a KV cache in steps of this many tokens."""
 
 EXACT_PIECE_TOKENS: Final = 32
 """The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
@@ -22,13 +20,10 @@ Reuse = Literal["", "segments", "snapshots"]
 RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 
-def batch_kv_bytes(longest_tokens: Iterable[int], kv_bytes_per_token: int) -> int:
-    """The KV cache of a batch whose sequences have their greatest lengths. All are padded to the longest."""
+def batch_kv_bytes(longest_tokens: Iterable[int], size: KvSize) -> int:
+    """The caches of a batch whose sequences have their greatest lengths. All are padded to the longest."""
     lengths = list(longest_tokens)
-    if not lengths:
-        return 0
-    padded = -(-max(lengths) // KV_STEP_TOKENS) * KV_STEP_TOKENS
-    return len(lengths) * padded * kv_bytes_per_token
+    return len(lengths) * size.padded(max(lengths)) if lengths else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +42,7 @@ class BatchLimits:
         kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
         free_bytes: memory that was free when the model had been loaded, which limits what is found; 0 if not known.
         suspends: whether the engine can suspend a sequence.
-        kv_bytes_per_token, kv_bytes_fixed: the measured size of one sequence's cache.
+        kv_bytes_per_token, kv_bytes_fixed, kv_windows: the measured size of one sequence's cache, as in `KvSize`.
         reuse: how caches are kept for later sequences.
     """
 
@@ -64,7 +59,13 @@ class BatchLimits:
     suspends: bool = True
     kv_bytes_per_token: int = 0
     kv_bytes_fixed: int = 0
+    kv_windows: tuple[tuple[int, int], ...] = ()
     reuse: Reuse = ""
+
+    @property
+    def kv(self) -> KvSize:
+        """The size of one sequence's cache."""
+        return KvSize(self.kv_bytes_per_token, self.kv_bytes_fixed, self.kv_windows)
 
 
 class Stage(Enum):
@@ -76,7 +77,7 @@ class Stage(Enum):
     SUSPENDED = "suspended"
 
 
-class Prompt(NamedTuple):
+class ReusablePrompt(NamedTuple):
     """The tokens of a prompt, and who can reuse what is computed for it.
 
     Attributes:
@@ -124,7 +125,7 @@ class Member:
     stood_s: float = 0.0
     since: float = 0.0
     kept_bytes: int = 0
-    prompt: Prompt = field(default_factory=Prompt)
+    prompt: ReusablePrompt = field(default_factory=ReusablePrompt)
     heads: dict[int, int] = field(default_factory=dict)
     expected: int = 0
     begun: bool = False

@@ -18,6 +18,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from pipeline.core.kv import KvSize
+
 
 class PrefixHit(NamedTuple):
     """What is kept of the head of a sequence.
@@ -71,17 +73,16 @@ class Prefixes:
 
     Args:
         snapshots: whether caches are kept whole.
-        bytes_per_token, bytes_fixed: the expected size of a cache. `measured` corrects it.
+        size: the expected size of a cache. `measured` corrects it.
 
     Attributes:
         nbytes: the size of all that is kept.
     """
 
-    def __init__(self, *, snapshots: bool, bytes_per_token: int, bytes_fixed: int = 0) -> None:
+    def __init__(self, *, snapshots: bool, size: KvSize) -> None:
         self.nbytes = 0
         self._snapshots = snapshots
-        self._bytes_per_token = bytes_per_token
-        self._bytes_fixed = bytes_fixed
+        self._size = size
         self._roots: dict[Hashable, _Node] = {}
         self._latest = 0
         # All nodes that have a handle, by it: the one that was used least recently in front.
@@ -116,8 +117,7 @@ class Prefixes:
         """
         node, at, inside = self._walk(scope, tokens)
         missing = len(tokens) - at
-        nbytes = (len(tokens) if self._snapshots else missing) * self._bytes_per_token
-        nbytes += self._bytes_fixed if self._snapshots else 0
+        nbytes = self._size.of(len(tokens)) - (0 if self._snapshots else self._size.of(at))
         is_there = node.handle != 0 and not missing and not inside
         if is_there or not tokens or nbytes > room or (not self._snapshots and missing < max(least, 1)):
             return None

@@ -29,11 +29,7 @@ class PromptReuse:
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        self._prefixes = Prefixes(
-            snapshots=limits.reuse == "snapshots",
-            bytes_per_token=limits.kv_bytes_per_token,
-            bytes_fixed=limits.kv_bytes_fixed,
-        )
+        self._prefixes = Prefixes(snapshots=limits.reuse == "snapshots", size=limits.kv)
         self._due: list[Member] = []
         self.prompt_tokens = 0
         self.cached_tokens = 0
@@ -42,6 +38,10 @@ class PromptReuse:
     def nbytes(self) -> int:
         """The size of all kept prompts."""
         return self._prefixes.nbytes
+
+    def count_on(self, before: PromptReuse) -> None:
+        """This object takes the place of another one, and counts on from there."""
+        self.prompt_tokens, self.cached_tokens = before.prompt_tokens, before.cached_tokens
 
     # ---- before a sequence runs --------------------------------------------------------------------------------------
 

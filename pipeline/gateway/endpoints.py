@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from pipeline.config import Config
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway import files, schemas
 from pipeline.gateway.asking import Asking, Reader
@@ -51,14 +53,18 @@ def _ask(
     *required: str,
     stream: str = "",
     answer: Schema | None = None,
+    by: Callable[[Config], Reader] | None = None,
 ) -> Endpoint[Parts]:
-    """An endpoint that queues a request and responds with its answer. `stream` is the media type of a streamed one."""
+    """An endpoint that queues a request and responds with its answer. `stream` is the media type of a streamed one.
+
+    `by` chooses another reader than `read` by the settings.
+    """
     return Endpoint(
         "POST",
         path,
         Kind.ANSWERS,
         summary,
-        lambda parts: parts.asking.handler(read),
+        lambda parts: parts.asking.handler(by(parts.asking.config) if by else read),
         tag=tag,
         parameters=schemas.ASKING,
         body=body,
@@ -96,7 +102,16 @@ _OPENAI: tuple[Endpoint[Parts], ...] = (
         stream=SSE,
         answer=ANSWER[ResponseObject],
     ),
-    _ask("/v1/completions", openai.read_text, "Text completion", "OpenAI", schemas.COMPLETION, "prompt", stream=SSE),
+    _ask(
+        "/v1/completions",
+        openai.read_text,
+        "Text completion",
+        "OpenAI",
+        schemas.COMPLETION,
+        "prompt",
+        stream=SSE,
+        by=lambda config: partial(openai.read_text, raw=not config.completions_as_chat),
+    ),
     _ask(
         "/v1/embeddings",
         openai.read_embeddings,

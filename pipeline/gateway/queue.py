@@ -30,6 +30,8 @@ _T = TypeVar("_T")
 _ENGINES: tuple[EngineName, ...] = ("mlx", "ollama")
 # Statistics are reused for this long: many readers cost no more than one.
 _STATISTICS_KEPT_S = 0.1
+# How soon the monitor is asked again whether a request has ended whose record seems to be an earlier one's.
+_ASK_AGAIN_S = 1.0
 _WAITING = b": waiting\n\n"
 
 
@@ -118,8 +120,8 @@ class Queue:
             raise _unknown(request_id)
         after = int(given)
         if ended_at and position.state != "finished":
-            after = max(after, ended_at)  # an earlier request of this id has ended, and not this one
-        elif 0 < ended_at <= after:
+            return Events(self.client, request_id, after, self.registry, skipped=ended_at)
+        if 0 < ended_at <= after:
             return Response(status_code=204)  # on which an EventSource does not reconnect
         return Events(self.client, request_id, after, self.registry)
 
@@ -134,19 +136,29 @@ class Queue:
 
 
 class Events(Live):
-    """A record as server-sent events; each event's id is its sequence in the stream."""
+    """A record as server-sent events; each event's id is its sequence in the stream.
+
+    Args:
+        client: reads the record.
+        request_id: the request's id.
+        after: the sequence after which to begin.
+        registry: holds the open responses.
+        skipped: the sequence of a last message that is taken for that of an earlier request under the id, since the
+            monitor says that this one has not ended. The monitor may be a moment behind.
+    """
 
     endless = True
 
-    def __init__(self, client: Asker, request_id: str, after: int, registry: Registry) -> None:
+    def __init__(self, client: Asker, request_id: str, after: int, registry: Registry, *, skipped: int = 0) -> None:
         super().__init__(registry)
         self._client = client
         self._id = request_id
         self._after = after
+        self._skipped = skipped
 
     async def write(self, send: Send) -> None:
         """Send the events up to the last message."""
-        async with await self._client.read(self._id, after=self._after) as record:
+        async with await self._client.read(self._id, after=max(self._after, self._skipped)) as record:
             await self.begin(send, {**SSE_HEADERS, "x-request-id": self._id})
             while not await self._one(record, send):
                 pass
@@ -155,13 +167,24 @@ class Events(Live):
     async def _one(self, record: RecordReader, send: Send) -> bool:
         """Send one event, or a keep-alive. Returns whether it was the last event."""
         try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
+            async with asyncio.timeout(_ASK_AGAIN_S if self._skipped else KEEP_ALIVE_S):
                 entry = await record.next()
         except TimeoutError:
             await more(send, _WAITING)
+            if self._skipped and await self._has_ended():
+                self._skipped = 0
+                record.reread(self._after)
             return False
+        self._skipped = 0
         await more(send, b"id: %d\ndata: %s\n\n" % (entry.sequence, entry.data))
         return is_last(entry.answer)
+
+    async def _has_ended(self) -> bool:
+        """Whether the monitor says by now that the request has ended."""
+        try:
+            return (await self._client.position(self._id)).state == "finished"
+        except BusError:
+            return False
 
 
 class Loads(Live):

@@ -56,7 +56,7 @@ RESPONSE: Schema = (
     | {"max_output_tokens": fields(ChatRequest, "max_completion_tokens")["max_completion_tokens"]}
 )
 COMPLETION: Schema = (
-    _PROMPTS | fields(ChatRequest, "model", *_SAMPLING, "logprobs", "logit_bias", "suffix") | _CHOICES | _USAGE
+    _PROMPTS | fields(ChatRequest, "model", *_SAMPLING, "logprobs", "logit_bias", "suffix", "raw") | _CHOICES | _USAGE
 )
 TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}

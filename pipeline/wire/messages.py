@@ -42,6 +42,11 @@ class ToolCall(Struct):
     id: str = ""
     type: Literal["function"] = "function"
 
+    @property
+    def begins(self) -> bool:
+        """Whether this is a call or its beginning. Else it continues the arguments of the call before it."""
+        return bool(self.id or self.function.name)
+
 
 class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=True):
     """An attempt has begun (`started`, `restarted`), or the request was spilled (`spilled`).
@@ -60,21 +65,42 @@ class Status(Struct, tag_field="object", tag="headrace.status", omit_defaults=Tr
 
 
 class ToolCallDelta(Struct):
-    """A tool call in a chunk. headrace sends each call in one chunk."""
+    """A part of a tool call in a chunk: the call with its name, or more of its arguments, with no id and no name."""
 
     index: int
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
 
+    @property
+    def begins(self) -> bool:
+        """As `ToolCall.begins`."""
+        return bool(self.id or self.function.name)
+
+
+def add_call(calls: list[ToolCall], part: ToolCall | ToolCallDelta) -> None:
+    """Add a part of a call to calls: a new one, or more arguments of the last one."""
+    if part.begins or not calls:
+        calls.append(ToolCall(FunctionCall(part.function.name, ""), part.id))
+    calls[-1].function.arguments += part.function.arguments
+
 
 class Delta(Struct, omit_defaults=True):
-    """The part of the answer that a chunk adds. `reasoning_content` is what the model thinks before it answers."""
+    """The part of the answer that a chunk adds. `reasoning_content` is what the model thinks before it answers.
+
+    `reasoning` repeats it, for clients that know it by this name.
+    """
 
     role: str | None = None
     content: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def says(self) -> bool:
+        """Whether it has a part of the answer."""
+        return bool(self.content or self.tool_calls or self.reasoning_content)
 
 
 class Alternative(Struct, omit_defaults=True):
@@ -122,12 +148,13 @@ class Chunk(Struct, tag_field="object", tag="chat.completion.chunk"):
 
 
 class AssistantMessage(Struct):
-    """The complete answer."""
+    """The complete answer. `reasoning` repeats `reasoning_content`."""
 
     content: str | None
     role: Literal["assistant"] = "assistant"
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(Struct):
@@ -146,13 +173,20 @@ class PromptDetails(Struct):
     cached_tokens: int = 0
 
 
+class CompletionDetails(Struct):
+    """Of the answer's tokens, those of reasoning and of the marks around it."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(Struct):
-    """Exact token counts."""
+    """Exact token counts. `completion_tokens_details` is present if the engine tells reasoning from the answer."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails = field(default_factory=PromptDetails)
+    completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def computed_prompt_tokens(self) -> int:
@@ -390,6 +424,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         embedding_models: the models that make embeddings only.
         compute: what computes, and how fast, in words; empty if that is not known.
         facts: of its models, by name.
+        alone: why the engine runs one request at a time instead of several together; empty if it does not.
         prompt_tokens: of all prompts that the engine has begun since it started.
         reused_tokens: those of them that it did not compute, because an earlier request had left them.
         kept_bytes: the size of what it keeps of earlier prompts.
@@ -424,6 +459,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     empty: bool = False
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
+    alone: str = ""
     prompt_tokens: int = 0
     reused_tokens: int = 0
     kept_bytes: int = 0

@@ -9,7 +9,7 @@ Source of the shapes: Ollama's API reference (`/api/chat`, `/api/generate`, `/ap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
 from pipeline.wire.constraints import ResponseFormat
-from pipeline.wire.messages import FunctionCall, TokenScore, ToolCall
+from pipeline.wire.messages import FunctionCall, TokenScore, ToolCall, ToolCallDelta, add_call
 from pipeline.wire.requests import ChatRequest
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
@@ -159,6 +159,24 @@ def write_call(index: int, call_id: str | None, function: FunctionCall) -> Ollam
     return OllamaCall(OllamaFunction(function.name, function.as_object(), index), call_id or "")
 
 
+class WholeCalls:
+    """The calls of one answer, from their parts: Ollama's clients take a call as a whole."""
+
+    def __init__(self) -> None:
+        self._open: list[ToolCall] = []
+        self._sent = 0
+
+    def take(self, parts: Iterable[ToolCall | ToolCallDelta], *, ended: bool) -> list[OllamaCall]:
+        """The calls that these parts complete. A call is complete when the next one begins, or the answer ends."""
+        for part in parts:
+            add_call(self._open, part)
+        ready = self._open if ended else self._open[:-1]
+        self._open = self._open[len(ready) :]
+        whole = [write_call(self._sent + at, call.id, call.function) for at, call in enumerate(ready)]
+        self._sent += len(whole)
+        return whole
+
+
 # ---- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -171,6 +189,7 @@ class Turn(Struct):
     tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
+    thinking: str | None = None
 
 
 class Body(Struct):
@@ -315,6 +334,8 @@ def _message(turn: Turn) -> dict[str, Any]:
     if turn.tool_calls:
         calls = [read_call(call, f"call_{index}") for index, call in enumerate(turn.tool_calls)]
         message["tool_calls"] = [{"id": call.id, "function": msgspec.to_builtins(call.function)} for call in calls]
+    if turn.thinking:
+        message["reasoning_content"] = turn.thinking
     if turn.tool_name:
         message["name"] = turn.tool_name
     if turn.tool_call_id:

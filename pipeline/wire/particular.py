@@ -54,7 +54,7 @@ class OllamaParticulars(Struct, omit_defaults=True):
     Attributes:
         options: those without a field of their own in the request, such as `num_ctx`.
         keep_alive: how long the model stays loaded afterwards: seconds, or a duration such as `5m`.
-        raw: the prompt goes to the model without the template.
+        raw: as `raw` of the request itself.
         template: stands in for the model's template.
         context: the tokens of an earlier answer that this one continues.
     """
@@ -68,25 +68,32 @@ class OllamaParticulars(Struct, omit_defaults=True):
     @property
     def needed(self) -> str:
         """The first of the fields that change the answer and that only Ollama has; empty if none is set."""
-        return next((name for name in ("raw", "template", "context") if getattr(self, name)), "")
+        return next((name for name in ("template", "context") if getattr(self, name)), "")
 
 
-def thinking_of(
+def thinking_said(
     think: bool | str | None,  # noqa: FBT001 - Ollama's parameter, as it is
     effort: str | None,
     enable: bool | None,  # noqa: FBT001 - Qwen's
     template: Mapping[str, Any] | None,
-) -> Thinking | None:
-    """How much a model thinks, from Ollama's `think`, OpenAI's `reasoning_effort` and the chat template's
-    `enable_thinking`, in this order. None if none of them is set. An unknown word means thinking.
+) -> tuple[str, bool | str]:
+    """The parameter that says how much a model thinks, and its value: Ollama's `think`, OpenAI's `reasoning_effort`,
+    `enable_thinking`, or a chat template's argument, in this order. `("", "")` if none of them is set.
     """
-    if template is not None and enable is None:
-        enable = template.get("enable_thinking")
-    said = next((value for value in (think, effort, enable) if value not in (None, "")), None)
-    if said is None:
-        return None
+    given = template or {}
+    said = (
+        ("think", think),
+        ("reasoning_effort", effort),
+        ("enable_thinking", enable),
+        *(("chat_template_kwargs", given.get(name)) for name in ("enable_thinking", "thinking")),
+    )
+    return next(((name, value) for name, value in said if isinstance(value, bool | str) and value != ""), ("", ""))
+
+
+def thinking_of(said: bool | str) -> Thinking | None:  # noqa: FBT001 - as the parameters are
+    """How much a model thinks, from the value of a parameter. None for an empty one. An unknown word means thinking."""
     if isinstance(said, str):
-        return _AMOUNTS.get(said.casefold(), "medium")
+        return _AMOUNTS.get(said.casefold(), "medium") if said else None
     return "medium" if said else "none"
 
 

@@ -23,7 +23,14 @@ from pipeline.wire.constraints import (
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended
 from pipeline.wire.messages import FunctionCall, ToolCall
-from pipeline.wire.particular import OllamaParticulars, Thinking, check_template_arguments, image_data, thinking_of
+from pipeline.wire.particular import (
+    OllamaParticulars,
+    Thinking,
+    check_template_arguments,
+    image_data,
+    thinking_of,
+    thinking_said,
+)
 from pipeline.wire.validation import NotValid, decode
 
 MAX_STOPS = 64
@@ -48,10 +55,13 @@ class ContentPart(Struct, omit_defaults=True):
 
 
 class ChatMessage(Struct, omit_defaults=True):
-    """One turn of the conversation."""
+    """One turn of the conversation. What the model thought before it has different names at different clients."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    thinking: Any = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
@@ -75,6 +85,11 @@ class ChatMessage(Struct, omit_defaults=True):
         return "".join(part.text for part in self.content)
 
     @property
+    def thought(self) -> str:
+        """What the model thought before it wrote this; empty if that is not known, or not text."""
+        return next((said for said in (self.reasoning_content, self.reasoning, self.thinking) if _is_text(said)), "")
+
+    @property
     def shows(self) -> bool:
         """Whether the content has an image."""
         return isinstance(self.content, list) and any(part.type == "image_url" for part in self.content)
@@ -91,6 +106,10 @@ class ChatMessage(Struct, omit_defaults=True):
         return [image_data(url.url if isinstance(url, ImageUrl) else url or "") for url in urls]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
 class FunctionSpec(Struct, omit_defaults=True):
     """A function that the model can call. Its JSON schema is passed to the chat template unchanged."""
 
@@ -100,11 +119,11 @@ class FunctionSpec(Struct, omit_defaults=True):
     strict: bool | None = None
 
 
-class Tool(Struct):
-    """A tool that the model can call."""
+class Tool(Struct, kw_only=True):
+    """A tool that the model can call. Chat templates show its members as JSON in this order, which models know."""
 
-    function: FunctionSpec
     type: Literal["function"] = "function"
+    function: FunctionSpec
 
 
 class NamedFunction(Struct):
@@ -170,6 +189,8 @@ class ChatRequest(Struct, omit_defaults=True):
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     suffix: str | None = None
+    # The prompt goes to the model as it is, without the chat template.
+    raw: bool | None = None
     ollama: OllamaParticulars | None = None
     # Read only to refuse values that would silently change the answer: see `_NEUTRAL`.
     n: int | None = None
@@ -222,7 +243,21 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def thinking(self) -> Thinking | None:
         """How much the model thinks before it answers, by whichever parameter says it; None if none does."""
-        return thinking_of(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
+        return thinking_of(self._thinking_said[1])
+
+    @property
+    def thinking_param(self) -> str:
+        """The parameter by which the request says that; empty if it does not."""
+        return self._thinking_said[0]
+
+    @property
+    def worded_thinking(self) -> bool:
+        """Whether it says so with a word for an amount."""
+        return isinstance(self._thinking_said[1], str)
+
+    @property
+    def _thinking_said(self) -> tuple[str, bool | str]:
+        return thinking_said(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
 
     @property
     def needs_mlx(self) -> str:
@@ -239,6 +274,11 @@ class ChatRequest(Struct, omit_defaults=True):
         if any(message.shows for message in self.chat):
             return "images"
         return "suffix" if self.suffix else self.ollama.needed if self.ollama else ""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether the prompt goes to the model without the chat template."""
+        return bool(self.raw or (self.ollama is not None and self.ollama.raw))
 
     @property
     def wanted_model(self) -> str | None:
@@ -428,6 +468,7 @@ def _check(request: ChatRequest) -> None:
     if (constraint := request.constraint) is not None:
         _check_nesting(constraint.value, constraint.param)
     _check_choice(request)
+    _check_raw(request)
     for message in request.chat:
         message.text()
         message.images()
@@ -446,6 +487,16 @@ def _check_choice(request: ChatRequest) -> None:
     if isinstance(request.tool_choice, NamedToolChoice) and request.tool_choice.function.name not in names:
         wanted = quoted(request.tool_choice.function.name, 40)
         raise _invalid(f"`tool_choice` names the tool {wanted}, which is not in `tools`.", "tool_choice")
+
+
+def _check_raw(request: ChatRequest) -> None:
+    """Refuse what only a chat template could write into a prompt."""
+    if not request.is_raw:
+        return
+    if [message.role for message in request.chat] != ["user"]:
+        raise _invalid("`raw` needs one prompt. Leave out the system message and the earlier turns.", "raw")
+    if request.tools:
+        raise _invalid("`raw` leaves out the chat template, so there can be no `tools`.", "raw")
 
 
 def _check_nesting(value: Any, param: str) -> None:

@@ -289,6 +289,7 @@ class Serving:
             seed=envelope.seed if request.seed is None else request.seed,
             resume_tokens=record.resumable_tokens if record.model == model else [],
             resume_text=record.text,
+            resume_reasoning=record.reasoning,
             priority=envelope.priority,
             extra=self.extra,
             coming=self.context.coming(envelope.priority),

@@ -21,6 +21,7 @@ _OF_THE_ENGINE: Final = (
     "tool_models",
     "embedding_models",
     "compute",
+    "alone",
     "pending_prompt_tokens",
     "prompt_tokens_per_s",
     "prompt_tokens_per_request",

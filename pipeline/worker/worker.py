@@ -462,7 +462,7 @@ class Worker:
             await self._publish_status(status.state)
             if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
                 told = (status.state, status.reason)
-                said = status.reason or status.compute
+                said = status.reason or "; ".join(filter(None, (status.alone, status.compute)))
                 lifecycle.report(status.state, said, models=status.models, simulated=self.engine.simulated)
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -11,6 +12,7 @@ import pytest
 
 from consumers import mlx, monitor
 from pipeline import cli
+from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
@@ -41,12 +43,20 @@ async def client(config: Config, bus: Bus) -> AsyncIterator[Client]:
             lifecycle = Lifecycle(role.__module__, drain_timeout_s=5)
             task = asyncio.create_task(role(settings, lifecycle))
             stack.push_async_callback(_end, lifecycle, task)
+        await eventually(lambda: answers(bus), what="the monitor answers")
         yield Client(bus)
 
 
 async def _end(lifecycle: Lifecycle, task: asyncio.Task[None]) -> None:
     lifecycle.stop(drain_s=0.0)
     await asyncio.wait_for(task, 20)
+
+
+async def answers(bus: Bus) -> bool:
+    """Whether the monitor answers."""
+    with contextlib.suppress(Unreachable):
+        return bool(await bus.request("llm.queue.stats"))
+    return False
 
 
 async def dead(client: Client) -> int:

@@ -60,7 +60,7 @@ async def test_the_demo_model_says_what_it_is_when_it_does_not_know(asker: Asker
     assert "demo model" in text_of(answer)
 
 
-async def test_a_tool_call_comes_whole(asker: Asker):
+async def test_the_parts_of_a_tool_call_are_the_call(asker: Asker):
     tool = {
         "type": "function",
         "function": {
@@ -81,7 +81,10 @@ async def test_a_tool_call_comes_whole(asker: Asker):
         if m["object"] == "chat.completion.chunk"
         for c in m["choices"][0]["delta"].get("tool_calls") or []
     ]
-    assert [c["function"] for c in chunked] == [call["function"]]
+    begun, *rest = chunked
+    assert (begun["id"], begun["function"]["name"]) == (call["id"], "get_weather")
+    assert all((part["id"], part["function"]["name"], part["index"]) == ("", "", 0) for part in rest)
+    assert "".join(part["function"]["arguments"] for part in chunked) == call["function"]["arguments"]
 
 
 async def test_the_same_seed_gives_the_same_text(asker: Asker):

@@ -9,18 +9,24 @@ import pytest
 from tests.e2e.conftest import Pipeline
 
 PROMPTS = ["What is the capital of France?", "What is the capital of Japan?"]
+AS_CHAT = {"raw": False}
 ANSWERS = ["The capital of France is Paris.", "The capital of Japan is Tokyo."]
 
 
 async def test_several_prompts_are_answered_in_their_order(embedded: Pipeline) -> None:
     async with openai.AsyncOpenAI(base_url=f"{embedded.http}/v1", api_key="any") as client:
-        whole = await client.completions.create(model="auto", prompt=PROMPTS, temperature=0)
+        whole = await client.completions.create(model="auto", prompt=PROMPTS, temperature=0, extra_body=AS_CHAT)
         assert [(choice.index, choice.text) for choice in whole.choices] == list(enumerate(ANSWERS))
         assert whole.usage is not None
         assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens > 30
         texts, ids = ["", ""], set()
         stream = await client.completions.create(
-            model="auto", prompt=PROMPTS, temperature=0, stream=True, stream_options={"include_usage": True}
+            model="auto",
+            prompt=PROMPTS,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=AS_CHAT,
         )
         async for part in stream:
             ids.add(part.id)

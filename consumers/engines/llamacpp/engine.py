@@ -9,7 +9,7 @@ import httpx
 
 from consumers.engines.llamacpp.generation import LlamaGeneration
 from consumers.engines.llamacpp.native import LlamaFacts, LlamaServer
-from consumers.engines.llamacpp.wire import body_of
+from consumers.engines.llamacpp.wire import call_of
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 
@@ -77,7 +77,7 @@ class LlamaEngine:
             message = f"Model {quoted(work.model)} has no form for tools. Choose another model."
             raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="tools")
         generation = LlamaGeneration(
-            work.id, self._http, body_of(work), ended=lambda: self._generations.discard(generation)
+            work.id, self._http, *call_of(work), ended=lambda: self._generations.discard(generation)
         )
         self._generations.add(generation)
         return generation

@@ -12,8 +12,6 @@ from consumers.engines.llamacpp.wire import EventReader, refusal
 from pipeline.engine import Misbehaved, Piece
 from pipeline.wire.errors import HeadraceError
 
-_PATH = "/v1/chat/completions"
-
 
 class LlamaGeneration:
     """A running request. Only its task reads the stream, so that cancelling `next` loses nothing.
@@ -21,15 +19,16 @@ class LlamaGeneration:
     Args:
         request_id: the request's id.
         http: the connection to the server.
-        body: of the call.
+        path, body: of the call.
         ended: called once, at the end.
     """
 
     def __init__(
-        self, request_id: str, http: httpx.AsyncClient, body: dict[str, Any], *, ended: Callable[[], None]
+        self, request_id: str, http: httpx.AsyncClient, path: str, body: dict[str, Any], *, ended: Callable[[], None]
     ) -> None:
         self._reader = EventReader(request_id)
         self._http = http
+        self._path = path
         self._body = body
         self._news: asyncio.Queue[Piece | HeadraceError] = asyncio.Queue()
         self._task = asyncio.create_task(self._read(), name=f"llamacpp-{request_id}")
@@ -65,7 +64,7 @@ class LlamaGeneration:
             self._news.put_nowait(Misbehaved(f"llama.cpp does not answer ({type(error).__name__}: {error})."))
 
     async def _lines(self) -> AsyncIterator[bytes]:
-        async with self._http.stream("POST", _PATH, json=self._body) as response:
+        async with self._http.stream("POST", self._path, json=self._body) as response:
             if response.status_code != httpx.codes.OK:
                 raise refusal(await response.aread())
             rest = b""

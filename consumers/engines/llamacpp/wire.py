@@ -1,6 +1,6 @@
 """The client's side of the API of llama.cpp's server: request bodies from work, pieces from the events of an answer.
 
-Source of the shapes: llama.cpp's server documentation, `POST /v1/chat/completions`. No I/O.
+Source of the shapes: llama.cpp's server documentation, `POST /v1/chat/completions` and `/v1/completions`. No I/O.
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from pipeline.wire.requests import ChatMessage, ChatRequest
 # The sampler takes a seed of 32 bits, and the largest one draws one.
 _SEED_MODULUS = 2**31
 _DATA = b"data:"
+_CHAT_PATH, _TEXT_PATH = "/v1/chat/completions", "/v1/completions"
 _TOO_LONG = "exceed_context_size_error"
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty")
 # Those of Ollama's options that the server has under the same name.
 _OPTIONS = ("repeat_last_n", "typical_p", "mirostat", "mirostat_tau", "mirostat_eta")
 
 
-def body_of(work: Work) -> dict[str, Any]:
-    """The body of `POST /v1/chat/completions` for work. Without a limit, the answer can fill the context."""
+def call_of(work: Work) -> tuple[str, dict[str, Any]]:
+    """The path and the body of the call for work. Without a limit, the answer can fill the context."""
+    if work.request.is_raw:
+        return _TEXT_PATH, _body(work) | {"prompt": work.request.chat[0].text()}
+    messages = [_message(turn) for turn in work.request.chat]
+    return _CHAT_PATH, _body(work) | {"messages": messages} | _tools(work.request)
+
+
+def _body(work: Work) -> dict[str, Any]:
     request = work.request
     body: dict[str, Any] = {
-        "messages": [_message(turn) for turn in request.chat],
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_progress": True,
@@ -48,7 +55,7 @@ def body_of(work: Work) -> dict[str, Any]:
         body["logit_bias"] = [[int(token), value] for token, value in request.logit_bias.items()]
     if (form := request.response_format) is not None and form.type != "text":
         body["response_format"] = msgspec.to_builtins(form)
-    return body | _tools(request)
+    return body
 
 
 def _message(turn: ChatMessage) -> dict[str, Any]:
@@ -82,10 +89,14 @@ class _CallPart(Struct):
 
 class _Part(Struct):
     content: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[_CallPart] | None = None
 
 
 class _Choice(Struct):
+    """A choice of a chat has a `delta`, one of a completion a `text`."""
+
+    text: str = ""
     delta: _Part = field(default_factory=_Part)
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
@@ -146,14 +157,15 @@ class EventReader:
             raise _error(event.error)
         piece = Piece()
         for choice in event.choices:
-            piece.text += choice.delta.content or ""
+            piece.text += choice.delta.content or choice.text
+            piece.reasoning += choice.delta.reasoning_content or ""
             piece.scores += choice.logprobs.content if choice.logprobs else []
             for part in choice.delta.tool_calls or ():
                 self._add(part)
             self._finish_reason = choice.finish_reason or self._finish_reason
         if event.usage is None or self._finish_reason is None:
             reads = event.prompt_progress is not None and event.prompt_progress.goes_on
-            return piece if piece.text or piece.scores or reads else None
+            return piece if piece.text or piece.reasoning or piece.scores or reads else None
         prompt, answer = event.usage.prompt_tokens, event.usage.completion_tokens
         piece.tool_calls = list(self._calls.values())
         piece.finish_reason, piece.usage = self._finish_reason, Usage(prompt, answer, prompt + answer)

@@ -144,10 +144,11 @@ class EngineProcess:
             prompt_tokens_per_s=stats.prompt_tokens_per_s,
             prompt_tokens_per_request=stats.prompt_tokens_per_request,
             kv_bytes=stats.kv_bytes,
-            kv_bytes_limit=self._config.kv_bytes_limit,
+            kv_bytes_limit=self._config.kv_bytes_limit or (self._facts.free_bytes if self._facts else 0),
             reason=self._reason,
             tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
+            alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
             suspends=offered and self._suspends,
             facts=self._known(),
             prompt_tokens=self._counted.prompt_tokens + stats.prompt_tokens,
@@ -257,6 +258,7 @@ class EngineProcess:
             self._counts.connect(child.send)
             self._change("ready", "")
         elif isinstance(frame, Reset):
+            self._facts = frame.facts
             self._requests.reset(frame.epoch, frame.error)
         self._dispatch()
         self._announce()
@@ -279,7 +281,8 @@ class EngineProcess:
         """The facts of the model, once it has been loaded."""
         if self._facts is None:
             return {}
-        capabilities = ["completion", "tools"] if self._facts.calls_tools else ["completion"]
+        can = {"completion": True, "tools": self._facts.calls_tools, "thinking": self._facts.thinks}
+        capabilities = [name for name, has in can.items() if has]
         known = ModelFacts(capabilities, self._facts.context_tokens, loaded=self._state == "ready")
         return dict.fromkeys(self._listed, known)
 

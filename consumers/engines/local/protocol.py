@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct, field
 
+from pipeline.core.kv import KvSize
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
@@ -67,13 +68,14 @@ class Facts(Struct, array_like=True):
     """Facts about the loaded model.
 
     Attributes:
-        kv_bytes_per_token: the KV cache of one token of one sequence.
+        kv_bytes_per_token, kv_bytes_fixed, kv_windows: the cache of one sequence, as in `KvSize`.
         gflops: the measured speed of a float32 product on the CPU, in 10⁹ operations a second; 0 on a GPU.
         weights: the type of the weights on a CPU, such as `float32` or `4-bit`; empty on a GPU.
-        kv_bytes_fixed: the KV cache of a sequence without tokens.
         suspends: whether a sequence can leave the batch with its cache and come back.
         slots: how many sequences run at once, if the backend itself determines it; 0 if that is found.
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
+        thinks: whether the model may reason before it answers.
+        alone: why sequences are computed one at a time and not together, in words; empty if they are not.
         reuse: how caches can be kept for later sequences: not, cut at any token, or whole.
     """
 
@@ -87,7 +89,15 @@ class Facts(Struct, array_like=True):
     suspends: bool = True
     slots: int = 0
     free_bytes: int = 0
+    alone: str = ""
+    kv_windows: tuple[tuple[int, int], ...] = ()
+    thinks: bool = False
     reuse: Literal["", "segments", "snapshots"] = ""
+
+    @property
+    def kv(self) -> KvSize:
+        """The size of the cache of one sequence."""
+        return KvSize(self.kv_bytes_per_token, self.kv_bytes_fixed, self.kv_windows)
 
 
 class Ready(Struct, tag="ready", array_like=True):
@@ -162,10 +172,14 @@ class Step(Struct, tag="step", array_like=True):
 
 
 class Reset(Struct, tag="reset", array_like=True):
-    """A step raised. The batch and its requests are lost; the model is still loaded. `epoch` is the new epoch."""
+    """A step raised. The batch and its requests are lost; the model is still loaded.
+
+    `epoch` is the new epoch. `facts` are those of the model from now on.
+    """
 
     epoch: int
     error: str
+    facts: Facts
 
 
 FromChild = Loading | Ready | LoadFailed | Rejected | Counted | Step | Reset

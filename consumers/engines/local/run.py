@@ -32,6 +32,7 @@ class Run:
         self._on_close = on_close
         self._tokens = list(work.resume_tokens)
         self._text = work.resume_text
+        self._reasoning = work.resume_reasoning
         self._waiting = Piece()
         self._error: HeadraceError | None = None
         self._over = False
@@ -75,6 +76,7 @@ class Run:
             self._work,
             resume_tokens=list(self._tokens),
             resume_text=self._text,
+            resume_reasoning=self._reasoning,
             # What was on its way at first has come, or has crashed as well.
             coming=0 if self.crashes else self._work.coming,
         )
@@ -83,8 +85,10 @@ class Run:
         """Add a piece that the child produced."""
         self._tokens += piece.token_ids
         self._text += piece.text
+        self._reasoning += piece.reasoning
         waiting = self._waiting
         waiting.text += piece.text
+        waiting.reasoning += piece.reasoning
         waiting.token_ids += piece.token_ids
         waiting.tool_calls += piece.tool_calls
         waiting.scores += piece.scores

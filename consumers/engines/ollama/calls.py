@@ -55,7 +55,7 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
         body["format"] = form
     if particular is not None and particular.keep_alive is not None:
         body["keep_alive"] = particular.keep_alive
-    if request.needs_ollama not in ("", "images") or (particular is not None and particular.needed):
+    if request.is_raw or request.needs_ollama not in ("", "images") or (particular is not None and particular.needed):
         return GENERATE_PATH, body | _prompt(request)
     body["messages"] = _messages(request.chat)
     if request.tools and request.tool_choice != "none":
@@ -65,7 +65,7 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
 
 def notes_on(request: ChatRequest, model: OllamaModel) -> list[str]:
     """A note for each parameter that asks for something which Ollama does not do with this model."""
-    others = set(request.chat_template_kwargs or ()) - {"enable_thinking"}
+    others = set(request.chat_template_kwargs or ()) - {"enable_thinking", "thinking"}
     asks = {
         "chat_template_kwargs": bool(others),
         "verbosity": request.verbosity not in (None, "", "medium"),
@@ -112,7 +112,7 @@ def _prompt(request: ChatRequest) -> dict[str, Any]:
         "system": "\n\n".join(turn.text() for turn in earlier),
         "images": last.images(),
         "suffix": request.suffix,
-        "raw": particular and particular.raw,
+        "raw": request.is_raw,
         "template": particular and particular.template,
         "context": particular and particular.context,
     }
@@ -144,6 +144,8 @@ def _messages(chat: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         }
         if images := turn.images():
             message["images"] = images
+        if turn.thought:
+            message["thinking"] = turn.thought
         if turn.tool_calls:
             names |= {call.id: call.function.name for call in turn.tool_calls}
             calls = [write_call(index, call.id, call.function) for index, call in enumerate(turn.tool_calls)]

@@ -6,7 +6,7 @@ Source of the shapes: Anthropic's API reference (Messages, Streaming messages, E
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, ErrorBody, FunctionCall, Success
+from pipeline.wire.messages import Account, Chunk, Completion, ErrorBody, FunctionCall, Success, ToolCallDelta
 from pipeline.wire.requests import ChatRequest, decode_chat
 
 SSE = "text/event-stream; charset=utf-8"
@@ -28,6 +28,10 @@ _TYPES = {
     429: "rate_limit_error",
     504: "timeout_error",
 }
+# The name here of each field that has another one in a chat.
+_FIELDS = {"stop": "stop_sequences", "reasoning_effort": "thinking"}
+# Clients send it back with a block of thinking. It is not checked.
+_SIGNATURE = "aGVhZHJhY2U="
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 # ---- requests --------------------------------------------------------------------------------------------------------
@@ -40,9 +44,6 @@ def read_messages(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) 
         HeadraceError: as `decode_chat`, with the names of Anthropic's fields.
     """
     request, written = read_prompt(body, max_body_bytes, listed)
-    if request.chat[-1].role == "assistant":
-        message = "The conversation must end with a user message. An assistant's message is not continued."
-        raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param="messages")
     return Asked(request, written, AnthropicMessages(), stream=request.streams)
 
 
@@ -50,7 +51,7 @@ def read_prompt(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) ->
     """The body of `POST /v1/messages/count_tokens`: the request as a chat completion, decoded and encoded.
 
     Raises:
-        HeadraceError: as `read_messages`. The conversation may end with an assistant's message.
+        HeadraceError: as `read_messages`.
     """
     given = decode_body(body, MessagesBody)
     fields = given.fields()
@@ -65,9 +66,14 @@ def read_prompt(body: bytes, max_body_bytes: int, listed: Sequence[str] = ()) ->
 
 
 def _in_anthropics_words(error: HeadraceError) -> HeadraceError:
-    if error.param != "stop":
-        return error
-    return HeadraceError(error.code, error.message.replace("`stop", "`stop_sequences"), param="stop_sequences")
+    return HeadraceError(error.code, _renamed(error.message), param=_FIELDS.get(error.param or "", error.param))
+
+
+def _renamed(text: str) -> str:
+    """A text with the fields under the names that they have here."""
+    for ours, theirs in _FIELDS.items():
+        text = text.replace(f"`{ours}", f"`{theirs}")
+    return text
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -76,8 +82,8 @@ def _in_anthropics_words(error: HeadraceError) -> HeadraceError:
 class AnthropicMessages:
     """The responses to one call for a message.
 
-    A stream consists of blocks: the text is one, and each tool call is one. The shape remembers which one is open, so
-    each response has its own.
+    A stream consists of blocks: the thinking is one, the text is one, and each tool call is one. The shape remembers
+    which one is open, so each response has its own.
 
     Attributes:
         request_id: of the pipeline's request; empty until it has one.
@@ -90,62 +96,84 @@ class AnthropicMessages:
         self.request_id = ""
         self._begun = False
         self._blocks = 0
-        self._in_text = False
+        self._inside: Literal["text", "thinking", "call", ""] = ""
+        self._call = FunctionCall("", "")  # the one that is open
+        self._shown = False  # whether a part of its arguments was sent
 
     def part(self, chunk: Chunk) -> bytes:
         """The events that a chunk adds."""
         delta = chunk.choices[0].delta
         events = [] if self._begun else [_start(chunk.id, chunk.model)]
         self._begun = True
+        if delta.reasoning_content:
+            events += self._enter("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            events.append(self._delta({"type": "thinking_delta", "thinking": delta.reasoning_content}))
         if delta.content:
-            events += self._text(delta.content)
+            events += self._enter("text", {"type": "text", "text": ""})
+            events.append(self._delta({"type": "text_delta", "text": delta.content}))
         for call in delta.tool_calls or ():
-            events += self._call(call.id, call.function)
+            events += self._part_of_call(call)
         return _events(events)
 
     def end(self, completion: Completion) -> bytes:
         """The end of a stream: why it stopped, and the usage."""
         last = {"type": "message_delta", "delta": _stopped(completion), "usage": _usage(completion)}
-        return _events([*self._close(), last | {"headrace": completion.headrace}, {"type": "message_stop"}])
+        account = _account(completion)
+        return _events([*self._close(), last | {"headrace": account}, {"type": "message_stop"}])
 
     def whole(self, answer: Success) -> bytes:
         """The body of a whole response; raises as `expected`."""
         completion = expected(answer, Completion)
         message = completion.choices[0].message
-        content: list[dict[str, Any]] = [{"type": "text", "text": message.content}] if message.content else []
+        content: list[dict[str, Any]] = []
+        if thought := message.reasoning_content:
+            content.append({"type": "thinking", "thinking": thought, "signature": _SIGNATURE})
+        if message.content:
+            content.append({"type": "text", "text": message.content})
         content += [_tool_use(call.id, call.function, call.function.as_object()) for call in message.tool_calls or ()]
         fields = _message(completion.id, completion.model) | {"content": content} | _stopped(completion)
-        return msgspec.json.encode(fields | {"usage": _usage(completion), "headrace": completion.headrace})
+        return msgspec.json.encode(fields | {"usage": _usage(completion), "headrace": _account(completion)})
 
     def error(self, error: ErrorBody) -> bytes:
         """The body of an error's response."""
-        return error_body(error, self.request_id)
+        return error_body(_named(error), self.request_id)
 
     def error_part(self, error: ErrorBody) -> bytes:
         """An error in a stream that has begun. Anthropic's clients raise it."""
-        return b"event: error\ndata: " + error_body(error, self.request_id) + b"\n\n"
+        return b"event: error\ndata: " + error_body(_named(error), self.request_id) + b"\n\n"
 
-    def _text(self, text: str) -> list[dict[str, Any]]:
+    def _enter(self, kind: Literal["text", "thinking"], block: dict[str, Any]) -> list[dict[str, Any]]:
+        """Begins a block of a kind, unless it is open."""
+        if self._inside == kind:
+            return []
+        events = [*self._close(), self._open(block)]
+        self._inside = kind
+        return events
+
+    def _part_of_call(self, part: ToolCallDelta) -> list[dict[str, Any]]:
+        """A call that begins, or more of its arguments. Those that are no object are shown when they are complete."""
         events = []
-        if not self._in_text:
-            self._in_text = True
-            events.append(self._open({"type": "text", "text": ""}))
-        return [*events, self._delta({"type": "text_delta", "text": text})]
-
-    def _call(self, call_id: str, function: FunctionCall) -> list[dict[str, Any]]:
-        """A tool call. headrace has its arguments at once, so they are one delta."""
-        arguments = msgspec.json.encode(function.as_object()).decode()
-        return [
-            *self._close(),
-            self._open(_tool_use(call_id, function, {})),
-            self._delta({"type": "input_json_delta", "partial_json": arguments}),
-            self._stop(),
-        ]
+        if part.begins or self._inside != "call":
+            events = [*self._close(), self._open(_tool_use(part.id, part.function, {}))]
+            self._inside, self._call, self._shown = "call", FunctionCall(part.function.name, ""), False
+        self._call.arguments += part.function.arguments
+        if not self._call.arguments.lstrip().startswith("{"):
+            return events
+        shown = part.function.arguments if self._shown else self._call.arguments
+        self._shown = True
+        return [*events, self._delta({"type": "input_json_delta", "partial_json": shown})]
 
     def _close(self) -> list[dict[str, Any]]:
-        """Ends the block of text, if one is open."""
-        was_open, self._in_text = self._in_text, False
-        return [self._stop()] if was_open else []
+        """Ends the block that is open, if one is."""
+        was_inside, self._inside = self._inside, ""
+        if not was_inside:
+            return []
+        if was_inside == "thinking":
+            return [self._delta({"type": "signature_delta", "signature": _SIGNATURE}), self._stop()]
+        if was_inside == "call" and not self._shown:
+            arguments = msgspec.json.encode(self._call.as_object()).decode()
+            return [self._delta({"type": "input_json_delta", "partial_json": arguments}), self._stop()]
+        return [self._stop()]
 
     def _open(self, block: dict[str, Any]) -> dict[str, Any]:
         self._blocks += 1
@@ -156,6 +184,20 @@ class AnthropicMessages:
 
     def _stop(self) -> dict[str, Any]:
         return {"type": "content_block_stop", "index": self._blocks - 1}
+
+
+def _named(error: ErrorBody) -> ErrorBody:
+    """An error with the names that fields have here."""
+    param = _FIELDS.get(error.param or "", error.param)
+    return msgspec.structs.replace(error, message=_renamed(error.message), param=param)
+
+
+def _account(completion: Completion) -> Account:
+    """The pipeline's account, its notes with the names that fields have here."""
+    notes = completion.headrace.notes
+    if not notes:
+        return completion.headrace
+    return msgspec.structs.replace(completion.headrace, notes=[_renamed(note) for note in notes])
 
 
 def _start(message_id: str, model: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 # A system block that Claude Code puts first, with a value of its own in each request. It is for Anthropic's accounts
 # and not for the model, and with it no two prompts would begin alike: each would be read anew.
 _BILLING = "x-anthropic-billing-header:"
-# The kinds of blocks by role. Anthropic's API does not show the thinking of earlier turns to the model either.
+# The kinds of blocks by role.
 _KINDS = {
     "system": ("text",),
     "user": ("text", "image", "tool_result"),
@@ -42,6 +42,7 @@ class ContentBlock(Struct):
 
     type: str
     text: str = ""
+    thinking: str = ""
     id: str = ""
     name: str = ""
     input: Any = None
@@ -216,12 +217,14 @@ def _assistant(blocks: list[ContentBlock], called: dict[str, str]) -> dict[str, 
     called |= {block.id: block.name for block in calls}
     # The model wrote it without the empty lines that separate a client's blocks.
     text = _text(blocks, between="")
+    thought = "\n\n".join(block.thinking for block in blocks if block.type == "thinking" and block.thinking)
+    reasoning = {"reasoning_content": thought} if thought else {}
     if not calls:
-        return {"role": "assistant", "content": text}
+        return {"role": "assistant", "content": text} | reasoning
     functions = [
         {"id": block.id, "function": {"name": block.name, "arguments": _arguments(block.input)}} for block in calls
     ]
-    return {"role": "assistant", "content": text or None, "tool_calls": functions}
+    return {"role": "assistant", "content": text or None, "tool_calls": functions} | reasoning
 
 
 def _arguments(given: Any) -> str:

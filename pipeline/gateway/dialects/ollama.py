@@ -38,6 +38,7 @@ from pipeline.wire.ollama import (
     Part,
     PullBody,
     ShowBody,
+    WholeCalls,
     read_options,
     response_format,
     time_text,
@@ -199,6 +200,7 @@ class OllamaChat:
 
     def __init__(self, model: str = "") -> None:
         self._model = model
+        self._calls = WholeCalls()
 
     @property
     def keep_alive(self) -> bytes:
@@ -207,12 +209,12 @@ class OllamaChat:
         return _line(self._fill(part, "", []))
 
     def part(self, chunk: Chunk) -> bytes:
-        """One line; nothing for a chunk without text or tool calls: how the answer ended stands in the last line."""
+        """One line; nothing for a chunk without text or whole calls: how the answer ended stands in the last line."""
         delta = chunk.choices[0].delta
         scores = chunk.choices[0].logprobs
-        if not (delta.content or delta.tool_calls or delta.reasoning_content or scores):
+        calls = self._calls.take(delta.tool_calls or (), ended=chunk.choices[0].finish_reason is not None)
+        if not (delta.content or calls or delta.reasoning_content or scores):
             return b""
-        calls = [write_call(call.index, call.id, call.function) for call in delta.tool_calls or ()]
         part = AccountedPart(model=self._named(chunk.model), created_at=time_text(chunk.created), done=False)
         part.logprobs = scores.content if scores else []
         return _line(self._fill(part, delta.content or "", calls, delta.reasoning_content or ""))

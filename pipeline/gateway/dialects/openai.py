@@ -20,6 +20,7 @@ from pipeline.wire.messages import (
     Account,
     Chunk,
     Completion,
+    CompletionDetails,
     Delta,
     EmbeddingList,
     ErrorBody,
@@ -112,8 +113,13 @@ def _drawn(request: ChatRequest, body: bytes, choices: int) -> Iterable[tuple[Ch
             yield msgspec.structs.replace(request, seed=seed), msgspec.json.encode(fields)
 
 
-def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> Asked:
-    """The body of `POST /v1/completions`. Each of its prompts becomes the user's turn of a chat.
+def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = (), *, raw: bool = True) -> Asked:
+    """The body of `POST /v1/completions`. Each of its prompts is a request.
+
+    Args:
+        body, max_body_bytes: as in `decode_chat`.
+        raw: whether a model reads the prompt as it is, unless the body says otherwise; else it is the user's turn of a
+            chat, as is one with a `suffix`, whose template marks the gap.
 
     Raises:
         HeadraceError: as `decode_chat`, and `unsupported_parameter` for token ids.
@@ -127,6 +133,8 @@ def read_text(body: bytes, max_body_bytes: int, _listed: Sequence[str] = ()) -> 
     fields = decode_body(body, dict[str, Any])
     del fields["prompt"]
     fields.pop("stream_options", None)
+    if raw and not fields.get("suffix") and fields.get("raw") is None:
+        fields["raw"] = True
     choices = _choices(fields)
     if len(prompts) * choices > MAX_CHOICES:
         message = f"A response has at most {MAX_CHOICES} choices. Send fewer prompts at once."
@@ -166,7 +174,7 @@ def _object(body: bytes) -> bytes:
 
 
 class _ChunkChoice(Struct):
-    delta: Delta
+    delta: Delta | dict[str, Any]
     index: int = 0
     finish_reason: FinishReason | None = None
     logprobs: Logprobs | None = None
@@ -180,6 +188,20 @@ class _ChatChunk(Struct):
     object: str = "chat.completion.chunk"
     usage: Usage | UnsetType | None = UNSET
     headrace: Account | UnsetType = UNSET
+
+
+def _as_written(delta: Delta) -> Delta | dict[str, Any]:
+    """A delta as OpenAI writes it: a part that continues a call has only its index and arguments."""
+    if all(call.begins for call in delta.tool_calls or ()):
+        return delta
+    fields: dict[str, Any] = msgspec.to_builtins(delta)
+    fields["tool_calls"] = [
+        call
+        if call["id"] or call["function"]["name"]
+        else {"index": call["index"], "function": {"arguments": call["function"]["arguments"]}}
+        for call in fields["tool_calls"]
+    ]
+    return fields
 
 
 class OpenAIChat:
@@ -201,7 +223,7 @@ class OpenAIChat:
     def part(self, chunk: Chunk) -> bytes:
         """One server-sent event."""
         choices = [
-            _ChunkChoice(choice.delta, self._index, choice.finish_reason, choice.logprobs or None)
+            _ChunkChoice(_as_written(choice.delta), self._index, choice.finish_reason, choice.logprobs or None)
             for choice in chunk.choices
         ]
         usage = None if self._include_usage else UNSET
@@ -338,7 +360,10 @@ def joined(completions: Sequence[Completion]) -> Completion:
     counts = [completion.usage for completion in completions]
     prompt, answer = (sum(getattr(usage, name) for usage in counts) for name in ("prompt_tokens", "completion_tokens"))
     cached = PromptDetails(sum(usage.prompt_tokens_details.cached_tokens for usage in counts))
-    return msgspec.structs.replace(first, choices=choices, usage=Usage(prompt, answer, prompt + answer, cached))
+    usage = Usage(prompt, answer, prompt + answer, cached)
+    if details := [count.completion_tokens_details for count in counts if count.completion_tokens_details]:
+        usage.completion_tokens_details = CompletionDetails(sum(detail.reasoning_tokens for detail in details))
+    return msgspec.structs.replace(first, choices=choices, usage=usage)
 
 
 # ---- the rest --------------------------------------------------------------------------------------------------------

@@ -12,12 +12,16 @@ import msgspec
 
 from pipeline.gateway.dialects.response_object import (
     Frame,
+    OutputCall,
     OutputItem,
     OutputMessage,
+    OutputReasoning,
     OutputText,
+    ReasoningText,
     ResponseObject,
     item_status,
     output_message,
+    output_reasoning,
 )
 from pipeline.wire.messages import Chunk, Completion, ErrorBody, TokenScore, ToolCallDelta
 
@@ -40,33 +44,41 @@ class ResponseEvents:
         self._sequence = 0
         self._output: list[OutputItem] = []
         self._calls = 0
-        self._message: OutputMessage | None = None  # the one that grows, the last of the output
+        # The one that grows, the last of the output.
+        self._message: OutputMessage | None = None
+        self._reasoning: OutputReasoning | None = None
+        self._call: OutputCall | None = None
 
     def waiting(self) -> bytes:
         """The response is not complete yet."""
         return self._opening() or self._with_response("response.in_progress", self._so_far())
 
     def chunk(self, chunk: Chunk) -> bytes:
-        """The text and the calls of a chunk."""
+        """The reasoning, the text and the calls of a chunk."""
         self._model = self._model or chunk.model
         delta = chunk.choices[0].delta
         events = self._opening(chunk.created)
+        if delta.reasoning_content:
+            events += self._close_message() + self._close_call() + self._think(delta.reasoning_content)
         if delta.content:
             scores = chunk.choices[0].logprobs
-            events += self._text(delta.content, scores.content if scores else [])
+            events += self._close_reasoning() + self._text(delta.content, scores.content if scores else [])
         for call in delta.tool_calls or ():
-            events += self._close_message() + self._call(call)
+            events += self._part_of_call(call)
         return events
 
     def end(self, completion: Completion) -> bytes:
         """The answer is complete, or was cut off at its limit."""
         self._model = completion.model
         events = self._opening(completion.created)
-        if not self._output:
+        events += self._close_reasoning()
+        if all(isinstance(item, OutputReasoning) for item in self._output):
             events += self._open_message()
         if self._message is not None:
             self._message.status = item_status(completion.choices[0].finish_reason)
-        events += self._close_message()
+        if self._call is not None:
+            self._call.status = item_status(completion.choices[0].finish_reason)
+        events += self._close_message() + self._close_call()
         response = self._frame.ended(completion, self._output)
         response.created_at = self._created
         return events + self._with_response(f"response.{response.status}", response)
@@ -75,8 +87,9 @@ class ResponseEvents:
         """The request ended with an error. OpenAI's clients raise the first event, and Codex reads the second."""
         fields = {"code": error.code, "message": error.message, "param": error.param}
         events = self._opening() + self._event("error", error={"type": error.type, **fields}, **fields)
-        if self._message is not None:
-            self._message.status = "incomplete"
+        for item in (self._message, self._reasoning, self._call):
+            if item is not None:
+                item.status = "incomplete"
         response = self._frame.failed(self._id, self._created, self._output, error)
         response.model = self._model or response.model
         return events + self._with_response("response.failed", response)
@@ -91,8 +104,37 @@ class ResponseEvents:
     def _so_far(self) -> ResponseObject:
         return self._frame.response(self._id, self._created, "in_progress", self._output, model=self._model)
 
+    def _think(self, delta: str) -> bytes:
+        events = b"" if self._reasoning else self._open_reasoning()
+        reasoning = self._reasoning
+        assert reasoning is not None  # noqa: S101 - just opened
+        reasoning.content[0].text += delta
+        return events + self._event("response.reasoning_text.delta", **self._at_text(reasoning), delta=delta)
+
+    def _open_reasoning(self) -> bytes:
+        number = sum(isinstance(item, OutputReasoning) for item in self._output)
+        self._reasoning = reasoning = output_reasoning(self._id, number, "", "in_progress")
+        self._output.append(reasoning)
+        bare = msgspec.structs.replace(reasoning, content=[])
+        place = self._at_text(reasoning)
+        return self._event("response.output_item.added", output_index=place["output_index"], item=bare) + self._event(
+            "response.content_part.added", **place, part=ReasoningText("")
+        )
+
+    def _close_reasoning(self) -> bytes:
+        reasoning, self._reasoning = self._reasoning, None
+        if reasoning is None:
+            return b""
+        reasoning.status = "completed"
+        place, part = self._at_text(reasoning), reasoning.content[0]
+        return (
+            self._event("response.reasoning_text.done", **place, text=part.text)
+            + self._event("response.content_part.done", **place, part=part)
+            + self._event("response.output_item.done", output_index=place["output_index"], item=reasoning)
+        )
+
     def _text(self, delta: str, scores: list[TokenScore]) -> bytes:
-        events = b"" if self._message else self._open_message()
+        events = self._close_call() + (b"" if self._message else self._open_message())
         message = self._message
         assert message is not None  # noqa: S101 - just opened
         message.content[0].text += delta
@@ -124,23 +166,45 @@ class ResponseEvents:
             + self._event("response.output_item.done", output_index=place["output_index"], item=message)
         )
 
-    def _at_text(self, message: OutputMessage) -> dict[str, Any]:
-        """Where the text of a message, the last item, belongs."""
+    def _at_text(self, message: OutputMessage | OutputReasoning) -> dict[str, Any]:
+        """Where the text of the last item belongs."""
         return {"item_id": message.id, "output_index": len(self._output) - 1, "content_index": 0}
 
-    def _call(self, delta: ToolCallDelta) -> bytes:
-        call = self._frame.output_call(self._id, self._calls, delta.id, delta.function)
+    def _part_of_call(self, delta: ToolCallDelta) -> bytes:
+        """A call that begins, or more of its arguments."""
+        events = b""
+        if delta.begins or self._call is None:
+            events += self._close_reasoning() + self._close_message() + self._close_call() + self._open_call(delta)
+        call, arguments = self._call, delta.function.arguments
+        assert call is not None  # noqa: S101 - just opened
+        if not arguments:
+            return events
+        call.arguments += arguments
+        return events + self._event("response.function_call_arguments.delta", **self._at_call(call), delta=arguments)
+
+    def _open_call(self, delta: ToolCallDelta) -> bytes:
+        function = msgspec.structs.replace(delta.function, arguments="")
+        call = self._frame.output_call(self._id, self._calls, delta.id, function)
+        call.status = "in_progress"
         self._calls += 1
-        index = len(self._output)
         self._output.append(call)
-        begun = msgspec.structs.replace(call, arguments="", status="in_progress")
-        place = {"item_id": call.id, "output_index": index}
-        return (
-            self._event("response.output_item.added", output_index=index, item=begun)
-            + self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-            + self._event("response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments)
-            + self._event("response.output_item.done", output_index=index, item=call)
-        )
+        self._call = call
+        return self._event("response.output_item.added", output_index=len(self._output) - 1, item=call)
+
+    def _close_call(self) -> bytes:
+        call, self._call = self._call, None
+        if call is None:
+            return b""
+        if call.status == "in_progress":
+            call.status = "completed"
+        place = self._at_call(call)
+        return self._event(
+            "response.function_call_arguments.done", **place, name=call.name, arguments=call.arguments
+        ) + self._event("response.output_item.done", output_index=place["output_index"], item=call)
+
+    def _at_call(self, call: OutputCall) -> dict[str, Any]:
+        """Where a call, the last item, belongs."""
+        return {"item_id": call.id, "output_index": len(self._output) - 1}
 
     def _with_response(self, kind: str, response: ResponseObject) -> bytes:
         return self._event(kind, response=response)

@@ -22,7 +22,7 @@ _Item = TypeVar("_Item", bound=Struct)
 # Between the name of a namespace and that of its function, in the name under which the model sees the function.
 _IN_NAMESPACE = "__"
 # An item's id: its kind, the id of its response, and its number among those of its kind.
-_ITEM_ID = re.compile(r"(msg|fc)_([A-Za-z0-9_-]{1,128})_([0-9]{1,6})", re.ASCII)
+_ITEM_ID = re.compile(r"(msg|fc|rs)_([A-Za-z0-9_-]{1,128})_([0-9]{1,6})", re.ASCII)
 # The most responses to whose items one call can refer. Each is read from the broker.
 MAX_REFERRED = 128
 # The parts that are text. Each part of another type reaches the chat's own check, which refuses it by its type.
@@ -44,6 +44,17 @@ _Content = str | list[ItemPart] | None
 class _MessageItem(Struct):
     role: Literal["user", "assistant", "system", "developer"]
     content: _Content = None
+
+
+class _ReasoningItem(Struct):
+    content: list[ItemPart] | None = None
+    summary: list[ItemPart] | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content or ()) or "\n\n".join(
+            part.text for part in self.summary or ()
+        )
 
 
 class _CallItem(Struct):
@@ -74,7 +85,7 @@ def referred_to(given: str | list[dict[str, Any]]) -> list[str]:
 
 
 def turns(given: str | list[dict[str, Any]], answers: Mapping[str, Completion]) -> list[Turn]:
-    """An `input` as messages of a chat. Reasoning items are left out: chat templates drop earlier reasoning as well.
+    """An `input` as messages of a chat. Reasoning belongs to the assistant's message that follows it, if one does.
 
     Args:
         given: the input.
@@ -87,25 +98,38 @@ def turns(given: str | list[dict[str, Any]], answers: Mapping[str, Completion]) 
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     made: list[Turn] = []
+    thought = ""
     for index, item in enumerate(given):
-        match item.get("type") or ("message" if "role" in item else ""):
-            case "message":
-                message = _read(item, _MessageItem, index)
-                made.append({"role": message.role, "content": _content(message.content)})
-            case "function_call":
-                call = _read(item, _CallItem, index)
-                function = {"name": joined_name(call.namespace, call.name), "arguments": call.arguments}
-                _add_call(made, {"id": call.call_id, "type": "function", "function": function})
-            case "function_call_output":
-                result = _read(item, _OutputItem, index)
-                made.append({"role": "tool", "tool_call_id": result.call_id, "content": _output(result.output)})
-            case "item_reference":
-                _add_referred(made, str(item.get("id")), answers)
-            case "reasoning":
-                pass
-            case other:
-                raise _refused(str(other), index)
+        found = _add(made, item, index, answers)
+        if found is not None:
+            thought = found
+        elif thought:
+            if made[-1]["role"] == "assistant":
+                made[-1].setdefault("reasoning_content", thought)
+            thought = ""
     return made
+
+
+def _add(made: list[Turn], item: dict[str, Any], index: int, answers: Mapping[str, Completion]) -> str | None:
+    """Add an item to the turns before it. Returns the text of one that is reasoning, which is no turn."""
+    match item.get("type") or ("message" if "role" in item else ""):
+        case "message":
+            message = _read(item, _MessageItem, index)
+            made.append({"role": message.role, "content": _content(message.content)})
+        case "function_call":
+            call = _read(item, _CallItem, index)
+            function = {"name": joined_name(call.namespace, call.name), "arguments": call.arguments}
+            _add_call(made, {"id": call.call_id, "type": "function", "function": function})
+        case "function_call_output":
+            result = _read(item, _OutputItem, index)
+            made.append({"role": "tool", "tool_call_id": result.call_id, "content": _output(result.output)})
+        case "item_reference":
+            return _add_referred(made, str(item.get("id")), answers)
+        case "reasoning":
+            return _read(item, _ReasoningItem, index).text
+        case other:
+            raise _refused(str(other), index)
+    return None
 
 
 def joined_name(namespace: str | None, name: str) -> str:
@@ -117,6 +141,8 @@ def answer_turn(answer: Completion) -> Turn:
     """An earlier answer as a message of a chat."""
     message = answer.choices[0].message
     turn: Turn = {"role": "assistant", "content": message.content or ""}
+    if message.reasoning_content:
+        turn["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         turn["tool_calls"] = msgspec.to_builtins(message.tool_calls)
     return turn
@@ -129,8 +155,8 @@ def _add_call(made: list[Turn], call: Turn) -> None:
     made[-1].setdefault("tool_calls", []).append(call)
 
 
-def _add_referred(made: list[Turn], item_id: str, answers: Mapping[str, Completion]) -> None:
-    """An item of an earlier answer, by the id that it had in its response."""
+def _add_referred(made: list[Turn], item_id: str, answers: Mapping[str, Completion]) -> str | None:
+    """An item of an earlier answer, by the id that it had in its response. Returns as `_add`."""
     found = _ITEM_ID.fullmatch(item_id)
     answer = answers.get(found[2]) if found else None
     if found is None or answer is None:
@@ -138,11 +164,14 @@ def _add_referred(made: list[Turn], item_id: str, answers: Mapping[str, Completi
         raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="input")
     turn, number = answer_turn(answer), int(found[3])
     calls = turn.pop("tool_calls", [])
+    if found[1] == "rs":
+        return str(turn.get("reasoning_content", ""))
     if found[1] == "fc" and number < len(calls):
         _add_call(made, calls[number])
     elif found[1] == "msg" and number == 0:
         # The record has the text of all messages of a response as one.
         made.append(turn)
+    return None
 
 
 def _content(content: _Content) -> str | list[Turn]:

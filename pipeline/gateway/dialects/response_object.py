@@ -54,7 +54,22 @@ class OutputCall(Struct, tag_field="type", tag="function_call"):
     namespace: str | UnsetType = UNSET
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(Struct, tag_field="type", tag="reasoning_text"):
+    """What the model thought."""
+
+    text: str
+
+
+class OutputReasoning(Struct, tag_field="type", tag="reasoning"):
+    """The model's reasoning. There is no summary of it."""
+
+    id: str
+    status: ItemStatus
+    content: list[ReasoningText]
+    summary: list[Any] = struct_field(default_factory=list)
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class CachedDetails(Struct):
@@ -65,7 +80,7 @@ class CachedDetails(Struct):
 
 
 class ReasoningDetails(Struct):
-    """Of the output's tokens, those of reasoning. No engine reports them."""
+    """Of the output's tokens, those of reasoning; 0 if the engine does not report them."""
 
     reasoning_tokens: int = 0
 
@@ -188,9 +203,11 @@ class Frame:
         )
 
     def whole(self, completion: Completion) -> ResponseObject:
-        """The response of a request that was not streamed: the text, and then the calls."""
+        """The response of a request that was not streamed: the reasoning, the text, and then the calls."""
         message, finish = completion.choices[0].message, completion.choices[0].finish_reason
         output: list[OutputItem] = []
+        if message.reasoning_content:
+            output.append(output_reasoning(completion.id, 0, message.reasoning_content, "completed"))
         if has_text(message):
             spoken = output_message(completion.id, 0, message.content or "", item_status(finish))
             if scores := completion.choices[0].logprobs:
@@ -211,6 +228,11 @@ def output_message(request_id: str, number: int, text: str, status: ItemStatus) 
     return OutputMessage(f"msg_{request_id}_{number}", status, [OutputText(text)])
 
 
+def output_reasoning(request_id: str, number: int, text: str, status: ItemStatus) -> OutputReasoning:
+    """Reasoning with its text; number counts those of a response from 0."""
+    return OutputReasoning(f"rs_{request_id}_{number}", status, [ReasoningText(text)])
+
+
 def item_status(finish: FinishReason) -> ItemStatus:
     """The status of the message with which an answer ends."""
     return "incomplete" if finish == "length" else "completed"
@@ -219,4 +241,7 @@ def item_status(finish: FinishReason) -> ItemStatus:
 def usage_of(usage: Usage) -> ResponseUsage:
     """The token counts under the names of this API."""
     cached = CachedDetails(usage.prompt_tokens_details.cached_tokens)
-    return ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, cached)
+    given = ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, cached)
+    if details := usage.completion_tokens_details:
+        given.output_tokens_details = ReasoningDetails(details.reasoning_tokens)
+    return given

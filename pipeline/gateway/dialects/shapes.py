@@ -102,7 +102,9 @@ def as_chunk(completion: Completion) -> Chunk:
     """A whole answer as the one chunk of a stream, for a client that streams a request which was first sent whole."""
     choice = completion.choices[0]
     calls = [ToolCallDelta(index, call.id, call.function) for index, call in enumerate(choice.message.tool_calls or ())]
-    delta = Delta("assistant", choice.message.content, calls or None)
+    message = choice.message
+    thought = message.reasoning_content or None
+    delta = Delta("assistant", message.content, calls or None, reasoning_content=thought, reasoning=thought)
     choices = [ChunkChoice(delta, finish_reason=choice.finish_reason)]
     return Chunk(completion.id, completion.created, completion.model, choices, seq=0, attempt=1)
 

@@ -73,6 +73,7 @@ function engineCard(engine, load, workers) {
   const states = [...new Set(workers.map(w => w.state))];
   const models = [...new Set(workers.flatMap(w => w.models))];
   const troubles = workers.filter(w => w.reason && w.state !== "ready").map(w => w.reason);
+  const alone = new Set(workers.map(w => w.alone).filter(Boolean));
   return element("article", { className: "engine", data: { engine } },
     element("div", { className: "engine-head" },
       element("strong", { textContent: ENGINE_NAMES[engine] }),
@@ -80,7 +81,7 @@ function engineCard(engine, load, workers) {
       element("span", { className: "engine-state", data: { field: "state" } },
         ...(states.length ? states.map(stateMark) : [chip("offline", "bad")]), " ",
         !load ? chip("no data", "plain") : load.available ? chip(load.level, LEVEL_TONES[load.level]) : chip("away", "bad"))),
-    element("p", { className: "engine-why", textContent: [load?.reason, ...troubles].filter(Boolean).join("; ") }),
+    element("p", { className: "engine-why", textContent: [load?.reason, ...troubles, ...alone].filter(Boolean).join("; ") }),
     figures(load, workers),
     models.length > 0 && element("p", { className: "engine-models foot" },
       `${plural(models.length, "model")}: `, element("code", { textContent: models.join(", ") }),

@@ -96,7 +96,9 @@ export class Prompt {
       this.say(this.asking.cancelled ? "Cancelled." : chunk.error.message, "bad");
       return;
     }
-    const added = chunk.choices?.[0]?.delta?.content;
+    const delta = chunk.choices?.[0]?.delta;
+    const added = delta?.content;
+    if (delta?.reasoning && !this.begun) this.say("Reasoning.");
     if (added) {
       if (!this.begun) this.say("Answering.");
       this.begun = true;

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.engine import Engine, Generation, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage, add_call
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 
@@ -25,8 +25,10 @@ class Answer(msgspec.Struct):
     """All pieces of an answer, joined."""
 
     text: str = ""
+    reasoning: str = ""
     token_ids: list[int] = msgspec.field(default_factory=list)
     tool_calls: list[ToolCall] = msgspec.field(default_factory=list)
+    call_parts: list[ToolCall] = msgspec.field(default_factory=list)
     restarted: int = 0
     pieces: int = 0
     finish_reason: FinishReason | None = None
@@ -37,8 +39,11 @@ class Answer(msgspec.Struct):
     def add(self, piece: Piece) -> None:
         self.pieces += 1
         self.text += piece.text
+        self.reasoning += piece.reasoning
         self.token_ids += piece.token_ids
-        self.tool_calls += piece.tool_calls
+        self.call_parts += piece.tool_calls
+        for part in piece.tool_calls:
+            add_call(self.tool_calls, part)
         self.restarted += piece.restarted
         self.scores += piece.scores
         self.notes += piece.notes

@@ -256,3 +256,19 @@ async def test_a_folder_that_cannot_be_written_leaves_the_file_as_it_is(launch: 
         async with AsyncClient(standin.url, trust_env=False) as client:
             (listed,) = (await client.list()).models
             assert (listed.details and listed.details.quantization_level) == "Q8_0"
+
+
+async def test_reasoning_of_a_model_that_always_reasons_is_its_thinking(launch, tmp_path: Path) -> None:
+    earlier = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+    turns = "{% for m in messages %}<|start|>{{ m.role }}\n" + earlier + "<|end|>\n{% endfor %}"
+    opening = "{% if add_generation_prompt %}<|start|>assistant\n<think>\n{% endif %}"
+    gguf = tiny_gguf.write(tmp_path / "thinker.gguf", template=turns + opening)
+    with launch("--gguf", str(gguf), "--name", "thinker", "--threads", "1") as standin:
+        async with AsyncClient(standin.url, trust_env=False, timeout=60) as client:
+            whole = await client.chat("thinker", QUESTION, options={"num_predict": 20, "seed": 3})
+            assert (bool(whole.message.thinking), whole.message.content) == (True, "")
+            parts = await client.chat("thinker", QUESTION, options={"num_predict": 20, "seed": 3}, stream=True)
+            thought = "".join([part.message.thinking or "" async for part in parts])
+            assert thought == whole.message.thinking
+            text = await client.generate("thinker", "Hi", options={"num_predict": 20})
+            assert (bool(text.thinking), text.response) == (True, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from uuid import uuid4
 
 import msgspec
@@ -111,6 +112,24 @@ async def test_what_is_said_while_the_connection_is_away_is_read_when_it_is_back
         other.nc._transport._io_writer.transport.abort()
         await write(bus, "a", *chunks(6)[3:], COMPLETION)
         assert await read_all(record) == [*chunks(6)[3:], COMPLETION]
+
+
+async def test_a_lost_message_is_read_from_the_stream_also_by_a_reader_that_looks_up_often(
+    bus: Bus, client: Asker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("pipeline.broker.asker._LOOK_AFTER_S", 0.3)
+    async with await client.read("a") as record, asyncio.timeout(20):
+        await write(bus, "a", CHUNKS[0])
+        assert (await record.next()).answer == CHUNKS[0]
+        assert record._subscription is not None
+        await bus.unsubscribe(record._subscription)
+        await write(bus, "a", COMPLETION)
+        found = None
+        while found is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    found = await record.next()
+        assert found.answer == COMPLETION
 
 
 async def test_a_full_lane_is_told(bus: Bus, client: Asker, config: Config):

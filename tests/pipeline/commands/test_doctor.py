@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from pipeline.broker.jetstream import Bus
-from pipeline.commands.doctor import _ollama, _spilling, _store
+from pipeline.broker.peers import Peers
+from pipeline.commands.doctor import _alone, _ollama, _spilling, _store
 from pipeline.config import Config
 from pipeline.up.screen import DEMO_MODEL
-from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, encode
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import STORE
 
 
@@ -46,13 +47,30 @@ async def test_it_says_which_second_engine_up_starts(settings, level, says):
 )
 async def test_it_says_what_the_process_of_the_broker_reports_on_its_store(nats_server, report, level, says):
     async with Bus.connect(nats_server.url, name="up") as up, Bus.connect(nats_server.url, name="doctor") as bus:
-        looking = asyncio.create_task(_store(bus))
+        peers = Peers(bus)
+        await peers.start()
+        looking = asyncio.create_task(_store(bus, peers))
         while not looking.done():
             await up.publish(STORE, encode(report))
             await asyncio.sleep(0.01)
         finding = await looking
     assert (finding.level, finding.detail) == (level, says)
     assert bool(finding.next_step) is (level != "ok")
+
+
+@pytest.mark.parametrize("alone", ["", "one request at a time (no mask)"])
+async def test_it_says_which_worker_runs_one_request_at_a_time(nats_server, alone):
+    status = WorkerStatus(
+        "mlx-1", "mlx", "ready", ["m"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0, alone=alone
+    )
+    async with Bus.connect(nats_server.url, name="up") as up, Bus.connect(nats_server.url, name="doctor") as bus:
+        peers = Peers(bus)
+        await peers.start()
+        while not peers.workers("mlx"):
+            await up.publish("llm.worker.mlx-1", encode(status))
+            await asyncio.sleep(0.01)
+        findings = await _alone(peers)
+    assert [finding.detail for finding in findings] == ([f"mlx-1: {alone}"] if alone else [])
 
 
 async def test_it_says_that_nothing_spills_on_a_shared_machine_as_long_as_that_is_so(bus):

@@ -58,8 +58,8 @@ def answer(record=None, *, attempt=1, now=STORED_AT + 1, **fields):
     return AnswerWriter(attempt=attempt, started_at=now, record=record or Record(), **settings_)
 
 
-def call(name):
-    return ToolCall(FunctionCall(name), id=f"call_{name}")
+def call(name, arguments="{}"):
+    return ToolCall(FunctionCall(name, arguments), id=f"call_{name}")
 
 
 def stored(*messages):
@@ -167,6 +167,35 @@ def test_tokens_of_two_models_cannot_be_gone_on_with():
     assert Record.read(stored(*chunks), envelope().created).resumable_tokens == []
 
 
+def test_reasoning_without_tokens_cannot_be_gone_on_with():
+    first = answer()
+    record = Record.read(stored(first.chunk(Piece(reasoning="Hm"), STORED_AT)), created=envelope().created)
+    then = answer(record)
+    then.chunk(Piece(text="a", token_ids=[7]), STORED_AT)
+    assert record.reasoning == "Hm"
+    assert record.resumable_tokens == []
+
+
+def test_reasoning_with_tokens_is_gone_on_with_from_them():
+    first = answer()
+    chunks = [
+        first.chunk(Piece(reasoning="Hm", token_ids=[3, 4]), STORED_AT),
+        first.chunk(Piece(text="a", token_ids=[7]), STORED_AT),
+    ]
+    assert [chunk.choices[0].delta.reasoning for chunk in chunks] == ["Hm", None]
+    record = Record.read(stored(*chunks), created=envelope().created)
+    assert (record.reasoning, record.text, record.resumable_tokens) == ("Hm", "a", [3, 4, 7])
+
+
+def test_a_reader_that_knows_no_second_name_of_reasoning_reads_the_record():
+    chunk = answer().chunk(Piece(reasoning="Hm", token_ids=[3]), STORED_AT)
+    older = msgspec.json.decode(encode(chunk))
+    del older["choices"][0]["delta"]["reasoning"]
+    read = decode_answer(msgspec.json.encode(older))
+    assert isinstance(read, Chunk)
+    assert read.choices[0].delta.reasoning_content == "Hm"
+
+
 def test_an_ending_chunk_without_text_is_no_gap():
     writing = answer()
     written = [writing.chunk(Piece("a", [1]), STORED_AT), writing.chunk(Piece(finish_reason="stop"), STORED_AT)]
@@ -266,6 +295,51 @@ def test_an_engine_that_begins_anew_does_not_repeat_the_calls_that_the_reader_ha
     assert again.chunk(Piece(tool_calls=[call("f")]), STORED_AT) is None
     new = again.chunk(Piece(tool_calls=[call("g")], finish_reason="tool_calls"), STORED_AT)
     assert [(c.index, c.function.name) for c in new.choices[0].delta.tool_calls] == [(1, "g")]
+
+
+def part(arguments: str) -> ToolCall:
+    return ToolCall(FunctionCall("", arguments))
+
+
+def test_the_parts_of_a_call_are_one_call():
+    writing = answer()
+    chunks = [
+        writing.chunk(Piece("", [1], [call("f", '{"a"')]), STORED_AT),
+        writing.chunk(Piece("", [2], [part(": "), part("1}"), call("g", "{")]), STORED_AT),
+        writing.chunk(Piece("", [3], [part("}")], finish_reason="tool_calls"), STORED_AT),
+    ]
+    assert [[c.index for c in chunk.choices[0].delta.tool_calls] for chunk in chunks] == [[0], [0, 0, 1], [1]]
+    whole = [call("f", '{"a": 1}'), call("g", "{}")]
+    assert writing.completion("tool_calls", USAGE, now=STORED_AT).choices[0].message.tool_calls == whole
+    assert Record.read(stored(*chunks), envelope().created).tool_calls == whole
+
+
+def test_the_parts_of_a_second_call_that_is_not_wanted_are_left_out():
+    writing = answer()
+    writing.one_call = True
+    writing.chunk(Piece("", [1], [call("f", "{"), part("}"), call("g", "{"), part("}")]), STORED_AT)
+    ending = writing.chunk(Piece("", [2], [part("}")], finish_reason="tool_calls"), STORED_AT)
+    assert ending.choices[0].delta.tool_calls is None
+    assert writing.completion("tool_calls", USAGE, now=STORED_AT).choices[0].message.tool_calls == [call("f", "{}")]
+
+
+def test_an_engine_that_begins_anew_completes_the_call_that_the_reader_has_a_part_of():
+    first = answer()
+    begun = first.chunk(Piece(tool_calls=[call("f", '{"a"')]), STORED_AT)
+    again = answer(Record.read(stored(begun), envelope().created), attempt=2)
+    assert again.chunk(Piece(tool_calls=[call("f", "{")]), STORED_AT) is None
+    rest = again.chunk(Piece(tool_calls=[part('"a": 1}')], finish_reason="tool_calls"), STORED_AT)
+    assert [(c.index, c.function.arguments) for c in rest.choices[0].delta.tool_calls] == [(0, ": 1}")]
+    message = again.completion("tool_calls", USAGE, now=STORED_AT).choices[0].message
+    assert message.tool_calls == [call("f", '{"a": 1}')]
+
+
+def test_an_engine_that_goes_on_from_the_tokens_continues_the_call():
+    first = answer()
+    begun = first.chunk(Piece("", [1], [call("f", "{")]), STORED_AT)
+    again = answer(Record.read(stored(begun), envelope().created), attempt=2)
+    rest = again.chunk(Piece("", [2], [part("}")]), STORED_AT)
+    assert [(c.index, c.id, c.function.arguments) for c in rest.choices[0].delta.tool_calls] == [(0, "", "}")]
 
 
 def test_an_engine_that_goes_on_from_the_tokens_makes_new_calls_only():

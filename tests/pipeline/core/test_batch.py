@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.batch import BatchPlanner
 from pipeline.core.batch_plan import BatchLimits, Plan, Stage, batch_kv_bytes
+from pipeline.core.kv import KvSize
 from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
@@ -435,7 +436,7 @@ def test_as_many_run_as_pay_and_those_that_run_stay_when_fewer_pay():
 
 
 def test_no_more_run_than_there_is_memory_for():
-    sequence = batch_kv_bytes([1020], FOUND.kv_bytes_per_token)
+    sequence = batch_kv_bytes([1020], FOUND.kv)
     engine = Engine(limits=replace(FOUND, free_bytes=5 * sequence + 1), tokens_per_s=10_000.0)
     for key in range(1, 20):
         engine.ask(key, LOW)
@@ -560,7 +561,7 @@ def test_every_sequence_ends_and_every_bound_holds(life, slots, kept_bytes, kv_b
         assert engine.kept_bytes() <= kept_bytes
         running = [member for member in members if member.runs]
         if kv_bytes and len(running) > 1:
-            assert batch_kv_bytes((member.longest for member in running), 10) <= kv_bytes
+            assert batch_kv_bytes((member.longest for member in running), KvSize(10)) <= kv_bytes
         assert sum(member.stood_s < limits.suspended_s for member in running) <= slots
         for member in members:
             assert member.times <= limits.suspensions
@@ -587,8 +588,8 @@ def test_low_answers_stand_still_no_longer_than_the_hold_however_high_prompts_co
 
 
 def test_a_batch_is_padded_to_its_longest_in_steps_of_256():
-    assert batch_kv_bytes([], 10) == 0
-    assert batch_kv_bytes([1, 257, 3], 10) == 3 * 512 * 10
+    assert batch_kv_bytes([], KvSize(10)) == 0
+    assert batch_kv_bytes([1, 257, 3], KvSize(10)) == 3 * 512 * 10
 
 
 # ---- exact

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.kv import KvSize
 from pipeline.core.prefixes import Prefixes, common_tokens
 
 BYTES = 10
@@ -18,7 +19,7 @@ class Store:
     """The index, and what an engine would hold: the tokens of each handle instead of arrays."""
 
     def __init__(self, *, snapshots: bool, room: int = ROOM) -> None:
-        self.prefixes = Prefixes(snapshots=snapshots, bytes_per_token=BYTES)
+        self.prefixes = Prefixes(snapshots=snapshots, size=KvSize(BYTES))
         self.room = room
         self.held: dict[int, list[int]] = {}
 
@@ -124,7 +125,7 @@ def test_a_short_rest_and_what_exceeds_the_budget_are_not_kept():
 
 
 def test_the_measured_size_counts():
-    prefixes = Prefixes(snapshots=True, bytes_per_token=BYTES, bytes_fixed=7)
+    prefixes = Prefixes(snapshots=True, size=KvSize(BYTES, 7))
     part = prefixes.keep("a", [1, 2, 3], room=ROOM)
     assert part is not None
     assert prefixes.nbytes == 3 * BYTES + 7

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.core.batch import BatchPlanner
-from pipeline.core.batch_plan import BatchLimits, Plan, Prompt
+from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt
 from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
@@ -45,7 +45,7 @@ class Scene:
             tokens=len(tokens),
             longest=len(tokens) + 100,
             exact_prompt=len(tokens) if exact else 0,
-            prompt=Prompt(tokens, **{"scope": exact} | prompt),
+            prompt=ReusablePrompt(tokens, **{"scope": exact} | prompt),
         )
 
     def turn(self) -> Plan:

@@ -155,7 +155,7 @@ def test_a_demand_added_to_a_simple_prompt_makes_it_complex(prompt, more):
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"tools": [Tool(FunctionSpec("f"))]}, "tools offered"),
+        ({"tools": [Tool(function=FunctionSpec("f"))]}, "tools offered"),
         ({"response_format": ResponseFormat("json_object")}, "structured output asked for"),
         ({"exact": True}, "exact text asked for"),
         ({"logprobs": True}, "needs what one engine has"),
@@ -171,7 +171,7 @@ def test_form_alone_can_make_a_request_complex(parameters, reason):
 
 
 def test_tools_that_may_not_be_used_do_not_count():
-    assert task_of(CAPITAL, tools=[Tool(FunctionSpec("f"))], tool_choice="none") is Task.SIMPLE
+    assert task_of(CAPITAL, tools=[Tool(function=FunctionSpec("f"))], tool_choice="none") is Task.SIMPLE
 
 
 def turns(*pairs):

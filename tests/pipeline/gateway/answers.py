@@ -12,6 +12,7 @@ from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
     Completion,
+    CompletionDetails,
     Delta,
     Embedding,
     EmbeddingList,
@@ -66,6 +67,27 @@ CHUNKS = [_chunk(0, Delta(role="assistant", content="Hello")), _chunk(1, Delta(c
 COMPLETION = _completion(AssistantMessage("Hello there"), "stop")
 CUT_OFF = _completion(AssistantMessage("Hello there"), "length")
 TOOL_CHUNK = _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", CALL)]), "tool_calls")
+# The same call in parts, and the beginning of another.
+CALL_PARTS = [
+    _chunk(0, Delta(role="assistant", tool_calls=[ToolCallDelta(0, "call_1", FunctionCall("get_weather", ""))])),
+    _chunk(1, Delta(tool_calls=[ToolCallDelta(0, "", FunctionCall("", '{"city":'))])),
+    _chunk(
+        2,
+        Delta(
+            tool_calls=[
+                ToolCallDelta(0, "", FunctionCall("", '"Paris"}')),
+                ToolCallDelta(1, "call_2", FunctionCall("get_weather", "[")),
+            ]
+        ),
+    ),
+    _chunk(3, Delta(tool_calls=[ToolCallDelta(1, "", FunctionCall("", "1]"))]), "tool_calls"),
+]
+PARTS_COMPLETION = _completion(
+    AssistantMessage(
+        None, tool_calls=[ToolCall(CALL, "call_1"), ToolCall(FunctionCall("get_weather", "[1]"), "call_2")]
+    ),
+    "tool_calls",
+)
 LAST_CHUNK = _chunk(1, Delta(), "stop")
 TOOL_COMPLETION = _completion(AssistantMessage(None, tool_calls=[ToolCall(CALL, "call_1")]), "tool_calls")
 
@@ -78,6 +100,15 @@ EMBEDDINGS = EmbeddingList(
     usage=EmbeddingUsage(4, 4),
     headrace=ACCOUNT,
 )
+
+THOUGHTFUL = _completion(AssistantMessage("Four", reasoning_content="Hm. Two", reasoning="Hm. Two"), "stop")
+THOUGHTFUL.usage.completion_tokens_details = CompletionDetails(7)
+CUT_IN_THOUGHT = _completion(AssistantMessage("", reasoning_content="Hm."), "length")
+THOUGHTFUL_CHUNKS = [
+    _chunk(0, Delta(role="assistant", reasoning_content="Hm.", reasoning="Hm.")),
+    _chunk(1, Delta(reasoning_content=" Two", reasoning=" Two", content="Fo")),
+    _chunk(2, Delta(content="ur"), "stop"),
+]
 
 _SCORES = Logprobs([TokenScore("Hi", -0.5, [72, 105], [Alternative("Ho", -1.5, [72, 111])])])
 SCORED_CHOICE = Choice(AssistantMessage("Hi", reasoning_content="Hm."), "stop", logprobs=_SCORES)

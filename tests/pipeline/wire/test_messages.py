@@ -42,6 +42,8 @@ from pipeline.wire.requests import (
     MAX_TOOLS,
     ChatRequest,
     EmbeddingRequest,
+    FunctionSpec,
+    Tool,
     decode_chat,
     decode_embedding,
     decode_request,
@@ -75,6 +77,12 @@ def nested(depth):
 
 
 # ---- requests that are read
+
+
+def test_a_tool_has_its_members_in_the_order_that_models_know():
+    assert msgspec.json.encode(Tool(function=FunctionSpec("f"))).startswith(
+        b'{"type":"function","function":{"name":"f"'
+    )
 
 
 def test_a_body_that_is_no_object_is_the_prompt_itself():
@@ -584,3 +592,19 @@ def test_either_kind_can_be_insisted_on():
     with pytest.raises(HeadraceError) as refusal:
         decode_embedding(b'{"input": "xxxxxxxx"}', max_body_bytes=10)
     assert refusal.value.code is ErrorCode.REQUEST_TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x"}]},
+        {"prompt": "x", "tools": [{"type": "function", "function": {"name": "f"}}]},
+    ],
+)
+@pytest.mark.parametrize("raw", [{"raw": True}, {"ollama": {"raw": True}}])
+def test_only_one_prompt_can_be_raw(fields, raw):
+    with pytest.raises(HeadraceError) as refused:
+        decode_chat(json.dumps(fields | raw).encode(), max_body_bytes=1 << 20)
+    assert (refused.value.code, refused.value.param) == (ErrorCode.INVALID_REQUEST, "raw")
+    assert not decode_chat(json.dumps(fields).encode(), max_body_bytes=1 << 20).is_raw

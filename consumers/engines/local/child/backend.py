@@ -155,8 +155,11 @@ class Backend(Protocol):
         """Take a sequence. Nothing of it has been read."""
         ...
 
-    def reset(self) -> None:
-        """Replace the batch by an empty one. The model stays loaded."""
+    def reset(self, *, alone: str = "") -> None:
+        """Replace the batch by an empty one. The model stays loaded.
+
+        With `alone`, which says why, the new one computes each sequence by itself. `facts` change accordingly.
+        """
         ...
 
     def close(self) -> None:

@@ -1,11 +1,11 @@
-"""What kind of KV cache a model has, and how large it is: found by a trial, because configurations do not state it."""
+"""How the KV caches of a model can be kept: found by a trial, because configurations do not state it."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any, Final
 
-from consumers.engines.local.child.batch import MlxSequence, nbytes_of, on_stream, reading
+from consumers.engines.local.child.batch import MlxSequence, on_stream, reading
 from consumers.engines.local.child.kept import KeptCaches, reuse_of
 from pipeline.core.batch_plan import Reuse
 from pipeline.core.prefixes import KeptPart
@@ -15,35 +15,32 @@ log = logging.getLogger(__name__)
 _TRIED_TOKENS: Final = 8
 
 
-def measure_cache(model: Any) -> tuple[Reuse, int, int]:
-    """Try the caches of the model with a few tokens.
+def tried_reuse(model: Any) -> Reuse:
+    """How the caches of the model can be kept for later sequences. Empty if a trial with a few tokens fails.
 
-    Returns how caches can be kept, and the size of one: bytes for each token, and bytes that do not depend on the
-    length. If caches cannot be kept, a sequence cannot leave a batch with its cache and come back either. The caches
-    that mlx-lm can merge are `KVCache`, `RotatingKVCache`, `ArraysCache` and `CacheList`.
+    A cache has to leave a batch, to be kept, and to join a batch again. The caches that mlx-lm can merge are `KVCache`,
+    `RotatingKVCache`, `ArraysCache` and `CacheList`.
     """
-    row, sizes = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, []), []
+    row = MlxSequence(0, [0] * (2 * _TRIED_TOKENS), _first_token, [])
     try:
         with on_stream():
-            for _ in range(2):
-                array = reading(model, [row])
-                array.prompt([row.tokens[:_TRIED_TOKENS]])
-                row.cache = array.extract_cache(0)
-                sizes.append(nbytes_of(row.cache))
-            reuse = _tried(row.cache or [])
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        log.warning("The KV caches of this model cannot leave a batch. Its requests are not suspended.", exc_info=True)
-        return "", 0, 0
-    per_token = (sizes[1] - sizes[0]) // _TRIED_TOKENS
-    return reuse, per_token, sizes[0] - per_token * _TRIED_TOKENS
+            row.cache = _read(model, row)
+            reuse = reuse_of(row.cache)
+            kept = KeptCaches(reuse)
+            kept.keep(KeptPart(1, 0, _TRIED_TOKENS, []), row.cache)
+            row.cache = kept.load([(1, _TRIED_TOKENS)])
+            _read(model, row)
+    except Exception:
+        log.warning("The KV caches of this model cannot be kept. All prompts are computed in full.", exc_info=True)
+        return ""
+    return reuse
 
 
-def _tried(cache: list[Any]) -> Reuse:
-    """Keep a cache and load it again. Returns how it is kept."""
-    kept = KeptCaches(reuse_of(cache))
-    kept.keep(KeptPart(1, 0, _TRIED_TOKENS, []), cache)
-    kept.load([(1, _TRIED_TOKENS)])
-    return reuse_of(cache)
+def _read(model: Any, row: MlxSequence) -> list[Any]:
+    """Read some tokens, after those in the cache of the sequence. Returns the cache."""
+    array = reading(model, [row])
+    array.prompt([row.tokens[:_TRIED_TOKENS]])
+    return list(array.extract_cache(0))
 
 
 def _first_token(logprobs: Any) -> Any:

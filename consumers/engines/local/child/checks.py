@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from pipeline.core.batch_plan import KV_STEP_TOKENS
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
@@ -47,11 +46,13 @@ _OF_THE_MACHINE = frozenset(
 
 
 def notes_of(request: ChatRequest, *, simulated: bool = False) -> list[str]:
-    """A note for each parameter that asks for something which this engine does not do."""
+    """A note for each parameter that asks for something which this engine does not do. Those about reasoning have
+    theirs from `Reasoning`, where a model runs.
+    """
     asks = {
-        "think": request.think not in (None, False, "", "none"),
-        "reasoning_effort": request.reasoning_effort not in (None, "", "none"),
-        "enable_thinking": bool(request.enable_thinking),
+        "think": request.think not in (None, False, "", "none") and simulated,
+        "reasoning_effort": request.reasoning_effort not in (None, "", "none") and simulated,
+        "enable_thinking": bool(request.enable_thinking) and simulated,
         "verbosity": request.verbosity not in (None, "", "medium"),
         "logit_bias": bool(request.logit_bias) and simulated,
         "chat_template_kwargs": bool(request.chat_template_kwargs) and simulated,
@@ -90,14 +91,6 @@ def answer_limit(wanted: int | None, *, prompt_tokens: int, room_tokens: int, de
     )
 
 
-def room_tokens(context_tokens: int, *, kv_bytes_per_token: int, kv_bytes_limit: int) -> int:
-    """The most tokens of a sequence: the model's context, or less if the KV limit is smaller (0: no limit)."""
-    if not (kv_bytes_limit and kv_bytes_per_token):
-        return context_tokens
-    steps = kv_bytes_limit // (kv_bytes_per_token * KV_STEP_TOKENS)
-    return min(context_tokens, steps * KV_STEP_TOKENS)
-
-
 def template_messages(messages: list[ChatMessage]) -> list[dict[str, Any]]:
     """The conversation for a chat template: plain text, arguments as objects, `developer` as `system`.
 
@@ -111,6 +104,11 @@ def _template_message(message: ChatMessage) -> dict[str, Any]:
     rendered: dict[str, Any] = {"role": role, "content": message.text()}
     if message.name is not None:
         rendered["name"] = message.name
+    if message.role == "assistant" and message.thought:
+        # Each family's template has its own name for it. GPT-OSS's refuses `thinking` beside a content and a call.
+        rendered |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), message.thought)
+        if message.tool_calls and message.text():
+            rendered["thinking"] = ""
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

@@ -8,16 +8,63 @@ forward pass runs. A batch without guides runs as if this module did not exist.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from consumers.engines.local.child.grammars import call_form, grammar_of, quote, refusal
+from consumers.engines.local.child.separator import Separator
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
 _WORD_BITS: Final = 32
 _ALL: Final = 0xFFFFFFFF
+_MOST_BLANKS: Final = 2
+
+
+class Gate:
+    """Tells the tokens of the answer, which have a form, from those of the reasoning before it, which have none.
+
+    Args:
+        separator: of the answer, a new one.
+        text: gives the text of a token.
+        opening: the token with which reasoning begins, where the prompt does not begin it; None if none may.
+        blanks: tokens of white space, of which a few may follow reasoning.
+    """
+
+    def __init__(
+        self, separator: Separator, text: Callable[[int], str], opening: int | None, blanks: Collection[int] = ()
+    ) -> None:
+        self._separator = separator
+        self._text = text
+        self._blanks = frozenset(blanks)
+        self._answers = separator.place == "answer"
+        self._reasoned = not self._answers
+        self._opening = frozenset() if opening is None else frozenset({opening})
+        self._blanks_left = 0
+        self.besides: frozenset[int] = self._opening if self._answers else frozenset()
+        """The tokens that may follow now, although the form does not have them."""
+
+    @property
+    def free(self) -> bool:
+        """Whether any token may follow."""
+        return not self._answers
+
+    def take(self, token: int) -> bool:
+        """Whether a token is one of the answer's form."""
+        if self._answers and token not in self.besides:
+            self.besides = frozenset()
+            return True
+        if self._blanks_left:
+            self._blanks_left -= 1
+            self.besides = self._blanks if self._blanks_left else frozenset()
+            return False
+        self._separator.push(self._text(token))
+        self._reasoned |= self._separator.place != "answer"
+        self._answers = self._reasoned and self._separator.place == "answer"
+        if self._answers and self._blanks:
+            self._blanks_left, self.besides = _MOST_BLANKS, self._blanks
+        return False
 
 
 class Guide:
@@ -28,18 +75,30 @@ class Guide:
     Args:
         matcher: llguidance's, with the tokens of earlier attempts consumed.
         param: the parameter of the request that asks for the form.
+        gate: tells where the reasoning ends; None if there is none.
     """
 
-    def __init__(self, matcher: Any, param: str) -> None:
+    def __init__(self, matcher: Any, param: str, gate: Gate | None = None) -> None:
         self.matcher = matcher
         self._param = param
+        self._gate = gate
         self._sampled = False
 
     def follow(self, token: int) -> None:
         """The model reads token. It is the last one of the prompt, or the one that was sampled before."""
-        if self._sampled:
+        if self._sampled and (self._gate is None or self._gate.take(token)):
             self.matcher.consume_token(token)
         self._sampled = True
+
+    @property
+    def free(self) -> bool:
+        """Whether any token may follow."""
+        return self._gate is not None and self._gate.free
+
+    @property
+    def besides(self) -> Collection[int]:
+        """The tokens that may follow besides those of the form."""
+        return () if self._gate is None else self._gate.besides
 
     def check(self) -> None:
         """Raise HeadraceError if the form can be followed no further, because it is too complex."""
@@ -66,8 +125,10 @@ class Grammars:
         self._prepared: Any = None
         self._lock = threading.Lock()
 
-    def guide(self, request: ChatRequest, resumed: Sequence[int]) -> Guide | None:
+    def guide(self, request: ChatRequest, resumed: Sequence[int], gate: Gate | None = None) -> Guide | None:
         """The guide of the answer to a request, after the tokens of earlier attempts; None if any text will do.
+
+        The form begins where `gate` says that the answer does.
 
         Raises:
             HeadraceError: `invalid_request`: the form cannot be compiled, or the earlier tokens do not have it.
@@ -87,6 +148,8 @@ class Grammars:
         told = list(resumed)
         while told and told[-1] in self._end_tokens:
             told.pop()
+        if gate is not None:
+            told = [token for token in told if gate.take(token)]
         if matcher.try_consume_tokens(told) < len(told):
             message = "The answer so far, by another engine, does not have the form that the request asks for."
             raise HeadraceError(ErrorCode.ENGINE_FAILED, message)
@@ -94,7 +157,7 @@ class Grammars:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise refusal(matcher.get_error(), param)
-        return Guide(matcher, param)
+        return Guide(matcher, param, gate)
 
     def _grammar(self, request: ChatRequest) -> str:
         parser = self._tokenizer.tool_parser
@@ -204,6 +267,10 @@ class GuidedModel:
         words = (vocabulary + _WORD_BITS - 1) // _WORD_BITS
         bits = np.full((rows, words), _ALL, dtype=np.uint32)
         for guide, row in guides:
+            if guide.free:
+                continue
             # In this thread: to wake others for each step takes longer than some masks of 50 µs.
             guide.matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])
+            for token in guide.besides:
+                bits[row, token // _WORD_BITS] |= np.uint32(1 << token % _WORD_BITS)
         return np.unpackbits(bits.view(np.uint8), axis=1, count=vocabulary, bitorder="little").view(np.bool_)

@@ -16,7 +16,8 @@ from consumers.engines.local.child.faults import Fault
 from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
 from pipeline.core.batch import BatchPlanner
-from pipeline.core.batch_plan import BatchLimits, Plan, Prompt
+from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt
+from pipeline.core.together import BatchFaults
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import Priority
@@ -81,6 +82,8 @@ class EngineLoop:
         self._commands = commands
         self._send = send
         self._planner = BatchPlanner(batch_limits(config, backend.facts))
+        self._config = config
+        self._faults = BatchFaults()
         self._begun: dict[int, Begin] = {}
         self._epoch = 0
         self._rates = _Rates()
@@ -125,7 +128,7 @@ class EngineLoop:
     def _begin(self, begin: Begin) -> None:
         sequence = begin.sequence
         piece = sequence.transcript.replay(sequence.prompt[len(sequence.prompt) - sequence.position :])
-        if piece.text or piece.finish_reason:
+        if piece.text or piece.reasoning or piece.finish_reason:
             self._send(Step([(sequence.key, piece)], self._stats()))
         if piece.finish_reason is None:
             self._begun[sequence.key] = begin
@@ -137,7 +140,7 @@ class EngineLoop:
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
                 coming=begin.coming,
-                prompt=Prompt(sequence.prompt, (sequence.tenant, sequence.exact), sequence.marks),
+                prompt=ReusablePrompt(sequence.prompt, (sequence.tenant, sequence.exact), sequence.marks),
             )
             self._backend.insert(sequence)
 
@@ -193,7 +196,8 @@ class EngineLoop:
                 sequence.transcript.took_over(load.tokens)
         if plan.resume:
             batch.resume(plan.resume)
-        batch.free(plan.free)
+        # What was measured can be more than was expected.
+        batch.free([*plan.free, *self._planner.excess()])
         return sampled
 
     def _strike(self, keys: list[int]) -> None:
@@ -203,11 +207,17 @@ class EngineLoop:
                 begin.fault.strike()
 
     def _reset(self, error: str) -> None:
-        self._backend.reset()
+        """Begin anew after a step that failed, with each sequence by itself if batches are at fault."""
+        at_fault = self._faults.failed(len(self._planner.running()))
+        self._backend.reset(alone=error if at_fault else "")
         self._begun.clear()
         self._planner.clear()
+        if at_fault:
+            before = self._planner.reuse
+            self._planner = BatchPlanner(batch_limits(self._config, self._backend.facts))
+            self._planner.reuse.count_on(before)
         self._epoch += 1
-        self._send(Reset(self._epoch, error))
+        self._send(Reset(self._epoch, error, self._backend.facts))
 
     def _report(self, plan: Plan, sampled: list[tuple[int, int]]) -> None:
         pieces = []
@@ -271,11 +281,12 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
         suspensions=config.max_preemptions,
         suspended_s=config.max_suspended_s,
         kept_bytes=kept_bytes(config, facts),
-        kv_bytes=config.kv_bytes_limit,
+        kv_bytes=config.kv_bytes_limit or facts.free_bytes,
         free_bytes=facts.free_bytes,
         suspends=facts.suspends,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         kv_bytes_fixed=facts.kv_bytes_fixed,
+        kv_windows=facts.kv_windows,
         reuse=facts.reuse if config.prompt_cache else "",
     )
 

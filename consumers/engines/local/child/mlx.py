@@ -6,48 +6,64 @@ Parameters that are not there either have OpenAI's defaults (temperature 1, no t
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from consumers.engines.local.child import float32
+from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch
-from consumers.engines.local.child.caches import measure_cache
+from consumers.engines.local.child.caches import tried_reuse
+from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
     answer_limit,
     check_bias,
     notes_of,
     offers_tools,
     refuse_unsupported,
-    room_tokens,
     template_messages,
 )
-from consumers.engines.local.child.guided import Grammars
+from consumers.engines.local.child.context import context_tokens
+from consumers.engines.local.child.guided import Gate, Grammars
+from consumers.engines.local.child.memory import free_bytes, measured_size
+from consumers.engines.local.child.prompts import (
+    Prompt,
+    Render,
+    heads,
+    plain_prompt,
+    raw_prompt,
+    read_template,
+    templated,
+)
+from consumers.engines.local.child.reasoning import Reasoning
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
+from consumers.engines.local.child.selftest import identity_of, tested
 from consumers.engines.local.child.speed import gflops, on_cpu
-from consumers.engines.local.child.transcript import ToolSyntax, Transcript
+from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.core.batch_plan import EXACT_PIECE_TOKENS
 from pipeline.core.prefixes import common_tokens
 from pipeline.engine import Work
-from pipeline.machine import memory_available
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
+
+log = logging.getLogger(__name__)
 
 _GREEDY_BELOW: Final = 1e-4
 """Temperatures below this are greedy: division by them overflows, and only the likeliest token is ever sampled."""
 
-_FREE_SHARE: Final = 0.5
-"""The part of the free memory that the caches of the sequences that run may fill. Batches are copied as they grow."""
+_AHEAD: Final = "a"
+"""Stands for the text ahead of an answer, in a detokenizer."""
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
@@ -90,59 +106,64 @@ class MlxBackend:
         try:
             # No progress bars: the standard error of this process is a log.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, return_config=True)
-            self._defaults = _sampling_defaults(model_path)
+            template = {"chat_template": read_template(config.chat_template)} if config.chat_template else None
+            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, template, return_config=True)
+            self._folder = _folder(model_path)
+            self._defaults = _sampling_defaults(self._folder)
+        except LoadError:
+            raise
         except Exception as error:
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
         if on_cpu() and config.float32_weights:
             note("converting the weights to float32")
             float32.convert(self._model)
-        # A copy for `prepare`, because two threads must not use one tokenizer.
-        self._preparing = copy.deepcopy(self._tokenizer)
         note("warming up")
-        self._end_tokens = frozenset(self._tokenizer.eos_token_ids)
-        self._silent_tokens = _special_tokens(self._tokenizer)
-        self._tool_tokens = _tool_tokens(self._tokenizer)
-        self._texts = TokenTexts(self._tokenizer)
-        self.facts = self._warm_up(_context_tokens(model_config, self._tokenizer))
+        self._read_tokenizer()
+        self.facts = self._warm_up(context_tokens(model_config, self._model, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
-        self._room_tokens = room_tokens(
-            self.facts.context_tokens,
-            kv_bytes_per_token=self.facts.kv_bytes_per_token,
-            kv_bytes_limit=config.kv_bytes_limit,
-        )
+        context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
+        self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self.batch = self._new_batch()
 
-    def _warm_up(self, context_tokens: int) -> Facts:
-        """Run the model on one token. This compiles its kernels, and measures what some configurations do not state."""
-        from mlx_lm.models.cache import make_prompt_cache
+    def _read_tokenizer(self) -> None:
+        """Learn what the model's tokens mean."""
+        # A copy for `prepare`, because two threads must not use one tokenizer.
+        self._preparing = copy.deepcopy(self._tokenizer)
+        self._reasoning = Reasoning(self._preparing, self._tokenizer.eos_token_ids)
+        self._end_tokens = self._reasoning.end_tokens
+        self._silent_tokens = _special_tokens(self._tokenizer)
+        self._calls = ModelCalls(self._preparing, alone=self._config.plain_tool_calls)
+        self._ahead = list(self._preparing.encode(_AHEAD, add_special_tokens=False))
+        self._texts = TokenTexts(self._tokenizer)
 
-        cache = make_prompt_cache(self._model)
-        logits = self._model(self._mx.array([[0]]), cache=cache)
+    def _warm_up(self, context_tokens: int) -> Facts:
+        """Run the model. This compiles its kernels, tests batches, and measures what configurations do not state."""
+        logits = self._model(self._mx.array([[0]]))
         self._mx.eval(logits)
-        reuse, kv_bytes_per_token, kv_bytes_fixed = measure_cache(self._model)
+        vocabulary = int(logits.shape[-1])
+        size = measured_size(self._model)
+        alone = tested(
+            self._model, vocabulary, identity_of(self._folder, float32.kind_of(self._model)), on_cpu=self.on_cpu
+        )
         return Facts(
             context_tokens=context_tokens,
-            vocabulary=int(logits.shape[-1]),
-            calls_tools=bool(self._tokenizer.has_tool_calling),
+            vocabulary=vocabulary,
+            calls_tools=self._calls.supported,
+            thinks=self._reasoning.thinks,
             gflops=gflops() if on_cpu() else 0.0,
             weights=float32.kind_of(self._model) if on_cpu() else "",
-            kv_bytes_per_token=kv_bytes_per_token,
-            kv_bytes_fixed=kv_bytes_fixed,
-            suspends=bool(reuse),
-            free_bytes=self._free_bytes(),
-            reuse=reuse,
+            kv_bytes_per_token=size.per_token,
+            kv_bytes_fixed=size.fixed,
+            kv_windows=size.windows,
+            free_bytes=free_bytes(on_cpu=self.on_cpu),
+            slots=1 if alone else 0,
+            alone=alone,
+            reuse="" if alone else tried_reuse(self._model),
         )
 
-    def _free_bytes(self) -> int:
-        """Memory for KV caches: what the system or the GPU has left, without a reserve; 0 if not known."""
-        if self.on_cpu:
-            return int((memory_available() or 0) * _FREE_SHARE)
-        known = self._mx.device_info()
-        most = int(known.get("max_recommended_working_set_size") or known.get("memory_size") or 0)
-        return max(0, int((most - self._mx.get_active_memory()) * _FREE_SHARE))
-
-    def _new_batch(self) -> MlxBatch:
+    def _new_batch(self) -> MlxBatch | LoneSequences:
+        if self.facts.alone:
+            return LoneSequences(self._model)
         return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
@@ -150,7 +171,8 @@ class MlxBackend:
     def prepare(self, key: int, work: Work) -> Prepared:
         """As `Backend.prepare`."""
         request = work.request
-        prompt = self._prompt(request)
+        written = self._prompt(request)
+        prompt = self._tokens(written)
         check_bias(request, self.facts.vocabulary)
         limit = answer_limit(
             request.token_limit,
@@ -158,22 +180,25 @@ class MlxBackend:
             room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
         )
-        resumed = work.resume_tokens or self._preparing.encode(work.resume_text, add_special_tokens=False)
+        reasoning = self._reasoning
+        before = reasoning.written(work.resume_reasoning, work.resume_text, prompt)
+        resumed = work.resume_tokens or self._preparing.encode(before, add_special_tokens=False)
         if any(not 0 <= token < self.facts.vocabulary for token in resumed):
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
-        with_tools = offers_tools(request)
+        calls = self._calls.of_answer(request, work.id)
         transcript = Transcript(
-            work.id,
             len(prompt),
             limit,
-            _Detokenizer(self._tokenizer.detokenizer),
+            _Detokenizer(self._tokenizer.detokenizer, self._ahead if written.goes_on else ()),
             end_tokens=self._end_tokens,
-            silent_tokens=self._silent_tokens - self._tool_tokens if with_tools else self._silent_tokens,
-            stops=request.stops,
-            tools=self._tool_syntax(request) if with_tools else None,
+            silent_tokens=self._silent(with_tools=calls is not None),
+            separator=None if request.is_raw else reasoning.separator(prompt, calls=calls is not None),
+            stops=[*request.stops, *written.stops],
+            calls=calls,
             resume_chars=len(work.resume_text),
+            resume_reasoning_chars=len(work.resume_reasoning),
             one_call=request.parallel_tool_calls is False,
-            notes=notes_of(request),
+            notes=[*notes_of(request), *written.notes, *reasoning.plan(request).notes],
         )
         return Prepared(
             key,
@@ -181,64 +206,64 @@ class MlxBackend:
             len(resumed),
             transcript,
             work,
-            guide=self._grammars.guide(request, resumed),
+            guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
             exact=bool(request.exact),
             tenant=work.tenant,
-            marks=self._marks(request, prompt),
+            marks=self._marks(request, written, prompt),
         )
+
+    def _marks(self, request: ChatRequest, written: Prompt, prompt: list[int]) -> list[int]:
+        """Where a cache that cannot be cut is kept: as `Prepared.marks`."""
+        if self.facts.reuse != "snapshots" or not self._config.prompt_cache:
+            return []
+        marks = set()
+        for head in heads(written.turns, self._render(request)):
+            mark = common_tokens(self._tokens(Prompt(head)), prompt)
+            marks.add(mark - mark % EXACT_PIECE_TOKENS if request.exact else mark)
+        return sorted(mark for mark in marks if 0 < mark < len(prompt))
+
+    def _silent(self, *, with_tools: bool) -> frozenset[int]:
+        """The tokens that have no text. Those of marks have some, though they may be special ones."""
+        marks = self._reasoning.marks.tokens if self._reasoning.marks else frozenset()
+        return self._silent_tokens - marks - (self._calls.tokens if with_tools else frozenset())
+
+    def _gate(self, request: ChatRequest, prompt: list[int]) -> Gate | None:
+        """Where the form of an answer begins; None for a model without reasoning."""
+        reasoning = self._reasoning
+        if request.is_raw or (separator := reasoning.separator(prompt, calls=offers_tools(request))) is None:
+            return None
+        detokenizer, silent = _Detokenizer(self._preparing.detokenizer), self._silent(with_tools=True)
+        marks = reasoning.marks
+        opening = marks.opening if marks and request.thinking != "none" else None
+        blanks = marks.blanks if marks else ()
+        return Gate(separator, lambda token: "" if token in silent else detokenizer.push(token), opening, blanks)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """As `Backend.count_tokens`."""
-        return len(self._prompt(request))
+        return len(self._tokens(self._prompt(request)))
 
-    def _prompt(self, request: ChatRequest) -> list[int]:
+    def _prompt(self, request: ChatRequest) -> Prompt:
         refuse_unsupported(request, calls_tools=self.facts.calls_tools)
-        return self._tokenise(request)
-
-    def _tokenise(self, request: ChatRequest) -> list[int]:
         messages = template_messages(request.chat)
+        if request.is_raw:
+            return raw_prompt(messages[0]["content"])
         if not self._preparing.has_chat_template:
-            return list(self._preparing.encode("\n".join(message["content"] for message in messages)))
-        try:
-            return self._templated(request, messages, add_generation_prompt=True)
-        except Exception as error:  # a template is a program by the model's author, and may raise anything
-            raise HeadraceError(
-                ErrorCode.INVALID_REQUEST,
-                f"The model's chat template rejects this conversation: {error}",
-                param="messages",
-            ) from None
+            return plain_prompt(messages)
+        return templated(self._calls.history.rewritten(messages), self._render(request))
 
-    def _templated(self, request: ChatRequest, messages: list[Any], *, add_generation_prompt: bool) -> list[int]:
-        text = self._preparing.apply_chat_template(
-            messages,
-            **(request.chat_template_kwargs or {}),
+    def _render(self, request: ChatRequest) -> Render:
+        """The model's chat template, with the arguments of a request."""
+        return partial(
+            self._preparing.apply_chat_template,
+            **(self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})),
             tools=msgspec.to_builtins(request.tools) if offers_tools(request) else None,
-            add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
-        return list(self._preparing.encode(text, add_special_tokens=False))
 
-    def _marks(self, request: ChatRequest, prompt: list[int]) -> list[int]:
-        """Where a cache that cannot be cut is kept: as `Prepared.marks`."""
-        if self.facts.reuse != "snapshots" or not (self._config.prompt_cache and self._preparing.has_chat_template):
-            return []
-        messages = template_messages(request.chat)
-        heads = [messages] + ([messages[:1]] if messages[0]["role"] == "system" and len(messages) > 1 else [])
-        marks = set()
-        for head in heads:
-            with contextlib.suppress(Exception):  # a template can refuse a system prompt alone
-                mark = common_tokens(self._templated(request, head, add_generation_prompt=False), prompt)
-                marks.add(mark - mark % EXACT_PIECE_TOKENS if request.exact else mark)
-        return sorted(mark for mark in marks if 0 < mark < len(prompt))
-
-    def _tool_syntax(self, request: ChatRequest) -> ToolSyntax:
-        tools = msgspec.to_builtins(request.tools)
-        parser = self._tokenizer.tool_parser
-        return ToolSyntax(
-            self._tokenizer.tool_call_start,
-            self._tokenizer.tool_call_end or "",
-            lambda text: parser(text, tools),
-        )
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt. One without any text begins with the token that begins or ends all texts."""
+        tokens = list(self._preparing.encode(prompt.text, add_special_tokens=prompt.special))
+        return tokens or [_first(self._preparing.bos_token_id, *sorted(self._end_tokens), 0)]
 
     # ---- on the main thread ------------------------------------------------------------------------------------------
 
@@ -258,9 +283,12 @@ class MlxBackend:
             exact=sequence.exact,
         )
 
-    def reset(self) -> None:
+    def reset(self, *, alone: str = "") -> None:
         """As `Backend.reset`."""
         self.batch.close()
+        if alone and not self.facts.alone:
+            log.warning("Steps of this model fail in batches (%s). It computes one request at a time.", alone)
+            self.facts = msgspec.structs.replace(self.facts, slots=1, alone=alone, reuse="")
         self.batch = self._new_batch()
         self._mx.clear_cache()
 
@@ -328,20 +356,33 @@ def _on_answer(processor: Callable[[Any, Any], Any], prompt_tokens: int) -> Call
 
 
 class _Detokenizer:
-    """mlx_lm's streaming detokenizer as a `Detokenizer`."""
+    """mlx_lm's streaming detokenizer as a `Detokenizer`.
 
-    def __init__(self, inner: Any) -> None:
+    Args:
+        inner: of mlx_lm. It leaves out a space at the beginning of a text.
+        ahead: the tokens of `_AHEAD`, for an answer that goes on in the midst of a text.
+    """
+
+    def __init__(self, inner: Any, ahead: Sequence[int] = ()) -> None:
         self._inner = inner
+        self._left_out = len(_AHEAD) if ahead else 0
+        for token in ahead:
+            inner.add_token(token)
 
     def push(self, token: int) -> str:
         """As `Detokenizer.push`."""
         self._inner.add_token(token)
-        return str(self._inner.last_segment)
+        return self._segment()
 
     def flush(self) -> str:
         """As `Detokenizer.flush`."""
         self._inner.finalize()
-        return str(self._inner.last_segment)
+        return self._segment()
+
+    def _segment(self) -> str:
+        segment = str(self._inner.last_segment)
+        self._left_out, left_out = max(0, self._left_out - len(segment)), self._left_out
+        return segment[left_out:]
 
 
 _T = TypeVar("_T")
@@ -351,32 +392,19 @@ def _first(*values: _T | None) -> _T:
     return next(value for value in values if value is not None)
 
 
-def _context_tokens(model_config: dict[str, Any], tokenizer: Any) -> int:
-    """The context length of the model, or of the tokenizer if that is shorter."""
-    inner = model_config.get("text_config") or model_config
-    stated = [inner.get("max_position_embeddings"), model_config.get("max_position_embeddings")]
-    stated.append(getattr(tokenizer, "model_max_length", None))
-    # A tokenizer without a limit states a huge number.
-    sane = [int(length) for length in stated if isinstance(length, int | float) and 0 < length < 1e9]
-    return min(sane, default=4096)
-
-
 def _special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens for structure, not for text: those with a role in the tokenizer, and those only marked as special."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
 
 
-def _tool_tokens(tokenizer: Any) -> frozenset[int]:
-    """Tokens of the markers around a tool call. In some models they are special tokens, which would have no text."""
-    markers = [tokenizer.tool_call_start_tokens, tokenizer.tool_call_end_tokens]
-    return frozenset(token for tokens in markers for token in tokens or ())
-
-
-def _sampling_defaults(model_path: str) -> SamplingDefaults:
+def _folder(model_path: str) -> Path:
     from mlx_lm.utils import hf_repo_to_path
 
-    folder = Path(model_path) if Path(model_path).exists() else hf_repo_to_path(model_path)
+    return Path(model_path) if Path(model_path).exists() else Path(hf_repo_to_path(model_path))
+
+
+def _sampling_defaults(folder: Path) -> SamplingDefaults:
     file = folder / "generation_config.json"
     if not file.exists():
         return SamplingDefaults()

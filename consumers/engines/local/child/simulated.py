@@ -66,7 +66,6 @@ class SimulatedBackend:
         if form:
             words = ["", *(form[at : at + CHARS_PER_TOKEN] for at in range(0, len(form), CHARS_PER_TOKEN))]
         transcript = Transcript(
-            work.id,
             prompt_tokens,
             limit,
             _Words(words, separator="" if form else " "),
@@ -89,7 +88,7 @@ class SimulatedBackend:
         """As `Backend.insert`."""
         self.batch.add(sequence)
 
-    def reset(self) -> None:
+    def reset(self, *, alone: str = "") -> None:  # noqa: ARG002 - nothing is computed
         """As `Backend.reset`."""
         self.batch = SimulatedBatch(self._config)
 

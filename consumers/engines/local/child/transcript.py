@@ -1,22 +1,28 @@
 """From sampled tokens to the answer: text, stop strings, tool calls, the finish reason and exact token counts.
 
-Tokens are fed one at a time. They pass three stages, and each stage holds text back until it can decide: characters
-with incomplete bytes, text that could become a stop string, and text that could become the marker of a tool call.
+Tokens are fed one at a time. They pass four stages, and each stage holds text back until it can decide: characters
+with incomplete bytes, text that could become a mark of reasoning, text that could become a stop string, and text that
+could become the marker of a tool call. Reasoning leaves after the second stage: it has no stop strings and no calls.
 
 To resume an answer, its tokens are replayed through the same stages. Only the text after them comes out.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
+from consumers.engines.local.child.calls.answer import AnswerCalls
+from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import FinishReason, FunctionCall, PromptDetails, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
+
+_CUT_IN_REASONING: Final = (
+    "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
+)
 
 
 class Detokenizer(Protocol):
@@ -56,7 +62,7 @@ class StopMatcher:
             end, at = min(found)
             self.matched, self._held = text[at:end], ""
             return text[:at]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -66,111 +72,22 @@ class StopMatcher:
         return held
 
 
-def _overlap(text: str, marker: str) -> int:
-    """The length of the longest suffix of text that is a proper prefix of marker."""
-    longest = min(len(text), len(marker) - 1)
-    return next((n for n in range(longest, 0, -1) if marker.startswith(text[len(text) - n :])), 0)
-
-
-@dataclass(frozen=True)
-class ToolSyntax:
-    """How a model writes a tool call: the markers around it, and the parser of the text between them.
-
-    An empty `end` means that the call extends to the end of the answer. `parse` returns one call or a list of calls,
-    each with `name` and `arguments`. It may raise any exception on malformed text.
-    """
-
-    start: str
-    end: str
-    parse: Callable[[str], Any]
-
-
-class ToolSplitter:
-    """Extracts complete tool calls from text. A malformed call stays text, with its markers."""
-
-    def __init__(self, syntax: ToolSyntax) -> None:
-        self._syntax = syntax
-        self._held = ""
-        self._inside = False
-        self._after_call = False
-
-    def push(self, chunk: str) -> tuple[str, list[FunctionCall]]:
-        """The plain text and the calls that chunk completes."""
-        self._held += chunk
-        text, calls = "", list[FunctionCall]()
-        while True:
-            marker = self._syntax.end if self._inside else self._syntax.start
-            at = self._held.find(marker) if marker else -1
-            if at < 0:
-                break
-            before, self._held = self._held[:at], self._held[at + len(marker) :]
-            if self._inside:
-                plain, found = self._close(before, marker)
-                text += plain
-                calls += found
-            else:
-                text += self._plain(before)
-            self._inside = not self._inside
-        if not self._inside:
-            keep = _overlap(self._held, self._syntax.start)
-            ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            text += self._plain(ready)
-        return text, calls
-
-    def flush(self) -> tuple[str, list[FunctionCall]]:
-        """What remains at the end: a call whose end marker is missing, or text."""
-        held, self._held = self._held, ""
-        if not self._inside:
-            return self._plain(held), []
-        self._inside = False
-        return self._close(held, "")
-
-    def _close(self, body: str, end: str) -> tuple[str, list[FunctionCall]]:
-        calls = self._parse(body)
-        if calls is None:
-            return self._plain(self._syntax.start + body + end), []
-        self._after_call = True
-        return "", calls
-
-    def _plain(self, text: str) -> str:
-        """The text, without white space that only separates calls."""
-        if self._after_call:
-            text = text.lstrip()
-            self._after_call = not text
-        return text
-
-    def _parse(self, body: str) -> list[FunctionCall] | None:
-        try:
-            parsed = self._syntax.parse(body)
-            found = parsed if isinstance(parsed, list) else [parsed]
-            return [_function_call(call) for call in found] or None
-        except Exception:  # each parser of a foreign format has its own exceptions
-            return None
-
-
-def _function_call(call: Any) -> FunctionCall:
-    name, arguments = call["name"], call.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = msgspec.json.decode(arguments)
-    if not (isinstance(name, str) and name and isinstance(arguments, dict)):
-        raise ValueError("not a function call")
-    return FunctionCall(name, msgspec.json.encode(arguments).decode())
-
-
 @dataclass
 class Transcript:
     """One growing answer.
 
     Args:
-        request_id: the ids of tool calls are derived from it, so that any engine that resumes the answer uses the same.
         prompt_tokens: the length of the prompt as the model read it.
         max_tokens: the most tokens that the answer may have, including replayed ones.
         detokenizer: a new one, for this answer alone.
         end_tokens: tokens that end a turn. They are sampled, so they count as completion tokens. They have no text.
         silent_tokens: other tokens without text.
-        stops: strings that end the answer. They are matched against the raw text, even inside a tool call.
-        tools: how the model writes calls, if the request offers tools.
-        resume_chars: the number of characters that the reader already has.
+        separator: separates reasoning from the answer; None if the model's text is the answer.
+        stops: strings that end the answer. They are matched against its raw text, even inside a tool call, and not
+            against reasoning.
+        calls: takes tool calls out of this answer; None if the request offers no tools.
+        resume_chars: the number of characters of the answer that the reader already has.
+        resume_reasoning_chars: the same of reasoning.
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
         notes: on parameters that the engine did not take as they were written.
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
@@ -179,15 +96,16 @@ class Transcript:
         cached_tokens: how many tokens of the prompt were not computed, because an earlier request had left them.
     """
 
-    request_id: str
     prompt_tokens: int
     max_tokens: int
     detokenizer: Detokenizer
     end_tokens: Collection[int] = ()
     silent_tokens: Collection[int] = ()
+    separator: Separator | None = None
     stops: Sequence[str] = ()
-    tools: ToolSyntax | None = None
+    calls: AnswerCalls | None = None
     resume_chars: int = 0
+    resume_reasoning_chars: int = 0
     one_call: bool = False
     notes: Sequence[str] = ()
     score: Callable[[int], TokenScore] | None = None
@@ -197,9 +115,9 @@ class Transcript:
 
     def __post_init__(self) -> None:
         self._stop = StopMatcher(self.stops)
-        self._splitter = ToolSplitter(self.tools) if self.tools else None
-        self._calls = 0
         self._skip = self.resume_chars
+        self._skip_reasoning = self.resume_reasoning_chars
+        self._reasoning_tokens = 0
 
     def took_over(self, tokens: int) -> None:
         """So many tokens of the prompt are not computed for this request."""
@@ -208,78 +126,102 @@ class Transcript:
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
 
-        The piece has no tool calls: a call is sent together with the token that completes it, so the reader has it. If
-        the answer is already complete, the piece has a finish reason.
+        The piece has no tool calls: a part of a call is sent together with its token, so the reader has it. If the
+        answer is already complete, the piece has a finish reason.
         """
-        text, last = "", Piece()
+        text, reasoning, last = "", "", Piece()
         for token in tokens:
             last = self._take(token)
             text += last.text
+            reasoning += last.reasoning
             if last.finish_reason is not None:
                 break
-        return Piece(text=text, finish_reason=last.finish_reason, stop=last.stop, usage=last.usage, notes=last.notes)
+        return msgspec.structs.replace(last, text=text, reasoning=reasoning, token_ids=[], tool_calls=[])
 
     def feed(self, token: int) -> Piece:
         """The piece that one sampled token adds. No token may follow after `finish_reason` is set."""
+        reasoned = self._reasoning_tokens
         piece = self._take(token)
         if self.score is not None:
             scored = self.score(token)
-            piece.scores = [] if token in self.end_tokens else [scored]
+            piece.scores = [] if token in self.end_tokens or self._reasoning_tokens > reasoned else [scored]
         return piece
 
     def _take(self, token: int) -> Piece:
         self.tokens += 1
         ended = token in self.end_tokens
         silent = ended or token in self.silent_tokens
-        raw = self._stop.push("" if silent else self.detokenizer.push(token))
-        text, calls = self._split(raw)
-        ended = ended or (self.one_call and self._calls > 0)
+        reasoning, raw = self._separate("" if silent else self.detokenizer.push(token))
+        text, calls = self._split(self._stop.push(raw))
+        ended = ended or (self.one_call and self.calls is not None and self.calls.first_is_complete)
         if ended or self._stop.matched or self.tokens >= self.max_tokens:
-            rest, more = self._finish()
-            text, calls = text + rest, calls + more
+            thought, rest, more = self._finish()
+            reasoning, text, calls = reasoning + thought, text + rest, calls + more
             # Only a model that ended its turn has stopped in order to call a tool.
-            stopped: FinishReason = "tool_calls" if self._calls else "stop"
+            stopped: FinishReason = "tool_calls" if self.calls is not None and self.calls.begun else "stop"
             self.finish_reason = stopped if ended or self._stop.matched else "length"
         return Piece(
             text=self._beyond_resumed(text),
+            reasoning=self._beyond_resumed_reasoning(reasoning),
             token_ids=[token],
             tool_calls=calls,
             finish_reason=self.finish_reason,
             stop=self._stop.matched if self.finish_reason == "stop" else "",
             usage=self._usage() if self.finish_reason else None,
-            notes=list(self.notes) if self.finish_reason else [],
+            notes=self._notes_at_end() if self.finish_reason else [],
         )
 
-    def _finish(self) -> tuple[str, list[ToolCall]]:
-        raw = ""
+    def _separate(self, text: str) -> tuple[str, str]:
+        """The reasoning and the answer's raw text that text completes. Counts a token of reasoning or of its marks."""
+        if self.separator is None:
+            return "", text
+        before = self.separator.place
+        parts = self.separator.push(text)
+        self._reasoning_tokens += "reasoning" in (before, self.separator.place)
+        return _of_kinds(parts)
+
+    def _finish(self) -> tuple[str, str, list[ToolCall]]:
+        reasoning, raw = "", ""
         if not self._stop.matched:
-            raw = self._stop.push(self.detokenizer.flush())
+            rest, parts = self.detokenizer.flush(), list[Stretch]()
+            if self.separator is not None:
+                parts, rest = [*self.separator.push(rest), *self.separator.flush()], ""
+            reasoning, raw = _of_kinds(parts)
+            raw = self._stop.push(raw + rest)
             raw += self._stop.flush()
         text, calls = self._split(raw)
-        if self._splitter is None:
-            return text, calls
-        rest, more = self._splitter.flush()
-        return text + rest, calls + self._numbered(more)
+        if self.calls is None:
+            return reasoning, text, calls
+        rest, more = self.calls.flush()
+        return reasoning, text + rest, calls + more
 
     def _split(self, raw: str) -> tuple[str, list[ToolCall]]:
-        if self._splitter is None:
-            return raw, []
-        text, found = self._splitter.push(raw)
-        return text, self._numbered(found)
-
-    def _numbered(self, found: Sequence[FunctionCall]) -> list[ToolCall]:
-        calls = []
-        for function in found:
-            digest = hashlib.blake2b(f"{self.request_id}/{self._calls}".encode(), digest_size=12).hexdigest()
-            calls.append(ToolCall(function, id=f"call_{digest}"))
-            self._calls += 1
-        return calls
+        return (raw, []) if self.calls is None else self.calls.push(raw)
 
     def _beyond_resumed(self, text: str) -> str:
         skipped = min(self._skip, len(text))
         self._skip -= skipped
         return text[skipped:]
 
+    def _beyond_resumed_reasoning(self, text: str) -> str:
+        skipped = min(self._skip_reasoning, len(text))
+        self._skip_reasoning -= skipped
+        return text[skipped:]
+
+    def _notes_at_end(self) -> list[str]:
+        cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
+        of_calls = self.calls.notes if self.calls is not None else ()
+        return [*self.notes, *of_calls, *([_CUT_IN_REASONING] if cut else [])]
+
     def _usage(self) -> Usage:
-        details = PromptDetails(self.cached_tokens)
-        return Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens, details)
+        cached = PromptDetails(self.cached_tokens)
+        usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens, cached)
+        if self.separator is not None:
+            usage.completion_tokens_details = CompletionDetails(self._reasoning_tokens)
+        return usage
+
+
+def _of_kinds(parts: Sequence[Stretch]) -> tuple[str, str]:
+    """The reasoning in parts, and the rest."""
+    reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
+    return reasoning, "".join(part.text for part in parts if part.kind != "reasoning")

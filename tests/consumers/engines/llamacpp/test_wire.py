@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from consumers.engines.llamacpp.native import architecture, default_threads
-from consumers.engines.llamacpp.wire import EventReader, body_of, refusal
+from consumers.engines.llamacpp.wire import EventReader, call_of, refusal
 from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import FunctionCall, ToolCall, Usage
@@ -22,7 +22,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def body(seed: int = 7, **fields: Any) -> dict[str, Any]:
-    return body_of(Work("r1", msgspec.convert({"prompt": "x"} | fields, ChatRequest), "m", seed))
+    return call_of(Work("r1", msgspec.convert({"prompt": "x"} | fields, ChatRequest), "m", seed))[1]
 
 
 def line(**event: Any) -> bytes:
@@ -47,6 +47,15 @@ def test_each_parameter_has_the_servers_name():
     sent = body(**given)
     assert sent["repeat_penalty"] == given.pop("repetition_penalty")
     assert {name: sent[name] for name in given} == given
+
+
+def test_a_raw_prompt_is_a_completion_and_not_a_chat():
+    request = msgspec.convert({"prompt": "Once", "raw": True, "max_tokens": 9}, ChatRequest)
+    path, sent = call_of(Work("r1", request, "m", 7))
+    assert (path, sent["prompt"], sent["max_tokens"]) == ("/v1/completions", "Once", 9)
+    assert "messages" not in sent
+    [first, last] = pieces(line(choices=[{"text": " upon", "finish_reason": "stop"}]), USAGE)
+    assert (first.text, last.finish_reason) == (" upon", "stop")
 
 
 def test_what_a_request_leaves_open_is_left_to_the_server():
@@ -84,6 +93,11 @@ def test_the_last_piece_has_the_reason_and_the_counts():
         delta(role="assistant", content=None), delta(content="a"), b"", delta("length"), USAGE, b"data: [DONE]"
     )
     assert told == [Piece("a"), Piece(finish_reason="length", usage=Usage(3, 5, 8))]
+
+
+def test_reasoning_is_apart_from_the_text():
+    told = pieces(delta(reasoning_content="Hm"), delta(content="a"), delta("stop"), USAGE)
+    assert [(piece.reasoning, piece.text) for piece in told] == [("Hm", ""), ("", "a"), ("", "")]
 
 
 def test_tool_calls_come_whole_at_the_end():

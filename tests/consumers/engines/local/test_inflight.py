@@ -180,7 +180,7 @@ async def test_giving_up_ends_all_requests():
 
 async def test_a_request_that_no_frame_can_carry_ends_alone():
     scene = Scene(ready=False)
-    beyond_64_bits = Tool({"name": "f", "parameters": {"maximum": 10**30}})
+    beyond_64_bits = Tool(function={"name": "f", "parameters": {"maximum": 10**30}})
     unsendable = scene.flight.submit(work(ChatRequest(prompt="x", tools=[beyond_64_bits])))
     other = scene.flight.submit(work("x"))
 

@@ -904,7 +904,6 @@ async def test_ollamas_own_options_reach_it(ollama: OllamaServer, against: Ollam
     ("fields", "expected"),
     [
         ({"suffix": "end"}, {"suffix": "end"}),
-        ({"ollama": {"raw": True}}, {"raw": True}),
         ({"ollama": {"template": "T"}}, {"template": "T"}),
         ({"ollama": {"context": [1, 2]}}, {"context": [1, 2]}),
     ],
@@ -924,6 +923,22 @@ async def test_a_prompt_that_is_no_turn_of_a_chat_is_generated(
     (body,) = ollama.bodies
     assert "messages" not in body
     assert {"prompt": "x", "system": "brief", **expected}.items() <= body.items()
+
+
+@pytest.mark.parametrize("fields", [{"raw": True}, {"ollama": {"raw": True}}])
+async def test_a_raw_prompt_is_generated_without_a_template(
+    ollama: OllamaServer, against: OllamaEngine, fields: dict[str, Any]
+) -> None:
+    async def generated(connection: Connection) -> None:
+        assert connection.path == "/api/generate"
+        await connection.lines(line(response="Hi"), {"response": "", "done": True, "done_reason": "stop"})
+        await connection.end()
+
+    ollama.chat = generated
+    pieces = await pieces_of(await against.submit(work("good:latest", **fields)))
+    assert "".join(piece.text for piece in pieces) == "Hi"
+    (body,) = ollama.bodies
+    assert {"prompt": QUESTION, "raw": True}.items() <= body.items()
 
 
 @pytest.mark.parametrize(

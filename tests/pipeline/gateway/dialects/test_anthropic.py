@@ -15,9 +15,14 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, ErrorBody
 from tests.pipeline.gateway.answers import (
     ACCOUNT,
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
+    CUT_IN_THOUGHT,
     CUT_OFF,
+    PARTS_COMPLETION,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -81,6 +86,7 @@ def test_a_conversation_becomes_a_chats():
         {
             "role": "assistant",
             "content": "A",
+            "reasoning_content": "hm",
             "tool_calls": [{"id": "toolu_1", "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}],
         },
         {"role": "tool", "tool_call_id": "toolu_1", "content": "18\n\ndegrees", "name": "get_weather"},
@@ -106,6 +112,11 @@ def test_arguments_in_the_history_are_taken_as_they_are(given: Any, arguments: s
 def test_texts_of_an_answer_are_joined_as_the_model_wrote_them():
     turns = [HELLO, {"role": "assistant", "content": [text("one "), text("two")]}, HELLO]
     assert published(messages=turns)["messages"][1]["content"] == "one two"
+
+
+def test_an_answer_that_the_client_began_stays_at_the_end():
+    begun = {"role": "assistant", "content": "The capital is "}
+    assert published(messages=[HELLO, begun])["messages"][-1] == begun
 
 
 def test_turns_of_one_role_are_one_and_the_system_reminds_in_the_users():
@@ -207,7 +218,6 @@ def test_values_of_habit_are_taken_in_their_meaning():
         ),
         ({"messages": [{"role": "user", "content": [IMAGE_RESULT]}]}, "messages", '"image"'),
         ({"system": [{"type": "document"}]}, "system", '"document"'),
-        ({"messages": [HELLO, {"role": "assistant", "content": "The"}]}, "messages", "end with a user message"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools", '"web_search_20250305"'),
         ({"mcp_servers": [{"url": "https://a.example"}]}, "mcp_servers", "not supported"),
         ({"container": "c"}, "container", "not supported"),
@@ -305,6 +315,18 @@ def test_tool_calls_are_blocks_of_their_own():
     assert ended["delta"]["stop_reason"] == "tool_use"
 
 
+def test_the_parts_of_a_call_are_deltas_of_its_block():
+    _, *blocks, _, _ = streamed(CALL_PARTS, PARTS_COMPLETION)
+    use = {"type": "tool_use", "name": "get_weather", "input": {}}
+    deltas = [event["delta"]["partial_json"] for event in blocks if event["type"] == "content_block_delta"]
+    # Arguments that are no object cannot be Anthropic's: they come whole, in one.
+    assert deltas == ['{"city":', '"Paris"}', '{"arguments":"[1]"}']
+    opened = [event["content_block"] for event in blocks if event["type"] == "content_block_start"]
+    assert opened == [{"id": "call_1"} | use, {"id": "call_2"} | use]
+    assert [event["index"] for event in blocks] == [0, 0, 0, 0, 1, 1, 1]
+    assert blocks[-1]["type"] == "content_block_stop"
+
+
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_has_a_type_of_anthropics(code: ErrorCode):
     known = {
@@ -334,3 +356,52 @@ def test_an_error_in_a_stream_is_an_event():
     shape.request_id = "req-1"
     error = ErrorBody.of(HeadraceError(ErrorCode.ENGINE_FAILED, "why"))
     assert [event["request_id"] for event in events(shape.error_part(error))] == ["req-1"]
+
+
+# ---- thinking
+
+
+def test_thinking_is_a_block_before_the_text():
+    content = json.loads(anthropic.AnthropicMessages().whole(THOUGHTFUL))["content"]
+    assert content[0].pop("signature")
+    assert content == [{"type": "thinking", "thinking": "Hm. Two"}, {"type": "text", "text": "Four"}]
+    turn = published(messages=[HELLO, {"role": "assistant", "content": content}, HELLO])["messages"][1]
+    assert turn == {"role": "assistant", "content": "Four", "reasoning_content": "Hm. Two"}
+
+
+def test_thinking_is_streamed_in_a_block_with_a_signature_at_its_end():
+    found = streamed(THOUGHTFUL_CHUNKS, THOUGHTFUL)
+    assert [event["type"] for event in found] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert found[1]["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert [event["delta"]["type"] for event in found[2:5]] == ["thinking_delta", "thinking_delta", "signature_delta"]
+    assert "".join(event["delta"]["thinking"] for event in found[2:4]) == "Hm. Two"
+    assert [event["index"] for event in found[1:10]] == [0] * 5 + [1] * 4
+
+
+def test_an_answer_cut_off_in_its_thinking_has_no_text():
+    message = json.loads(anthropic.AnthropicMessages().whole(CUT_IN_THOUGHT))
+    assert [block["type"] for block in message["content"]] == ["thinking"]
+    assert message["stop_reason"] == "max_tokens"
+
+
+def test_notes_and_errors_about_thinking_name_it_as_it_is_here():
+    account = msgspec.structs.replace(THOUGHTFUL.headrace, notes=["`reasoning_effort` has no effect on this model."])
+    completion = msgspec.structs.replace(THOUGHTFUL, headrace=account)
+    body = json.loads(anthropic.AnthropicMessages().whole(completion))
+    assert body["headrace"]["notes"] == ["`thinking` has no effect on this model."]
+    error = HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, "Leave out `reasoning_effort`.", param="reasoning_effort")
+    told = json.loads(anthropic.AnthropicMessages().error(ErrorBody.of(error)))["error"]
+    assert (told["message"], told["param"]) == ("Leave out `thinking`.", "thinking")

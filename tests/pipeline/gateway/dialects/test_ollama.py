@@ -14,6 +14,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody, ModelFacts
 from tests.pipeline.gateway.answers import (
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
     CUT_OFF,
@@ -181,6 +182,18 @@ def test_tool_calls_have_their_arguments_as_an_object():
     assert ChatResponse.model_validate_json(shape.whole(TOOL_COMPLETION)).message.tool_calls[0].function.arguments == {
         "city": "Paris"
     }
+
+
+def test_the_parts_of_a_call_come_as_one_call():
+    shape = ollama.OllamaChat("demo")
+    lines = [shape.part(chunk) for chunk in CALL_PARTS]
+    assert lines[:2] == [b"", b""]
+    calls = [json.loads(line)["message"]["tool_calls"] for line in lines[2:]]
+    functions = [[call["function"] for call in of_line] for of_line in calls]
+    assert functions == [
+        [{"index": 0, "name": "get_weather", "arguments": {"city": "Paris"}}],
+        [{"index": 1, "name": "get_weather", "arguments": {"arguments": "[1]"}}],
+    ]
 
 
 @pytest.mark.parametrize(("keep_alive", "reason"), [(None, "load"), ("5m", "load"), (0, "unload"), ("0s", "unload")])
@@ -351,3 +364,10 @@ def test_an_option_that_is_refused_has_the_name_that_the_client_used(options: di
 
 def test_a_single_stop_string_is_taken():
     assert json.loads(read({"prompt": "x", "options": {"stop": "a"}}, chat=False).body)["stop"] == ["a"]
+
+
+def test_the_thinking_of_an_earlier_answer_is_carried():
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "thinking": "Hm."}]
+    asked = ollama.read_chat(json.dumps({"model": "m", "messages": turns}).encode(), LIMIT)
+    assert isinstance(asked, Asked)
+    assert [turn.thought for turn in asked.request.chat] == ["", "Hm."]

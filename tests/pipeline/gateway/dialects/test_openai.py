@@ -12,15 +12,19 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from pipeline.gateway.dialects import openai
+from pipeline.gateway.dialects.shapes import as_chunk
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorBody
 from pipeline.wire.requests import decode_request
 from tests.pipeline.gateway.answers import (
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
     EMBEDDINGS,
     SCORED_CHOICE,
     SCORED_CHUNK,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -110,7 +114,23 @@ def test_tool_calls_come_in_openais_shape():
     assert chunk.choices[0].delta.tool_calls[0].function.arguments == '{"city":"Paris"}'
 
 
-def test_a_text_completion_is_a_chat_of_one_turn():
+def test_the_parts_of_a_call_come_in_openais_shape():
+    shape = openai.OpenAIChat()
+    parts = [event for chunk in CALL_PARTS for event in events(shape.part(chunk))]
+    calls = [part["choices"][0]["delta"]["tool_calls"] for part in parts]
+    begun = {"index": 0, "id": "call_1", "function": {"name": "get_weather", "arguments": ""}, "type": "function"}
+    other = {"index": 1, "id": "call_2", "function": {"name": "get_weather", "arguments": "["}, "type": "function"}
+    assert calls == [
+        [begun],
+        [{"index": 0, "function": {"arguments": '{"city":'}}],
+        [{"index": 0, "function": {"arguments": '"Paris"}'}}, other],
+        [{"index": 1, "function": {"arguments": "1]"}}],
+    ]
+    for part in parts:
+        ChatCompletionChunk.model_validate_json(json.dumps(part), strict=True)
+
+
+def test_a_text_completion_is_a_raw_prompt():
     given = json.dumps({"model": "auto", "prompt": ["Say hello"], "max_tokens": 5, "logprobs": 2, "echo": False})
     asked = openai.read_text(given.encode(), LIMIT)
     assert json.loads(asked.body) == {
@@ -119,12 +139,29 @@ def test_a_text_completion_is_a_chat_of_one_turn():
         "max_tokens": 5,
         "logprobs": 2,
         "echo": False,
+        "raw": True,
     }
     assert asked.request.alternatives == 2
     read = TextCompletion.model_validate_json(asked.shape.whole(COMPLETION), strict=True)
     assert (read.object, read.choices[0].text, read.usage.total_tokens) == ("text_completion", "Hello there", 5)
     parts = events(b"".join(asked.shape.part(chunk) for chunk in CHUNKS) + asked.shape.end(COMPLETION))
     assert [part["choices"][0]["text"] for part in parts[:-1]] == ["Hello", " there"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reading", "raw"),
+    [
+        ({}, {}, True),
+        ({"raw": None}, {}, True),
+        ({"raw": False}, {}, False),
+        ({"suffix": "end"}, {}, False),
+        ({}, {"raw": False}, False),
+        ({"raw": True}, {"raw": False}, True),
+    ],
+)
+def test_a_text_completion_is_raw_unless_it_or_the_setting_says_otherwise(given, reading, raw):
+    asked = openai.read_text(json.dumps({"prompt": "x", **given}).encode(), LIMIT, **reading)
+    assert asked.request.is_raw == raw
 
 
 def test_a_text_stream_that_includes_usage_ends_with_it():
@@ -243,6 +280,30 @@ def test_scores_and_thoughts_have_openais_shape():
     chunk = ChatCompletionChunk.model_validate(part, strict=True)
     assert chunk.choices[0].logprobs.content[0].token == "Hi"
     assert chunk.choices[0].delta.reasoning_content == "Hm."
+
+
+def test_reasoning_has_both_of_its_names_and_is_counted():
+    whole = ChatCompletion.model_validate_json(openai.OpenAIChat().whole(THOUGHTFUL), strict=True)
+    message = whole.choices[0].message
+    assert (message.reasoning_content, message.reasoning, message.content) == ("Hm. Two", "Hm. Two", "Four")
+    assert whole.usage.completion_tokens_details.reasoning_tokens == 7
+    parts = [event for chunk in THOUGHTFUL_CHUNKS for event in events(openai.OpenAIChat().part(chunk))]
+    deltas = [ChatCompletionChunk.model_validate(part, strict=True).choices[0].delta for part in parts]
+    for name in ("reasoning_content", "reasoning"):
+        assert "".join(getattr(delta, name, None) or "" for delta in deltas) == "Hm. Two"
+    assert "".join(delta.content or "" for delta in deltas) == "Four"
+
+
+def test_reasoning_of_an_answer_that_was_sent_whole_is_in_the_one_chunk_of_its_stream():
+    delta = as_chunk(THOUGHTFUL).choices[0].delta
+    assert (delta.reasoning_content, delta.reasoning, delta.content) == ("Hm. Two", "Hm. Two", "Four")
+
+
+def test_reasoning_of_several_choices_is_counted_together():
+    usage = openai.joined([COMPLETION, THOUGHTFUL, THOUGHTFUL]).usage
+    assert usage.completion_tokens_details
+    assert usage.completion_tokens_details.reasoning_tokens == 14
+    assert not openai.joined([COMPLETION, COMPLETION]).usage.completion_tokens_details
 
 
 def test_the_scores_of_a_text_completion_are_lists_with_the_place_of_each_token():

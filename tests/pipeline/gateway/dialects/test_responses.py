@@ -17,13 +17,18 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Chunk, Completion, Delta, ErrorBody, ToolCallDelta
 from tests.pipeline.gateway.answers import (
     CALL,
+    CALL_PARTS,
     CHUNKS,
     COMPLETION,
+    CUT_IN_THOUGHT,
     CUT_OFF,
     EMBEDDINGS,
     LAST_CHUNK,
+    PARTS_COMPLETION,
     SCORED_CHOICE,
     SCORED_CHUNK,
+    THOUGHTFUL,
+    THOUGHTFUL_CHUNKS,
     TOOL_CHUNK,
     TOOL_COMPLETION,
 )
@@ -441,6 +446,18 @@ def test_a_stream_of_calls_has_openais_events():
     assert last["response"]["output"] == json.loads(shape(tools=[WEATHER]).whole(TOOL_COMPLETION))["output"]
 
 
+def test_the_parts_of_a_call_are_deltas_of_its_item():
+    writing = shape(stream=True, tools=[WEATHER])
+    found = events(b"".join(writing.part(chunk) for chunk in CALL_PARTS) + writing.end(PARTS_COMPLETION))
+    one = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.delta"]
+    done = ["function_call_arguments.done", "output_item.done"]
+    assert kinds(found)[2:] == [*one, *done, *one, *done, "completed"]
+    deltas = [event["delta"] for event in found if event["type"].endswith("arguments.delta")]
+    assert deltas == ['{"city":', '"Paris"}', "[", "1]"]
+    assert [item["arguments"] for item in found[-1]["response"]["output"]] == ['{"city":"Paris"}', "[1]"]
+    assert found[-1]["response"]["output"] == json.loads(shape(tools=[WEATHER]).whole(PARTS_COMPLETION))["output"]
+
+
 def test_text_calls_and_text_are_items_in_their_order():
     def chunk(seq: int, delta: Delta) -> Chunk:
         whole_chunk = CHUNKS[0]
@@ -500,7 +517,7 @@ def test_scores_are_asked_for_and_are_beside_the_text(fields: dict[str, Any]):
     assert asked.request.alternatives == fields.get("top_logprobs", 0)
     completion = msgspec.structs.replace(COMPLETION, choices=[SCORED_CHOICE])
     whole = json.loads(asked.shape.whole(completion))
-    assert whole["output"][0]["content"][0]["logprobs"][0]["token"] == "Hi"
+    assert whole["output"][-1]["content"][0]["logprobs"][0]["token"] == "Hi"
     spoken = msgspec.structs.replace(SCORED_CHUNK.choices[0], delta=Delta(content="Hi"))
     found = events(asked.shape.part(msgspec.structs.replace(SCORED_CHUNK, choices=[spoken])))
     (delta,) = [event for event in found if event["type"] == "response.output_text.delta"]
@@ -513,3 +530,68 @@ def test_an_image_of_an_input_is_carried():
     asked = read_response(json.dumps(body).encode(), LIMIT)
     assert isinstance(asked, Asked)
     assert asked.request.needs_ollama == "images"
+
+
+# ---- reasoning
+
+
+def test_reasoning_is_an_item_before_the_message_and_is_counted():
+    response = whole(THOUGHTFUL)
+    thought, said = response.output
+    assert (thought.type, thought.id, thought.content[0].text) == ("reasoning", "rs_req-1_0", "Hm. Two")
+    assert said.content[0].text == "Four"
+    assert response.usage.output_tokens_details.reasoning_tokens == 7
+
+
+def test_reasoning_is_streamed_as_an_item_of_its_own():
+    shape_ = shape()
+    data = b"".join(shape_.part(chunk) for chunk in THOUGHTFUL_CHUNKS) + shape_.end(THOUGHTFUL)
+    found = events(data)
+    assert kinds(found)[2:9] == [
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+    ]
+    assert "".join(e["delta"] for e in found if e["type"] == "response.reasoning_text.delta") == "Hm. Two"
+    assert "".join(e["delta"] for e in found if e["type"] == "response.output_text.delta") == "Four"
+    assert [item["type"] for item in found[-1]["response"]["output"]] == ["reasoning", "message"]
+    assert {e.get("output_index") for e in found[2:9]} == {0}
+
+
+def test_an_answer_cut_off_in_its_reasoning_has_an_empty_message():
+    shape_ = shape()
+    found = events(shape_.part(THOUGHTFUL_CHUNKS[0]) + shape_.end(CUT_IN_THOUGHT))
+    last = found[-1]["response"]
+    assert (last["status"], [item["type"] for item in last["output"]]) == ("incomplete", ["reasoning", "message"])
+    response = whole(CUT_IN_THOUGHT)
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+
+
+def test_reasoning_belongs_to_the_answer_that_follows_it():
+    def thought(text: str | None, **more: Any) -> dict[str, Any]:
+        content = [{"type": "reasoning_text", "text": text}] if text else None
+        return {"type": "reasoning", "id": "rs_1", "summary": [], "content": content} | more
+
+    items = [
+        {"role": "user", "content": "Hi"},
+        thought("A"),
+        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        thought(None, summary=[{"type": "summary_text", "text": "B"}]),
+        {"role": "assistant", "content": "One."},
+        thought("C"),
+        {"role": "user", "content": "Thanks"},
+        thought("D"),
+    ]
+    made = chat(input=items)["messages"]
+    assert [(turn["role"], turn.get("reasoning_content")) for turn in made] == [
+        ("user", None),
+        ("assistant", "A"),
+        ("tool", None),
+        ("assistant", "B"),
+        ("user", None),
+    ]

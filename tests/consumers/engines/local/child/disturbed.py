@@ -20,8 +20,9 @@ from mlx_lm.models import falcon_h1, gemma3_text, lfm2, llama, mamba2
 
 import consumers.engines.local.child.batch as batch_module
 from consumers.engines.local.child.batch import MlxBatch
-from consumers.engines.local.child.caches import measure_cache
+from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.guided import Guide
+from consumers.engines.local.child.memory import measured_size
 
 LEAST_TOKENS = 60
 PROMPTS = (9, 40, 23, 70, 1, 2)
@@ -295,7 +296,8 @@ def main(shape: str, seed: str, suspensions: str, *options: str) -> None:
                 "distinct": [len(set(tokens)) for tokens in alone.values()],
                 "suspensions": disturbed.suspensions,
                 "drops": disturbed.drops,
-                "measured": measure_cache(model),
+                "measured": measured_size(model),
+                "reuse": tried_reuse(model),
                 "formed": [has_form(said) for key, said in disturbed.said.items() if guide(key)],
             }
         )

@@ -17,8 +17,9 @@ import mlx.core as mx
 
 from consumers.engines.local.child.backend import Prepared
 from consumers.engines.local.child.batch import MlxBatch
-from consumers.engines.local.child.caches import measure_cache
+from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.loop import Begin, EngineLoop, kept_bytes
+from consumers.engines.local.child.memory import measured_size
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Cancel, Facts, Reset, Step
 from pipeline.config import Config
@@ -53,8 +54,16 @@ class Tiny:
     on_cpu = True
 
     def __init__(self, model: Any) -> None:
-        reuse, per_token, fixed = measure_cache(model)
-        self.facts = Facts(4096, 200, False, per_token, kv_bytes_fixed=fixed, reuse=reuse)
+        size = measured_size(model)
+        self.facts = Facts(
+            4096,
+            200,
+            False,
+            size.per_token,
+            kv_bytes_fixed=size.fixed,
+            kv_windows=size.windows,
+            reuse=tried_reuse(model),
+        )
         self._model = model
         self.reset()
 
@@ -65,7 +74,7 @@ class Tiny:
         self.batch.add(sequence.key, sequence.prompt, sampler(sequence.detail), [])
 
     def prepared(self, ask: Ask) -> Prepared:
-        transcript = Transcript(f"r{ask.key}", len(ask.prompt), ANSWER_TOKENS, Silent())
+        transcript = Transcript(len(ask.prompt), ANSWER_TOKENS, Silent())
         marks = [SYSTEM_TOKENS, len(ask.prompt) - 3] if self.facts.reuse == "snapshots" else []
         return Prepared(ask.key, ask.prompt, 0, transcript, ask.key, tenant=ask.tenant, marks=marks)
 
@@ -134,7 +143,7 @@ def main(shape: str, seed: str, requests: str, *options: str) -> None:
     mx.disable_compile()
     model, rng = model_of(shape), random.Random(int(seed))
     facts = Tiny(model).facts
-    budget = BUDGET_PROMPTS * (2 * SYSTEM_TOKENS * facts.kv_bytes_per_token + facts.kv_bytes_fixed)
+    budget = BUDGET_PROMPTS * facts.kv.of(2 * SYSTEM_TOKENS)
     reusing, alone = Engine(model, kept_kv_bytes=budget), Engine(model, prompt_cache=False)
     if "--wrong" in options:
         load = reusing.backend.batch._kept.load

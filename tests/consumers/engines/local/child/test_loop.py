@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from consumers.engines.local import protocol
-from consumers.engines.local.child.checks import answer_limit, room_tokens, template_messages
+from consumers.engines.local.child.checks import answer_limit, template_messages
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.instance import _Bytes
 from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates, batch_limits
@@ -17,7 +17,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
 from consumers.engines.local.protocol import Cancel, Facts, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
-from pipeline.core.batch_plan import Plan, batch_kv_bytes
+from pipeline.core.batch_plan import Plan
 from pipeline.engine import FIRST_SLOTS, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
@@ -214,7 +214,7 @@ def test_a_step_that_raises_empties_the_batch_and_says_so():
     scene.loop.turn()
     scene.backend.batch.step = lambda: 1 / 0
     scene.loop.turn()
-    assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero")
+    assert scene.sent[-1] == Reset(1, "ZeroDivisionError: division by zero", scene.backend.facts)
     scene.begin(2, epoch=0)
     scene.begin(3, epoch=1)
     scene.sent.clear()
@@ -296,19 +296,6 @@ def test_an_answer_never_leaves_its_room(prompt_tokens, wanted, default):
         assert 1 <= limit <= 200 - prompt_tokens
 
 
-def test_room_is_the_context_or_what_the_memory_holds():
-    assert room_tokens(4096, kv_bytes_per_token=4, kv_bytes_limit=0) == 4096
-    assert room_tokens(4096, kv_bytes_per_token=0, kv_bytes_limit=1) == 4096
-    assert room_tokens(4096, kv_bytes_per_token=4, kv_bytes_limit=4 * 300) == 256
-    assert room_tokens(100, kv_bytes_per_token=4, kv_bytes_limit=4 * 300) == 100
-
-
-@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 100_000))
-def test_a_sequence_within_its_room_fits_alone(context_tokens, per_token, limit):
-    room = room_tokens(context_tokens, kv_bytes_per_token=per_token, kv_bytes_limit=limit)
-    assert room == 0 or batch_kv_bytes([room], per_token) <= limit
-
-
 def test_the_budget_of_kept_caches_is_the_setting_or_a_share_of_the_free_memory():
     facts = Facts(4096, 100, calls_tools=False, kv_bytes_per_token=1, reuse="segments")
     assert batch_limits(Config(), facts).kept_bytes == 1 << 30
@@ -351,7 +338,7 @@ def test_frames_survive_the_pipe():
     error = HeadraceError(ErrorCode.INVALID_REQUEST, "no", param="stop")
     pieces = [(7, Piece(text="я", token_ids=[5], finish_reason="stop"))]
     step = Step(pieces, suspended=[7], resumed=[8])
-    for frame in (protocol.Ready(facts), Rejected.of(1, error), step, Reset(1, "e"), protocol.LoadFailed("x")):
+    for frame in (protocol.Ready(facts), Rejected.of(1, error), step, Reset(1, "e", facts), protocol.LoadFailed("x")):
         data = protocol.encode(frame)
         assert int.from_bytes(data[: protocol.LENGTH_BYTES], "big") == len(data) - protocol.LENGTH_BYTES
         assert protocol.decode_from_child(data[protocol.LENGTH_BYTES :]) == frame

@@ -190,7 +190,7 @@ class TestMlxEngine(ExactConformance):
         # Each piece is followed by a step. The tokens of the first one were sent before.
         assert sum(1 in step for step in steps) >= len(steps) // 2 - 1
 
-    async def test_a_tool_call_comes_whole_and_not_as_text(self, engine):
+    async def test_a_tool_call_is_no_text(self, engine):
         request = ChatRequest(prompt="What is the weather in Paris?", tools=[WEATHER], temperature=0)
         answer = await ask(engine, request)
         (call,) = answer.tool_calls
@@ -285,9 +285,52 @@ class TestMlxEngine(ExactConformance):
         ]
 
     async def test_what_only_ollama_has_is_refused_by_name(self, engine):
-        for given, name in (({"suffix": "x"}, "suffix"), ({"ollama": {"raw": True}}, "raw")):
+        for given, name in (({"suffix": "x"}, "suffix"), ({"ollama": {"template": "x"}}, "template")):
             error = await refusal(engine, msgspec.convert({"prompt": "x", **given}, ChatRequest))
             assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, name)
+
+    async def test_a_raw_prompt_is_continued_without_the_template(self, engine):
+        text = "Count from 1 to 5."
+        raw = ChatRequest(prompt=text, raw=True, max_tokens=16, temperature=0)
+        answer, chat = await ask(engine, raw), await ask(engine, msgspec.structs.replace(raw, raw=None))
+        assert answer.usage.prompt_tokens < chat.usage.prompt_tokens
+        assert answer.text != chat.text
+        same = msgspec.convert(
+            {"prompt": text, "ollama": {"raw": True}, "max_tokens": 16, "temperature": 0}, ChatRequest
+        )
+        assert (await ask(engine, same)).text == answer.text
+        assert (
+            await ask(
+                engine,
+                msgspec.convert(
+                    {"messages": [{"role": "user", "content": ""}], "raw": True, "max_tokens": 1}, ChatRequest
+                ),
+            )
+        ).usage.prompt_tokens == 1
+
+    async def test_an_answer_goes_on_where_the_assistants_message_ends(self, engine):
+        chat = ChatRequest(prompt="Count from 1 to 40.", max_tokens=30, temperature=0)
+        whole = (await ask(engine, chat)).text
+        cut = whole.index(" ", len(whole) // 2)
+        turns = [{"role": "user", "content": "Count from 1 to 40."}, {"role": "assistant", "content": whole[:cut]}]
+        rest = await ask(engine, msgspec.convert({"messages": turns, "max_tokens": 8, "temperature": 0}, ChatRequest))
+        assert whole[cut:].startswith(rest.text)
+        assert len(rest.text) > 3
+        assert rest.notes == ["The answer continues the assistant's message at the end."]
+
+    async def test_another_template_takes_the_models_place(self, start, tmp_path):
+        file = tmp_path / "strict.jinja"
+        file.write_text(
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            "User: {{ m.content }}\n{% endfor %}Answer:"
+        )
+        async with start("mlx", chat_template=str(file)) as engine:
+            turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+            answer = await ask(engine, msgspec.convert({"messages": turns, "max_tokens": 2}, ChatRequest))
+            assert len(answer.notes) == 1
+            assert "system message" in answer.notes[0]
+            raw = await ask(engine, ChatRequest(prompt="User: a\n\nb\nAnswer:", raw=True, max_tokens=2))
+            assert raw.usage.prompt_tokens == answer.usage.prompt_tokens
 
     async def test_the_template_gets_its_arguments(self, start, tmp_path):
         folder = tmp_path / "model"

@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.engines.local.child.transcript import StopMatcher, ToolSplitter, ToolSyntax, Transcript
+from consumers.engines.local.child.calls.answer import AnswerCalls
+from consumers.engines.local.child.calls.formats import CallFormat
+from consumers.engines.local.child.calls.objects import read_objects
+from consumers.engines.local.child.calls.stream import Section, SectionSplitter
+from consumers.engines.local.child.separator import ThinkSeparator
+from consumers.engines.local.child.transcript import StopMatcher, Transcript
 from pipeline.engine import Piece
-from pipeline.wire.messages import FunctionCall
+from pipeline.wire.messages import CompletionDetails, FunctionCall, TokenScore, ToolCall, Usage, add_call
 
 END = 256
 SILENT = 257
@@ -30,7 +35,7 @@ class Bytes:
 
 
 def transcript(**options) -> Transcript:
-    settings = {"request_id": "r1", "prompt_tokens": 5, "max_tokens": 10_000, "detokenizer": Bytes()}
+    settings = {"prompt_tokens": 5, "max_tokens": 10_000, "detokenizer": Bytes()}
     return Transcript(**settings | {"end_tokens": {END}, "silent_tokens": {SILENT}} | options)
 
 
@@ -118,11 +123,11 @@ def test_no_piece_ends_within_a_character(text):
     st.booleans(),
 )
 def test_an_answer_can_go_on_at_any_token(text, stops, cut, with_tools):
-    tools = SYNTAX if with_tools else None
     tokens = [*text.encode(), END]
-    whole = fed(transcript(stops=stops, tools=tools), tokens)
+    whole = fed(transcript(stops=stops, calls=calls_of() if with_tools else None), tokens)
     before, after = whole[:cut], whole[cut:]
-    resumed = transcript(stops=stops, tools=tools, resume_chars=len(text_of(before)))
+    calls = calls_of() if with_tools else None
+    resumed = transcript(stops=stops, calls=calls, resume_chars=len(text_of(before)))
     replayed = resumed.replay(tokens[: len(before)])
     rest = [] if replayed.finish_reason else fed(resumed, tokens[len(before) :])
     assert replayed.text == ""
@@ -159,18 +164,30 @@ def test_a_character_cut_off_by_the_limit_is_replaced():
 
 # ---- tool calls ------------------------------------------------------------------------------------------------------
 
-SYNTAX = ToolSyntax("<t>", "</t>", json.loads)
+SECTION = Section("<t>", "</t>", read_objects)
 CALL = '<t>{"name": "f", "arguments": {"x": 1}}</t>'
 
 
+def calls_of() -> AnswerCalls:
+    return AnswerCalls(CallFormat("test", lambda _: [SECTION]), [], "r1")
+
+
+def joined(parts: list[ToolCall]) -> list[ToolCall]:
+    """The calls of which these are the parts."""
+    calls: list[ToolCall] = []
+    for part in parts:
+        add_call(calls, part)
+    return calls
+
+
 def called(text: str, **options) -> tuple[str, list[FunctionCall], str]:
-    pieces = fed(transcript(tools=SYNTAX, **options), [*text.encode(), END])
-    calls = [call.function for piece in pieces for call in piece.tool_calls]
-    return text_of(pieces), calls, pieces[-1].finish_reason
+    pieces = fed(transcript(calls=calls_of(), **options), [*text.encode(), END])
+    calls = joined([part for piece in pieces for part in piece.tool_calls])
+    return text_of(pieces), [call.function for call in calls], pieces[-1].finish_reason
 
 
 def test_a_call_is_taken_out_of_the_text():
-    assert called(f"Let me see. {CALL}") == ("Let me see. ", [FunctionCall("f", '{"x":1}')], "tool_calls")
+    assert called(f"Let me see. {CALL}") == ("Let me see. ", [FunctionCall("f", '{"x": 1}')], "tool_calls")
 
 
 def test_white_space_between_calls_is_no_text():
@@ -183,8 +200,9 @@ def test_calls_have_ids_of_their_own_that_do_not_change():
     ids = [
         [
             call.id
-            for piece in fed(transcript(tools=SYNTAX), [*(CALL + CALL).encode(), END])
+            for piece in fed(transcript(calls=calls_of()), [*(CALL + CALL).encode(), END])
             for call in piece.tool_calls
+            if call.begins
         ]
         for _ in range(2)
     ]
@@ -198,8 +216,6 @@ def test_calls_have_ids_of_their_own_that_do_not_change():
         "<t>not json</t>",
         '<t>{"name": "f"',
         '<t>{"name": 3, "arguments": {}}</t>',
-        '<t>{"name": "f", "arguments": [1]}</t>',
-        '<t>{"name": "f", "arguments": "no json"}</t>',
         "<t>[]</t>",
         "a < t <t",
         "</t>",
@@ -210,7 +226,7 @@ def test_a_malformed_call_stays_text(text):
 
 
 def test_a_call_whose_end_the_model_left_out_is_a_call():
-    assert called(CALL.removesuffix("</t>"))[1] == [FunctionCall("f", '{"x":1}')]
+    assert called(CALL.removesuffix("</t>"))[1] == [FunctionCall("f", '{"x": 1}')]
 
 
 def test_a_call_without_arguments_has_none():
@@ -219,12 +235,12 @@ def test_a_call_without_arguments_has_none():
 
 def test_several_calls_between_one_pair_of_markers():
     call = {"name": "f", "arguments": '{"x": "я"}'}
-    assert called(f"<t>{json.dumps([call, call])}</t>")[1] == [FunctionCall("f", '{"x":"я"}')] * 2
+    assert called(f"<t>{json.dumps([call, call])}</t>")[1] == [FunctionCall("f", '{"x": "я"}')] * 2
 
 
 def test_an_answer_cut_off_by_its_limit_is_no_call_though_it_has_some():
     tokens = [*CALL.encode(), 97]
-    pieces = fed(transcript(tools=SYNTAX, max_tokens=len(tokens)), tokens)
+    pieces = fed(transcript(calls=calls_of(), max_tokens=len(tokens)), tokens)
     assert pieces[-1].finish_reason == "length"
 
 
@@ -240,13 +256,68 @@ def test_markers_are_text_where_no_tools_were_offered():
 @given(chunked(st.text('<t>/"{}ab ', max_size=40)))
 def test_text_with_markers_comes_out_the_same_however_it_is_chunked(chunks):
     def split(parts):
-        splitter = ToolSplitter(SYNTAX)
-        texts, calls = [], []
+        splitter = SectionSplitter([SECTION], lambda _: "c")
+        texts, calls = [], list[ToolCall]()
         for part in parts:
             text, found = splitter.push(part)
             texts.append(text)
             calls += found
         text, found = splitter.flush()
-        return "".join(texts) + text, calls + found
+        return "".join(texts) + text, joined(calls + found)
 
     assert split(chunks) == split(["".join(chunks)])
+
+
+# ---- reasoning
+
+
+def thinking(**options) -> Transcript:
+    return transcript(separator=ThinkSeparator("<r>", "</r>"), **options)
+
+
+def thought_of(pieces: list[Piece]) -> str:
+    return "".join(piece.reasoning for piece in pieces)
+
+
+@given(
+    st.lists(st.sampled_from(["<r>", "</r>", "a", "b", " ", "<", "/"]), max_size=20).map("".join),
+    st.lists(st.text("ab", min_size=1, max_size=2), max_size=1),
+    st.integers(0, 60),
+)
+def test_an_answer_with_reasoning_can_go_on_at_any_token(text, stops, cut):
+    tokens = [*text.encode(), END]
+    whole = fed(thinking(stops=stops), tokens)
+    before, after = whole[:cut], whole[cut:]
+    had = {"resume_chars": len(text_of(before)), "resume_reasoning_chars": len(thought_of(before))}
+    resumed = thinking(stops=stops, **had)
+    replayed = resumed.replay(tokens[: len(before)])
+    rest = [] if replayed.finish_reason else fed(resumed, tokens[len(before) :])
+    assert (replayed.text, replayed.reasoning) == ("", "")
+    assert rest == after
+    assert (rest or [replayed])[-1].usage == whole[-1].usage
+
+
+def test_reasoning_that_the_reader_lacks_comes_with_the_replay():
+    replayed = thinking(resume_reasoning_chars=1).replay(list(b"<r>abc</r>de"))
+    assert (replayed.reasoning, replayed.text) == ("bc", "de")
+
+
+def test_a_mark_of_a_call_in_reasoning_is_no_call():
+    pieces = fed(thinking(calls=calls_of()), [*b'<r><t>{"name": "g"}</t></r>ok', END])
+    assert not any(piece.tool_calls for piece in pieces)
+    assert text_of(pieces) == "ok"
+
+
+def test_the_tokens_of_reasoning_and_of_its_marks_are_counted_apart():
+    pieces = fed(thinking(), [*b"a<r>bcd</r>ef", END])
+    # Of the first mark, its last token is the one that begins the reasoning.
+    assert pieces[-1].usage == Usage(5, 14, 19, completion_tokens_details=CompletionDetails(1 + 3 + 4))
+    assert fed(transcript(), [*b"a", END])[-1].usage == Usage(5, 2, 7)
+
+
+def test_tokens_of_reasoning_have_no_scores():
+    answer = thinking()
+    answer.score = lambda token: TokenScore(chr(token), -1.0)
+    pieces = fed(answer, [*b"<r>b</r>ef", END])
+    assert "".join(score.token for piece in pieces for score in piece.scores)[-2:] == "ef"
+    assert "b" not in [score.token for piece in pieces for score in piece.scores]
