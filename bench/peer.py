@@ -27,12 +27,22 @@ from consumers.engines.local.child.speed import load_blas, on_cpu
 
 
 @contextmanager
-def mlx_lm_server(model: Path, threads: int = CORES) -> Iterator[str]:
-    """Run the server for the duration of the block; yields its URL."""
+def mlx_lm_server(model: Path, threads: int = CORES, niceness: int = 0) -> Iterator[str]:
+    """Run the server for the duration of the block, with its priority lowered by niceness; yields its URL."""
     library = asyncio.run(selected("auto", threads))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "bench.peer", library.library if library else "", str(model), str(port)]
+    command = [
+        "nice",
+        "-n",
+        str(niceness),
+        sys.executable,
+        "-m",
+        "bench.peer",
+        library.library if library else "",
+        str(model),
+        str(port),
+    ]
     environment = os.environ | threads_environment(threads)
     with ended(
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

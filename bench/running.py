@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
-# MLX only: no Ollama and no stand-in.
-ALONE = {"OLLAMA_STANDIN": "false", "OLLAMA_HOST": "127.0.0.1:9"}
+# MLX only: no Ollama and no stand-in. The prompts of benchmarks repeat, and their peers read each of them.
+ALONE = {"OLLAMA_STANDIN": "false", "OLLAMA_HOST": "127.0.0.1:9", "PROMPT_CACHE": "false"}
 
 
 @contextmanager

@@ -356,13 +356,21 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         Seconds,
         Setting("total time that one request can be suspended; afterwards it continues beside the others"),
     ] = 60.0
-    suspended_kv_bytes: Annotated[
-        BytesOrZero,
+    kept_kv_bytes: Annotated[
+        BytesOrZero | None,
         Setting(
-            "memory for the KV caches of suspended requests",
-            "Beyond it, the engine reads the prompt and the answer so far again when the request continues.",
+            "memory for the KV caches of suspended requests and earlier prompts; by default 1/8 of what is free",
+            "Beyond it, the engine forgets the prompts that were used least recently. If suspended requests alone "
+            "exceed it, the engine reads the prompt and the answer so far again when such a request continues.",
         ),
-    ] = 1 << 30
+    ] = None
+    prompt_cache: Annotated[
+        Switch,
+        Setting(
+            "keep the KV caches of prompts and answers for later requests that begin alike",
+            "Requests of different tenants share none.",
+        ),
+    ] = True
     default_max_tokens: Annotated[
         Count,
         Setting(

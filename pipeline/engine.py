@@ -62,6 +62,8 @@ class Work(msgspec.Struct, frozen=True):
             a less urgent one.
         extra: another worker had begun the request: it runs at once, beyond the slots.
         coming: how many more requests of this priority are on their way to the engine, as far as its worker knows.
+        tenant: for whom the request is. An engine lets no tenant reuse what it computed for another one: the time to
+            the first token would tell what the other has asked.
     """
 
     id: str
@@ -74,6 +76,7 @@ class Work(msgspec.Struct, frozen=True):
     priority: Priority = Priority.MEDIUM
     extra: bool = False
     coming: int = 0
+    tenant: str = ""
 
 
 class Piece(msgspec.Struct):
@@ -156,6 +159,9 @@ class EngineStatus(msgspec.Struct):
         server: the URL of the server that is the engine; empty for an engine of this machine's own.
         dialect: the API of that server; None for an engine of this machine's own.
         facts: of the models, by name.
+        prompt_tokens, reused_tokens: of all prompts that were begun, and those of them that were not computed, because
+            an earlier request had left them.
+        kept_bytes: the size of what is kept of earlier prompts.
     """
 
     state: WorkerState
@@ -184,6 +190,9 @@ class EngineStatus(msgspec.Struct):
     server: str = ""
     dialect: Dialect | None = None
     facts: dict[str, ModelFacts] = msgspec.field(default_factory=dict)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    kept_bytes: int = 0
 
 
 class Embedder(Protocol):

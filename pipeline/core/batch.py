@@ -11,12 +11,15 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   `hold_s` in a row, and so do the prompts of the other priorities. HIGH answers that are being written wait for a HIGH
   prompt of up to two inter-token targets; a longer one is read in pieces, with a step after each.
 - **Pieces.** Below HIGH, a piece of prompts is as long as can be read within the inter-token target, at the rate
-  measured at this depth. Prompts of one priority and of similar depth are read together. A step follows each piece,
-  unless the answers are few and no more urgent than the prompts. The last token of a prompt is read by the next step.
+  measured at this depth. Only the short rest of a MEDIUM prompt that is alone is read at once. Prompts of one priority
+  and of similar depth are read together. A step follows each piece, unless the answers are few and no more urgent than
+  the prompts. The last token of a prompt is read by the next step.
 - **Exact.** The prompt of an exact sequence is read alone, in pieces of a fixed size. Tokens of its answer that are
   read again are read one by one, as they were sampled.
 - **Gathering.** An engine with nothing to do waits a moment for HIGH requests that are known to be on their way, and
   reads the prompts together, in one pass. Below HIGH, prompts are read in pieces, and those that come later join.
+- **Reuse.** A sequence goes on from what an earlier one has left of the same tokens (`pipeline.core.reuse`). One whose
+  prompt begins like one that is being read waits for that head.
 - **Width.** While a HIGH answer is being written, no more sequences run beside it than one step serves within the
   inter-token target, but half of the slots that HIGH leaves in any case.
 
@@ -28,8 +31,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from pipeline.core.batch_plan import RANK, BatchLimits, Member, Plan, Stage, batch_kv_bytes
+from pipeline.core.batch_plan import RANK, BatchLimits, Keep, Member, Plan, ReusablePrompt, Stage, batch_kv_bytes
 from pipeline.core.engine_pace import EnginePace
+from pipeline.core.reuse import PromptReuse
 from pipeline.core.width import WidthFinder
 from pipeline.wire.subjects import Priority
 
@@ -42,8 +46,8 @@ _LEAST_PIECE_TOKENS: Final = 8
 _LEAST_HIGH_TOKENS: Final = 32
 """A piece of HIGH prompts has at least this many tokens: the answers beside it wait for each pass, however short."""
 
-_HIGH_PIECE_TARGETS: Final = 5.0
-"""A piece of HIGH prompts takes this many inter-token targets: a cancelled request stops at its next piece."""
+_LONG_PIECE_TARGETS: Final = 5.0
+"""A long piece takes this many inter-token targets: a cancelled request stops at its next piece."""
 
 _GATHERING: Final = 0.5
 """For those that are on their way, a prompt waits this part of the time in which it could be read alone."""
@@ -63,6 +67,7 @@ class BatchPlanner:
 
     def __init__(self, limits: BatchLimits) -> None:
         self.pace = EnginePace()
+        self.reuse = PromptReuse(limits)
         self._limits = limits
         self._found = WidthFinder(limits.target_s, limits.most_slots)
         self._high_at: float | None = None
@@ -94,26 +99,46 @@ class BatchPlanner:
         extra: bool = False,
         exact_prompt: int = 0,
         coming: int = 0,
+        prompt: ReusablePrompt | None = None,
     ) -> None:
         """A sequence of so many known tokens has come, which may grow to longest tokens.
 
         Args:
-            key, priority, tokens, longest, extra, exact_prompt: as in `Member`.
+            key, priority, tokens, longest, extra, exact_prompt, prompt: as in `Member`.
             coming: so many more requests of this priority are coming, as far as its worker knows.
         """
         self._arrivals += 1
         if priority is Priority.HIGH:
             self._coming = coming
-        self._members[key] = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
+        member = Member(key, priority, self._arrivals, tokens, longest, extra, exact_prompt)
+        member.prompt = prompt or ReusablePrompt()
+        self.reuse.arrived(member, self._members.values())
+        self._members[key] = member
         self._longest = max(member.longest for member in self._members.values())
 
-    def ended(self, key: int) -> None:
-        """A sequence has ended or was cancelled. Unknown keys are ignored."""
-        self._members.pop(key, None)
+    def ended(self, key: int, tokens: list[int] | None = None) -> Keep | None:
+        """A sequence has ended or was cancelled. Unknown keys are ignored.
+
+        Args:
+            key: the sequence.
+            tokens: those whose state is in its cache.
+
+        Returns:
+            What is to be kept of it.
+        """
+        member = self._members.pop(key, None)
+        if member is None:
+            return None
+        return self.reuse.ended(member, tokens or [], self._suspended_bytes())
 
     def clear(self) -> None:
-        """All sequences are lost."""
+        """All sequences and caches are lost."""
         self._members.clear()
+        self.reuse.clear()
+
+    def excess(self) -> list[int]:
+        """The handles of kept prompts that exceed the budget, and are no longer known."""
+        return self.reuse.shrink(self._suspended_bytes())
 
     def kept(self, key: int, nbytes: int) -> None:
         """The measured size of the cache of a sequence that was suspended."""
@@ -137,6 +162,7 @@ class BatchPlanner:
             member.depth += tokens
             member.stage = Stage.READING if member.left else Stage.DECODING
             self._unread_since[member.priority] = now
+            self.reuse.was_read(member, member.depth - tokens, self._members.values())
 
     def has_stepped(self, *, seconds: float, now: float) -> None:
         """All sequences whose prompts had been read got one token, within so many seconds."""
@@ -158,8 +184,10 @@ class BatchPlanner:
         plan.wait_s = self._gather_s(now)
         if plan.wait_s:
             return plan
+        plan.keep = self.reuse.keep_due(self._suspended_bytes())
         self._place(plan, now)
         self._drop_beyond_budget(plan)
+        plan.free = self.excess()
         self._work(plan, now)
         return plan
 
@@ -209,6 +237,7 @@ class BatchPlanner:
 
     def _place(self, plan: Plan, now: float) -> None:
         wanting = [member for member in self._members.values() if not member.runs]
+        # In this order, because one that begins can be awaited by those behind it.
         wanting.sort(key=lambda member: (member.rank, member.stage is Stage.WAITING, member.order))
         for member in wanting:
             if member.stage is Stage.SUSPENDED and member.stood(now) >= self._limits.suspended_s:
@@ -216,7 +245,7 @@ class BatchPlanner:
                     return  # nothing begins before it
                 self._run(member, plan, now)
         for member in wanting:
-            if member.runs:
+            if member.runs or self.reuse.waits(member, self._members.values()):
                 continue
             victims = self._victims_for(member, now)
             if victims is None:
@@ -297,13 +326,18 @@ class BatchPlanner:
             member.stood_s = member.stood(now)
             member.kept_bytes = 0
             plan.resume.append(member.key)
+        if not member.depth and (load := self.reuse.begin(member)) is not None:
+            plan.load.append(load)
         member.stage = Stage.READING if member.left else Stage.DECODING
 
     def _drop_beyond_budget(self, plan: Plan) -> None:
         kept = [member for member in self._in(Stage.SUSPENDED) if member.kept_bytes]
         kept.sort(key=lambda member: (member.rank, member.order))
-        while sum(member.kept_bytes for member in kept) > self._limits.kept_bytes:
+        while kept and self._suspended_bytes() > self._limits.kept_bytes:
             self._drop(kept.pop(), plan)
+
+    def _suspended_bytes(self) -> int:
+        return sum(member.kept_bytes for member in self._in(Stage.SUSPENDED))
 
     def _drop(self, member: Member, plan: Plan) -> None:
         # The token that was sampled last is not in the cache.
@@ -328,7 +362,7 @@ class BatchPlanner:
         if priority is None:
             plan.step = bool(decoding)
         elif not decoding:
-            targets = _HIGH_PIECE_TARGETS if priority is Priority.HIGH else 1.0
+            targets = _LONG_PIECE_TARGETS if self._reads_at_once(priority, reading) else 1.0
             plan.read = self._piece(priority, reading, targets * self._limits.target_s)
         elif priority is Priority.HIGH:
             self._read_high(plan, decoding, reading, now)
@@ -336,6 +370,17 @@ class BatchPlanner:
             plan.step = True
         else:
             plan.read = self._piece(priority, reading, self._beside(decoding))
+
+    def _reads_at_once(self, priority: Priority, reading: list[Member]) -> bool:
+        """Whether prompts are read in long pieces while no answer is written: HIGH, and a short rest of a lone MEDIUM.
+
+        Each piece is a pass over all weights. For a few tokens, such as those of a conversation's next turn, several
+        passes take much longer than one.
+        """
+        if priority is not Priority.MEDIUM or len(self._members) > 1:
+            return priority is Priority.HIGH
+        rate = self.pace.reading_rate(reading[0].depth)
+        return rate is not None and reading[0].left <= rate * _LONG_PIECE_TARGETS * self._limits.target_s
 
     def _note_standing(self, decoding: list[Member], reading: list[Member], now: float) -> Priority | None:
         """Note since when answers and prompts stand still. Returns the priority whose prompts are next, None if none.
@@ -359,7 +404,7 @@ class BatchPlanner:
         if stood_s >= hold_s:
             plan.step = True
         elif all(member.priority is not Priority.HIGH for member in decoding):
-            seconds = min(_HIGH_PIECE_TARGETS * target_s, hold_s - stood_s)
+            seconds = min(_LONG_PIECE_TARGETS * target_s, hold_s - stood_s)
             plan.read = self._piece(Priority.HIGH, reading, seconds)
         elif stood_s + self._seconds_to_read(reading) <= 2 * target_s:
             plan.read = self._piece(Priority.HIGH, reading, 2 * target_s)
@@ -416,8 +461,10 @@ class BatchPlanner:
         each = max(1, tokens // count)
         if priority is Priority.HIGH:
             # One last token alone would cost a pass of its own.
-            return [(member.key, member.left if member.left <= each + 1 else each) for member in group]
-        return [(member.key, min(each, member.left - 1)) for member in group]
+            pieces = [(member, member.left if member.left <= each + 1 else each) for member in group]
+        else:
+            pieces = [(member, min(each, member.left - 1)) for member in group]
+        return [(member.key, member.within_mark(tokens)) for member, tokens in pieces]
 
     def _in(self, stage: Stage) -> list[Member]:
         return [member for member in self._members.values() if member.stage is stage]

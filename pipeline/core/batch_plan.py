@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 from pipeline.core.kv import KvSize
+from pipeline.core.prefixes import KeptPart
 from pipeline.wire.subjects import Priority
 
 EXACT_PIECE_TOKENS: Final = 32
 """The size of a piece of an exact sequence's prompt. Another size makes another text of the same seed."""
+
+Reuse = Literal["", "segments", "snapshots"]
+"""How the caches of an engine can be kept for later sequences: not, cut at any token, or whole."""
 
 RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
@@ -34,11 +38,12 @@ class BatchLimits:
         hold_s: how long other answers stand still in a row while HIGH prompts are read.
         suspensions: how often one sequence may be preempted.
         suspended_s: how long one sequence may stand still in all.
-        kept_bytes: the budget of the suspended sequences' caches.
+        kept_bytes: the budget of the caches that are kept: of suspended sequences, and of earlier prompts.
         kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
         free_bytes: memory that was free when the model had been loaded, which limits what is found; 0 if not known.
         suspends: whether the engine can suspend a sequence.
         kv_bytes_per_token, kv_bytes_fixed, kv_windows: the measured size of one sequence's cache, as in `KvSize`.
+        reuse: how caches are kept for later sequences.
     """
 
     slots: int
@@ -55,6 +60,7 @@ class BatchLimits:
     kv_bytes_per_token: int = 0
     kv_bytes_fixed: int = 0
     kv_windows: tuple[tuple[int, int], ...] = ()
+    reuse: Reuse = ""
 
     @property
     def kv(self) -> KvSize:
@@ -69,6 +75,20 @@ class Stage(Enum):
     READING = "reading"
     DECODING = "decoding"
     SUSPENDED = "suspended"
+
+
+class ReusablePrompt(NamedTuple):
+    """The tokens of a prompt, and who can reuse what is computed for it.
+
+    Attributes:
+        tokens: all that are known when its sequence comes; empty if nothing is kept.
+        scope: sequences of one scope use each other's caches.
+        marks: depths at which a cache that cannot be cut is kept.
+    """
+
+    tokens: Sequence[int] = ()
+    scope: Hashable = None
+    marks: Sequence[int] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +106,10 @@ class Member:
         stood_s: how long it has been suspended in all, without the present time.
         since: when it was suspended.
         kept_bytes: the size of its cache while it is suspended; 0 if it has none.
+        prompt: its tokens when it came.
+        heads: how many tokens its prompt shares with those of others, by key.
+        expected: tokens that it will not have to read, as is expected while it waits. They are not in `left`.
+        begun: whether it ran before.
     """
 
     key: int
@@ -101,6 +125,10 @@ class Member:
     stood_s: float = 0.0
     since: float = 0.0
     kept_bytes: int = 0
+    prompt: ReusablePrompt = field(default_factory=ReusablePrompt)
+    heads: dict[int, int] = field(default_factory=dict)
+    expected: int = 0
+    begun: bool = False
 
     @property
     def runs(self) -> bool:
@@ -123,9 +151,34 @@ class Member:
         until = min(self.depth + EXACT_PIECE_TOKENS - self.depth % EXACT_PIECE_TOKENS, self.exact_prompt - 1)
         return max(1, until - self.depth)
 
+    def within_mark(self, tokens: int) -> int:
+        """So many tokens, but not beyond the next mark."""
+        return min(
+            (mark - self.depth for mark in self.prompt.marks if self.depth < mark < self.depth + tokens), default=tokens
+        )
+
     def stood(self, now: float) -> float:
         """How long it has been suspended in all, in seconds."""
         return self.stood_s + (now - self.since if self.stage is Stage.SUSPENDED else 0.0)
+
+
+class Keep(NamedTuple):
+    """Keep a part of the cache of the sequence `key`, which stays as it is."""
+
+    key: int
+    part: KeptPart
+
+
+class Restore(NamedTuple):
+    """Give the sequence `key` a cache of `tokens` tokens, made of these parts: handles, and tokens of each.
+
+    `first` is whether nothing of the sequence was read before.
+    """
+
+    key: int
+    tokens: int
+    parts: list[tuple[int, int]]
+    first: bool
 
 
 @dataclass(slots=True)
@@ -133,18 +186,24 @@ class Plan:
     """One turn. To be carried out in this order; at most one of `read` and `step` is set.
 
     Attributes:
+        keep: keep these for later sequences.
         suspend: take these out of the batch, with their caches.
         drop: free the caches of these suspended sequences.
+        load: these go on from what was kept.
         resume: put these back.
+        free: free what was kept under these handles.
         read: how many tokens to read of each of these prompts. One that is read to its end yields a token.
         join: of these prompts the last token is left. The step reads it, and yields their first token.
         step: one token for each sequence whose prompt has been read.
         wait_s: for so long nothing is done, unless a request comes.
     """
 
+    keep: list[Keep] = field(default_factory=list)
     suspend: list[int] = field(default_factory=list)
     drop: list[int] = field(default_factory=list)
+    load: list[Restore] = field(default_factory=list)
     resume: list[int] = field(default_factory=list)
+    free: list[int] = field(default_factory=list)
     read: list[tuple[int, int]] = field(default_factory=list)
     join: list[int] = field(default_factory=list)
     step: bool = False

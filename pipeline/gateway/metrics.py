@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from pipeline.core.statistics import QueueStatistics
-from pipeline.wire.messages import StoreReport, StoreState
+from pipeline.wire.messages import StoreReport, StoreState, WorkerStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -30,6 +30,9 @@ _HELP = {
     "headrace_store_state": ("gauge", "1 for the state of the broker's store: ok, low, full or failed."),
     "headrace_store_free_bytes": ("gauge", "Free space of the broker's store."),
     "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
+    "headrace_prompt_tokens_total": ("counter", "Tokens of prompts that an engine has begun, by worker."),
+    "headrace_prompt_tokens_cached_total": ("counter", "Those that the prompt cache served, by worker."),
+    "headrace_prompt_cache_bytes": ("gauge", "Size of the prompt cache, by worker."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }
 
@@ -57,13 +60,20 @@ class Metrics:
         cells[-1] += seconds
 
     def text(
-        self, statistics: QueueStatistics | None, store: StoreReport | None, *, open_responses: int, foreign: int
+        self,
+        statistics: QueueStatistics | None,
+        store: StoreReport | None,
+        workers: Iterable[WorkerStatus] = (),
+        *,
+        open_responses: int,
+        foreign: int,
     ) -> str:
         """All metrics; the pipeline's and the store's only if they are known.
 
         Args:
             statistics: the pipeline's.
             store: the report on the broker's store.
+            workers: of MLX.
             open_responses: of this gateway.
             foreign: how many messages in `LLM_REPLIES` this gateway skipped because they are no part of an answer.
         """
@@ -74,6 +84,7 @@ class Metrics:
             samples += _of_pipeline(statistics)
         if store is not None:
             samples += _of_store(store)
+        samples += _of_prompts(workers)
         lines: list[str] = []
         for name, (kind, text) in _HELP.items():
             mine = [_line(name, labels, value) for each, labels, value in samples if each == name]
@@ -117,6 +128,14 @@ def _of_store(store: StoreReport) -> Iterator[tuple[str, Labels, float]]:
     if store.total_bytes:
         yield "headrace_store_free_bytes", (), store.free_bytes
         yield "headrace_store_total_bytes", (), store.total_bytes
+
+
+def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, float]]:
+    for status in workers:
+        at = (("worker", status.worker),)
+        yield "headrace_prompt_tokens_total", at, status.prompt_tokens
+        yield "headrace_prompt_tokens_cached_total", at, status.reused_tokens
+        yield "headrace_prompt_cache_bytes", at, status.kept_bytes
 
 
 def _rows(name: str, labels: Labels, cells: list[float]) -> Iterator[str]:

@@ -48,6 +48,7 @@ class Probes:
         text = self.counts.text(
             await self.statistics.decoded(),
             self.peers.store(),
+            self.peers.workers("mlx"),
             open_responses=len(self.registry),
             foreign=self.bus.foreign,
         )

@@ -169,6 +169,12 @@ class Choice(Struct):
     logprobs: Logprobs | msgspec.UnsetType = msgspec.UNSET
 
 
+class PromptDetails(Struct):
+    """Of a prompt's tokens, those that the engine did not compute, because an earlier request had left them."""
+
+    cached_tokens: int = 0
+
+
 class CompletionDetails(Struct):
     """Of the answer's tokens, those of reasoning and of the marks around it."""
 
@@ -181,7 +187,13 @@ class Usage(Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails = field(default_factory=PromptDetails)
     completion_tokens_details: CompletionDetails | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def computed_prompt_tokens(self) -> int:
+        """The tokens of the prompt that the engine computed."""
+        return self.prompt_tokens - self.prompt_tokens_details.cached_tokens
 
 
 class Account(Struct):
@@ -419,6 +431,9 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         alone: why the engine runs one request at a time instead of several together; empty if it does not.
         server: the URL of the server that is its engine; empty for an engine of the worker's own machine.
         dialect: the API of that server.
+        prompt_tokens: of all prompts that the engine has begun since it started.
+        reused_tokens: those of them that it did not compute, because an earlier request had left them.
+        kept_bytes: the size of what it keeps of earlier prompts.
     """
 
     worker: str
@@ -453,6 +468,9 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     alone: str = ""
     server: str = ""
     dialect: Dialect | None = None
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    kept_bytes: int = 0
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -293,6 +293,7 @@ class Serving:
             priority=envelope.priority,
             extra=self.extra,
             coming=self.context.coming(envelope.priority),
+            tenant=envelope.tenant,
         )
         with self.context.me.tracing.chat(
             request,
@@ -396,7 +397,8 @@ class Serving:
                 if request.streams:
                     await self.held.say(status)
             if piece.finish_reason is not None and piece.usage is not None:
-                self.cost_tokens = (piece.usage.prompt_tokens, piece.usage.completion_tokens)
+                # Tokens that an earlier request had left cost nothing.
+                self.cost_tokens = (piece.usage.computed_prompt_tokens, piece.usage.completion_tokens)
                 answer.notes = (
                     answer.notes + piece.notes + cut_short(request.token_limit, piece.finish_reason, piece.usage)
                 )

@@ -32,6 +32,9 @@ _OF_THE_ENGINE: Final = (
     "facts",
     "server",
     "dialect",
+    "prompt_tokens",
+    "reused_tokens",
+    "kept_bytes",
 )
 
 

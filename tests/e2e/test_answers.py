@@ -91,7 +91,7 @@ async def test_the_same_seed_gives_the_same_text(asker: Asker):
     body = chat("Tell me a story.", temperature=1.2, seed=7, max_tokens=60)
     first, second = [await asker.answer(await asker.ask("llm.request.high", body)) for _ in range(2)]
     assert text_of(first) == text_of(second)
-    assert first["usage"] == second["usage"]
+    assert first["usage"]["total_tokens"] == second["usage"]["total_tokens"]
 
 
 async def test_a_stop_string_ends_the_answer_and_is_not_in_it(asker: Asker):

@@ -82,6 +82,8 @@ class EngineProcess:
         self._stalled = ""
         self._load_failed: asyncio.Queue[str] = asyncio.Queue()
         self._stats = Stats()
+        # What the children that have ended had counted.
+        self._counted = Stats()
         self._facts: Facts | None = None
         self._blas: Blas | None = None
         self._state: WorkerState = "down"
@@ -149,6 +151,9 @@ class EngineProcess:
             alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
             suspends=offered and self._suspends,
             facts=self._known(),
+            prompt_tokens=self._counted.prompt_tokens + stats.prompt_tokens,
+            reused_tokens=self._counted.reused_tokens + stats.reused_tokens,
+            kept_bytes=stats.kept_bytes,
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -244,8 +249,10 @@ class EngineProcess:
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
             self._facts = frame.facts
-            # A new child begins with the first width.
-            self._stats = msgspec.structs.replace(self._stats, slots=0)
+            # A new child begins with the first width, and keeps no prompts. Its counts begin at 0.
+            self._counted.prompt_tokens += self._stats.prompt_tokens
+            self._counted.reused_tokens += self._stats.reused_tokens
+            self._stats = msgspec.structs.replace(self._stats, slots=0, prompt_tokens=0, reused_tokens=0, kept_bytes=0)
             log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
             self._counts.connect(child.send)

@@ -6,7 +6,7 @@ step for all sequences, so that a full batch wakes the parent's event loop once 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -76,6 +76,7 @@ class Facts(Struct, array_like=True):
         free_bytes: memory for KV caches that was free after loading; 0 if not known.
         thinks: whether the model may reason before it answers.
         alone: why sequences are computed one at a time and not together, in words; empty if they are not.
+        reuse: how caches can be kept for later sequences: not, cut at any token, or whole.
     """
 
     context_tokens: int
@@ -91,6 +92,7 @@ class Facts(Struct, array_like=True):
     alone: str = ""
     kv_windows: tuple[tuple[int, int], ...] = ()
     thinks: bool = False
+    reuse: Literal["", "segments", "snapshots"] = ""
 
     @property
     def kv(self) -> KvSize:
@@ -139,7 +141,8 @@ class Counted(Struct, tag="counted", array_like=True):
 class Stats(Struct, array_like=True):
     """The engine after a step: as the fields of `EngineStatus`. 0 means not known yet.
 
-    `slots` is the number of sequences that run at once at present.
+    `slots` is the number of sequences that run at once at present. `reused_tokens` of all `prompt_tokens` so far were
+    taken from kept caches, whose size is `kept_bytes`.
     """
 
     pending_tokens: float = 0.0
@@ -150,6 +153,9 @@ class Stats(Struct, array_like=True):
     prompt_tokens_per_s: float = 0.0
     prompt_tokens_per_request: float = 0.0
     slots: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    kept_bytes: int = 0
 
 
 class Step(Struct, tag="step", array_like=True):

@@ -219,9 +219,13 @@ def _stopped(completion: Completion) -> dict[str, Any]:
 
 
 def _usage(completion: Completion) -> dict[str, Any]:
+    # Anthropic counts the tokens that came from a cache apart.
     usage = completion.usage
-    cached = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
-    return {"input_tokens": usage.prompt_tokens, **cached, "output_tokens": usage.completion_tokens}
+    cached = {
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.prompt_tokens_details.cached_tokens,
+    }
+    return {"input_tokens": usage.computed_prompt_tokens, **cached, "output_tokens": usage.completion_tokens}
 
 
 def _tool_use(call_id: str, function: FunctionCall, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pipeline.wire.messages import (
     ErrorBody,
     FinishReason,
     Logprobs,
+    PromptDetails,
     Success,
     Usage,
 )
@@ -358,7 +359,8 @@ def joined(completions: Sequence[Completion]) -> Completion:
     ]
     counts = [completion.usage for completion in completions]
     prompt, answer = (sum(getattr(usage, name) for usage in counts) for name in ("prompt_tokens", "completion_tokens"))
-    usage = Usage(prompt, answer, prompt + answer)
+    cached = PromptDetails(sum(usage.prompt_tokens_details.cached_tokens for usage in counts))
+    usage = Usage(prompt, answer, prompt + answer, cached)
     if details := [count.completion_tokens_details for count in counts if count.completion_tokens_details]:
         usage.completion_tokens_details = CompletionDetails(sum(detail.reasoning_tokens for detail in details))
     return msgspec.structs.replace(first, choices=choices, usage=usage)

@@ -73,7 +73,7 @@ OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class CachedDetails(Struct):
-    """Of the input's tokens, those that a cache served, and those that it took in. No engine reports them."""
+    """Of the input's tokens, those that a cache served, and those that it took in, which no engine reports."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
@@ -240,7 +240,8 @@ def item_status(finish: FinishReason) -> ItemStatus:
 
 def usage_of(usage: Usage) -> ResponseUsage:
     """The token counts under the names of this API."""
-    given = ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+    cached = CachedDetails(usage.prompt_tokens_details.cached_tokens)
+    given = ResponseUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, cached)
     if details := usage.completion_tokens_details:
         given.output_tokens_details = ReasoningDetails(details.reasoning_tokens)
     return given

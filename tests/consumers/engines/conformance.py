@@ -252,7 +252,10 @@ class ExactConformance(Conformance):
         for whole, first, rest in zip(alone, begun, rests, strict=True):
             assert first.token_ids + rest.token_ids == whole.token_ids
             assert first.text + rest.text == whole.text
-            assert rest.usage == whole.usage
+            assert (
+                msgspec.structs.replace(rest.usage, prompt_tokens_details=whole.usage.prompt_tokens_details)
+                == whole.usage
+            )
 
     @pytest.mark.parametrize("part", [0.0, 0.5, 1.0])
     async def test_a_resumed_answer_equals_an_undisturbed_one(self, engine, part):
@@ -268,7 +271,9 @@ class ExactConformance(Conformance):
         )
         assert rest.text == whole.text[chars:]
         assert rest.token_ids == whole.token_ids[tokens:]
-        assert rest.usage == whole.usage
+        assert (
+            msgspec.structs.replace(rest.usage, prompt_tokens_details=whole.usage.prompt_tokens_details) == whole.usage
+        )
         assert rest.finish_reason == whole.finish_reason
 
     async def test_an_answer_goes_on_from_text_without_tokens(self, engine):
@@ -282,7 +287,9 @@ class ExactConformance(Conformance):
         whole = await ask(engine, request)
         rest = await ask(engine, request, resume_tokens=whole.token_ids, resume_text=whole.text)
         assert (rest.text, rest.token_ids) == ("", [])
-        assert rest.usage == whole.usage
+        assert (
+            msgspec.structs.replace(rest.usage, prompt_tokens_details=whole.usage.prompt_tokens_details) == whole.usage
+        )
         assert rest.finish_reason == whole.finish_reason
 
     async def test_a_slow_reader_gets_the_answer_in_one_piece(self, engine):

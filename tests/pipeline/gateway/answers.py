@@ -19,6 +19,7 @@ from pipeline.wire.messages import (
     EmbeddingUsage,
     FunctionCall,
     Logprobs,
+    PromptDetails,
     TokenScore,
     ToolCall,
     ToolCallDelta,
@@ -57,7 +58,7 @@ def _completion(message: AssistantMessage, finish: str) -> Completion:
         created=1700000000,
         model="headrace-demo",
         choices=[Choice(message, finish)],
-        usage=Usage(3, 2, 5),
+        usage=Usage(3, 2, 5, PromptDetails(1)),
         headrace=ACCOUNT,
     )
 

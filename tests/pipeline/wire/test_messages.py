@@ -452,7 +452,12 @@ def test_a_completion_has_openais_shape_and_an_account_of_how_it_was_served():
     choice = found["choices"][0]
     assert (choice["index"], choice["finish_reason"]) == (0, "stop")
     assert (choice["message"]["role"], choice["message"]["content"]) == ("assistant", "Paris")
-    assert found["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert found["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert set(found["headrace"]) == {
         *("engine", "priority", "task", "attempts", "queue_ms", "ttft_ms", "total_ms", "spilled", "reason", "preempted")
     }

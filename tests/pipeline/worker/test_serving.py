@@ -15,9 +15,10 @@ from pipeline.delivery.taking import MLX_SOURCE, Taking
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, EmbeddingList, RequestEvent, Status
+from pipeline.wire.messages import Chunk, Completion, EmbeddingList, PromptDetails, RequestEvent, Status, Usage
 from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker.serving import Serving, ServingContext
+from pipeline.worker.worker import Worker
 from tests.pipeline.worker.conftest import ScriptedEmbedder, ScriptedEngine
 from tests.waiting import eventually, taken
 
@@ -84,6 +85,19 @@ async def test_events_are_published_for_watchers(start, client):
     (await engine.generation("r1")).finish("x")
     await eventually(lambda: [event.kind for event in events] == ["started", "done"])
     assert {(event.id, event.tenant) for event in events} == {("r1", "alice")}
+
+
+async def test_an_engine_knows_the_tenant_and_what_it_did_not_compute_costs_nothing(start, client, monkeypatch):
+    costs = []
+    monkeypatch.setattr(Worker, "_finish_charge", lambda _, taken, cost: costs.append((taken.envelope.id, cost)))
+    engine = (await start(prompt_token_cost=0.5)).engine
+    await client.ask("r1", Llm_Tenant="alice")
+    run = await engine.generation("r1")
+    assert run.work.tenant == "alice"
+    run.say("x", finish_reason="stop", usage=Usage(100, 1, 101, PromptDetails(90)))
+    answer = await client.answer("r1")
+    assert answer.usage.prompt_tokens_details.cached_tokens == 90
+    await eventually(lambda: costs == [("r1", 10 * 0.5 + 1)])
 
 
 async def test_a_reply_to_gets_the_same_messages(start, client):

@@ -12,6 +12,7 @@ from typing import Any
 from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.batch import Processor, Sampler
 from consumers.engines.local.child.guided import Guide, GuidedModel
+from pipeline.core.batch_plan import Keep, Restore
 
 
 @dataclass(slots=True, eq=False)
@@ -114,6 +115,20 @@ class LoneSequences:
         """As `Batch.remove`."""
         self._rows.pop(key, None)
         self._guided.forget(key)
+
+    def cached(self, key: int) -> list[int]:  # noqa: ARG002 - as in the interface
+        """As `Batch.cached`. Nothing is kept for later sequences."""
+        return []
+
+    def keep(self, keep: Keep) -> int:  # noqa: ARG002 - as in the interface
+        """As `Batch.keep`. Nothing is kept."""
+        return 0
+
+    def load(self, load: Restore) -> None:
+        """As `Batch.load`. There is nothing to load."""
+
+    def free(self, handles: list[int]) -> None:
+        """As `Batch.free`. There is nothing to free."""
 
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
+from pipeline.core.batch_plan import Keep, Restore
 from pipeline.engine import Work
 from pipeline.wire.requests import ChatRequest
 
@@ -27,6 +28,9 @@ class Prepared(Struct):
         detail: for the backend alone.
         exact: whether what the model computes for it must not depend on anything else.
         guide: what may follow, if the answer must have a form.
+        tenant: for whom it is. Only sequences of one tenant use each other's caches.
+        marks: how many tokens there are up to the end of the system prompt and of the last message. Empty if caches can
+            be cut anywhere, or are not kept.
     """
 
     key: int
@@ -36,6 +40,8 @@ class Prepared(Struct):
     detail: Any = None
     exact: bool = False
     guide: Guide | None = None
+    tenant: str = ""
+    marks: list[int] = field(default_factory=list)
 
     @property
     def longest_tokens(self) -> int:
@@ -90,6 +96,22 @@ class Batch(Protocol):
 
     def resume(self, keys: list[int]) -> None:
         """Put suspended sequences back. They go on exactly where they were."""
+        ...
+
+    def cached(self, key: int) -> list[int]:
+        """The tokens of a sequence whose state is in its cache. Empty for an unknown key."""
+        ...
+
+    def keep(self, keep: Keep) -> int:
+        """Keep a part of the cache of a sequence for later ones. Returns its size in bytes."""
+        ...
+
+    def load(self, load: Restore) -> None:
+        """Give a sequence of which nothing was read a cache made of what was kept."""
+        ...
+
+    def free(self, handles: list[int]) -> None:
+        """Free what was kept under these handles."""
         ...
 
     def remove(self, key: int) -> None:

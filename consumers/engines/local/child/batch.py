@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.guided import Guide, GuidedModel
+from consumers.engines.local.child.kept import KeptCaches
+from pipeline.core.batch_plan import Keep, Restore, Reuse
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +70,13 @@ class MlxBatch:
     Args:
         model: the model.
         on_cpu: whether it runs on the CPU.
+        reuse: how caches are kept for later sequences.
     """
 
     model: Any
     on_cpu: bool
+    reuse: Reuse = ""
+    _kept: KeptCaches = field(init=False)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
     _cohorts: list[Any] = field(init=False, default_factory=list)
@@ -87,6 +92,7 @@ class MlxBatch:
         self._wired_limit = maybe_set_recommended_wired_limit()
         self.model = self._guided = GuidedModel(self.model)
         self._decoding = _none_decodes(self.model)
+        self._kept = KeptCaches(self.reuse)
 
     def add(
         self,
@@ -106,7 +112,7 @@ class MlxBatch:
 
     def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """As `Batch.read`."""
-        with _on_stream():
+        with on_stream():
             rows, ends = [self._rows[key] for key, _ in pieces], dict(pieces)
             done = [row for row in rows if row.read + ends[row.key] == len(row.tokens)]
             # The last token of a prompt is read by the pass that samples.
@@ -124,7 +130,7 @@ class MlxBatch:
     def step(self) -> list[tuple[int, int]]:
         """As `Batch.step`. On a CPU, steps that take long are waited for, and their tokens are returned at once."""
         started = time.monotonic()
-        with _on_stream():
+        with on_stream():
             sampled = []
             for response in [response for array in self._decoded() for response in self._next(array)]:
                 row = self._rows[response.uid]
@@ -142,14 +148,14 @@ class MlxBatch:
 
     def suspend(self, keys: list[int]) -> Suspended:
         """As `Batch.suspend`."""
-        with _on_stream():
+        with on_stream():
             rows = [self._rows[key] for key in keys]
             due: dict[int, int] = {}
             for array in self._decoded():
                 due |= zip(array.uids, _tokens(array, rows), strict=True)
             sampled = [(row.key, self._say(row, due[row.key])) for row in rows if not row.said]
             self._take_out(rows)
-        return Suspended({row.key: _nbytes(row.cache or []) for row in rows}, sampled)
+        return Suspended({row.key: nbytes_of(row.cache or []) for row in rows}, sampled)
 
     def drop(self, key: int) -> None:
         """As `Batch.drop`."""
@@ -165,7 +171,7 @@ class MlxBatch:
     def join(self, keys: list[int]) -> None:
         """As `Batch.join`. The last token of a prompt is like one that was sampled: it is due, and not in the cache."""
         rows = [self._rows[key] for key in keys]
-        with _on_stream():
+        with on_stream():
             self._take_out(rows)
             for row in rows:
                 if row.exact:
@@ -180,14 +186,35 @@ class MlxBatch:
         row = self._rows.pop(key, None)
         self._guided.forget(key)
         if row is not None:
-            with _on_stream():
+            with on_stream():
                 self._leave([row])
+
+    def cached(self, key: int) -> list[int]:
+        """As `Batch.cached`."""
+        row = self._rows.get(key)
+        return row.tokens[: row.read] if row is not None else []
+
+    def keep(self, keep: Keep) -> int:
+        """As `Batch.keep`."""
+        with on_stream():
+            return self._kept.keep(keep.part, self._own_cache(self._rows[keep.key]))
+
+    def load(self, load: Restore) -> None:
+        """As `Batch.load`."""
+        row = self._rows[load.key]
+        with on_stream():
+            row.cache = self._kept.load(load.parts)
+        row.read = load.tokens
+
+    def free(self, handles: list[int]) -> None:
+        """As `Batch.free`."""
+        self._kept.free(handles)
 
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`."""
         arrays = [*self._cohorts, *self._decoded()]
-        kept = sum(_nbytes(row.cache) for row in self._rows.values() if row.cache)
-        return kept + sum(_nbytes(array.prompt_cache) for array in arrays)
+        kept = sum(nbytes_of(row.cache) for row in self._rows.values() if row.cache)
+        return kept + sum(nbytes_of(array.prompt_cache) for array in arrays)
 
     def close(self) -> None:
         """Free the caches."""
@@ -197,6 +224,7 @@ class MlxBatch:
         self._cohorts.clear()
         self._alone.clear()
         self._decoding = _none_decodes(self.model)
+        self._kept = KeptCaches(self.reuse)
         if self._wired_limit is not None:
             mx.synchronize()
             mx.set_wired_limit(self._wired_limit)
@@ -211,7 +239,7 @@ class MlxBatch:
             if set(cohort.uids) == keys:
                 return cohort
         self._take_out(rows)
-        cohort = _reading(self.model, rows)
+        cohort = reading(self.model, rows)
         for row in rows:
             row.cache = None
         self._cohorts.append(cohort)
@@ -278,6 +306,13 @@ class MlxBatch:
         mx.eval([layer.state for row in rows for layer in row.cache or []])
         self._leave(rows)
 
+    def _own_cache(self, row: MlxSequence) -> list[Any]:
+        """A copy of the cache of a sequence, which stays where it is."""
+        for array in [*self._cohorts, *self._decoded()]:
+            if row.key in array.uids:
+                return list(array.extract_cache(array.uids.index(row.key)))
+        return row.cache or []
+
     def _leave(self, rows: list[MlxSequence]) -> None:
         gone = {row.key for row in rows}
         for array in [*self._cohorts, *self._decoded()]:
@@ -288,7 +323,8 @@ class MlxBatch:
         self._alone = [array for array in self._alone if array.uids]
 
 
-def _reading(model: Any, rows: list[MlxSequence]) -> Any:
+def reading(model: Any, rows: list[MlxSequence]) -> Any:
+    """A `PromptProcessingBatch` of these sequences, which go on from their caches."""
     from mlx_lm.generate import PromptProcessingBatch
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -317,14 +353,14 @@ def _going_on(model: Any, rows: list[MlxSequence]) -> Any:
     import mlx.core as mx
     from mlx_lm.models.cache import TokenBuffer
 
-    reading, decoding = _reading(model, rows), _none_decodes(model)
+    begun, decoding = reading(model, rows), _none_decodes(model)
     state = {
-        **{name: getattr(reading, name) for name in _SHARED},
+        **{name: getattr(begun, name) for name in _SHARED},
         "_next_tokens": mx.array([row.tokens[-1] for row in rows], dtype=mx.uint32),
         "_next_logprobs": [mx.zeros(1) for _ in rows],
-        "_token_context": [TokenBuffer(tokens) for tokens in reading.tokens],
+        "_token_context": [TokenBuffer(tokens) for tokens in begun.tokens],
         "_num_tokens": [0] * len(rows),
-        "_matchers": [sequences.matcher() for sequences in reading.stop_sequences],
+        "_matchers": [sequences.matcher() for sequences in begun.stop_sequences],
     }
     for name, value in state.items():
         setattr(decoding, name, value)
@@ -338,7 +374,8 @@ def _tokens(decoding: Any, rows: list[MlxSequence]) -> list[int]:
     return [int(token) for token in decoding._next_tokens.tolist()]  # noqa: SLF001
 
 
-def _nbytes(cache: list[Any]) -> int:
+def nbytes_of(cache: list[Any]) -> int:
+    """The size of a cache."""
     return sum(int(layer.nbytes) for layer in cache)
 
 
@@ -348,7 +385,8 @@ def _clear_unused() -> None:
     mx.clear_cache()
 
 
-def _on_stream() -> Any:
+def on_stream() -> Any:
+    """Compute where mlx-lm's batches do."""
     import mlx.core as mx
     from mlx_lm.generate import generation_stream
 

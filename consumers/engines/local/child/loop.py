@@ -16,7 +16,7 @@ from consumers.engines.local.child.faults import Fault
 from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
 from pipeline.core.batch import BatchPlanner
-from pipeline.core.batch_plan import BatchLimits, Plan
+from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt
 from pipeline.core.together import BatchFaults
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -26,6 +26,12 @@ log = logging.getLogger(__name__)
 
 _SMOOTHING = 0.1
 """The weight of the latest answer in the average length of answers."""
+
+_KEPT_SHARE = 0.25
+"""The part of the memory for the batch's caches that the kept ones may have beside it."""
+
+_KEPT_BYTES = 1 << 30
+"""The same where the free memory is not known."""
 
 _RATE_WINDOW_S = 1.0
 """A rate is averaged over about this much time of reading or writing."""
@@ -134,13 +140,18 @@ class EngineLoop:
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
                 coming=begin.coming,
+                prompt=ReusablePrompt(sequence.prompt, (sequence.tenant, sequence.exact), sequence.marks),
             )
             self._backend.insert(sequence)
 
     def _drop(self, key: int) -> None:
+        """Remove a request. What is in its cache is kept for later ones, within the budget."""
         if self._begun.pop(key, None):
-            self._planner.ended(key)
-            self._backend.batch.remove(key)
+            batch = self._backend.batch
+            if keep := self._planner.ended(key, batch.cached(key)):
+                self._planner.reuse.measured(keep.part.handle, batch.keep(keep))
+            batch.free(self._planner.excess())
+            batch.remove(key)
 
     def _carry_out(self) -> tuple[Plan, list[tuple[int, int]]]:
         """Make a plan and carry it out. Returns it, and pairs of key and token."""
@@ -166,8 +177,10 @@ class EngineLoop:
         return plan, sampled
 
     def _arrange(self, plan: Plan) -> list[tuple[int, int]]:
-        """Suspend, drop and resume. Returns the tokens that suspended sequences had not returned yet."""
+        """Keep, suspend, drop, load, resume and free. Returns the tokens that suspended sequences had not returned."""
         batch, sampled = self._backend.batch, list[tuple[int, int]]()
+        for keep in plan.keep:
+            self._planner.reuse.measured(keep.part.handle, batch.keep(keep))
         if plan.suspend:
             suspended = batch.suspend(plan.suspend)
             sampled += suspended.sampled
@@ -175,8 +188,16 @@ class EngineLoop:
                 self._planner.kept(key, nbytes)
         for key in plan.drop:
             batch.drop(key)
+        for load in plan.load:
+            batch.load(load)
+            sequence = self._begun[load.key].sequence
+            # What a resumed answer takes over is its own: it was computed for this request.
+            if load.first and not sequence.position:
+                sequence.transcript.took_over(load.tokens)
         if plan.resume:
             batch.resume(plan.resume)
+        # What was measured can be more than was expected.
+        batch.free([*plan.free, *self._planner.excess()])
         return sampled
 
     def _strike(self, keys: list[int]) -> None:
@@ -192,7 +213,9 @@ class EngineLoop:
         self._begun.clear()
         self._planner.clear()
         if at_fault:
+            before = self._planner.reuse
             self._planner = BatchPlanner(batch_limits(self._config, self._backend.facts))
+            self._planner.reuse.count_on(before)
         self._epoch += 1
         self._send(Reset(self._epoch, error, self._backend.facts))
 
@@ -226,7 +249,7 @@ class EngineLoop:
             self._send(Rejected.of(key, failure))
             return None
         if piece.finish_reason is not None:
-            self._rates.finished(transcript.tokens, len(self._begun[key].sequence.prompt))
+            self._rates.finished(transcript.tokens, len(self._begun[key].sequence.prompt) - transcript.cached_tokens)
             self._drop(key)
         return piece
 
@@ -241,6 +264,9 @@ class EngineLoop:
             prompt_tokens_per_s=self._rates.prompt_tokens_per_s,
             prompt_tokens_per_request=self._rates.prompt_tokens_per_request,
             slots=self._planner.slots(),
+            prompt_tokens=self._planner.reuse.prompt_tokens,
+            reused_tokens=self._planner.reuse.cached_tokens,
+            kept_bytes=self._planner.reuse.nbytes,
         )
 
 
@@ -254,14 +280,22 @@ def batch_limits(config: Config, facts: Facts) -> BatchLimits:
         hold_s=config.high_hold_s,
         suspensions=config.max_preemptions,
         suspended_s=config.max_suspended_s,
-        kept_bytes=config.suspended_kv_bytes,
+        kept_bytes=kept_bytes(config, facts),
         kv_bytes=config.kv_bytes_limit or facts.free_bytes,
         free_bytes=facts.free_bytes,
         suspends=facts.suspends,
         kv_bytes_per_token=facts.kv_bytes_per_token,
         kv_bytes_fixed=facts.kv_bytes_fixed,
         kv_windows=facts.kv_windows,
+        reuse=facts.reuse if config.prompt_cache else "",
     )
+
+
+def kept_bytes(config: Config, facts: Facts) -> int:
+    """The budget of the caches that are kept: as the settings say, else a share of the free memory."""
+    if config.kept_kv_bytes is not None:
+        return config.kept_kv_bytes
+    return int(facts.free_bytes * _KEPT_SHARE) if facts.free_bytes else _KEPT_BYTES
 
 
 class _Rates:

@@ -21,6 +21,7 @@ from consumers.engines.local.child import float32
 from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
     answer_limit,
@@ -33,7 +34,15 @@ from consumers.engines.local.child.checks import (
 from consumers.engines.local.child.context import context_tokens
 from consumers.engines.local.child.guided import Gate, Grammars
 from consumers.engines.local.child.memory import free_bytes, measured_size
-from consumers.engines.local.child.prompts import Prompt, plain_prompt, raw_prompt, read_template, templated
+from consumers.engines.local.child.prompts import (
+    Prompt,
+    Render,
+    heads,
+    plain_prompt,
+    raw_prompt,
+    read_template,
+    templated,
+)
 from consumers.engines.local.child.reasoning import Reasoning
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
@@ -42,6 +51,8 @@ from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
+from pipeline.core.batch_plan import EXACT_PIECE_TOKENS
+from pipeline.core.prefixes import common_tokens
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
@@ -147,10 +158,13 @@ class MlxBackend:
             free_bytes=free_bytes(on_cpu=self.on_cpu),
             slots=1 if alone else 0,
             alone=alone,
+            reuse="" if alone else tried_reuse(self._model),
         )
 
     def _new_batch(self) -> MlxBatch | LoneSequences:
-        return LoneSequences(self._model) if self.facts.alone else MlxBatch(self._model, on_cpu=self.on_cpu)
+        if self.facts.alone:
+            return LoneSequences(self._model)
+        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -186,8 +200,27 @@ class MlxBackend:
             one_call=request.parallel_tool_calls is False,
             notes=[*notes_of(request), *written.notes, *reasoning.plan(request).notes],
         )
-        guide = self._grammars.guide(request, resumed, self._gate(request, prompt))
-        return Prepared(key, prompt + resumed, len(resumed), transcript, work, guide=guide, exact=bool(request.exact))
+        return Prepared(
+            key,
+            prompt + resumed,
+            len(resumed),
+            transcript,
+            work,
+            guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
+            exact=bool(request.exact),
+            tenant=work.tenant,
+            marks=self._marks(request, written, prompt),
+        )
+
+    def _marks(self, request: ChatRequest, written: Prompt, prompt: list[int]) -> list[int]:
+        """Where a cache that cannot be cut is kept: as `Prepared.marks`."""
+        if self.facts.reuse != "snapshots" or not self._config.prompt_cache:
+            return []
+        marks = set()
+        for head in heads(written.turns, self._render(request)):
+            mark = common_tokens(self._tokens(Prompt(head)), prompt)
+            marks.add(mark - mark % EXACT_PIECE_TOKENS if request.exact else mark)
+        return sorted(mark for mark in marks if 0 < mark < len(prompt))
 
     def _silent(self, *, with_tools: bool) -> frozenset[int]:
         """The tokens that have no text. Those of marks have some, though they may be special ones."""
@@ -216,13 +249,16 @@ class MlxBackend:
             return raw_prompt(messages[0]["content"])
         if not self._preparing.has_chat_template:
             return plain_prompt(messages)
-        render = partial(
+        return templated(self._calls.history.rewritten(messages), self._render(request))
+
+    def _render(self, request: ChatRequest) -> Render:
+        """The model's chat template, with the arguments of a request."""
+        return partial(
             self._preparing.apply_chat_template,
             **(self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})),
             tools=msgspec.to_builtins(request.tools) if offers_tools(request) else None,
             tokenize=False,
         )
-        return templated(self._calls.history.rewritten(messages), render)
 
     def _tokens(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt. One without any text begins with the token that begins or ends all texts."""
@@ -252,7 +288,7 @@ class MlxBackend:
         self.batch.close()
         if alone and not self.facts.alone:
             log.warning("Steps of this model fail in batches (%s). It computes one request at a time.", alone)
-            self.facts = msgspec.structs.replace(self.facts, slots=1, alone=alone)
+            self.facts = msgspec.structs.replace(self.facts, slots=1, alone=alone, reuse="")
         self.batch = self._new_batch()
         self._mx.clear_cache()
 

@@ -6,8 +6,9 @@ A template is a program by the model's author. What it raises is the template's 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -36,6 +37,7 @@ class Prompt(NamedTuple):
         notes: how it differs from the conversation that the client sent.
         stops: what ends the answer, beside the stop strings of the request.
         goes_on: whether the answer goes on in the midst of a text, so that a space at its beginning counts.
+        turns: the conversation as the chat template took it; empty without a template.
     """
 
     text: str
@@ -43,6 +45,7 @@ class Prompt(NamedTuple):
     notes: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
     goes_on: bool = False
+    turns: Sequence[Turn] = ()
 
 
 def raw_prompt(text: str) -> Prompt:
@@ -73,7 +76,7 @@ def templated(turns: list[Turn], render: Render) -> Prompt:
         except Exception as error:  # a template is a program, and may raise anything
             complaint = complaint or error
             continue
-        prompt = Prompt(text, notes=(*variant.notes, *continued), goes_on=bool(continued))
+        prompt = Prompt(text, notes=(*variant.notes, *continued), goes_on=bool(continued), turns=variant.turns)
         if is_kept(variant.turns, text):
             return prompt
         worse = worse or prompt
@@ -81,6 +84,15 @@ def templated(turns: list[Turn], render: Render) -> Prompt:
         return worse
     message = f"The model's chat template rejects this conversation: {complaint}"
     raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="messages")
+
+
+def heads(turns: Sequence[Turn], render: Render) -> Iterator[str]:
+    """What later conversations may have in common with this one: all turns, and the system prompt at its beginning."""
+    system = turns[:1] if len(turns) > 1 and turns[0]["role"] == "system" else ()
+    for head in (turns, system):
+        if head:
+            with contextlib.suppress(Exception):  # a template can refuse a system prompt alone
+                yield render(list(head), add_generation_prompt=False)
 
 
 def _written(turns: list[Turn], render: Render) -> tuple[str, list[str]]:

@@ -20,6 +20,7 @@ from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
+from pipeline.core.batch_plan import Keep, Restore
 from pipeline.engine import FIRST_SLOTS, Work
 from pipeline.wire.messages import Alternative, TokenScore
 from pipeline.wire.requests import ChatRequest
@@ -165,6 +166,21 @@ class SimulatedBatch:
     def remove(self, key: int) -> None:
         """As `Batch.remove`."""
         self._places.pop(key, None)
+
+    def cached(self, key: int) -> list[int]:  # noqa: ARG002 - as in the interface
+        """As `Batch.cached`. There is no cache."""
+        return []
+
+    def keep(self, keep: Keep) -> int:
+        """As `Batch.keep`. Nothing is kept of a simulated sequence."""
+        raise NotImplementedError
+
+    def load(self, load: Restore) -> None:
+        """As `Batch.load`."""
+        raise NotImplementedError
+
+    def free(self, handles: list[int]) -> None:
+        """As `Batch.free`."""
 
     def kv_bytes(self) -> int:
         """As `Batch.kv_bytes`. There is no cache."""

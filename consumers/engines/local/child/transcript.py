@@ -18,7 +18,7 @@ import msgspec
 from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import CompletionDetails, FinishReason, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
 
 _CUT_IN_REASONING: Final = (
     "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
@@ -91,6 +91,9 @@ class Transcript:
         one_call: whether the answer ends with its first tool call. The worker keeps that one alone.
         notes: on parameters that the engine did not take as they were written.
         score: gives the log-probabilities of a token that was just sampled; None if the request asks for none.
+
+    Attributes:
+        cached_tokens: how many tokens of the prompt were not computed, because an earlier request had left them.
     """
 
     prompt_tokens: int
@@ -108,12 +111,17 @@ class Transcript:
     score: Callable[[int], TokenScore] | None = None
     finish_reason: FinishReason | None = field(default=None, init=False)
     tokens: int = field(default=0, init=False)
+    cached_tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._stop = StopMatcher(self.stops)
         self._skip = self.resume_chars
         self._skip_reasoning = self.resume_reasoning_chars
         self._reasoning_tokens = 0
+
+    def took_over(self, tokens: int) -> None:
+        """So many tokens of the prompt are not computed for this request."""
+        self.cached_tokens = tokens
 
     def replay(self, tokens: Sequence[int]) -> Piece:
         """Replay the tokens of earlier attempts. Returns a piece with the text after `resume_chars`, and no tokens.
@@ -206,7 +214,8 @@ class Transcript:
         return [*self.notes, *of_calls, *([_CUT_IN_REASONING] if cut else [])]
 
     def _usage(self) -> Usage:
-        usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens)
+        cached = PromptDetails(self.cached_tokens)
+        usage = Usage(self.prompt_tokens, self.tokens, self.prompt_tokens + self.tokens, cached)
         if self.separator is not None:
             usage.completion_tokens_details = CompletionDetails(self._reasoning_tokens)
         return usage

@@ -31,7 +31,8 @@ LIMIT = 1 << 20
 HELLO = {"role": "user", "content": "hello"}
 TOOL = {"name": "get_weather", "description": "Tells the weather", "input_schema": {"type": "object"}}
 IMAGE_RESULT = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": {}}]}
-USAGE = {"input_tokens": 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 2}
+# The prompt has three tokens, one of which was cached.
+USAGE = {"input_tokens": 2, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1, "output_tokens": 2}
 
 
 def read(**fields: Any) -> Asked:

@@ -30,6 +30,12 @@ from tests.pipeline.gateway.answers import (
 )
 
 LIMIT = 1 << 20
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 1},
+}
 
 
 def body(**fields: Any) -> bytes:
@@ -65,7 +71,7 @@ def test_a_completion_has_openais_shape():
                 "finish_reason": "stop",
             }
         ],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        "usage": USAGE,
         "headrace": json.loads(msgspec.json.encode(COMPLETION.headrace)),
     }
 
@@ -95,7 +101,7 @@ def test_a_stream_that_includes_usage_says_null_until_it_does():
     assert done == "[DONE]"
     assert [part["usage"] for part in parts] == [None, None]
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert last["usage"] == USAGE
     assert last["headrace"]["engine"] == "mlx"
 
 
@@ -327,3 +333,4 @@ def test_the_answers_of_a_call_are_joined_under_the_first_ones_id():
     one = openai.joined([COMPLETION, msgspec.structs.replace(TOOL_COMPLETION, id="req-1-1")])
     assert (one.id, [choice.index for choice in one.choices]) == (COMPLETION.id, [0, 1])
     assert one.usage.total_tokens == COMPLETION.usage.total_tokens + TOOL_COMPLETION.usage.total_tokens
+    assert one.usage.prompt_tokens_details.cached_tokens == 2

@@ -332,7 +332,7 @@ def test_a_response_has_openais_shape_and_repeats_what_was_asked():
     assert (read.id, read.object, read.status, read.model) == ("req-1", "response", "completed", "headrace-demo")
     assert read.output_text == "Hello there"
     assert (read.usage.input_tokens, read.usage.output_tokens, read.usage.total_tokens) == (3, 2, 5)
-    assert (read.usage.input_tokens_details.cached_tokens, read.usage.output_tokens_details.reasoning_tokens) == (0, 0)
+    assert (read.usage.input_tokens_details.cached_tokens, read.usage.output_tokens_details.reasoning_tokens) == (1, 0)
     repeated = read.to_dict()
     assert {name: repeated[name] for name in given if name not in ("text", "reasoning")} == {
         name: value for name, value in given.items() if name not in ("text", "reasoning")

@@ -16,10 +16,11 @@ from typing import Any
 
 import mlx.core as mx
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from mlx_lm.models import falcon_h1, gemma3_text, lfm2, mamba2
+from mlx_lm.models import falcon_h1, gemma3_text, lfm2, llama, mamba2
 
 import consumers.engines.local.child.batch as batch_module
 from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.memory import measured_size
 
@@ -27,6 +28,11 @@ LEAST_TOKENS = 60
 PROMPTS = (9, 40, 23, 70, 1, 2)
 COMMON = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 SHAPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    # Every layer looks back to the first token: caches that can be cut anywhere.
+    "full": (
+        llama,
+        COMMON | {"model_type": "llama", "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-6},
+    ),
     # Most layers look back 16 tokens only: rotating caches.
     "sliding": (
         gemma3_text,
@@ -291,6 +297,7 @@ def main(shape: str, seed: str, suspensions: str, *options: str) -> None:
                 "suspensions": disturbed.suspensions,
                 "drops": disturbed.drops,
                 "measured": measured_size(model),
+                "reuse": tried_reuse(model),
                 "formed": [has_form(said) for key, said in disturbed.said.items() if guide(key)],
             }
         )

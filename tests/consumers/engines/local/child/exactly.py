@@ -2,8 +2,8 @@
 
 Run as a program: `exactly.py BLAS EXACT` prints, for a run alone and for each disturbed one, a digest of the
 probabilities from which each token of the watched answer was sampled. The disturbed runs have the request in a full
-batch and, if it is exact, suspended by more urgent ones, read again because its cache was dropped, and resumed after
-some tokens.
+batch and, if it is exact, suspended by more urgent ones, read again because its cache was dropped, resumed after some
+tokens, and with a prompt that an earlier request has left.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def in_a_batch(backend: Watching, *, exact: bool) -> list[str]:
 
 
 def suspended(backend: Watching, *, kept_bytes: int) -> list[str]:
-    run = Run(backend, exact=True, suspended_kv_bytes=kept_bytes)
+    run = Run(backend, exact=True, kept_kv_bytes=kept_bytes)
     run.begin(WATCHED)
     run.until(4)
     for key in range(2, 11):
@@ -131,6 +131,22 @@ def resumed(backend: Watching, tokens: list[int], after: int) -> list[str]:
     return run.digests()
 
 
+def reused(backend: Watching) -> list[str]:
+    """After the same request, from whose prompt it goes on."""
+    run = Run(backend, exact=True)
+    run.begin(WATCHED)
+    run.digests()
+    backend.digests.clear()
+    run.tokens.clear()
+    run.started = False
+    for key in range(2, 5):
+        run.begin(key)
+    run.begin(WATCHED)
+    found = run.digests()
+    assert run.loop._planner.reuse.cached_tokens >= 32
+    return found
+
+
 def main(blas: str, exact: bool) -> None:
     load_blas(blas)
     backend = Watching(Config())
@@ -139,6 +155,7 @@ def main(blas: str, exact: bool) -> None:
     if exact:
         disturbed["suspended"] = suspended(backend, kept_bytes=1 << 30)
         disturbed["dropped"] = suspended(backend, kept_bytes=0)
+        disturbed["reused"] = reused(backend)
         disturbed |= {f"resumed after {n}": [*whole[:n], *resumed(backend, tokens, n)] for n in (1, 9, TOKENS - 1)}
     backend.close()
     print(json.dumps({"alone": whole, "disturbed": disturbed}))

@@ -52,9 +52,10 @@ def test_resuming_one_token_off_does_not_pass_unnoticed(shape):
 
 
 def test_the_size_of_a_cache_is_measured():
-    per_token, fixed, windows = disturbed("sliding", 1)["measured"]
+    sliding, recurrent = disturbed("sliding", 1), disturbed("recurrent", 1)
     # Six layers, one head of 16, keys and values in float32. Five of them keep 16 tokens.
-    assert (per_token, fixed, windows) == (16 * 2 * 4, 0, [[16, 5 * 16 * 2 * 4]])
-    per_token, fixed, windows = disturbed("recurrent", 1)["measured"]
+    assert sliding["measured"] == [16 * 2 * 4, 0, [[16, 5 * 16 * 2 * 4]]]
+    per_token, fixed, windows = recurrent["measured"]
     assert (per_token, windows) == (0, [])
     assert fixed > 0
+    assert (sliding["reuse"], recurrent["reuse"]) == ("snapshots", "snapshots")

@@ -12,10 +12,10 @@ from consumers.engines.local import protocol
 from consumers.engines.local.child.checks import answer_limit, template_messages
 from consumers.engines.local.child.guided import Guide
 from consumers.engines.local.child.instance import _Bytes
-from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates
+from consumers.engines.local.child.loop import Begin, EngineLoop, _Rates, batch_limits
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.simulated import SimulatedBackend
-from consumers.engines.local.protocol import Cancel, Rejected, Reset, Shutdown, Step
+from consumers.engines.local.protocol import Cancel, Facts, Rejected, Reset, Shutdown, Step
 from pipeline.config import Config
 from pipeline.core.batch_plan import Plan
 from pipeline.engine import FIRST_SLOTS, Piece, Work
@@ -170,9 +170,9 @@ def test_high_takes_the_place_of_low_which_goes_on_where_it_was():
     assert [key for frame in scene.sent for key in frame.resumed] == [1]
 
 
-@pytest.mark.parametrize("suspended_kv_bytes", [1 << 20, 0])
-def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(suspended_kv_bytes):
-    scene = Scene(slots=1, kv_bytes_per_token=10, suspended_kv_bytes=suspended_kv_bytes)
+@pytest.mark.parametrize("kept_kv_bytes", [1 << 20, 0])
+def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(kept_kv_bytes):
+    scene = Scene(slots=1, kv_bytes_per_token=10, kept_kv_bytes=kept_kv_bytes)
     read = scene.backend.batch.read
     pieces = []
     scene.backend.batch.read = lambda planned: pieces.extend(planned) or read(planned)
@@ -180,7 +180,7 @@ def test_a_suspended_request_is_read_again_only_if_its_cache_was_dropped(suspend
     scene.until(1)
     scene.begin(2, priority=Priority.HIGH)
     scene.run()
-    assert sum(tokens for key, tokens in pieces if key == 1) == (9 if suspended_kv_bytes else 9 + 9 + 1)
+    assert sum(tokens for key, tokens in pieces if key == 1) == (9 if kept_kv_bytes else 9 + 9 + 1)
     assert len(scene.answers()[1]) == 20
 
 
@@ -294,6 +294,16 @@ def test_an_answer_never_leaves_its_room(prompt_tokens, wanted, default):
         assert prompt_tokens >= 200
     else:
         assert 1 <= limit <= 200 - prompt_tokens
+
+
+def test_the_budget_of_kept_caches_is_the_setting_or_a_share_of_the_free_memory():
+    facts = Facts(4096, 100, calls_tools=False, kv_bytes_per_token=1, reuse="segments")
+    assert batch_limits(Config(), facts).kept_bytes == 1 << 30
+    facts.free_bytes = 4000
+    assert batch_limits(Config(), facts).kept_bytes == 1000
+    assert batch_limits(Config(kept_kv_bytes=7), facts).kept_bytes == 7
+    assert batch_limits(Config(), facts).reuse == "segments"
+    assert batch_limits(Config(prompt_cache=False), facts).reuse == ""
 
 
 def test_templates_see_plain_text_and_arguments_as_objects():

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -63,6 +65,28 @@ while 2 not in steps[-1]:
     loop.turn()
     steps.append([key for key, _ in sent[-1].pieces])
 print(json.dumps([prompt_tokens, steps[1:]]))
+backend.close()
+"""
+
+# Prints the texts up to the marks of a conversation, and the marks of the same as an exact request.
+_MARKS = """
+import json, sys
+import msgspec
+from consumers.engines.local.child.mlx import MlxBackend
+from pipeline.config import Config
+from pipeline.engine import Work
+from pipeline.wire.requests import ChatRequest
+
+backend = MlxBackend(Config(), sys.argv[1], lambda note: None)
+backend.facts.reuse = "snapshots"
+
+def prepared(**more):
+    request = msgspec.convert({"messages": json.loads(sys.argv[2]), **more}, ChatRequest)
+    return backend.prepare(1, Work(id="1", request=request, model="", seed=1))
+
+usual, exact = prepared(), prepared(exact=True)
+texts = [backend._tokenizer.decode(usual.prompt[:mark]) for mark in usual.marks]
+print(json.dumps([texts, backend._tokenizer.decode(usual.prompt), exact.marks]))
 backend.close()
 """
 
@@ -202,6 +226,17 @@ class TestMlxEngine(ExactConformance):
         await until(engine, lambda: engine.status().slots_used == 0)
         assert engine.status().kv_bytes == 0
 
+    async def test_only_requests_of_one_tenant_take_over_what_was_computed(self, engine):
+        request = ChatRequest(prompt="Repeat after me: river, mill, bridge, stone, sea. " * 4, max_tokens=2)
+        cached = []
+        for tenant in ("alice", "bob", "alice"):
+            usage = (await ask(engine, request, tenant=tenant)).usage
+            cached.append(usage.prompt_tokens_details.cached_tokens)
+        assert cached == [0, 0, usage.prompt_tokens - 1]
+        status = engine.status()
+        assert 0 < status.reused_tokens < status.prompt_tokens
+        assert status.kept_bytes > 0
+
     async def test_the_scores_of_an_answer_are_those_of_its_tokens(self, engine):
         request = ChatRequest(prompt="What is 3 + 4?", max_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
         answer = await ask(engine, request)
@@ -309,3 +344,34 @@ class TestMlxEngine(ExactConformance):
             plain = ChatRequest(prompt="x")
             more = ChatRequest(prompt="x", chat_template_kwargs={"more": "one two three"})
             assert await engine.counter.count_tokens(more) > await engine.counter.count_tokens(plain)
+
+
+async def test_a_cache_that_cannot_be_cut_is_kept_where_a_next_turn_begins():
+    messages = [
+        {"role": "system", "content": "You are a helper who answers in a few words, and says what is known. " * 3},
+        {"role": "user", "content": "What is 3 + 4?"},
+    ]
+    command = [sys.executable, "-c", _MARKS, located("headrace-demo"), json.dumps(messages)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=60)
+    (system, whole), prompt, exact = json.loads(done.stdout.splitlines()[-1])
+    assert prompt.startswith(whole)
+    assert whole.startswith(system)
+    assert messages[0]["content"].strip() in system
+    assert "3 + 4" not in system
+    assert "3 + 4" in whole
+    assert exact
+    assert all(mark % 32 == 0 for mark in exact)
+
+
+async def test_a_new_process_keeps_nothing_of_the_one_before_and_its_counts_go_on(start):
+    prompt = "Repeat after me: river, mill, bridge, stone, sea. " * 4
+    async with start("mlx") as engine:
+        first = await ask(engine, ChatRequest(prompt=prompt, max_tokens=4, temperature=0))
+        counted = engine.status().prompt_tokens
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(engine, lambda: engine.status().state != "ready")
+        second = await ask(engine, ChatRequest(prompt=prompt, max_tokens=4, temperature=0))
+        assert second.token_ids == first.token_ids
+        assert second.usage.prompt_tokens_details.cached_tokens == 0
+        assert counted > 0
+        assert (engine.status().prompt_tokens, engine.status().reused_tokens) == (2 * counted, 0)

@@ -3,7 +3,7 @@
 import pytest
 
 from consumers.engines.local.child.backend import LoadError
-from consumers.engines.local.child.prompts import plain_prompt, read_template, templated
+from consumers.engines.local.child.prompts import heads, plain_prompt, read_template, templated
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
 chat_templates = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers is not installed")
@@ -45,11 +45,15 @@ BLIND = "{% for m in messages if m.role == 'user' %}" + TURN + "{% endfor %}" + 
 NEVER = "{{ raise_exception('no luck today') }}"
 
 
-def rendered(template, *given):
+def renderer(template):
     def render(turns, **variables):
         return chat_templates.render_jinja_template([turns], chat_template=template, **variables)[0][0]
 
-    return templated([{"role": role, "content": text} for role, text in given], render)
+    return render
+
+
+def rendered(template, *given):
+    return templated([{"role": role, "content": text} for role, text in given], renderer(template))
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,21 @@ def test_a_template_that_is_none_ends_the_load_with_the_reason(tmp_path):
     (tmp_path / "broken").write_text("a\n{% if %}")
     with pytest.raises(LoadError, match="line 2"):
         read_template(str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "expected"),
+    [
+        pytest.param(ANY, [(S, "Be brief."), (U, "a")], ["<system>Be brief.</><user>a</>", "<system>Be brief.</>"]),
+        pytest.param(ANY, [(U, "a"), (A, "b"), (U, "c")], ["<user>a</><assistant>b</><user>c</>"]),
+        pytest.param(STRICT, [(S, "Be brief."), (U, "a")], ["<user>Be brief.\n\na</>"], id="as the template took it"),
+    ],
+)
+def test_later_conversations_may_begin_like_the_heads_of_a_prompt(template, given, expected):
+    found = list(heads(rendered(template, *given).turns, renderer(template)))
+    assert found == expected
+    assert all(rendered(template, *given).text.startswith(head) for head in found)
+
+
+def test_a_prompt_without_a_template_has_no_heads():
+    assert plain_prompt([{"role": U, "content": "a"}]).turns == ()

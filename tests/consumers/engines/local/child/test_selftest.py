@@ -77,20 +77,21 @@ def begin(epoch):
         commands.put(Begin(epoch, backend.prepare(key, work), None))
 
 begin(0)
-resets, ended = [], set()
+resets, ended, counted = [], set(), []
 while len(ended) < len(tokens):
     loop.turn()
     for frame in sent:
         if isinstance(frame, Reset):
-            resets.append([frame.facts.alone, frame.facts.slots])
+            resets.append([frame.facts.alone, frame.facts.slots, frame.facts.reuse])
             begin(frame.epoch)
         elif isinstance(frame, Step):
+            counted.append(frame.stats.prompt_tokens)
             for key, piece in frame.pieces:
                 tokens[key] += piece.token_ids
                 if piece.finish_reason:
                     ended.add(key)
     sent.clear()
-print(json.dumps([resets, *tokens.values()]))
+print(json.dumps([resets, counted, *tokens.values()]))
 backend.close()
 """
 
@@ -127,8 +128,9 @@ def test_padding_that_is_not_masked_is_found():
 
 
 def test_an_engine_whose_batches_fail_twice_goes_on_one_request_at_a_time():
-    ((resets, *answers),) = run("-c", _FAILS_LATER, located("demo"))
-    assert resets == [["", 0], ["ValueError: no two at once", 1]]
+    ((resets, counted, *answers),) = run("-c", _FAILS_LATER, located("demo"))
+    assert resets == [["", 0, "segments"], ["ValueError: no two at once", 1, ""]]
+    assert counted == sorted(counted)
     assert [len(tokens) for tokens in answers] == [12] * 3
     assert answers[0] == answers[1] == answers[2]
 

@@ -311,7 +311,7 @@ def test_a_mark_of_a_call_in_reasoning_is_no_call():
 def test_the_tokens_of_reasoning_and_of_its_marks_are_counted_apart():
     pieces = fed(thinking(), [*b"a<r>bcd</r>ef", END])
     # Of the first mark, its last token is the one that begins the reasoning.
-    assert pieces[-1].usage == Usage(5, 14, 19, CompletionDetails(1 + 3 + 4))
+    assert pieces[-1].usage == Usage(5, 14, 19, completion_tokens_details=CompletionDetails(1 + 3 + 4))
     assert fed(transcript(), [*b"a", END])[-1].usage == Usage(5, 2, 7)
 
 
