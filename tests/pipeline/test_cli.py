@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +306,7 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for user, password in (("PIPELINE", "one"), ("ENGINE", "two"), ("CLIENT", "three")):
         monkeypatch.setenv(f"NATS_{user}_PASSWORD", password)
     conf = tmp_path / "accounts.conf"
+    shutil.copy(ROOT / "nats" / "tenants.conf", tmp_path)
     conf.write_text((ROOT / "nats" / conf.name).read_text().replace("store_dir: $NATS_STORE_DIR", ""))
     server = NatsServer(tmp_path, conf=str(conf))
     server.start()

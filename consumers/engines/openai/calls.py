@@ -30,8 +30,8 @@ _AS_THEY_ARE = (
 )
 
 
-def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
-    """The body of `POST /v1/chat/completions` for work.
+def answer_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
+    """The body of `POST /v1/chat/completions` for work; of `POST /v1/completions`, with a `prompt`, for a raw one.
 
     Raises:
         HeadraceError: `unsupported_parameter` for what only MLX or only Ollama can do.
@@ -40,7 +40,6 @@ def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
     _refuse(request)
     body: dict[str, Any] = {
         "model": work.model,
-        "messages": [_message(turn) for turn in request.chat],
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": request.token_limit or default_max_tokens,
@@ -54,6 +53,9 @@ def chat_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
         body["stop"] = request.stops
     if request.logit_bias:
         body["logit_bias"] = request.logit_bias
+    if request.is_raw:
+        return body | {"prompt": request.chat[0].text()}
+    body["messages"] = [_message(turn) for turn in request.chat]
     if (alternatives := request.alternatives) is not None:
         body |= {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
     if (form := request.response_format) is not None and form.type != "text":

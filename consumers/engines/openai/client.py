@@ -25,6 +25,7 @@ from pipeline.config import ConfigError, base_url
 
 _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
+_RAW = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
 
 
@@ -73,9 +74,9 @@ class OpenAIClient:
         """The vectors of texts; raises ServerError. Cancelling disconnects."""
         return await self._whole(_EMBEDDINGS, body)
 
-    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def whole(self, body: dict[str, Any]) -> dict[str, Any]:
         """A whole answer; raises ServerError. Cancelling disconnects."""
-        return await self._whole(_CHAT, body)
+        return await self._whole(_path(body), body)
 
     async def answer(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a streamed answer, and at its end an empty object. Events that say nothing are left out.
@@ -98,7 +99,7 @@ class OpenAIClient:
             raise _translated(error) from None
 
     async def _lines(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-        async with self._http.stream("POST", _CHAT, json=body) as response:
+        async with self._http.stream("POST", _path(body), json=body) as response:
             await _check(response)
             async with aclosing(lines(response.aiter_bytes(), sender="The server")) as said:
                 async for line in said:
@@ -127,6 +128,11 @@ class OpenAIClient:
         return True
 
 
+def _path(body: dict[str, Any]) -> str:
+    """Where an answer to a body is asked for."""
+    return _RAW if "prompt" in body else _CHAT
+
+
 def _says(event: dict[str, Any]) -> bool:
     """Whether an event adds something to the answer. Servers send a first one with the role alone."""
     choices = event.get("choices")
@@ -135,6 +141,7 @@ def _says(event: dict[str, Any]) -> bool:
     return any(
         not isinstance(choice, dict)
         or choice.get("finish_reason")
+        or choice.get("text")
         or not isinstance(choice.get("delta"), dict)
         or any(value for name, value in choice["delta"].items() if name != "role")
         for choice in choices

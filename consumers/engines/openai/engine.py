@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from consumers.engines.openai.calls import chat_body, notes_on, vectors_body
+from consumers.engines.openai.calls import answer_body, notes_on, vectors_body
 from consumers.engines.openai.client import OpenAIClient
 from consumers.engines.openai.resuming import (
     PROBE,
@@ -92,7 +92,7 @@ class OpenAIDialect:
     def call(self, work: Work, model: OpenAIModel | None) -> Call:  # noqa: ARG002 - of the interface
         """As `ServerDialect.call`."""
         request = work.request
-        body = chat_body(work, default_max_tokens=self._default_max_tokens)
+        body = answer_body(work, default_max_tokens=self._default_max_tokens)
         reader = DeltaReader(
             work.id,
             notes_on(request),
@@ -126,10 +126,12 @@ class OpenAIDialect:
     async def _open_turn(self, body: dict[str, Any], text: str) -> tuple[int, int] | None:
         """The tokens of a prompt, and those of a text as the assistant's open turn; None if the server closes turns."""
         model = body["model"]
-        if self._open.get(model) is False:
+        if "prompt" not in body and self._open.get(model) is False:
             return None
         try:
             prompt = await self._count(body)
+            if "prompt" in body:
+                return prompt, await self._count(with_open_turn(body, text)) - prompt
             if model not in self._open:
                 self._open[model] = await self._leaves_open(body, prompt)
             return (prompt, await self._count(with_open_turn(body, text)) - prompt) if self._open[model] else None
@@ -146,7 +148,7 @@ class OpenAIDialect:
         return may_leave_open(prompt, probed) and counts_turns(probed, await self._count(with_next_turn(body)))
 
     async def _count(self, body: dict[str, Any]) -> int:
-        return read_prompt_tokens(await self._client.chat(counting(body)))
+        return read_prompt_tokens(await self._client.whole(counting(body)))
 
     async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
         """As `ServerDialect.embed`."""

@@ -68,6 +68,8 @@ def with_open_turn(body: Mapping[str, Any], text: str) -> dict[str, Any]:
 
     vLLM and SGLang need the two flags. llama.cpp's server and LM Studio leave a last turn of the assistant open.
     """
+    if "prompt" in body:
+        return {**body, "prompt": body["prompt"] + text}
     turn = {"role": "assistant", "content": text}
     return {
         **body,
@@ -79,7 +81,7 @@ def with_open_turn(body: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 def counting(body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a call that shows how many tokens a prompt has, as cheaply as possible."""
-    kept = {name: body[name] for name in ("model", "messages", "chat_template_kwargs") if name in body}
+    kept = {name: body[name] for name in ("model", "messages", "prompt", "chat_template_kwargs") if name in body}
     flags = {name: body[name] for name in ("add_generation_prompt", "continue_final_message") if name in body}
     return kept | flags | {"max_tokens": 1, "temperature": 0.0, "stream": False}
 

@@ -1,7 +1,7 @@
 """The client's side of OpenAI's API: pieces from the events of an answer, and the list of models. No I/O.
 
-Source of the shapes: the OpenAI API reference (`POST /v1/chat/completions` streamed, `POST /v1/embeddings`,
-`GET /v1/models`), and what `mlx_lm.server`, vLLM and llama.cpp's server add to it.
+Source of the shapes: the OpenAI API reference (`POST /v1/chat/completions` and `POST /v1/completions` streamed,
+`POST /v1/embeddings`, `GET /v1/models`), and what `mlx_lm.server`, vLLM and llama.cpp's server add to it.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class _AnswerDelta(Struct):
 
 class _DeltaChoice(Struct):
     delta: _AnswerDelta = field(default_factory=_AnswerDelta)
+    text: str | None = None
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
 
@@ -143,7 +144,7 @@ class DeltaReader:
         self._counts = event.usage or self._counts
         piece = Piece()
         for choice in event.choices or ():
-            piece.text += choice.delta.content or ""
+            piece.text += choice.delta.content or choice.text or ""
             piece.reasoning += choice.delta.thoughts
             piece.scores += _scores(choice.logprobs)
             for call in choice.delta.tool_calls or ():

@@ -27,7 +27,7 @@ async def test_a_report_that_the_broker_stores_nothing_ends_the_wait(bus: Bus, p
     """The reason is the report's, and not that nothing was confirmed in time."""
     reports = iter([None, StoreReport("low", "Not yet."), StoreReport("failed", "The disk has 0 MiB. Make room.")])
 
-    async def answer(_body: bytes) -> bytes:
+    async def answer(_: str, _body: bytes) -> bytes:
         return statistics(next(reports))
 
     await bus.js.delete_stream(STREAM_REQUESTS)
@@ -37,7 +37,7 @@ async def test_a_report_that_the_broker_stores_nothing_ends_the_wait(bus: Bus, p
 
 
 async def test_a_store_without_room_is_a_full_queue(bus: Bus, patient, capsys: pytest.CaptureFixture[str]):
-    async def answer(_body: bytes) -> bytes:
+    async def answer(_: str, _body: bytes) -> bytes:
         return statistics(StoreReport("full", "The disk has 9 MiB. Make room."))
 
     await bus.js.delete_stream(STREAM_REQUESTS)

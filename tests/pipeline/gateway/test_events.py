@@ -24,7 +24,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def monitor(bus: Bus, state: Callable[[], str]) -> None:
     """Play the monitor."""
 
-    async def answer(body: bytes) -> bytes:
+    async def answer(_: str, body: bytes) -> bytes:
         return msgspec.json.encode(Position(body.decode(), state()))
 
     await bus.serve("test", "positions", {QUEUE_POSITION: answer}, queue="test")

@@ -122,10 +122,11 @@ async def test_a_wrong_key_is_the_reason_why_a_server_is_down(llama_process: Lla
         assert "openai_key" in engine.status().reason
 
 
-async def test_an_answer_goes_on_from_its_text_in_an_open_turn(engine: OpenAIEngine) -> None:
-    undisturbed, last = await whole(engine, temperature=0, max_tokens=24)
+@pytest.mark.parametrize("raw", [False, True])
+async def test_an_answer_goes_on_from_its_text_in_an_open_turn(engine: OpenAIEngine, raw: bool) -> None:
+    undisturbed, last = await whole(engine, temperature=0, max_tokens=24, raw=raw)
     for length in (1, 9, len(undisturbed) - 1):
-        rest, end = await whole(engine, undisturbed[:length], temperature=0, max_tokens=24)
+        rest, end = await whole(engine, undisturbed[:length], temperature=0, max_tokens=24, raw=raw)
         assert undisturbed[:length] + rest == undisturbed
         assert (end.finish_reason, end.usage) == ("length", last.usage)
 
@@ -215,13 +216,24 @@ async def test_conversations_are_sent_as_they_are(server: OpenAIServer, against:
     ]
 
 
-@pytest.mark.parametrize("fields", [{"exact": True}, {"suffix": "x"}, {"ollama": {"raw": True}}])
+async def test_a_raw_prompt_is_sent_as_it_is(server: OpenAIServer, against: OpenAIEngine) -> None:
+    parts = [{"text": "lo", "index": 0}, {"text": "", "finish_reason": "stop"}]
+    server.chat = answers(*(event(choices=[part]) for part in parts), counted(3, 1), DONE)
+    text, last = await whole(against, raw=True, stop=["."], messages=[{"role": "user", "content": "hel"}])
+    assert (text, last.finish_reason) == ("lo", "stop")
+    assert server.heads[-1].startswith("POST /v1/completions ")
+    assert server.bodies[0]["prompt"] == "hel"
+    assert server.bodies[0]["stop"] == ["."]
+    assert "messages" not in server.bodies[0]
+
+
+@pytest.mark.parametrize("fields", [{"exact": True}, {"suffix": "x"}, {"ollama": {"template": "x"}}])
 async def test_what_only_another_engine_can_do_is_refused_by_name(
     server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any]
 ) -> None:
     error = await failure_of(against, **fields)
     assert error.code is ErrorCode.UNSUPPORTED_PARAMETER
-    assert error.param in (*fields, "raw")
+    assert error.param in (*fields, "template")
     assert server.bodies == []
 
 
