@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.aio import wait_set
 from pipeline.broker import topology
-from pipeline.broker.connection import BusError, NoResponders, Unreachable
+from pipeline.broker.connection import BusError, NoResponders, ServiceFailed, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.config import Config
 from pipeline.core.leadership import LOOK_EVERY_S, RENEW_EVERY_S, Leadership, Voice
@@ -124,6 +124,8 @@ class Candidate:
             await self.bus.request(self.voice, timeout_s=_VOICE_TIMEOUT_S)
         except NoResponders:
             return "absent"
+        except ServiceFailed:
+            return "answers"
         except Unreachable:
             return "silent"
         return "answers"

@@ -43,6 +43,10 @@ _SERVICE_VERSION = "1.0.0"  # the version of the wire contract
 
 Headers = Mapping[str, str]
 Handler = Callable[["Message"], Awaitable[None]]
+# Headers of a service's reply that is an error.
+_SERVICE_ERROR = "Nats-Service-Error"
+_SERVICE_ERROR_CODE = "Nats-Service-Error-Code"
+
 # Returns the body of an answer, from the subject and the body of a request.
 Service = Callable[[str, bytes], Awaitable[bytes]]
 
@@ -57,6 +61,10 @@ class Unreachable(BusError):
 
 class NoResponders(Unreachable):
     """No process subscribes to the subject of a request. The broker reports this at once."""
+
+
+class ServiceFailed(Unreachable):
+    """A service replied that it could not answer, in the headers of NATS services (ADR-32)."""
 
 
 @dataclass(slots=True)
@@ -296,7 +304,7 @@ class Connection:
         """Send a request and wait for one answer.
 
         Raises:
-            Unreachable: the subject has no subscriber, or no answer came in time.
+            Unreachable: the subject has no subscriber, no answer came in time, or a service replied that it failed.
         """
         sent = dict(headers) if headers else None
         try:
@@ -306,7 +314,12 @@ class Connection:
             raise NoResponders(f"No answer from {subject}: {what(error)}") from error
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"No answer from {subject}: {what(error)}") from error
-        return to_message(answer)
+        message = to_message(answer)
+        if _SERVICE_ERROR_CODE in message.headers:
+            raise ServiceFailed(
+                f"The service {subject} failed: {message.headers.get(_SERVICE_ERROR, 'no reason given')}"
+            )
+        return message
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Call handler for each message, one after another. Its exceptions are logged."""
