@@ -256,7 +256,6 @@ async def test_a_body_that_cannot_be_read_is_status_400(http: httpx.AsyncClient,
     ("path", "body", "status", "says"),
     [
         ("/api/generate", {}, 404, "model '' not found"),
-        ("/api/generate", {"model": MODEL, "prompt": "x", "raw": True}, 400, "does not support raw"),
         ("/api/generate", {"model": MODEL, "prompt": "x", "suffix": "y"}, 400, "does not support insert"),
         ("/api/show", {}, 400, "model is required"),
         ("/api/show", {"name": "nope"}, 404, "model 'nope' not found"),
