@@ -9,12 +9,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.secret import learn_moves
 from pipeline.config import ENV_PREFIX, Config
 from tests.support import ROOT, NatsServer
+
+# Every run tries the same examples, and no example has to be quick. `--hypothesis-profile search` tries others.
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile("steady")
 
 DEMO = "headrace-demo"
 

@@ -34,10 +34,10 @@ function show(path, method, operation, description) {
   const body = element("div");
   body.append(table("Parameters", (operation.parameters || []).map(
     p => [p.name, p.in + ", " + typeOf(p.schema) + (p.description ? ". " + p.description : "")])));
-  const content = operation.requestBody && operation.requestBody.content["application/json"].schema;
+  const content = operation.requestBody && Object.values(operation.requestBody.content)[0].schema;
   if (content) {
-    body.append(table("Body", Object.entries(content.properties).map(
-      ([name, schema]) => [name, typeOf(schema) + (content.required.includes(name) ? ", required" : "")])));
+    body.append(table("Body", Object.entries(content.properties || {}).map(
+      ([name, schema]) => [name, typeOf(schema) + ((content.required || []).includes(name) ? ", required" : "")])));
   }
   body.append(table("Responses", Object.entries(operation.responses).map(([status, response]) => {
     const known = response.$ref ? description.components.responses[response.$ref.split("/").pop()] : response;
