@@ -226,8 +226,8 @@ async def test_under_load_all_are_answered_none_mixed_up_and_high_before_low(web
         priority: statistics.mean(a["headrace"]["queue_ms"] for a in (*answers, *await lows) if of(a) == priority)
         for priority in PRIORITIES
     }
-    # HIGH came last. On a machine that was slow to send it, LOW may have been answered by then, and there was no queue.
-    assert waits_ms["high"] < waits_ms["low"] or done_before > len(counts) // 2
+    # HIGH came last. If the machine was slow to send it, it found an emptier queue and waited less still.
+    assert waits_ms["high"] < waits_ms["low"]
     figure(f"{len(answers) + len(counts)} of {len(answers) + len(counts)} answered, each its own answer")
     figure(f"{done_before} of {len(counts)} LOW answered before the last HIGH, which came after all of them")
     figure("mean wait " + ", ".join(f"{priority.upper()} {wait_ms:.0f} ms" for priority, wait_ms in waits_ms.items()))

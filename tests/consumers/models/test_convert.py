@@ -280,3 +280,6 @@ async def test_the_engine_runs_the_folder(architecture: str, tmp_path: Path):
         await until_ready(engine)
         answer, again = await ask(engine, request), await ask(engine, request)
         assert answer.token_ids == again.token_ids
+        # The second one may find the prompt in the cache.
+        counts = [(one.usage.prompt_tokens, one.usage.completion_tokens) for one in (answer, again)]
+        assert counts[0] == counts[1]
