@@ -117,7 +117,7 @@ class Worker:
             self.source,
             self._taking.leases,
             held=self._held,
-            room=lambda: self._observed().overflow_room,
+            room=self._rescue_room,
             take=self._take_orphan,
         )
 
@@ -325,9 +325,13 @@ class Worker:
         self._begin(found, permit, extra=True)
         return True
 
+    def _rescue_room(self) -> int:
+        return self._observed().overflow_room(unpulled=any(map(self._taking.is_paused, self.source.consumers)))
+
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
-        permit = self._observed().overflow()
+        paused = any(self._taking.is_paused(lane) for lane, name in self.source.consumers.items() if name == consumer)
+        permit = self._observed().overflow(unpulled=paused)
         if permit is None:
             return False
         delivery = None
@@ -348,6 +352,8 @@ class Worker:
 
     async def _on_surplus(self, delivery: Delivery) -> None:
         """Serve a request that was not awaited if a slot is free; else return it."""
+        if self._taking.held_back(delivery):
+            return
         permit = None if self._abstains else self._observed().reserve()
         if permit is None:
             await self._taking.give_back(delivery)
