@@ -102,9 +102,33 @@ class MoveReport(Struct):
     object: str = "headrace.moved"
 
 
+class PriorityCall(Struct):
+    """The HTTP body of a change of one request's priority."""
+
+    priority: Priority
+    reason: str = ""
+
+
+class ScopeCall(Struct, omit_defaults=True):
+    """The HTTP body of a pause or a resume: a lane, a tenant, or a lane of a tenant."""
+
+    priority: Priority | None = None
+    tenant: str | None = None
+    reason: str = ""
+
+
+class MoveAllCall(Struct, omit_defaults=True):
+    """The HTTP body of a change of the priority of all queued requests of a tenant or a batch."""
+
+    priority: Priority
+    tenant: str | None = None
+    batch: str = ""
+    reason: str = ""
+
+
 class CallRefused(Struct):
     """The answer to a call of an operator that was refused."""
 
-    code: ErrorCode
-    message: str
+    code: ErrorCode = ErrorCode.INVALID_REQUEST
+    message: str = ""
     object: str = "headrace.refused"
