@@ -14,6 +14,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Place
+from pipeline.core.pauses import shown_pauses
 from pipeline.core.statistics import Statistics, Unknown, servers_of
 from pipeline.process.role import Role
 from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
@@ -116,7 +117,7 @@ class QueueAnswers:
             store=self.me.peers.store(),
         )
         report.servers = servers_of(workers)
-        report.paused = self.me.peers.pauses.state.pauses
+        report.paused, report.paused_tenants = shown_pauses(self.me.peers.pauses.state)
         return msgspec.json.encode(report)
 
     def _unknown(self) -> list[Unknown]:

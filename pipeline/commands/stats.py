@@ -98,6 +98,8 @@ def render(statistics: QueueStatistics) -> RenderableType:
         )
         reasons.append(engine_line(name, load))
     reasons += [f"[yellow]{escape(visible(pause_line(pause)))}[/]" for pause in statistics.paused]
+    if statistics.paused_tenants:
+        reasons.append(f"[yellow]Pauses of tenants: {statistics.paused_tenants}. `headrace paused` lists them.[/]")
     reasons += [escape(server_line(server)) for server in statistics.servers if server.dialect != "ollama"]
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
@@ -112,7 +114,7 @@ def pause_line(pause: Pause, *, ended: bool = False) -> str:
     what = described(pause.priority, pause.tenant)
     when = datetime.fromtimestamp(pause.at, UTC).astimezone().strftime("%H:%M on %d %b")
     why = f" ({pause.reason})" if pause.reason else ""
-    who = f"{'resumed' if ended else 'paused'} by {pause.by or 'an unnamed operator'}"
+    who = ("resumed" if ended else "paused") + (f" by {pause.by}" if pause.by else "")
     return f"{what[:1].upper()}{what[1:]}: {who} at {when}{why}."
 
 

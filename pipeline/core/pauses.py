@@ -79,6 +79,12 @@ def resumed(state: PausedState, call: PauseCall, at: float) -> PausedState:
     return PausedState(pauses=rest, log=_logged(state, "resume", call, at))
 
 
+def shown_pauses(state: PausedState) -> tuple[list[Pause], int]:
+    """What every tenant may see: the paused lanes without who paused them, and how many pauses of tenants there are."""
+    lanes = [msgspec.structs.replace(pause, by="") for pause in state.pauses if pause.tenant is None]
+    return lanes, len(state.pauses) - len(lanes)
+
+
 def described(priority: Priority | None, tenant: str | None) -> str:
     """The scope of a pause in words."""
     if tenant is None:

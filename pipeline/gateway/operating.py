@@ -21,7 +21,7 @@ from pipeline.gateway.queue import answered
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.pauses import DEFAULT_TENANT, MoveAllCall, MoveCall, PauseCall, PriorityCall, ScopeCall
+from pipeline.wire.pauses import DEFAULT_TENANT, MoveAllCall, MoveCall, Pause, PauseCall, PriorityCall, ScopeCall
 from pipeline.wire.subjects import split_name
 
 _T = TypeVar("_T", bound=Struct)
@@ -48,8 +48,7 @@ class OperatorCalls:
         state = await answered(operator.paused(self.bus))
         caller: Caller = request.state.caller
         if not caller.sees_all:
-            mine = (None, caller.owner or DEFAULT_TENANT)
-            pauses = [replace(pause, by="") for pause in state.pauses if pause.tenant in mine]
+            pauses = [seen for pause in state.pauses if (seen := seen_pause(caller, pause))]
             state = replace(state, pauses=pauses, log=[])
         return json_response(state)
 
@@ -81,6 +80,13 @@ class OperatorCalls:
         config = self.config
         data = await read_body(request, limit=config.max_body_bytes, within_s=config.http_stall_timeout_s)
         return decode_body(data, kind)
+
+
+def seen_pause(caller: Caller, pause: Pause) -> Pause | None:
+    """What a caller sees of a pause: nothing of other tenants', and only an operator sees who paused it."""
+    if caller.sees_all:
+        return pause
+    return replace(pause, by="") if pause.tenant in (None, caller.owner or DEFAULT_TENANT) else None
 
 
 def _operator(request: Request) -> Caller:
