@@ -17,7 +17,7 @@ from pipeline.core.ending import Returned
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.handback import HandBacks
 from pipeline.core.scheduler import Scheduler
-from pipeline.delivery.held import Held
+from pipeline.delivery.held import Fresh, Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.process.role import Role
@@ -87,6 +87,7 @@ class Taking:
         source: where the requests come from.
         engine: whose worker takes them; None for a process without an engine.
         on_surplus: called with a request that arrives when none is awaited; by default it is returned.
+        on_begun: called with a paused request that an attempt has begun: it goes on. By default it is returned.
         on_renewed: called after each round of renewals.
         saturated: whether the engine is.
 
@@ -99,6 +100,7 @@ class Taking:
     source: Source
     engine: EngineName | None = None
     on_surplus: Surplus | None = None
+    on_begun: Surplus | None = None
     on_renewed: Callable[[], None] = lambda: None
     saturated: Callable[[], bool] = lambda: False
     leases: LeaseKeeper = field(init=False)
@@ -139,24 +141,28 @@ class Taking:
         return self.me.peers.pauses.now.holds_lane(lane._replace(tenant=ANY_TENANT) if self.source.mixed else lane)
 
     def held_back(self, delivery: Delivery) -> bool:
-        """Return a request that is paused and that certainly no attempt has begun. Returns whether it is one.
+        """Whether a request is paused. It is then returned, or passed to `on_begun` if an attempt has begun it.
 
-        It arrived on a pull that was open when the pause began, or on a lane of several tenants.
+        It arrived on a pull that was open when the pause began, on a lane of several tenants, or was delivered again.
         """
         pauses = self.me.peers.pauses.now
-        if not pauses.scopes or delivery.delivered > 1:
+        if not pauses.scopes:
             return False
         held = self.hold(delivery)
-        envelope = held.envelope
-        if envelope.move is not None or not pauses.holds(envelope.priority, envelope.owner):
+        if not pauses.holds(held.envelope.priority, held.envelope.owner):
             held.release()
             return False
-        delay_s = self._hand_backs.delay_s(self.me.bus.clock.now(), first=False, room=False)
-        self._returning.start(self._returned(held, delay_s), what=f"returning the paused request {envelope.name}")
+        what = f"returning the paused request {held.envelope.name}"
+        self._returning.start(self._hold_back(delivery, held), what=what)
         return True
 
-    async def _returned(self, held: Held, delay_s: float) -> None:
-        await held.end(Returned(delay_s))
+    async def _hold_back(self, delivery: Delivery, held: Held) -> None:
+        if isinstance(await held.open(), Fresh):
+            delay_s = self._hand_backs.delay_s(self.me.bus.clock.now(), first=False, room=False)
+            await held.end(Returned(delay_s))
+            return
+        held.release()
+        await (self.on_begun or self.give_back)(delivery)
 
     def _on_pauses(self) -> None:
         """The broker must deliver nothing to pulls that were opened before a pause, or without what was resumed."""
@@ -246,7 +252,7 @@ class Taking:
         """The first request of one lane, if it is there now. Cancelling is safe."""
         await self.leases.until_certain()
         delivery = await self._puller.take(self.source.consumers[lane])
-        return None if delivery is None else self.receive(delivery)
+        return None if delivery is None or self.held_back(delivery) else self.receive(delivery)
 
     def most_urgent(self) -> Priority | None:
         """The priority whose turn it is, of those that may have a request waiting; None if none may."""

@@ -107,6 +107,7 @@ class Worker:
             self.source,
             engine=self.engine.name,
             on_surplus=self._on_surplus,
+            on_begun=self._on_begun,
             on_renewed=self._changed.set,
             saturated=lambda: self._saturated,
         )
@@ -330,18 +331,21 @@ class Worker:
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
-        paused = any(self._taking.is_paused(lane) for lane, name in self.source.consumers.items() if name == consumer)
-        permit = self._observed().overflow(unpulled=paused)
+        unpulled = any(self._taking.is_paused(lane) for lane, name in self.source.consumers.items() if name == consumer)
+        permit = self._observed().overflow(unpulled=unpulled)
         if permit is None:
             return False
-        delivery = None
+        delivery, paused = None, False
         try:
             delivery = await self._orphans.take(consumer)
+            paused = delivery is not None and delivery.delivered > 1 and self._taking.held_back(delivery)
         finally:
-            if delivery is None or delivery.delivered == 1:
+            if delivery is None or delivery.delivered == 1 or paused:
                 self._release(permit)
         if delivery is None:
             return False
+        if paused:
+            return True
         if delivery.delivered == 1:
             # No worker has begun it: the orphans of the lane have been taken, or their leases still hold.
             await self._on_surplus(delivery)
@@ -359,6 +363,14 @@ class Worker:
             await self._taking.give_back(delivery)
         else:
             self._begin(self._taking.receive(delivery), permit)
+
+    async def _on_begun(self, delivery: Delivery) -> None:
+        """Go on with a paused request that an attempt has begun, in a slot or beyond them; else return it."""
+        permit = self._observed().reserve() or self._observed().overflow(unpulled=True)
+        if permit is None:
+            await self._taking.give_back(delivery)
+        else:
+            self._begin(self._taking.receive(delivery), permit, extra=True)
 
     def _observed(self) -> Permits:
         """The permits, by what the engine reports now."""

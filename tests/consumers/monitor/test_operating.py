@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
+from pipeline.delivery.taking import OLLAMA_SOURCE
 from pipeline.wire.messages import Load
 from pipeline.wire.pauses import MoveReport, PausedState
-from pipeline.wire.subjects import MOVED_BY, STREAM_REQUESTS
+from pipeline.wire.subjects import MOVED_BY, MSG_ID, STREAM_REQUESTS, STREAM_STATE, Move
 from tests.consumers.monitor.conftest import ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client, ScriptedEngine
 from tests.pipeline.worker.conftest import start as start  # noqa: PLC0414 - a fixture
@@ -285,3 +286,44 @@ async def test_requests_that_are_moved_while_workers_pull_are_each_begun_once(cl
             task.cancel()
     assert sorted(begun(*workers)) == sorted(names)
     await client.none_waits()
+
+
+async def test_ollama_s_worker_begins_nothing_of_a_paused_tenant_nor_of_a_paused_lane(client, bus, operator, start):
+    """The requests of all tenants share Ollama's lanes."""
+    await operator.pause(tenant="acme")
+    await operator.pause(priority="low")
+    worker = await start(ScriptedEngine(slots=8, name="ollama"), OLLAMA_SOURCE)
+    spilled = [("high", "t.acme.a"), ("low", "b"), ("high", "c")]
+    for number, (priority, name) in enumerate(spilled, start=1):
+        headers = {MSG_ID: bus.moves.make(name, Move.SPILLED, number, 1.0)}
+        await bus.store(f"llm.ollama.{priority}", b'{"prompt":"x"}', headers=headers)
+    (await worker.engine.generation("c")).finish("ok")
+    await client.answer("c")
+    assert begun(worker) == ["c"]
+    await operator.resume(tenant="acme")
+    await operator.resume(priority="low")
+    for _, name in spilled[:2]:
+        (await worker.engine.generation(name)).finish("ok")
+        await client.answer(name)
+
+
+async def test_the_paused_requests_of_a_tenant_take_no_slot_however_often_they_come(client, bus, operator, start):
+    worker = await start(ScriptedEngine(slots=1))
+    await operator.pause(tenant="acme")
+    await heard(worker)
+    used = set()
+
+    async def on_status(message):
+        used.add(msgspec.json.decode(message.data)["slots"]["used"])
+
+    await bus.subscribe("llm.worker.*", on_status)
+    for number in range(5):
+        await client.ask(f"t.acme.a{number}", lane="high.t.acme")
+
+    async def came_again():
+        notes = [message async for message in bus.scan(STREAM_STATE, "llm.returned.*")]
+        return sum(int(note.data) for note in notes) > 5
+
+    await eventually(came_again, what="one was returned twice")
+    assert used <= {0}
+    assert begun(worker) == []
