@@ -335,7 +335,8 @@ async def test_everything_is_reached_by_keyboard_in_the_order_of_reading_and_the
         }""")
         assert outlined, name
         order.append(name)
-    assert order[:4] == ["Skip to the content", "HTTP API", "theme", "chart"]
+    pauses = ["Pause", "Pause", "Pause", "pause-tenant"]
+    assert order[:8] == ["Skip to the content", "HTTP API", "theme", *pauses, "chart"]
     wanted = ["chart", "prompt", "medium", "model", "try-send"]
     assert [name for name in order if name in wanted] == wanted
     assert order.index("requests-filter") > order.index("try-send")
