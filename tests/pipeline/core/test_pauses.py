@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.core.pauses import MOST_LOGGED, MOST_PAUSES, Pauses, described, paused, resumed
+from pipeline.core.pauses import MOST_LOGGED, MOST_PAUSES, Pauses, described, paused, resumed, shown_pauses
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.pauses import Pause, PauseCall, PausedState
 from pipeline.wire.subjects import ANY_TENANT, Lane, Priority, Task
@@ -100,3 +100,10 @@ def test_scopes_are_described():
     assert described(LOW, None) == "lane low"
     assert described(None, "acme") == "tenant acme"
     assert described(LOW, "acme") == "lane low of tenant acme"
+
+
+def test_what_every_tenant_may_see_has_no_names():
+    state = after(PauseCall(LOW, by="ada", reason="demo"), PauseCall(tenant="acme", by="ada"), PauseCall(HIGH, "bolt"))
+    lanes, tenants = shown_pauses(state)
+    assert lanes == [Pause(LOW, None, "", 0.0, "demo")]
+    assert tenants == 2
