@@ -63,7 +63,7 @@ class Arrivals:
         answer = await self._client.request(QUEUE_POSITION, name.encode(), timeout=30)
         position = msgspec.json.decode(answer.data, type=Position)
         self._stored[name] = time.monotonic()
-        if position.state == "queued" and position.eta_ms is not msgspec.UNSET:
+        if position.state == "queued" and isinstance(position.eta_ms, float):
             self.predicted[name] = position.eta_ms / 1000
 
     async def heard(self, message: Any) -> None:

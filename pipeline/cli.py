@@ -124,6 +124,7 @@ def _add_clients(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cancel.add_argument("id", metavar="ID", help="id of the request")
     cancel.set_defaults(command=_cancel)
 
+    _add_operator(commands)
     _add_batch(commands)
     _add_dead(commands)
     _add_key(commands)
@@ -154,6 +155,30 @@ def _add_watchers(
     bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
     bench.set_defaults(command=_bench)
     return stats, top, bench
+
+
+def _add_operator(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    priorities = ("high", "medium", "low")
+    for name, text in (("pause", "let nothing more of a lane or a tenant begin"), ("resume", "end a pause")):
+        scope = commands.add_parser(name, help=text)
+        scope.add_argument("lane", metavar="LANE", nargs="?", choices=priorities, help="high, medium or low")
+        scope.add_argument("--tenant", metavar="NAME", help="of this tenant only; `default` is the default tenant")
+        scope.add_argument("--reason", default="", metavar="TEXT", help="kept with the pause, and shown")
+        scope.set_defaults(command=_pause, action=name)
+        add_options(scope, keys=CLIENT_KEYS)
+    paused = commands.add_parser("paused", help="list what is paused, by whom and why")
+    paused.add_argument("--json", action="store_true", help="print JSON")
+    paused.add_argument("--log", action="store_true", help="list the latest pauses and resumes instead")
+    paused.set_defaults(command=_paused)
+    move = commands.add_parser("move", help="change the priority of queued requests")
+    move.add_argument("id", metavar="ID", nargs="?", help="id of one request; for that of a tenant, t.TENANT.ID")
+    move.add_argument("priority", metavar="PRIORITY", choices=priorities, help="high, medium or low")
+    move.add_argument("--batch", metavar="ID", help="all queued lines of a batch")
+    move.add_argument("--tenant", metavar="NAME", help="all queued requests of a tenant")
+    move.add_argument("--reason", default="", metavar="TEXT", help="written to the log")
+    move.set_defaults(command=_move)
+    for parser in (paused, move):
+        add_options(parser, keys=CLIENT_KEYS)
 
 
 def _add_batch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -329,6 +354,34 @@ def _cancel(args: argparse.Namespace) -> int:
     from pipeline.commands.cancel import cancel
 
     return cancel(args.id, _broker_url(args))
+
+
+def _pause(args: argparse.Namespace) -> int:
+    from pipeline.commands import operator
+
+    if args.lane is None and args.tenant is None:
+        raise ConfigError(f"headrace {args.action}: name a lane, --tenant, or both.")
+    change = operator.pause if args.action == "pause" else operator.resume
+    return change(_broker_url(args), lane=args.lane, tenant=args.tenant, reason=args.reason)
+
+
+def _paused(args: argparse.Namespace) -> int:
+    from pipeline.commands.operator import paused
+
+    return paused(_broker_url(args), as_json=args.json, log=args.log)
+
+
+def _move(args: argparse.Namespace) -> int:
+    from pipeline.commands.operator import move
+    from pipeline.wire.pauses import MoveCall
+    from pipeline.wire.subjects import Priority, split_name
+
+    if not (args.id or args.batch or args.tenant):
+        raise ConfigError("headrace move: name a request, --batch or --tenant.")
+    tenant, request_id = split_name(args.id or "")
+    call = MoveCall(Priority(args.priority), request_id, args.batch or "", args.tenant or tenant or None)
+    call.reason = args.reason
+    return move(_broker_url(args), call)
 
 
 def _batch(args: argparse.Namespace) -> int:

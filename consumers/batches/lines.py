@@ -18,7 +18,7 @@ from pipeline.process.role import Role
 from pipeline.wire.batches import BatchOrder, LineFault, LineResult, line_id
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Answer, ErrorAnswer, ErrorBody, Success, is_last
-from pipeline.wire.subjects import BATCH, TENANT, TIMEOUT, Lane, Priority, Task
+from pipeline.wire.subjects import BATCH, TENANT, TIMEOUT, Lane, Priority, Task, request_name
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,13 @@ class LineCaller:
 
     async def cancel_all(self) -> None:
         """Cancel the lines that are in the queue or run."""
-        for request_id in list(self._in_queue):
+        for name in list(self._in_queue):
             with suppress(BusError):
-                await self._asker.cancel(request_id)
+                await self._asker.cancel(name)
 
     async def _answer(self, asked: Asked, request_id: str, *, fed_before: bool) -> Success | ErrorAnswer:
-        self._in_queue.add(request_id)
+        name = request_name(self._order.owner, request_id)
+        self._in_queue.add(name)
         try:
             while True:
                 answer = await self._followed(asked, request_id, fed_before=fed_before)
@@ -103,7 +104,7 @@ class LineCaller:
                     break
                 fed_before = True
         finally:
-            self._in_queue.discard(request_id)
+            self._in_queue.discard(name)
         if isinstance(answer, ErrorAnswer):
             is_ours = answer.error.code is ErrorCode.CANCELLED and self._is_over()
             if is_ours or answer.error.code is ErrorCode.DEADLINE_EXCEEDED:
@@ -112,32 +113,33 @@ class LineCaller:
 
     async def _followed(self, asked: Asked, request_id: str, *, fed_before: bool) -> Success | ErrorAnswer | None:
         """The answer to a line; None if the queue does not have the line any more, and no answer either."""
-        if not fed_before or not (record := await self._found(request_id)):
+        name = request_name(self._order.owner, request_id)
+        if not fed_before or not (record := await self._found(name)):
             record = await self._fed(asked, request_id, again=fed_before)
         async with record:
             while True:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_EVERY_S):
                         return _ended((await whole(record)).answer)
-                if await self._is_lost(request_id):
+                if await self._is_lost(name):
                     return None
 
-    async def _found(self, request_id: str) -> RecordReader | None:
+    async def _found(self, name: str) -> RecordReader | None:
         """The record of a line that is in the queue or was answered; None if it is to be fed."""
-        return None if await self._is_lost(request_id) else await self._asker.read(request_id)
+        return None if await self._is_lost(name) else await self._asker.read(name)
 
-    async def _is_lost(self, request_id: str) -> bool:
+    async def _is_lost(self, name: str) -> bool:
         """Whether a line is neither in the queue nor answered, as far as the record is kept."""
         while True:
-            if (last := await self._asker.last(request_id)) is not None and is_last(last.answer):
+            if (last := await self._asker.last(name)) is not None and is_last(last.answer):
                 return False
             try:
-                state = (await self._asker.position(request_id)).state
+                state = (await self._asker.position(name)).state
             except BusError:
                 state = "filling"
             if state == "unknown":
                 # It may have ended since the record was read.
-                last = await self._asker.last(request_id)
+                last = await self._asker.last(name)
                 return last is None or not is_last(last.answer)
             if state != "filling":
                 return False
@@ -167,7 +169,7 @@ class LineCaller:
         headers = {BATCH: self._order.id, TIMEOUT: f"{left_s:.3f}"}
         if self._order.tenant:
             headers[TENANT] = self._order.tenant
-        subject = Lane(Priority.LOW, Task.UNTRIAGED).subject
+        subject = Lane(Priority.LOW, Task.UNTRIAGED, self._order.owner).subject
         return Outgoing(request_id, subject, asked.body, headers, given_id=again)
 
 

@@ -14,6 +14,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.config import Config
 from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Place
+from pipeline.core.pauses import shown_pauses
 from pipeline.core.statistics import Statistics, Unknown, servers_of
 from pipeline.process.role import Role
 from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
@@ -116,6 +117,7 @@ class QueueAnswers:
             store=self.me.peers.store(),
         )
         report.servers = servers_of(workers)
+        report.paused, report.paused_tenants = shown_pauses(self.me.peers.pauses.state)
         return msgspec.json.encode(report)
 
     def _unknown(self) -> list[Unknown]:
@@ -138,7 +140,7 @@ class QueueAnswers:
         name = request_name(position_tenant(subject), request_id)
         place = self.view.find(name)
         if place is not None and self.view.state(place) == "queued":
-            return msgspec.json.encode(self._queued(request_id, place))
+            return msgspec.json.encode(self._queued(request_id, place, position_tenant(subject)))
         # The record is closed before the event is published, and a reader of the record may ask at once.
         newest = await self.newest_on_record(name)
         if newest is not None and not (place is not None and is_last(newest) and await self._is_older(newest, place)):
@@ -157,9 +159,11 @@ class QueueAnswers:
         envelope = read_envelope(stored, place.priority, moves=self.me.bus.moves)
         return (envelope.id, envelope.created) != (newest.id, newest.created)
 
-    def _queued(self, request_id: str, place: Place) -> Position:
+    def _queued(self, request_id: str, place: Place, tenant: str) -> Position:
         engine = ENGINE_OF[place.stream]
         depth = self.load.queued[engine][place.priority]
         position, estimated = self.view.position(place, depth)
+        if self.me.peers.pauses.now.holds(place.priority, tenant):
+            return Position(request_id, "queued", position, None, estimated or msgspec.UNSET, paused=True)
         eta_ms = round(1000 * self.load.wait_s(engine, place.priority, position), 1)
         return Position(request_id, "queued", position, eta_ms, estimated or msgspec.UNSET)

@@ -11,6 +11,7 @@ from consumers.monitor.view import STREAMS
 from pipeline.aio import wait_set
 from pipeline.broker import topology
 from pipeline.broker.connection import BusError
+from pipeline.broker.jetstream import ConsumerState
 from pipeline.config import Config
 from pipeline.core.saturation import SaturationMonitor
 from pipeline.core.scheduler import shares
@@ -18,7 +19,17 @@ from pipeline.core.sharing import SharedMachine
 from pipeline.core.waits import Capacity, Inflow, predicted_wait_s
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, encode
-from pipeline.wire.subjects import LOAD, SERVED_LANES, STREAM_OLLAMA, STREAM_REQUESTS, Priority, ollama_consumer
+from pipeline.wire.subjects import (
+    ANY_TENANT,
+    LOAD,
+    SERVED_LANES,
+    STREAM_OLLAMA,
+    STREAM_REQUESTS,
+    Lane,
+    Priority,
+    Task,
+    ollama_consumer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +43,10 @@ _EVERY_IDLE_S = 5.0
 # Spilling depends on the predicted waits, which grow from 0 when an overload begins.
 _EVERY_SATURATED_S = 0.1
 
-_CONSUMERS: dict[EngineName, dict[str, Priority]] = {
-    "mlx": {lane.consumer: lane.priority for lane in SERVED_LANES},
-    "ollama": {ollama_consumer(priority): priority for priority in Priority},
+_CONSUMERS: dict[EngineName, dict[str, Lane]] = {
+    "mlx": {lane.consumer: lane for lane in SERVED_LANES},
+    # These hold the requests of all tenants.
+    "ollama": {ollama_consumer(priority): Lane(priority, Task.SIMPLE, ANY_TENANT) for priority in Priority},
 }
 
 
@@ -48,6 +60,11 @@ class LoadReporter:
         leads: whether this monitor acts.
         on_capacity: called with each engine's workers and monotonic seconds, before its load is published.
         on_look: called after each observation of both engines.
+
+    Attributes:
+        queued: how many requests wait in each lane.
+        waiting: the same without those that are paused. Levels, loads and predicted waits count only these.
+        loads: the latest load of each engine.
     """
 
     me: Role
@@ -56,6 +73,7 @@ class LoadReporter:
     on_capacity: Callable[[EngineName, Capacity, float], None]
     on_look: Callable[[], None]
     queued: dict[EngineName, dict[Priority, int]] = field(init=False)
+    waiting: dict[EngineName, dict[Priority, int]] = field(init=False)
     loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
     _parts: dict[Priority, float] = field(init=False)
     _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
@@ -76,6 +94,7 @@ class LoadReporter:
             for engine in ENGINES
         }
         self.queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
+        self.waiting = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
 
     @property
     def is_known(self) -> bool:
@@ -95,7 +114,8 @@ class LoadReporter:
         capacity = self._capacities.get(engine)
         if capacity is None:
             return 0.0
-        ahead = {**self.queued[engine], priority: position}
+        waiting = self.waiting[engine]
+        ahead = {**waiting, priority: min(position, waiting[priority])}
         inflow = self._inflow[engine].per_s(self.me.bus.clock.now())
         return predicted_wait_s(capacity, ahead, priority, self._parts, self.config.target_wait_s, inflow)
 
@@ -131,11 +151,18 @@ class LoadReporter:
         consumers = {state.name: state for state in await self.me.bus.consumers(STREAM_OF[engine])}
         if missing := sorted(_CONSUMERS[engine].keys() - consumers.keys()):
             await self._restore(STREAM_OF[engine], missing)
-        queued = dict.fromkeys(Priority, 0)
-        for name, priority in _CONSUMERS[engine].items():
-            if name in consumers:
-                queued[priority] += consumers[name].num_pending
-        self.queued[engine] = queued
+        queued, waiting, pauses = dict.fromkeys(Priority, 0), dict.fromkeys(Priority, 0), self.me.peers.pauses.now
+        for name, lane in _CONSUMERS[engine].items():
+            if (state := consumers.get(name)) is None:
+                continue
+            queued[lane.priority] += state.num_pending + (self._held_back(engine, state) if pauses.scopes else 0)
+            waiting[lane.priority] += 0 if pauses.holds_lane(lane) else state.num_pending
+        self.queued[engine], self.waiting[engine] = queued, waiting
+
+    def _held_back(self, engine: EngineName, consumer: ConsumerState) -> int:
+        """How many requests of a lane were delivered, and returned because they are paused."""
+        in_hand = sum(status.held.get(consumer.name, 0) for status in self.me.peers.workers(engine))
+        return max(0, consumer.num_ack_pending - in_hand)
 
     async def _restore(self, stream: str, missing: list[str]) -> None:
         """Create consumers again that were deleted: their lanes would hang."""
@@ -155,7 +182,7 @@ class LoadReporter:
             now = clock.now()
             load, changed = self._saturation[engine].observe(
                 capacity,
-                self.queued[engine],
+                self.waiting[engine],
                 now=now,
                 wall_now=clock.wall(),
                 inflow=self._inflow[engine].per_s(now),
@@ -178,9 +205,9 @@ class LoadReporter:
             return "", False
         mlx, second = self._capacities["mlx"], self._capacities.get("ollama", Capacity())
         models = (self.me.peers.models("mlx"), self.me.peers.models("ollama"))
-        loaded = any(self.queued["mlx"].values())
+        loaded = any(self.waiting["mlx"].values())
         self._sharing.observe(mlx, second, now, loaded=loaded, models=models)
-        high = self.queued["mlx"][Priority.HIGH] + mlx.running.get(Priority.HIGH, 0)
+        high = self.waiting["mlx"][Priority.HIGH] + mlx.running.get(Priority.HIGH, 0)
         verdict = self._sharing.judge(now, high=high)
         if verdict.takes_back and not self._took_back:
             log.warning("No request spills: %s", verdict.keeps)
@@ -189,7 +216,7 @@ class LoadReporter:
 
     def _every_s(self, engine: EngineName) -> float:
         load = self.loads[engine]
-        if load.slots.used or any(self.queued[engine].values()):
+        if load.slots.used or any(self.waiting[engine].values()):
             return _EVERY_SATURATED_S if load.level == "saturated" else _EVERY_S
         return _EVERY_IDLE_S
 

@@ -12,6 +12,8 @@ from consumers.monitor.arrivals import Arrival, Arrivals
 from consumers.monitor.cancelling import Cancelling
 from consumers.monitor.endings import Ending, Endings
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
+from consumers.monitor.moving import Moving
+from consumers.monitor.operating import Operating
 from consumers.monitor.view import Announcement, QueueView
 from pipeline.broker.candidate import Candidate
 from pipeline.broker.connection import Message
@@ -45,6 +47,7 @@ class Monitor:
         endings: the requests that are about to be ended.
         cancelling: the open cancels.
         answers: the services.
+        operating: the services of an operator.
     """
 
     def __init__(self, me: Role, config: Config) -> None:
@@ -59,6 +62,7 @@ class Monitor:
         self.cancelling = Cancelling(
             me.bus, self.view, leads, self.answers.newest_on_record, self.endings.soon, me.tracing
         )
+        self.operating = Operating(me.bus, config, Moving(me.bus, self.view, leads, me.tracing))
         self._attempts = Attempts()
         self._ready = asyncio.Event()
         self._ready_detail = ""
@@ -67,6 +71,7 @@ class Monitor:
         """Run all parts until lifecycle asks to stop."""
         bus = self._me.bus
         self._me.peers.on_change = self.load.wake
+        self._me.peers.pauses.listen(self._on_pauses)
         bus.on_reconnect(self.view.on_reconnect)
         await bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await bus.subscribe(f"{EVENT}.>", self._on_event)
@@ -81,6 +86,7 @@ class Monitor:
                     task.cancel()
         finally:
             await self.answers.stop()
+            await self.operating.stop()
 
     async def _report(self, lifecycle: Lifecycle) -> None:
         """Report once that this monitor is ready: it has published a load, or it stands by."""
@@ -92,13 +98,21 @@ class Monitor:
     async def _on_change(self, holds: bool) -> None:  # noqa: FBT001 - the one fact
         if not holds:
             await self.answers.stop()
+            await self.operating.stop()
             self.arrivals.keep(lambda _: False)
             self._ready_detail = self._ready_detail or "standing by: another monitor leads"
             self._ready.set()
             return
         await self.answers.start()
+        await self.operating.start()
         self.load.wake()
         self.endings.wake()
+
+    def _on_pauses(self) -> None:
+        """What counts as load has changed."""
+        for engine in ENGINES:
+            self.load.recount(engine)
+        self.load.wake()
 
     # ---- what is heard
 
@@ -132,11 +146,13 @@ class Monitor:
     def _on_announced(self, announcement: Announcement) -> None:
         envelope, place, position, may_spill = announcement
         self.cancelling.stored(envelope, place)
-        self.load.arrived(ENGINE_OF[place.stream], place.priority)
+        paused = self._me.peers.pauses.now.holds(place.priority, envelope.owner)
+        if not paused:
+            self.load.arrived(ENGINE_OF[place.stream], place.priority)
         if envelope.deadline is None or envelope.fault is not None:
             return
         self.endings.expect(envelope.deadline)
-        if self.candidate.leads():
+        if self.candidate.leads() and not paused:
             self.arrivals.add(Arrival(place, envelope.deadline, position, may_spill))
 
     def _on_read(self, envelope: Envelope, place: Place) -> None:
@@ -151,6 +167,6 @@ class Monitor:
         """Refuse the arrivals that would wait in vain."""
         clock = self._me.bus.clock
         self.arrivals.keep(lambda place: self.view.state(place) == "queued")
-        for arrival, error in self.arrivals.decide(self.load.queued, now=clock.now(), wall_now=clock.wall()):
+        for arrival, error in self.arrivals.decide(self.load.waiting, now=clock.now(), wall_now=clock.wall()):
             self.endings.end(Ending(arrival.place, error, untouched=True, deadline=arrival.deadline))
         self._ready.set()

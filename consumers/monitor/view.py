@@ -53,7 +53,7 @@ class LaneOfStream(NamedTuple):
     settled: bool
 
 
-def _lane_of(subject: str) -> LaneOfStream | None:
+def lane_of_stored(subject: str) -> LaneOfStream | None:
     """The lane of a subject in either stream; None for another subject."""
     if (priority := _OLLAMA_LANES.get(subject)) is not None:
         return LaneOfStream(STREAM_OLLAMA, priority, ollama_consumer(priority), settled=True)
@@ -172,7 +172,7 @@ class QueueView:
         """Enter a request that was just stored, by its headers and those of the stream. Returns the stream."""
         # Not by `Nats-Stream`: it comes first, and is damaged if the publisher's headers had no proper end.
         subject = message.headers.get(STORED_SUBJECT, "")
-        lane = _lane_of(subject)
+        lane = lane_of_stored(subject)
         if lane is None:
             return None
         envelope, place = self._read(to_stored(message), lane)
@@ -228,7 +228,7 @@ class QueueView:
         sequence = 0
         for stored in map(to_head, heads):
             sequence = stored.sequence
-            lane = _lane_of(stored.subject)
+            lane = lane_of_stored(stored.subject)
             if lane is None:
                 continue
             envelope, place = self._read(stored, lane)

@@ -20,6 +20,7 @@ from pipeline.aio import wait_set
 from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.ending import Abandoned, Moved, Outcome, Returned, Settled
+from pipeline.core.handback import HandBacks
 from pipeline.core.rests import LaneRests
 from pipeline.core.spilling import room
 from pipeline.core.triage import Room, saturated
@@ -70,6 +71,7 @@ class Router:
     # Until when each request counts as underway to Ollama.
     _underway: dict[str, float] = field(init=False, default_factory=dict)
     _rests: LaneRests = field(init=False, default_factory=LaneRests)
+    _paused: HandBacks = field(init=False, default_factory=HandBacks)
     _handling: set[asyncio.Task[None]] = field(init=False, default_factory=set)
     _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -185,6 +187,9 @@ class Router:
                 # MLX alone can go on with the answer; in another lane the request would wait again.
                 self._rests.leave(lane, self.me.bus.clock.now())
                 await held.end(Returned())
+            case Fresh() if self.me.peers.pauses.now.holds(held.envelope.priority, held.envelope.owner):
+                delay_s = self._paused.delay_s(self.me.bus.clock.now(), first=False, room=False)
+                await held.end(Returned(delay_s))
             case Fresh():
                 with held.process():
                     await self._carry_out(held, await self._triage.outcome(held, self._room, asking))

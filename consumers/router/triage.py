@@ -57,7 +57,7 @@ class Triage:
                 priority=envelope.priority,
                 ollama_may=self._ollama_may(request),
                 mlx_may=self._mlx_may(request),
-                moved=envelope.move not in (None, Move.REPLAYED),
+                moved=envelope.move not in (None, Move.REPLAYED, Move.PRIORITY),
             )
             decision = spill(waiting, load, room)
             outcome = _outcome_of(decision, verdict, envelope)

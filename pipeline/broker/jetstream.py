@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import ClassVar, NamedTuple
 
 import msgspec
@@ -257,6 +257,21 @@ class Bus(Connection):
                 self.clock.report()
             await wait_set(reconnected, _SAMPLE_EVERY_S)
             reconnected.clear()
+
+    # ---- consumers
+
+    async def halt(self, stream: str, consumer: str, for_s: float) -> bool:
+        """Halt a consumer for a time, or resume it (0): until then it delivers nothing, redeliveries included.
+
+        Returns:
+            Whether the server did. Only nats-server 2.11 and later can.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        until = {"pause_until": datetime.fromtimestamp(self.clock.wall() + for_s, UTC)} if for_s else {}
+        answer = await self.request(f"$JS.API.CONSUMER.PAUSE.{stream}.{consumer}", msgspec.json.encode(until))
+        return answer.status is None and _puback.decode(answer.data).error is None
 
     # ---- reading streams
 

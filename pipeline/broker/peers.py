@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus, read_failure
+from pipeline.broker.pauses import PauseBoard
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
 from pipeline.core.roster import Roster
@@ -28,14 +29,19 @@ class Peers:
     """The other processes, as heard on one connection. One writer: its own subscriptions.
 
     Attributes:
+        pauses: what an operator has paused. It is started by itself, when the streams exist.
         on_change: called after each message.
         on_status: called with each worker's status.
     """
 
     bus: Bus
+    pauses: PauseBoard = field(init=False)
     on_change: Callable[[], None] = lambda: None
     on_status: Callable[[WorkerStatus], None] = lambda _: None
     _roster: Roster = field(init=False, default_factory=Roster)
+
+    def __post_init__(self) -> None:
+        self.pauses = PauseBoard(self.bus)
 
     async def start(self) -> None:
         """Subscribe. Call once."""

@@ -35,6 +35,7 @@ from pipeline.wire.subjects import (
     FILE_NOTES,
     LEADER,
     LOAD,
+    PAUSED,
     QUEUED_PREFIX,
     RETURNED,
     SERVED_LANES,
@@ -151,7 +152,7 @@ def streams(config: Config) -> tuple[Stream, ...]:
     )
     state = StreamConfig(
         name=STREAM_STATE,
-        subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*"],
+        subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*", PAUSED],
         retention=RetentionPolicy.LIMITS,
         # As durable as the delivery counts from which the returns noted here are subtracted.
         storage=StorageType.FILE,

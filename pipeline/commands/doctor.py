@@ -17,7 +17,10 @@ from pipeline.broker import topology
 from pipeline.broker.clock import described
 from pipeline.broker.connection import BusError, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.pauses import read_paused
 from pipeline.broker.peers import Peers
+from pipeline.commands import visible
+from pipeline.commands.stats import pause_line
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.cores import usable_cores
@@ -153,6 +156,7 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             found += await _alone(peers)
             if STREAM_STATE in present:
                 found += await _spilling(bus)
+                found += await _paused(bus)
     except BusError as error:
         return [Finding("fail", "broker", str(error), "check the URL and its credentials")]
     missing = [stream.name for stream in topology.streams(config) if stream.name not in present]
@@ -189,6 +193,15 @@ async def _spilling(bus: Bus) -> list[Finding]:
         return []
     advice = "give each engine cores of its own (mlx_threads, ollama_threads), or run Ollama on another machine"
     return [Finding("warn", "spilling", f"no request spills: {load.keeps}", advice)]
+
+
+async def _paused(bus: Bus) -> list[Finding]:
+    """What an operator has paused."""
+    _, state = await read_paused(bus)
+    return [
+        Finding("warn", "paused", visible(pause_line(pause), keep=""), "`headrace resume` ends a pause")
+        for pause in state.pauses
+    ]
 
 
 async def _heard(peers: Peers, look: Callable[[], _T], within_s: float) -> _T:

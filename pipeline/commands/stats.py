@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say
+from pipeline.commands import run_client, say, visible
+from pipeline.core.pauses import described
 from pipeline.core.statistics import LaneStatistics, QueueStatistics, ServerState
 from pipeline.wire.messages import Load
+from pipeline.wire.pauses import Pause
 from pipeline.wire.subjects import QUEUE_STATS, Priority
 
 if TYPE_CHECKING:
@@ -94,6 +97,9 @@ def render(statistics: QueueStatistics) -> RenderableType:
             f"{wait.high:.0f} / {wait.medium:.0f} / {wait.low:.0f}",
         )
         reasons.append(engine_line(name, load))
+    reasons += [f"[yellow]{escape(visible(pause_line(pause)))}[/]" for pause in statistics.paused]
+    if statistics.paused_tenants:
+        reasons.append(f"[yellow]Pauses of tenants: {statistics.paused_tenants}. `headrace paused` lists them.[/]")
     reasons += [escape(server_line(server)) for server in statistics.servers if server.dialect != "ollama"]
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
@@ -101,6 +107,15 @@ def render(statistics: QueueStatistics) -> RenderableType:
     if store is not None and store.state != "ok":
         reasons.insert(0, f"[{'red' if store.refuses else 'yellow'}]Store: {store.state}.[/] {escape(store.reason)}")
     return Group(lanes, "", times, "", engines, "", *reasons, rest)
+
+
+def pause_line(pause: Pause, *, ended: bool = False) -> str:
+    """Return a sentence about a pause or its end: `Lane low: paused by ada at 12:30 on 26 Nov (the demo).`"""
+    what = described(pause.priority, pause.tenant)
+    when = datetime.fromtimestamp(pause.at, UTC).astimezone().strftime("%H:%M on %d %b")
+    why = f" ({pause.reason})" if pause.reason else ""
+    who = ("resumed" if ended else "paused") + (f" by {pause.by}" if pause.by else "")
+    return f"{what[:1].upper()}{what[1:]}: {who} at {when}{why}."
 
 
 def engine_line(name: str, load: Load) -> str:

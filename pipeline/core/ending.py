@@ -16,7 +16,7 @@ from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, EventKind, Last, RequestEvent, Success
-from pipeline.wire.subjects import MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
+from pipeline.wire.subjects import MOVED_BY, MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
 
 # A request whose new lane is full stays where it is, and is delivered again after this long.
 FULL_RETRY_S = 0.5
@@ -81,12 +81,14 @@ class Moved:
         how: which kind of move.
         task: the class that the request has from now on.
         why: shown in the answer's account and in events.
+        by: the operator who changed the request's priority; empty for every other move.
     """
 
     to: str
     how: Move
     task: Task
     why: str
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,12 +250,13 @@ def moved_headers(
         stored_at: when that message was stored, UTC seconds. With the sequence it makes the new message's id: a process
             that dies between the two steps of a move is followed by one that stores the same message once.
     """
-    return carried(headers) | {
+    ours = {
         MSG_ID: ids.make(envelope.name, moved.how, sequence, stored_at),
         MOVED_STORED_AT: repr(envelope.stored_at),
         MOVED_REASON: moved.why,
         TASK: moved.task,
     }
+    return carried(headers) | ours | ({MOVED_BY: moved.by} if moved.by else {})
 
 
 def event(
@@ -296,7 +299,7 @@ def event_kind(outcome: Outcome) -> EventKind | None:
             return _FAILED.get(error.code, "failed")
         case Buried():
             return "failed"
-        case Moved(how=how):
+        case Moved(how=how, by=""):
             return _MOVED.get(how)
         case Returned():
             return "returned"

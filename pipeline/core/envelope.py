@@ -12,6 +12,7 @@ from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import (
     ANEW,
+    MOVED_BY,
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,
@@ -176,6 +177,8 @@ def _read_id(stored: StoredRequest, moves: MoveIds) -> tuple[str, str, Move | No
     if not given:
         return owner, generated_id(sequence), None, None
     named, move = moves.read(given, stream, sequence)
+    if move is Move.REPLAYED and MOVED_BY in stored.headers:
+        move = Move.PRIORITY
     # The name's tenant counts where only the pipeline stores requests: their subjects name none.
     tenant, request_id = split_name(named)
     if stream == STREAM_OLLAMA and is_tenant(tenant):

@@ -18,6 +18,7 @@ from pipeline.wire.subjects import (
     DEAD_ID,
     DEAD_SUBJECT,
     DEAD_TRACE_ID,
+    MOVED_BY,
     MOVED_REASON,
     MOVED_STORED_AT,
     MSG_ID,
@@ -33,7 +34,9 @@ from pipeline.wire.subjects import (
 
 REPLAY_REASON = "replayed from the dead letters"
 _MAX_DIGITS = 30
-_OURS = frozenset({DEAD_ID, DEAD_SUBJECT, DEAD_ERROR, DEAD_ATTEMPTS, DEAD_TRACE_ID, MOVED_STORED_AT, MOVED_REASON})
+_OURS = frozenset(
+    {DEAD_ID, DEAD_SUBJECT, DEAD_ERROR, DEAD_ATTEMPTS, DEAD_TRACE_ID, MOVED_BY, MOVED_STORED_AT, MOVED_REASON}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,11 @@ from pipeline.wire.subjects import STREAM_OLLAMA, Move
 # At most so many bytes: the limit of blake2b. `pipeline.broker.secret` makes keys.
 KEY_MAX_BYTES: Final = 64
 _CODE_BYTES: Final = 15
+# How a move is called in a message id, where that is not its own name.
+_WORDS: Final = {Move.PRIORITY: Move.REPLAYED}
 _MOVED_ID: Final = re.compile(
-    rf"(.*):({'|'.join(Move)}):([0-9]+(?:-[0-9]+)?)(?::([A-Za-z0-9_-]+))?", re.ASCII | re.DOTALL
+    rf"(.*):({'|'.join(move for move in Move if move not in _WORDS)}):([0-9]+(?:-[0-9]+)?)(?::([A-Za-z0-9_-]+))?",
+    re.ASCII | re.DOTALL,
 )
 
 
@@ -45,7 +48,7 @@ class MoveIds:
             stored_at: the broker's time of storing that message, UTC, unix seconds. With the sequence it distinguishes
                 a later request with the same id.
         """
-        named = f"{request_id}:{move}:{sequence}-{round(stored_at * 1e6)}"
+        named = f"{request_id}:{_WORDS.get(move, move)}:{sequence}-{round(stored_at * 1e6)}"
         return f"{named}:{self._code(named)}"
 
     def read(self, message_id: str, stream: str, sequence: int) -> tuple[str, Move | None]:

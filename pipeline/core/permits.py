@@ -66,9 +66,9 @@ class Permits:
         """A permit for a request that is to be pulled; None if no slot is free."""
         return self._granted() if self.free > 0 else None
 
-    def overflow(self) -> Permit | None:
-        """A permit for a request that another worker had begun; None if `overflow_room` is 0."""
-        return self._granted() if self.overflow_room > 0 else None
+    def overflow(self, *, unpulled: bool = False) -> Permit | None:
+        """A permit for a request that another worker had begun; None if there is no `overflow_room` for it."""
+        return self._granted() if self.overflow_room(unpulled=unpulled) > 0 else None
 
     def preempt(self, as_urgent: int) -> Permit | None:
         """A permit for a request that takes the place of a less urgent one; None if `preempt_room` is 0."""
@@ -105,13 +105,17 @@ class Permits:
         """Whether the engine still has a slot for each reserved permit: else the pulls are withdrawn."""
         return self._is_ready and not self._is_closed and self._unfilled >= self._reserved
 
-    @property
-    def overflow_room(self) -> int:
+    def overflow_room(self, *, unpulled: bool = False) -> int:
         """How many overflow permits can be granted: none while a slot is unfilled, or while the engine withholds any.
 
         A reserved slot counts as unfilled. Its pull finds the request as well, since it is the first of its lane.
+
+        Args:
+            unpulled: no pull finds the request, because its lane is paused. Then unfilled slots do not matter.
         """
-        return MOST_PER_SLOT * self.total - self._running - self._reserved if self._is_full else 0
+        if not (self._is_full or (unpulled and self._takes_more)):
+            return 0
+        return MOST_PER_SLOT * self.total - self._running - self._reserved
 
     def preempt_room(self, as_urgent: int, *, mine: int = 0) -> int:
         """How many preempting permits can be granted: none while a slot is unfilled, or while the engine withholds any.
@@ -138,8 +142,12 @@ class Permits:
     @property
     def _is_full(self) -> bool:
         """Whether the engine runs a request in each slot, and takes more."""
-        withholds = self._engine_used > self._running
-        return self._is_ready and not self._is_closed and not withholds and self._unfilled <= 0
+        return self._takes_more and self._unfilled <= 0
+
+    @property
+    def _takes_more(self) -> bool:
+        """Whether the engine withholds no slot."""
+        return self._is_ready and not self._is_closed and self._engine_used <= self._running
 
     @property
     def _unfilled(self) -> int:

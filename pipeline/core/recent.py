@@ -126,7 +126,7 @@ class Recent:
         placed_ms = _since(envelope.stored_at, placed_at)
         if known is None:
             known = Seen(envelope.name, envelope.priority, "queued", 0, envelope.stored_at)
-        known = replace(known, at=envelope.stored_at, tenant=envelope.tenant)
+        known = replace(known, at=envelope.stored_at, tenant=envelope.tenant, priority=envelope.priority)
         # An event of the engine can arrive before the announcement of an earlier move.
         is_news = not known.ended and (known.started_ms is None or known.started_ms < placed_ms)
         if moved is not None and is_news:

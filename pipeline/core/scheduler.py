@@ -14,13 +14,16 @@ Among the lanes of one priority (untriaged, simple, complex, and the same of ten
 far as the announcements of stored requests tell; without them the lanes take turns. A saturated engine prefers requests
 that only it can answer, by a smooth weighted round robin and not strictly, so that simple requests are served even if
 the second engine is absent.
+
+A lane that an operator has paused counts as empty until it is resumed: it is not asked, its priority saves up nothing,
+and its requests do not count for the rule of the longest wait.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -87,12 +90,20 @@ class _Account:
 
 @dataclass(slots=True)
 class Scheduler:
-    """Chooses the next lane. One writer: the pull loop of one process."""
+    """Chooses the next lane. One writer: the pull loop of one process.
+
+    Args:
+        weights, floor_share, max_wait_s: the settings.
+        lanes: those that it chooses from.
+        paused: whether a lane is paused. `recheck` is called when the answer may have changed.
+    """
 
     weights: Mapping[Priority, float]
     floor_share: float = 0.05
     max_wait_s: float = 600.0
     lanes: Sequence[Lane] = LANES
+    paused: Callable[[Lane], bool] = lambda _: False
+    _paused: set[Lane] = field(init=False, default_factory=set)
     _accounts: dict[Priority, _Account] = field(init=False)
     _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
     _announced: dict[Lane, int] = field(init=False, default_factory=dict)
@@ -271,12 +282,25 @@ class Scheduler:
         """The stream sequence of the newest request announced for lane, 0 if there was none."""
         return self._announced.get(lane, 0)
 
+    def recheck(self, now: float) -> None:
+        """Record which lanes are paused from now (monotonic seconds) on."""
+        for lane in self.lanes:
+            if not self.paused(lane):
+                if lane in self._paused:
+                    self._paused.remove(lane)
+                    self.arrived(lane)
+            elif lane not in self._paused:
+                self._paused.add(lane)
+                self.empty(lane, now)
+
     def arrived(self, lane: Lane, sequence: int = 0) -> None:
         """Record that lane holds a request; sequence is the request's if it was announced."""
         if sequence > self.announced(lane):
             self._announced[lane] = sequence
             if len(self._waiting[lane]) < _MOST_REMEMBERED:
                 self._waiting[lane].append(sequence)
+        if lane in self._paused:
+            return
         self._empty_since.pop(lane, None)
         self._seen.add(lane)
         account = self._accounts[lane.priority]
@@ -285,13 +309,16 @@ class Scheduler:
 
     def forget(self) -> None:
         """Forget which lanes were empty, as after a reconnect: every priority may have work, and joins."""
-        self._empty_since.clear()
+        self._empty_since = {lane: since for lane, since in self._empty_since.items() if lane in self._paused}
         present = self._present()
-        for account in self._accounts.values():
+        for priority in {lane.priority for lane in self.lanes if lane not in self._paused}:
+            account = self._accounts[priority]
             if account.joined_at == _IDLE:
                 account.joined_at = present
 
     def _may_hold_work(self, lane: Lane, now: float) -> bool:
+        if lane in self._paused:
+            return False
         since = self._empty_since.get(lane)
         pause_s = RECHECK_UNSEEN_S if lane.tenant and lane not in self._seen else RECHECK_S
         return since is None or now - since >= pause_s

@@ -21,6 +21,7 @@ from pipeline.wire.messages import (
     WorkerState,
     WorkerStatus,
 )
+from pipeline.wire.pauses import Pause
 from pipeline.wire.subjects import Priority
 
 # Quantiles are of this many of the latest requests of a priority.
@@ -82,6 +83,8 @@ class QueueStatistics(Struct):
         filled: the part of the queue that the monitor has read, 0 to 1.
         store: whether the broker can store requests; None if no process reports on it and no write fails.
         servers: the servers behind the workers.
+        paused: the lanes that an operator has paused, without who it was.
+        paused_tenants: how many pauses of tenants there are. Every tenant reads the statistics, so they have no names.
     """
 
     high: LaneStatistics
@@ -95,6 +98,8 @@ class QueueStatistics(Struct):
     filled: float = 1.0
     store: StoreReport | None = None
     servers: list[ServerState] = field(default_factory=list)
+    paused: list[Pause] = field(default_factory=list)
+    paused_tenants: int = 0
 
 
 def servers_of(statuses: Iterable[WorkerStatus]) -> list[ServerState]:

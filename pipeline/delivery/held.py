@@ -216,9 +216,11 @@ class Held:
         return cls(bus, grip, envelope, tracing=tracing, engine=engine, worker=worker, doubtful=doubtful)
 
     @classmethod
-    def standing(cls, bus: Bus, stream: str, stored: Stored, envelope: Envelope) -> Self:
+    def standing(
+        cls, bus: Bus, stream: str, stored: Stored, envelope: Envelope, tracing: Tracing | None = None
+    ) -> Self:
         """Hold a request that stands in a queue: it is acknowledged by deleting that message, and not returned."""
-        return cls(bus, _Queued(bus, stream, stored), envelope, tracing=Tracing())
+        return cls(bus, _Queued(bus, stream, stored), envelope, tracing=tracing or Tracing())
 
     @property
     def body(self) -> bytes:

@@ -227,6 +227,13 @@ class Puller:
             # Messages are still handled until the broker has confirmed.
             self._loose_ends.start(self.bus.drain(standing.subscription), what="cancelling open pulls")
 
+    def interrupt(self) -> None:
+        """Cancel the open pulls, and end a wait for them with none."""
+        standing = self._standing
+        self.withdraw()
+        if standing is not None and standing.round is not None:
+            standing.round.settle(None)
+
     async def close(self) -> None:
         """Wait until the broker has cancelled all pulls, and each request that still arrived was passed on."""
         self.withdraw()

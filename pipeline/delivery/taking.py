@@ -9,18 +9,21 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.aio import Background
 from pipeline.broker.connection import Delivery, Message, Subscription
 from pipeline.config import Config
 from pipeline.core.coming import Coming
 from pipeline.core.ending import Returned
 from pipeline.core.envelope import Envelope, read_envelope
+from pipeline.core.handback import HandBacks
 from pipeline.core.scheduler import Scheduler
-from pipeline.delivery.held import Held
+from pipeline.delivery.held import Fresh, Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName
 from pipeline.wire.subjects import (
+    ANY_TENANT,
     BATCH,
     QUEUED_PREFIX,
     SERVED_LANES,
@@ -46,15 +49,17 @@ class Source:
         stream: the work queue.
         consumers: the durable consumer of each lane, the most urgent first.
         announcements: the prefix under which the stream announces stored requests; empty if it does not.
+        mixed: whether each lane holds the requests of all tenants.
     """
 
     stream: str
     consumers: Mapping[Lane, str]
     announcements: str = ""
+    mixed: bool = False
 
 
 MLX_SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in SERVED_LANES}, QUEUED_PREFIX)
-OLLAMA_SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority})
+OLLAMA_SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority}, mixed=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,6 +87,7 @@ class Taking:
         source: where the requests come from.
         engine: whose worker takes them; None for a process without an engine.
         on_surplus: called with a request that arrives when none is awaited; by default it is returned.
+        on_begun: called with a paused request that an attempt has begun: it goes on. By default it is returned.
         on_renewed: called after each round of renewals.
         saturated: whether the engine is.
 
@@ -94,19 +100,22 @@ class Taking:
     source: Source
     engine: EngineName | None = None
     on_surplus: Surplus | None = None
+    on_begun: Surplus | None = None
     on_renewed: Callable[[], None] = lambda: None
     saturated: Callable[[], bool] = lambda: False
     leases: LeaseKeeper = field(init=False)
     _scheduler: Scheduler = field(init=False)
     _puller: Puller = field(init=False)
     _lane_of: dict[str, Lane] = field(init=False)
+    _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
+    _returning: Background = field(init=False, default_factory=Background)
     _announcements: Subscription | None = field(init=False, default=None)
     _coming: dict[Priority, Coming] = field(init=False, default_factory=lambda: {p: Coming() for p in Priority})
 
     def __post_init__(self) -> None:
         config, lanes = self.config, tuple(self.source.consumers)
         self.leases = LeaseKeeper(config.lease_s, self.on_renewed, self.me.bus.clock)
-        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, lanes)
+        self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, lanes, self.is_paused)
         self._puller = self.puller()
         self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
 
@@ -118,12 +127,47 @@ class Taking:
         """Listen for deliveries. Call once, before `next`."""
         self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
+        self.me.peers.pauses.listen(self._on_pauses)
+        self._scheduler.recheck(self.me.bus.clock.now())
 
     async def listen(self) -> None:
         """Listen to the announcements of stored requests, which make an empty lane worth asking again."""
         if self.source.announcements and self._announcements is None:
             self._announcements = await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
             self._scheduler.forget()
+
+    def is_paused(self, lane: Lane) -> bool:
+        """Whether an operator has paused all requests of a lane."""
+        return self.me.peers.pauses.now.holds_lane(lane._replace(tenant=ANY_TENANT) if self.source.mixed else lane)
+
+    def held_back(self, delivery: Delivery) -> bool:
+        """Whether a request is paused. It is then returned, or passed to `on_begun` if an attempt has begun it.
+
+        It arrived on a pull that was open when the pause began, on a lane of several tenants, or was delivered again.
+        """
+        pauses = self.me.peers.pauses.now
+        if not pauses.scopes:
+            return False
+        held = self.hold(delivery)
+        if not pauses.holds(held.envelope.priority, held.envelope.owner):
+            held.release()
+            return False
+        what = f"returning the paused request {held.envelope.name}"
+        self._returning.start(self._hold_back(delivery, held), what=what)
+        return True
+
+    async def _hold_back(self, delivery: Delivery, held: Held) -> None:
+        if isinstance(await held.open(), Fresh):
+            delay_s = self._hand_backs.delay_s(self.me.bus.clock.now(), first=False, room=False)
+            await held.end(Returned(delay_s))
+            return
+        held.release()
+        await (self.on_begun or self.give_back)(delivery)
+
+    def _on_pauses(self) -> None:
+        """The broker must deliver nothing to pulls that were opened before a pause, or without what was resumed."""
+        self._scheduler.recheck(self.me.bus.clock.now())
+        self._puller.interrupt()
 
     async def ignore(self) -> None:
         """Listen to the announcements no longer."""
@@ -134,6 +178,7 @@ class Taking:
     async def close(self) -> None:
         """Wait until the broker has cancelled all pulls, and each request that still arrived was passed on."""
         await self._puller.close()
+        await self._returning.join()
 
     # ---- taking
 
@@ -158,11 +203,12 @@ class Taking:
             The request; None if a pull expired or was refused, or `unless` ended.
         """
         await self.leases.until_certain()
-        wanted = list(self.source.consumers) if lanes is None else list(lanes)
+        every = self.source.consumers if lanes is None else lanes
+        wanted = [lane for lane in every if not self.is_paused(lane)]
         delivery = await self._first(wanted) or await self._puller.wait(
             [self.source.consumers[lane] for lane in wanted], unless(), keep=keep
         )
-        return None if delivery is None else self.receive(delivery)
+        return None if delivery is None or self.held_back(delivery) else self.receive(delivery)
 
     async def several(self, most: int, on_taken: Callable[[Taken], None]) -> None:
         """Take requests that are there now, each lane's part in the scheduler's order, with one pull a lane.
@@ -180,9 +226,12 @@ class Taking:
         announced = {lane: self._scheduler.announced(lane) for lane in planned}
         if not planned:
             return
-        empty = await self._puller.gather(
-            {consumers[lane]: count for lane, count in planned.items()}, lambda one: on_taken(self.receive(one))
-        )
+
+        def pass_on(delivery: Delivery) -> None:
+            if not self.held_back(delivery):
+                on_taken(self.receive(delivery))
+
+        empty = await self._puller.gather({consumers[lane]: count for lane, count in planned.items()}, pass_on)
         for lane, sequence in announced.items():
             if consumers[lane] in empty:
                 self._scheduler.empty(lane, clock.now(), announced=sequence)
@@ -203,7 +252,7 @@ class Taking:
         """The first request of one lane, if it is there now. Cancelling is safe."""
         await self.leases.until_certain()
         delivery = await self._puller.take(self.source.consumers[lane])
-        return None if delivery is None else self.receive(delivery)
+        return None if delivery is None or self.held_back(delivery) else self.receive(delivery)
 
     def most_urgent(self) -> Priority | None:
         """The priority whose turn it is, of those that may have a request waiting; None if none may."""
@@ -278,7 +327,9 @@ class Taking:
 
     async def _on_announcement(self, message: Message) -> None:
         stored_in = lane_of_subject(message.headers.get(STORED_SUBJECT, ""))
-        if stored_in is not None and (lane := stored_in.shared) in self.source.consumers:
+        if stored_in is None or self.me.peers.pauses.now.holds(stored_in.priority, stored_in.tenant):
+            return
+        if (lane := stored_in.shared) in self.source.consumers:
             sequence = int(message.headers.get(STORED_SEQUENCE, 0))
             self._scheduler.arrived(lane, sequence)
             self._coming[lane.priority].announced(sequence, self.me.bus.clock.now())

@@ -24,6 +24,7 @@ from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.models import Models
+from pipeline.gateway.operating import OperatorCalls
 from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue, StatisticsCache
 from pipeline.gateway.responses import Registry, error_response
@@ -58,6 +59,7 @@ class Gateway:
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
             letters=Letters(me.bus),
+            operator=OperatorCalls(me.bus, config),
             uploads=Uploads(me.bus, me.peers, config),
             batches=BatchCalls(me.bus, me.peers, config),
             watch=Watch(me, config, statistics, self._registry),

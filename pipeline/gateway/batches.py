@@ -48,7 +48,8 @@ class BatchCalls:
         call = decode_body(body, BatchCall)
         file = await own_file(self.bus, request, call.input_file_id)
         now = int(self.bus.clock.wall())
-        order = order_of(call, file.shown, now, request.state.caller.tenant)
+        caller = request.state.caller
+        order = order_of(call, file.shown, now, caller.tenant, caller.owner)
         await answered(BatchStore(self.bus).create(order))
         return json_response(order.begun())
 
@@ -85,7 +86,7 @@ class BatchCalls:
         return order
 
 
-def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchOrder:
+def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, owner: str = "") -> BatchOrder:
     """The order of a new batch.
 
     Args:
@@ -93,6 +94,7 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchO
         file: the input file.
         now: unix seconds.
         tenant: of the caller.
+        owner: the tenant on whose lanes the lines are.
 
     Raises:
         HttpError: 400, for a call that is not valid.
@@ -113,7 +115,7 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchO
         raise _bad(f"`metadata` has at most {_MOST_METADATA} keys.", "metadata")
     batch_id = f"batch_{secrets.token_hex(12)}"
     window = call.completion_window
-    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant)
+    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant, owner)
 
 
 def _bad(message: str, param: str) -> HttpError:

@@ -16,6 +16,7 @@ ERRORS = {
     403: "The API key does not permit this.",
     404: "No such model, request or path.",
     408: "The body did not arrive in time.",
+    409: "The request is not in a state in which this is possible.",
     413: "The request is too large.",
     415: "The body is compressed.",
     429: "Rate limit exceeded. `Retry-After` has the seconds until the next call fits.",

@@ -34,6 +34,7 @@ from pipeline.gateway.endpoint import (
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.models import Models
+from pipeline.gateway.operating import OperatorCalls
 from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue
 from pipeline.gateway.schemas import ANSWER, ID
@@ -41,6 +42,7 @@ from pipeline.gateway.uploads import Uploads
 from pipeline.wire import ollama as ollama_wire
 from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
 from pipeline.wire.messages import Cancelled, Completion, EmbeddingList, Position
+from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import EmbeddingRequest
 
 _NDJSON = "application/x-ndjson"
@@ -55,6 +57,7 @@ class Parts:
     counts: TokenCounts
     queue: Queue
     letters: Letters
+    operator: OperatorCalls
     uploads: Uploads
     batches: BatchCalls
     watch: Watch
@@ -95,6 +98,24 @@ def _ask(
 
 def _get(path: str, kind: Kind, summary: str, serve: Callable[[Parts], Handler], **more: Any) -> Endpoint[Parts]:
     return Endpoint("GET", path, kind, summary, serve, **more)
+
+
+def _operator(path: str, summary: str, serve: Callable[[Parts], Handler], body: type) -> Endpoint[Parts]:
+    """An endpoint for operators."""
+    of_request = "{id}" in path
+    return Endpoint(
+        "POST",
+        path,
+        Kind.STATISTICS,
+        summary,
+        serve,
+        tag="queue",
+        parameters=(ID,) if of_request else (),
+        body=schemas.fields(body),
+        required=("priority",) if body in (MoveAllCall, PriorityCall) else (),
+        answer=ANSWER[PausedState if body is ScopeCall else MoveReport],
+        errors=USUAL_ERRORS | BODY_ERRORS | ({409} if of_request else frozenset()),
+    )
 
 
 _LISTS, _STATISTICS = Kind.LISTS, Kind.STATISTICS
@@ -403,6 +424,30 @@ _QUEUE: tuple[Endpoint[Parts], ...] = (
         media=(SSE,),
     ),
 )
+_OPERATOR: tuple[Endpoint[Parts], ...] = (
+    _get(
+        "/queue/paused",
+        _STATISTICS,
+        "The paused lanes and tenants",
+        lambda parts: parts.operator.paused,
+        tag="queue",
+        answer=ANSWER[PausedState],
+    ),
+    _operator("/queue/pause", "Pause a lane or a tenant", lambda parts: parts.operator.pause, ScopeCall),
+    _operator("/queue/resume", "Resume a lane or a tenant", lambda parts: parts.operator.resume, ScopeCall),
+    _operator(
+        "/queue/priority",
+        "Change the priority of the queued requests of a tenant or a batch",
+        lambda parts: parts.operator.move_all,
+        MoveAllCall,
+    ),
+    _operator(
+        "/queue/requests/{id}/priority",
+        "Change the priority of a queued request",
+        lambda parts: parts.operator.move,
+        PriorityCall,
+    ),
+)
 _ITSELF: tuple[Endpoint[Parts], ...] = (
     _get(
         "/metrics",
@@ -447,4 +492,4 @@ def _page(path: str, handler: Handler) -> Endpoint[Parts]:
 
 
 _PAGES = tuple(_page(path, handler) for path, handler in files.handlers().items())
-ENDPOINTS = (*_OPENAI, *_BATCHES, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_ITSELF, *_PAGES)
+ENDPOINTS = (*_OPENAI, *_BATCHES, *_ANTHROPIC, *_OLLAMA, *_QUEUE, *_OPERATOR, *_ITSELF, *_PAGES)

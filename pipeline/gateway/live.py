@@ -21,6 +21,7 @@ from pipeline.core.models import is_internal
 from pipeline.core.recent import WINDOW_S, MoveSeen, Recent, Seen
 from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import Caller, own_name
+from pipeline.gateway.operating import seen_pause
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, more
 from pipeline.process.role import Role
@@ -56,6 +57,7 @@ class Watch:
         """Subscribe to the pipeline's events. Call once."""
         await self.me.bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await self.me.bus.subscribe(f"{EVENT}.>", self._on_event)
+        self.me.peers.pauses.listen(self._tell)
         self.me.bus.on_reconnect(self._on_reconnect)
 
     async def live(self, request: Request) -> Views:
@@ -110,6 +112,7 @@ class Watch:
             "lanes": None if statistics is None else _lanes(statistics),
             "loads": {engine: _load(load, internal) for engine, load in loads.items()},
             "store": _store(peers.store()),
+            "pauses": [visible for pause in peers.pauses.state.pauses if (visible := seen_pause(caller, pause))],
             "workers": [_worker(status, internal) for engine in _ENGINES for status in peers.workers(engine)],
         }
         history = {

@@ -15,15 +15,16 @@ from pipeline.gateway.endpoint import Schema
 from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
 from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
+from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 
 _BODIES = (
     *(ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall, MessagesBody),
-    BatchCall,
+    *(BatchCall, ScopeCall, PriorityCall, MoveAllCall),
 )
 _ANSWERS = (
     *(Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled),
-    *(FileObject, FileDeleted, BatchObject),
+    *(FileObject, FileDeleted, BatchObject, PausedState, MoveReport),
 )
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))

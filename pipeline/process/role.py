@@ -62,6 +62,7 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
             bus.on_reconnect(lambda: _apply_again(bus, config, background))
             peers = Peers(bus)
             await peers.start()
+            await peers.pauses.start()
             yield Role(name, bus, peers, tracing)
     finally:
         background.cancel()

@@ -118,6 +118,7 @@ class BatchOrder(Struct):
     Attributes:
         window_s: seconds from its creation to its deadline.
         tenant: of the caller; empty without keys.
+        owner: the tenant on whose lanes its lines are; empty for the default tenant.
     """
 
     id: str
@@ -128,6 +129,7 @@ class BatchOrder(Struct):
     created_at: int
     metadata: dict[str, str] | None = None
     tenant: str = ""
+    owner: str = ""
 
     def begun(self) -> BatchObject:
         """The batch before its first line was read."""

@@ -540,14 +540,16 @@ class Position(Struct):
 
     `state` is `queued`, `running`, `finished`, `unknown` or `filling`. `filling`: the monitor has just started and is
     still reading the queue, and has not read this request yet; `position` and `eta_ms` are then left out. `estimated`
-    is present, and true, only if `position` is derived from the broker's count of the lane.
+    is present, and true, only if `position` is derived from the broker's count of the lane. `paused` is present, and
+    true, only while an operator has paused the request's lane or tenant; `eta_ms` is then null.
     """
 
     id: str
     state: str
     position: int | msgspec.UnsetType = 0
-    eta_ms: float | msgspec.UnsetType = 0.0
+    eta_ms: float | msgspec.UnsetType | None = 0.0
     estimated: bool | msgspec.UnsetType = msgspec.UNSET
+    paused: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class LateQuery(Struct):

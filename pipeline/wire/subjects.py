@@ -25,15 +25,18 @@ class Task(StrEnum):
 
 
 class Move(StrEnum):
-    """Why a request was stored again. Each move except the last happens to a request at most once.
+    """Why a request was stored again. `SPILLED`, `COMPLEX` and `RETURNED` happen to a request at most once.
 
-    `REPLAYED` starts over: a dead letter was put back on its lane, and is handled like a new request.
+    `REPLAYED` starts over: a dead letter was put back on its lane, and is handled like a new request. `PRIORITY`: an
+    operator has changed the priority of a request that had not been moved; its message id says `replayed`, which older
+    versions can read, and the header `Llm-Moved-By` is what tells the two apart.
     """
 
     SPILLED = "spilled"
     COMPLEX = "complex"
     RETURNED = "returned"
     REPLAYED = "replayed"
+    PRIORITY = "priority"
 
 
 class Lane(NamedTuple):
@@ -138,6 +141,8 @@ _SPELLING = {name.lower(): name for name in _KNOWN}
 # Set by the pipeline on a request that it moves. Its `Nats-Msg-Id` is then made by `pipeline.core.moves`.
 MOVED_STORED_AT = "Llm-Stored-At"
 MOVED_REASON = "Llm-Reason"
+# Set by the pipeline on a request whose priority an operator has changed: who did it.
+MOVED_BY = "Llm-Moved-By"
 # Set by the pipeline on a request that is sent again after it was cancelled. Later moves keep it.
 ANEW = "Llm-Anew"
 # Set by the pipeline on a dead letter, in addition to the request's own headers.
@@ -291,6 +296,7 @@ DEAD = "llm.dead"
 RETURNED = "llm.returned"
 BATCHES = "llm.batch"
 LEADER = "llm.leader"
+PAUSED = "llm.paused"
 LEADER_MONITOR = f"{LEADER}.monitor"
 LEADER_BATCHES = f"{LEADER}.batches"
 STORE = "llm.store"
@@ -298,6 +304,10 @@ STORE_FAILED = f"{STORE}.failed"
 QUEUE_STATS = "llm.queue.stats"
 QUEUE_POSITION = "llm.queue.position"
 QUEUE_POSITION_OF_TENANT = f"{QUEUE_POSITION}.{_TENANT_TOKEN}.{ANY_TENANT}"
+QUEUE_PAUSE = "llm.queue.pause"
+QUEUE_RESUME = "llm.queue.resume"
+QUEUE_PAUSED = "llm.queue.paused"
+QUEUE_MOVE = "llm.queue.move"
 QUEUE_ANSWER = "llm.queue.answer"
 QUEUE_ANSWER_OF_TENANT = f"{QUEUE_ANSWER}.{_TENANT_TOKEN}.{ANY_TENANT}"
 MODELS = "llm.models"

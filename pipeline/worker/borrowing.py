@@ -101,7 +101,9 @@ class Borrowing:
         return [
             lane
             for lane in OLLAMA_SOURCE.consumers
-            if lane.priority in priorities and self._rests_until.get(lane, 0.0) <= now
+            if lane.priority in priorities
+            and self._rests_until.get(lane, 0.0) <= now
+            and not self._taking.is_paused(lane)
         ]
 
     async def take(self, upto: Priority | None) -> Taken | None:

@@ -49,6 +49,8 @@ class Handover:
             request, envelope = serving.request, serving.envelope
             if not isinstance(request, ChatRequest) or envelope.name not in rests:
                 continue
+            if self.me.peers.pauses.now.holds(envelope.priority, envelope.owner):
+                continue  # it runs, and on its lane it would wait
             rest_s = rests[envelope.name]
             sooner = ends_sooner(load, at_mlx, here, envelope.priority, rest_s, keeps=bool(request.streams))
             if not (sooner or load.takes_back):

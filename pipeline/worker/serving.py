@@ -29,7 +29,7 @@ from pipeline.core.handback import HandBacks
 from pipeline.core.placement import KnownModels, Tries, after_error, is_for_another, is_on, lent_to_mlx
 from pipeline.core.saturation import STALE_S
 from pipeline.core.turnaways import TurnAways
-from pipeline.delivery.held import Held, MustEnd
+from pipeline.delivery.held import Fresh, Held, MustEnd
 from pipeline.engine import Engine, Generation, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
@@ -70,6 +70,7 @@ class ServingContext:
     on_lent: Callable[[Priority], None] = lambda _: None
     _began_at: float = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
+    _paused: HandBacks = field(init=False, default_factory=HandBacks)
     _turn_aways: TurnAways = field(init=False, default_factory=TurnAways)
 
     def __post_init__(self) -> None:
@@ -98,6 +99,12 @@ class ServingContext:
     def turned_away(self, error: HeadraceError, envelope: Envelope) -> int:
         """How often the engine turned a request away, this time included; 0 if the error is another one."""
         return self._turn_aways.count(envelope.name, envelope.created) if isinstance(error, TurnedAway) else 0
+
+    def held_back(self, envelope: Envelope) -> Returned | None:
+        """How a request that no attempt has begun goes back to its lane while it is paused; None if it may begin."""
+        if not self.me.peers.pauses.now.holds(envelope.priority, envelope.owner):
+            return None
+        return Returned(self._paused.delay_s(self.clock.now(), first=False, room=False))
 
     def hand_back_s(self, envelope: Envelope, request: Request) -> float:
         """How long the broker keeps a request that is left to another worker of this engine, seconds."""
@@ -171,6 +178,9 @@ class Serving:
             opened = await self.held.open()
             if isinstance(opened, Settled | Abandoned):
                 await self.held.end(opened)
+                return
+            if isinstance(opened, Fresh) and (back := self.context.held_back(self.envelope)) is not None:
+                await self.held.end(back)
                 return
             with self.held.process() as span:
                 span.served(self.reason)

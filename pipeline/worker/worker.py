@@ -107,6 +107,7 @@ class Worker:
             self.source,
             engine=self.engine.name,
             on_surplus=self._on_surplus,
+            on_begun=self._on_begun,
             on_renewed=self._changed.set,
             saturated=lambda: self._saturated,
         )
@@ -117,7 +118,7 @@ class Worker:
             self.source,
             self._taking.leases,
             held=self._held,
-            room=lambda: self._observed().overflow_room,
+            room=self._rescue_room,
             take=self._take_orphan,
         )
 
@@ -325,19 +326,26 @@ class Worker:
         self._begin(found, permit, extra=True)
         return True
 
+    def _rescue_room(self) -> int:
+        return self._observed().overflow_room(unpulled=any(map(self._taking.is_paused, self.source.consumers)))
+
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
-        permit = self._observed().overflow()
+        unpulled = any(self._taking.is_paused(lane) for lane, name in self.source.consumers.items() if name == consumer)
+        permit = self._observed().overflow(unpulled=unpulled)
         if permit is None:
             return False
-        delivery = None
+        delivery, paused = None, False
         try:
             delivery = await self._orphans.take(consumer)
+            paused = delivery is not None and delivery.delivered > 1 and self._taking.held_back(delivery)
         finally:
-            if delivery is None or delivery.delivered == 1:
+            if delivery is None or delivery.delivered == 1 or paused:
                 self._release(permit)
         if delivery is None:
             return False
+        if paused:
+            return True
         if delivery.delivered == 1:
             # No worker has begun it: the orphans of the lane have been taken, or their leases still hold.
             await self._on_surplus(delivery)
@@ -348,11 +356,21 @@ class Worker:
 
     async def _on_surplus(self, delivery: Delivery) -> None:
         """Serve a request that was not awaited if a slot is free; else return it."""
+        if self._taking.held_back(delivery):
+            return
         permit = None if self._abstains else self._observed().reserve()
         if permit is None:
             await self._taking.give_back(delivery)
         else:
             self._begin(self._taking.receive(delivery), permit)
+
+    async def _on_begun(self, delivery: Delivery) -> None:
+        """Go on with a paused request that an attempt has begun, in a slot or beyond them; else return it."""
+        permit = self._observed().reserve() or self._observed().overflow(unpulled=True)
+        if permit is None:
+            await self._taking.give_back(delivery)
+        else:
+            self._begin(self._taking.receive(delivery), permit, extra=True)
 
     def _observed(self) -> Permits:
         """The permits, by what the engine reports now."""

@@ -335,7 +335,8 @@ async def test_everything_is_reached_by_keyboard_in_the_order_of_reading_and_the
         }""")
         assert outlined, name
         order.append(name)
-    assert order[:4] == ["Skip to the content", "HTTP API", "theme", "chart"]
+    pauses = ["Pause", "Pause", "Pause", "pause-tenant"]
+    assert order[:8] == ["Skip to the content", "HTTP API", "theme", *pauses, "chart"]
     wanted = ["chart", "prompt", "medium", "model", "try-send"]
     assert [name for name in order if name in wanted] == wanted
     assert order.index("requests-filter") > order.index("try-send")
@@ -445,3 +446,42 @@ async def test_the_page_of_the_interface_says_what_every_field_may_be(open_page,
     }.items():
         row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=field, exact=True)).first
         assert (await row.get_by_role("cell").nth(1).inner_text()).startswith(type_)
+
+
+async def test_an_operator_pauses_a_lane_moves_a_request_and_resumes(open_page, web, pipeline):
+    await eventually(lambda: idle(web), what="nothing is queued", every_s=0.1)
+    page = await open_page(pipeline.http)
+    lane = page.locator('[data-lane="low"]')
+    await lane.get_by_role("button", name="Pause lane low").click()
+    dialog = page.locator("#operate-dialog")
+    await dialog.get_by_text("0 queued requests; 0 running.").wait_for()
+    await dialog.get_by_label("Reason").fill("the demo")
+    await dialog.get_by_role("button", name="Pause").click()
+    await lane.get_by_text("paused", exact=True).wait_for()
+    await page.locator("#pause-list").get_by_text("(the demo)").wait_for()
+    request = await ask(web, FRANCE, "low")
+    row = page.locator(f'#requests-list li[data-id="{request}"]')
+    await row.locator("summary").click()
+    await row.get_by_role("button", name="Move to high").click()
+    await dialog.get_by_text("waits at the end of lane high").wait_for()
+    await dialog.get_by_role("button", name="Move").click()
+    await page.locator(f'#requests-list li[data-id="{request}"][data-state="done"]').wait_for()
+    assert (await web.get(f"/queue/requests/{request}")).json()["answer"]["headrace"]["priority"] == "high"
+    await lane.get_by_role("button", name="Resume lane low").click()
+    await dialog.get_by_role("button", name="Resume").click()
+    await lane.get_by_text("paused", exact=True).wait_for(state="hidden")
+    assert (await web.get("/queue/paused")).json()["pauses"] == []
+
+
+async def test_an_operator_pauses_a_tenant(open_page, web, pipeline):
+    page = await open_page(pipeline.http)
+    await page.get_by_role("button", name="Pause a tenant").click()
+    dialog = page.locator("#operate-dialog")
+    await dialog.get_by_label("Tenant").fill("acme")
+    await dialog.get_by_label("Lanes").select_option("medium")
+    await dialog.get_by_text("in lane medium").wait_for()
+    await dialog.get_by_role("button", name="Pause").click()
+    await page.get_by_text("Lane medium of tenant acme: paused").wait_for()
+    await page.get_by_role("button", name="Resume lane medium of tenant acme").click()
+    await dialog.get_by_role("button", name="Resume").click()
+    await page.locator("#pause-list li").wait_for(state="detached")

@@ -5,16 +5,18 @@ import { ask, errorOf, follow, hasKey, useKey } from "./stream.js";
 import { Chart } from "./chart.js";
 import { drawEngines, drawLanes, drawMoves } from "./panels.js";
 import { Letters } from "./letters.js";
+import { Pauses } from "./pauses.js";
 import { Prompt } from "./prompt.js";
 import { Requests } from "./requests.js";
 
 const MOVES_KEPT = 150;
 const THEMES = ["system", "light", "dark"];
 
-const view = { about: null, lanes: null, loads: null, store: null, workers: [], moves: [] };
+const view = { about: null, lanes: null, loads: null, store: null, pauses: [], workers: [], moves: [] };
 let ahead = 0;         // how far the gateway's clock is ahead of this one, in seconds
 let chart = null;
-const requests = new Requests(cancelRequest);
+const pauses = new Pauses();
+const requests = new Requests(cancelRequest, (id, from, to) => pauses.askToMove(id, from, to));
 const prompt = new Prompt(requests);
 const letters = new Letters();
 let dirty = new Set();
@@ -27,7 +29,7 @@ function onEvent(name, data) {
   ahead = data.at - Date.now() / 1000;
   if (name === "all") begin(data);
   const { requests: news = [], moves = [], points } = data;
-  for (const part of ["lanes", "loads", "workers", "store"]) {
+  for (const part of ["lanes", "loads", "workers", "store", "pauses"]) {
     if (part in data) {
       if (part === "lanes" && data.lanes?.dead !== view.lanes?.dead) letters.read();
       view[part] = data[part];
@@ -52,13 +54,14 @@ function begin(data) {
   chart ??= new Chart(data.about);
   chart.about = data.about;
   chart.points = { mlx: [], ollama: [] };
+  requests.operator = data.about.sees_all;
   prompt.prefix = data.about.name_prefix;
   const { tenant, sees_all: all } = data.about;
   const who = byId("who");
   who.hidden = !tenant;
   setText(who, all ? `operator (${tenant})` : `tenant ${tenant}`);
   byId("change-key").hidden = !hasKey();
-  dirty = new Set(["lanes", "loads", "workers", "store", "chart", "moves", "requests"]);
+  dirty = new Set(["lanes", "loads", "workers", "store", "pauses", "chart", "moves", "requests"]);
   letters.read();
 }
 
@@ -74,6 +77,7 @@ function draw() {
   const changed = dirty;
   dirty = new Set();
   if (changed.has("lanes") || changed.has("loads")) drawLanes(view.lanes, view.loads);
+  if (changed.has("lanes") || changed.has("pauses")) pauses.draw(view.pauses, view.lanes, view.about?.sees_all ?? false);
   if (changed.has("loads") || changed.has("workers")) drawEngines(view.loads, view.workers);
   if (changed.has("store")) {
     byId("store").hidden = !view.store;

@@ -17,15 +17,17 @@ function makeLanes() {
     const cell = {
       depth: element("b"), queued: element("span", { data: { field: "queued" } }),
       running: element("td", { data: { field: "running" } }), wait: element("td", { data: { field: "wait" } }),
-      more: element("td", { colSpan: 4 }),
+      more: element("span"),
     };
     const bar = element("i", { "aria-hidden": "true" }, cell.depth);
     table.append(element("tbody", { data: { priority, lane: priority } },
       element("tr", {},
-        element("th", { scope: "row" }, element("span", { className: "priority", textContent: capital(priority) })),
+        element("th", { scope: "row" }, element("span", { className: "priority", textContent: capital(priority) }),
+          element("span", { className: "chip paused-mark", textContent: "paused", data: { tone: "warn" }, hidden: true })),
         element("td", { className: "depth" }, element("div", { className: "depth-bar" }, bar, cell.queued)),
         cell.running, cell.wait),
-      element("tr", { className: "more" }, cell.more)));
+      element("tr", { className: "more" }, element("td", { colSpan: 4 }, cell.more,
+        element("button", { type: "button", className: "quiet", textContent: "Pause", hidden: true })))));
     cells.set(priority, cell);
   }
 }

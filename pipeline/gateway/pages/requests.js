@@ -1,6 +1,8 @@
 // Recent requests: each with its state, and its times as a waterfall.
 
-import { ENGINE_NAMES, byId, capital, chip, clock, count, duration, element, facts, plural, setText } from "./dom.js";
+import {
+  ENGINE_NAMES, PRIORITIES, byId, capital, chip, clock, count, duration, element, facts, plural, setText,
+} from "./dom.js";
 
 const KEPT = 150;
 const FEW = 15;
@@ -42,8 +44,10 @@ export function segments(r, nowMs) {
 }
 
 export class Requests {
-  constructor(cancel) {
+  constructor(cancel, move) {
     this.cancel = cancel;
+    this.move = move;
+    this.operator = false;
     this.all = new Map();
     this.rows = new Map();
     this.paused = null;
@@ -109,9 +113,14 @@ export class Requests {
         bar: element("span", { className: "bar", role: "img" }), took: element("span", { className: "took" }),
         more: element("dl", { className: "facts" }), cancel: element("button", { type: "button", textContent: "Cancel request" }),
       };
+      row.moves = PRIORITIES.map(priority => {
+        const button = element("button", { type: "button", textContent: `Move to ${priority}`, data: { move: priority } });
+        button.addEventListener("click", () => this.move(request.id, this.all.get(request.id)?.priority ?? "", priority));
+        return button;
+      });
       row.details = element("details", {},
         element("summary", {}, row.at, row.priority, row.state, row.id, row.bar, row.took),
-        element("div", { className: "request-more" }, row.more, element("div", {}, row.cancel)));
+        element("div", { className: "request-more" }, row.more, element("div", { className: "actions" }, ...row.moves, row.cancel)));
       row.item = element("li", {}, row.details);
       row.cancel.addEventListener("click", () => this.cancel(request.id));
       row.details.addEventListener("toggle", () => this.draw());
@@ -145,6 +154,9 @@ export class Requests {
     });
     row.bar.setAttribute("aria-label", parts.map(([name, , from, to]) => `${name} ${duration(to - from)}`).join(", "));
     row.cancel.parentElement.hidden = hasEnded(r);
+    for (const button of row.moves) {
+      button.hidden = !this.operator || !WAITING.includes(r.state) || button.dataset.move === r.priority;
+    }
     if (row.details.open) {
       facts(row.more, [
         ["Id", r.id], ["Tenant", r.tenant], ["Stored", new Date(r.at * 1000).toLocaleString("en-GB")],

@@ -29,7 +29,8 @@ from pipeline.wire.messages import (
     WorkerStatus,
     encode,
 )
-from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move
+from pipeline.wire.pauses import Pause, PausedState
+from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, Priority
 from tests import waiting
 from tests.faults import Process
 from tests.pipeline.worker.conftest import Client
@@ -460,3 +461,22 @@ async def test_a_doubtful_request_that_waits_for_an_opinion_holds_up_no_other(
     await eventually(lambda: [e.id for e in going_on.events if e.kind == "spilled"] == ["simple"])
     may_answer.set()
     await eventually(lambda: [e.id for e in going_on.events if e.kind == "spilled"] == ["simple", "doubtful"])
+
+
+async def test_what_is_paused_stays_on_its_lane(router, going_on, client, bus):
+    pauses = PausedState(pauses=[Pause(Priority.LOW), Pause(tenant="acme")])
+    await bus.store("llm.paused", msgspec.json.encode(pauses), expected_last=0)
+    await router()
+    await client.ask("low", SIMPLE, "low")
+    await client.ask("t.acme.theirs", SIMPLE, "high.t.acme")
+    await client.ask("high", SIMPLE, "high")
+    await client.ask("t.bolt.other", SIMPLE, "high.t.bolt")
+    await until_places(
+        bus,
+        {
+            "low": "llm.request.low",
+            "t.acme.theirs": "llm.request.high.t.acme",
+            "high:spilled": "llm.ollama.high",
+            "t.bolt.other:spilled": "llm.ollama.high",
+        },
+    )

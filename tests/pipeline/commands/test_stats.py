@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.console import Console
 
 from pipeline.commands.stats import engine_line, render
 from pipeline.core.statistics import LaneStatistics, QueueStatistics, ServerState
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport
+from pipeline.wire.pauses import Pause
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,13 @@ def test_what_is_wrong_with_the_store_is_said(store, line):
         console.print(render(QueueStatistics(*lanes, {}, {}, 0, 1.0, store=store)))
     assert ("Store:" in said.get()) is bool(line)
     assert line in said.get()
+
+
+def test_what_is_paused_is_said():
+    lanes = [LaneStatistics() for _ in range(3)]
+    paused = [Pause("low", at=0.0, reason="the [demo]")]
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(render(QueueStatistics(*lanes, {}, {}, 0, 1.0, paused=paused, paused_tenants=2)))
+    assert re.search(r"Lane low: paused at \d\d:\d\d on \d\d \w+ \(the \[demo\]\)\.", said.get())
+    assert "Pauses of tenants: 2. `headrace paused` lists them." in said.get()

@@ -19,12 +19,22 @@ def read(text, *, ids=IDS, stream=STREAM_REQUESTS, sequence=100):
     return ids.read(text, stream, sequence)
 
 
-@given(names, st.sampled_from(Move), st.integers(1, 2**63), st.floats(0, 1e10))
+@given(
+    names,
+    st.sampled_from([move for move in Move if move is not Move.PRIORITY]),
+    st.integers(1, 2**63),
+    st.floats(0, 1e10),
+)
 def test_a_moved_id_is_split_into_what_it_was_made_of(request_id, move, sequence, stored_at):
     made = IDS.make(request_id, move, sequence, stored_at)
     assert read(made) == (request_id, move)
     assert not is_request_id(made)
     assert made == IDS.make(request_id, move, sequence, stored_at)
+
+
+def test_a_change_of_priority_is_called_what_an_older_version_can_read():
+    """The header `Llm-Moved-By` tells it from a replay."""
+    assert read(IDS.make("a", Move.PRIORITY, 7, 1e9)) == ("a", Move.REPLAYED)
 
 
 def test_another_delivery_and_another_request_have_other_ids():

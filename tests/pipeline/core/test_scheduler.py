@@ -856,3 +856,67 @@ def test_the_lanes_of_tenants_and_of_the_default_tenant_are_served_in_the_order_
         served.append(lane)
         scheduler.start(str(number), lane, stored_at=0.0, pending=1, now=0.0, wall_now=0.0, sequence=number + 1)
     assert served == [tenants, plain, tenants, plain]
+
+
+# ---- paused lanes
+
+
+def paused_low(lanes=SERVED_LANES):
+    """A scheduler whose LOW lanes can be paused, and the set that says so."""
+    held = set()
+    return Scheduler(WEIGHTS, lanes=lanes, paused=lambda lane: lane.priority in held), held
+
+
+def order(scheduler, now, *, wall_now=0.0):
+    return [lane.priority for lane in scheduler.order(now, wall_now=wall_now)]
+
+
+def test_a_paused_lane_is_not_asked_until_it_is_resumed():
+    scheduler, held = paused_low()
+    assert LOW in order(scheduler, 0.0)
+    held.add(LOW)
+    scheduler.recheck(1.0)
+    scheduler.arrived(BARE[LOW], 7)
+    scheduler.forget()
+    assert LOW not in order(scheduler, 1.0)
+    assert LOW not in order(scheduler, 1.0 + 100 * RECHECK_UNSEEN_S)
+    held.clear()
+    scheduler.recheck(1000.0)
+    assert LOW in order(scheduler, 1000.0)
+
+
+def test_the_rule_of_the_longest_wait_ignores_a_paused_lane():
+    scheduler, held = paused_low()
+    scheduler.start("a", BARE[LOW], stored_at=0.0, pending=9, now=0.0, wall_now=0.0)
+    held.add(LOW)
+    scheduler.recheck(0.0)
+    for number in range(2 * OVERDUE_EVERY):
+        assert order(scheduler, 0.0, wall_now=10_000.0)[0] is not LOW
+        scheduler.start(f"h{number}", BARE[HIGH], stored_at=None, pending=9, now=0.0, wall_now=10_000.0)
+
+
+def test_a_priority_saves_up_nothing_while_it_is_paused():
+    scheduler, held = paused_low(LANES)
+    held.add(LOW)
+    scheduler.recheck(0.0)
+    for number in range(500):
+        scheduler.start(f"h{number}", BARE[HIGH], stored_at=None, pending=9, now=0.0, wall_now=0.0)
+        scheduler.finish(f"h{number}", 100.0)
+    held.clear()
+    scheduler.recheck(0.0)
+    first = []
+    for number in range(40):
+        lane = next(lane for lane in scheduler.order(0.0, wall_now=0.0) if lane.priority is not MEDIUM)
+        first.append(lane.priority)
+        scheduler.start(f"n{number}", lane, stored_at=None, pending=9, now=0.0, wall_now=0.0)
+        scheduler.finish(f"n{number}", 100.0)
+    assert 3 <= first.count(LOW) <= 12
+
+
+def test_a_paused_lane_of_a_priority_leaves_the_others_their_turns():
+    acme, bolt = (Lane(LOW, Task.UNTRIAGED, tenant) for tenant in ("acme", "bolt"))
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, acme, bolt), paused=lambda lane: lane.tenant == "acme")
+    scheduler.recheck(0.0)
+    lanes = scheduler.order(0.0, wall_now=0.0)
+    assert acme not in lanes
+    assert bolt in lanes
