@@ -70,9 +70,11 @@ class EngineProcess:
         self._config = config
         self._model_path = model_path
         self._served = served_name
-        self._catalogue = Catalogue(mlx=[served_name], table=config.spill_models, internal=config.internal_models)
+        self._catalogue = Catalogue(
+            mlx=[served_name, *config.adapters], table=config.spill_models, internal=config.internal_models
+        )
         self._listed = self._catalogue.listed()
-        self._resolved: set[str | None] = set()
+        self._resolved: dict[str | None, str] = {}
         self._requests = InFlight(self._on_close)
         self.counter = self._counts = Counts()
         self._tasks = Background()
@@ -107,13 +109,17 @@ class EngineProcess:
         self._change("down", "stopped")
 
     def resolve(self, model: str | None) -> str:
-        """As `Engine.resolve`: the served name, or its equivalent by `spill_models`; the model's full path too."""
-        if model not in self._resolved:
-            own = model in (self._config.model, self._model_path)
-            self._catalogue.engines_for(self._served if own else model)
-            if own or model is None:
-                self._resolved.add(model)
-        return self._served
+        """As `Engine.resolve`: the served name or an adapter's, also by an equivalent of `spill_models` or the model's
+        full path.
+        """
+        if (resolved := self._resolved.get(model)) is None:
+            own = model in (self._config.model, self._model_path) and model not in self._config.adapters
+            wanted = self._served if own else model
+            self._catalogue.engines_for(wanted)
+            resolved = self._catalogue.model_on("mlx", wanted) or self._served
+            if own or model is None or model in self._listed:
+                self._resolved[model] = resolved
+        return resolved
 
     async def submit(self, work: Work) -> Run:
         """As `Engine.submit`. While the engine loads, restarts or is on probation, the request waits."""

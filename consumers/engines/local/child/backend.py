@@ -29,6 +29,7 @@ class Prepared(Struct):
         exact: whether what the model computes for it must not depend on anything else.
         guide: what may follow, if the answer must have a form.
         tenant: for whom it is. Only sequences of one tenant use each other's caches.
+        adapter: the number of its adapter; 0 for none. Only sequences of one adapter use each other's caches.
         marks: how many tokens there are up to the end of the system prompt and of the last message. Empty if caches can
             be cut anywhere, or are not kept.
     """
@@ -41,6 +42,7 @@ class Prepared(Struct):
     exact: bool = False
     guide: Guide | None = None
     tenant: str = ""
+    adapter: int = 0
     marks: list[int] = field(default_factory=list)
 
     @property

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +38,12 @@ _SHARED: Final = ("uids", "prompt_cache", "tokens", "samplers", "logits_processo
 
 Sampler = Callable[[Any], Any]
 Processor = Callable[[Any, Any], Any]
+OfRows = Callable[[Sequence[int]], AbstractContextManager[None]]
+
+
+def without_adapters(_: Sequence[int]) -> AbstractContextManager[None]:
+    """The context of a model that has no adapters."""
+    return nullcontext()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +57,7 @@ class MlxSequence:
         decodes: whether its last token was sampled here, and the cache holds all others.
         said: whether the token that was sampled last has been returned.
         exact: whether it is in no array with others: a product rounds differently for one row and for several.
+        adapter: the number of its adapter; 0 for none.
     """
 
     key: int
@@ -61,6 +69,7 @@ class MlxSequence:
     decodes: bool = False
     said: bool = True
     exact: bool = False
+    adapter: int = 0
 
 
 @dataclass(slots=True)
@@ -71,11 +80,13 @@ class MlxBatch:
         model: the model.
         on_cpu: whether it runs on the CPU.
         reuse: how caches are kept for later sequences.
+        of_rows: a context in which the rows of a pass have these adapters.
     """
 
     model: Any
     on_cpu: bool
     reuse: Reuse = ""
+    of_rows: OfRows = without_adapters
     _kept: KeptCaches = field(init=False)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
@@ -103,9 +114,12 @@ class MlxBatch:
         guide: Guide | None = None,
         *,
         exact: bool = False,
+        adapter: int = 0,
     ) -> None:
-        """Take a sequence. Nothing of it has been read. `exact` as in `MlxSequence`; it must be read alone."""
-        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact)
+        """Take a sequence. Nothing of it has been read. `exact`, `adapter` as in `MlxSequence`; an exact one must be
+        read alone.
+        """
+        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact, adapter=adapter)
         self._guided.guide(key, guide)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
@@ -122,7 +136,8 @@ class MlxBatch:
             together = [row for row in rows if parts[row.key]]
             if together:
                 cohort = self._cohort(together)
-                cohort.prompt([parts[key] for key in cohort.uids])
+                with self._adapted(cohort):
+                    cohort.prompt([parts[key] for key in cohort.uids])
                 for row in together:
                     row.read += len(parts[row.key])
             return self._begin(done)
@@ -252,7 +267,8 @@ class MlxBatch:
         cohort = self._cohort(rows)
         self._cohorts.remove(cohort)
         by_key = {row.key: row for row in rows}
-        with self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids]):
+        sampling = self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids])
+        with self._adapted(cohort), sampling:
             begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
         for row in rows:
             row.read += 1
@@ -272,8 +288,13 @@ class MlxBatch:
 
     def _next(self, array: Any) -> Any:
         """The tokens that are due in an array. Those after them are being sampled from now on."""
-        with self._guided.sampling(array.uids, lambda: array._next_tokens):  # noqa: SLF001
+        sampling = self._guided.sampling(array.uids, lambda: array._next_tokens)  # noqa: SLF001
+        with self._adapted(array), sampling:
             return array.next()
+
+    def _adapted(self, array: Any) -> AbstractContextManager[None]:
+        """A context for a pass over an array, each of whose sequences has its adapter."""
+        return self.of_rows([self._rows[key].adapter for key in array.uids])
 
     def _extend(self, begun: Any) -> None:
         if len(self._decoding):

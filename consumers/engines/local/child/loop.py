@@ -140,7 +140,9 @@ class EngineLoop:
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
                 coming=begin.coming,
-                prompt=ReusablePrompt(sequence.prompt, (sequence.tenant, sequence.exact), sequence.marks),
+                prompt=ReusablePrompt(
+                    sequence.prompt, (sequence.tenant, sequence.exact, sequence.adapter), sequence.marks
+                ),
             )
             self._backend.insert(sequence)
 

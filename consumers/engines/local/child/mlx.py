@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from consumers.engines.local.child import float32
 from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.cache_options import CacheOptions
 from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
@@ -57,6 +58,9 @@ from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 
+if TYPE_CHECKING:
+    from consumers.engines.local.child.lora import Adapters
+
 log = logging.getLogger(__name__)
 
 _GREEDY_BELOW: Final = 1e-4
@@ -64,6 +68,11 @@ _GREEDY_BELOW: Final = 1e-4
 
 _AHEAD: Final = "a"
 """Stands for the text ahead of an answer, in a detokenizer."""
+
+_UNTRUSTED: Final = (
+    "The model {} runs Python code that comes with it. If you trust that code, set trust_remote_code "
+    "(--trust-remote-code)."
+)
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
@@ -106,17 +115,27 @@ class MlxBackend:
         try:
             # No progress bars: the standard error of this process is a log.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            template = {"chat_template": read_template(config.chat_template)} if config.chat_template else None
-            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, template, return_config=True)
+            self._model, self._tokenizer, model_config = mlx_lm.load(
+                model_path,
+                _tokenizer_options(config),
+                adapter_path=_adapter_folder(config.adapter_path),
+                return_config=True,
+                trust_remote_code=config.trust_remote_code,
+            )
             self._folder = _folder(model_path)
             self._defaults = _sampling_defaults(self._folder)
         except LoadError:
             raise
         except Exception as error:
+            if "trust_remote_code" in str(error) and not config.trust_remote_code:
+                raise LoadError(_UNTRUSTED.format(model_path)) from error
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
         if on_cpu() and config.float32_weights:
             note("converting the weights to float32")
             float32.convert(self._model)
+        self._caches = CacheOptions.of(config)
+        self._caches.check(self._model)
+        self._adapters = self._load_adapters(note)
         note("warming up")
         self._read_tokenizer()
         self.facts = self._warm_up(context_tokens(model_config, self._model, self._tokenizer))
@@ -124,6 +143,13 @@ class MlxBackend:
         context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self.batch = self._new_batch()
+
+    def _load_adapters(self, note: Note) -> Adapters:
+        from consumers.engines.local.child.lora import Adapters
+
+        if self._config.adapters:
+            note("loading the adapters")
+        return Adapters(self._model, self._config.adapters, on_cpu=self.on_cpu)
 
     def _read_tokenizer(self) -> None:
         """Learn what the model's tokens mean."""
@@ -141,8 +167,8 @@ class MlxBackend:
         logits = self._model(self._mx.array([[0]]))
         self._mx.eval(logits)
         vocabulary = int(logits.shape[-1])
-        size = measured_size(self._model)
-        alone = tested(
+        size = measured_size(self._model, self._caches)
+        alone = self._caches.alone or tested(
             self._model, vocabulary, identity_of(self._folder, float32.kind_of(self._model)), on_cpu=self.on_cpu
         )
         return Facts(
@@ -163,8 +189,8 @@ class MlxBackend:
 
     def _new_batch(self) -> MlxBatch | LoneSequences:
         if self.facts.alone:
-            return LoneSequences(self._model)
-        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse)
+            return LoneSequences(self._model, self._caches, self._adapters.of_rows)
+        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse, of_rows=self._adapters.of_rows)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -209,6 +235,7 @@ class MlxBackend:
             guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
             exact=bool(request.exact),
             tenant=work.tenant,
+            adapter=self._adapters.number(work.model),
             marks=self._marks(request, written, prompt),
         )
 
@@ -281,6 +308,7 @@ class MlxBackend:
             self._penalties(work.request, len(sequence.prompt) - sequence.position),
             sequence.guide,
             exact=sequence.exact,
+            adapter=sequence.adapter,
         )
 
     def reset(self, *, alone: str = "") -> None:
@@ -402,6 +430,20 @@ def _folder(model_path: str) -> Path:
     from mlx_lm.utils import hf_repo_to_path
 
     return Path(model_path) if Path(model_path).exists() else Path(hf_repo_to_path(model_path))
+
+
+def _tokenizer_options(config: Config) -> dict[str, Any]:
+    """What transformers gets. If it is not told whether to trust code, it asks on the terminal."""
+    template = {"chat_template": read_template(config.chat_template)} if config.chat_template else {}
+    return {"trust_remote_code": config.trust_remote_code, **template}
+
+
+def _adapter_folder(path: str) -> str | None:
+    if not path:
+        return None
+    if not (folder := Path(path).expanduser()).is_dir():
+        raise LoadError(f"There is no folder {folder}. Set adapter_path to the folder of an adapter.")
+    return str(folder)
 
 
 def _sampling_defaults(folder: Path) -> SamplingDefaults:
