@@ -11,6 +11,8 @@ from pipeline.settings import Setting, ValueKind
 Switch = Annotated[bool, ValueKind("", "true or false")]
 AdapterFolder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 AdapterFolders = Annotated[dict[str, str], ValueKind("TABLE", "a table of names and folders")]
+DraftPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name or the folder of a model")]
+DraftTokens = Annotated[int, Meta(ge=1, le=16), ValueKind("N", "a number of tokens, 1 to 16")]
 KvBits = Annotated[Literal[0, 2, 3, 4, 5, 6, 8], ValueKind("BITS", "a number of bits (0, 2, 3, 4, 5, 6 or 8)")]
 KvGroup = Annotated[Literal[32, 64, 128], ValueKind("N", "a size of groups (32, 64 or 128)")]
 KvTokens = Annotated[int, Meta(ge=0), ValueKind("TOKENS", "a number of tokens, 0 or more")]
@@ -35,6 +37,15 @@ class ModelOptions(Struct, frozen=True, kw_only=True):
             "[LoRA adapters](models.md#lora-adapters).",
         ),
     ] = field(default_factory=dict)
+    draft_model: Annotated[
+        DraftPlace,
+        Setting(
+            "small model of the same family that proposes tokens while one answer is written alone; empty for none",
+            "The model checks the proposals, so answers stay its own. The draft model is used only while it makes "
+            "them faster. See [A draft model](models.md#a-draft-model).",
+        ),
+    ] = ""
+    draft_tokens: Annotated[DraftTokens, Setting("number of tokens that the draft model proposes at once")] = 3
     kv_bits: Annotated[
         KvBits,
         Setting(

@@ -47,6 +47,9 @@ _END_GRACE_S: Final = 5.0
 _BACKOFF_S: Final = 0.5
 _BACKOFF_MOST_S: Final = 30.0
 
+_COUNTED: Final = ("prompt_tokens", "reused_tokens", "drafted_tokens", "accepted_tokens")
+"""What a child counts from 0."""
+
 _SETTLED_S: Final = 5.0
 """A child that dies idle before it has been up this long is in a crash loop."""
 
@@ -159,6 +162,8 @@ class EngineProcess:
             facts=self._known(),
             prompt_tokens=self._counted.prompt_tokens + stats.prompt_tokens,
             reused_tokens=self._counted.reused_tokens + stats.reused_tokens,
+            drafted_tokens=self._counted.drafted_tokens + stats.drafted_tokens,
+            accepted_tokens=self._counted.accepted_tokens + stats.accepted_tokens,
             kept_bytes=stats.kept_bytes,
         )
 
@@ -256,9 +261,9 @@ class EngineProcess:
         elif isinstance(frame, Ready):
             self._facts = frame.facts
             # A new child begins with the first width, and keeps no prompts. Its counts begin at 0.
-            self._counted.prompt_tokens += self._stats.prompt_tokens
-            self._counted.reused_tokens += self._stats.reused_tokens
-            self._stats = msgspec.structs.replace(self._stats, slots=0, prompt_tokens=0, reused_tokens=0, kept_bytes=0)
+            for name in _COUNTED:
+                setattr(self._counted, name, getattr(self._counted, name) + getattr(self._stats, name))
+            self._stats = msgspec.structs.replace(self._stats, slots=0, kept_bytes=0, **dict.fromkeys(_COUNTED, 0))
             log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
             self._counts.connect(child.send)

@@ -47,12 +47,13 @@ class LoneSequences:
     Args:
         model: the model.
         caches: the kind of its caches.
-        of_rows: as in `MlxBatch`.
+        of_rows, ahead: as in `MlxBatch`.
     """
 
     model: Any
     caches: CacheOptions = PLAIN
     of_rows: OfRows = without_adapters
+    ahead: int = field(init=False, default=0)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, LoneSequence] = field(init=False, default_factory=dict)
     _wired_limit: int | None = field(init=False)
@@ -73,6 +74,7 @@ class LoneSequences:
         *,
         exact: bool = False,  # noqa: ARG002 - every sequence here is
         adapter: int = 0,
+        most: int = 0,  # noqa: ARG002 - nothing is planned ahead
     ) -> None:
         """Take a sequence. Nothing of it has been read."""
         self._rows[key] = LoneSequence(key, list(tokens), sampler, processors, adapter=adapter)

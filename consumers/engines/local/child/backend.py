@@ -68,7 +68,12 @@ class Batch(Protocol):
 
     `pipeline.core.batch` decides what is done. After an exception, only `Backend.reset` and `Backend.close` may be
     called.
+
+    Attributes:
+        ahead: how many tokens beyond one the latest step has added to the cache of the only sequence that decodes.
     """
+
+    ahead: int
 
     def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Read so many of the next tokens of each of these sequences.
@@ -84,7 +89,8 @@ class Batch(Protocol):
     def step(self) -> list[tuple[int, int]]:
         """Decode one token for every sequence that has been read. Returns pairs of key and token.
 
-        A token may be returned one step later, except the first of a sequence.
+        A token may be returned one step later, except the first of a sequence. A sequence that is decoded alone may get
+        several tokens, whose number is `ahead` and one.
         """
         ...
 
@@ -151,6 +157,10 @@ class Backend(Protocol):
 
     def count_tokens(self, request: ChatRequest) -> int:
         """The number of tokens of a request's prompt. As `prepare`."""
+        ...
+
+    def drafted(self) -> tuple[int, int]:
+        """How many tokens a draft model has proposed, and how many of them were right."""
         ...
 
     def insert(self, sequence: Prepared) -> None:
