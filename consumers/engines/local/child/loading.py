@@ -19,7 +19,7 @@ _UNTRUSTED: Final = (
 )
 
 
-class LoadedModel(NamedTuple):
+class MlxModel(NamedTuple):
     """A model, its tokenizer, the content of its `config.json`, and its folder."""
 
     model: Any
@@ -28,7 +28,7 @@ class LoadedModel(NamedTuple):
     folder: Path
 
 
-def loaded_model(config: Config, model_path: str) -> LoadedModel:
+def loaded_model(config: Config, model_path: str) -> MlxModel:
     """Load the model, with the adapter that is a part of it.
 
     Raises:
@@ -38,7 +38,7 @@ def loaded_model(config: Config, model_path: str) -> LoadedModel:
     return _loaded(config, model_path, _adapter_folder(config.adapter_path), template)
 
 
-def loaded_draft(config: Config, model: LoadedModel, vocabulary: int, *, on_cpu: bool) -> Draft | None:
+def loaded_draft(config: Config, model: MlxModel, vocabulary: int, *, on_cpu: bool) -> Draft | None:
     """Load the draft model; None if none is set.
 
     Raises:
@@ -53,7 +53,7 @@ def loaded_draft(config: Config, model: LoadedModel, vocabulary: int, *, on_cpu:
     return Draft(small.model, vocabulary, DraftPolicy(config.draft_tokens))
 
 
-def _loaded(config: Config, path: str, adapter: str | None, template: dict[str, str]) -> LoadedModel:
+def _loaded(config: Config, path: str, adapter: str | None, template: dict[str, str]) -> MlxModel:
     import mlx_lm
     from mlx_lm.utils import hf_repo_to_path
 
@@ -75,7 +75,7 @@ def _loaded(config: Config, path: str, adapter: str | None, template: dict[str, 
         if "trust_remote_code" in str(error) and not config.trust_remote_code:
             raise LoadError(_UNTRUSTED.format(path)) from error
         raise LoadError(f"The model {path} cannot be loaded ({type(error).__name__}: {error}).") from error
-    return LoadedModel(model, tokenizer, stated, folder)
+    return MlxModel(model, tokenizer, stated, folder)
 
 
 def _adapter_folder(path: str) -> str | None:
