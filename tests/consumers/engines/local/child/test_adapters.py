@@ -128,3 +128,11 @@ async def test_an_adapter_that_is_not_there_is_refused_by_name(tmp_path):
         refused = await engine.load_failed()
         await until(engine, lambda: engine.status().state == "down")
     assert f'There is no folder {tmp_path}/missing for the adapter "x".' in refused
+
+
+async def test_an_adapter_can_be_a_part_of_the_model(start, folder, alone):
+    async with start("mlx", adapter_path=str(folder / "one")) as engine:
+        assert engine.status().models == ["headrace-demo"]
+        for at in (0, 1):
+            answer = await ask(engine, "", PROMPTS[at])
+            assert tokens(answer, alone["one"][at]) == alone["one"][at]
