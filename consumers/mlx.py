@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Final
 
+import msgspec
+
 from consumers.engines.local.process import EngineProcess
 from consumers.models.obtain import GettingStopped, obtain
 from pipeline.config import Config
@@ -28,6 +30,10 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     if config.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # inherited by the engine's process, which loads repositories
     try:
+        if config.draft_model and config.engine == "mlx":
+            wanted = msgspec.structs.replace(config, model=config.draft_model)
+            draft = await obtain(wanted, lifecycle, every_s=_REPORT_EVERY_S)
+            config = msgspec.structs.replace(config, draft_model=draft.path)
         model = await obtain(config, lifecycle, every_s=_REPORT_EVERY_S)
     except GettingStopped:
         return

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
+from pipeline.options import ModelOptions, Switch
 from pipeline.settings import (
     ENV_PREFIX,
     ConfigError,
@@ -68,7 +69,6 @@ Speed = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("RATE", "a rate greater
 Share = Annotated[float, Meta(ge=0, le=1), ValueKind("SHARE", "a number from 0 to 1")]
 Cost = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("COST", "a number of 0 or more")]
 Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a number greater than 0")]
-Switch = Annotated[bool, ValueKind("", "true or false")]
 Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 TemplateFile = Annotated[str, ValueKind("FILE", "the name of a file")]
@@ -136,7 +136,7 @@ Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
 HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for each API key")]
 
 
-class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """The settings in force."""
 
     nats_url: Annotated[

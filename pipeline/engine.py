@@ -162,6 +162,7 @@ class EngineStatus(msgspec.Struct):
         prompt_tokens, reused_tokens: of all prompts that were begun, and those of them that were not computed, because
             an earlier request had left them.
         kept_bytes: the size of what is kept of earlier prompts.
+        drafted_tokens, accepted_tokens: what a draft model has proposed, and what of it was right.
     """
 
     state: WorkerState
@@ -193,6 +194,8 @@ class EngineStatus(msgspec.Struct):
     prompt_tokens: int = 0
     reused_tokens: int = 0
     kept_bytes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Embedder(Protocol):

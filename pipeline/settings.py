@@ -106,11 +106,12 @@ _S = TypeVar("_S", bound=Struct)
 
 
 def declared(config: type[Struct]) -> dict[str, Key]:
-    """Return the settings that the fields of a struct declare, by name, in their order."""
+    """Return the settings that the fields of a struct declare, by name, in their order, inherited ones last."""
     defaults = msgspec.to_builtins(config())
+    inherited = {name for base in config.__bases__ for name in getattr(base, "__struct_fields__", ())}
     return {
         each.name: Key(each.name, defaults[each.name], _note(each.type, ValueKind), _note(each.type, Setting))
-        for each in msgspec.structs.fields(config)
+        for each in sorted(msgspec.structs.fields(config), key=lambda each: each.name in inherited)
     }
 
 

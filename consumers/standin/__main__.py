@@ -25,6 +25,7 @@ from consumers.standin.server import Server
 from consumers.standin.shown import of_demo, of_llama
 from pipeline.config import Config, ConfigError, load
 from pipeline.engine import Engine
+from pipeline.options import ModelOptions
 
 DRAIN_S = 2
 
@@ -106,7 +107,7 @@ async def _demo(config: Config, *, name: str, parallel: int) -> AsyncIterator[Se
     """The demo model, whatever the first engine runs."""
     # As Ollama does, an answer without a limit goes on until the model stops or the context is full.
     own = {"model": MODEL_NAME, "slots": parallel, "default_max_tokens": 2**31 - 1, "chat_template": ""}
-    config = msgspec.structs.replace(config, **own)
+    config = msgspec.structs.replace(config, **own, **msgspec.structs.asdict(ModelOptions()))
     path = Path(located(config.model))
     async with EngineProcess(config, model_path=str(path), served_name=name) as engine:
         if not await _is_ready(engine):

@@ -164,15 +164,20 @@ class BatchPlanner:
             self._unread_since[member.priority] = now
             self.reuse.was_read(member, member.depth - tokens, self._members.values())
 
-    def has_stepped(self, *, seconds: float, now: float) -> None:
-        """All sequences whose prompts had been read got one token, within so many seconds."""
+    def has_stepped(self, *, seconds: float, now: float, ahead: int = 0) -> None:
+        """All sequences whose prompts had been read got one token, within so many seconds.
+
+        Args:
+            seconds, now: the duration, and the present.
+            ahead: how many more the only one of them got.
+        """
         decoding = self._in(Stage.DECODING)
         self._just_read = False
         self._standing_since = now
         self.pace.has_stepped(len(decoding), seconds)
         self._found.has_stepped(len(decoding), seconds, high=self._expects_high(now), now=now)
         for member in decoding:
-            member.depth += 1
+            member.depth += 1 + ahead
 
     # ---- the plan ----------------------------------------------------------------------------------------------------
 

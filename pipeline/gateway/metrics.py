@@ -31,6 +31,8 @@ _HELP = {
     "headrace_store_free_bytes": ("gauge", "Free space of the broker's store."),
     "headrace_store_total_bytes": ("gauge", "Size of the disk of the broker's store."),
     "headrace_prompt_tokens_total": ("counter", "Tokens of prompts that an engine has begun, by worker."),
+    "headrace_draft_tokens_total": ("counter", "Tokens that the draft model has proposed, by worker."),
+    "headrace_draft_tokens_accepted_total": ("counter", "Those that became part of answers, by worker."),
     "headrace_prompt_tokens_cached_total": ("counter", "Those that the prompt cache served, by worker."),
     "headrace_prompt_cache_bytes": ("gauge", "Size of the prompt cache, by worker."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
@@ -136,6 +138,8 @@ def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, 
         yield "headrace_prompt_tokens_total", at, status.prompt_tokens
         yield "headrace_prompt_tokens_cached_total", at, status.reused_tokens
         yield "headrace_prompt_cache_bytes", at, status.kept_bytes
+        yield "headrace_draft_tokens_total", at, status.drafted_tokens
+        yield "headrace_draft_tokens_accepted_total", at, status.accepted_tokens
 
 
 def _rows(name: str, labels: Labels, cells: list[float]) -> Iterator[str]:

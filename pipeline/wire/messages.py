@@ -434,6 +434,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         prompt_tokens: of all prompts that the engine has begun since it started.
         reused_tokens: those of them that it did not compute, because an earlier request had left them.
         kept_bytes: the size of what it keeps of earlier prompts.
+        drafted_tokens: the tokens that its draft model has proposed.
+        accepted_tokens: those of them that became part of answers.
     """
 
     worker: str
@@ -471,6 +473,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     prompt_tokens: int = 0
     reused_tokens: int = 0
     kept_bytes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

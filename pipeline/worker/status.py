@@ -35,6 +35,8 @@ _OF_THE_ENGINE: Final = (
     "prompt_tokens",
     "reused_tokens",
     "kept_bytes",
+    "drafted_tokens",
+    "accepted_tokens",
 )
 
 

@@ -47,6 +47,9 @@ _END_GRACE_S: Final = 5.0
 _BACKOFF_S: Final = 0.5
 _BACKOFF_MOST_S: Final = 30.0
 
+_COUNTED: Final = ("prompt_tokens", "reused_tokens", "drafted_tokens", "accepted_tokens")
+"""What a child counts from 0."""
+
 _SETTLED_S: Final = 5.0
 """A child that dies idle before it has been up this long is in a crash loop."""
 
@@ -70,9 +73,11 @@ class EngineProcess:
         self._config = config
         self._model_path = model_path
         self._served = served_name
-        self._catalogue = Catalogue(mlx=[served_name], table=config.spill_models, internal=config.internal_models)
+        self._catalogue = Catalogue(
+            mlx=[served_name, *config.adapters], table=config.spill_models, internal=config.internal_models
+        )
         self._listed = self._catalogue.listed()
-        self._resolved: set[str | None] = set()
+        self._resolved: dict[str | None, str] = {}
         self._requests = InFlight(self._on_close)
         self.counter = self._counts = Counts()
         self._tasks = Background()
@@ -107,13 +112,17 @@ class EngineProcess:
         self._change("down", "stopped")
 
     def resolve(self, model: str | None) -> str:
-        """As `Engine.resolve`: the served name, or its equivalent by `spill_models`; the model's full path too."""
-        if model not in self._resolved:
-            own = model in (self._config.model, self._model_path)
-            self._catalogue.engines_for(self._served if own else model)
-            if own or model is None:
-                self._resolved.add(model)
-        return self._served
+        """As `Engine.resolve`: the served name or an adapter's, also by an equivalent of `spill_models` or the model's
+        full path.
+        """
+        if (resolved := self._resolved.get(model)) is None:
+            own = model in (self._config.model, self._model_path) and model not in self._config.adapters
+            wanted = self._served if own else model
+            self._catalogue.engines_for(wanted)
+            resolved = self._catalogue.model_on("mlx", wanted) or self._served
+            if own or model is None or model in self._listed:
+                self._resolved[model] = resolved
+        return resolved
 
     async def submit(self, work: Work) -> Run:
         """As `Engine.submit`. While the engine loads, restarts or is on probation, the request waits."""
@@ -153,6 +162,8 @@ class EngineProcess:
             facts=self._known(),
             prompt_tokens=self._counted.prompt_tokens + stats.prompt_tokens,
             reused_tokens=self._counted.reused_tokens + stats.reused_tokens,
+            drafted_tokens=self._counted.drafted_tokens + stats.drafted_tokens,
+            accepted_tokens=self._counted.accepted_tokens + stats.accepted_tokens,
             kept_bytes=stats.kept_bytes,
         )
 
@@ -250,9 +261,9 @@ class EngineProcess:
         elif isinstance(frame, Ready):
             self._facts = frame.facts
             # A new child begins with the first width, and keeps no prompts. Its counts begin at 0.
-            self._counted.prompt_tokens += self._stats.prompt_tokens
-            self._counted.reused_tokens += self._stats.reused_tokens
-            self._stats = msgspec.structs.replace(self._stats, slots=0, prompt_tokens=0, reused_tokens=0, kept_bytes=0)
+            for name in _COUNTED:
+                setattr(self._counted, name, getattr(self._counted, name) + getattr(self._stats, name))
+            self._stats = msgspec.structs.replace(self._stats, slots=0, kept_bytes=0, **dict.fromkeys(_COUNTED, 0))
             log.info("The engine process %d is ready. %s", child.pid, self._compute())
             self._requests.connect(child.send)
             self._counts.connect(child.send)

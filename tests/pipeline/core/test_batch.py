@@ -210,6 +210,17 @@ def test_memory_goes_to_the_first_in_line_and_high_gets_it_from_low():
     assert engine.running() == {1, 9}
 
 
+def test_tokens_that_a_draft_brought_ahead_are_read_again_after_a_drop_too():
+    engine = Engine(limits=replace(LIMITS, slots=1, kept_bytes=0))
+    engine.ask(1, LOW, prompt=20)
+    engine.until(lambda: engine.begun(1))
+    engine.planner.has_stepped(seconds=0.1, now=engine.now, ahead=3)
+    engine.ask(2, HIGH, prompt=5, answer=1)
+    assert engine.turn().drop == [1]
+    # The prompt, four tokens of the answer in the cache, and the one that was sampled last.
+    assert engine.planner.unread_tokens() == 20 + 4 + 1
+
+
 def test_caches_beyond_the_budget_are_dropped_the_least_urgent_first_and_read_again():
     engine = Engine(limits=replace(LIMITS, kept_bytes=400))
     engine.ask(1, MEDIUM)

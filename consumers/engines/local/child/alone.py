@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consumers.engines.local.child.backend import Suspended
-from consumers.engines.local.child.batch import Processor, Sampler
+from consumers.engines.local.child.batch import OfRows, Processor, Sampler, without_adapters
+from consumers.engines.local.child.cache_options import PLAIN, CacheOptions
 from consumers.engines.local.child.guided import Guide, GuidedModel
 from pipeline.core.batch_plan import Keep, Restore
 
@@ -25,6 +26,7 @@ class LoneSequence:
         cache: one for each layer; None before anything was read.
         decodes: whether a step serves it.
         suspended: whether it is left out.
+        adapter: the number of its adapter; 0 for none.
     """
 
     key: int
@@ -35,6 +37,7 @@ class LoneSequence:
     cache: list[Any] | None = None
     decodes: bool = False
     suspended: bool = False
+    adapter: int = 0
 
 
 @dataclass(slots=True)
@@ -43,9 +46,14 @@ class LoneSequences:
 
     Args:
         model: the model.
+        caches: the kind of its caches.
+        of_rows, ahead: as in `MlxBatch`.
     """
 
     model: Any
+    caches: CacheOptions = PLAIN
+    of_rows: OfRows = without_adapters
+    ahead: int = field(init=False, default=0)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, LoneSequence] = field(init=False, default_factory=dict)
     _wired_limit: int | None = field(init=False)
@@ -65,9 +73,11 @@ class LoneSequences:
         guide: Guide | None = None,
         *,
         exact: bool = False,  # noqa: ARG002 - every sequence here is
+        adapter: int = 0,
+        most: int = 0,  # noqa: ARG002 - nothing is planned ahead
     ) -> None:
         """Take a sequence. Nothing of it has been read."""
-        self._rows[key] = LoneSequence(key, list(tokens), sampler, processors)
+        self._rows[key] = LoneSequence(key, list(tokens), sampler, processors, adapter=adapter)
         self._guided.guide(key, guide)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
@@ -150,7 +160,9 @@ class LoneSequences:
         import mlx.core as mx
 
         cache = self._cache(row)
-        self.model(mx.array([tokens]), cache=cache)
+        with self.of_rows([row.adapter]):
+            self.model(mx.array([tokens]), cache=cache)
+        self.caches.grown(cache)
         mx.eval([layer.state for layer in cache])
         row.read += len(tokens)
 
@@ -159,8 +171,10 @@ class LoneSequences:
         import mlx.core as mx
 
         last = row.tokens[-1:]
-        with self._guided.sampling([row.key], lambda: last):
-            logits = self.model(mx.array([last]), cache=self._cache(row))[:, -1, :]
+        cache = self._cache(row)
+        with self.of_rows([row.adapter]), self._guided.sampling([row.key], lambda: last):
+            logits = self.model(mx.array([last]), cache=cache)[:, -1, :]
+        self.caches.grown(cache)
         for processor in row.processors:
             logits = processor(mx.array(row.tokens), logits)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
@@ -170,10 +184,8 @@ class LoneSequences:
         return token
 
     def _cache(self, row: LoneSequence) -> list[Any]:
-        from mlx_lm.models.cache import make_prompt_cache
-
         if row.cache is None:
-            row.cache = make_prompt_cache(self.model)
+            row.cache = self.caches.new(self.model)
         return row.cache
 
 

@@ -29,6 +29,7 @@ class Prepared(Struct):
         exact: whether what the model computes for it must not depend on anything else.
         guide: what may follow, if the answer must have a form.
         tenant: for whom it is. Only sequences of one tenant use each other's caches.
+        adapter: the number of its adapter; 0 for none. Only sequences of one adapter use each other's caches.
         marks: how many tokens there are up to the end of the system prompt and of the last message. Empty if caches can
             be cut anywhere, or are not kept.
     """
@@ -41,6 +42,7 @@ class Prepared(Struct):
     exact: bool = False
     guide: Guide | None = None
     tenant: str = ""
+    adapter: int = 0
     marks: list[int] = field(default_factory=list)
 
     @property
@@ -66,7 +68,12 @@ class Batch(Protocol):
 
     `pipeline.core.batch` decides what is done. After an exception, only `Backend.reset` and `Backend.close` may be
     called.
+
+    Attributes:
+        ahead: how many tokens beyond one the latest step has added to the cache of the only sequence that decodes.
     """
+
+    ahead: int
 
     def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Read so many of the next tokens of each of these sequences.
@@ -82,7 +89,8 @@ class Batch(Protocol):
     def step(self) -> list[tuple[int, int]]:
         """Decode one token for every sequence that has been read. Returns pairs of key and token.
 
-        A token may be returned one step later, except the first of a sequence.
+        A token may be returned one step later, except the first of a sequence. A sequence that is decoded alone may get
+        several tokens, whose number is `ahead` and one.
         """
         ...
 
@@ -149,6 +157,10 @@ class Backend(Protocol):
 
     def count_tokens(self, request: ChatRequest) -> int:
         """The number of tokens of a request's prompt. As `prepare`."""
+        ...
+
+    def drafted(self) -> tuple[int, int]:
+        """How many tokens a draft model has proposed, and how many of them were right."""
         ...
 
     def insert(self, sequence: Prepared) -> None:

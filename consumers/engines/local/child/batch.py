@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from consumers.engines.local.child.backend import Suspended
+from consumers.engines.local.child.draft import Draft, verified
 from consumers.engines.local.child.guided import Guide, GuidedModel
 from consumers.engines.local.child.kept import KeptCaches
 from pipeline.core.batch_plan import Keep, Restore, Reuse
@@ -37,6 +39,12 @@ _SHARED: Final = ("uids", "prompt_cache", "tokens", "samplers", "logits_processo
 
 Sampler = Callable[[Any], Any]
 Processor = Callable[[Any, Any], Any]
+OfRows = Callable[[Sequence[int]], AbstractContextManager[None]]
+
+
+def without_adapters(_: Sequence[int]) -> AbstractContextManager[None]:
+    """The context of a model that has no adapters."""
+    return nullcontext()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +58,9 @@ class MlxSequence:
         decodes: whether its last token was sampled here, and the cache holds all others.
         said: whether the token that was sampled last has been returned.
         exact: whether it is in no array with others: a product rounds differently for one row and for several.
+        adapter: the number of its adapter; 0 for none.
+        most: the most tokens that it may have.
+        drafted: whether a draft model may propose its tokens.
     """
 
     key: int
@@ -61,6 +72,9 @@ class MlxSequence:
     decodes: bool = False
     said: bool = True
     exact: bool = False
+    adapter: int = 0
+    most: int = 0
+    drafted: bool = False
 
 
 @dataclass(slots=True)
@@ -71,11 +85,19 @@ class MlxBatch:
         model: the model.
         on_cpu: whether it runs on the CPU.
         reuse: how caches are kept for later sequences.
+        of_rows: a context in which the rows of a pass have these adapters.
+        draft: proposes tokens of a sequence that is decoded alone.
+
+    Attributes:
+        ahead: how many tokens beyond one the latest step has added to the cache of a sequence that is decoded alone.
     """
 
     model: Any
     on_cpu: bool
     reuse: Reuse = ""
+    of_rows: OfRows = without_adapters
+    draft: Draft | None = None
+    ahead: int = field(init=False, default=0)
     _kept: KeptCaches = field(init=False)
     _guided: GuidedModel = field(init=False)
     _rows: dict[int, MlxSequence] = field(init=False, default_factory=dict)
@@ -103,9 +125,12 @@ class MlxBatch:
         guide: Guide | None = None,
         *,
         exact: bool = False,
+        adapter: int = 0,
+        most: int = 0,
     ) -> None:
-        """Take a sequence. Nothing of it has been read. `exact` as in `MlxSequence`; it must be read alone."""
-        self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact)
+        """Take a sequence. Nothing of it has been read. The rest is as in `MlxSequence`. Read an exact one alone."""
+        row = self._rows[key] = MlxSequence(key, list(tokens), sampler, processors, exact=exact, adapter=adapter)
+        row.most, row.drafted = most, not (exact or processors or guide)
         self._guided.guide(key, guide)
 
     # ---- as `Batch` --------------------------------------------------------------------------------------------------
@@ -122,14 +147,21 @@ class MlxBatch:
             together = [row for row in rows if parts[row.key]]
             if together:
                 cohort = self._cohort(together)
-                cohort.prompt([parts[key] for key in cohort.uids])
+                with self._adapted(cohort):
+                    cohort.prompt([parts[key] for key in cohort.uids])
                 for row in together:
                     row.read += len(parts[row.key])
             return self._begin(done)
 
     def step(self) -> list[tuple[int, int]]:
         """As `Batch.step`. On a CPU, steps that take long are waited for, and their tokens are returned at once."""
-        started = time.monotonic()
+        started, self.ahead = time.monotonic(), 0
+        proposed: list[int] | None = None
+        if self.draft is not None and (row := self._lone()) is not None:
+            with on_stream():
+                proposed = self._proposed(self.draft, row)
+                if proposed:
+                    return self._verify(self.draft, row, proposed, started)
         with on_stream():
             sampled = []
             for response in [response for array in self._decoded() for response in self._next(array)]:
@@ -144,6 +176,8 @@ class MlxBatch:
         if self._steps % _CLEAR_EVERY_STEPS == 0:
             _clear_unused()
         self._step_s = time.monotonic() - started
+        if self.draft is not None and proposed is not None:
+            self.draft.policy.stepped(1, self._step_s)
         return sampled
 
     def suspend(self, keys: list[int]) -> Suspended:
@@ -220,6 +254,8 @@ class MlxBatch:
         """Free the caches."""
         import mlx.core as mx
 
+        if self.draft is not None:
+            self.draft.forget()
         self._rows.clear()
         self._cohorts.clear()
         self._alone.clear()
@@ -252,7 +288,8 @@ class MlxBatch:
         cohort = self._cohort(rows)
         self._cohorts.remove(cohort)
         by_key = {row.key: row for row in rows}
-        with self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids]):
+        sampling = self._guided.sampling(cohort.uids, lambda: [by_key[key].tokens[-1] for key in cohort.uids])
+        with self._adapted(cohort), sampling:
             begun = cohort.generate([by_key[key].tokens[-1:] for key in cohort.uids])
         for row in rows:
             row.read += 1
@@ -272,8 +309,13 @@ class MlxBatch:
 
     def _next(self, array: Any) -> Any:
         """The tokens that are due in an array. Those after them are being sampled from now on."""
-        with self._guided.sampling(array.uids, lambda: array._next_tokens):  # noqa: SLF001
+        sampling = self._guided.sampling(array.uids, lambda: array._next_tokens)  # noqa: SLF001
+        with self._adapted(array), sampling:
             return array.next()
+
+    def _adapted(self, array: Any) -> AbstractContextManager[None]:
+        """A context for a pass over an array, each of whose sequences has its adapter."""
+        return self.of_rows([self._rows[key].adapter for key in array.uids])
 
     def _extend(self, begun: Any) -> None:
         if len(self._decoding):
@@ -291,6 +333,34 @@ class MlxBatch:
         row.tokens.append(token)
         row.said = True
         return token
+
+    # ---- with a draft
+
+    def _lone(self) -> MlxSequence | None:
+        """The only sequence that decodes, if a draft model may propose its tokens."""
+        if self._alone or len(self._decoding) != 1:
+            return None
+        row = self._rows[self._decoding.uids[0]]
+        return row if row.drafted else None
+
+    def _proposed(self, draft: Draft, row: MlxSequence) -> list[int] | None:
+        """The tokens that a draft model proposes; empty for a plain step, None for one beside which it reads."""
+        count = min(draft.policy.count(), row.most - len(row.tokens) - 2)
+        if count <= 0:
+            return []
+        known = row.tokens if row.said else [*row.tokens, *_tokens(self._decoding, [row])]
+        return draft.propose(known, count) if draft.reads_along(known) else None
+
+    def _verify(self, draft: Draft, row: MlxSequence, proposed: list[int], started: float) -> list[tuple[int, int]]:
+        """Let the model check what a draft model proposes. Returns the tokens that are right, and the next one."""
+        sampled = self._say_due(self._decoding)
+        with self._adapted(self._decoding):
+            tokens = verified(self.model, self._decoding, row.tokens[-1], proposed, row.sampler)
+        row.tokens += tokens
+        row.read += len(tokens)
+        self.ahead = len(tokens) - 1
+        draft.policy.stepped(len(tokens), time.monotonic() - started, drafted=len(proposed))
+        return [*sampled, *((row.key, token) for token in tokens)]
 
     # ---- between arrays ----------------------------------------------------------------------------------------------
 

@@ -140,7 +140,9 @@ class EngineLoop:
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
                 coming=begin.coming,
-                prompt=ReusablePrompt(sequence.prompt, (sequence.tenant, sequence.exact), sequence.marks),
+                prompt=ReusablePrompt(
+                    sequence.prompt, (sequence.tenant, sequence.exact, sequence.adapter), sequence.marks
+                ),
             )
             self._backend.insert(sequence)
 
@@ -172,7 +174,7 @@ class EngineLoop:
                 batch.join(plan.join)
             sampled += batch.step()
             now = time.monotonic()
-            planner.has_stepped(seconds=now - began, now=now)
+            planner.has_stepped(seconds=now - began, now=now, ahead=batch.ahead)
         self._rates.took(plan, len(sampled), time.monotonic() - started)
         return plan, sampled
 
@@ -255,6 +257,7 @@ class EngineLoop:
 
     def _stats(self) -> Stats:
         sequences = [begin.sequence for begin in self._begun.values()]
+        drafted, accepted = self._backend.drafted()
         return Stats(
             pending_tokens=sum(self._rates.pending(sequence) for sequence in sequences),
             kv_bytes=self._backend.batch.kv_bytes(),
@@ -267,6 +270,8 @@ class EngineLoop:
             prompt_tokens=self._planner.reuse.prompt_tokens,
             reused_tokens=self._planner.reuse.cached_tokens,
             kept_bytes=self._planner.reuse.nbytes,
+            drafted_tokens=drafted,
+            accepted_tokens=accepted,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from consumers.engines.local.child.cache_options import PLAIN, CacheOptions
 from pipeline.core.kv import KV_STEP_TOKENS, KvSize
 from pipeline.machine import memory_available
 
@@ -18,14 +19,23 @@ _FREE_SHARE: Final = 0.5
 _TRIED_TOKENS: Final = 2
 
 
-def measured_size(model: Any) -> KvSize:
-    """The size of the cache of one sequence."""
+def measured_size(model: Any, options: CacheOptions = PLAIN) -> KvSize:
+    """The size of the cache of one sequence. One that is quantized later is full before that, as a window of tokens."""
     import mlx.core as mx
-    from mlx_lm.models.cache import make_prompt_cache
 
-    cache = make_prompt_cache(model)
+    cache = options.new(model)
     model(mx.array([[0] * _TRIED_TOKENS]), cache=cache)
     mx.eval([layer.state for layer in cache])
+    full = _size_of(cache)
+    if not options.bits:
+        return full
+    options.quantize(cache)
+    small = _size_of(cache)
+    early = (options.start, full.per_token - small.per_token)
+    return small._replace(windows=(*small.windows, *([early] if options.start else [])))
+
+
+def _size_of(cache: list[Any]) -> KvSize:
     per_token, fixed, windows = 0, 0, dict[int, int]()
     for layer in _layers(cache):
         each = _bytes_per_token(layer)
@@ -61,7 +71,10 @@ def _layers(cache: Any) -> Iterator[Any]:
 
 def _bytes_per_token(layer: Any) -> int | None:
     """What each token takes; None where the size does not depend on the length."""
-    arrays = [getattr(layer, name, None) for name in ("keys", "values")]
+    from mlx.utils import tree_flatten
+
+    # Each is an array, or several of a quantized one.
+    arrays = [array for _, array in tree_flatten([getattr(layer, name, None) for name in ("keys", "values")])]
     known = [array for array in arrays if array is not None]
     return sum(int(array.nbytes) // int(array.shape[2]) for array in known) if known else None
 

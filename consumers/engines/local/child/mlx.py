@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -21,6 +20,7 @@ from consumers.engines.local.child import float32
 from consumers.engines.local.child.alone import LoneSequences
 from consumers.engines.local.child.backend import LoadError, Note, Prepared
 from consumers.engines.local.child.batch import MlxBatch
+from consumers.engines.local.child.cache_options import CacheOptions
 from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.calls.model import ModelCalls
 from consumers.engines.local.child.checks import (
@@ -32,7 +32,9 @@ from consumers.engines.local.child.checks import (
     template_messages,
 )
 from consumers.engines.local.child.context import context_tokens
+from consumers.engines.local.child.draft import Draft
 from consumers.engines.local.child.guided import Gate, Grammars
+from consumers.engines.local.child.loading import loaded_draft, loaded_model
 from consumers.engines.local.child.memory import free_bytes, measured_size
 from consumers.engines.local.child.prompts import (
     Prompt,
@@ -40,7 +42,6 @@ from consumers.engines.local.child.prompts import (
     heads,
     plain_prompt,
     raw_prompt,
-    read_template,
     templated,
 )
 from consumers.engines.local.child.reasoning import Reasoning
@@ -56,6 +57,9 @@ from pipeline.core.prefixes import common_tokens
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
+
+if TYPE_CHECKING:
+    from consumers.engines.local.child.lora import Adapters
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +96,7 @@ class MlxBackend:
         note("importing MLX")
         try:
             import mlx.core as mx
-            import mlx_lm
+            import mlx_lm  # noqa: F401 - that it is there
         except ImportError as error:
             raise LoadError(f"MLX is not installed ({error}). Run: pip install mlx-lm") from None
         self._mx = mx
@@ -101,29 +105,40 @@ class MlxBackend:
             # Compiling for the CPU runs a C++ compiler, which may be absent, and takes seconds during a request.
             mx.disable_compile()
         note("loading the model")
-        if Path(model_path).is_absolute() and not Path(model_path).is_dir():
-            raise LoadError(f"No model folder {model_path}. Set --model to a folder or a Hugging Face repository.")
+        self._loaded = loaded_model(config, model_path)
+        self._model, self._tokenizer, self._folder = self._loaded.model, self._loaded.tokenizer, self._loaded.folder
         try:
-            # No progress bars: the standard error of this process is a log.
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-            template = {"chat_template": read_template(config.chat_template)} if config.chat_template else None
-            self._model, self._tokenizer, model_config = mlx_lm.load(model_path, template, return_config=True)
-            self._folder = _folder(model_path)
             self._defaults = _sampling_defaults(self._folder)
-        except LoadError:
-            raise
         except Exception as error:
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
         if on_cpu() and config.float32_weights:
             note("converting the weights to float32")
             float32.convert(self._model)
+        self._caches = CacheOptions.of(config)
+        self._caches.check(self._model)
+        self._adapters = self._load_adapters(note)
         note("warming up")
         self._read_tokenizer()
-        self.facts = self._warm_up(context_tokens(model_config, self._model, self._tokenizer))
+        self.facts = self._warm_up(context_tokens(self._loaded.config, self._model, self._tokenizer))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
         context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
+        self._draft = self._load_draft(note)
         self.batch = self._new_batch()
+
+    def _load_draft(self, note: Note) -> Draft | None:
+        if self._config.draft_model:
+            note("loading the draft model")
+        if self._config.draft_model and self.facts.alone:
+            raise LoadError(f"A draft model needs a model that is computed in batches ({self.facts.alone}).")
+        return loaded_draft(self._config, self._loaded, self.facts.vocabulary, on_cpu=self.on_cpu)
+
+    def _load_adapters(self, note: Note) -> Adapters:
+        from consumers.engines.local.child.lora import Adapters
+
+        if self._config.adapters:
+            note("loading the adapters")
+        return Adapters(self._model, self._config.adapters, on_cpu=self.on_cpu)
 
     def _read_tokenizer(self) -> None:
         """Learn what the model's tokens mean."""
@@ -141,8 +156,8 @@ class MlxBackend:
         logits = self._model(self._mx.array([[0]]))
         self._mx.eval(logits)
         vocabulary = int(logits.shape[-1])
-        size = measured_size(self._model)
-        alone = tested(
+        size = measured_size(self._model, self._caches)
+        alone = self._caches.alone or tested(
             self._model, vocabulary, identity_of(self._folder, float32.kind_of(self._model)), on_cpu=self.on_cpu
         )
         return Facts(
@@ -163,8 +178,9 @@ class MlxBackend:
 
     def _new_batch(self) -> MlxBatch | LoneSequences:
         if self.facts.alone:
-            return LoneSequences(self._model)
-        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse)
+            return LoneSequences(self._model, self._caches, self._adapters.of_rows)
+        of_rows, draft = self._adapters.of_rows, self._draft
+        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse, of_rows=of_rows, draft=draft)
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 
@@ -209,6 +225,7 @@ class MlxBackend:
             guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
             exact=bool(request.exact),
             tenant=work.tenant,
+            adapter=self._adapters.number(work.model),
             marks=self._marks(request, written, prompt),
         )
 
@@ -281,7 +298,13 @@ class MlxBackend:
             self._penalties(work.request, len(sequence.prompt) - sequence.position),
             sequence.guide,
             exact=sequence.exact,
+            adapter=sequence.adapter,
+            most=sequence.longest_tokens,
         )
+
+    def drafted(self) -> tuple[int, int]:
+        """As `Backend.drafted`."""
+        return (self._draft.policy.drafted, self._draft.policy.accepted) if self._draft else (0, 0)
 
     def reset(self, *, alone: str = "") -> None:
         """As `Backend.reset`."""
@@ -295,7 +318,7 @@ class MlxBackend:
     def close(self) -> None:
         """As `Backend.close`. In another order, the process sometimes aborts at its end."""
         self.batch.close()
-        del self.batch, self._model
+        del self.batch, self._model, self._loaded, self._draft
         self._mx.clear_streams()
 
     # ---- sampling ----------------------------------------------------------------------------------------------------
@@ -396,12 +419,6 @@ def _special_tokens(tokenizer: Any) -> frozenset[int]:
     """Tokens for structure, not for text: those with a role in the tokenizer, and those only marked as special."""
     added = tokenizer.added_tokens_decoder
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
-
-
-def _folder(model_path: str) -> Path:
-    from mlx_lm.utils import hf_repo_to_path
-
-    return Path(model_path) if Path(model_path).exists() else Path(hf_repo_to_path(model_path))
 
 
 def _sampling_defaults(folder: Path) -> SamplingDefaults:

@@ -84,6 +84,10 @@ class SimulatedBackend:
         refuse_unsupported(request, calls_tools=True)
         return max(1, len(_text(request)) // CHARS_PER_TOKEN)
 
+    def drafted(self) -> tuple[int, int]:
+        """As `Backend.drafted`. There is no draft model."""
+        return 0, 0
+
     def insert(self, sequence: Prepared) -> None:
         """As `Backend.insert`."""
         self.batch.add(sequence)
@@ -120,6 +124,7 @@ class SimulatedBatch:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._places: dict[int, _Place] = {}
+        self.ahead = 0
 
     def add(self, sequence: Prepared) -> None:
         """Take a sequence. Nothing of it has been read."""

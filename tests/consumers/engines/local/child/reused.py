@@ -70,6 +70,9 @@ class Tiny:
     def reset(self) -> None:
         self.batch = MlxBatch(self._model, on_cpu=True, reuse=self.facts.reuse)
 
+    def drafted(self) -> tuple[int, int]:
+        return 0, 0
+
     def insert(self, sequence: Prepared) -> None:
         self.batch.add(sequence.key, sequence.prompt, sampler(sequence.detail), [])
 
