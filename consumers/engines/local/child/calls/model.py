@@ -37,7 +37,7 @@ class ModelCalls:
         if self._format is None:
             return
         render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-        self.history = history_of(render)
+        self.history = history_of(render, self._format.write)
         if self.history.nine:
             self._format = replace(self._format, ids="nine")
         sections = self._format.sections([])

@@ -172,7 +172,7 @@ OURS = {
         ),
     ),
     "deepseek_v32": (
-        of_template("{{ tools }}<｜DSML｜"),
+        of_template("{{ tools }}<｜DSML｜function_calls>"),
         (
             '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
             '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
@@ -180,6 +180,17 @@ OURS = {
             '<｜DSML｜invoke name="add">\n<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
             "</｜DSML｜invoke>\n"
             "</｜DSML｜function_calls>"
+        ),
+    ),
+    "deepseek_v4": (
+        of_template("{% set mark = '｜DSML｜' %}{{ tools }}"),
+        (
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'
+            '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+            '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+            '<｜DSML｜invoke name="add">\n<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
+            "</｜DSML｜invoke>\n"
+            "</｜DSML｜tool_calls>"
         ),
     ),
     "seed_oss": (
