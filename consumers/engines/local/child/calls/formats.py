@@ -100,6 +100,7 @@ _TAGS: Final[Mapping[str, Tags]] = {
         strings=False,
     ),
 }
+_NAME_ALONE: Final = frozenset({"glm47", "longcat"})
 _KIMI_ARGUMENTS: Final = "<|tool_call_argument_begin|>"
 _MISTRAL_HEADER: Final = r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?\[ARGS\]"
 _KIMI_HEADER: Final = rf"(?P<id>(?:functions\.)?(?P<name>[\w.-]+):\d+)\s*{re.escape(_KIMI_ARGUMENTS)}"
@@ -180,7 +181,8 @@ def _parse(parser: Callable[[str, Any], Any], tools: Tools, text: str) -> Any:
 def _reader(module: str, parse: Parser, tools: Tools) -> Reader:
     module = "glm47" if module == "laguna" else module
     if module in _TAGS:
-        return _with_objects(read_tagged(_TAGS[module], parse, partial(string_keys, tools)))
+        read = _with_objects(read_tagged(_TAGS[module], parse, partial(string_keys, tools)))
+        return _with_names(read, tools) if module in _NAME_ALONE else read
     match module:
         case "json_tools":
             return read_objects
@@ -205,6 +207,17 @@ def _with_objects(read: Reader) -> Reader:
 
     def both(body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as `Reader`
         return (read_objects if body.lstrip().startswith("{") else read)(body, ended)
+
+    return both
+
+
+def _with_names(read: Reader, tools: Tools) -> Reader:
+    """A reader that also reads a call without arguments, where that is the name of a tool alone."""
+    names = {str((tool.get("function") or {}).get("name")) for tool in tools}
+
+    def both(body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as `Reader`
+        name = body.strip()
+        return [Written(name, "{}")] if ended and name in names else read(body, ended)
 
     return both
 

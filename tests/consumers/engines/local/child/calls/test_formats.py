@@ -313,6 +313,17 @@ def test_ids_have_the_form_that_the_family_takes():
     ]
 
 
+@pytest.mark.parametrize("text", ["<tool_call>add</tool_call>", "<tool_call>add\n</tool_call>"])
+def test_a_name_alone_is_a_call_without_arguments(text):
+    for tag, name in (("tool_call", "glm47"), ("longcat_tool_call", "longcat")):
+        written = text.replace("tool_call", tag)
+        for chunks in ([written], list(written)):
+            plain, calls, _ = read(CASES[name][0], chunks)
+            assert (plain, told(calls)) == ("", [("add", {})])
+        other = written.replace("add", "other")
+        assert read(CASES[name][0], [other])[:2] == (other, [])
+
+
 def test_a_template_without_tools_has_no_format():
     tokenizer = SimpleNamespace(
         has_tool_calling=False, chat_template="{{ messages }}", get_vocab=lambda: {"<|call|>": 1}
