@@ -215,6 +215,7 @@ Valid channels: analysis, commentary, final.<|end|>
 {%- if tools %}
 namespace functions {
 {%- for tool in tools %}
+{{ '// ' + tool.function.description }}
 type {{ tool.function.name }} = (_: {{ tool.function.parameters | tojson }}) => any;
 {%- endfor %}
 }{% endif %}<|end|>{% endif %}
