@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import sys
 from functools import partial
 
 import msgspec
@@ -23,6 +24,8 @@ from pipeline.wire.subjects import TIMEOUT, Lane, Priority, Task
 
 # A broker stores a request within milliseconds. A longer wait would look like a hang at a terminal.
 _STORE_PATIENCE_S = 3.0
+# Of a terminal: ECMA-48's faint text, and back to normal intensity.
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 # How often to ask meanwhile whether the broker can store requests.
 _LOOK_EVERY_S = 0.3
 
@@ -82,7 +85,7 @@ async def _send(sending: Sending, bus: Bus) -> int:
         return _fail(error.code, error.message)
     if sending.verbose:
         tell(f"[{request.name} queued on {request.subject}]")
-    printer = Printer(verbose=sending.verbose)
+    printer = Printer(verbose=sending.verbose, reasoning=sys.stdout.isatty())
     async with record:
         try:
             while printer.code is None:
@@ -127,27 +130,34 @@ async def _store_that_refuses(bus: Bus) -> StoreReport:
 class Printer:
     """Prints each part of an answer once: chunks in order, then the text of the last message that no chunk had.
 
+    Args:
+        verbose: whether it prints the progress to stderr.
+        reasoning: whether it prints the model's reasoning, dim and before the answer.
+
     Attributes:
         code: the exit code after the last message; None before.
     """
 
-    def __init__(self, *, verbose: bool) -> None:
+    def __init__(self, *, verbose: bool, reasoning: bool = False) -> None:
         self.code: int | None = None
         self._verbose = verbose
+        self._shows_reasoning = reasoning
         self._next_seq = 0
         self._printed = ""
+        self._reasoned = ""
 
     def take(self, answer: Answer) -> None:
         """Print the text that a message adds."""
         if isinstance(answer, Chunk):
             if answer.seq == self._next_seq:
                 self._next_seq += 1
+                self._reason(answer.choices[0].delta.reasoning_content or "")
                 self._print(answer.choices[0].delta.content or "")
         elif isinstance(answer, Status):
             if self._verbose:
                 tell(_status_line(answer))
         elif isinstance(answer, ErrorAnswer):
-            if self._printed:
+            if self._printed or self._reasoned:
                 say()
             self.code = _fail(answer.error.code, answer.error.message)
         elif isinstance(answer, Completion):
@@ -157,6 +167,8 @@ class Printer:
         message = answer.choices[0].message
         whole = message.content or ""
         # If chunks were missed, the printed text is still the beginning of the whole text.
+        if not self._printed:
+            self._reason((message.reasoning_content or "").removeprefix(self._reasoned))
         self._print(whole.removeprefix(self._printed))
         if not self._printed.endswith("\n"):
             say()
@@ -166,9 +178,14 @@ class Printer:
             tell(_account_line(answer, answer.headrace))
         self.code = 0
 
+    def _reason(self, text: str) -> None:
+        if text and self._shows_reasoning:
+            say(f"{_DIM}{text}{_NOT_DIM}", end="")
+            self._reasoned += text
+
     def _print(self, text: str) -> None:
         if text:
-            say(text, end="")
+            say("\n\n" + text if self._reasoned and not self._printed else text, end="")
             self._printed += text
 
 

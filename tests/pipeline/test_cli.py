@@ -393,6 +393,27 @@ def test_the_whole_text_is_printed_once_whatever_chunks_came(messages, capsys):
     assert printer.code == 0
 
 
+def reasoned(seq: int, text: str) -> Chunk:
+    thought = chunk(seq, "")
+    thought.choices[0].delta = Delta(reasoning_content=text, reasoning=text)
+    return thought
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2], ids=["all chunks came", "one missed", "none came"])
+def test_reasoning_is_dim_on_a_terminal_and_not_on_a_pipe(lost, capsys):
+    chunks = [reasoned(0, "I "), reasoned(1, "think."), chunk(2, "a b c")]
+    last = completion("a b c")
+    last.choices[0].message.reasoning_content = "I think."
+    for shown in (True, False):
+        printer = Printer(verbose=False, reasoning=shown)
+        for message in [*(chunks[:1] if lost == 1 else chunks if not lost else []), last]:
+            printer.take(message)
+        out = capsys.readouterr().out
+        dim = "".join(re.findall(r"\x1b\[2m(.*?)\x1b\[22m", out))
+        assert dim == ("I think." if shown else "")
+        assert re.sub(r"\x1b\[2m.*?\x1b\[22m", "", out) == ("\n\na b c\n" if shown else "a b c\n")
+
+
 def test_an_error_after_some_text_stands_on_a_line_of_its_own(capsys):
     printer = Printer(verbose=False)
     printer.take(chunk(0, "a"))

@@ -15,6 +15,7 @@ from msgspec import Struct, field
 
 from consumers.engines.openai.resuming import Beginning
 from consumers.engines.server.errors import BadAnswer, ServerError
+from consumers.engines.server.plain import NO_CALL
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
 from pipeline.wire.errors import quoted
@@ -26,7 +27,6 @@ _T = TypeVar("_T")
 _NO_SCORES = "The server reports no log-probabilities."
 _NO_COUNTS = "The server reports no token counts: `usage` counts the parts of the answer."
 _NOT_JSON = "The answer is not JSON: the server ignored `response_format`."
-_NO_CALL = "The answer calls no tool: the server ignored `tool_choice`."
 _EMBEDS = re.compile(r"embed", re.IGNORECASE)
 _LONGEST_ERROR = 300
 
@@ -186,7 +186,7 @@ class DeltaReader:
         notes = {
             _NO_SCORES: self._waits_for_scores,
             _NOT_JSON: self._form and ended and not self._calls and not _is_json("".join(self._text)),
-            _NO_CALL: self._forced and ended and not self._calls,
+            NO_CALL: self._forced and ended and not self._calls,
         }
         return [note for note, applies in notes.items() if applies]
 

@@ -10,6 +10,7 @@ from typing import Generic, Self
 from consumers.engines.server.dialect import M, ServerDialect
 from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.generation import ServerGeneration
+from consumers.engines.server.plain import reader_of
 from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
@@ -38,7 +39,7 @@ class ServerEngine(Generic[M]):
     off ends the same way if its client has seen a part of it. Otherwise another attempt can succeed (`Misbehaved`).
 
     Args:
-        config: the settings; `ollama_models`, `spill_models` and `internal_models` are read.
+        config: the settings; `ollama_models`, `spill_models`, `internal_models` and `plain_tool_calls` are read.
         dialect: the server, in the terms of its API.
         slots: the most requests that the server gets at once.
     """
@@ -217,7 +218,7 @@ class ServerEngine(Generic[M]):
         self._parallel.begun(key, now)
         generation = ServerGeneration(
             work.id,
-            call.reader,
+            reader_of(call.reader, work, plain_calls=self._config.plain_tool_calls),
             call.parts,
             parted=lambda _: self._parted(key),
             # The client has seen the beginning of a streamed answer.

@@ -215,6 +215,7 @@ Valid channels: analysis, commentary, final.<|end|>
 {%- if tools %}
 namespace functions {
 {%- for tool in tools %}
+{{ '// ' + tool.function.description }}
 type {{ tool.function.name }} = (_: {{ tool.function.parameters | tojson }}) => any;
 {%- endfor %}
 }{% endif %}<|end|>{% endif %}
@@ -501,7 +502,7 @@ PHI = Family(
     ("<|endoftext|>",),
 )
 
-# Always thinks: nothing in its template says so.
+# Always thinks: nothing in its template says so. Calls are part of an assistant's text.
 LFM2 = Family(
     "lfm2",
     (*_CHATML, "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>", "<|tool_call_end|>"),
@@ -512,12 +513,7 @@ LFM2 = Family(
 {{ first }}{% if tools %}List of tools: <|tool_list_start|>{{ tools | tojson }}<|tool_list_end|>{% endif %}<|im_end|>
 {% endif %}
 {%- for message in messages %}{% if message.role != 'system' %}<|im_start|>{{ message.role }}
-{% if message.tool_calls %}<|tool_call_start|>[
-{%- for called in message.tool_calls %}{{ called.function.name }}(
-{%- for name, value in called.function.arguments.items() -%}
-{{ name }}={{ value | tojson }}{% if not loop.last %}, {% endif %}{% endfor %})
-{%- if not loop.last %}, {% endif %}{% endfor %}]<|tool_call_end|>{% endif %}
-{{- message.content.split('</think>')[-1] }}<|im_end|>
+{{ message.content.split('</think>')[-1] }}<|im_end|>
 {% endif %}{% endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}""",

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
+from consumers.engines.local.protocol import Rejected, Reset
 from pipeline.config import Config
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -102,6 +103,10 @@ class _Loaded:
         while not all(isinstance(one, Refused) or one.answer.finish_reason for one in played.values()):
             self.loop.turn()
             for frame in self.sent:
+                if isinstance(frame, Rejected):
+                    played[frame.key] = Refused(frame.code, frame.message, frame.param)
+                elif isinstance(frame, Reset):
+                    raise RuntimeError(frame.error)  # noqa: TRY004 - a step failed
                 for key, piece in getattr(frame, "pieces", []):
                     if isinstance(one := played[key], Played):
                         one.answer.add(piece)

@@ -45,12 +45,19 @@ FINAL = {"gpt-oss": "<|channel|>final<|message|>{}"}
 # The template's arguments by which a model thinks, where it does not by default.
 ON = {"deepseek": {"think": True}, "mistral": {"reasoning_effort": "high"}}
 THINKING = [family for family in families.FAMILIES if family.name in WRITTEN]
-REASONING, PLAIN, FORMED, OTHER_FORM = range(4)
+REASONING, PLAIN, FORMED, OTHER_FORM, UNENDED = range(5)
 
 
 def scripts_of(family: Family) -> list[str]:
     written, final = WRITTEN.get(family.name, "{1}"), FINAL.get(family.name, "{}")
-    return [written.format(THOUGHT, SAID), final.format(SAID), written.format(THOUGHT, JSON), written.format("", "no")]
+    unended = written.format("Hm.", "").partition("Hm.")[0] + "Hm."
+    return [
+        written.format(THOUGHT, SAID),
+        final.format(SAID),
+        written.format(THOUGHT, JSON),
+        written.format("", "no"),
+        unended,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,12 @@ def test_the_form_of_an_answer_begins_after_its_reasoning(play):
     assert (answer.reasoning, answer.text) == (THOUGHT, JSON)
     other = play(OTHER_FORM, response_format=FORM, max_tokens=60)
     assert other.text.startswith("{")
+
+
+def test_an_answer_with_a_form_does_not_end_in_its_reasoning(play):
+    assert play(UNENDED).finish_reason == "stop"
+    answer = play(UNENDED, response_format=FORM, max_tokens=40)
+    assert (answer.finish_reason, answer.text) == ("length", "")
 
 
 def test_an_answer_with_a_form_goes_on_after_its_reasoning(play):

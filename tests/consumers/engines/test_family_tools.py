@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from pipeline.wire.messages import FunctionCall, ToolCall
-from pipeline.wire.requests import ChatMessage, ChatRequest, FunctionSpec, Tool
+from pipeline.wire.requests import ChatMessage, ChatRequest, FunctionSpec, NamedFunction, NamedToolChoice, Tool
 from tests.consumers.engines import families
 from tests.consumers.engines.conformance import Answer, work
 from tests.consumers.engines.families import Family
@@ -193,6 +194,57 @@ def test_a_call_that_breaks_off_leaves_no_marks_of_structure(play, family):
     assert answer.text or answer.tool_calls
     if answer.tool_calls:
         assert answer.text == ""
+
+
+def forced(family: Family, script: int, **more) -> ChatRequest:
+    return msgspec.structs.replace(playing(family, script), tool_choice="required", **more)
+
+
+def test_a_call_that_is_forced_is_the_models_own(player, family, folder):
+    requests = [forced(family, script) for script in (ONE, AFTER_THOUGHT)]
+    plain, thought = player.together(folder, [work(request) for request in requests])
+    assert (plain.text, told(plain.tool_calls), plain.finish_reason) == ("", [WEATHER], "tool_calls")
+    assert (thought.text, told(thought.tool_calls), thought.finish_reason) == ("", [WEATHER], "tool_calls")
+    assert bool(thought.reasoning) == (family.name in THOUGHT)
+
+
+def test_several_calls_can_be_forced(player, family, folder):
+    if family is families.GPT_OSS:  # ends its turn with a call
+        return
+    (answer,) = player.together(folder, [work(forced(family, TWO))])
+    assert (answer.text, told(answer.tool_calls), answer.finish_reason) == ("", [WEATHER, ADD], "tool_calls")
+
+
+def test_a_forced_call_goes_on_after_its_reasoning_and_in_its_midst(player, family, folder):
+    (whole,) = player.together(folder, [work(forced(family, AFTER_THOUGHT))])
+    arguments = "".join(part.function.arguments for part in whole.call_parts)
+    for cut in range(1, len(whole.token_ids), 11):
+        (rest,) = player.together(folder, [work(forced(family, AFTER_THOUGHT), resume_tokens=whole.token_ids[:cut])])
+        assert rest.token_ids == whole.token_ids[cut:]
+        assert arguments.endswith("".join(part.function.arguments for part in rest.call_parts))
+
+
+UNITS = ["celsius", "kelvin"]
+CHOICES = {"unit": {"enum": UNITS, "type": "string"}, "on": {"type": "boolean"}, "any": {"type": "null"}}
+SWITCH = Tool(
+    function=FunctionSpec("switch", parameters={"type": "object", "properties": CHOICES, "required": ["unit", "on"]})
+)
+
+
+def test_a_model_that_would_answer_is_made_to_call(player, family, folder):
+    if family is families.GPT_OSS:  # its reasoning takes any text, and this model would write without end
+        return
+    named = NamedToolChoice(NamedFunction("switch"))
+    request = ChatRequest(
+        prompt=f"Play «{SAID}».", max_tokens=400, tools=[*TOOLS, SWITCH], tool_choice=named, think=False
+    )
+    (answer,) = player.together(folder, [work(request)])
+    assert (answer.text, answer.finish_reason) == ("", "tool_calls")
+    ((name, arguments),) = told(answer.tool_calls)
+    assert name == "switch"
+    assert isinstance(arguments, dict)
+    assert arguments["unit"] in UNITS
+    assert arguments["on"] in (True, False)
 
 
 def test_a_batch_calls_as_one_alone_does(play):

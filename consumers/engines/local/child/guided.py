@@ -12,7 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from consumers.engines.local.child.grammars import call_form, grammar_of, quote, refusal
+from consumers.engines.local.child.calls.formats import format_of
+from consumers.engines.local.child.checks import offers_tools
+from consumers.engines.local.child.forms.families import CallForm, call_form
+from consumers.engines.local.child.forms.lark import quote
+from consumers.engines.local.child.grammars import grammar_of, refusal
 from consumers.engines.local.child.separator import Separator
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
@@ -76,10 +80,12 @@ class Guide:
         matcher: llguidance's, with the tokens of earlier attempts consumed.
         param: the parameter of the request that asks for the form.
         gate: tells where the reasoning ends; None if there is none.
+        ends: the tokens that end an answer. They may not follow in the reasoning: the answer would have no form.
     """
 
-    def __init__(self, matcher: Any, param: str, gate: Gate | None = None) -> None:
+    def __init__(self, matcher: Any, param: str, gate: Gate | None = None, ends: Collection[int] = ()) -> None:
         self.matcher = matcher
+        self.ends = ends
         self._param = param
         self._gate = gate
         self._sampled = False
@@ -138,9 +144,12 @@ class Grammars:
             return None
         from llguidance import LLMatcher
 
-        grammar = self._grammar(request)
+        form = self._form() if offers_tools(request) else None
+        grammar = grammar_of(request, form)
         if not grammar:
             return None
+        if form is not None and form.channels is not None and offers_tools(request):
+            gate = None  # the grammar has the messages before the answer, too
         param = request.constraint.param if request.constraint else "tools"
         matcher = LLMatcher(self._vocabulary_of_tokens(), grammar, log_level=0)
         if matcher.is_error():
@@ -157,16 +166,17 @@ class Grammars:
         matcher.compute_bitmask()
         if matcher.is_error():
             raise refusal(matcher.get_error(), param)
-        return Guide(matcher, param, gate)
+        return Guide(matcher, param, gate, self._end_tokens)
 
-    def _grammar(self, request: ChatRequest) -> str:
-        parser = self._tokenizer.tool_parser
-        form = None
-        if parser is not None:
-            module = parser.__module__.rpartition(".")[2]
-            start, end = self._tokenizer.tool_call_start, self._tokenizer.tool_call_end or ""
-            form = call_form(module, self._marker, start, end)
-        return grammar_of(request, form)
+    def _form(self) -> CallForm | None:
+        """How the model writes calls; None if they cannot be guided."""
+        format_ = format_of(self._tokenizer)
+        if format_ is None:
+            return None
+        section = next(iter(format_.sections([])), None)
+        marks = (section.start, section.end) if section is not None else ("", "")
+        template = self._tokenizer.chat_template
+        return call_form(format_.name, self._marker, *marks, template if isinstance(template, str) else "")
 
     def _marker(self, text: str) -> str:
         """A marker in a grammar: its token if that is a special one, else its text."""
@@ -268,6 +278,8 @@ class GuidedModel:
         bits = np.full((rows, words), _ALL, dtype=np.uint32)
         for guide, row in guides:
             if guide.free:
+                for token in guide.ends:
+                    bits[row, token // _WORD_BITS] &= np.uint32(_ALL ^ (1 << token % _WORD_BITS))
                 continue
             # In this thread: to wake others for each step takes longer than some masks of 50 µs.
             guide.matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits.strides[0])

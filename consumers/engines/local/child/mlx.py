@@ -273,7 +273,7 @@ class MlxBackend:
         return partial(
             self._preparing.apply_chat_template,
             **(self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})),
-            tools=msgspec.to_builtins(request.tools) if offers_tools(request) else None,
+            tools=self._calls.shown(request),
             tokenize=False,
         )
 

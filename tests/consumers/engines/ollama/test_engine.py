@@ -464,6 +464,22 @@ async def test_tool_calls_come_whole_with_ids_and_name_the_finish(ollama: Ollama
     assert pieces[-1].finish_reason == "tool_calls"
 
 
+async def test_a_call_that_the_model_writes_as_plain_text_is_a_call(
+    ollama: OllamaServer, against: OllamaEngine
+) -> None:
+    async def plainly(connection: Connection) -> None:
+        parts = ('{"name": "f", ', '"arguments": {"x": 1}}')
+        await connection.lines(*({"message": {"role": "assistant", "content": part}} for part in parts), LAST)
+        await connection.end()
+
+    ollama.chat = plainly
+    pieces = await pieces_of(await against.submit(work("good", tools=[{"function": {"name": "f"}}])))
+    assert "".join(piece.text for piece in pieces) == ""
+    (call,) = pieces[-1].tool_calls
+    assert (call.function.name, call.function.arguments, pieces[-1].finish_reason) == ("f", '{"x": 1}', "tool_calls")
+    assert "as plain text" in pieces[-1].notes[0]
+
+
 async def test_an_answer_that_was_begun_elsewhere_is_not_taken(engine: OllamaEngine) -> None:
     for begun in ({"resume_text": "abc"}, {"resume_tokens": [1]}):
         with pytest.raises(HeadraceError) as caught:

@@ -265,6 +265,53 @@ async def test_thoughts_scores_and_calls_are_read(server: OpenAIServer, against:
     assert pieces[-1].notes == []
 
 
+PLAIN = ('```json\n{"name": ', '"f", "arguments"', ': {"x": 1}}\n', "```")
+
+
+def plainly(*parts: str) -> Any:
+    """A handler that answers with these parts of text."""
+    return answers(*(said(part) for part in parts), said("", "stop"), counted(3, 9), DONE)
+
+
+@pytest.mark.parametrize("more", [{}, {"tool_choice": "required"}])
+async def test_a_call_that_the_model_writes_as_plain_text_is_a_call(
+    server: OpenAIServer, against: OpenAIEngine, more: dict[str, Any]
+) -> None:
+    server.chat = plainly(*PLAIN)
+    text, last = await whole(against, tools=[TOOL], **more)
+    assert (text, last.finish_reason, last.usage) == ("", "tool_calls", Usage(3, 9, 12))
+    assert [(call.function.name, call.function.arguments) for call in last.tool_calls] == [("f", '{"x": 1}')]
+    assert last.notes == ["The model wrote its call of `f` as plain text. It is taken as a tool call."]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": [TOOL], "response_format": {"type": "json_object"}}],
+)
+async def test_plain_text_stays_text_where_it_can_be_no_call(
+    server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any]
+) -> None:
+    server.chat = plainly(*PLAIN)
+    text, last = await whole(against, **fields)
+    assert (text, last.finish_reason, last.tool_calls) == ("".join(PLAIN), "stop", [])
+
+
+@pytest.mark.parametrize("said_so", ['{"name": "g", "arguments": {}}', '{"name": "f", "arg', "Well, {}", "f"])
+async def test_text_that_is_no_call_of_a_tool_comes_whole(
+    server: OpenAIServer, against: OpenAIEngine, said_so: str
+) -> None:
+    server.chat = plainly(*said_so)
+    text, last = await whole(against, tools=[TOOL])
+    assert (text, last.finish_reason, last.tool_calls) == (said_so, "stop", [])
+
+
+async def test_a_setting_leaves_plain_calls_as_they_are(server: OpenAIServer) -> None:
+    server.chat = plainly(*PLAIN)
+    async with OpenAIEngine(msgspec.structs.replace(CONFIG, plain_tool_calls=False), server.url) as engine:
+        text, last = await whole(engine, tools=[TOOL])
+    assert (text, last.tool_calls) == ("".join(PLAIN), [])
+
+
 @pytest.mark.parametrize(
     ("fields", "note"),
     [

@@ -17,6 +17,7 @@ from consumers.engines.local.child.calls.objects import read_headed, read_object
 from consumers.engines.local.child.calls.reading import Parser, Reader, Written, read_whole
 from consumers.engines.local.child.calls.stream import Section
 from consumers.engines.local.child.calls.tagged import Tags, read_tagged
+from consumers.engines.local.child.calls.writing import Writer, write_each, write_list, write_python
 
 Tools = list[dict[str, Any]]
 IdStyle = Literal["", "nine", "model"]
@@ -32,6 +33,7 @@ class CallFormat:
         marks: special tokens that belong in such a section, beside its own markers.
         ids: `nine`: the template takes nine letters and digits as the id of a call. `model`: the model writes the ids.
         bare: whether the family writes calls without marks, so that it needs no note.
+        write: writes calls as the model does, where a template is known that takes none; None otherwise.
     """
 
     name: str
@@ -39,6 +41,7 @@ class CallFormat:
     marks: tuple[str, ...] = ()
     ids: IdStyle = ""
     bare: bool = False
+    write: Writer | None = None
 
 
 _DEEPSEEK: Final = {"call": "<｜tool▁call▁begin｜>", "end": "<｜tool▁call▁end｜>", "sep": "<｜tool▁sep｜>"}
@@ -97,6 +100,7 @@ _TAGS: Final[Mapping[str, Tags]] = {
         strings=False,
     ),
 }
+_NAME_ALONE: Final = frozenset({"glm47", "longcat"})
 _KIMI_ARGUMENTS: Final = "<|tool_call_argument_begin|>"
 _MISTRAL_HEADER: Final = r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\s*(?P<id>[\w-]+)\s*)?\[ARGS\]"
 _KIMI_HEADER: Final = rf"(?P<id>(?:functions\.)?(?P<name>[\w.-]+):\d+)\s*{re.escape(_KIMI_ARGUMENTS)}"
@@ -152,7 +156,7 @@ def format_of(tokenizer: Any) -> CallFormat | None:
         if all(needle in text or needle in vocabulary for needle in found.needles):
             return found.format
     # Its marks are not known: calls are plain JSON.
-    return CallFormat("json", lambda _: [], bare=True)
+    return CallFormat("json", lambda _: [], bare=True, write=write_each("", ""))
 
 
 def _of_parser(tokenizer: Any) -> CallFormat:
@@ -166,7 +170,8 @@ def _of_parser(tokenizer: Any) -> CallFormat:
     if module == "kimi_k2":
         marks += ("<|tool_call_begin|>", _KIMI_ARGUMENTS, "<|tool_call_end|>")
     ids: IdStyle = "nine" if module == "mistral" else "model" if module == "kimi_k2" else ""
-    return CallFormat(module, sections, marks, ids)
+    write = {"pythonic": write_python(start, end), "json_tools": write_each(f"{start}\n", f"\n{end}")}.get(module)
+    return CallFormat(module, sections, marks, ids, write=write)
 
 
 def _parse(parser: Callable[[str, Any], Any], tools: Tools, text: str) -> Any:
@@ -176,7 +181,8 @@ def _parse(parser: Callable[[str, Any], Any], tools: Tools, text: str) -> Any:
 def _reader(module: str, parse: Parser, tools: Tools) -> Reader:
     module = "glm47" if module == "laguna" else module
     if module in _TAGS:
-        return _with_objects(read_tagged(_TAGS[module], parse, partial(string_keys, tools)))
+        read = _with_objects(read_tagged(_TAGS[module], parse, partial(string_keys, tools)))
+        return _with_names(read, tools) if module in _NAME_ALONE else read
     match module:
         case "json_tools":
             return read_objects
@@ -205,6 +211,17 @@ def _with_objects(read: Reader) -> Reader:
     return both
 
 
+def _with_names(read: Reader, tools: Tools) -> Reader:
+    """A reader that also reads a call without arguments, where that is the name of a tool alone."""
+    names = {str((tool.get("function") or {}).get("name")) for tool in tools}
+
+    def both(body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as `Reader`
+        name = body.strip()
+        return [Written(name, "{}")] if ended and name in names else read(body, ended)
+
+    return both
+
+
 def string_keys(tools: Tools, name: str) -> frozenset[str]:
     """The arguments of a function that are strings by its schema."""
     for tool in tools:
@@ -228,8 +245,8 @@ class _Known:
     format: CallFormat
 
 
-def _objects_between(start: str, end: str) -> Callable[[Tools], list[Section]]:
-    return lambda _: [Section(start, end, read_objects)]
+def _objects_between(name: str, start: str, end: str) -> CallFormat:
+    return CallFormat(name, lambda _: [Section(start, end, read_objects)], write=write_list(start, end))
 
 
 def _python_tag(_: Tools) -> list[Section]:
@@ -239,9 +256,9 @@ def _python_tag(_: Tools) -> list[Section]:
     ]
 
 
-def _dsml(tools: Tools) -> list[Section]:
+def _dsml(name: str, tools: Tools) -> list[Section]:
     read = read_tagged(_TAGS["deepseek_v32"], parse_dsml, partial(string_keys, tools))
-    return [Section("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", read)]
+    return [Section(f"<｜DSML｜{name}>", f"</｜DSML｜{name}>", read)]
 
 
 def _seed_oss(tools: Tools) -> list[Section]:
@@ -261,20 +278,21 @@ def _harmony(_: Tools) -> list[Section]:
 
 
 _OURS: Final = [
-    _Known(("<｜DSML｜",), CallFormat("deepseek_v32", _dsml)),
+    _Known(("｜DSML｜", "function_calls>"), CallFormat("deepseek_v32", partial(_dsml, "function_calls"))),
+    _Known(("｜DSML｜",), CallFormat("deepseek_v32", partial(_dsml, "tool_calls"))),  # V4
     _Known(("<｜tool▁calls▁begin｜>",), CallFormat("deepseek", _deepseek, tuple(_DEEPSEEK.values()))),
     _Known(("<|channel|>", "<|message|>", "<|call|>"), CallFormat("harmony", _harmony, ("<|constrain|>",))),
     _Known(("<seed:tool_call>",), CallFormat("seed_oss", _seed_oss)),
     _Known(
         ("<|/tool_call|>",),
-        CallFormat("phi4_mini", _objects_between("<|tool_call|>", "<|/tool_call|>")),
+        _objects_between("phi4_mini", "<|tool_call|>", "<|/tool_call|>"),
     ),
-    _Known(("<|tool_call|>",), CallFormat("granite", _objects_between("<|tool_call|>", ""))),
-    _Known(("functools",), CallFormat("phi4", _objects_between("functools", ""))),
-    _Known(("<TOOLCALL>",), CallFormat("nemotron", _objects_between("<TOOLCALL>", "</TOOLCALL>"))),
-    _Known(("<|START_ACTION|>",), CallFormat("command", _objects_between("<|START_ACTION|>", "<|END_ACTION|>"))),
-    _Known(("<|action_start|>",), CallFormat("internlm", _objects_between("<|action_start|>", "<|action_end|>"))),
-    _Known(("<tool_calls>",), CallFormat("jamba", _objects_between("<tool_calls>", "</tool_calls>"))),
-    _Known(("<tool_call>",), CallFormat("hermes", _objects_between("<tool_call>", "</tool_call>"))),
+    _Known(("<|tool_call|>",), _objects_between("granite", "<|tool_call|>", "")),
+    _Known(("functools",), _objects_between("phi4", "functools", "")),
+    _Known(("<TOOLCALL>",), _objects_between("nemotron", "<TOOLCALL>", "</TOOLCALL>")),
+    _Known(("<|START_ACTION|>",), _objects_between("command", "<|START_ACTION|>", "<|END_ACTION|>")),
+    _Known(("<|action_start|>",), _objects_between("internlm", "<|action_start|>", "<|action_end|>")),
+    _Known(("<tool_calls>",), _objects_between("jamba", "<tool_calls>", "</tool_calls>")),
+    _Known(("<tool_call>",), _objects_between("hermes", "<tool_call>", "</tool_call>")),
     _Known(("<|python_tag|>",), CallFormat("llama3", _python_tag, bare=True)),
 ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -71,17 +72,34 @@ CONTEXTS = {
 }
 
 
-def test_contexts_and_sizes_are_those_of_real_models():
+class Measured(NamedTuple):
+    """A shape: its context length, the bytes that `LENGTH` tokens are expected to take, and those of real caches."""
+
+    shape: str
+    context: int
+    expected: int
+    real: list[float]
+
+
+def measured_shapes() -> list[Measured]:
+    """Each shape, with real caches: of one sequence, and of a row of a batch where it can be batched."""
     command = [sys.executable, "-c", _MEASURED, str(LENGTH), str(ROWS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=240)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert {shape: context for shape, context, *_ in rows} == CONTEXTS
+    return [
+        Measured(shape, context, KvSize(per_token, fixed, tuple(map(tuple, windows))).padded(LENGTH), real)
+        for shape, context, (per_token, fixed, windows), real in rows
+    ]
+
+
+def test_contexts_and_sizes_are_those_of_real_models():
+    rows = measured_shapes()
+    assert {row.shape: row.context for row in rows} == CONTEXTS
     assert set(CONTEXTS) == set(SHAPES)
-    for shape, _, (per_token, fixed, windows), measured in rows:
-        expected = KvSize(per_token, fixed, tuple(map(tuple, windows))).padded(LENGTH)
-        for nbytes in measured:
-            assert nbytes == pytest.approx(expected, rel=0.05), shape
+    for row in rows:
+        for nbytes in row.real:
+            assert nbytes == pytest.approx(row.expected, rel=0.05), row.shape
 
 
 MODEL = SimpleNamespace()

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from consumers.engines.local.child.grammars import CallForm, call_form, grammar_of, quote, refusal
+from consumers.engines.local.child.forms.families import CallForm, call_form
+from consumers.engines.local.child.forms.lark import quote
+from consumers.engines.local.child.grammars import grammar_of, refusal
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, decode_chat
 
@@ -85,9 +87,10 @@ def test_a_marker_that_is_a_special_token_stands_for_it():
         "json_tools", {"<tool_call>": "<[7]>", "</tool_call>": "<[8]>"}.__getitem__, *CALL.split("\n")[::2]
     )
     assert grammar_of(asking(tools=[LOOSE], tool_choice="required"), form).count("<[7]>") == 2
-    assert call_form("mistral", {"[TOOL_CALLS]": "<[7]>", "[ARGS]": "<[9]>"}.__getitem__, "[TOOL_CALLS]", "").special
-    assert call_form("mistral", quote, "[TOOL_CALLS]", "") is None
-    assert call_form("qwen3_coder", quote, "<tool_call>", "</tool_call>") is None
+    mistral = call_form("mistral", {"[TOOL_CALLS]": "<[7]>", "[ARGS]": "<[9]>", "": ""}.__getitem__, "[TOOL_CALLS]")
+    assert mistral is not None
+    assert mistral.special
+    assert call_form("unheard-of", quote, "<tool_call>", "</tool_call>") is None
 
 
 @pytest.mark.parametrize("fields", [{}, {"tools": [LOOSE]}, {"tools": [STRICT], "tool_choice": "none"}])

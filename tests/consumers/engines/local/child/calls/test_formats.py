@@ -172,7 +172,7 @@ OURS = {
         ),
     ),
     "deepseek_v32": (
-        of_template("{{ tools }}<｜DSML｜"),
+        of_template("{{ tools }}<｜DSML｜function_calls>"),
         (
             '<｜DSML｜function_calls>\n<｜DSML｜invoke name="get_weather">\n'
             '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
@@ -180,6 +180,17 @@ OURS = {
             '<｜DSML｜invoke name="add">\n<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
             "</｜DSML｜invoke>\n"
             "</｜DSML｜function_calls>"
+        ),
+    ),
+    "deepseek_v4": (
+        of_template("{% set mark = '｜DSML｜' %}{{ tools }}"),
+        (
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="get_weather">\n'
+            '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+            '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+            '<｜DSML｜invoke name="add">\n<｜DSML｜parameter name="a" string="false">1</｜DSML｜parameter>\n'
+            "</｜DSML｜invoke>\n"
+            "</｜DSML｜tool_calls>"
         ),
     ),
     "seed_oss": (
@@ -300,6 +311,17 @@ def test_ids_have_the_form_that_the_family_takes():
         "functions.get_weather:0",
         "functions.add:1",
     ]
+
+
+@pytest.mark.parametrize("text", ["<tool_call>add</tool_call>", "<tool_call>add\n</tool_call>"])
+def test_a_name_alone_is_a_call_without_arguments(text):
+    for tag, name in (("tool_call", "glm47"), ("longcat_tool_call", "longcat")):
+        written = text.replace("tool_call", tag)
+        for chunks in ([written], list(written)):
+            plain, calls, _ = read(CASES[name][0], chunks)
+            assert (plain, told(calls)) == ("", [("add", {})])
+        other = written.replace("add", "other")
+        assert read(CASES[name][0], [other])[:2] == (other, [])
 
 
 def test_a_template_without_tools_has_no_format():
