@@ -25,7 +25,7 @@ MEMORY_NEEDED = 1 << 30
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """A temporary folder, in memory if there is room: a store in it syncs at once. For tests that do not test the disk."""
+    """A temporary folder, in memory if there is room, where a store syncs at once. For tests not of the disk."""
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
     with tempfile.TemporaryDirectory(prefix="headrace-", dir=MEMORY if roomy else None) as folder:
         yield Path(folder)
