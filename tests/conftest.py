@@ -37,6 +37,11 @@ def pytest_configure() -> None:
     os.environ["HEADRACE_MODEL"] = DEMO
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: half of the time, a test waits for a lease, a timer or a process."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order files by how long they take."""
 

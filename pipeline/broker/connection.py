@@ -39,6 +39,8 @@ _RECONNECT_WAIT_S = 0.1
 # The client itself has no limit for the first connection.
 _CONNECT_PATIENCE_S = 5.0
 _ACK_PREFIX = "$JS.ACK."
+# In the server's error where it does not accept a user, a password or a token.
+_AUTHORIZATION = "Authorization Violation"
 _SERVICE_VERSION = "1.0.0"  # the version of the wire contract
 
 Headers = Mapping[str, str]
@@ -204,11 +206,12 @@ class Connection:
             name: shown in the server's monitoring.
 
         Raises:
-            Unreachable: no server answers within five seconds, or the server refuses this user.
+            Unreachable: no server answers within five seconds, or the only server refuses this user.
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
         connecting, refusals, said = True, list[Exception](), ""
+        urls = url.split(",")
 
         async def on_error(error: Exception) -> None:
             nonlocal said
@@ -219,6 +222,8 @@ class Connection:
                 log.log(level, "Broker error: %s", said)
             elif not isinstance(error, OSError | TimeoutError):
                 refusals.append(error)
+                if len(urls) == 1 and _AUTHORIZATION in what(error):
+                    raise error  # it would refuse each attempt; the client tries for as long as nothing is raised
 
         async def on_reconnect() -> None:
             nonlocal said
@@ -234,7 +239,7 @@ class Connection:
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
                 await nc.connect(
-                    url.split(","),
+                    urls,
                     name=name,
                     inbox_prefix=_inbox_prefix(url),
                     error_cb=on_error,
