@@ -230,7 +230,8 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     """
     changes = []
     try:
-        await _refuse_older_workers(js)
+        with cancellation_kept():
+            await _refuse_older_workers(js)
         for stream in streams(config):
             with cancellation_kept():
                 if action := await _apply_stream(js, stream.config):
@@ -275,7 +276,8 @@ async def present(js: JetStreamContext) -> set[str]:
         Unreachable: no answer. The broker does not answer a user who lacks the permission either.
     """
     try:
-        return {info.config.name or "" for info in await js.streams_info()}
+        with cancellation_kept():
+            return {info.config.name or "" for info in await js.streams_info()}
     except (nats.errors.Error, TimeoutError) as error:
         raise Unreachable(f"The broker does not list its streams: {str(error) or type(error).__name__}") from error
 
