@@ -210,41 +210,17 @@ class Connection:
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
-        connecting, refusals, said = True, list[Exception](), ""
         urls = url.split(",")
-
-        async def on_error(error: Exception) -> None:
-            nonlocal said
-            if not connecting:
-                # Each attempt to reconnect fails with the same error.
-                level = logging.DEBUG if said == what(error) else logging.WARNING
-                said = what(error)
-                log.log(level, "Broker error: %s", said)
-            elif not isinstance(error, OSError | TimeoutError):
-                refusals.append(error)
-                if len(urls) == 1 and _AUTHORIZATION in what(error):
-                    raise error  # it would refuse each attempt; the client tries for as long as nothing is raised
-
-        async def on_reconnect() -> None:
-            nonlocal said
-            said = ""
-            log.info("Reconnected to the broker.")
-            for callback in bus._reconnected:
-                callback()
-
-        async def on_disconnect() -> None:
-            if not nc.is_closed and not nc.is_draining:
-                log.warning("Lost the connection to the broker. Reconnecting.")
-
+        reports = _Reports(bus, is_only=len(urls) == 1)
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
                 await nc.connect(
                     urls,
                     name=name,
                     inbox_prefix=_inbox_prefix(url),
-                    error_cb=on_error,
-                    reconnected_cb=on_reconnect,
-                    disconnected_cb=on_disconnect,
+                    error_cb=reports.on_error,
+                    reconnected_cb=reports.on_reconnect,
+                    disconnected_cb=reports.on_disconnect,
                     max_reconnect_attempts=-1,
                     # Declared int, used as seconds of any kind.
                     reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
@@ -257,10 +233,10 @@ class Connection:
         except (OSError, nats.errors.Error, TimeoutError) as error:
             await bus._close()
             where = without_password(url)
-            if refusals:
-                raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
+            if (refusal := reports.refusal) is not None:
+                raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusal)}") from error
             raise Unreachable(f"No NATS server at {where}: {what(error)}") from error
-        connecting = False
+        reports.connecting = False
         try:
             yield bus
         finally:
@@ -413,6 +389,52 @@ class Connection:
 def to_message(message: Msg) -> Message:
     """Convert a message of the client's."""
     return Message(message.subject, message.data, message.headers or {}, message.reply)
+
+
+@dataclass(slots=True)
+class _Reports:
+    """What the client reports of a connection, and what follows from it.
+
+    Attributes:
+        bus: the connection.
+        is_only: whether there is no other server to try.
+        connecting: whether the first connection has not come about yet.
+        refusal: why a server last refused it.
+    """
+
+    bus: Connection
+    is_only: bool
+    connecting: bool = True
+    refusal: Exception | None = None
+    _logged: str = ""
+
+    async def on_error(self, error: Exception) -> None:
+        """Log the error, once in a row; or note why the first connection was refused.
+
+        Raises:
+            Exception: this error, if each further attempt would be refused. The client tries until something is raised.
+        """
+        if not self.connecting:
+            # Each attempt to reconnect fails with the same error.
+            level = logging.DEBUG if self._logged == what(error) else logging.WARNING
+            self._logged = what(error)
+            log.log(level, "Broker error: %s", self._logged)
+        elif not isinstance(error, OSError | TimeoutError):
+            self.refusal = error
+            if self.is_only and _AUTHORIZATION in what(error):
+                raise error
+
+    async def on_reconnect(self) -> None:
+        """Call those who asked for it."""
+        self._logged = ""
+        log.info("Reconnected to the broker.")
+        for callback in self.bus._reconnected:  # noqa: SLF001 - of this module
+            callback()
+
+    async def on_disconnect(self) -> None:
+        """Log it, unless it was closed here."""
+        if not self.bus.nc.is_closed and not self.bus.nc.is_draining:
+            log.warning("Lost the connection to the broker. Reconnecting.")
 
 
 def what(error: Exception) -> str:
