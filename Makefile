@@ -39,7 +39,7 @@ demo: .venv/run
 	@exec $(BIN)/headrace demo $(ARGS)
 
 test: .venv/dev
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 real: .venv/dev
 	@$(BIN)/python -m pytest -q -m "real and not slow" tests/real $(ARGS)

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from nats.aio.client import Client as Nats
+
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+FLUSH_TIMEOUT_S = 60
 # MLX only: no Ollama and no stand-in. The prompts of benchmarks repeat, and their peers read each of them.
 ALONE = {"OLLAMA_STANDIN": "false", "OLLAMA_HOST": "127.0.0.1:9", "PROMPT_CACHE": "false"}
 
@@ -131,3 +134,14 @@ class Client:
             await self._reader.readexactly(size + 2)
         await self._reader.readline()
         return Reply(status, head, first_at - asked_at, time.perf_counter() - asked_at)
+
+
+async def flushed(nc: Nats) -> None:
+    """The server has read everything that was sent on a connection of the plain client, subscriptions included.
+
+    `Client.flush` sends its PING before what waits to be written, so its PONG can come before a subscription exists.
+    When that PONG is there, what waited has been written, and the second PING follows it. (`Connection` of
+    `pipeline.broker` corrects this.)
+    """
+    await nc.flush(FLUSH_TIMEOUT_S)
+    await nc.flush(FLUSH_TIMEOUT_S)

@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 import nats
 
-from bench.running import ALONE, process, up
+from bench.running import ALONE, flushed, process, up
 from pipeline.wire.messages import Chunk, Completion, Load, Status, decode_answer, is_last
 from pipeline.wire.subjects import LOAD, MSG_ID, reply_subject
 
@@ -56,7 +56,7 @@ class Run:
     async def listen(self) -> None:
         """Read all answers from now on."""
         await self._client.subscribe(reply_subject("*"), cb=self._heard)
-        await self._client.flush()
+        await flushed(self._client)
 
     async def send(self, name: str, subject: str, tokens: int) -> None:
         """Store one request."""

@@ -42,6 +42,7 @@ from rich.table import Table
 from bench.chaos.client import Client
 from bench.chaos.ledger import Entry, Ledger
 from bench.revision import ROOT, revision
+from bench.running import flushed
 
 # The last version before the packages were laid out anew. A release moves it on to the one before it.
 VERSION_BEFORE = "fdee883d96f922dadc80e922d1fae108ba62d86a"
@@ -342,7 +343,7 @@ async def _listen_to_workers(client: Client) -> dict[tuple[str, int], int]:
         busy[key] = max(busy[key], status["slots"]["used"])
 
     await client.nc.subscribe("llm.worker.*", cb=on_status)
-    await client.nc.flush()
+    await flushed(client.nc)
     return busy
 
 

@@ -21,6 +21,8 @@ ENV_PREFIX = "HEADRACE_"
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
 _LIST_SETTINGS = "`headrace up --help` lists the settings."
 _SHOWN_CHARS = 80
+# Keys of older versions, and the keys that replace them.
+_REPLACED = {"suspended_kv_bytes": "kept_kv_bytes"}
 
 
 class ConfigError(Exception):
@@ -129,7 +131,7 @@ def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
         raise ConfigError(f"The settings file {file} is not valid TOML: {error}.") from None
     for key in values:
         if key not in known:
-            raise ConfigError(f'Unknown setting "{key}" in {file}. {_LIST_SETTINGS}')
+            raise ConfigError(f'Unknown setting "{key}" in {file}. {_advice(key)}')
     return {key: Given(value, f"{key} in {file}") for key, value in values.items()}
 
 
@@ -153,9 +155,15 @@ def in_environment(environ: Mapping[str, str], known: Container[str]) -> dict[st
         if not name.startswith(ENV_PREFIX) or name == FILE_VARIABLE or _is_service_link(name, text, known=key in known):
             continue
         if key not in known:
-            raise ConfigError(f"Unknown setting {name}. {_LIST_SETTINGS}")
+            raise ConfigError(f"Unknown setting {name}. {_advice(key)}")
         values[key] = read(text, name)
     return values
+
+
+def _advice(key: str) -> str:
+    """What to do about a key that is not known."""
+    replacement = _REPLACED.get(key)
+    return _LIST_SETTINGS if replacement is None else f"Use {replacement} instead, which replaces it."
 
 
 def _is_service_link(name: str, text: str, *, known: bool) -> bool:

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from nats.aio.client import Client
+from bench.running import flushed
+
+__all__ = ["TIMEOUT_S", "eventually", "flushed", "taken"]
 
 TIMEOUT_S = 60.0
 
@@ -35,14 +37,3 @@ async def eventually(
 async def taken(puller: Any, consumer: str) -> Any:
     """The delivery of a stored request. A consumer learns of it a moment after its publisher."""
     return await eventually(lambda: puller.take(consumer), what=f"a request of {consumer}")
-
-
-async def flushed(nc: Client) -> None:
-    """The server has read everything that was sent on a connection of the plain client, subscriptions included.
-
-    `Client.flush` sends its PING before what waits to be written, so its PONG can come before a subscription exists.
-    When that PONG is there, what waited has been written, and the second PING follows it. (`Connection` of
-    `pipeline.broker` corrects this.)
-    """
-    await nc.flush()
-    await nc.flush()

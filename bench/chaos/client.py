@@ -17,6 +17,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from bench.chaos.ledger import Entry, Kept, Ledger
+from bench.running import flushed
 
 _PATIENCE_S = 30.0
 _TRY_S = 2.0
@@ -78,7 +79,7 @@ class Client:
             await nc.subscribe("llm.event.*.cancelled", cb=client._on_cancelled)
             await nc.subscribe("llm.worker.*", cb=client._on_worker)
             await nc.subscribe("llm.load.mlx", cb=client._on_load)
-            await nc.flush()
+            await flushed(nc)
             yield client
         finally:
             await nc.close()

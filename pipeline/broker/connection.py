@@ -39,6 +39,8 @@ _RECONNECT_WAIT_S = 0.1
 # The client itself has no limit for the first connection.
 _CONNECT_PATIENCE_S = 5.0
 _ACK_PREFIX = "$JS.ACK."
+# In the server's error where it does not accept a user, a password or a token.
+_AUTHORIZATION = "Authorization Violation"
 _SERVICE_VERSION = "1.0.0"  # the version of the wire contract
 
 Headers = Mapping[str, str]
@@ -204,42 +206,21 @@ class Connection:
             name: shown in the server's monitoring.
 
         Raises:
-            Unreachable: no server answers within five seconds, or the server refuses this user.
+            Unreachable: no server answers within five seconds, or the only server refuses this user.
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
-        connecting, refusals, said = True, list[Exception](), ""
-
-        async def on_error(error: Exception) -> None:
-            nonlocal said
-            if not connecting:
-                # Each attempt to reconnect fails with the same error.
-                level = logging.DEBUG if said == what(error) else logging.WARNING
-                said = what(error)
-                log.log(level, "Broker error: %s", said)
-            elif not isinstance(error, OSError | TimeoutError):
-                refusals.append(error)
-
-        async def on_reconnect() -> None:
-            nonlocal said
-            said = ""
-            log.info("Reconnected to the broker.")
-            for callback in bus._reconnected:
-                callback()
-
-        async def on_disconnect() -> None:
-            if not nc.is_closed and not nc.is_draining:
-                log.warning("Lost the connection to the broker. Reconnecting.")
-
+        urls = url.split(",")
+        reports = _Reports(bus, is_only=len(urls) == 1)
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
                 await nc.connect(
-                    url.split(","),
+                    urls,
                     name=name,
                     inbox_prefix=_inbox_prefix(url),
-                    error_cb=on_error,
-                    reconnected_cb=on_reconnect,
-                    disconnected_cb=on_disconnect,
+                    error_cb=reports.on_error,
+                    reconnected_cb=reports.on_reconnect,
+                    disconnected_cb=reports.on_disconnect,
                     max_reconnect_attempts=-1,
                     # Declared int, used as seconds of any kind.
                     reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]
@@ -252,10 +233,10 @@ class Connection:
         except (OSError, nats.errors.Error, TimeoutError) as error:
             await bus._close()
             where = without_password(url)
-            if refusals:
-                raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusals[-1])}") from error
+            if (refusal := reports.refusal) is not None:
+                raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusal)}") from error
             raise Unreachable(f"No NATS server at {where}: {what(error)}") from error
-        connecting = False
+        reports.connecting = False
         try:
             yield bus
         finally:
@@ -408,6 +389,52 @@ class Connection:
 def to_message(message: Msg) -> Message:
     """Convert a message of the client's."""
     return Message(message.subject, message.data, message.headers or {}, message.reply)
+
+
+@dataclass(slots=True)
+class _Reports:
+    """What the client reports of a connection, and what follows from it.
+
+    Attributes:
+        bus: the connection.
+        is_only: whether there is no other server to try.
+        connecting: whether the first connection has not come about yet.
+        refusal: why a server last refused it.
+    """
+
+    bus: Connection
+    is_only: bool
+    connecting: bool = True
+    refusal: Exception | None = None
+    _logged: str = ""
+
+    async def on_error(self, error: Exception) -> None:
+        """Log the error, once in a row; or note why the first connection was refused.
+
+        Raises:
+            Exception: this error, if each further attempt would be refused. The client tries until something is raised.
+        """
+        if not self.connecting:
+            # Each attempt to reconnect fails with the same error.
+            level = logging.DEBUG if self._logged == what(error) else logging.WARNING
+            self._logged = what(error)
+            log.log(level, "Broker error: %s", self._logged)
+        elif not isinstance(error, OSError | TimeoutError):
+            self.refusal = error
+            if self.is_only and _AUTHORIZATION in what(error):
+                raise error
+
+    async def on_reconnect(self) -> None:
+        """Call those who asked for it."""
+        self._logged = ""
+        log.info("Reconnected to the broker.")
+        for callback in self.bus._reconnected:  # noqa: SLF001 - of this module
+            callback()
+
+    async def on_disconnect(self) -> None:
+        """Log it, unless it was closed here."""
+        if not self.bus.nc.is_closed and not self.bus.nc.is_draining:
+            log.warning("Lost the connection to the broker. Reconnecting.")
 
 
 def what(error: Exception) -> str:

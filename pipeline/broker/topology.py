@@ -97,7 +97,7 @@ class Change:
     action: str
 
 
-def _lane_consumer(name: str, subject: str, config: Config) -> ConsumerConfig:
+def _consumer(name: str, subject: str, config: Config) -> ConsumerConfig:
     return ConsumerConfig(
         durable_name=name,
         filter_subject=subject,
@@ -125,14 +125,36 @@ def _work_queue(name: str, subjects: list[str], max_messages: int, config: Confi
 
 def streams(config: Config) -> tuple[Stream, ...]:
     """All of headrace's streams and consumers."""
-    requests = _work_queue(STREAM_REQUESTS, [lane.subject for lane in SERVED_LANES], config.lane_max_messages, config)
-    # Every stored request is announced without its body, so that workers need not poll.
+    return (
+        Stream(_requests(config), tuple(_consumer(lane.consumer, lane.subject, config) for lane in SERVED_LANES)),
+        Stream(_spilled(config), tuple(_consumer(ollama_consumer(p), ollama_subject(p), config) for p in Priority)),
+        Stream(_replies(config)),
+        Stream(_state(config)),
+        Stream(_dead(config)),
+        Stream(_batches(config)),
+        Stream(_files(config)),
+    )
+
+
+def _requests(config: Config) -> StreamConfig:
+    """Queued requests, by lane. Each is announced without its body when it is stored, so that workers need not poll."""
+    stream = _work_queue(STREAM_REQUESTS, [lane.subject for lane in SERVED_LANES], config.lane_max_messages, config)
     # No older version can change the stream again: it stores moved requests under ids that this one does not accept.
-    requests.deny_purge = True
-    requests.republish = RePublish(src="llm.request.>", dest=f"{QUEUED_PREFIX}.>", headers_only=True)
-    spilled = _work_queue(STREAM_OLLAMA, [ollama_subject(p) for p in Priority], OLLAMA_LANE_MAX_MESSAGES, config)
-    spilled.republish = RePublish(src="llm.ollama.>", dest=f"{QUEUED_PREFIX}.ollama.>", headers_only=True)
-    replies = StreamConfig(
+    stream.deny_purge = True
+    stream.republish = RePublish(src="llm.request.>", dest=f"{QUEUED_PREFIX}.>", headers_only=True)
+    return stream
+
+
+def _spilled(config: Config) -> StreamConfig:
+    """Requests that Ollama, or a server of OpenAI's API, is to answer. They are announced as the others are."""
+    stream = _work_queue(STREAM_OLLAMA, [ollama_subject(p) for p in Priority], OLLAMA_LANE_MAX_MESSAGES, config)
+    stream.republish = RePublish(src="llm.ollama.>", dest=f"{QUEUED_PREFIX}.ollama.>", headers_only=True)
+    return stream
+
+
+def _replies(config: Config) -> StreamConfig:
+    """Answers, for live and late readers."""
+    return StreamConfig(
         name=STREAM_REPLIES,
         subjects=["llm.out.>"],
         # Workers write to llm.out; messages that the stream accepts appear under llm.reply, for live and late readers.
@@ -150,7 +172,11 @@ def streams(config: Config) -> tuple[Stream, ...]:
         allow_direct=True,
         num_replicas=config.replicas,
     )
-    state = StreamConfig(
+
+
+def _state(config: Config) -> StreamConfig:
+    """The latest value of what must outlive a process: load, returns, leaders."""
+    return StreamConfig(
         name=STREAM_STATE,
         subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*", PAUSED],
         retention=RetentionPolicy.LIMITS,
@@ -163,7 +189,11 @@ def streams(config: Config) -> tuple[Stream, ...]:
         allow_direct=True,
         num_replicas=config.replicas,
     )
-    dead = StreamConfig(
+
+
+def _dead(config: Config) -> StreamConfig:
+    """Dead letters."""
+    return StreamConfig(
         name=STREAM_DEAD,
         subjects=[f"{DEAD}.*"],
         retention=RetentionPolicy.LIMITS,
@@ -173,15 +203,6 @@ def streams(config: Config) -> tuple[Stream, ...]:
         duplicate_window=DUPLICATE_WINDOW_S,
         allow_direct=True,
         num_replicas=config.replicas,
-    )
-    return (
-        Stream(requests, tuple(_lane_consumer(lane.consumer, lane.subject, config) for lane in SERVED_LANES)),
-        Stream(spilled, tuple(_lane_consumer(ollama_consumer(p), ollama_subject(p), config) for p in Priority)),
-        Stream(replies),
-        Stream(state),
-        Stream(dead),
-        Stream(_batches(config)),
-        Stream(_files(config)),
     )
 
 
@@ -231,7 +252,8 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     """
     changes = []
     try:
-        await _refuse_older_workers(js)
+        with cancellation_kept():
+            await _refuse_older_workers(js)
         for stream in streams(config):
             with cancellation_kept():
                 if action := await _apply_stream(js, stream.config):
@@ -276,7 +298,8 @@ async def present(js: JetStreamContext) -> set[str]:
         Unreachable: no answer. The broker does not answer a user who lacks the permission either.
     """
     try:
-        return {info.config.name or "" for info in await js.streams_info()}
+        with cancellation_kept():
+            return {info.config.name or "" for info in await js.streams_info()}
     except (nats.errors.Error, TimeoutError) as error:
         raise Unreachable(f"The broker does not list its streams: {str(error) or type(error).__name__}") from error
 

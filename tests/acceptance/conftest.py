@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.e2e.conftest import Pipeline, running
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, quick_folder, wait_until
 
 REPORT_COLUMNS = 118
 # No Ollama server is looked for, so `up` starts the stand-in on every machine.
@@ -84,9 +84,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def pipeline() -> Iterator[Pipeline]:
     """`headrace up` on its embedded defaults: broker, MLX with the demo model, the stand-in for Ollama."""
-    with running(tmp_path_factory.mktemp("acceptance"), *NO_OLLAMA) as started:
+    with quick_folder() as folder, running(folder, *NO_OLLAMA) as started:
         yield started
 
 

@@ -20,7 +20,7 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
-from tests.support import ROOT, wait_until
+from tests.support import ROOT, quick_folder, wait_until
 from tests.waiting import flushed
 
 LAST = ("chat.completion", "error")
@@ -200,9 +200,9 @@ async def asking(url: str) -> AsyncIterator[Asker]:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def embedded() -> Iterator[Pipeline]:
     """A pipeline with the defaults: embedded nats-server, MLX with the demo model, the stand-in for Ollama."""
-    with running(tmp_path_factory.mktemp("embedded")) as pipeline:
+    with quick_folder() as folder, running(folder) as pipeline:
         yield pipeline
 
 

@@ -38,7 +38,7 @@ async def test_300_requests_are_answered_once_each_in_the_shares_of_the_weights(
     nats_server: NatsServer, bus: Bus, tmp_path: Path
 ):
     bodies = {
-        f"{priority}-{number}": chat("Count from 1 to 60.", max_tokens=30, temperature=0)
+        f"{priority}-{number}": chat("Count from 1 to 60.", max_tokens=10, temperature=0)
         for number in range(100)
         for priority in SHARES
     }

@@ -267,7 +267,8 @@ async def queued_in(store: Path) -> dict[str, int]:
 
 
 FILES = ("meta.inf", "meta.sum", "msgs/1.blk", "msgs/index.db", "obs/high/o.dat", "obs/low/meta.inf")
-QUICK = [("LLM/obs/high/o.dat", "garbled"), ("LLM/msgs/1.blk", "cut"), ("LLM/meta.inf", "zeroed")]
+# Requests are lost and listed. `make store` damages the other files too; test_mending.py mends each without a pipeline.
+QUICK = [("LLM/msgs/1.blk", "cut")]
 ALL = [(f"LLM/{name}", how) for name in FILES for how in ("zeroed", "garbled", "cut", "removed")]
 
 

@@ -40,7 +40,9 @@ async def plain(asker: Asker, traces: Collector) -> None:
     assert names(rest) == ["chat headrace-demo", "process llm.request.high", "publish llm.reply", "queue wait"]
     assert request.attributes["headrace.outcome"] == "answered"
     process, inference = named(rest, "process llm.request.high"), named(rest, "chat headrace-demo")
-    assert process.attributes["headrace.reason"] == answer["headrace"]["reason"] == "mlx had a free slot"
+    # On a slow machine the request is taken before the slot is known to be free.
+    assert answer["headrace"]["reason"] in ("mlx had a free slot", "mlx, in its turn")
+    assert process.attributes["headrace.reason"] == answer["headrace"]["reason"]
     assert {"gen_ai.request.stream", "gen_ai.output.type", "gen_ai.response.time_to_first_chunk"}.isdisjoint(
         inference.attributes
     )

@@ -159,6 +159,17 @@ def test_an_unknown_key_in_the_file_is_refused(file):
         load(environ={}, file=file)
 
 
+def test_for_a_key_of_an_older_version_the_refusal_names_the_key_that_replaces_it(file):
+    file.write_text("suspended_kv_bytes = 0")
+    with pytest.raises(ConfigError) as refused:
+        load(environ={}, file=file)
+    instead = "Use kept_kv_bytes instead, which replaces it."
+    assert str(refused.value) == f'Unknown setting "suspended_kv_bytes" in {file}. {instead}'
+    with pytest.raises(ConfigError) as refused:
+        load(environ={"HEADRACE_SUSPENDED_KV_BYTES": "0"})
+    assert str(refused.value) == f"Unknown setting HEADRACE_SUSPENDED_KV_BYTES. {instead}"
+
+
 def test_a_file_that_is_not_toml_is_refused(file):
     file.write_text("= 1")
     with pytest.raises(ConfigError, match="not valid TOML"):

@@ -29,7 +29,9 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(3 * PATIENCE_S)]
 
 QUESTION = "What is the capital of France?"
 STORY = "Tell me a story about a dog."
-STEADY = {"temperature": 0, "max_tokens": 40}
+STEADY = {"temperature": 0, "max_tokens": 16}
+# Long enough that a server can be killed in the middle.
+LONG = STEADY | {"max_tokens": 40}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -159,11 +161,10 @@ async def test_an_answer_survives_a_server_that_is_killed_in_the_middle(
     pipeline: Pipeline, servers: list[Server], asker: Asker, kind: str
 ) -> None:
     model = names_of(pipeline)[kind]
-    undisturbed = await asker.answer(await asker.ask("llm.request.high", chat(STORY, model=model, **STEADY)))
+    undisturbed = await asker.answer(await asker.ask("llm.request.high", chat(STORY, model=model, **LONG)))
     victims = servers[:1] if kind == "mlx" else servers[1:]
     streamed, unseen = [
-        await asker.ask("llm.request.high", chat(STORY, model=model, stream=stream, **STEADY))
-        for stream in (True, False)
+        await asker.ask("llm.request.high", chat(STORY, model=model, stream=stream, **LONG)) for stream in (True, False)
     ]
     await asker.until(lambda: joined(asker.messages[streamed]) != "", timeout_s=PATIENCE_S)
     for server in victims:

@@ -27,7 +27,7 @@ from pipeline.commands.auth import auth
 from pipeline.wire.subjects import Move
 from tests.security.fleet import role
 from tests.support import ROOT, NatsServer
-from tests.waiting import eventually
+from tests.waiting import eventually, flushed
 
 # What for, subject, body, headers.
 Attempt = tuple[str, str, bytes, dict[str, str] | None]
@@ -122,7 +122,7 @@ async def tenants(served: tuple[NatsServer, dict[str, str]]) -> AsyncIterator[Te
             found.heard.append(message)
 
         await pipeline.subscribe(">", cb=on_message)
-        await pipeline.flush()
+        await flushed(pipeline)
         yield found
 
 
@@ -172,7 +172,7 @@ async def test_a_tenant_asks_cancels_and_reads_late_by_its_own_subjects(tenants:
 
 async def test_a_tenants_reply_to_is_an_inbox_of_its_own(tenants: Tenants):
     inbox = await tenants.nc["acme"].subscribe("_INBOX.t.acme.mine")
-    await tenants.nc["acme"].flush()
+    await flushed(tenants.nc["acme"])
 
     async def copied() -> bytes:
         await tenants.attempt("acme", "llm.request.high.t.acme", b"x", {"Reply-To": "_INBOX.t.acme.mine"})
@@ -255,7 +255,7 @@ async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_t
 
     for subject in (">", f"llm.reply.t.{other}.>", "llm.reply.>", "llm.out.>", "llm.queued.>", "llm.event.>"):
         await tenants.nc[me].subscribe(subject, cb=on_message)
-    await tenants.nc[me].flush()
+    await flushed(tenants.nc[me])
     theirs = []
 
     async def on_theirs(message: Msg) -> None:
@@ -263,7 +263,7 @@ async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_t
 
     await tenants.nc[other].subscribe("llm.reply.>", cb=on_theirs)
     await tenants.nc[other].subscribe("_INBOX.t.>", cb=on_theirs)
-    await tenants.nc[other].flush()
+    await flushed(tenants.nc[other])
     result: Counter[str] = Counter()
     attempts = list(_attempts(me, targets, 12))
     replies = await asyncio.gather(*(tenants.attempt(me, *attempt) for _, *attempt in attempts))
@@ -275,8 +275,8 @@ async def test_a_hundred_attempts_at_another_tenants_requests_and_answers_come_t
     seen = f"seen-by-{me}"
     await tenants.attempt(other, f"llm.request.high.t.{other}", b"secret", {"Nats-Msg-Id": f"t.{other}.{seen}"})
     assert "secret" in json.dumps(await tenants.answer(other, seen))
-    await tenants.nc[me].flush()
-    await tenants.nc[other].flush()
+    await flushed(tenants.nc[me])
+    await flushed(tenants.nc[other])
     assert not [message.subject for message in heard if f".t.{other}." in message.subject or b"secret" in message.data]
     await eventually(lambda: f"llm.reply.t.{other}.{seen}" in {message.subject for message in theirs})
     reached = {message.subject.rpartition(".")[2] for message in theirs}
@@ -320,8 +320,8 @@ async def _published(tenants: Tenants, tenant: str, subjects: list[str]) -> set[
         # The server passes the messages of a connection on in order.
         for subject in (*subjects, end):
             await tenants.nc[tenant].publish(subject, mark, headers=NOWHERE)
-        await tenants.nc[tenant].flush(30)
-        await tenants.pipeline.flush(30)
+        await flushed(tenants.nc[tenant])
+        await flushed(tenants.pipeline)
         return end in heard()
 
     await eventually(until_the_end, every_s=AGAIN_S)
@@ -339,7 +339,7 @@ async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, 
     mark = json.dumps({"object": "headrace.test", "to": tenant}).encode()
     end = f"_INBOX.t.{tenant}.end"
     subscriptions = [await tenants.nc[tenant].subscribe(subject, cb=on_message) for subject in (*dict(rows), end)]
-    await tenants.nc[tenant].flush(30)
+    await flushed(tenants.nc[tenant])
     expected = {end} | {_literal(subject) for subject, cells in rows if "S" in cells[tenant]}
 
     async def all_expected() -> bool:
@@ -348,8 +348,8 @@ async def _heard(tenants: Tenants, tenant: str, rows: list[tuple[str, dict[str, 
                 await tenants.pipeline.publish(sent.replace("llm.reply.", "llm.out."), mark)
             else:
                 await tenants.pipeline.publish(sent, mark, headers=NOWHERE)
-        await tenants.pipeline.flush(30)
-        await tenants.nc[tenant].flush(30)
+        await flushed(tenants.pipeline)
+        await flushed(tenants.nc[tenant])
         return expected <= heard
 
     await eventually(all_expected, every_s=AGAIN_S)

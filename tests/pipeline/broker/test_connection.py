@@ -11,7 +11,8 @@ import pytest
 from pipeline.broker import connection
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
-from tests.support import NatsServer
+from tests.support import ROOT, NatsServer
+from tests.waiting import TIMEOUT_S
 
 
 async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(monkeypatch):
@@ -22,6 +23,22 @@ async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(
             pass
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+
+
+async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 3600.0)
+    conf = tmp_path / "one-user.conf"
+    conf.write_text((ROOT / "nats" / "embedded.conf").read_text() + "authorization { user: me, password: right }\n")
+    server = NatsServer(tmp_path, conf=str(conf))
+    server.start()
+    try:
+        with pytest.raises(Unreachable, match=r"refuses the connection: .*Authorization Violation"):
+            async with asyncio.timeout(TIMEOUT_S), Bus.connect(f"nats://me:wrong@127.0.0.1:{server.port}", name="test"):
+                pass
+        async with Bus.connect(f"nats://me:right@127.0.0.1:{server.port}", name="test") as bus:
+            assert bus.is_connected
+    finally:
+        server.kill()
 
 
 async def test_a_connection_to_a_server_that_stands_still_ends_and_leaves_nothing_running(nats_server: NatsServer):

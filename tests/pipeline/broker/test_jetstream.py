@@ -10,7 +10,7 @@ import pytest
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from pipeline.broker import topology
+from pipeline.broker import connection, topology
 from pipeline.broker.connection import BusError, Message, ServiceFailed, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced, LaneFull, read_failure
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreFailure, encode
@@ -90,7 +90,8 @@ async def test_a_broker_that_does_not_come_back_in_time_is_unreachable(bus, nats
         await bus.store("llm.request.high", b"x", headers={MSG_ID: "a"}, patience_s=0.1)
 
 
-async def test_nobody_there_is_unreachable_at_the_first_try(nats_server):
+async def test_nobody_there_is_unreachable_at_the_first_try(nats_server, monkeypatch):
+    monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 0.3)
     nats_server.stop()
     with pytest.raises(Unreachable) as error:
         async with Bus.connect(f"nats://me:secret@127.0.0.1:{nats_server.port}", name="test"):

@@ -598,11 +598,6 @@ def test_low_answers_stand_still_no_longer_than_the_hold_however_high_prompts_co
     assert max(gaps, default=0) <= limits.hold_s + max(32, 8 * (slots + 1)) / tokens_per_s + 0.3
 
 
-def test_a_batch_is_padded_to_its_longest_in_steps_of_256():
-    assert batch_kv_bytes([], KvSize(10)) == 0
-    assert batch_kv_bytes([1, 257, 3], KvSize(10)) == 3 * 512 * 10
-
-
 # ---- exact
 
 

@@ -23,29 +23,6 @@ def signs(text):
     return lexical.signs(lexical.normalize(text))
 
 
-@pytest.mark.parametrize("sign", vocabulary.SIGN_WORDS)
-def test_stems_have_the_letters_that_the_index_goes_by(sign):
-    stems = [word for word in vocabulary.SIGN_WORDS[sign].split() if word.endswith("*")]
-    assert [stem for stem in stems if len(stem) < 5] == []
-
-
-@pytest.mark.parametrize("sign", vocabulary.SIGN_WORDS)
-def test_every_word_of_a_sign_is_met_as_it_stands(sign):
-    for word in vocabulary.SIGN_WORDS[sign].split():
-        assert signs(word.removesuffix("*"))[sign] >= 1, word
-
-
-@pytest.mark.parametrize("sign", vocabulary.SIGN_PHRASES)
-def test_every_phrase_of_a_sign_is_met_as_it_stands(sign):
-    for phrase in vocabulary.SIGN_PHRASES[sign]:
-        assert signs(f"so {phrase} so")[sign] >= 1, phrase
-
-
-def test_phrases_are_spelled_as_normalized_text_is():
-    phrases = [phrase for group in vocabulary.SIGN_PHRASES.values() for phrase in group]
-    assert [phrase for phrase in phrases if lexical.normalize(phrase) != phrase] == []
-
-
 def test_stems_meet_russian_endings_and_words_meet_none():
     assert signs("Сравните, проанализировав")["reasoning"] == 2
     assert "judgement" not in signs("стоитель")
