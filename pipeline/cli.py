@@ -144,6 +144,11 @@ def _add_watchers(
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
     stats.set_defaults(command=_stats)
+    usage = commands.add_parser("usage", help="show the requests and tokens of each tenant and API key")
+    usage.add_argument("--tenant", default="", metavar="NAME", help="only this tenant, which its own user can ask for")
+    usage.add_argument("--json", action="store_true", help="print JSON")
+    usage.set_defaults(command=_usage)
+    add_options(usage, keys=CLIENT_KEYS)
     top = commands.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
     top.set_defaults(command=_stats, json=False, watch=True)
 
@@ -314,6 +319,12 @@ def _stats(args: argparse.Namespace) -> int:
     from pipeline.commands.stats import stats
 
     return stats(_broker_url(args), as_json=args.json, watch=args.watch)
+
+
+def _usage(args: argparse.Namespace) -> int:
+    from pipeline.commands.usage import usage
+
+    return usage(_broker_url(args), tenant=args.tenant, as_json=args.json)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -10,12 +10,12 @@ from typing import Any
 
 from starlette.types import Send
 
-from pipeline.broker.asker import Asker, RecordEntry, RecordReader, whole
+from pipeline.broker.asker import Asker, Outgoing, RecordEntry, RecordReader, whole
 from pipeline.broker.connection import BusError
 from pipeline.broker.peers import Peers
 from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
 from pipeline.gateway.hangups import HangUps
-from pipeline.gateway.intake import Intake
+from pipeline.gateway.intake import Intake, with_charge
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.responses import JSON, KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
@@ -43,13 +43,16 @@ class AnswerContext:
         """As `Asker.submit`. The error of a full lane has the lane's predicted wait as `Retry-After`."""
         try:
             async with self.turns.turn(intake.priority):
-                return await self.client.submit(intake.outgoing, on_abandoned=self._abandoned(intake))
+                return await self.client.submit(self._charged(intake), on_abandoned=self._abandoned(intake))
         except HeadraceError as error:
             if error.code is not ErrorCode.QUEUE_FULL:
                 raise
             load = self.peers.load("mlx")
             eta_s = 1.0 if load is None else load.predicted_wait_ms.of(intake.priority) / 1000
             raise HttpError(503, error.code, error.message, retry_after_s=eta_s) from None
+
+    def _charged(self, intake: Intake) -> Outgoing:
+        return with_charge(intake, self.client.secret)
 
     def _abandoned(self, intake: Intake) -> Callable[[], Awaitable[None]]:
         return partial(self.hang_ups.gone, intake.outgoing.name, keep=intake.outgoing.given_id)

@@ -29,6 +29,7 @@ from pipeline.gateway.queue import Queue, StatisticsCache
 from pipeline.gateway.responses import Registry, error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.uploads import Uploads
+from pipeline.gateway.usage import UsageView
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 
@@ -47,6 +48,7 @@ class Gateway:
         self._metrics = Metrics()
         self._registry = Registry()
         statistics = StatisticsCache(me.bus)
+        usage = UsageView(me.bus)
         client = Asker(me.bus, me.tracing)
         self._hang_ups = HangUps(client, config.http_grace_s)
         context = AnswerContext(client, me.peers, self._metrics, self._registry, self._hang_ups)
@@ -57,11 +59,12 @@ class Gateway:
             models=models,
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
+            usage=usage,
             letters=Letters(me.bus),
             uploads=Uploads(me.bus, me.peers, config),
             batches=BatchCalls(me.bus, me.peers, config),
             watch=Watch(me, config, statistics, self._registry),
-            probes=Probes(me.bus, me.peers, statistics, self._metrics, self._registry, document),
+            probes=Probes(me.bus, me.peers, statistics, usage, self._metrics, self._registry, document),
         )
 
     async def start(self) -> None:

@@ -48,7 +48,8 @@ class BatchCalls:
         call = decode_body(body, BatchCall)
         file = await own_file(self.bus, request, call.input_file_id)
         now = int(self.bus.clock.wall())
-        order = order_of(call, file.shown, now, request.state.caller.tenant)
+        caller = request.state.caller
+        order = order_of(call, file.shown, now, caller.tenant, caller.key.name if caller.key else "")
         await answered(BatchStore(self.bus).create(order))
         return json_response(order.begun())
 
@@ -85,7 +86,7 @@ class BatchCalls:
         return order
 
 
-def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchOrder:
+def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, key: str = "") -> BatchOrder:
     """The order of a new batch.
 
     Args:
@@ -93,6 +94,7 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchO
         file: the input file.
         now: unix seconds.
         tenant: of the caller.
+        key: the API key that its lines are charged to.
 
     Raises:
         HttpError: 400, for a call that is not valid.
@@ -105,15 +107,15 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str) -> BatchO
         raise _bad("The purpose of the input file must be batch.", "input_file_id")
     if file.expires_at < now + seconds:
         raise _bad("The input file is deleted before the completion window ends. Store it again.", "input_file_id")
-    for key, value in (call.metadata or {}).items():
-        if len(key) > _MOST_KEY or len(value) > _MOST_VALUE:
+    for field, value in (call.metadata or {}).items():
+        if len(field) > _MOST_KEY or len(value) > _MOST_VALUE:
             message = f"A key of `metadata` has at most {_MOST_KEY} characters, a value {_MOST_VALUE}."
             raise _bad(message, "metadata")
     if len(call.metadata or {}) > _MOST_METADATA:
         raise _bad(f"`metadata` has at most {_MOST_METADATA} keys.", "metadata")
     batch_id = f"batch_{secrets.token_hex(12)}"
     window = call.completion_window
-    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant)
+    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant, key)
 
 
 def _bad(message: str, param: str) -> HttpError:

@@ -13,6 +13,7 @@ from pipeline.gateway.endpoint import Schema
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import Registry, json_response
+from pipeline.gateway.usage import UsageView
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Probes:
     bus: Bus
     peers: Peers
     statistics: StatisticsCache
+    usage: UsageView
     counts: Metrics
     registry: Registry
     openapi: Schema
@@ -43,12 +45,13 @@ class Probes:
         said = {"reason": store.reason} if store is not None and store.reason else {}
         return json_response({"status": "ready" if ready else "not ready", **checks, **said}, 200 if ready else 503)
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
         text = self.counts.text(
             await self.statistics.decoded(),
             self.peers.store(),
             self.peers.workers("mlx"),
+            usage=await self.usage.for_metrics(request.state.caller),
             open_responses=len(self.registry),
             foreign=self.bus.foreign,
         )

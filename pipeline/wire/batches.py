@@ -118,6 +118,7 @@ class BatchOrder(Struct):
     Attributes:
         window_s: seconds from its creation to its deadline.
         tenant: of the caller; empty without keys.
+        key: the API key that its lines are charged to; empty without keys.
     """
 
     id: str
@@ -128,6 +129,7 @@ class BatchOrder(Struct):
     created_at: int
     metadata: dict[str, str] | None = None
     tenant: str = ""
+    key: str = ""
 
     def begun(self) -> BatchObject:
         """The batch before its first line was read."""

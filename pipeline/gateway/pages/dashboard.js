@@ -7,6 +7,7 @@ import { drawEngines, drawLanes, drawMoves } from "./panels.js";
 import { Letters } from "./letters.js";
 import { Prompt } from "./prompt.js";
 import { Requests } from "./requests.js";
+import { Usage } from "./usage.js";
 
 const MOVES_KEPT = 150;
 const THEMES = ["system", "light", "dark"];
@@ -17,6 +18,7 @@ let chart = null;
 const requests = new Requests(cancelRequest);
 const prompt = new Prompt(requests);
 const letters = new Letters();
+const usage = new Usage();
 let dirty = new Set();
 
 const now = () => Date.now() / 1000 + ahead;
@@ -39,6 +41,7 @@ function onEvent(name, data) {
   if (news.length) {
     requests.add(news);
     news.forEach(request => prompt.heard(request));
+    if (name !== "all" && news.some(r => ["done", "failed", "cancelled", "expired"].includes(r.state))) usage.changed();
     if (name !== "all" && news.some(r => r.code === "engine_failed")) letters.read();
     dirty.add("requests");
   }
@@ -60,6 +63,7 @@ function begin(data) {
   byId("change-key").hidden = !hasKey();
   dirty = new Set(["lanes", "loads", "workers", "store", "chart", "moves", "requests"]);
   letters.read();
+  usage.changed();
 }
 
 let frame = 0;
