@@ -105,6 +105,8 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
         highest: the most urgent priority that it can use.
         operator: whether it sees, cancels and replays the requests of every tenant instead of its own only.
         answers_per_s, lists_per_s, statistics_per_s: its rate limits instead of the configured ones; 0 for no limit.
+        requests_per_minute, tokens_per_minute, tokens_per_day: its quotas of requests for answers; 0 for no limit. The
+            day is that of UTC.
     """
 
     # `LLM` is excluded because the ids that the broker generates begin with it: the key would see every request
@@ -130,6 +132,9 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     answers_per_s: Rate | None = None
     lists_per_s: Rate | None = None
     statistics_per_s: Rate | None = None
+    requests_per_minute: Number = 0
+    tokens_per_minute: Number = 0
+    tokens_per_day: Number = 0
 
 
 Names = Annotated[list[str], ValueKind("LIST", "a list of names")]

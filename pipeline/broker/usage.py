@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -93,6 +94,17 @@ class NoteFeed:
         """Wait until there may be a new note."""
         await wait_set(self._news, _LOOK_EVERY_S)
         self._news.clear()
+
+    async def first_since(self, at: float) -> int | None:
+        """The sequence of the first note that was stored at a time (UTC seconds) or later; None if there is none.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        start = datetime.fromtimestamp(at, UTC).isoformat().replace("+00:00", "Z")
+        query = msgspec.json.encode({"start_time": start, "next_by_subj": USED})
+        found = await self.bus.request(f"$JS.API.DIRECT.GET.{STREAM_USED}", query)
+        return int(found.headers[STORED_SEQUENCE]) if STORED_SEQUENCE in found.headers else None
 
     async def after(self, sequence: int) -> AsyncIterator[StoredNote]:
         """The notes after a sequence.

@@ -26,6 +26,7 @@ from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.models import Models
 from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue, StatisticsCache
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import Registry, error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.uploads import Uploads
@@ -51,7 +52,8 @@ class Gateway:
         usage = UsageView(me.bus)
         client = Asker(me.bus, me.tracing)
         self._hang_ups = HangUps(client, config.http_grace_s)
-        context = AnswerContext(client, me.peers, self._metrics, self._registry, self._hang_ups)
+        self._quotas = KeyQuotas(me.bus, config.http_keys)
+        context = AnswerContext(client, me.peers, self._metrics, self._registry, self._hang_ups, self._quotas)
         models = Models(me.peers, config)
         document = openapi(ENDPOINTS, with_keys=bool(config.http_keys))
         self._parts = Parts(
@@ -62,7 +64,7 @@ class Gateway:
             usage=usage,
             letters=Letters(me.bus),
             uploads=Uploads(me.bus, me.peers, config),
-            batches=BatchCalls(me.bus, me.peers, config),
+            batches=BatchCalls(me.bus, me.peers, config, self._quotas),
             watch=Watch(me, config, statistics, self._registry),
             probes=Probes(me.bus, me.peers, statistics, usage, self._metrics, self._registry, document),
         )
@@ -71,6 +73,7 @@ class Gateway:
         """Subscribe to the pipeline's events. Call once."""
         self._me.peers.on_change = self._on_change
         await self._parts.watch.start()
+        await self._quotas.start()
 
     def _on_change(self) -> None:
         self._parts.queue.on_change()
@@ -81,12 +84,13 @@ class Gateway:
         routes = [endpoint.route(self._parts) for endpoint in ENDPOINTS]
         handlers = {HeadraceError: _refused, HTTPException: _not_served, ClientDisconnect: _gone, Exception: _failed}
         served = Starlette(routes=routes, exception_handlers=handlers)
-        return Pages(Edge(served, self._config, self._metrics, Directory(ENDPOINTS)), self._config)
+        return Pages(Edge(served, self._config, self._metrics, Directory(ENDPOINTS), self._quotas), self._config)
 
     async def drain(self, within_s: float) -> None:
         """Let open responses finish. Those that do not are told where to read on; their requests continue."""
         await self._registry.drain(within_s)
         await self._hang_ups.stop()
+        self._quotas.stop()
 
 
 async def _refused(request: Request, error: Exception) -> Response:

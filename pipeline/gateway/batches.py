@@ -18,6 +18,7 @@ from pipeline.gateway.dialects.shapes import decode_body
 from pipeline.gateway.intake import refused_by_store
 from pipeline.gateway.paging import listed, page
 from pipeline.gateway.queue import answered
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.schemas import MOST_BATCHES
 from pipeline.gateway.statuses import HttpError
@@ -38,11 +39,13 @@ class BatchCalls:
     bus: Bus
     peers: Peers
     config: Config
+    quotas: KeyQuotas
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/batches`: the batch is stored when this responds."""
         if (refusal := refused_by_store(self.peers.store())) is not None:
             raise refusal
+        self.quotas.check_day(request.state.caller.key)
         limit = self.config.max_body_bytes
         body = await read_body(request, limit=limit, within_s=self.config.http_stall_timeout_s)
         call = decode_body(body, BatchCall)

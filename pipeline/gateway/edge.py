@@ -15,6 +15,7 @@ from pipeline.core.limits import Allowance, Limits, Rate
 from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
 from pipeline.gateway.identity import Admitted, Caller, identify, is_loopback
 from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -28,6 +29,7 @@ _REFUSED = Rate(per_s=1.0, burst=20.0)
 _READABLE_HEADERS = (
     *("location", "preference-applied", "retry-after", "request-id", "x-request-id", "x-should-retry"),
     *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
+    *(f"x-ratelimit-{name}-tokens" for name in ("limit", "remaining", "reset")),
 )
 
 
@@ -60,9 +62,11 @@ class Edge:
         config: keys and rates.
         metrics: counts the requests.
         directory: finds the endpoint of a path.
+        quotas: of the keys.
     """
 
-    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory) -> None:
+    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory, quotas: KeyQuotas) -> None:
+        self._quotas = quotas
         self._app = app
         self._directory = directory
         self._keys = config.http_keys
@@ -88,10 +92,11 @@ class Edge:
         began_at = now()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         allowance = Allowance(allowed=True)
+        caller: Caller | None = None
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_limit_headers(allowance)]
+                message["headers"] = [*message.get("headers", ()), *self._limit_headers(allowance, caller, path)]
                 self._metrics.count("headrace_http_requests_total", kind=kind, status=str(message["status"]))
                 self._metrics.observe("headrace_http_first_byte_seconds", now() - began_at, kind=kind)
             await send(message)
@@ -132,6 +137,13 @@ class Edge:
                 retry_after_s=allowance.retry_after_s,
             ) from error
 
+    def _limit_headers(self, allowance: Allowance, caller: Caller | None, path: str) -> list[tuple[bytes, bytes]]:
+        """The limits of the caller. Quotas of its key are more telling than the rate of this kind of call."""
+        key = None if caller is None else caller.key
+        quotas = self._quotas.headers(key, anthropic=path.startswith("/v1/messages"))
+        headers = _rate_headers(allowance) | quotas
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
+
     def _rate(self, caller: Caller, kind: Kind) -> Rate:
         own = getattr(caller.key, f"{kind}_per_s", None)
         return Rate.of(self._rates[kind] if own is None else own, burst_s=_BURST_S)
@@ -165,11 +177,11 @@ def _check_names(headers: Mapping[str, str], admitted: Admitted) -> None:
         )
 
 
-def _limit_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+def _rate_headers(allowance: Allowance) -> dict[str, str]:
     if not allowance.limit:
-        return []
-    return [
-        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
-        (b"x-ratelimit-reset-requests", b"%.3fs" % allowance.reset_s),
-    ]
+        return {}
+    return {
+        "x-ratelimit-limit-requests": str(allowance.limit),
+        "x-ratelimit-remaining-requests": str(allowance.remaining),
+        "x-ratelimit-reset-requests": f"{allowance.reset_s:.3f}s",
+    }

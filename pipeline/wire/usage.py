@@ -169,6 +169,29 @@ class UsageReport(Struct, tag_field="object", tag="headrace.usage"):
     month: UsagePeriod
 
 
+class ReservationNotice(Struct, tag_field="object", tag="headrace.reserved", omit_defaults=True):
+    """What one gateway tells the others of a request that it lets in for a key with limits.
+
+    Attributes:
+        key: the key's name.
+        id: the request's name.
+        gateway: who tells it.
+        prompt, completion: the tokens that are reserved.
+        counts: whether it counts as a request.
+        ended: the request has ended, and used so many tokens.
+        released: the request was not stored, and the reservation is void.
+    """
+
+    key: str
+    id: str
+    gateway: str
+    prompt: int = 0
+    completion: int = 0
+    counts: bool = True
+    ended: bool = False
+    released: bool = False
+
+
 def bucket_subject(period: Period, start: int) -> str:
     """Where the sums of a period are stored, by the time at which it began."""
     return f"{USAGE}.{period}.{start}"
