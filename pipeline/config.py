@@ -71,6 +71,7 @@ Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a n
 Switch = Annotated[bool, ValueKind("", "true or false")]
 Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
+SettingsFile = Annotated[str, ValueKind("FILE", "the name of a file")]
 TemplateFile = Annotated[str, ValueKind("FILE", "the name of a file")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
@@ -229,6 +230,13 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "See [HTTP](http.md#keys-and-limits). Without keys, anyone on this machine can do anything.",
         ),
     ] = field(default_factory=list)
+    http_keys_file: Annotated[
+        SettingsFile,
+        Setting(
+            "file whose API keys are read again when it changes; by default the settings file, if it has the keys",
+            "Empty if `http_keys` comes from an option or a variable. See [HTTP](http.md#keys-and-limits).",
+        ),
+    ] = ""
     http_names: Annotated[
         Names,
         Setting(

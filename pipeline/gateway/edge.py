@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.core.limits import Allowance, Limits, Rate
 from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
 from pipeline.gateway.identity import Admitted, Caller, identify, is_loopback
+from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import error_response
@@ -40,16 +41,16 @@ class Pages(CORSMiddleware):
     can, and those of `http_origins` and `http_names`.
     """
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
+    def __init__(self, app: ASGIApp, config: Config, ring: KeyRing) -> None:
         super().__init__(
             app, allow_methods=("GET", "POST", "DELETE"), allow_headers=("*",), expose_headers=_READABLE_HEADERS
         )
-        self._every = bool(config.http_keys)
+        self._ring = ring
         self._admitted = Admitted.of(config.http_names, config.http_origins)
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Whether scripts of a page with this origin can call."""
-        return self._every or self._admitted.origin(origin)
+        return self._ring.locked or self._admitted.origin(origin)
 
 
 class Edge:
@@ -59,17 +60,20 @@ class Edge:
 
     Args:
         app: gets the requests that pass.
-        config: keys and rates.
+        config: rates.
         metrics: counts the requests.
         directory: finds the endpoint of a path.
         quotas: of the keys.
+        ring: has the keys.
     """
 
-    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory, quotas: KeyQuotas) -> None:
+    def __init__(
+        self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory, quotas: KeyQuotas, ring: KeyRing
+    ) -> None:
         self._quotas = quotas
         self._app = app
         self._directory = directory
-        self._keys = config.http_keys
+        self._ring = ring
         self._metrics = metrics
         self._limits = Limits()
         self._rates = {
@@ -79,7 +83,7 @@ class Edge:
             Kind.PROBES: 0.0,
         }
         self._names = Admitted.of(config.http_names, config.http_origins)
-        self._local_only = not self._keys and is_loopback(config.http_host)
+        self._on_loopback = is_loopback(config.http_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
@@ -120,12 +124,12 @@ class Edge:
 
     def _admitted(self, endpoint: Endpoint[Any] | None, headers: Mapping[str, str], scope: Scope) -> Caller:
         address = (scope["client"] or ("unknown", 0))[0]
-        if self._local_only:
+        if not self._ring.locked and self._on_loopback:
             _check_names(headers, self._names)
         if endpoint is not None and endpoint.access is Access.OPEN:
             return Caller(address)
         try:
-            return identify(self._keys, headers, address)
+            return identify(self._ring.keys, headers, address, locked=self._ring.locked)
         except HttpError as error:
             allowance = self._limits.take(address, _REFUSED, _REFUSED, asyncio.get_running_loop().time())
             if allowance.allowed:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
 from pipeline.gateway.endpoint import Schema
+from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import Registry, json_response
@@ -27,6 +28,7 @@ class Probes:
     counts: Metrics
     registry: Registry
     openapi: Schema
+    ring: KeyRing
 
     async def healthz(self, _: Request) -> Response:
         """`GET /healthz`."""
@@ -43,6 +45,8 @@ class Probes:
         }
         ready = all(checks.values())
         said = {"reason": store.reason} if store is not None and store.reason else {}
+        if self.ring.trouble:
+            said["keys"] = "The file of the API keys is invalid; the earlier keys are in force."
         return json_response({"status": "ready" if ready else "not ready", **checks, **said}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
