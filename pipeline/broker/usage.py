@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.aio import wait_set
 from pipeline.broker.connection import BusError, Message, Unreachable
-from pipeline.broker.jetstream import Bus, Stored, to_stored
+from pipeline.broker.jetstream import STORE_PATIENCE_S, Bus, Stored, to_stored
 from pipeline.core.usage import Book, StoredNote
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import MSG_ID, STORED_SEQUENCE, STREAM_USAGE, STREAM_USED, USAGE, USED, USED_STORED
@@ -25,6 +25,8 @@ from pipeline.wire.usage import Period, UsageBucket, UsageNote, bucket_subject
 
 log = logging.getLogger(__name__)
 
+# A broker that restarts stores again within this time.
+_PATIENCE_S = STORE_PATIENCE_S
 # After a note that was not stored, notes are sent without waiting for so long.
 _UNHEARD_S = 60.0
 # Notes are looked for without news as well: the news may be lost.
@@ -53,7 +55,7 @@ async def store_note(bus: Bus, note: UsageNote, created: int) -> None:
         await bus.publish(USED, data, headers=headers)
         return
     try:
-        await bus.store(USED, data, headers=headers)
+        await bus.store(USED, data, headers=headers, patience_s=_PATIENCE_S)
     except BusError as error:
         if not bus.is_connected:
             raise Unreachable(f"The account of request {note.id} was not stored: {error}") from error

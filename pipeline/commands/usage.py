@@ -16,6 +16,7 @@ from pipeline.wire.usage import Period, UsagePeriod, UsageReport, UsageSums
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_LEAST_CHARS = 110
 _TOKENS = ("prompt", "cached", "completion", "reasoning", "spilled")
 
 
@@ -31,7 +32,10 @@ async def _show(bus: Bus, *, tenant: str, as_json: bool) -> int:
         return 0
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
 
-    Console(highlight=False, markup=False).print(render(msgspec.json.decode(said, type=UsageReport)))
+    console = Console(highlight=False, markup=False)
+    # A row stays on one line, which a narrow terminal wraps itself.
+    console.width = max(console.width, _LEAST_CHARS)
+    console.print(render(msgspec.json.decode(said, type=UsageReport)))
     return 0
 
 
