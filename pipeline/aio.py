@@ -71,10 +71,12 @@ def cancellation_kept() -> Iterator[None]:
     """Cancel the task at the end of the block if it was cancelled in it and a call swallowed that.
 
     Before Python 3.12 `asyncio.wait_for`, which the NATS client uses, loses a cancellation that arrives together with
-    the result.
+    the result. The client turns one into an error of its own if its connection is closed.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task is not None else 0
-    yield
-    if task is not None and task.cancelling() > before:
-        raise asyncio.CancelledError
+    try:
+        yield
+    finally:
+        if task is not None and task.cancelling() > before:
+            raise asyncio.CancelledError

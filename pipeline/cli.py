@@ -23,6 +23,7 @@ from pipeline.commands.options import (
     names_a_broker,
     sets,
     settings_file,
+    with_keys_file,
 )
 from pipeline.config import Config, ConfigError
 from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
@@ -145,6 +146,11 @@ def _add_watchers(
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
     stats.set_defaults(command=_stats)
+    usage = commands.add_parser("usage", help="show the requests and tokens of each tenant and API key")
+    usage.add_argument("--tenant", default="", metavar="NAME", help="only this tenant, which its own user can ask for")
+    usage.add_argument("--json", action="store_true", help="print JSON")
+    usage.set_defaults(command=_usage)
+    add_options(usage, keys=CLIENT_KEYS)
     top = commands.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
     top.set_defaults(command=_stats, json=False, watch=True)
 
@@ -219,7 +225,7 @@ def _add_dead(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    key = commands.add_parser("key", help="add, list or remove API keys of the HTTP gateway")
+    key = commands.add_parser("key", help="add, limit, list or remove API keys of the HTTP gateway")
     actions = key.add_subparsers(required=True, metavar="ACTION")
     add = actions.add_parser("add", help="make a key, print it once, and add its hash to the settings file")
     add.add_argument(
@@ -235,12 +241,20 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add.add_argument(
         "--operator", action="store_true", default=None, help="let the key see and cancel the requests of all tenants"
     )
-    for kind in ("answers", "lists", "statistics"):
-        add.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=f"{kind} calls per second; 0 for no limit")
+    limit = actions.add_parser("limit", help="change the limits of a key in the settings file")
+    limit.add_argument("name", metavar="NAME", help="name of the key")
+    for parser in (add, limit):
+        for kind in ("answers", "lists", "statistics"):
+            parser.add_argument(
+                f"--{kind}-per-s", type=float, metavar="RATE", help=f"{kind} calls per second; 0 for no limit"
+            )
+        for quota in ("requests-per-minute", "tokens-per-minute", "tokens-per-day"):
+            text = quota.replace("-", " ")
+            parser.add_argument(f"--{quota}", type=int, metavar="N", help=f"{text}; 0 for no limit (default)")
     show_list = actions.add_parser("list", help="list the configured keys")
     remove = actions.add_parser("remove", help="remove a key from the settings file")
     remove.add_argument("name", metavar="NAME", help="name of the key")
-    for action, name in ((add, "add"), (show_list, "list"), (remove, "remove")):
+    for action, name in ((add, "add"), (limit, "limit"), (show_list, "list"), (remove, "remove")):
         action.set_defaults(command=_key, action=name)
         add_options(action, keys=("http_keys",) if action is show_list else ())
 
@@ -275,7 +289,7 @@ def _up(args: argparse.Namespace) -> int:
     from pipeline.gateway import check_exposure
     from pipeline.up.local import up
 
-    config = config_from(args)
+    config = with_keys_file(config_from(args), args)
     check_exposure(config)
     ready_file = Path(args.ready_file).absolute() if args.ready_file else None
     return up(
@@ -302,7 +316,7 @@ def _run(args: argparse.Namespace) -> int:
         except (BusError, TopologyError) as error:
             raise StartError(str(error)) from error
 
-    return run(main, config_from(args), args.role)
+    return run(main, with_keys_file(config_from(args), args), args.role)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -339,6 +353,12 @@ def _stats(args: argparse.Namespace) -> int:
     from pipeline.commands.stats import stats
 
     return stats(_broker_url(args), as_json=args.json, watch=args.watch)
+
+
+def _usage(args: argparse.Namespace) -> int:
+    from pipeline.commands.usage import usage
+
+    return usage(_broker_url(args), tenant=args.tenant, as_json=args.json)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -417,8 +437,11 @@ def _key(args: argparse.Namespace) -> int:
     file = settings_file(args)
     if args.action == "remove":
         return key.remove(file, args.name)
-    fields = ("tenant", "priority", "highest", "operator", "answers_per_s", "lists_per_s", "statistics_per_s")
-    return key.add(file, args.name, {field: getattr(args, field) for field in fields})
+    limits = {field: getattr(args, field) for field in key.LIMITS}
+    if args.action == "limit":
+        return key.limit(file, args.name, limits)
+    fields = ("tenant", "priority", "highest", "operator")
+    return key.add(file, args.name, {field: getattr(args, field) for field in fields} | limits)
 
 
 def _auth(args: argparse.Namespace) -> int:

@@ -71,6 +71,7 @@ Cost = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("COST", "a number of 0 o
 Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a number greater than 0")]
 Url = Annotated[str, ValueKind("URL", "a URL")]
 Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
+SettingsFile = Annotated[str, ValueKind("FILE", "the name of a file")]
 TemplateFile = Annotated[str, ValueKind("FILE", "the name of a file")]
 Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
@@ -105,6 +106,8 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
         highest: the most urgent priority that it can use.
         operator: whether it sees, cancels and replays the requests of every tenant instead of its own only.
         answers_per_s, lists_per_s, statistics_per_s: its rate limits instead of the configured ones; 0 for no limit.
+        requests_per_minute, tokens_per_minute, tokens_per_day: its quotas of requests for answers; 0 for no limit. The
+            day is that of UTC.
     """
 
     # `LLM` is excluded because the ids that the broker generates begin with it: the key would see every request
@@ -130,6 +133,9 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     answers_per_s: Rate | None = None
     lists_per_s: Rate | None = None
     statistics_per_s: Rate | None = None
+    requests_per_minute: Number = 0
+    tokens_per_minute: Number = 0
+    tokens_per_day: Number = 0
 
 
 Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
@@ -224,6 +230,13 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
             "See [HTTP](http.md#keys-and-limits). Without keys, anyone on this machine can do anything.",
         ),
     ] = field(default_factory=list)
+    http_keys_file: Annotated[
+        SettingsFile,
+        Setting(
+            "file whose API keys are read again when it changes; by default the settings file, if it has the keys",
+            "Empty if `http_keys` comes from an option or a variable. See [HTTP](http.md#keys-and-limits).",
+        ),
+    ] = ""
     http_names: Annotated[
         Names,
         Setting(

@@ -25,6 +25,8 @@ from pipeline.wire.subjects import (
     STREAM_REPLIES,
     STREAM_REQUESTS,
     STREAM_STATE,
+    STREAM_USAGE,
+    STREAM_USED,
 )
 from tests import settings
 
@@ -94,6 +96,7 @@ def test_every_parameter_of_a_request_is_documented():
 
 
 STREAMS = [STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD, STREAM_BATCH, STREAM_FILES]
+STREAMS += [STREAM_USED, STREAM_USAGE]
 
 
 @pytest.mark.parametrize("stream", STREAMS)

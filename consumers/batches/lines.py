@@ -12,13 +12,14 @@ from pipeline.broker.asker import Asker, Outgoing, RecordReader, whole
 from pipeline.broker.connection import BusError
 from pipeline.config import Config
 from pipeline.core.batch_lines import read_line
+from pipeline.core.charging import charged
 from pipeline.gateway.dialects.batches import failed, read_call, succeeded
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.process.role import Role
 from pipeline.wire.batches import BatchOrder, LineFault, LineResult, line_id
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Answer, ErrorAnswer, ErrorBody, Success, is_last
-from pipeline.wire.subjects import BATCH, TENANT, TIMEOUT, Lane, Priority, Task, request_name
+from pipeline.wire.subjects import BATCH, KEY, TENANT, TIMEOUT, Lane, Priority, Task, request_name
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,9 @@ class LineCaller:
         headers = {BATCH: self._order.id, TIMEOUT: f"{left_s:.3f}"}
         if self._order.tenant:
             headers[TENANT] = self._order.tenant
+        if self._order.key:
+            name = request_name(self._order.owner, request_id)
+            headers[KEY] = charged(self._asker.secret, name, self._order.tenant, self._order.key)
         subject = Lane(Priority.LOW, Task.UNTRIAGED, self._order.owner).subject
         return Outgoing(request_id, subject, asked.body, headers, given_id=again)
 

@@ -7,6 +7,7 @@ import logging
 
 import msgspec
 
+from consumers.monitor.accounting import UsageKeeper
 from consumers.monitor.answers import QueueAnswers
 from consumers.monitor.arrivals import Arrival, Arrivals
 from consumers.monitor.cancelling import Cancelling
@@ -48,6 +49,7 @@ class Monitor:
         cancelling: the open cancels.
         answers: the services.
         operating: the services of an operator.
+        usage: the accounts of use.
     """
 
     def __init__(self, me: Role, config: Config) -> None:
@@ -58,6 +60,7 @@ class Monitor:
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
         self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
+        self.usage = UsageKeeper(me.bus, leads)
         self.endings = Endings(me.bus, self.view, leads, me.tracing)
         self.cancelling = Cancelling(
             me.bus, self.view, leads, self.answers.newest_on_record, self.endings.soon, me.tracing
@@ -77,7 +80,7 @@ class Monitor:
         await bus.subscribe(f"{EVENT}.>", self._on_event)
         await bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         parts = (self.candidate.run(), self.load.run(), self.view.run(), self.endings.run())
-        beside = (self.cancelling.run(), self._report(lifecycle))
+        beside = (self.cancelling.run(), self.usage.run(), self._report(lifecycle))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part) for part in (*parts, *beside)]
@@ -87,6 +90,7 @@ class Monitor:
         finally:
             await self.answers.stop()
             await self.operating.stop()
+            await self.usage.stop()
 
     async def _report(self, lifecycle: Lifecycle) -> None:
         """Report once that this monitor is ready: it has published a load, or it stands by."""
@@ -99,12 +103,14 @@ class Monitor:
         if not holds:
             await self.answers.stop()
             await self.operating.stop()
+            await self.usage.stop()
             self.arrivals.keep(lambda _: False)
             self._ready_detail = self._ready_detail or "standing by: another monitor leads"
             self._ready.set()
             return
         await self.answers.start()
         await self.operating.start()
+        await self.usage.start()
         self.load.wake()
         self.endings.wake()
 

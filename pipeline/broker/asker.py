@@ -93,6 +93,11 @@ class Asker:
         self._abandoned = Background()
         bus.on_reconnect(self._on_reconnect)
 
+    @property
+    def secret(self) -> bytes:
+        """The pipeline's, with which a request is charged to a key; empty for a client that may not read it."""
+        return self._bus.moves.key
+
     async def submit(
         self,
         request: Outgoing,

@@ -185,6 +185,7 @@ class Connection:
     Attributes:
         clock: the broker's time; see `pipeline.broker.jetstream.Bus.keep_clock`.
         moves: makes and reads the ids of moved requests; see `pipeline.broker.secret`.
+        unaccounted_until: until when accounts of use are sent without waiting; see `pipeline.broker.usage`.
         foreign: how many messages were skipped because they are no part of an answer.
     """
 
@@ -193,6 +194,7 @@ class Connection:
     clock: Clock = field(default_factory=Clock)
     moves: MoveIds = field(default_factory=MoveIds)
     foreign: int = 0
+    unaccounted_until: float = float("-inf")
     _reconnected: list[Callable[[], None]] = field(default_factory=list)
 
     @classmethod

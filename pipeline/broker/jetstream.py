@@ -352,7 +352,10 @@ class Bus(Connection):
         """
         inbox = self.nc.new_inbox()
         found: list[Message] = []
-        subscription = await self.nc.subscribe(inbox)
+        try:
+            subscription = await self.nc.subscribe(inbox)
+        except nats.errors.Error as error:
+            raise Unreachable(f"The stream {stream} was not asked: {what(error)}") from error
         try:
             body = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": BATCH, "max_bytes": max_bytes})
             await self.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
@@ -368,7 +371,8 @@ class Bus(Connection):
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"The stream {stream} does not answer: {what(error)}") from error
         finally:
-            await subscription.unsubscribe()
+            with contextlib.suppress(nats.errors.Error):  # the connection is closed, and the subscription with it
+                await subscription.unsubscribe()
 
     # ---- the records of answers
 

@@ -46,6 +46,11 @@ from pipeline.wire.subjects import (
     STREAM_REPLIES,
     STREAM_REQUESTS,
     STREAM_STATE,
+    STREAM_USAGE,
+    STREAM_USED,
+    USAGE,
+    USED,
+    USED_STORED,
     WORKER,
     Priority,
     ollama_consumer,
@@ -57,6 +62,10 @@ REPLIES_KEPT_S = 600.0
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
 FILES_KEPT_S = 30 * 24 * 3600.0
+# As long as a record, so that a request which is delivered again counts once, and a lease more.
+USED_DUPLICATE_WINDOW_S = REPLIES_KEPT_S + 60.0
+# Notes that no monitor has counted are kept up to this size, about 700,000 of them.
+USED_MAX_BYTES = 256 << 20
 # Each worker publishes its status every second.
 _WORKERS_HEARD_AFTER_S = 1.5
 # A backstop: the router spills no more than Ollama has room for.
@@ -133,6 +142,8 @@ def streams(config: Config) -> tuple[Stream, ...]:
         Stream(_dead(config)),
         Stream(_batches(config)),
         Stream(_files(config)),
+        Stream(_used(config)),
+        Stream(_usage(config)),
     )
 
 
@@ -201,6 +212,38 @@ def _dead(config: Config) -> StreamConfig:
         discard=DiscardPolicy.OLD,
         max_age=DEAD_KEPT_S,
         duplicate_window=DUPLICATE_WINDOW_S,
+        allow_direct=True,
+        num_replicas=config.replicas,
+    )
+
+
+def _used(config: Config) -> StreamConfig:
+    """A note on each request that ended. The monitor removes those that are counted and old."""
+    return StreamConfig(
+        name=STREAM_USED,
+        subjects=[USED],
+        republish=RePublish(src=USED, dest=USED_STORED, headers_only=True),
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_bytes=USED_MAX_BYTES,
+        duplicate_window=USED_DUPLICATE_WINDOW_S,
+        allow_direct=True,
+        num_replicas=config.replicas,
+    )
+
+
+def _usage(config: Config) -> StreamConfig:
+    """The accounts of use by hour, day and month."""
+    return StreamConfig(
+        name=STREAM_USAGE,
+        subjects=[f"{USAGE}.*.*"],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_msgs_per_subject=1,
+        duplicate_window=DUPLICATE_WINDOW_S,
+        allow_msg_ttl=True,
         allow_direct=True,
         num_replicas=config.replicas,
     )

@@ -21,6 +21,7 @@ _SERVICES = (
     "llm.ask.*.t.{tenant}",
     "llm.cancel.t.{tenant}.*",
     "llm.queue.position.t.{tenant}",
+    "llm.queue.usage.t.{tenant}",
     "llm.queue.answer.t.{tenant}",
     "llm.queue.stats",
     "llm.models",

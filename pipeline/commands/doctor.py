@@ -28,10 +28,12 @@ from pipeline.core.models import is_internal
 from pipeline.core.room import Disk
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.python import module_command
+from pipeline.up import instance
 from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
 from pipeline.up.reach import (
     broker_trouble,
+    key_trouble,
     ollama_models,
     ollama_shares_cpu,
     ollama_url,
@@ -99,6 +101,8 @@ async def findings(config: Config, url: str, model: About) -> AsyncIterator[Find
     yield _packages()
     yield _server()
     for finding in await _broker(config, url):
+        yield finding
+    for finding in await _keys(config):
         yield finding
     if config.engine == "simulated":
         yield Finding("ok", "engine", "simulated: needs no model")
@@ -172,6 +176,14 @@ async def _broker(config: Config, url: str) -> list[Finding]:
     else:
         found.append(Finding("ok", "streams", "present"))
     return found
+
+
+async def _keys(config: Config) -> list[Finding]:
+    """Whether the gateway that runs here could read its API keys again; nothing if it could, or if none runs."""
+    running = instance.find(config)
+    said = await key_trouble(running.http) if running is not None and running.http else ""
+    advice = "correct the settings file; the log of the gateway has the error"
+    return [Finding("warn", "keys", said, advice)] if said else []
 
 
 async def _clock(bus: Bus) -> list[Finding]:

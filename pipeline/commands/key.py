@@ -20,6 +20,10 @@ from pipeline.gateway.identity import make_key
 from pipeline.settings import Given, converted
 
 _KEYS = "http_keys"
+_RATES = ("answers_per_s", "lists_per_s", "statistics_per_s")
+_QUOTAS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day")
+_LIST_CHARS = 160
+LIMITS = (*_RATES, *_QUOTAS)
 
 
 def add(file: Path | None, name: str, fields: Mapping[str, Any]) -> int:
@@ -55,9 +59,43 @@ def add(file: Path | None, name: str, fields: Mapping[str, Any]) -> int:
     first = len(document[_KEYS]) == 1
     tell(
         f"Added the hash of the key to {file}. The key itself is not stored and cannot be shown again.\n"
-        + _restart(file)
-        + (" Until then, anyone on this machine can call it without one." if first else "")
+        + _applied(file)
+        + (" Restart it as well, so that its broker is protected too." if first else "")
     )
+    return 0
+
+
+def limit(file: Path | None, name: str, fields: Mapping[str, Any]) -> int:
+    """Change limits of a key in the settings file. Return 1 if the file has no key of that name, else 0.
+
+    Args:
+        file: the settings file.
+        name: of the key.
+        fields: the limits by their names in the entry. None leaves a limit as it is.
+
+    Raises:
+        ConfigError: no file or no limit is named, a limit is invalid, or the file cannot be read or written.
+    """
+    if file is None:
+        raise ConfigError("Name the settings file that contains the key: --config FILE.")
+    changes = {field: value for field, value in fields.items() if value is not None}
+    if not changes:
+        raise ConfigError("Name a limit to change, such as --tokens-per-day 100000.")
+    document = _read(file)
+    entry = next((there for there in document.get(_KEYS, []) if there["name"] == name), None)
+    if entry is None:
+        tell(f'headrace: {file} has no key "{name}".')
+        return 1
+    given = {field: Given(value, "--" + field.replace("_", "-")) for field, value in changes.items()}
+    whole = {field: Given(value, field) for field, value in entry.unwrap().items()}
+    valid = msgspec.to_builtins(converted(HttpKey, whole | given))
+    for field in changes:
+        if field in valid:
+            entry[field] = valid[field]
+        else:
+            entry.pop(field, None)
+    _write(file, document)
+    tell(f'Changed the limits of the key "{name}" in {file}.\n{_applied(file)}')
     return 0
 
 
@@ -79,7 +117,7 @@ def remove(file: Path | None, name: str) -> int:
     if not keys:
         del document[_KEYS]
     _write(file, document)
-    tell(f'Removed the key "{name}" from {file}.\n{_restart(file)} Until then, the key is still accepted.')
+    tell(f'Removed the key "{name}" from {file}.\n{_applied(file)}')
     return 0
 
 
@@ -95,16 +133,22 @@ def show_list(config: Config) -> int:
     from rich.table import Table  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "tenant", "priority", "highest", "operator", "answers/s", "lists/s", "statistics/s"):
+    for column in ("name", "tenant", "priority", "highest", "operator", *map(_heading, LIMITS)):
         table.add_column(column, overflow="fold")
     for key in config.http_keys:
-        rates = [
-            "-" if rate is None else f"{rate:g}" for rate in (key.answers_per_s, key.lists_per_s, key.statistics_per_s)
-        ]
+        rates = ["-" if (rate := getattr(key, name)) is None else f"{rate:g}" for name in _RATES]
+        rates += [f"{quota}" if (quota := getattr(key, name)) else "-" for name in _QUOTAS]
         operator = "yes" if key.operator else "-"
         table.add_row(key.name, key.tenant or key.name, key.priority, key.highest, operator, *rates)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    # A key stays on one line, which a narrow terminal wraps itself.
+    console.width = max(console.width, _LIST_CHARS)
+    console.print(table)
     return 0
+
+
+def _heading(limit: str) -> str:
+    return limit.replace("_per_", "/").replace("minute", "min")
 
 
 def _made(name: str, fields: Mapping[str, Any]) -> tuple[str, HttpKey]:
@@ -116,8 +160,8 @@ def _made(name: str, fields: Mapping[str, Any]) -> tuple[str, HttpKey]:
     return secret, converted(HttpKey, {"name": Given(name, ""), "hash": Given(entry.hash, ""), **options})
 
 
-def _restart(file: Path) -> str:
-    return f"Restart headrace with --config {shlex.quote(str(file))} to apply the change."
+def _applied(file: Path) -> str:
+    return f"A gateway that runs with --config {shlex.quote(str(file))} applies the change within seconds."
 
 
 def _append(document: tomlkit.TOMLDocument, entry: HttpKey) -> None:

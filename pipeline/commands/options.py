@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipeline.config import KEYS, SETTINGS, Config, given, load
 from pipeline.process.lifecycle import without_private
-from pipeline.settings import FILE_VARIABLE, Key
+from pipeline.settings import FILE_VARIABLE, Key, in_file
 
 # The settings of a command that only sends requests to a running pipeline.
 CLIENT_KEYS = ("nats_url", "state_dir")
@@ -44,6 +46,20 @@ def config_from(args: argparse.Namespace, environ: Mapping[str, str] = os.enviro
         ConfigError: a setting cannot be used.
     """
     return load(_options(args), environ=_settings(environ), file=settings_file(args, environ))
+
+
+def with_keys_file(config: Config, args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Config:
+    """Return the settings with the settings file as the file of the API keys, unless another source has the keys.
+
+    Raises:
+        ConfigError: as `pipeline.config.given`.
+    """
+    file = settings_file(args, environ)
+    values = given(_options(args), environ=_settings(environ), file=file)
+    from_file = in_file(file, SETTINGS).get("http_keys") if file is not None else None
+    if file is None or config.http_keys_file or values.get("http_keys") != from_file:
+        return config
+    return msgspec.structs.replace(config, http_keys_file=str(file.absolute()))
 
 
 def given_options(args: argparse.Namespace) -> list[str]:

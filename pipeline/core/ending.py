@@ -28,6 +28,7 @@ class EndStep(StrEnum):
     LETTER = "store the dead letter"
     CLOSE = "store the last message"
     FORWARD = "forward it"
+    ACCOUNT = "store its account"
     MOVE = "store the request there"
     NOTE = "note the return"
     REMOVE = "acknowledge"
@@ -36,7 +37,9 @@ class EndStep(StrEnum):
 
 
 # A process that lost its lease may note a return and publish events; everything else is up to the new holder.
-NEEDS_LEASE = frozenset({EndStep.LETTER, EndStep.CLOSE, EndStep.FORWARD, EndStep.MOVE, EndStep.REMOVE, EndStep.RETURN})
+NEEDS_LEASE = frozenset(
+    {EndStep.LETTER, EndStep.CLOSE, EndStep.FORWARD, EndStep.ACCOUNT, EndStep.MOVE, EndStep.REMOVE, EndStep.RETURN}
+)
 
 
 class Loss(StrEnum):
@@ -197,14 +200,15 @@ def steps(outcome: Outcome) -> tuple[EndStep, ...]:
 
     A process may die between any two steps, so what makes a request findable comes before what removes it. A dead
     letter precedes the last message: a reader that is told to look for the letter finds it. The last message precedes
-    the acknowledgement: a redelivery finds the record closed. A moved request is stored before it is acknowledged: it
+    the acknowledgement: a redelivery finds the record closed, and stores the account again, which the broker takes
+    once. A moved request is stored before it is acknowledged: it
     is in two places rather than in none. A return is noted before the nak: the next delivery may follow at once.
     """
     match outcome:
         case Answered() | Failed():
-            return (EndStep.CLOSE, EndStep.FORWARD, EndStep.REMOVE, EndStep.TELL)
+            return (EndStep.CLOSE, EndStep.FORWARD, EndStep.ACCOUNT, EndStep.REMOVE, EndStep.TELL)
         case Buried():
-            return (EndStep.LETTER, EndStep.CLOSE, EndStep.FORWARD, EndStep.REMOVE, EndStep.TELL)
+            return (EndStep.LETTER, EndStep.CLOSE, EndStep.FORWARD, EndStep.ACCOUNT, EndStep.REMOVE, EndStep.TELL)
         case Moved():
             return (EndStep.MOVE, EndStep.REMOVE, EndStep.TELL)
         case Returned(uses_attempt=False):
@@ -214,7 +218,7 @@ def steps(outcome: Outcome) -> tuple[EndStep, ...]:
         case Settled(last=None):
             return (EndStep.REMOVE,)
         case Settled():
-            return (EndStep.FORWARD, EndStep.REMOVE)
+            return (EndStep.FORWARD, EndStep.ACCOUNT, EndStep.REMOVE)
         case Abandoned(why=Loss.STOOD_STILL):
             return (EndStep.NOTE,)
         case Abandoned():

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.core.charging import charged_key, charged_tenant
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import (
     ANEW,
+    BATCH,
+    KEY,
     MOVED_BY,
     MOVED_REASON,
     MOVED_STORED_AT,
@@ -35,6 +38,7 @@ from pipeline.wire.subjects import (
     stream_of,
     tenant_of,
 )
+from pipeline.wire.usage import DEFAULT_TENANT
 
 MAX_TIMEOUT_S = 30 * 24 * 3600.0
 # The largest difference between the clocks of two brokers. Apart from it, a move is later than what it moves.
@@ -90,7 +94,10 @@ class Envelope:
         reply_to: where the answer goes besides the record, or None.
         deadline: when the request's timeout ends, UTC seconds, or None.
         owner: the tenant whose subject it was published to; empty for the default tenant.
-        tenant: the tenant that the request is for in accounts: the owner, or else what `Llm-Tenant` says.
+        tenant: the tenant that the request is for: the owner, or else what `Llm-Tenant` says.
+        key: the API key that it is charged to; empty without one.
+        charged_to: the tenant that it is charged to.
+        batch: whether it is a line of a batch.
         fault: the error in the headers with which the request is refused, or None.
     """
 
@@ -106,6 +113,9 @@ class Envelope:
     deadline: float | None = None
     owner: str = ""
     tenant: str = ""
+    key: str = ""
+    charged_to: str = DEFAULT_TENANT
+    batch: bool = False
     fault: HeadraceError | None = None
 
     @property
@@ -148,6 +158,8 @@ def read_envelope(
     stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
     reply_to, denied = _read_reply_to(headers, name)
     timeout_s, bad_timeout = _read_timeout(headers, default_timeout_s)
+    claimed = headers.get(TENANT, "")[:_TENANT_MAX_CHARS]
+    key = charged_key(moves.key, name, claimed, headers.get(KEY, ""))
     bad_task = None
     if task is Task.UNTRIAGED or move:
         task, bad_task = _read_task(headers, task)
@@ -163,7 +175,10 @@ def read_envelope(
         reply_to=None if reply_to == reply_subject(name) else reply_to,
         deadline=None if timeout_s is None else stored_at + timeout_s,
         owner=owner,
-        tenant=owner or headers.get(TENANT, "")[:_TENANT_MAX_CHARS],
+        tenant=owner or claimed,
+        key=key,
+        charged_to=charged_tenant(owner, claimed, key),
+        batch=BATCH in headers,
         fault=denied or bad_id or bad_timeout or bad_task,
     )
 

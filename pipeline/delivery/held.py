@@ -16,17 +16,19 @@ from typing import Protocol, Self
 from pipeline.broker.connection import BusError, Delivery, Headers, Unreachable
 from pipeline.broker.events import publish_event
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
+from pipeline.broker.usage import store_note
 from pipeline.core import ending
 from pipeline.core.answer import Record
 from pipeline.core.ending import Abandoned, Buried, EndStep, Loss, Moved, Outcome, Returned, Settled
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
+from pipeline.core.usage import note_of
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.record import Duplicate, RecordWriter, Superseded
 from pipeline.delivery.returns import note_return, times_returned
 from pipeline.telemetry import ProcessSpan, Tracing
 from pipeline.wire.messages import Answer, EngineName, RequestEvent, encode
-from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject
+from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject, stream_of
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,7 @@ class Held:
         envelope: the request's.
         tries: deliveries that counted as attempts, this one included. Known once the request is open.
         attempt: the number of this attempt in the record, from 1. Known once the request is open.
+        written: the tokens of the answer so far, for the account of a request that ends without an answer.
         outcome: how it ended, None while it is held.
     """
 
@@ -173,6 +176,7 @@ class Held:
     ) -> None:
         self.envelope = envelope
         self.tries = self.attempt = 1
+        self.written = 0
         self.outcome: Outcome | None = None
         self._bus = bus
         self._grip = grip
@@ -263,6 +267,7 @@ class Held:
         self.tries = max(1, envelope.delivered - await self._grip.times_returned())
         self.attempt = max(self.tries, record.attempt + 1)
         self._writer.last_sequence = record.last_sequence
+        self.written = len(record.token_ids)
         if record.older_up_to:
             await self._bus.purge(STREAM_REPLIES, subject, up_to=record.older_up_to)
         if record.last is not None:
@@ -427,6 +432,8 @@ class Held:
                 await self._writer.append(self._last(outcome))
             case EndStep.FORWARD, _:
                 await self._writer.forward(self._last(outcome))
+            case EndStep.ACCOUNT, _:
+                await self._account(outcome)
             case EndStep.MOVE, Moved():
                 await self._move(outcome)
             case EndStep.NOTE, _:
@@ -465,6 +472,11 @@ class Held:
             trace_id=self._span.trace_id or "",
         )
         await self._bus.store(f"{DEAD}.{self.envelope.priority}", self._grip.data, headers=headers)
+
+    async def _account(self, outcome: Outcome) -> None:
+        note = note_of(outcome, self.envelope, stream=stream_of(self._grip.subject), written=self.written)
+        if note is not None:
+            await store_note(self._bus, note, self.envelope.created)
 
     async def _move(self, outcome: Moved) -> None:
         grip = self._grip

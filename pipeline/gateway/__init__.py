@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
 
 from pipeline.broker.asker import Asker
 from pipeline.config import Config, ConfigError
@@ -24,7 +27,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         Unreachable, TopologyError: as `pipeline.process.role.role`.
     """
     check_exposure(config)
-    with bind(config) as listening:
+    with bind(config) as listening, contextlib.ExitStack() as stack:
         async with role("gateway", config) as me:
             gateway = Gateway(me, config)
             await gateway.start()
@@ -33,6 +36,8 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve_on(listening))
             try:
+                if config.http_keys_file:
+                    stack.enter_context(_on_hangup(gateway.ring.reread))
                 lifecycle.report("ready", url_of(listening), http=url_of(listening))
                 stopping = asyncio.ensure_future(lifecycle.stopping.wait())
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -42,6 +47,17 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             finally:
                 server.should_exit = server.force_exit = True
                 await serving
+
+
+@contextlib.contextmanager
+def _on_hangup(callback: Callable[[], None]) -> Iterator[None]:
+    """Have SIGHUP call a function instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, callback)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def check_exposure(config: Config) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 
 from starlette.types import Send
 
-from pipeline.broker.asker import Asker, RecordEntry, RecordReader, whole
+from pipeline.broker.asker import Asker, Outgoing, RecordEntry, RecordReader, whole
 from pipeline.broker.connection import BusError
 from pipeline.broker.peers import Peers
 from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
 from pipeline.gateway.hangups import HangUps
-from pipeline.gateway.intake import Intake
+from pipeline.gateway.intake import Intake, with_charge
 from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import JSON, KEEP_ALIVE_S, SSE_HEADERS, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.gateway.turns import Turns
@@ -37,19 +38,29 @@ class AnswerContext:
     metrics: Metrics
     registry: Registry
     hang_ups: HangUps
+    quotas: KeyQuotas
     turns: Turns = field(default_factory=Turns)
 
     async def submit(self, intake: Intake) -> RecordReader:
         """As `Asker.submit`. The error of a full lane has the lane's predicted wait as `Retry-After`."""
+        stored = False
         try:
             async with self.turns.turn(intake.priority):
-                return await self.client.submit(intake.outgoing, on_abandoned=self._abandoned(intake))
+                record = await self.client.submit(self._charged(intake), on_abandoned=self._abandoned(intake))
+            stored = True
+            return record
         except HeadraceError as error:
             if error.code is not ErrorCode.QUEUE_FULL:
                 raise
             load = self.peers.load("mlx")
             eta_s = 1.0 if load is None else load.predicted_wait_ms.of(intake.priority) / 1000
             raise HttpError(503, error.code, error.message, retry_after_s=eta_s) from None
+        finally:
+            if not stored:
+                self.quotas.release(intake)
+
+    def _charged(self, intake: Intake) -> Outgoing:
+        return with_charge(intake, self.client.secret)
 
     def _abandoned(self, intake: Intake) -> Callable[[], Awaitable[None]]:
         return partial(self.hang_ups.gone, intake.outgoing.name, keep=intake.outgoing.given_id)
@@ -87,7 +98,14 @@ class Answering(Live):
             message = f"The deadline of request {self._id} passed before the answer was complete."
             await self._fail(send, HeadraceError(ErrorCode.DEADLINE_EXCEEDED, message))
         except HeadraceError as error:
+            self._settle()
             await self._fail(send, error)
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        """The request has ended: what is reserved for it is about to be replaced by its account."""
+        self._context.quotas.ended(self._intake)
 
     async def _follow(self, send: Send) -> None:
         async with self._context.hang_ups.following(self._name), await self._context.submit(self._intake) as record:
@@ -111,6 +129,7 @@ class Answering(Live):
         if isinstance(answer, ErrorAnswer):
             raise error_of(answer.error)
         if isinstance(answer, Success):
+            self._context.quotas.ended(self._intake, answer)
             body = self._shape.whole(answer)
             await (finish(send, body) if self.begun else send_whole(send, 200, body, self._headers()))
 
@@ -137,6 +156,7 @@ class Answering(Live):
                         await more(send, part)
                 case Completion() | EmbeddingList() as answer:
                     completion = expected(answer, Completion)
+                    self._context.quotas.ended(self._intake, completion)
                     await self.begin(send, self._stream_headers())
                     if not streamed:
                         # The request was first sent without `stream`, so its record has no chunks.

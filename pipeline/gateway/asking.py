@@ -85,19 +85,21 @@ class Asking:
         self._repeats.check(intake, asked.request, time.monotonic())
         if not intake.outgoing.given_id and (refusal := refused_by_store(self.me.peers.store())) is not None:
             raise refusal  # the answer of an id that was used before may be there
+        calls = self._choices(asked, intake)
+        self.context.quotas.reserve([(each.request, taken) for each, taken in calls])
         if asked.conversation:
             self._continuing.keep(intake.outgoing.name, asked.conversation)
         if asked.others:
-            return self._several(asked, intake)
+            return Several(self.context, calls)
         if not intake.respond_async:
             return Answering(self.context, asked, intake)
         async with self.context.hang_ups.following(intake.outgoing.name), await self.context.submit(intake):
             pass
         return _accepted(intake.outgoing.id)
 
-    def _several(self, asked: Asked, first: Intake) -> Several:
-        """The response to a call with several choices. Each is a request with an id that follows from the first's."""
-        if first.respond_async:
+    def _choices(self, asked: Asked, first: Intake) -> list[tuple[Asked, Intake]]:
+        """The requests of a call: one for each choice, with an id that follows from the first's."""
+        if asked.others and first.respond_async:
             raise HeadraceError(ErrorCode.INVALID_REQUEST, "`Prefer: respond-async` takes calls with one choice.")
         calls = [(asked, first)]
         for number, other in enumerate(asked.others, start=1):
@@ -105,7 +107,7 @@ class Asking:
             intake = first._replace(outgoing=outgoing)
             self._repeats.check(intake, other.request, time.monotonic())
             calls.append((other, intake))
-        return Several(self.context, calls)
+        return calls
 
 
 def _accepted(request_id: str) -> Response:

@@ -18,6 +18,7 @@ from pipeline.gateway.dialects.shapes import decode_body
 from pipeline.gateway.intake import refused_by_store
 from pipeline.gateway.paging import listed, page
 from pipeline.gateway.queue import answered
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.schemas import MOST_BATCHES
 from pipeline.gateway.statuses import HttpError
@@ -38,18 +39,20 @@ class BatchCalls:
     bus: Bus
     peers: Peers
     config: Config
+    quotas: KeyQuotas
 
     async def create(self, request: Request) -> Response:
         """`POST /v1/batches`: the batch is stored when this responds."""
         if (refusal := refused_by_store(self.peers.store())) is not None:
             raise refusal
+        self.quotas.check_day(request.state.caller.key)
         limit = self.config.max_body_bytes
         body = await read_body(request, limit=limit, within_s=self.config.http_stall_timeout_s)
         call = decode_body(body, BatchCall)
         file = await own_file(self.bus, request, call.input_file_id)
         now = int(self.bus.clock.wall())
         caller = request.state.caller
-        order = order_of(call, file.shown, now, caller.tenant, caller.owner)
+        order = order_of(call, file.shown, now, caller.tenant, caller.owner, key=caller.key.name if caller.key else "")
         await answered(BatchStore(self.bus).create(order))
         return json_response(order.begun())
 
@@ -86,7 +89,7 @@ class BatchCalls:
         return order
 
 
-def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, owner: str = "") -> BatchOrder:
+def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, owner: str = "", *, key: str = "") -> BatchOrder:
     """The order of a new batch.
 
     Args:
@@ -95,6 +98,7 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, owner: st
         now: unix seconds.
         tenant: of the caller.
         owner: the tenant on whose lanes the lines are.
+        key: the API key that its lines are charged to.
 
     Raises:
         HttpError: 400, for a call that is not valid.
@@ -107,15 +111,15 @@ def order_of(call: BatchCall, file: FileObject, now: int, tenant: str, owner: st
         raise _bad("The purpose of the input file must be batch.", "input_file_id")
     if file.expires_at < now + seconds:
         raise _bad("The input file is deleted before the completion window ends. Store it again.", "input_file_id")
-    for key, value in (call.metadata or {}).items():
-        if len(key) > _MOST_KEY or len(value) > _MOST_VALUE:
+    for field, value in (call.metadata or {}).items():
+        if len(field) > _MOST_KEY or len(value) > _MOST_VALUE:
             message = f"A key of `metadata` has at most {_MOST_KEY} characters, a value {_MOST_VALUE}."
             raise _bad(message, "metadata")
     if len(call.metadata or {}) > _MOST_METADATA:
         raise _bad(f"`metadata` has at most {_MOST_METADATA} keys.", "metadata")
     batch_id = f"batch_{secrets.token_hex(12)}"
     window = call.completion_window
-    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant, owner)
+    return BatchOrder(batch_id, call.endpoint, file.id, window, seconds, now, call.metadata, tenant, owner, key)
 
 
 def _bad(message: str, param: str) -> HttpError:

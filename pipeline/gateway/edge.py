@@ -14,7 +14,9 @@ from pipeline.config import Config
 from pipeline.core.limits import Allowance, Limits, Rate
 from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
 from pipeline.gateway.identity import Admitted, Caller, identify, is_loopback
+from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -28,6 +30,7 @@ _REFUSED = Rate(per_s=1.0, burst=20.0)
 _READABLE_HEADERS = (
     *("location", "preference-applied", "retry-after", "request-id", "x-request-id", "x-should-retry"),
     *(f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")),
+    *(f"x-ratelimit-{name}-tokens" for name in ("limit", "remaining", "reset")),
 )
 
 
@@ -38,16 +41,16 @@ class Pages(CORSMiddleware):
     can, and those of `http_origins` and `http_names`.
     """
 
-    def __init__(self, app: ASGIApp, config: Config) -> None:
+    def __init__(self, app: ASGIApp, config: Config, ring: KeyRing) -> None:
         super().__init__(
             app, allow_methods=("GET", "POST", "DELETE"), allow_headers=("*",), expose_headers=_READABLE_HEADERS
         )
-        self._every = bool(config.http_keys)
+        self._ring = ring
         self._admitted = Admitted.of(config.http_names, config.http_origins)
 
     def is_allowed_origin(self, origin: str) -> bool:
         """Whether scripts of a page with this origin can call."""
-        return self._every or self._admitted.origin(origin)
+        return self._ring.locked or self._admitted.origin(origin)
 
 
 class Edge:
@@ -57,15 +60,20 @@ class Edge:
 
     Args:
         app: gets the requests that pass.
-        config: keys and rates.
+        config: rates.
         metrics: counts the requests.
         directory: finds the endpoint of a path.
+        quotas: of the keys.
+        ring: has the keys.
     """
 
-    def __init__(self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory) -> None:
+    def __init__(
+        self, app: ASGIApp, config: Config, metrics: Metrics, directory: Directory, quotas: KeyQuotas, ring: KeyRing
+    ) -> None:
+        self._quotas = quotas
         self._app = app
         self._directory = directory
-        self._keys = config.http_keys
+        self._ring = ring
         self._metrics = metrics
         self._limits = Limits()
         self._rates = {
@@ -75,7 +83,7 @@ class Edge:
             Kind.PROBES: 0.0,
         }
         self._names = Admitted.of(config.http_names, config.http_origins)
-        self._local_only = not self._keys and is_loopback(config.http_host)
+        self._on_loopback = is_loopback(config.http_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
@@ -88,10 +96,11 @@ class Edge:
         began_at = now()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         allowance = Allowance(allowed=True)
+        caller: Caller | None = None
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_limit_headers(allowance)]
+                message["headers"] = [*message.get("headers", ()), *self._limit_headers(allowance, caller, path)]
                 self._metrics.count("headrace_http_requests_total", kind=kind, status=str(message["status"]))
                 self._metrics.observe("headrace_http_first_byte_seconds", now() - began_at, kind=kind)
             await send(message)
@@ -115,12 +124,12 @@ class Edge:
 
     def _admitted(self, endpoint: Endpoint[Any] | None, headers: Mapping[str, str], scope: Scope) -> Caller:
         address = (scope["client"] or ("unknown", 0))[0]
-        if self._local_only:
+        if not self._ring.locked and self._on_loopback:
             _check_names(headers, self._names)
         if endpoint is not None and endpoint.access is Access.OPEN:
             return Caller(address)
         try:
-            return identify(self._keys, headers, address)
+            return identify(self._ring.keys, headers, address, locked=self._ring.locked)
         except HttpError as error:
             allowance = self._limits.take(address, _REFUSED, _REFUSED, asyncio.get_running_loop().time())
             if allowance.allowed:
@@ -131,6 +140,13 @@ class Edge:
                 f"Too many calls without a valid API key. Retry in {allowance.retry_after_s:.2f} s.",
                 retry_after_s=allowance.retry_after_s,
             ) from error
+
+    def _limit_headers(self, allowance: Allowance, caller: Caller | None, path: str) -> list[tuple[bytes, bytes]]:
+        """The limits of the caller. Quotas of its key are more telling than the rate of this kind of call."""
+        key = None if caller is None else caller.key
+        quotas = self._quotas.headers(key, anthropic=path.startswith("/v1/messages"))
+        headers = _rate_headers(allowance) | quotas
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
 
     def _rate(self, caller: Caller, kind: Kind) -> Rate:
         own = getattr(caller.key, f"{kind}_per_s", None)
@@ -165,11 +181,11 @@ def _check_names(headers: Mapping[str, str], admitted: Admitted) -> None:
         )
 
 
-def _limit_headers(allowance: Allowance) -> list[tuple[bytes, bytes]]:
+def _rate_headers(allowance: Allowance) -> dict[str, str]:
     if not allowance.limit:
-        return []
-    return [
-        (b"x-ratelimit-limit-requests", b"%d" % allowance.limit),
-        (b"x-ratelimit-remaining-requests", b"%d" % allowance.remaining),
-        (b"x-ratelimit-reset-requests", b"%.3fs" % allowance.reset_s),
-    ]
+        return {}
+    return {
+        "x-ratelimit-limit-requests": str(allowance.limit),
+        "x-ratelimit-remaining-requests": str(allowance.remaining),
+        "x-ratelimit-reset-requests": f"{allowance.reset_s:.3f}s",
+    }

@@ -39,11 +39,13 @@ from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue
 from pipeline.gateway.schemas import ANSWER, ID
 from pipeline.gateway.uploads import Uploads
+from pipeline.gateway.usage import UsageView
 from pipeline.wire import ollama as ollama_wire
 from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
 from pipeline.wire.messages import Cancelled, Completion, EmbeddingList, Position
 from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import EmbeddingRequest
+from pipeline.wire.usage import UsageReport
 
 _NDJSON = "application/x-ndjson"
 
@@ -56,6 +58,7 @@ class Parts:
     models: Models
     counts: TokenCounts
     queue: Queue
+    usage: UsageView
     letters: Letters
     operator: OperatorCalls
     uploads: Uploads
@@ -349,6 +352,14 @@ _QUEUE: tuple[Endpoint[Parts], ...] = (
         lambda parts: parts.queue.stats,
         tag="queue",
         answer=ANSWER[QueueStatistics],
+    ),
+    _get(
+        "/queue/usage",
+        _STATISTICS,
+        "Requests and tokens of each tenant and key, by hour, day and month",
+        lambda parts: parts.usage.show,
+        tag="queue",
+        answer=ANSWER[UsageReport],
     ),
     _get(
         "/queue/requests/{id}",

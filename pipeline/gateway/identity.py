@@ -79,18 +79,19 @@ def _is_hash_of(entry: HttpKey, key: str) -> bool:
     return hmac.compare_digest(entry.hash, hashed(key, salt))
 
 
-def identify(keys: Sequence[HttpKey], headers: Mapping[str, str], address: str) -> Caller:
+def identify(keys: Sequence[HttpKey], headers: Mapping[str, str], address: str, *, locked: bool = False) -> Caller:
     """The caller of a request.
 
     Args:
         keys: the known API keys. Without any, every caller is accepted.
         headers: of the request, names in lower case.
         address: of the client.
+        locked: a key is required, also if there is none.
 
     Raises:
         HttpError: 401.
     """
-    if not keys:
+    if not keys and not locked:
         return Caller(address)
     scheme, _, given = headers.get("authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.broker.asker import Outgoing
+from pipeline.core.charging import charged
 from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import Verdict, classify
 from pipeline.gateway.dialects.shapes import Asked
@@ -19,7 +20,7 @@ from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import StoreReport
 from pipeline.wire.requests import ChatRequest, Request
-from pipeline.wire.subjects import DUPLICATE_WINDOW_S, TENANT, TIMEOUT, Lane, Priority, Task
+from pipeline.wire.subjects import DUPLICATE_WINDOW_S, KEY, TENANT, TIMEOUT, Lane, Priority, Task
 
 _SECONDS = re.compile(r"[0-9]{1,7}(\.[0-9]{1,6})?", re.ASCII)
 # https://www.w3.org/TR/trace-context/. A request with another header starts its own trace.
@@ -41,6 +42,7 @@ class Intake(NamedTuple):
         respond_async: whether the caller reads the answer later (`Prefer: respond-async`).
         statuses: whether a stream says where the request stands (`X-Headrace-Status: 1`).
         spaces: whether a whole response begins with white space while it waits (`X-Headrace-Keep-Alive: 1`).
+        key: the name of the API key that the request is charged to; empty without keys.
     """
 
     outgoing: Outgoing
@@ -49,6 +51,7 @@ class Intake(NamedTuple):
     respond_async: bool
     statuses: bool = False
     spaces: bool = False
+    key: str = ""
 
 
 def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority, saturated: bool) -> Intake:
@@ -87,7 +90,17 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         "respond-async" in preferences,
         statuses=headers.get("x-headrace-status", "").strip() == "1",
         spaces=headers.get("x-headrace-keep-alive", "").strip() == "1",
+        key="" if caller.key is None else caller.key.name,
     )
+
+
+def with_charge(intake: Intake, secret: bytes) -> Outgoing:
+    """The request as it is published, charged to its key. `secret` is the pipeline's."""
+    outgoing = intake.outgoing
+    if not intake.key:
+        return outgoing
+    charge = charged(secret, outgoing.name, outgoing.headers.get(TENANT, ""), intake.key)
+    return outgoing._replace(headers={**outgoing.headers, KEY: charge})
 
 
 def wants_exact(headers: Mapping[str, str]) -> bool:

@@ -6,9 +6,13 @@ from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from pipeline.core.statistics import QueueStatistics
+from pipeline.core.usage import bounded
 from pipeline.wire.messages import StoreReport, StoreState, WorkerStatus
+from pipeline.wire.usage import UsageReport, UsageSums
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Tenants and keys that have labels of their own: those with the most tokens.
+_MOST_NAMES = 100
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _HELP = {
     "headrace_http_requests_total": ("counter", "HTTP requests by kind of call and status."),
@@ -35,6 +39,10 @@ _HELP = {
     "headrace_draft_tokens_accepted_total": ("counter", "Those that became part of answers, by worker."),
     "headrace_prompt_tokens_cached_total": ("counter", "Those that the prompt cache served, by worker."),
     "headrace_prompt_cache_bytes": ("gauge", "Size of the prompt cache, by worker."),
+    "headrace_usage_requests_total": ("counter", "Requests by tenant and outcome, since the month began (UTC)."),
+    "headrace_usage_tokens_total": ("counter", "Tokens by tenant and kind, since the month began (UTC)."),
+    "headrace_usage_key_requests_total": ("counter", "The same requests by API key."),
+    "headrace_usage_key_tokens_total": ("counter", "The same tokens by API key."),
     "headrace_tokens_per_second": ("gauge", "Output of an engine, tokens per second."),
 }
 
@@ -67,6 +75,7 @@ class Metrics:
         store: StoreReport | None,
         workers: Iterable[WorkerStatus] = (),
         *,
+        usage: UsageReport | None = None,
         open_responses: int,
         foreign: int,
     ) -> str:
@@ -76,6 +85,7 @@ class Metrics:
             statistics: the pipeline's.
             store: the report on the broker's store.
             workers: of MLX.
+            usage: what its reader may see of the accounts of use.
             open_responses: of this gateway.
             foreign: how many messages in `LLM_REPLIES` this gateway skipped because they are no part of an answer.
         """
@@ -87,6 +97,9 @@ class Metrics:
         if store is not None:
             samples += _of_store(store)
         samples += _of_prompts(workers)
+        if usage is not None:
+            samples += _of_usage("headrace_usage", usage.month.tenants)
+            samples += _of_usage("headrace_usage_key", usage.month.keys)
         lines: list[str] = []
         for name, (kind, text) in _HELP.items():
             mine = [_line(name, labels, value) for each, labels, value in samples if each == name]
@@ -140,6 +153,15 @@ def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, 
         yield "headrace_prompt_cache_bytes", at, status.kept_bytes
         yield "headrace_draft_tokens_total", at, status.drafted_tokens
         yield "headrace_draft_tokens_accepted_total", at, status.accepted_tokens
+
+
+def _of_usage(name: str, sums: list[UsageSums]) -> Iterator[tuple[str, Labels, float]]:
+    for each in bounded(sums, _MOST_NAMES):
+        of: Labels = (("tenant", each.tenant), *((("key", each.key),) if each.key else ()))
+        for outcome in ("done", "failed", "cancelled", "expired"):
+            yield f"{name}_requests_total", (*of, ("outcome", outcome)), getattr(each.requests, outcome)
+        for kind in ("prompt", "completion", "cached", "reasoning", "spilled"):
+            yield f"{name}_tokens_total", (*of, ("kind", kind)), getattr(each.tokens, kind)
 
 
 def _rows(name: str, labels: Labels, cells: list[float]) -> Iterator[str]:

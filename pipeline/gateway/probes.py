@@ -10,9 +10,11 @@ from starlette.responses import Response
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
 from pipeline.gateway.endpoint import Schema
+from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.metrics import CONTENT_TYPE, Metrics
 from pipeline.gateway.queue import StatisticsCache
 from pipeline.gateway.responses import Registry, json_response
+from pipeline.gateway.usage import UsageView
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +24,11 @@ class Probes:
     bus: Bus
     peers: Peers
     statistics: StatisticsCache
+    usage: UsageView
     counts: Metrics
     registry: Registry
     openapi: Schema
+    ring: KeyRing
 
     async def healthz(self, _: Request) -> Response:
         """`GET /healthz`."""
@@ -41,14 +45,17 @@ class Probes:
         }
         ready = all(checks.values())
         said = {"reason": store.reason} if store is not None and store.reason else {}
+        if self.ring.trouble:
+            said["keys"] = "The file of the API keys is invalid; the earlier keys are in force."
         return json_response({"status": "ready" if ready else "not ready", **checks, **said}, 200 if ready else 503)
 
-    async def metrics(self, _: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
         text = self.counts.text(
             await self.statistics.decoded(),
             self.peers.store(),
             self.peers.workers("mlx"),
+            usage=await self.usage.for_metrics(request.state.caller),
             open_responses=len(self.registry),
             foreign=self.bus.foreign,
         )

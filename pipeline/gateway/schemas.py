@@ -17,6 +17,7 @@ from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingLi
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
+from pipeline.wire.usage import UsageReport
 
 _BODIES = (
     *(ChatRequest, EmbeddingRequest, ChatBody, GenerateBody, EmbedBody, EmbeddingBody, ResponseCall, MessagesBody),
@@ -24,7 +25,7 @@ _BODIES = (
 )
 _ANSWERS = (
     *(Completion, ResponseObject, EmbeddingList, Embedding, Part, QueueStatistics, Position, Cancelled),
-    *(FileObject, FileDeleted, BatchObject, PausedState, MoveReport),
+    *(FileObject, FileDeleted, BatchObject, PausedState, MoveReport, UsageReport),
 )
 _REFS, _SCHEMAS = msgspec.json.schema_components((*_BODIES, *_ANSWERS), ref_template="#/components/schemas/{name}")
 ANSWER = dict(zip(_ANSWERS, _REFS[len(_BODIES) :], strict=True))

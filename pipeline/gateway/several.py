@@ -47,11 +47,20 @@ class Several(Answering):
                     answers = await self._all(records)
                     await send_whole(send, 200, self._shape.whole(joined(answers)), self._headers())
         except Exception:
+            for _, intake in self._calls[len(self._submitted) + 1 :]:
+                self._context.quotas.release(intake)
             await self._gone(keep=False)
             raise
 
+    def _settle(self) -> None:
+        for _, intake in self._calls:
+            self._context.quotas.ended(intake)
+
     async def _all(self, records: Sequence[RecordReader]) -> list[Completion]:
-        return [_completion((await whole(record)).answer) for record in records]
+        answers = [_completion((await whole(record)).answer) for record in records]
+        for (_, intake), answer in zip(self._calls, answers, strict=True):
+            self._context.quotas.ended(intake, answer)
+        return answers
 
     async def _write_streams(self, records: Sequence[RecordReader], send: Send) -> None:
         news: asyncio.Queue[tuple[int, Answer | Exception]] = asyncio.Queue()
@@ -81,6 +90,7 @@ class Several(Answering):
                 await self._write_part(send, shape.part(answer))
             elif is_last(answer):
                 ended[index] = _completion(answer)
+                self._context.quotas.ended(self._calls[index][1], ended[index])
                 if index not in streamed:
                     await self._write_part(send, shape.part(as_chunk(ended[index])))
         await finish(send, self._shape.end(joined([ended[index] for index in sorted(ended)])))

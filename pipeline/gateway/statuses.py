@@ -18,6 +18,8 @@ STATUS_OF: dict[ErrorCode, int] = {
     ErrorCode.REPLY_SUBJECT_DENIED: 400,
     ErrorCode.QUEUE_FULL: 503,
     ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.RATE_LIMIT_EXCEEDED: 429,
+    ErrorCode.INSUFFICIENT_QUOTA: 429,
     ErrorCode.UNAUTHORIZED: 401,
     ErrorCode.DEADLINE_EXCEEDED: 504,
     ErrorCode.CANCELLED: 499,

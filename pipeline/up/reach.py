@@ -129,6 +129,12 @@ def is_loopback(url: str) -> bool:
     return name in ("localhost", "::1") or name.startswith("127.")
 
 
+async def key_trouble(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> str:
+    """Return what the gateway at url says of a settings file that it could not read again; empty for nothing."""
+    answer = await _get_json(f"{url}/readyz", timeout_s=timeout_s, any_status=True) or {}
+    return str(answer.get("keys", ""))
+
+
 async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
     """Return whether anything accepts connections at the host and port of url."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -143,13 +149,16 @@ async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> boo
     return True
 
 
-async def _get_json(url: str, *, timeout_s: float, headers: dict[str, str] | None = None) -> dict[str, Any] | None:
+async def _get_json(
+    url: str, *, timeout_s: float, headers: dict[str, str] | None = None, any_status: bool = False
+) -> dict[str, Any] | None:
     import httpx  # noqa: PLC0415 - slow to import; a dependency of `ollama`
 
     try:
         # Certificates take longer to load than a server on this machine takes to answer.
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=False, verify=url.startswith("https")) as client:
-            answer = (await client.get(url, headers=headers)).raise_for_status().json()
+            response = await client.get(url, headers=headers)
+            answer = (response if any_status else response.raise_for_status()).json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):
         return None
     return answer if isinstance(answer, dict) else None

@@ -119,6 +119,7 @@ class BatchOrder(Struct):
         window_s: seconds from its creation to its deadline.
         tenant: of the caller; empty without keys.
         owner: the tenant on whose lanes its lines are; empty for the default tenant.
+        key: the API key that its lines are charged to; empty without keys.
     """
 
     id: str
@@ -130,6 +131,7 @@ class BatchOrder(Struct):
     metadata: dict[str, str] | None = None
     tenant: str = ""
     owner: str = ""
+    key: str = ""
 
     def begun(self) -> BatchObject:
         """The batch before its first line was read."""

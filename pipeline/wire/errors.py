@@ -23,6 +23,8 @@ class ErrorCode(StrEnum):
     REPLY_SUBJECT_DENIED = "reply_subject_denied"
     QUEUE_FULL = "queue_full"
     RATE_LIMITED = "rate_limited"
+    RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
     UNAUTHORIZED = "unauthorized"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
@@ -40,6 +42,8 @@ _TYPES = {
     ErrorCode.REPLY_SUBJECT_DENIED: "invalid_request_error",
     ErrorCode.QUEUE_FULL: "rate_limit_error",
     ErrorCode.RATE_LIMITED: "rate_limit_error",
+    ErrorCode.RATE_LIMIT_EXCEEDED: "rate_limit_error",
+    ErrorCode.INSUFFICIENT_QUOTA: "insufficient_quota",
     ErrorCode.UNAUTHORIZED: "authentication_error",
     ErrorCode.DEADLINE_EXCEEDED: "timeout_error",
     ErrorCode.CANCELLED: "cancelled_error",
@@ -47,7 +51,9 @@ _TYPES = {
     ErrorCode.UNAVAILABLE: "server_error",
 }
 
-_RETRYABLE = frozenset({ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
+_RETRYABLE = frozenset(
+    {ErrorCode.QUEUE_FULL, ErrorCode.RATE_LIMITED, ErrorCode.RATE_LIMIT_EXCEEDED, ErrorCode.UNAVAILABLE}
+)
 
 
 class HeadraceError(Exception):

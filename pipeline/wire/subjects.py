@@ -113,6 +113,8 @@ STREAM_REPLIES = "LLM_REPLIES"
 STREAM_STATE = "LLM_STATE"
 STREAM_DEAD = "LLM_DEAD"
 STREAM_BATCH = "LLM_BATCH"
+STREAM_USED = "LLM_USED"
+STREAM_USAGE = "LLM_USAGE"
 # The object store of files, and the stream that NATS keeps it in.
 BUCKET_FILES = "LLM_FILES"
 STREAM_FILES = f"OBJ_{BUCKET_FILES}"
@@ -134,6 +136,8 @@ TASK = "Llm-Task"
 TENANT = "Llm-Tenant"
 # Set on a line of a batch: its id. Such a request never goes first because it has waited long.
 BATCH = "Llm-Batch"
+# Set by the gateway and the batches: the API key that a request is charged to, as `pipeline.core.charging` writes it.
+KEY = "Llm-Key"
 # Set on the result of a line: the number of the line.
 LINE = "Llm-Line"
 _KNOWN = (MSG_ID, REPLY_TO, TIMEOUT, TASK, TENANT, BATCH, "traceparent", "tracestate")
@@ -295,6 +299,10 @@ LOAD = "llm.load"
 DEAD = "llm.dead"
 RETURNED = "llm.returned"
 BATCHES = "llm.batch"
+USED = "llm.used"
+USED_STORED = "llm.used.stored"
+USAGE = "llm.usage"
+RESERVED = "llm.reserved"
 LEADER = "llm.leader"
 PAUSED = "llm.paused"
 LEADER_MONITOR = f"{LEADER}.monitor"
@@ -310,6 +318,8 @@ QUEUE_PAUSED = "llm.queue.paused"
 QUEUE_MOVE = "llm.queue.move"
 QUEUE_ANSWER = "llm.queue.answer"
 QUEUE_ANSWER_OF_TENANT = f"{QUEUE_ANSWER}.{_TENANT_TOKEN}.{ANY_TENANT}"
+QUEUE_USAGE = "llm.queue.usage"
+QUEUE_USAGE_OF_TENANT = f"{QUEUE_USAGE}.{_TENANT_TOKEN}.{ANY_TENANT}"
 MODELS = "llm.models"
 
 
@@ -321,3 +331,13 @@ def position_subject(tenant: str) -> str:
 def position_tenant(subject: str) -> str:
     """The tenant that a `position_subject` names; empty for the default tenant."""
     return subject.removeprefix(f"{QUEUE_POSITION}.{_TENANT_TOKEN}.") if subject != QUEUE_POSITION else ""
+
+
+def usage_subject(tenant: str) -> str:
+    """Where the accounts of use of a tenant are asked for; those of all tenants if it is empty."""
+    return f"{QUEUE_USAGE}.{_TENANT_TOKEN}.{tenant}" if tenant else QUEUE_USAGE
+
+
+def usage_tenant(subject: str) -> str | None:
+    """The tenant whose accounts a subject under `QUEUE_USAGE` asks for; None for all accounts."""
+    return subject.removeprefix(f"{QUEUE_USAGE}.{_TENANT_TOKEN}.") if subject != QUEUE_USAGE else None

@@ -397,6 +397,7 @@ class Serving:
                     await self.held.say(status)
             # An answer that breaks off has been paid for so far.
             self.cost_tokens = (0, self.cost_tokens[1] + len(piece.token_ids))
+            self.held.written += len(piece.token_ids)
             chunk = answer.chunk(piece, clock.wall())
             if waits_for_first and (piece.text or piece.tool_calls or piece.reasoning):
                 waits_for_first = False

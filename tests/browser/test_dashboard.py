@@ -214,6 +214,28 @@ async def test_a_prompt_that_waits_can_be_cancelled(page, web: httpx.AsyncClient
     await eventually(lambda: idle(web), timeout_s=100)
 
 
+async def test_the_use_of_each_tenant_is_shown_for_the_chosen_period(page, web: httpx.AsyncClient):
+    before = (await web.get("/queue/usage")).json()["month"]["total"]["requests"].get("done", 0)
+    await ask(web, FRANCE, "high")
+
+    async def counted() -> int:
+        done = (await web.get("/queue/usage")).json()["month"]["total"]["requests"].get("done", 0)
+        return done if done > before else 0
+
+    done = await eventually(counted, what="the request is counted", every_s=0.1)
+    await page.get_by_label("Period (UTC)").select_option("month")
+    row = page.locator('#usage-rows tr[data-tenant=default][data-key=""]')
+
+    async def shown() -> bool:
+        if not await row.count():
+            return False
+        requests, failed = [int(cell.replace(",", "")) for cell in (await row.locator("td").all_inner_texts())[1:3]]
+        return requests - failed >= done
+
+    await eventually(shown, what="the page shows it", every_s=0.1)
+    assert "tokens" in await page.locator("#usage-sum").inner_text()
+
+
 async def test_an_error_is_told_in_the_box(page):
     page.watched.may_fail = ("status of 4",)
     await page.evaluate("""() => { const model = document.getElementById("model");

@@ -65,3 +65,21 @@ async def test_a_cancellation_that_a_call_swallows_ends_the_block():
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
+
+
+async def test_a_cancellation_that_a_call_turns_into_its_own_error_is_kept():
+    async def call() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("closed") from None
+
+    async def work() -> None:
+        with cancellation_kept():
+            await call()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

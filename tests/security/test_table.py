@@ -27,7 +27,17 @@ from tests.support import ROOT, NatsServer
 from tests.waiting import eventually, flushed
 
 USERS = ("pipeline", "engine", "client")
-STREAMS = ("LLM", "LLM_OLLAMA", "LLM_REPLIES", "LLM_STATE", "LLM_DEAD", "LLM_BATCH", "OBJ_LLM_FILES")
+STREAMS = (
+    "LLM",
+    "LLM_OLLAMA",
+    "LLM_REPLIES",
+    "LLM_STATE",
+    "LLM_DEAD",
+    "LLM_BATCH",
+    "LLM_USED",
+    "LLM_USAGE",
+    "OBJ_LLM_FILES",
+)
 VICTIM = "victim"
 # Stored for Ollama, and for a model that no worker has: MLX's worker looks at it, and it stays where it is.
 QUEUED = "queued-victim"
@@ -45,6 +55,8 @@ TARGETS = (
     "llm.leader.moves",
     "llm.leader.monitor2",
     "llm.batch.evil.order",
+    "llm.usage.hour.1",
+    "llm.reserved",
     "$O.LLM_FILES.M.evil",
     "llm.ollama.high",
     "llm.queued.evil",
@@ -99,12 +111,14 @@ CARRIERS = {
         Carrier("result of a cancel", "llm.cancel.unknown"),
         Carrier("services", "$SRV.PING"),
         Carrier("services' description", "$SRV.INFO"),
+        Carrier("accounts of use", "llm.queue.usage.t.default"),
     ),
     "engine": (
         *SHARED,
         Carrier("PubAck of an answer", "llm.out.mine", b"{}"),
         Carrier("refusal by the fence", "llm.out.mine", b"{}", {"Nats-Expected-Last-Subject-Sequence": "999999"}),
         Carrier("PubAck of a note", "llm.returned.mine-1", b"0"),
+        Carrier("PubAck of an account", "llm.used", b"{}"),
         Carrier("note that is not there", "$JS.API.DIRECT.GET.LLM_STATE.llm.returned.nothing"),
         Carrier("state of a stream", "$JS.API.STREAM.INFO.LLM"),
         Carrier("list of consumers", "$JS.API.CONSUMER.LIST.LLM", b"{}"),

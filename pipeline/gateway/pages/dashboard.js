@@ -8,6 +8,7 @@ import { Letters } from "./letters.js";
 import { Pauses } from "./pauses.js";
 import { Prompt } from "./prompt.js";
 import { Requests } from "./requests.js";
+import { Usage } from "./usage.js";
 
 const MOVES_KEPT = 150;
 const THEMES = ["system", "light", "dark"];
@@ -19,6 +20,7 @@ const pauses = new Pauses();
 const requests = new Requests(cancelRequest, (id, from, to) => pauses.askToMove(id, from, to));
 const prompt = new Prompt(requests);
 const letters = new Letters();
+const usage = new Usage();
 let dirty = new Set();
 
 const now = () => Date.now() / 1000 + ahead;
@@ -41,6 +43,7 @@ function onEvent(name, data) {
   if (news.length) {
     requests.add(news);
     news.forEach(request => prompt.heard(request));
+    if (name !== "all" && news.some(r => ["done", "failed", "cancelled", "expired"].includes(r.state))) usage.changed();
     if (name !== "all" && news.some(r => r.code === "engine_failed")) letters.read();
     dirty.add("requests");
   }
@@ -63,6 +66,7 @@ function begin(data) {
   byId("change-key").hidden = !hasKey();
   dirty = new Set(["lanes", "loads", "workers", "store", "pauses", "chart", "moves", "requests"]);
   letters.read();
+  usage.changed();
 }
 
 let frame = 0;

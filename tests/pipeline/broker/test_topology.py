@@ -32,7 +32,7 @@ def changed(config: Config, **settings) -> Config:
 async def test_everything_is_created_once_and_the_second_start_changes_nothing(bare, config):
     made = await topology.apply(bare.js, config)
     assert {change.action for change in made} == {"created"}
-    assert len(made) == len({change.what for change in made}) == 7 + len(SERVED_LANES) + 3
+    assert len(made) == len({change.what for change in made}) == 9 + len(SERVED_LANES) + 3
     assert await topology.apply(bare.js, config) == []
     assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {lane.consumer for lane in SERVED_LANES}
 

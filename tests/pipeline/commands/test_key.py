@@ -145,15 +145,35 @@ def test_an_invalid_key_is_refused_in_a_sentence(file: Path, capsys, arguments: 
     assert capsys.readouterr().err == f"headrace: {message}\n"
 
 
-def test_it_says_that_a_running_gateway_does_not_know_of_the_change(file: Path, capsys):
+def test_it_says_that_a_running_gateway_applies_the_change_and_that_the_first_key_protects_no_broker(
+    file: Path, capsys
+):
     key("add", "alice", "--config", file)
     said = capsys.readouterr().err
-    assert f"Restart headrace with --config {file} to apply the change." in said
-    assert "anyone on this machine can call it without one" in said
+    assert f"A gateway that runs with --config {file} applies the change within seconds." in said
+    assert "Restart it as well, so that its broker is protected too." in said
     key("add", "bob", "--config", file)
-    assert "anyone on this machine" not in capsys.readouterr().err
+    assert "Restart it" not in capsys.readouterr().err
     key("remove", "bob", "--config", file)
-    assert "still accepted" in capsys.readouterr().err
+    assert "within seconds" in capsys.readouterr().err
+
+
+def test_the_limits_of_a_key_are_changed_and_taken_away(file: Path, capsys):
+    key("add", "alice", "--tokens-per-minute", "1000", "--config", file)
+    key("add", "bob", "--config", file)
+    assert key("limit", "alice", "--tokens-per-day", "5000", "--answers-per-s", "2", "--config", file) == 0
+    alice, bob = load(environ={}, file=file).http_keys
+    assert (alice.tokens_per_minute, alice.tokens_per_day, alice.answers_per_s) == (1000, 5000, 2.0)
+    assert bob.tokens_per_day == 0
+    assert key("limit", "alice", "--tokens-per-minute", "0", "--config", file) == 0
+    assert load(environ={}, file=file).http_keys[0].tokens_per_minute == 0
+    capsys.readouterr()
+    assert key("limit", "carol", "--tokens-per-day", "1", "--config", file) == 1
+    assert key("limit", "alice", "--config", file) == 2
+    assert key("limit", "alice", "--tokens-per-day", "-1", "--config", file) == 2
+    assert "--tokens-per-day: -1 is not a whole number of 0 or more." in capsys.readouterr().err
+    assert key("list", "--config", file) == 0
+    assert "5000" in capsys.readouterr().out
 
 
 def test_without_keys_the_list_says_what_that_means(file: Path, capsys):

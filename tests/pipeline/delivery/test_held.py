@@ -56,6 +56,7 @@ def step_of(operation: Operation) -> EndStep | None:
     """Which step an operation is."""
     subjects = {
         "llm.dead.": EndStep.LETTER,
+        "llm.used": EndStep.ACCOUNT,
         "llm.out.": EndStep.CLOSE,
         INBOX: EndStep.FORWARD,
         "llm.request.": EndStep.MOVE,

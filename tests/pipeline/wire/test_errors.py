@@ -17,6 +17,8 @@ CONTRACT = {
     "reply_subject_denied": ("invalid_request_error", False),
     "queue_full": ("rate_limit_error", True),
     "rate_limited": ("rate_limit_error", True),
+    "rate_limit_exceeded": ("rate_limit_error", True),
+    "insufficient_quota": ("insufficient_quota", False),
     "unauthorized": ("authentication_error", False),
     "deadline_exceeded": ("timeout_error", False),
     "cancelled": ("cancelled_error", False),
