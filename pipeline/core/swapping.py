@@ -1,8 +1,8 @@
 """Which models of one worker are in memory: what is loaded next, and which model leaves for it.
 
 A swap costs the time of a load, so it is made for all requests that wait for the model, and never for each of them. A
-loaded model that is in use stays for `STAY_LOADS` times as long as a load takes, so loading takes at most a fifth of the
-time. A HIGH request shortens that to one load's time. A model that has nothing to do leaves soon.
+loaded model that is in use stays for `STAY_LOADS` times as long as a load takes, so loading takes at most a fifth of
+the time. A HIGH request shortens that to one load's time. A model that has nothing to do leaves soon.
 
 Models are loaded one at a time. The one that waits in front is not overtaken by a smaller one that would fit at once.
 """
@@ -34,6 +34,9 @@ they are suspended, and continue when the model is loaded again."""
 
 PATIENCE_S: Final = 30.0
 """A request that has waited longer goes before more urgent ones of other models."""
+
+LEAST_KV_BYTES: Final = 64 << 20
+"""What a model gets for its KV caches at least."""
 
 Stage = Literal["absent", "loading", "ready", "leaving"]
 _RANK: Final = {priority: rank for rank, priority in enumerate(Priority)}
@@ -139,6 +142,14 @@ def most_at_once(sizes: Iterable[int], budget_bytes: int) -> int:
             break
         count += 1
     return max(1, count)
+
+
+def kv_bytes_each(memory_bytes: int | None, weights_bytes: int, at_once: int) -> int:
+    """The KV caches of each of the models that are in memory at once: their part of half of what the weights leave.
+
+    0 if the machine's memory is not known.
+    """
+    return max(LEAST_KV_BYTES, (memory_bytes - weights_bytes) // 2 // at_once) if memory_bytes else 0
 
 
 def needed_bytes(model: ModelUse, models: Iterable[ModelUse]) -> int:
