@@ -464,7 +464,9 @@ class Worker:
             if (state, status.reason) != told and state in ("loading", "ready", "down"):
                 told = (state, status.reason)
                 said = status.reason or "; ".join(filter(None, (status.alone, status.compute)))
-                lifecycle.report(state, said, models=status.models, simulated=self.engine.simulated)
+                lifecycle.report(
+                    state, said.removeprefix("loading "), models=status.models, simulated=self.engine.simulated
+                )
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await self._changed.wait()

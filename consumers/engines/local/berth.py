@@ -185,7 +185,7 @@ class Berth:
         """How far its load has come, in words."""
         loading = self.engine.loading
         size = f", {loading.done_bytes / 1e6:.1f} of {loading.total_bytes / 1e6:.1f} MB" if loading.total_bytes else ""
-        return f"{self.name}: {loading.note or 'starting'}{size}, {now - self.since:.0f} s"
+        return f"loading {self.name}: {loading.note or 'starting'}{size}, {now - self.since:.0f} s"
 
     def facts(self, now: float, wall_now: float) -> ModelFacts:
         """What is known of the model."""

@@ -84,6 +84,7 @@ class Fleet:
         self._known_until = 0.0
         self._tasks = Background()
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0
         self._running = False
         self._load_failed: asyncio.Queue[str] = asyncio.Queue()
         self._callbacks: list[Callable[[], None]] = []
@@ -296,11 +297,11 @@ class Fleet:
         """Decide after so many seconds, or when it was due before."""
         loop = asyncio.get_running_loop()
         at = loop.time() + after_s
-        if not self._running or (self._wake is not None and not self._wake.cancelled() and self._wake.when() <= at):
+        if not self._running or (self._wake is not None and self._wake_at <= at):
             return
         if self._wake is not None:
             self._wake.cancel()
-        self._wake = loop.call_at(at, self._consider)
+        self._wake, self._wake_at = loop.call_later(after_s, self._consider), at
 
     def _consider(self) -> None:
         """Let requests enter, and load and end models, as `swapping.decide` says."""
