@@ -18,8 +18,11 @@ from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import ModelFacts
 from pipeline.wire.subjects import Priority
 
-_RETRY_S: Final = 5.0
+_RETRY_S: Final = 0.5
 _RETRY_MOST_S: Final = 120.0
+_MOST_DEATHS: Final = 3
+"""A process that dies so often in a row while it loads has a model that cannot be loaded."""
+
 _ORDER: Final = list(Priority)
 
 
@@ -75,7 +78,8 @@ class Berth:
         load_s: how long its last load took.
         was_ready: it has been loaded before.
         ending: its process is being ended.
-        failure: why it cannot be loaded; empty if it can.
+        failure: why its last load failed; empty if it did not.
+        refused: it cannot be loaded. Without it, its process has died, and another try is due.
         failed_until: when it is tried again.
     """
 
@@ -90,6 +94,7 @@ class Berth:
     was_ready: bool = False
     ending: bool = False
     failure: str = ""
+    refused: bool = False
     failed_until: float = 0.0
     _retries: Backoff = field(default_factory=lambda: Backoff(_RETRY_S, _RETRY_MOST_S))
 
@@ -171,14 +176,15 @@ class Berth:
 
     def loaded(self, now: float) -> None:
         """The model is in memory."""
-        self.load_s, self.was_ready, self.failure = now - self.since, True, ""
+        self.load_s, self.was_ready, self.failure, self.refused = now - self.since, True, "", False
         self._retries.succeeded()
         self.used_at = now
         self.enter("ready", now)
 
-    def failed(self, reason: str, now: float) -> None:
+    def failed(self, now: float) -> None:
         """The model could not be loaded. It is tried again later."""
-        self.failure, self.failed_until = reason, now + self._retries.failed()
+        self.failure, self.failed_until = self.engine.reason, now + self._retries.failed()
+        self.refused = bool(self.engine.load_error) or self._retries.failures >= _MOST_DEATHS
         self.enter("leaving", now)
 
     def progress(self, now: float) -> str:

@@ -146,7 +146,7 @@ class Fleet:
         berth, now = self._berths[work.model], self._now()
         if not self._running:
             raise HeadraceError(ErrorCode.UNAVAILABLE, "The engine is down (stopped).")
-        if berth.failure and now < berth.failed_until:
+        if berth.refused and now < berth.failed_until:
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded ({berth.failure}).")
         if berth.has_room(work):
             return berth.begin(work, now)
@@ -211,7 +211,7 @@ class Fleet:
 
     def _catalogue(self) -> Catalogue:
         """The names that the worker answers to: those of models that it can load."""
-        usable = [berth for berth in self._berths.values() if not berth.failure or berth.was_ready]
+        usable = [berth for berth in self._berths.values() if not berth.refused or berth.was_ready]
         names = [name for berth in usable for name in berth.names]
         return Catalogue(mlx=names, table=self._config.spill_models, internal=self._config.internal_models)
 
@@ -241,12 +241,12 @@ class Fleet:
         if any(berth.engine.state == "ready" for berth in ready):
             return "ready"
         berths = self._berths.values()
-        if any(berth.was_ready and not berth.failure for berth in berths) and not ready:
+        if any(berth.was_ready and not berth.refused for berth in berths) and not ready:
             return "ready"
-        return "down" if any(berth.failure for berth in berths) and not ready else "loading"
+        return "down" if any(berth.refused for berth in berths) and not ready else "loading"
 
     def _reason(self, loading: Berth | None) -> str:
-        failed = [f"{berth.name}: {berth.failure}" for berth in self._berths.values() if berth.failure]
+        failed = [f"{berth.name}: {berth.failure}" for berth in self._berths.values() if berth.refused]
         if loading is not None:
             return loading.progress(self._now())
         return f"cannot be loaded: {'; '.join(failed)}" if failed else ""
@@ -287,11 +287,13 @@ class Fleet:
 
     def _on_failure(self, berth: Berth, now: float) -> None:
         log.error("Model %s could not be loaded: %s", berth.name, berth.engine.reason)
-        if (berth.default or berth.model.pinned) and not any(other.was_ready for other in self._berths.values()):
-            self._load_failed.put_nowait(berth.engine.reason)
-        berth.failed(berth.engine.reason, now)
+        started = any(other.was_ready for other in self._berths.values())
+        if berth.engine.load_error and (berth.default or berth.model.pinned) and not started:
+            self._load_failed.put_nowait(berth.engine.load_error)
+        berth.failed(now)
         self._relist()
-        berth.turn_away(HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded."))
+        if berth.refused:
+            berth.turn_away(HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded."))
 
     def _consider_soon(self, after_s: float) -> None:
         """Decide after so many seconds, or when it was due before."""

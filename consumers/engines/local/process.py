@@ -97,6 +97,7 @@ class EngineProcess:
         self._select, self._selected = select, False
         self._blas: Blas | None = None
         self._memory_bytes = 0
+        self._load_error = ""
         self._loading = Loading("")
         self._state: WorkerState = "down"
         self._reason = "not started"
@@ -209,6 +210,11 @@ class EngineProcess:
         """As in `status`."""
         return self._reason
 
+    @property
+    def load_error(self) -> str:
+        """Why the child could not load the model, if it said so; empty if it was killed, or has loaded it since."""
+        return self._load_error
+
     def has_room(self, work: Work) -> bool:
         """Whether a request would begin at once: in a free slot, or in the place of a less urgent one."""
         if self._state != "ready" or self._requests.on_probation:
@@ -272,7 +278,7 @@ class EngineProcess:
         try:
             while (frame := await child.receive()) is not None:
                 if isinstance(frame, LoadFailed):
-                    cause = frame.reason
+                    cause = self._load_error = frame.reason
                     if self._facts is None:
                         self._load_failed.put_nowait(cause)
                 self._handle(child, frame)
@@ -315,7 +321,7 @@ class EngineProcess:
             self._loading = frame
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
-            self._facts, self._memory_bytes = frame.facts, frame.memory_bytes
+            self._facts, self._memory_bytes, self._load_error = frame.facts, frame.memory_bytes, ""
             # A new child begins with the first width, and keeps no prompts. Its counts begin at 0.
             self._counted.prompt_tokens += self._stats.prompt_tokens
             self._counted.reused_tokens += self._stats.reused_tokens

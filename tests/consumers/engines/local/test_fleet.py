@@ -136,6 +136,19 @@ async def test_the_crash_of_one_model_touches_only_its_requests():
         assert engine.swaps == 2
 
 
+async def test_a_process_that_is_killed_while_it_loads_is_started_again_for_what_waits():
+    slow = msgspec.structs.replace(BASE, simulated_load_s=1.0)
+    async with fleet(model("a"), model("b", config=slow)) as engine:
+        waiting = asyncio.ensure_future(ask(engine, "b"))
+        await eventually(lambda: stage(engine, "b") == "loading" and engine.child_pid("b"))
+        os.kill(engine.child_pid("b"), signal.SIGKILL)
+        await until(engine, lambda: stage(engine, "b") != "loading")
+        assert "b" in engine.status().models
+        assert engine.resolve("b") == "b"
+        assert (await waiting).finish_reason
+        assert loaded(engine) == {"a", "b"}
+
+
 async def test_a_long_answer_is_suspended_for_high_and_goes_on_later(monkeypatch):
     monkeypatch.setattr(swapping, "HIGH_LEAVE_S", 0.05)
     slow = msgspec.structs.replace(BASE, simulated_tokens_per_s=400.0, simulated_answer_tokens=200)
