@@ -21,9 +21,10 @@ from consumers.models.obtain import GettingStopped, obtain
 from consumers.models.several import WantedModel, config_of, wanted_models
 from consumers.models.sizes import expected_bytes, files_bytes
 from pipeline.config import Config
+from pipeline.core.cores import threads_each, usable_cores
 from pipeline.core.swapping import ModelUse, kv_bytes_each, most_at_once, needed_bytes
 from pipeline.delivery.taking import MLX_SOURCE
-from pipeline.machine import has_gpu, memory_available, memory_total
+from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available, memory_total
 from pipeline.process.lifecycle import Lifecycle, StartError
 from pipeline.process.role import Role, role
 from pipeline.worker.worker import Worker
@@ -95,7 +96,9 @@ def fleet_of(config: Config, wanted: Sequence[WantedModel], models: Sequence[Loc
     at_once = most_at_once((use.size_bytes for use in uses), budget_bytes)
     weights_bytes = min(budget_bytes, sum(use.size_bytes for use in uses))
     each_bytes = kv_bytes_each(memory_available() or memory, weights_bytes, at_once)
-    return Fleet(config, [_with_kv(model, each_bytes) for model in fleet], budget_bytes)
+    threads = config.mlx_threads or usable_cores(cpu_count(), cpu_quota())
+    each_threads = threads_each(threads, at_once) if on_cpu else 0
+    return Fleet(config, [_with_its_part(model, each_bytes, each_threads) for model in fleet], budget_bytes)
 
 
 def _fleet_model(wanted: WantedModel, model: LocalModel, config: Config, *, on_cpu: bool) -> FleetModel:
@@ -114,11 +117,13 @@ def _fleet_model(wanted: WantedModel, model: LocalModel, config: Config, *, on_c
     )
 
 
-def _with_kv(model: FleetModel, each_bytes: int) -> FleetModel:
-    """The model with its part of the memory for KV caches: one process does not see what the others will take."""
-    if model.config.kv_bytes_limit or not each_bytes:
-        return model
-    own = msgspec.structs.replace(model.config, kv_bytes_limit=each_bytes)
+def _with_its_part(model: FleetModel, kv_bytes: int, threads: int) -> FleetModel:
+    """The model with its part of the machine: one process does not see what the others take."""
+    own = model.config
+    if not own.kv_bytes_limit:
+        own = msgspec.structs.replace(own, kv_bytes_limit=kv_bytes)
+    if threads:
+        own = msgspec.structs.replace(own, mlx_threads=threads)
     return replace(model, config=own)
 
 
