@@ -195,7 +195,8 @@ class Berth:
 
     def facts(self, now: float, wall_now: float) -> ModelFacts:
         """What is known of the model."""
-        known = next(iter(self.engine.status().facts.values()), ModelFacts())
+        # Nothing is known of a model that was never loaded, and there can be many of them.
+        known = next(iter(self.engine.status().facts.values()), ModelFacts()) if self.was_ready else ModelFacts()
         known = msgspec.structs.replace(known, size_bytes=self.model.size_bytes, loaded=self.stage == "ready")
         if self.stage == "loading":
             done = self.engine.loading.done_bytes

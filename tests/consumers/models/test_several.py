@@ -12,6 +12,7 @@ from consumers.demo_model import PATH
 from consumers.engines.local.process import EngineProcess
 from consumers.mlx import fleet_of
 from consumers.models.getting import LocalModel
+from consumers.models.obtain import about
 from consumers.models.several import wanted_models
 from consumers.models.sizes import expected_bytes, files_bytes
 from pipeline.config import Config, ConfigError, ModelEntry, Sampling, load, to_environment
@@ -120,3 +121,12 @@ def test_a_model_that_can_never_fit_is_refused_by_name():
     wanted = wanted_models(config)
     with pytest.raises(StartError, match="Model b needs 0 MB beside the pinned models and can never be loaded"):
         fleet_of(config, wanted, [LocalModel(model.name, "") for model in wanted])
+
+
+def test_doctor_names_each_model_and_the_one_that_is_missing():
+    good = Config(model="a", models={"a": ModelEntry(path="demo")})
+    assert about(good)[0]
+    usable, said, _ = about(Config(model="demo", models={"b": ModelEntry(path="./no-such-folder")}))
+    assert not usable
+    assert "demo model" in said
+    assert "no-such-folder" in said
