@@ -153,6 +153,10 @@ class Berth:
         """Whether a request would begin at once."""
         return self.stage == "ready" and self.engine.has_room(work)
 
+    def is_behind(self, work: Work) -> bool:
+        """Whether a request that is as urgent already waits for a slot."""
+        return any(_ORDER.index(ticket.work.priority) <= _ORDER.index(work.priority) for ticket in self.tickets)
+
     def begin(self, work: Work, now: float) -> Run:
         """Give the engine a request."""
         self.used_at = now

@@ -148,7 +148,7 @@ class Fleet:
             raise HeadraceError(ErrorCode.UNAVAILABLE, "The engine is down (stopped).")
         if berth.refused and now < berth.failed_until:
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded ({berth.failure}).")
-        if berth.has_room(work):
+        if berth.has_room(work) and not berth.is_behind(work):
             return berth.begin(work, now)
         if berth.stage in ("absent", "leaving") and self.elsewhere(berth.names):
             raise NotLoaded(f"Model {berth.name} is loaded in another worker.")
