@@ -21,6 +21,7 @@ BENCHMARKS = {
     "cache": "what the prompt cache saves, and whether texts are the same with it",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
+    "models": "what swapping three models in the memory for two costs, and what HIGH feels of it",
     "hop": "what a worker costs between the broker and an engine that takes no time",
     "structured": "what answers of a given form cost, and whether they have it",
     "batches": "whether a long batch gets each line once while processes are killed, and what HIGH feels of it",

@@ -296,7 +296,7 @@ def _up(args: argparse.Namespace) -> int:
         config,
         own_broker=not names_a_broker(args),
         ready_file=ready_file,
-        model_named=sets(args, "model"),
+        model_named=sets(args, "model") or sets(args, "models"),
         settings_file=settings_file(args),
     )
 

@@ -17,7 +17,17 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, Struct, field
 
-from pipeline.options import ModelOptions, Switch
+from pipeline.options import (
+    AdapterFolder,
+    AdapterFolders,
+    DraftPlace,
+    DraftTokens,
+    KvBits,
+    KvGroup,
+    KvTokens,
+    ModelOptions,
+    Switch,
+)
 from pipeline.settings import (
     ENV_PREFIX,
     ConfigError,
@@ -29,6 +39,7 @@ from pipeline.settings import (
     entries,
     in_environment,
     in_file,
+    named_entries,
     read,
 )
 from pipeline.wire.subjects import Priority
@@ -41,6 +52,8 @@ __all__ = [
     "Config",
     "ConfigError",
     "HttpKey",
+    "ModelEntry",
+    "Sampling",
     "base_url",
     "given",
     "load",
@@ -77,7 +90,7 @@ Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
 OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
 BlasLibrary = Annotated[str, ValueKind("NAME_OR_PATH", "auto, none, or a shared library")]
 ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
-ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")]
+ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model", repeats=True)]
 Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
 Engine = Annotated[Literal["mlx", "simulated"], ValueKind("ENGINE", "an engine (mlx or simulated)")]
 Replicas = Annotated[Literal[1, 3, 5], ValueKind("N", "a number of copies (1, 3 or 5)")]
@@ -138,7 +151,67 @@ class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omi
     tokens_per_day: Number = 0
 
 
+class Sampling(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are sampled where a request does not say it. None: as the model's `generation_config.json` says."""
+
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+
+
+SamplingTable = Annotated[
+    Sampling,
+    ValueKind("TABLE", "a table of temperature, top_p, top_k, min_p and repetition_penalty"),
+]
+Arguments = Annotated[dict[str, Any], ValueKind("TABLE", "a table of arguments")]
+
+
+class ModelEntry(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
+    """One of several models of an MLX worker, as a table `[models.NAME]`.
+
+    Those of its keys that are settings as well take the place of the setting for this model.
+
+    Attributes:
+        path: as `--model`; by default the name of the table.
+        aliases: further names under which requests ask for it.
+        pinned: it is loaded at the start and stays in memory.
+        idle_s: it leaves memory when it has had no request for this long.
+        bytes: the memory that it takes; by default it is found from its files.
+    """
+
+    path: Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")] = ""
+    aliases: Annotated[list[str], ValueKind("LIST", "a list of names")] = field(default_factory=list)
+    pinned: Switch = False
+    idle_s: Seconds | None = None
+    bytes: Bytes | None = None
+    chat_template: TemplateFile | None = None
+    template_arguments: Arguments | None = None
+    sampling: SamplingTable | None = None
+    context_tokens: Number | None = None
+    default_max_tokens: Count | None = None
+    slots: Slots | None = None
+    kv_bytes_limit: BytesOrZero | None = None
+    prompt_cache: Switch | None = None
+    float32_weights: Switch | None = None
+    adapter_path: AdapterFolder | None = None
+    adapters: AdapterFolders | None = None
+    draft_model: DraftPlace | None = None
+    draft_tokens: DraftTokens | None = None
+    kv_bits: KvBits | None = None
+    kv_group_size: KvGroup | None = None
+    quantized_kv_start: KvTokens | None = None
+    max_kv_size: KvTokens | None = None
+
+    def over(self, config: Config) -> Config:
+        """The settings with those of this model in their place."""
+        own = {name: getattr(self, name) for name in self.__struct_fields__ if name in SETTINGS}
+        return msgspec.structs.replace(config, **{name: value for name, value in own.items() if value is not None})
+
+
 Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
+ModelTables = Annotated[dict[str, ModelEntry], ValueKind("TABLE", "a table with a table for each model")]
 HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for each API key")]
 
 
@@ -309,9 +382,43 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
         Setting(
             "model: `smollm2`, `demo`, a name that `headrace models` lists, a folder, a GGUF file, or a repository on "
             "the Hugging Face hub",
-            "`smollm2` and repositories are fetched at first use: see [Models](models.md).",
+            "`smollm2` and repositories are fetched at first use: see [Models](models.md). It can be given several "
+            "times, in TOML as a list; the first one is the default. A folder of several models names all of them.",
         ),
     ] = "smollm2"
+    models: Annotated[
+        ModelTables,
+        Setting(
+            "further models, and settings of single ones, as tables [models.NAME]",
+            "The first one is the default if `model` is not set. See [several models](models.md#several-models).",
+        ),
+    ] = field(default_factory=dict)
+    models_bytes: Annotated[
+        BytesOrZero,
+        Setting(
+            "memory for the weights of several models; 0 selects half of what the machine has",
+            "Models are loaded when requests ask for them. If they do not all fit, the one that was used least "
+            "recently leaves. With one model, the setting has no effect.",
+        ),
+    ] = 0
+    context_tokens: Annotated[
+        Number,
+        Setting("longest prompt and answer together, in tokens, if the model has more; 0 for no limit of its own"),
+    ] = 0
+    template_arguments: Annotated[
+        Arguments,
+        Setting(
+            "arguments of the chat template that requests do not set, as {enable_thinking = false}",
+            "`chat_template_kwargs` of a request override them.",
+        ),
+    ] = field(default_factory=dict)
+    sampling: Annotated[
+        SamplingTable,
+        Setting(
+            "sampling where a request does not say it, as {temperature = 0.7}",
+            "By default it is what the model's `generation_config.json` says.",
+        ),
+    ] = field(default_factory=Sampling)
     chat_template: Annotated[
         TemplateFile,
         Setting(
@@ -637,10 +744,32 @@ def load(
         values["http_keys"] = entries(HttpKey, values["http_keys"])
     if "openai" in values:
         values["openai"] = _server_urls(values["openai"])
+    if "models" in values:
+        values["models"] = named_entries(ModelEntry, values["models"])
+        tables = values["models"].value
+        if "model" not in values and isinstance(tables, dict) and tables:
+            values["model"] = Given(next(iter(tables)), values["models"].place)
+    if "model" in values:
+        values |= _several(values["model"], values.get("models"))
     config = converted(Config, values)
     if config.saturated_at <= config.busy_at:
         raise ConfigError(f"saturated_at ({config.saturated_at:g}) must be greater than busy_at ({config.busy_at:g}).")
     return config
+
+
+def _several(model: Given, models: Given | None) -> dict[str, Given]:
+    """Return the values of `model` and `models` for a model that is given several times. The first is the default."""
+    places = model.value
+    if isinstance(places, list) and len(places) == 1 and isinstance(places[0], str):
+        places = read(places[0], model.place).value
+    if not isinstance(places, list):
+        return {"model": Given(places, model.place)}
+    if not places or not all(isinstance(place, str) and place for place in places):
+        raise ConfigError(f"{model.place}: each model must be the name, the folder or the GGUF file of one.")
+    first, *others = dict.fromkeys(places)
+    tables = models.value if models is not None and isinstance(models.value, dict) else {}
+    further = dict.fromkeys(others, ModelEntry()) | tables
+    return {"model": Given(first, model.place), "models": Given(further, models.place if models else model.place)}
 
 
 def base_url(url: str) -> str:

@@ -46,6 +46,16 @@ class TurnedAway(HeadraceError):
         super().__init__(ErrorCode.UNAVAILABLE, message)
 
 
+class NotLoaded(HeadraceError):
+    """The engine can load the model, and leaves the request to another worker or to a later delivery.
+
+    It has done nothing with the request.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, message)
+
+
 class Work(msgspec.Struct, frozen=True):
     """One request for an engine.
 
@@ -163,6 +173,7 @@ class EngineStatus(msgspec.Struct):
             an earlier request had left them.
         kept_bytes: the size of what is kept of earlier prompts.
         drafted_tokens, accepted_tokens: what a draft model has proposed, and what of it was right.
+        swapping: another model is being loaded; `reason` says which one, and how far it is.
     """
 
     state: WorkerState
@@ -196,6 +207,7 @@ class EngineStatus(msgspec.Struct):
     kept_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    swapping: bool = False
 
 
 class Embedder(Protocol):
@@ -254,10 +266,13 @@ class Engine(Protocol):
         ...
 
     async def submit(self, work: Work) -> Generation:
-        """Begin work. The caller makes sure that there is room: `MOST_PER_SLOT`.
+        """Begin work. The caller makes sure that there is room: `MOST_PER_SLOT`. Cancelling is safe.
+
+        An engine of several models waits here until the request's model is loaded.
 
         Raises:
             HeadraceError: as `Generation.next`. A refusal is raised here or there.
+            NotLoaded: the request is not to wait here.
         """
         ...
 

@@ -219,6 +219,18 @@ def entries(struct: type[Struct], given: Given) -> Given:
     return Given([_entry(struct, f"{place}, entry {n}", table) for n, table in enumerate(tables, 1)], place)
 
 
+def named_entries(struct: type[Struct], given: Given) -> Given:
+    """Return a table of tables with each of them converted to the struct; anything else is returned unchanged.
+
+    Raises:
+        ConfigError: a table is invalid. The message names the table and its key.
+    """
+    tables, place = given
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        return given
+    return Given({name: _entry(struct, f"{place}, {name}", table) for name, table in tables.items()}, place)
+
+
 def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
     fields = msgspec.structs.fields(struct)
     known = [each.name for each in fields]

@@ -1,6 +1,7 @@
-"""The process in which `headrace up` gets its model: `python -m consumers.models`.
+"""The process in which `headrace up` gets its models: `python -m consumers.models`.
 
-The settings are in the environment. The last report is `ready`, with the model as facts, or `down` with the reason.
+The settings are in the environment. The last report is `ready`, with the default model and the names of all as facts,
+or `down` with the reason.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from typing import Final
 
 from consumers.models.obtain import GettingStopped, obtain
+from consumers.models.several import config_of, wanted_models
 from consumers.models.store import ModelError
 from pipeline.config import Config, ConfigError, load
 from pipeline.process.lifecycle import Lifecycle, run, without_private
@@ -19,13 +21,15 @@ _REPORT_EVERY_S: Final = 0.2
 
 async def _main(config: Config, lifecycle: Lifecycle) -> None:
     try:
-        model = await obtain(config, lifecycle, every_s=_REPORT_EVERY_S)
+        wanted = wanted_models(config)
+        models = [await obtain(config_of(each, config), lifecycle, every_s=_REPORT_EVERY_S) for each in wanted]
     except GettingStopped:
         return
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         lifecycle.report("down", str(error))
         return
-    lifecycle.report("ready", model.name, gguf=str(model.gguf) if model.gguf is not None else "")
+    names, gguf = [each.name for each in wanted], models[0].gguf
+    lifecycle.report("ready", names[0], names=names, gguf=str(gguf) if gguf is not None else "")
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from typing import Final
 
 from consumers.models.getting import LocalModel, described, get, pull
 from consumers.models.names import served_name_of
+from consumers.models.several import wanted_models
 from consumers.models.store import Store
 from consumers.models.watched import Headway
 from pipeline.config import Config
@@ -60,8 +61,11 @@ def pulled(name: str, config: Config, on_progress: Callable[[Report], None]) -> 
 
 
 def about(config: Config) -> tuple[bool, str, str]:
-    """Describe the model of the settings, for `headrace doctor`."""
-    return described(config.model, Store(config.models_dir), offline=config.offline)
+    """Describe the models of the settings, as `described` does one, for `headrace doctor`."""
+    store = Store(config.models_dir)
+    found = [described(model.place, store, offline=config.offline) for model in wanted_models(config)]
+    advice = next((each[2] for each in found if each[2]), "")
+    return all(each[0] for each in found), "; ".join(each[1] for each in found), advice
 
 
 class _View:

@@ -33,6 +33,18 @@ def usable_cores(cpus: int, quota: float | None) -> int:
     return max(1, cpus if quota is None else min(cpus, int(quota)))
 
 
+def threads_each(threads: int, at_once: int) -> int:
+    """The threads of each model of one worker: half of the worker's where two or more are in memory at once.
+
+    The models in memory are rarely all at work. Two that are divide the cores.
+
+    Args:
+        threads: of the worker.
+        at_once: how many models are in memory at once.
+    """
+    return max(1, threads // min(at_once, 2))
+
+
 def divide(cores: int, *, mlx: int = 0, second: int = 0, second_shares: bool) -> Division:
     """Divide the cores between MLX and the second engine.
 

@@ -93,7 +93,7 @@ class Models:
         """`GET /api/ps`: the models that are in the memory of a worker's engine."""
         shown = self._shown()
         shown.pop(ANY, None)
-        return json_response(ollama.ps(shown))
+        return json_response(ollama.ps(shown, now=time.time()))
 
     async def show(self, request: Request) -> Response:
         """`POST /api/show`."""

@@ -218,7 +218,7 @@ class Local:
     def _use(self, found: ModelFound) -> None:
         if found.trouble and self._model_named:
             raise LaunchError(found.trouble)
-        self._screen.model(found.name or DEMO_MODEL, trouble=found.trouble)
+        self._screen.model(", ".join(found.names) or found.name or DEMO_MODEL, trouble=found.trouble)
         self.gguf = found.gguf
         if found.trouble or found.name == DEMO_MODEL:
             self._config = msgspec.structs.replace(self._config, model=DEMO_MODEL)

@@ -19,7 +19,8 @@ class ModelFound(NamedTuple):
     """What became of getting the model.
 
     Attributes:
-        name: its name in answers; empty if there is none.
+        name: of the default one, in answers; empty if there is none.
+        names: of all models.
         gguf: the GGUF file of the same weights, if there is one.
         trouble: why there is none, as a sentence.
     """
@@ -27,6 +28,7 @@ class ModelFound(NamedTuple):
     name: str
     gguf: Path | None = None
     trouble: str = ""
+    names: tuple[str, ...] = ()
 
 
 async def find_model(environ: Mapping[str, str], log: Path, on_progress: Callable[[Report], None]) -> ModelFound:
@@ -51,7 +53,7 @@ async def find_model(environ: Mapping[str, str], log: Path, on_progress: Callabl
         raise
     if (ready := said.get("ready")) is not None:
         file = ready.facts.get("gguf")
-        return ModelFound(ready.detail, Path(file) if file else None)
+        return ModelFound(ready.detail, Path(file) if file else None, names=tuple(ready.facts.get("names", ())))
     if (down := said.get("down")) is not None:
         return ModelFound("", trouble=down.detail)
     return ModelFound("", trouble=f"The process that gets the model ended with code {code}: {last_line(log)}")

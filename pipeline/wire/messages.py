@@ -388,6 +388,11 @@ class ModelFacts(Struct, omit_defaults=True):
         digest: of its files, as Ollama lists it.
         loaded: whether it is in memory now.
         vram_bytes: the part of it on a GPU.
+        memory_bytes: what it takes while it is loaded.
+        loading_bytes: how much of `size_bytes` is in memory while it is being loaded.
+        loading_since: when its load began, UTC, unix seconds; 0 if it is not being loaded.
+        expires_at: when it leaves memory if no request comes, UTC, unix seconds; 0 if it stays.
+        alias_of: the model of which this is another name.
     """
 
     capabilities: list[str] = field(default_factory=list)
@@ -400,6 +405,11 @@ class ModelFacts(Struct, omit_defaults=True):
     digest: str = ""
     loaded: bool = False
     vram_bytes: int = 0
+    memory_bytes: int = 0
+    loading_bytes: int = 0
+    loading_since: float = 0.0
+    expires_at: float = 0.0
+    alias_of: str = ""
 
 
 class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):

@@ -30,7 +30,7 @@ from pipeline.core.placement import KnownModels, Tries, after_error, is_for_anot
 from pipeline.core.saturation import STALE_S
 from pipeline.core.turnaways import TurnAways
 from pipeline.delivery.held import Fresh, Held, MustEnd
-from pipeline.engine import Engine, Generation, TurnedAway, Work
+from pipeline.engine import Engine, Generation, NotLoaded, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -249,6 +249,8 @@ class Serving:
     def _after(self, error: HeadraceError, request: Request, span: ProcessSpan, *, began: bool) -> Outcome:
         """How the request ends after an error of the engine's. The log says it once: `Held` tells of a dead letter."""
         engine, models = self.context.engine.name, self.context.models()
+        if isinstance(error, NotLoaded):
+            return Returned(self.context.hand_back_s(self.envelope, request), error=error)
         if is_for_another(error, engine, request, models):
             return Returned(self.context.hand_back_s(self.envelope, request), error=error)
         outcome = self._lent(error, request, models) if began and engine == "ollama" else None
@@ -288,9 +290,6 @@ class Serving:
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
         engine, envelope, held = self.context.engine, self.envelope, self.held
         model = engine.resolve(request.wanted_model)
-        answer = self._answer(model, record)
-        answer.first_token_at = await held.first_said_at(record)
-        answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
         self.submitted = True
         work = Work(
             envelope.name,
@@ -315,6 +314,10 @@ class Serving:
         ) as chat:
             generation = await engine.submit(work)
             try:
+                # Made now: what the model's load took is part of the queue time.
+                answer = self._answer(model, record)
+                answer.first_token_at = await held.first_said_at(record)
+                answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
                 await held.began(wait_ms=answer.queue_ms)
                 if request.streams:
                     await held.repeat_newest()

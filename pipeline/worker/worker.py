@@ -478,10 +478,13 @@ class Worker:
             status = self.engine.status()
             # Published first: when the parent acts on its report, the other processes know.
             await self._publish_status(status.state)
-            if (status.state, status.reason) != told and status.state in ("loading", "ready", "down"):
-                told = (status.state, status.reason)
+            state = "loading" if status.swapping else status.state
+            if (state, status.reason) != told and state in ("loading", "ready", "down"):
+                told = (state, status.reason)
                 said = status.reason or "; ".join(filter(None, (status.alone, status.compute)))
-                lifecycle.report(status.state, said, models=status.models, simulated=self.engine.simulated)
+                lifecycle.report(
+                    state, said.removeprefix("loading "), models=status.models, simulated=self.engine.simulated
+                )
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await self._changed.wait()

@@ -13,6 +13,7 @@ from consumers.engines.local.run import Run
 from pipeline.core.probation import Probation
 from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class InFlight:
         self._runs: dict[int, Run] = {}
         self._in_child: dict[int, Run] = {}
         self._probation = Probation()
+        self._parked: set[int] = set()
         self._epoch = 0
         self._numbers = 0
 
@@ -46,6 +48,16 @@ class InFlight:
     def busy(self) -> bool:
         """Whether the child works on any request."""
         return bool(self._in_child)
+
+    def count(self, upto: Priority) -> int:
+        """How many requests are as urgent as this priority, or more."""
+        order = list(Priority)
+        return sum(order.index(run.priority) <= order.index(upto) for run in self._runs.values())
+
+    @property
+    def most_urgent(self) -> Priority | None:
+        """The priority of the most urgent request; None if there is none."""
+        return min((run.priority for run in self._runs.values()), key=list(Priority).index, default=None)
 
     @property
     def on_probation(self) -> bool:
@@ -89,6 +101,16 @@ class InFlight:
                 self._fail(run, Misbehaved(text))
             else:
                 run.restarted()
+
+    def park(self) -> None:
+        """The child is ended while requests run in it. They are suspended, and go on in the next child."""
+        self.disconnect()
+        lost, self._in_child = list(self._in_child.values()), {}
+        for run in lost:
+            run.number = None
+            run.moved(out=True)
+            self._parked.add(run.key)
+            self._probation.gone(run.key)
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
@@ -142,6 +164,9 @@ class InFlight:
         self._numbers += 1
         run.number = self._numbers
         self._in_child[run.number] = run
+        if run.key in self._parked:
+            self._parked.discard(run.key)
+            run.moved(out=False)
         try:
             send(Submit(run.number, self._epoch, run.work()))
         except (OverflowError, TypeError, ValueError, RecursionError) as error:
@@ -165,6 +190,7 @@ class InFlight:
 
     def _forget(self, run: Run) -> None:
         self._runs.pop(run.key, None)
+        self._parked.discard(run.key)
         if run.number is not None:
             self._in_child.pop(run.number, None)
         self._probation.gone(run.key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Self
 
 import msgspec
@@ -37,7 +37,7 @@ from pipeline.core.backoff import Backoff
 from pipeline.core.models import Catalogue
 from pipeline.core.stall import StallWatch
 from pipeline.core.width import first_width
-from pipeline.engine import Embedder, EngineStatus, TokenCounter, Work
+from pipeline.engine import MOST_PER_SLOT, Embedder, EngineStatus, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName, ModelFacts, WorkerState
 
@@ -62,12 +62,21 @@ class EngineProcess:
         model_path: where the model is: a folder, or a repository on Hugging Face.
         served_name: the model's name on the wire.
         name: the engine's name on the wire.
+        select: finds the BLAS library, by the settings `blas` and `mlx_threads`.
     """
 
     embedder: Embedder | None = None
     counter: TokenCounter | None
 
-    def __init__(self, config: Config, *, model_path: str, served_name: str, name: EngineName = "mlx") -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        model_path: str,
+        served_name: str,
+        name: EngineName = "mlx",
+        select: Callable[[str, int], Awaitable[Blas | None]] = selected,
+    ) -> None:
         self.name: EngineName = name
         self.simulated = config.engine == "simulated"
         self._config = config
@@ -90,7 +99,11 @@ class EngineProcess:
         # What the children that have ended had counted.
         self._counted = Stats()
         self._facts: Facts | None = None
+        self._select, self._selected = select, False
         self._blas: Blas | None = None
+        self._memory_bytes = 0
+        self._load_error = ""
+        self._loading = Loading("")
         self._state: WorkerState = "down"
         self._reason = "not started"
         self._callbacks: list[Callable[[], None]] = []
@@ -99,17 +112,31 @@ class EngineProcess:
     # ---- the engine's interface --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._running = True
-        self._change("loading", "starting")
-        self._tasks.start(self._supervise(), what=f"supervision of the {self.name} engine")
+        self.load()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self._end()
+        self._requests.give_up("The engine was stopped.")
+        self._change("down", "stopped")
+
+    def load(self) -> None:
+        """Start a child, which loads the model."""
+        self._running = True
+        self._loading = Loading("")
+        self._change("loading", "starting")
+        self._tasks.start(self._supervise(), what=f"supervision of the {self.name} engine")
+
+    async def unload(self) -> None:
+        """End the child, which frees the model's memory. The requests that run are suspended until the next `load`."""
+        await self._end()
+        self._requests.park()
+        self._change("down", "not loaded")
+
+    async def _end(self) -> None:
         self._running = False
         self._tasks.cancel()
         await self._tasks.join()
-        self._requests.give_up("The engine was stopped.")
-        self._change("down", "stopped")
 
     def resolve(self, model: str | None) -> str:
         """As `Engine.resolve`: the served name or an adapter's, also by an equivalent of `spill_models` or the model's
@@ -126,6 +153,10 @@ class EngineProcess:
 
     async def submit(self, work: Work) -> Run:
         """As `Engine.submit`. While the engine loads, restarts or is on probation, the request waits."""
+        return self.begin(work)
+
+    def begin(self, work: Work) -> Run:
+        """As `submit`, which waits for nothing."""
         if not self._running or self._state == "down":
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"The engine is down ({self._reason}).")
         run = self._requests.submit(work)
@@ -135,7 +166,7 @@ class EngineProcess:
 
     def status(self) -> EngineStatus:
         """As `Engine.status`. While no request can begin (loading, probation), all slots count as used."""
-        total = self._slots
+        total = self.slots
         offered = self._state == "ready" and not self._requests.on_probation
         stats = self._stats
         if not self._requests:
@@ -180,11 +211,52 @@ class EngineProcess:
         """The child's process id, or None while there is no child."""
         return self._child.pid if self._child else None
 
+    @property
+    def state(self) -> WorkerState:
+        """As in `status`."""
+        return self._state
+
+    @property
+    def reason(self) -> str:
+        """As in `status`."""
+        return self._reason
+
+    @property
+    def load_error(self) -> str:
+        """Why the child could not load the model, if it said so; empty if it was killed, or has loaded it since."""
+        return self._load_error
+
+    def has_room(self, work: Work) -> bool:
+        """Whether a request would begin at once: in a free slot, or in the place of a less urgent one."""
+        if self._state != "ready" or self._requests.on_probation:
+            return False
+        running, slots = len(self._requests), self.slots
+        if running < slots:
+            return True
+        as_urgent = self._requests.count(work.priority)
+        return running < MOST_PER_SLOT * slots and (work.extra or (self._suspends and as_urgent < slots))
+
+    @property
+    def requests(self) -> InFlight:
+        """The requests in the engine, to be counted."""
+        return self._requests
+
+    @property
+    def loading(self) -> Loading:
+        """How far the present or last load has come."""
+        return self._loading
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the weights of the model took when it was last loaded; 0 if that is not known."""
+        return self._memory_bytes
+
     # ---- the child's lives -------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
-        if not self.simulated:
-            self._blas = await selected(self._config.blas, self._config.mlx_threads)
+        if not self.simulated and not self._selected:
+            self._blas = await self._select(self._config.blas, self._config.mlx_threads)
+            self._selected = True
         pause = Backoff(_BACKOFF_S, _BACKOFF_MOST_S)
         while True:
             began_at = self._now()
@@ -217,7 +289,7 @@ class EngineProcess:
         try:
             while (frame := await child.receive()) is not None:
                 if isinstance(frame, LoadFailed):
-                    cause = frame.reason
+                    cause = self._load_error = frame.reason
                     if self._facts is None:
                         self._load_failed.put_nowait(cause)
                 self._handle(child, frame)
@@ -257,9 +329,10 @@ class EngineProcess:
         elif isinstance(frame, Counted):
             self._counts.counted(frame)
         elif isinstance(frame, Loading):
+            self._loading = frame
             self._change("loading", frame.note)
         elif isinstance(frame, Ready):
-            self._facts = frame.facts
+            self._facts, self._memory_bytes, self._load_error = frame.facts, frame.memory_bytes, ""
             # A new child begins with the first width, and keeps no prompts. Its counts begin at 0.
             for name in _COUNTED:
                 setattr(self._counted, name, getattr(self._counted, name) + getattr(self._stats, name))
@@ -294,11 +367,16 @@ class EngineProcess:
             return {}
         can = {"completion": True, "tools": self._facts.calls_tools, "thinking": self._facts.thinks}
         capabilities = [name for name, has in can.items() if has]
-        known = ModelFacts(capabilities, self._facts.context_tokens, loaded=self._state == "ready")
+        known = ModelFacts(
+            capabilities,
+            self._facts.context_tokens,
+            loaded=self._state == "ready",
+            memory_bytes=self._memory_bytes if self._state == "ready" else 0,
+        )
         return dict.fromkeys(self._listed, known)
 
     @property
-    def _slots(self) -> int:
+    def slots(self) -> int:
         """How many requests the engine runs at once at present."""
         fixed = self._facts.slots if self._facts else 0
         return fixed or self._stats.slots or first_width(self._config.slots)

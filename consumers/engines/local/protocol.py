@@ -59,9 +59,11 @@ ToChild = Submit | Cancel | Count | Shutdown
 
 
 class Loading(Struct, tag="loading", array_like=True):
-    """The progress of loading, in words for the user."""
+    """The progress of loading, in words for the user, and in bytes of the weights; 0 if they are not known."""
 
     note: str
+    done_bytes: int = 0
+    total_bytes: int = 0
 
 
 class Facts(Struct, array_like=True):
@@ -101,9 +103,10 @@ class Facts(Struct, array_like=True):
 
 
 class Ready(Struct, tag="ready", array_like=True):
-    """The model is loaded and has run once."""
+    """The model is loaded and has run once. `memory_bytes` is what its weights take; 0 if that is not known."""
 
     facts: Facts
+    memory_bytes: int = 0
 
 
 class LoadFailed(Struct, tag="failed", array_like=True):

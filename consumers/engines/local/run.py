@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline.engine import Piece, Work
 from pipeline.wire.errors import HeadraceError
+from pipeline.wire.subjects import Priority
 
 _NOTHING = Piece()
 
@@ -64,6 +65,11 @@ class Run:
         self._on_close(self)
 
     # ---- the engine's side -------------------------------------------------------------------------------------------
+
+    @property
+    def priority(self) -> Priority:
+        """The request's."""
+        return self._work.priority
 
     @property
     def tokens(self) -> int:

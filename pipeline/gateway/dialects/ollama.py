@@ -348,7 +348,7 @@ def _entry(name: str, facts: ModelFacts) -> dict[str, Any]:
 def _details(facts: ModelFacts) -> dict[str, Any]:
     family = facts.family or _FAMILY
     return {
-        "parent_model": "",
+        "parent_model": facts.alias_of,
         "format": facts.format,
         "family": family,
         "families": [family],
@@ -366,15 +366,35 @@ def tags(models: Mapping[str, ModelFacts], *, since: float) -> dict[str, Any]:
     return {"models": entries}
 
 
-def ps(models: Mapping[str, ModelFacts]) -> dict[str, Any]:
-    """The body of `GET /api/ps`: those that are loaded."""
+def ps(models: Mapping[str, ModelFacts], *, now: float) -> dict[str, Any]:
+    """The body of `GET /api/ps`: those that are loaded, and in a key of headrace's own those that are being loaded.
+
+    Args:
+        models: the facts of all, by name.
+        now: UTC, unix seconds.
+    """
     entries = [
         _entry(name, facts)
-        | {"expires_at": NEVER, "size_vram": facts.vram_bytes, "context_length": facts.context_tokens}
+        | {
+            "size": facts.memory_bytes or facts.size_bytes,
+            "expires_at": time_text(facts.expires_at) if facts.expires_at else NEVER,
+            "size_vram": facts.vram_bytes,
+            "context_length": facts.context_tokens,
+        }
         for name, facts in models.items()
         if facts.loaded
     ]
-    return {"models": entries}
+    loading = [
+        {
+            "model": name,
+            "done_bytes": facts.loading_bytes,
+            "total_bytes": facts.size_bytes,
+            "seconds": round(max(0.0, now - facts.loading_since), 3),
+        }
+        for name, facts in models.items()
+        if facts.loading_since and not facts.alias_of
+    ]
+    return {"models": entries} | ({"loading": loading} if loading else {})
 
 
 def show(name: str, facts: ModelFacts, *, since: float) -> dict[str, Any]:

@@ -74,7 +74,9 @@ function engineCard(engine, load, workers) {
   ].filter(Boolean);
   const states = [...new Set(workers.map(w => w.state))];
   const models = [...new Set(workers.flatMap(w => w.models))];
-  const troubles = workers.filter(w => w.reason && w.state !== "ready").map(w => w.reason);
+  const inMemory = [...new Set(workers.flatMap(w => Object.entries(w.facts ?? {})
+    .filter(([, facts]) => facts.loaded && !facts.alias_of).map(([name]) => name)))];
+  const troubles = workers.filter(w => w.reason).map(w => w.reason);
   const alone = new Set(workers.map(w => w.alone).filter(Boolean));
   return element("article", { className: "engine", data: { engine } },
     element("div", { className: "engine-head" },
@@ -90,6 +92,7 @@ function engineCard(engine, load, workers) {
       ` \u00b7 ${w.slots.used} of ${w.slots.total} slots`)),
     models.length > 0 && element("p", { className: "engine-models foot" },
       `${plural(models.length, "model")}: `, element("code", { textContent: models.join(", ") }),
+      inMemory.length > 0 && inMemory.length < models.length && ` \u00b7 in memory: ${inMemory.join(", ")}`,
       workers.length > 1 && ` \u00b7 ${workers.length} workers`));
 }
 

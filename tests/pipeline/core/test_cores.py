@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.core.cores import Division, divide, usable_cores
+from pipeline.core.cores import Division, divide, threads_each, usable_cores
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,8 @@ def test_the_users_numbers_stay_and_the_rest_is_for_the_other_engine():
     assert divide(8, mlx=12, second_shares=True) == Division(12, 1)
     assert divide(8, second=12, second_shares=True) == Division(1, 12)
     assert divide(8, mlx=3, second=2, second_shares=False) == Division(3, 2)
+
+
+def test_two_models_of_one_worker_divide_its_threads():
+    assert [threads_each(8, at_once) for at_once in (1, 2, 5)] == [8, 4, 4]
+    assert threads_each(1, 3) == 1

@@ -116,13 +116,13 @@ async def test_the_path_of_the_gguf_file_is_known(tmp_path: Path):
     file = written(tmp_path / "tiny.gguf")
     config = Config(model=str(file), models_dir=str(tmp_path / "models"))
     model, reports = await found(tmp_path, config)
-    assert model == ModelFound("tiny", file)
+    assert model == ModelFound("tiny", file, names=("tiny",))
     assert {"what", "done", "total"} == set(reports[0].facts)
     assert reports[0].detail.startswith("converting tiny: 0.0 of 0.")
 
 
 async def test_the_demo_model_has_no_gguf_file(tmp_path: Path):
-    assert (await found(tmp_path, Config(model="demo")))[0] == ModelFound("headrace-demo")
+    assert (await found(tmp_path, Config(model="demo")))[0] == ModelFound("headrace-demo", names=("headrace-demo",))
 
 
 async def test_a_process_that_fails_is_a_trouble_with_its_last_words(tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from pipeline.engine import Generation, Work
+from pipeline.engine import Generation, NotLoaded, Work
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import STREAM_REQUESTS
@@ -120,3 +120,17 @@ async def test_a_model_whose_last_worker_has_left_for_good_is_not_found(start: S
     alpha.skip(60.0)
     await client.ask("r", naming("beta"))
     assert await client.code("r") == ErrorCode.MODEL_NOT_FOUND
+
+
+async def test_a_request_whose_model_is_not_in_memory_comes_again_and_no_attempt_is_used(
+    start: StartWorker, client: Client
+):
+    engine = Prompt(model="alpha", refusal=NotLoaded("Many requests wait for model alpha."))
+    await start(engine)
+    await client.ask("r", naming("alpha"))
+    await eventually(lambda: deliveries_exceed(client, 4), what="it is handed back again and again")
+    assert await client.record("r") == []
+    engine.refusal = None
+    answer = await client.answer("r")
+    assert (answer.model, answer.headrace.attempts) == ("alpha", 1)
+    await client.none_waits()

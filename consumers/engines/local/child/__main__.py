@@ -22,6 +22,7 @@ from typing import Final
 
 from consumers.engines.local.child.backend import Backend, LoadError, Note
 from consumers.engines.local.child.faults import fault_in
+from consumers.engines.local.child.headway import LoadHeadway, weights_bytes
 from consumers.engines.local.child.loop import Begin, Command, EngineLoop
 from consumers.engines.local.protocol import (
     LENGTH_BYTES,
@@ -30,7 +31,6 @@ from consumers.engines.local.protocol import (
     Counted,
     FromChild,
     LoadFailed,
-    Loading,
     Ready,
     Rejected,
     Shutdown,
@@ -185,7 +185,8 @@ def main() -> None:
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
     try:
-        backend = open_backend(config, sys.argv[1], sys.argv[2], lambda note: pipe.send(Loading(note)))
+        with LoadHeadway(pipe.send, sys.argv[1]) as headway:
+            backend = open_backend(config, sys.argv[1], sys.argv[2], headway.note)
     except LoadError as error:
         log.debug("The model could not be loaded.", exc_info=True)
         pipe.send(LoadFailed(str(error)))
@@ -194,7 +195,7 @@ def main() -> None:
     reader.start()
     if backend.on_cpu:
         yield_to_others(besides=reader.native_id)
-    pipe.send(Ready(backend.facts))
+    pipe.send(Ready(backend.facts, weights_bytes()))
     EngineLoop(backend, commands, pipe.send, config).run()
     backend.close()
 

@@ -51,7 +51,7 @@ from consumers.engines.local.child.selftest import identity_of, tested
 from consumers.engines.local.child.speed import gflops, on_cpu
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
-from pipeline.config import Config
+from pipeline.config import Config, Sampling
 from pipeline.core.batch_plan import EXACT_PIECE_TOKENS
 from pipeline.core.prefixes import common_tokens
 from pipeline.engine import Work
@@ -108,7 +108,7 @@ class MlxBackend:
         self._loaded = loaded_model(config, model_path)
         self._model, self._tokenizer, self._folder = self._loaded.model, self._loaded.tokenizer, self._loaded.folder
         try:
-            self._defaults = _sampling_defaults(self._folder)
+            self._defaults = _sampling_defaults(self._folder, config.sampling)
         except Exception as error:
             raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
         if on_cpu() and config.float32_weights:
@@ -119,7 +119,8 @@ class MlxBackend:
         self._adapters = self._load_adapters(note)
         note("warming up")
         self._read_tokenizer()
-        self.facts = self._warm_up(context_tokens(self._loaded.config, self._model, self._tokenizer))
+        own_context = context_tokens(self._loaded.config, self._model, self._tokenizer)
+        self.facts = self._warm_up(min(own_context, config.context_tokens or own_context))
         self._grammars = Grammars(self._preparing, vocabulary=self.facts.vocabulary, end_tokens=list(self._end_tokens))
         context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
@@ -272,7 +273,11 @@ class MlxBackend:
         """The model's chat template, with the arguments of a request."""
         return partial(
             self._preparing.apply_chat_template,
-            **(self._reasoning.plan(request).arguments | (request.chat_template_kwargs or {})),
+            **(
+                self._config.template_arguments
+                | self._reasoning.plan(request).arguments
+                | (request.chat_template_kwargs or {})
+            ),
             tools=self._calls.shown(request),
             tokenize=False,
         )
@@ -421,9 +426,11 @@ def _special_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
 
 
-def _sampling_defaults(folder: Path) -> SamplingDefaults:
+def _sampling_defaults(folder: Path, configured: Sampling) -> SamplingDefaults:
     file = folder / "generation_config.json"
-    if not file.exists():
-        return SamplingDefaults()
-    stated = {name: value for name, value in json.loads(file.read_text()).items() if value is not None}
-    return msgspec.convert(stated, SamplingDefaults, strict=False)
+    stated = json.loads(file.read_text()) if file.exists() else {}
+    stated |= msgspec.to_builtins(configured)
+    if configured.temperature is not None:
+        stated["do_sample"] = True  # a temperature of 0 is greedy all the same
+    known = {name: value for name, value in stated.items() if value is not None}
+    return msgspec.convert(known, SamplingDefaults, strict=False)

@@ -10,6 +10,7 @@ from consumers.engines.local.protocol import Cancel, Submit, encode
 from pipeline.engine import Misbehaved, Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, Tool
+from pipeline.wire.subjects import Priority
 from tests.consumers.engines.conformance import read, work
 
 
@@ -192,3 +193,32 @@ async def test_a_request_that_no_frame_can_carry_ends_alone():
     scene.flight.dispatch()
     assert (await error_of(unsendable)).code is ErrorCode.INVALID_REQUEST
     assert [frame.key for frame in scene.sent] == [other.number]
+
+
+async def test_requests_of_a_model_that_leaves_are_suspended_and_go_on_in_the_next_child():
+    scene = Scene(requests=2)
+    first, second = scene.runs
+    scene.begun()
+    scene.produce(first, 1, 2)
+    scene.flight.park()
+    assert not scene.flight.busy
+    assert len(scene.flight) == 2
+    piece = await first.next()
+    assert (piece.token_ids, piece.suspended, piece.preempted, piece.restarted) == ([1, 2], True, 1, 0)
+    await second.close()
+    scene.flight.connect(scene.sent.append)
+    scene.flight.dispatch()
+    (resumed,) = (frame.work for frame in scene.sent if isinstance(frame, Submit))
+    assert (resumed.id, resumed.resume_tokens, resumed.coming) == ("r0", [1, 2], 0)
+    assert (await first.next()).suspended is False
+    scene.produce(first, 3, finish_reason="stop")
+    assert (await first.next()).token_ids == [3]
+
+
+def test_how_many_requests_are_as_urgent_and_which_is_the_most_urgent():
+    scene = Scene()
+    assert scene.flight.most_urgent is None
+    for priority in (Priority.LOW, Priority.MEDIUM, Priority.LOW):
+        scene.flight.submit(work("x", priority=priority))
+    assert scene.flight.most_urgent is Priority.MEDIUM
+    assert [scene.flight.count(priority) for priority in Priority] == [0, 1, 3]

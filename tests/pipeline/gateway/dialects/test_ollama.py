@@ -247,12 +247,32 @@ def test_lists_are_what_ollamas_client_reads():
     tags = ListResponse.model_validate(ollama.tags(facts, since=1700000000))
     assert [(entry.model, entry.size) for entry in tags.models] == [("demo", 0), ("mini:latest", 7)]
     assert tags.models[1].digest == "d" != tags.models[0].digest
-    ps = ProcessResponse.model_validate(ollama.ps(facts))
+    ps = ProcessResponse.model_validate(ollama.ps(facts, now=1700000000))
     assert [entry.name for entry in ps.models] == ["demo"]
     shown = ShowResponse.model_validate(ollama.show("mini:latest", facts["mini:latest"], since=1700000000))
     assert shown.capabilities == ["completion", "tools"]
     assert shown.modelinfo["qwen3.context_length"] == 4096
     assert shown.details.parameter_size == "1B"
+
+
+def test_what_is_in_memory_has_its_size_and_its_end_and_what_is_being_loaded_its_progress():
+    facts = {
+        "kept": ModelFacts(loaded=True, size_bytes=7, memory_bytes=70),
+        "idle": ModelFacts(loaded=True, size_bytes=8, expires_at=1700000060.0),
+        "name": ModelFacts(loaded=True, alias_of="kept"),
+        "coming": ModelFacts(size_bytes=100, loading_bytes=40, loading_since=1699999998.0),
+        "stored": ModelFacts(size_bytes=9),
+    }
+    ps = ollama.ps(facts, now=1700000000)
+    shown = ProcessResponse.model_validate(ps).models
+    assert [(each.name, each.size, each.details.parent_model) for each in shown] == [
+        ("kept", 70, ""),
+        ("idle", 8, ""),
+        ("name", 0, "kept"),
+    ]
+    assert shown[0].expires_at.year > 2200
+    assert shown[1].expires_at.timestamp() == 1700000060
+    assert ps["loading"] == [{"model": "coming", "done_bytes": 40, "total_bytes": 100, "seconds": 2.0}]
 
 
 def test_what_only_ollama_has_is_carried():

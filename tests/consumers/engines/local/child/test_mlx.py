@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from consumers.models.names import located
+from pipeline.config import Sampling
 from pipeline.engine import Engine
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.requests import ChatRequest, Tool
@@ -375,3 +376,26 @@ async def test_a_new_process_keeps_nothing_of_the_one_before_and_its_counts_go_o
         assert second.usage.prompt_tokens_details.cached_tokens == 0
         assert counted > 0
         assert (engine.status().prompt_tokens, engine.status().reused_tokens) == (2 * counted, 0)
+
+
+async def test_a_models_own_context_template_arguments_and_sampling(start, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(located("headrace-demo"), folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"chat_template": settings["chat_template"] + "{{ more | default('') }}"}))
+    own = {
+        "context_tokens": 256,
+        "template_arguments": {"more": "one two three"},
+        "sampling": Sampling(temperature=0.0),
+    }
+    async with start("mlx", model=str(folder), **own) as engine:
+        assert [known.context_tokens for known in engine.status().facts.values()] == [256]
+        overridden = ChatRequest(prompt="x", chat_template_kwargs={"more": ""})
+        assert await engine.counter.count_tokens(ChatRequest(prompt="x")) > await engine.counter.count_tokens(
+            overridden
+        )
+        story = ChatRequest(prompt="Tell me a story.", max_tokens=24)
+        assert len({(await ask(engine, story, seed=seed)).text for seed in range(3)}) == 1
+        warm = ChatRequest(prompt="Tell me a story.", max_tokens=24, temperature=5.0)
+        assert len({(await ask(engine, warm, seed=seed)).text for seed in range(3)}) == 3

@@ -1,0 +1,83 @@
+"""The models that the settings name for one worker: the default one, further ones, and those in folders of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from consumers.models.names import is_folder, located, served_name_of
+from pipeline.config import Config, ConfigError, ModelEntry
+
+_CONFIG = "config.json"
+
+
+class WantedModel(NamedTuple):
+    """A model that the settings name.
+
+    Attributes:
+        name: on the wire.
+        place: as the setting `model` takes it.
+        entry: its own settings.
+    """
+
+    name: str
+    place: str
+    entry: ModelEntry
+
+
+def config_of(model: WantedModel, config: Config) -> Config:
+    """The settings with which `obtain` gets a model."""
+    return msgspec.structs.replace(config, model=model.place)
+
+
+def draft_config_of(model: WantedModel, config: Config) -> Config | None:
+    """The settings with which `obtain` gets the draft model of a model; None if it has none."""
+    place = model.entry.over(config).draft_model
+    return msgspec.structs.replace(config, model=place) if place else None
+
+
+def wanted_models(config: Config) -> list[WantedModel]:
+    """The models of the settings, the default one first.
+
+    Raises:
+        ConfigError: two of them have one name.
+    """
+    found: dict[str, WantedModel] = {}
+    for model in _named(config):
+        for name in (model.name, *model.entry.aliases, *model.entry.over(config).adapters):
+            other = found.setdefault(name, model)
+            if other.place != model.place:
+                raise ConfigError(f'Two models have the name "{name}": {other.place} and {model.place}. Rename one.')
+    return list({model.name: model for model in found.values()}.values())
+
+
+def _named(config: Config) -> Iterator[WantedModel]:
+    tables = dict(config.models)
+    yield from _expanded(config.model, tables.pop(config.model, ModelEntry()))
+    for name, entry in tables.items():
+        yield from _expanded(name, _without_others(entry))
+
+
+def _without_others(entry: ModelEntry) -> ModelEntry:
+    """The settings of a further model: the adapters and the draft model of the default one do not fit it."""
+    return msgspec.structs.replace(
+        entry,
+        adapter_path=entry.adapter_path or "",
+        adapters=entry.adapters or {},
+        draft_model=entry.draft_model or "",
+    )
+
+
+def _expanded(name: str, entry: ModelEntry) -> Iterator[WantedModel]:
+    """The model, or those in a folder of models, which have the names of their folders."""
+    place = entry.path or name
+    if is_folder(place):
+        folder = Path(located(place))
+        inner = sorted(file.parent for file in folder.glob(f"*/{_CONFIG}"))
+        if inner and not (folder / _CONFIG).exists():
+            yield from (WantedModel(each.name, str(each), entry) for each in inner)
+            return
+    yield WantedModel(name if entry.path else served_name_of(place), place, entry)
