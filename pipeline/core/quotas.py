@@ -65,7 +65,7 @@ class QuotaRefusal(NamedTuple):
     exhausted: bool
 
 
-class Allowance(NamedTuple):
+class LimitState(NamedTuple):
     """What is left of a limit: its value, the rest, and seconds until all of it is left again."""
 
     limit: int
@@ -208,20 +208,20 @@ class Quotas:
         if day == use.day:
             use.day_tokens += tokens
 
-    def standing(self, key: str, limits: KeyLimits, now: float) -> dict[Literal["requests", "tokens"], Allowance]:
+    def standing(self, key: str, limits: KeyLimits, now: float) -> dict[Literal["requests", "tokens"], LimitState]:
         """What is left to a key, for the headers of a response. Of two limits of tokens, that of a minute."""
-        use, standing = self._use(key, now), dict[Literal["requests", "tokens"], Allowance]()
+        use, standing = self._use(key, now), dict[Literal["requests", "tokens"], LimitState]()
         if most := limits.requests_per_minute:
             reset_s = use.requests[-1] + MINUTE_S - now if use.requests else 0.0
-            standing["requests"] = Allowance(most, max(0, most - len(use.requests)), max(0.0, reset_s))
+            standing["requests"] = LimitState(most, max(0, most - len(use.requests)), max(0.0, reset_s))
         if most := limits.tokens_per_minute:
             reset_s = use.tokens[-1][0] + MINUTE_S - now if use.tokens else 0.0
             reset_s = MINUTE_S if use.reserved else max(0.0, reset_s)
-            standing["tokens"] = Allowance(most, max(0, most - use.recent - use.open_tokens), reset_s)
+            standing["tokens"] = LimitState(most, max(0, most - use.recent - use.open_tokens), reset_s)
         elif most := limits.tokens_per_day:
             used = use.day_tokens + use.open_tokens
             reset_s = Period.DAY.end_of(now) - now if used else 0.0
-            standing["tokens"] = Allowance(most, max(0, most - used), reset_s)
+            standing["tokens"] = LimitState(most, max(0, most - used), reset_s)
         return standing
 
     def _use(self, key: str, now: float) -> _KeyUse:
