@@ -303,7 +303,8 @@ async def test_wait_ends_when_its_consumer_is_deleted(pulling):
     await pulls_standing(pulling.bus, "high")
     await pulling.bus.js.delete_consumer(STREAM_REQUESTS, "high")
     assert await waiting is None
-    # The other lanes are served as before.
+    # The other lanes are served as before, once their pulls are gone.
+    await pulls_standing(pulling.bus, "low", stands=False)
     await publish(pulling.bus, "a", "low")
     assert (await taken(pulling, "low")).message.headers[MSG_ID] == "a"
 
