@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +31,7 @@ from pipeline.core.placement import KnownModels, Tries, after_error, is_for_anot
 from pipeline.core.saturation import STALE_S
 from pipeline.core.turnaways import TurnAways
 from pipeline.delivery.held import Fresh, Held, MustEnd
-from pipeline.engine import Engine, Generation, NotLoaded, TurnedAway, Work
+from pipeline.engine import Engine, EngineStatus, Generation, NotLoaded, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -56,6 +57,7 @@ class ServingContext:
         engine: answers the requests.
         config: the settings.
         patience_s: how long the other workers have to say which models they have.
+        entering: the requests in hand, by priority, that the engine has not been given yet.
         coming: how many requests of a priority are on their way to the engine, as far as is known.
         on_lending: called before a request is returned for MLX to take it.
         on_lent: called with its priority after it was returned.
@@ -65,6 +67,7 @@ class ServingContext:
     engine: Engine
     config: Config
     patience_s: float = PATIENCE_S
+    entering: Counter[Priority] = field(default_factory=Counter)
     coming: Callable[[Priority], int] = lambda _: 0
     on_lending: Callable[[], None] = lambda: None
     on_lent: Callable[[Priority], None] = lambda _: None
@@ -126,7 +129,6 @@ class Serving:
 
     Attributes:
         cost_tokens: (prompt, output) tokens that the engine spent on it.
-        submitted: whether the engine has it, or has had it.
         request: the decoded request, None until it is read.
     """
 
@@ -136,14 +138,15 @@ class Serving:
     on_slot_left: Callable[[], None] = lambda: None
     extra: bool = False
     cost_tokens: tuple[int, int] = field(init=False, default=(0, 0))
-    submitted: bool = field(init=False, default=False)
     request: Request | None = field(init=False, default=None)
     _lends: bool = field(init=False, default=False)
+    _enters: bool = field(init=False, default=True)
     _interruption: Outcome | None = field(init=False, default=None)
     _task: asyncio.Task[Outcome] | asyncio.Task[None] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.held.when_lost(self._lost)
+        self.context.entering[self.envelope.priority] += 1
 
     @property
     def envelope(self) -> Envelope:
@@ -190,7 +193,14 @@ class Serving:
         finally:
             if deadline is not None:
                 deadline.cancel()
+            self._entered()
             self.held.release()
+
+    def _entered(self) -> None:
+        """The engine has the request now, or will not get it."""
+        if self._enters:
+            self._enters = False
+            self.context.entering[self.envelope.priority] -= 1
 
     def _arm_deadline(self) -> asyncio.TimerHandle | None:
         if self.envelope.deadline is None:
@@ -289,8 +299,8 @@ class Serving:
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
         engine, envelope, held = self.context.engine, self.envelope, self.held
-        model = engine.resolve(request.wanted_model)
-        self.submitted = True
+        model, status = engine.resolve(request.wanted_model), engine.status()
+        self._entered()
         work = Work(
             envelope.name,
             request,
@@ -309,13 +319,13 @@ class Serving:
             request_id=envelope.name,
             engine=engine.name,
             model=model,
-            server=engine.status().server,
-            provider=engine.status().dialect or "",
+            server=status.server,
+            provider=status.dialect or "",
         ) as chat:
             generation = await engine.submit(work)
             try:
                 # Made now: what the model's load took is part of the queue time.
-                answer = self._answer(model, record)
+                answer = self._answer(model, record, status)
                 answer.first_token_at = await held.first_said_at(record)
                 answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
                 await held.began(wait_ms=answer.queue_ms)
@@ -336,7 +346,7 @@ class Serving:
         what = "interrupted" if outcome is None else closed.code if isinstance(closed, HeadraceError) else word(outcome)
         chat.cut_short(str(what), "" if outcome is None else reason(outcome), self.cost_tokens[1])
 
-    def _answer(self, model: str, record: Record) -> AnswerWriter:
+    def _answer(self, model: str, record: Record, status: EngineStatus) -> AnswerWriter:
         engine = self.context.engine
         return AnswerWriter(
             self.envelope,
@@ -347,7 +357,7 @@ class Serving:
             self.reason,
             engine.simulated,
             record,
-            dialect=engine.status().dialect,
+            dialect=status.dialect,
         )
 
     async def _embed(self, request: EmbeddingRequest) -> EmbeddingList:
@@ -355,15 +365,16 @@ class Serving:
         if engine.embedder is None:
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"{engine.name} makes no embeddings", param="model")
         model = engine.embedder.embedding_model(request.wanted_model)
-        answer = self._answer(model, Record())
+        status = engine.status()
+        answer = self._answer(model, Record(), status)
         answer.notes = request.notes
         with self.context.me.tracing.embeddings(
             request,
             request_id=self.envelope.name,
             engine=engine.name,
             model=model,
-            server=engine.status().server,
-            provider=engine.status().dialect or "",
+            server=status.server,
+            provider=status.dialect or "",
         ) as span:
             await self.held.began(wait_ms=answer.queue_ms)
             embedded = await engine.embedder.embed(request, model)

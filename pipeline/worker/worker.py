@@ -388,8 +388,7 @@ class Worker:
 
     def _coming(self, priority: Priority) -> int:
         """How many requests of a priority are on their way to the engine: taken, or announced and not taken yet."""
-        own = (job for job in self._jobs if job.taken.envelope.priority is priority)
-        return sum(not job.serving.submitted for job in own) + self._taking.coming(priority)
+        return self._context.entering[priority] + self._taking.coming(priority)
 
     # ---- serving
 

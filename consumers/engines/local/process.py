@@ -186,7 +186,7 @@ class EngineProcess:
             kv_bytes=stats.kv_bytes,
             kv_bytes_limit=self._config.kv_bytes_limit or (self._facts.free_bytes if self._facts else 0),
             reason=self._reason,
-            tool_models=self._catalogue.listed() if self._facts and self._facts.calls_tools else [],
+            tool_models=self._listed if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
             alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
             suspends=offered and self._suspends,
