@@ -1,7 +1,7 @@
 """Three models of one worker, and memory for two of them: `python -m bench.models`.
 
 The demo model is served under three names. A person asks one model a HIGH question after another, first alone, and then
-beside 300 requests at random for all three. The engine of a model is killed meanwhile.
+beside 300 requests at random for all three. The engine of another model is killed meanwhile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.running import ALONE, up
 from consumers.demo_model import PATH
 
 NAMES = ("red", "green", "blue")
-ASKED = NAMES[0]
+ASKED, *OTHERS = NAMES
 PGREP = shutil.which("pgrep") or "pgrep"
 HIGH_ALONE = 20
 PAUSE_S = 0.2
@@ -112,9 +112,9 @@ async def ask(client: httpx.AsyncClient, model: str, priority: str) -> dict[str,
 
 
 def kill_an_engine(parent: str) -> bool:
-    """Kill the engine process of one model, as a crash would. Returns whether one ran."""
+    """Kill the engine process of a model that is not asked HIGH questions. Returns whether one ran."""
     worker = _children(parent, "pipeline.cli run mlx")
-    engines = [pid for each in worker for pid in _children(each, "consumers.engines.local.child")]
+    engines = [pid for each in worker for pid in _children(each, f"models/({'|'.join(OTHERS)})")]
     if engines:
         os.kill(int(engines[-1]), signal.SIGKILL)
     return bool(engines)

@@ -60,6 +60,7 @@ class ModelUse:
         pinned: it stays in memory.
         preload: it is loaded without a request, if there is room.
         idle_s: it leaves when it has had no work for this long; None for never.
+        high_at: when a HIGH request was last in the engine; None if none was since the model is loaded.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelUse:
     pinned: bool = False
     preload: bool = False
     idle_s: float | None = None
+    high_at: float | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -206,6 +208,11 @@ def _free_at(model: ModelUse, wanted: ModelUse, now: float) -> float:
     load_s = max(wanted.load_s, model.load_s, LEAST_LOAD_S)
     urgent = wanted.waiting is Priority.HIGH
     at = model.since + load_s * (HIGH_STAY_LOADS if urgent else STAY_LOADS)
+    if not urgent and model.high_at is not None:
+        # Another question of the same person is probably on its way.
+        until = min(model.high_at + load_s * STAY_LOADS, wanted.oldest_at + PATIENCE_S)
+        if until > now:
+            return max(at, until)
     if model.is_idle:
         return min(at, model.used_at + load_s * QUIET_LOADS)
     ranks = [_RANK[priority] for priority in (model.busy_with, model.waiting) if priority is not None]

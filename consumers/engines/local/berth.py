@@ -75,6 +75,7 @@ class Berth:
         tickets: the requests that wait for it.
         stage: where it is, and `since` when.
         used_at: when it last had work.
+        high_at: when it last had a HIGH request since it is loaded.
         load_s: how long its last load took.
         was_ready: it has been loaded before.
         ending: its process is being ended.
@@ -90,6 +91,7 @@ class Berth:
     stage: Stage = "absent"
     since: float = 0.0
     used_at: float = 0.0
+    high_at: float | None = None
     load_s: float = 0.0
     was_ready: bool = False
     ending: bool = False
@@ -122,6 +124,8 @@ class Berth:
         requests = self.engine.requests
         if len(requests):
             self.used_at = now
+        if requests.most_urgent is Priority.HIGH:
+            self.high_at = now
         waiting = [(ticket.work.priority, ticket.began_at) for ticket in self.tickets]
         if self.stage == "absent" and requests.most_urgent is not None:
             # It was suspended when its model left.
@@ -136,6 +140,7 @@ class Berth:
             load_s=self.load_s,
             running=len(requests),
             busy_with=requests.most_urgent,
+            high_at=self.high_at,
             waiting=min((priority for priority, _ in waiting), key=_ORDER.index) if waiting and may_load else None,
             oldest_at=min((began_at for _, began_at in waiting), default=0.0),
             pinned=self.model.pinned and may_load,
@@ -160,6 +165,8 @@ class Berth:
     def begin(self, work: Work, now: float) -> Run:
         """Give the engine a request."""
         self.used_at = now
+        if work.priority is Priority.HIGH:
+            self.high_at = now
         return self.engine.begin(work)
 
     def admit(self, now: float) -> None:
@@ -182,7 +189,7 @@ class Berth:
         """The model is in memory."""
         self.load_s, self.was_ready, self.failure, self.refused = now - self.since, True, "", False
         self._retries.succeeded()
-        self.used_at = now
+        self.used_at, self.high_at = now, None
         self.enter("ready", now)
 
     def failed(self, now: float) -> None:

@@ -70,6 +70,16 @@ def test_low_does_not_force_out_a_model_that_serves_high_until_it_has_waited_lon
     assert decide(models, 10, NOW + PATIENCE_S).leave == ["a"]
 
 
+def test_a_model_that_served_high_a_moment_ago_stays_for_the_next_question():
+    models = [idle("a", used_at=NOW - 1, high_at=NOW - 1), wanted("b", MEDIUM, load_s=2.0)]
+    stays_s = STAY_LOADS * 2.0
+    assert decide(models, 10, NOW) == Swap(wake_at=NOW - 1 + stays_s)
+    assert decide([*models, idle("other", used_at=NOW - 0.6)], 20, NOW).leave == ["other"]
+    assert decide([models[0], wanted("b", HIGH, load_s=2.0)], 10, NOW).leave == ["a"]
+    later = NOW + PATIENCE_S
+    assert decide([replace(models[0], high_at=later, used_at=later - 9), models[1]], 10, later).leave == ["a"]
+
+
 def test_a_leaving_model_ends_when_its_requests_have_ended_or_at_its_deadline():
     leaving = ModelUse("a", 10, "leaving", since=NOW, running=1, busy_with=LOW)
     assert decide([leaving, wanted("b")], 10, NOW) == Swap(wake_at=NOW + LEAVE_S)
