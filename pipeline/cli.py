@@ -239,18 +239,22 @@ def _add_key(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--highest", choices=("high", "medium", "low"), help="most urgent priority that the key can use (default: high)"
     )
     add.add_argument(
-        "--operator", action="store_true", default=None, help="let the key see and cancel the requests of all tenants"
+        "--operator",
+        action="store_true",
+        default=None,
+        help="let the key see, cancel, pause and move the requests of all tenants",
     )
     limit = actions.add_parser("limit", help="change the limits of a key in the settings file")
     limit.add_argument("name", metavar="NAME", help="name of the key")
     for parser in (add, limit):
-        for kind in ("answers", "lists", "statistics"):
-            parser.add_argument(
-                f"--{kind}-per-s", type=float, metavar="RATE", help=f"{kind} calls per second; 0 for no limit"
-            )
+        unchanged = "by default the setting of the same name" if parser is add else "by default it stays as it is"
+        for kind, calls in (("answers", "answers"), ("lists", "lists of models"), ("statistics", "statistics")):
+            text = f"most calls for {calls} per second, 0 for no limit; {unchanged}"
+            parser.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=text)
+        unchanged = "by default there is none" if parser is add else "by default it stays as it is"
         for quota in ("requests-per-minute", "tokens-per-minute", "tokens-per-day"):
-            text = quota.replace("-", " ")
-            parser.add_argument(f"--{quota}", type=int, metavar="N", help=f"{text}; 0 for no limit (default)")
+            text = f"most {quota.replace('-', ' ')}, 0 for no limit; {unchanged}"
+            parser.add_argument(f"--{quota}", type=int, metavar="N", help=text)
     show_list = actions.add_parser("list", help="list the configured keys")
     remove = actions.add_parser("remove", help="remove a key from the settings file")
     remove.add_argument("name", metavar="NAME", help="name of the key")
