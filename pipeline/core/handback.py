@@ -8,14 +8,14 @@ between the broker and an idle one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from random import Random
+from zlib import crc32
 
 # Requests that were given back come again one after the other, at this distance. It bounds the useless deliveries to
 # twenty per second.
 GAP_S = 0.05
 # The broker delivers what was given back before what is behind it. A worker on a busy machine may need longer than the
 # gap to give a request back, and would then receive nothing else. So a request waits twice as long each time, up to
-# this, and more or less by chance: two workers that alternate could give each other's requests back without end.
+# this, and each request differently: two workers that alternate could give each other's requests back without end.
 LONGEST_OWN_S = 0.8
 # The last of many waits no longer than this.
 MOST_S = 30.0
@@ -25,16 +25,16 @@ MOST_S = 30.0
 class HandBacks:
     """Gives each request that is given back a time of its own. One writer: the worker. Times are monotonic seconds."""
 
-    _random: Random = field(default_factory=Random)
     _last_due: float = field(init=False, default=float("-inf"))
 
-    def delay_s(self, now: float, *, delivered: int, room: bool) -> float:
+    def delay_s(self, now: float, name: str, *, delivered: int, room: bool) -> float:
         """How long the broker keeps a request before it delivers it again, seconds.
 
         The others come in the order in which they were given back.
 
         Args:
             now: the time.
+            name: the request's.
             delivered: how often the message has been delivered, 1 or more.
             room: whether a worker that has the model has a free slot. Its pull has waited longest, so that it receives
                 the request if that is delivered at once. Should it not, the next delay is not 0.
@@ -44,4 +44,5 @@ class HandBacks:
         self._last_due = min(max(self._last_due, now) + GAP_S, now + MOST_S)
         # The exponent is bounded as well: 2.0**1024 is an error.
         own_s = min(GAP_S * 2.0 ** min(delivered - 1, 10), LONGEST_OWN_S)
-        return max(self._last_due - now, own_s * self._random.uniform(0.5, 1.0))
+        part = crc32(f"{name}@{delivered}".encode()) / 2**32
+        return max(self._last_due - now, own_s * (1.0 + part) / 2)
