@@ -39,10 +39,11 @@ class HandBacks:
             room: whether a worker that has the model has a free slot. Its pull has waited longest, so that it receives
                 the request if that is delivered at once. Should it not, the next delay is not 0.
         """
-        if delivered == 1 and room:
-            return 0.0
-        self._last_due = min(max(self._last_due, now) + GAP_S, now + MOST_S)
         # The exponent is bounded as well: 2.0**1024 is an error.
         own_s = min(GAP_S * 2.0 ** min(delivered - 1, 10), LONGEST_OWN_S)
-        part = crc32(f"{name}@{delivered}".encode()) / 2**32
-        return max(self._last_due - now, own_s * (1.0 + part) / 2)
+        own_s *= (1.0 + crc32(f"{name}@{delivered}".encode()) / 2**32) / 2
+        if room:
+            # It does not go behind those that wait for a busy worker.
+            return 0.0 if delivered == 1 else own_s
+        self._last_due = min(max(self._last_due, now) + GAP_S, now + MOST_S)
+        return max(self._last_due - now, own_s)
