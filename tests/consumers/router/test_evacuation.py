@@ -61,6 +61,15 @@ async def subjects(bus, stream):
     return [message.headers["Nats-Subject"] async for message in bus.scan(stream, ">")]
 
 
+async def left(bus, stream, wanted):
+    """Until these are the subjects of the messages in a stream. A move stores a request before it deletes the old one."""
+
+    async def they_are():
+        return await subjects(bus, stream) == wanted
+
+    await eventually(they_are)
+
+
 async def spill(bus, request_id, body=BODY):
     headers = {
         "Nats-Msg-Id": bus.moves.make(request_id, Move.SPILLED, 1, 0.0),
@@ -74,25 +83,17 @@ async def test_requests_go_back_when_ollama_goes_down_and_what_only_ollama_has_s
     say["ollama"] = ("down",)
     await spill(bus, "auto")
     await spill(bus, "theirs", b'{"prompt": "x", "model": "small"}')
-
-    async def back():
-        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
-
-    await eventually(back)
+    await left(bus, STREAM_REQUESTS, ["llm.request.high.complex"])
     [moved] = [message async for message in bus.scan(STREAM_REQUESTS, ">")]
     assert moved.headers["Nats-Msg-Id"].startswith("auto:returned")
     assert moved.headers["Llm-Reason"] == "back from ollama: ollama is away"
-    assert await subjects(bus, STREAM_OLLAMA) == ["llm.ollama.high"]
+    await left(bus, STREAM_OLLAMA, ["llm.ollama.high"])
 
 
 async def test_a_consumer_that_is_not_there_at_all_counts_as_away(bus, say, evacuation):
     del say["ollama"]
     await spill(bus, "auto")
-
-    async def gone():
-        return await subjects(bus, STREAM_OLLAMA) == []
-
-    await eventually(gone)
+    await left(bus, STREAM_OLLAMA, [])
     assert await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
 
 
@@ -119,12 +120,8 @@ async def test_a_request_for_a_model_that_ollama_has_no_more_ends_where_it_has_n
     [last] = await eventually(ended)
     assert last.error.code == "model_not_found"
     assert "small" in last.error.message
-
-    async def back():
-        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
-
-    await eventually(back)
-    assert await subjects(bus, STREAM_OLLAMA) == []
+    await left(bus, STREAM_REQUESTS, ["llm.request.high.complex"])
+    await left(bus, STREAM_OLLAMA, [])
 
 
 async def test_what_mlx_workers_leave_in_the_lanes_is_moved_all_the_same(bus, say, evacuation):
@@ -132,8 +129,4 @@ async def test_what_mlx_workers_leave_in_the_lanes_is_moved_all_the_same(bus, sa
     say.more["mlx"] = {"borrows": True}
     await eventually(lambda: any(worker.borrows for worker in evacuation.peers.workers("mlx")))
     await spill(bus, "auto")
-
-    async def back():
-        return await subjects(bus, STREAM_REQUESTS) == ["llm.request.high.complex"]
-
-    await eventually(back)  # what they leave is moved all the same
+    await left(bus, STREAM_REQUESTS, ["llm.request.high.complex"])

@@ -10,6 +10,7 @@ import pytest
 from consumers.engines.ollama import OllamaEngine
 from pipeline.config import Config
 from tests.consumers.ollama_server import Connection, ollama_server
+from tests.waiting import eventually
 
 PART = {"message": {"role": "assistant", "content": "half "}, "done": False}
 ODD = {
@@ -31,6 +32,10 @@ async def odd(connection: Connection) -> None:
             await connection.end()
 
 
+def logged(caplog: pytest.LogCaptureFixture, name: str, words: str) -> list[str]:
+    return [line for line in caplog.messages if line.startswith(f"{name}:") and words in line]
+
+
 async def test_each_request_ends_within_its_attempts_and_each_failure_is_logged_once(
     start, client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -46,8 +51,8 @@ async def test_each_request_ends_within_its_attempts_and_each_failure_is_logged_
                 assert answer.error.code == "engine_failed"
                 assert words in answer.error.message
                 assert "2 attempts" in answer.error.message
-                logged = [line for line in caplog.messages if line.startswith(f"{name}:") and words in line]
-                assert len(logged) == 2
+                await eventually(lambda name=name, words=words: len(logged(caplog, name, words)) >= 2)
+                assert len(logged(caplog, name, words)) == 2
                 asked = [body for body in server.bodies if body["model"] == f"odd:{name}"]
                 assert len(asked) == 2
             await client.none_waits()

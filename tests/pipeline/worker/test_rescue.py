@@ -22,6 +22,18 @@ async def begin(client, engine, names, lane="high"):
         await client.until(name, 2)
 
 
+async def finish_all(client, engine):
+    """Finish every request that runs, until none is left in the queue."""
+
+    async def next_run():
+        return engine.running[:1] or ["none"] * (not (await client.bus.stream_state(STREAM_REQUESTS)).messages)
+
+    while (run := (await eventually(next_run))[0]) != "none":
+        run.finish("two")
+        await eventually(lambda run=run: run.closed)
+        await client.answer(run.work.id)
+
+
 async def fill(client, engine, names):
     for name in names:
         await client.ask(name)
@@ -58,11 +70,7 @@ async def test_the_survivor_whose_slots_are_full_goes_on_with_what_the_dead_one_
     assert not any(run.closed for run in survivor.engine.submitted if run.work.id in full)
     # From here on the slots are the bound again.
     survivor.engine.most_running = 0
-    while (await client.bus.stream_state(STREAM_REQUESTS)).messages:
-        run = await eventually(lambda: survivor.engine.running and survivor.engine.running[0])
-        run.finish("x")
-        await eventually(lambda run=run: run.closed)
-        await client.answer(run.work.id)
+    await finish_all(client, survivor.engine)
     assert survivor.engine.most_running <= 3
     assert sorted(served(survivor.engine)) == sorted({*served(survivor.engine)})
 
@@ -127,13 +135,7 @@ async def test_no_more_is_taken_over_than_the_engine_has_slots(start, client):
     await fill(client, survivor.engine, ["full-1", "full-2"])
     await doomed.kill()
     await eventually(lambda: len(survivor.engine.running) == 4)
-    while survivor.engine.running:
-        run = survivor.engine.running[0]
-        run.finish("two")
-        await eventually(lambda run=run: run.closed)
-        await client.answer(run.work.id)
-        waiting = await client.bus.stream_state(STREAM_REQUESTS)
-        await eventually(lambda waiting=waiting: survivor.engine.running or not waiting.messages)
+    await finish_all(client, survivor.engine)
     assert survivor.engine.most_running <= 4
     assert sorted(served(survivor.engine)) == sorted([*names, "full-1", "full-2"])
 
