@@ -144,6 +144,11 @@ class LinesEnded:
             self.counts.completed += 1
         return True
 
+    @property
+    def complete(self) -> bool:
+        """Whether every line has ended."""
+        return self.counts.completed + self.counts.failed >= self.counts.total
+
     def has(self, number: int) -> bool:
         """Whether the line with this number has ended."""
         place = number >> 3
