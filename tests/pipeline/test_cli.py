@@ -508,3 +508,28 @@ def test_a_send_whose_pipeline_stops_says_so_once_and_ends(tmp_path):
     assert sending.returncode == 1
     assert "has been away for 10 s" in err.splitlines()[-1]
     assert len(err.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("arguments", [["key", "list"], ["stats", "--json"], ["send", "What is 1 plus 1?"]])
+def test_a_closed_output_is_no_fault(state, arguments, tmp_path):
+    more = ["--config", os.devnull] if arguments[0] == "key" else ["--state-dir", str(state)]
+    command = [sys.executable, "-m", "pipeline.cli", *arguments, *more]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"], ["send", "What is 1 plus 1?"]])
+def test_an_output_that_cannot_be_written_is_one_clear_line(state, arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *arguments, "--state-dir", str(state)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "headrace: The output cannot be written: No space left on device.\n")
