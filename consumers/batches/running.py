@@ -97,7 +97,7 @@ class BatchRun:
 
     async def _check(self, file: StoredFile) -> bool:
         """Check the input file. Returns whether the batch can run."""
-        checking = Checking(self._order.endpoint)
+        checking = Checking(self._order.endpoint, self._config.max_body_bytes)
         async with aclosing(self._lines(file)) as lines:
             async for number, data in lines:
                 if not checking.add(number, data):
