@@ -125,6 +125,15 @@ def test_an_open_gateway_without_keys_does_not_start_and_says_what_to_do(tmp_pat
     assert not (tmp_path / "state").exists()
 
 
+def test_a_ready_file_that_cannot_be_written_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "file").touch()
+    for ready, why in ((tmp_path / "file" / "ready.json", "File exists"), (tmp_path, "Is a directory")):
+        run = headrace("up", "--engine", "simulated", "--state-dir", str(tmp_path / "s"), "--ready-file", str(ready))
+        assert (run.returncode, run.stdout) == (1, "")
+        assert run.stderr == f"headrace: Cannot write the ready file {ready}: {why}.\n"
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_role_without_a_broker_says_so_and_ends():
     done = headrace("run", "monitor", "--nats-url", "nats://127.0.0.1:9")
     assert done.returncode == 1
