@@ -74,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 0
+    except SystemExit as error:
+        # rich ends the process with code 1 where the reader of stdout has closed it.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return 0
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:
             raise

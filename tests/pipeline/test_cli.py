@@ -522,11 +522,21 @@ def test_a_send_whose_pipeline_stops_says_so_once_and_ends(tmp_path):
 @pytest.mark.parametrize("arguments", [["key", "list"], ["stats", "--json"], ["send", "What is 1 plus 1?"]])
 def test_a_closed_output_is_no_fault(state, arguments, tmp_path):
     more = ["--config", os.devnull] if arguments[0] == "key" else ["--state-dir", str(state)]
-    command = [sys.executable, "-m", "pipeline.cli", *arguments, *more]
+    command = [*HEADRACE, *arguments, *more]
     done = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
     )
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"]])
+def test_a_reader_that_leaves_is_no_fault(state, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*HEADRACE, *arguments, "--state-dir", str(state)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -534,7 +544,7 @@ def test_a_closed_output_is_no_fault(state, arguments, tmp_path):
 def test_an_output_that_cannot_be_written_is_one_clear_line(state, arguments):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.cli", *arguments, "--state-dir", str(state)],
+            [*HEADRACE, *arguments, "--state-dir", str(state)],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
