@@ -188,7 +188,9 @@ class Router:
                 self._rests.leave(lane, self.me.bus.clock.now())
                 await held.end(Returned())
             case Fresh() if self.me.peers.pauses.now.holds(held.envelope.priority, held.envelope.owner):
-                delay_s = self._paused.delay_s(self.me.bus.clock.now(), first=False, room=False)
+                delay_s = self._paused.delay_s(
+                    self.me.bus.clock.now(), held.envelope.name, delivered=held.envelope.delivered, room=False
+                )
                 await held.end(Returned(delay_s))
             case Fresh():
                 with held.process():

@@ -8,10 +8,15 @@ between the broker and an idle one.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from zlib import crc32
 
 # Requests that were given back come again one after the other, at this distance. It bounds the useless deliveries to
 # twenty per second.
 GAP_S = 0.05
+# The broker delivers what was given back before what is behind it. A worker on a busy machine may need longer than the
+# gap to give a request back, and would then receive nothing else. So a request waits twice as long each time, up to
+# this, and each request differently: two workers that alternate could give each other's requests back without end.
+LONGEST_OWN_S = 0.8
 # The last of many waits no longer than this.
 MOST_S = 30.0
 
@@ -22,18 +27,23 @@ class HandBacks:
 
     _last_due: float = field(init=False, default=float("-inf"))
 
-    def delay_s(self, now: float, *, first: bool, room: bool) -> float:
+    def delay_s(self, now: float, name: str, *, delivered: int, room: bool) -> float:
         """How long the broker keeps a request before it delivers it again, seconds.
 
         The others come in the order in which they were given back.
 
         Args:
             now: the time.
-            first: whether this is the first delivery of the message.
+            name: the request's.
+            delivered: how often the message has been delivered, 1 or more.
             room: whether a worker that has the model has a free slot. Its pull has waited longest, so that it receives
                 the request if that is delivered at once. Should it not, the next delay is not 0.
         """
-        if first and room:
-            return 0.0
-        self._last_due = min(max(now, self._last_due) + GAP_S, now + MOST_S)
-        return self._last_due - now
+        # The exponent is bounded as well: 2.0**1024 is an error.
+        own_s = min(GAP_S * 2.0 ** min(delivered - 1, 10), LONGEST_OWN_S)
+        own_s *= (1.0 + crc32(f"{name}@{delivered}".encode()) / 2**32) / 2
+        if room:
+            # It does not go behind those that wait for a busy worker.
+            return 0.0 if delivered == 1 else own_s
+        self._last_due = min(max(self._last_due, now) + GAP_S, now + MOST_S)
+        return max(self._last_due - now, own_s)

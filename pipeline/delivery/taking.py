@@ -158,7 +158,9 @@ class Taking:
 
     async def _hold_back(self, delivery: Delivery, held: Held) -> None:
         if isinstance(await held.open(), Fresh):
-            delay_s = self._hand_backs.delay_s(self.me.bus.clock.now(), first=False, room=False)
+            delay_s = self._hand_backs.delay_s(
+                self.me.bus.clock.now(), held.envelope.name, delivered=delivery.delivered, room=False
+            )
             await held.end(Returned(delay_s))
             return
         held.release()

@@ -107,13 +107,13 @@ class ServingContext:
         """How a request that no attempt has begun goes back to its lane while it is paused; None if it may begin."""
         if not self.me.peers.pauses.now.holds(envelope.priority, envelope.owner):
             return None
-        return Returned(self._paused.delay_s(self.clock.now(), first=False, room=False))
+        return Returned(self._paused.delay_s(self.clock.now(), envelope.name, delivered=envelope.delivered, room=False))
 
     def hand_back_s(self, envelope: Envelope, request: Request) -> float:
         """How long the broker keeps a request that is left to another worker of this engine, seconds."""
         engine = self.engine.name
         room = is_on(self.me.peers.others(engine, self.me.name, self.config, with_room=True), engine, request)
-        return self._hand_backs.delay_s(self.clock.now(), first=envelope.delivered == 1, room=room)
+        return self._hand_backs.delay_s(self.clock.now(), envelope.name, delivered=envelope.delivered, room=room)
 
 
 @dataclass(slots=True)

@@ -97,8 +97,9 @@ class Fleet:
         return berth
 
     async def _selected(self, wanted: str, threads: int) -> Blas | None:
-        """The BLAS library, which is tried once for all models."""
-        if self._blas is None:
+        """The BLAS library, which is tried once for all models, and again if its file is gone."""
+        known = self._blas.result() if self._blas is not None and self._blas.done() else None
+        if self._blas is None or (known is not None and known.is_gone()):
             select: Callable[[str, int], Awaitable[Blas | None]] = selected
             self._blas = asyncio.ensure_future(select(wanted, threads))
         return await asyncio.shield(self._blas)

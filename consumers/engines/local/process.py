@@ -280,7 +280,7 @@ class EngineProcess:
     async def _live(self) -> tuple[bool, str]:
         """One life of the child. Returns whether it became ready, and how it ended."""
         if self._blas is not None and self._blas.is_gone():
-            self._blas = await selected(self._config.blas, self._config.mlx_threads)
+            self._blas = await self._select(self._config.blas, self._config.mlx_threads)
         blas = self._blas.library if self._blas else ""
         child = await Child.start(self._config, self._model_path, self.name, blas=blas)
         self._child, self._stalled = child, ""

@@ -192,12 +192,11 @@ async def test_a_library_that_is_removed_is_made_again_for_the_next_child(cache)
         assert str(library) in mapped(engine)
 
 
-async def test_a_library_that_ends_the_engine_at_its_start_is_left_out(tmp_path, monkeypatch, caplog):
+async def test_a_library_that_ends_the_engine_at_its_start_is_left_out(tmp_path, caplog):
     async def chosen(*_: object) -> blas.Blas:
         return blas.Blas("broken", str(tmp_path / "gone.so"), 1.0)
 
-    monkeypatch.setattr("consumers.engines.local.process.selected", chosen)
-    async with engine_of(Config(model="headrace-demo")) as engine:
+    async with engine_of(Config(model="headrace-demo"), select=chosen) as engine:
         await until(engine, lambda: engine.status().state == "ready")
         assert "its own BLAS" in engine.status().compute
     assert "starts without" in caplog.text
