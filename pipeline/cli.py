@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import shlex
@@ -42,6 +43,9 @@ ROLE_MODULES = {
 # How long a role waits for its broker, which may be starting at the same time.
 BROKER_PATIENCE_S = 5.0
 
+# A full disk, a quota, or a device that fails, behind stdout.
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
 _USAGE = "%(prog)s [OPTION ...]"
 
 Command = Callable[[argparse.Namespace], int]
@@ -49,6 +53,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without Unicode gets question marks, and no traceback.
@@ -67,9 +72,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of stdout has closed it. Without this, Python reports the error again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 0
+    except SystemExit as error:
+        # rich ends the process with code 1 where the reader of stdout has closed it.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return 0
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        _forget_output()
+        print(f"headrace: The output cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+
+
+def _open_closed_streams() -> None:
+    """Give a command that was started with a closed stdout or stderr (`>&-`) one that takes what it writes."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process runs
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - as above
+
+
+def _forget_output() -> None:
+    """Nothing takes what is written to stdout. Without this, Python reports the error again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -89,6 +89,14 @@ class LineCaller:
         except HeadraceError as error:
             return LineEnd(failed(line, request_id, error), failed=True)
 
+    def oversized(self, number: int, data: bytes, size: int, most: int) -> LineEnd:
+        """The end of a line whose result has `size` bytes, of which the broker accepts `most`."""
+        line = read_line(data)
+        assert not isinstance(line, LineFault)  # noqa: S101 - the file was checked
+        message = f"The result of the line has {size} bytes, and the broker accepts at most {most}."
+        error = HeadraceError(ErrorCode.REQUEST_TOO_LARGE, message)
+        return LineEnd(failed(line, line_id(self._order.id, number), error), failed=True)
+
     async def cancel_all(self) -> None:
         """Cancel the lines that are in the queue or run."""
         for name in list(self._in_queue):

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from consumers.batches.composing import Unrun, compose
-from consumers.batches.lines import LineCaller, Unanswered
+from consumers.batches.lines import LineCaller, LineEnd, Unanswered
 from pipeline.broker.batches import BatchStore, decode_batch
+from pipeline.broker.connection import TooLarge
 from pipeline.broker.files import FileIncomplete, Files, StoredFile
 from pipeline.config import Config
 from pipeline.core.batch_lines import Checking, Cutter, LinesEnded
@@ -73,7 +74,7 @@ class BatchRun:
             try:
                 await self._carry(resumed=stored is not None)
             except FileIncomplete as error:
-                await self._fail([LineFault("file_not_found", str(error))])
+                await self._give_up(error)
         for journal in self._journals.values():
             await journal.clear()
 
@@ -96,7 +97,7 @@ class BatchRun:
 
     async def _check(self, file: StoredFile) -> bool:
         """Check the input file. Returns whether the batch can run."""
-        checking = Checking(self._order.endpoint)
+        checking = Checking(self._order.endpoint, self._config.max_body_bytes)
         async with aclosing(self._lines(file)) as lines:
             async for number, data in lines:
                 if not checking.add(number, data):
@@ -136,22 +137,33 @@ class BatchRun:
         room = asyncio.Semaphore(self._config.batch_lines)
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._report()), group.create_task(self._heed_cancel())]
-            fed = 0
-            async with aclosing(self._lines(file)) as lines:
-                async for number, data in lines:
-                    if self._ledger.has(number):
-                        continue
-                    await room.acquire()
-                    fed_before = resumed and fed < _MOST_IN_QUEUE
-                    if self._is_over() and not fed_before:
-                        room.release()
-                        break
-                    group.create_task(self._line(number, data, room, fed_before=fed_before))
-                    fed += 1
+            lost: FileIncomplete | None = None
+            try:
+                await self._feed_lines(file, group, room, resumed=resumed)
+            except FileIncomplete as error:
+                lost = error
             for _ in range(self._config.batch_lines):
                 await room.acquire()
             for task in beside:
                 task.cancel()
+        if lost is not None:
+            raise lost
+
+    async def _feed_lines(
+        self, file: StoredFile, group: asyncio.TaskGroup, room: asyncio.Semaphore, *, resumed: bool
+    ) -> None:
+        fed = 0
+        async with aclosing(self._lines(file)) as lines:
+            async for number, data in lines:
+                if self._ledger.has(number):
+                    continue
+                await room.acquire()
+                fed_before = resumed and fed < _MOST_IN_QUEUE
+                if self._is_over() and not fed_before:
+                    room.release()
+                    break
+                group.create_task(self._line(number, data, room, fed_before=fed_before))
+                fed += 1
 
     def _is_over(self) -> bool:
         """Whether no further line is fed."""
@@ -163,11 +175,17 @@ class BatchRun:
         except Unanswered:
             pass
         else:
-            part = BatchPart.ERROR if ended.failed else BatchPart.OUTPUT
-            async with self._writing:
-                await self._journals[part].append(msgspec.json.encode(ended.result) + b"\n", number)
-                self._ledger.add(number, failed=ended.failed)
+            try:
+                await self._write(ended, number)
+            except TooLarge as error:
+                await self._write(self._caller.oversized(number, data, error.size, error.most), number)
         room.release()
+
+    async def _write(self, ended: LineEnd, number: int) -> None:
+        part = BatchPart.ERROR if ended.failed else BatchPart.OUTPUT
+        async with self._writing:
+            await self._journals[part].append(msgspec.json.encode(ended.result) + b"\n", number)
+            self._ledger.add(number, failed=ended.failed)
 
     async def _report(self) -> None:
         """Store the counts while they change."""
@@ -192,8 +210,7 @@ class BatchRun:
             await self._change(status=BatchStatus.FINALIZING, finalizing_at=self._now(), request_counts=counts)
         was_cancelled = self._batch.cancelling_at is not None
         unrun = Unrun(self._lines(file), self._order, self._ledger, was_cancelled=was_cancelled)
-        output = await compose(self._files, self._order, BatchPart.OUTPUT, self._journals[BatchPart.OUTPUT])
-        error = await compose(self._files, self._order, BatchPart.ERROR, self._journals[BatchPart.ERROR], unrun)
+        files = await self._compose(None if self._ledger.complete else unrun)
         counts = msgspec.structs.replace(self._ledger.counts)
         counts.failed += unrun.count
         status, at = BatchStatus.COMPLETED, "completed_at"
@@ -201,9 +218,20 @@ class BatchRun:
             status, at = BatchStatus.CANCELLED, "cancelled_at"
         elif unrun.count:
             status, at = BatchStatus.EXPIRED, "expired_at"
-        files = {"output_file_id": output, "error_file_id": error}
         await self._change(status=status, request_counts=counts, **files, **{at: self._now()})
         log.info("Batch %s: %s, %d completed, %d failed", self._order.id, status, counts.completed, counts.failed)
+
+    async def _compose(self, unrun: Unrun | None) -> dict[str, str | None]:
+        output = await compose(self._files, self._order, BatchPart.OUTPUT, self._journals[BatchPart.OUTPUT])
+        error = await compose(self._files, self._order, BatchPart.ERROR, self._journals[BatchPart.ERROR], unrun)
+        return {"output_file_id": output, "error_file_id": error}
+
+    async def _give_up(self, lost: FileIncomplete) -> None:
+        """The input file is gone: the lines that were not run cannot be read. The results of the others are kept."""
+        await self._recall()
+        files = await self._compose(None)
+        self._batch = faulty(self._batch, [LineFault("file_not_found", str(lost))], self._now())
+        await self._change(request_counts=self._ledger.counts, **files)
 
     # ---- the state
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from pipeline.aio import Background, wait_set
-from pipeline.broker.connection import BusError, Message, Subscription, Unreachable
+from pipeline.broker.connection import BusError, Message, Subscription, TooLarge, Unreachable
 from pipeline.broker.jetstream import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFull
 from pipeline.core.anew import cancelled_at, headers_anew
 from pipeline.core.triage import Verdict
@@ -156,6 +156,11 @@ class Asker:
                 raise
             except LaneFull:
                 raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
+            except TooLarge as error:
+                message = (
+                    f"The request has {error.size} bytes with its headers. The broker accepts at most {error.most}."
+                )
+                raise HeadraceError(ErrorCode.REQUEST_TOO_LARGE, message) from None
             except BusError as error:
                 message = (
                     f"The broker did not confirm request {request.name} in time, and may have stored it. "

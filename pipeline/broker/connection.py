@@ -65,6 +65,15 @@ class NoResponders(Unreachable):
     """No process subscribes to the subject of a request. The broker reports this at once."""
 
 
+class TooLarge(BusError):
+    """A message is larger than the broker accepts. It was not sent, and cannot be sent."""
+
+    def __init__(self, subject: str, size: int, most: int) -> None:
+        super().__init__(f"The message to {subject} has {size} bytes. The broker accepts at most {most}.")
+        self.size = size
+        self.most = most
+
+
 class ServiceFailed(Unreachable):
     """A service replied that it could not answer, in the headers of NATS services (ADR-32)."""
 
@@ -275,7 +284,9 @@ class Connection:
 
         Raises:
             Unreachable: the connection is closed, or its buffer filled up while the broker was away.
+            TooLarge: the broker accepts no message of this size.
         """
+        self._check_size(subject, data, headers)
         try:
             await self.nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
         except nats.errors.Error as error:
@@ -288,7 +299,9 @@ class Connection:
 
         Raises:
             Unreachable: the subject has no subscriber, no answer came in time, or a service replied that it failed.
+            TooLarge: the broker accepts no message of this size.
         """
+        self._check_size(subject, data, headers)
         sent = dict(headers) if headers else None
         try:
             with cancellation_kept():
@@ -303,6 +316,12 @@ class Connection:
                 f"The service {subject} failed: {message.headers.get(_SERVICE_ERROR, 'no reason given')}"
             )
         return message
+
+    def _check_size(self, subject: str, data: bytes, headers: Headers | None) -> None:
+        """The client compares the body alone. The broker counts the headers as well, and closes the connection."""
+        size = len(data) + (_headers_size(headers) if headers else 0)
+        if size > self.max_payload:
+            raise TooLarge(subject, size, self.max_payload)
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Call handler for each message, one after another. Its exceptions are logged."""
@@ -442,6 +461,12 @@ class _Reports:
 def what(error: Exception) -> str:
     """The error's text, or its type: some of the client's errors have no text."""
     return str(error) or type(error).__name__
+
+
+def _headers_size(headers: Headers) -> int:
+    """The size of headers as the client writes them: a first line, `name: value` lines, and an empty one."""
+    lines = sum(len(name.encode()) + len(value.encode()) + len(": \r\n") for name, value in headers.items())
+    return len("NATS/1.0\r\n") + lines + len("\r\n")
 
 
 def _inbox_prefix(url: str) -> str:

@@ -190,6 +190,7 @@ class Bus(Connection):
             Fenced: expected_last is not the last sequence.
             LaneFull: the lane is full.
             Unreachable: the broker did not answer within patience_s, or no stream accepts the subject.
+            TooLarge: the broker accepts no message of this size.
             BusError: any other refusal.
         """
         sent = dict(headers or {})

@@ -11,9 +11,10 @@ from pathlib import Path
 from pipeline.commands import say, tell
 from pipeline.config import ConfigError
 from pipeline.wire.subjects import is_tenant
+from pipeline.wire.usage import DEFAULT_TENANT
 
-# The users of `nats/accounts.conf`.
-_RESERVED = frozenset({"pipeline", "engine", "client"})
+# The users of `nats/accounts.conf`, and the tenant of plain subjects in accounts of use and pauses.
+_RESERVED = frozenset({"pipeline", "engine", "client", DEFAULT_TENANT})
 
 _SERVICES = (
     "llm.request.*.t.{tenant}",
@@ -63,8 +64,8 @@ def auth(tenant: str, file: Path | None) -> int:
     """
     if not is_tenant(tenant) or tenant in _RESERVED:
         raise ConfigError(
-            f'"{tenant}" is not a valid tenant. Use 1 to 64 letters, digits, "-" or "_", except pipeline, engine and '
-            "client."
+            f'"{tenant}" is not a valid tenant. Use 1 to 64 letters, digits, "-" or "_", except pipeline, engine, '
+            "client and default."
         )
     password = secrets.token_urlsafe(24)
     block = account(tenant, password)

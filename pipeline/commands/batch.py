@@ -67,20 +67,25 @@ def batch(job: BatchJob, url: str) -> int:
     try:
         with Path(job.source).open("rb") as content:
             endpoint = job.endpoint or _endpoint_of(content)
-            return run_client(partial(_begin, job, endpoint, content), url, name="headrace batch")
     except OSError as error:
         tell(f"headrace: {visible(job.source)}: {error.strerror or error}")
         return 1
+    with Path(job.source).open("rb") as content:
+        return run_client(partial(_begin, job, endpoint, content), url, name="headrace batch")
 
 
 def _endpoint_of(content: IO[bytes]) -> str:
     """The endpoint of the first line; raises OSError if the file cannot be that of a batch."""
     if os.fstat(content.fileno()).st_size > MAX_FILE_BYTES:
         raise OSError(f"The file has more than {MAX_FILE_BYTES} bytes. Split it.")
-    line = read_line(content.readline(_FIRST_LINE_BYTES).strip())
-    content.seek(0)
+    number, first = 0, b""
+    while not first:
+        if not (read := content.readline(_FIRST_LINE_BYTES)):
+            raise OSError("The file has no lines.")
+        number, first = number + 1, read.strip()
+    line = read_line(first)
     if isinstance(line, LineFault):
-        raise OSError(f"line 1: {line.message}")
+        raise OSError(f"line {number}: {line.message}")
     return line.url
 
 
@@ -132,9 +137,13 @@ async def _written(ended: BatchObject, results: Results, bus: Bus) -> int:
     files = Files(bus)
     for file_id, path in ((ended.output_file_id, results.output), (ended.error_file_id, results.errors)):
         if file_id is not None and (found := await files.find(file_id)) is not None:
-            with path.open("wb") as target:
-                async for piece in files.read(found):
-                    await asyncio.to_thread(target.write, piece)
+            try:
+                with path.open("wb") as target:
+                    async for piece in files.read(found):
+                        await asyncio.to_thread(target.write, piece)
+            except OSError as error:
+                tell(f"headrace: {visible(str(path))}: {error.strerror}. `headrace batch {ended.id}` writes it again.")
+                return 1
             say(str(path))
     counts = ended.request_counts
     tell(

@@ -19,12 +19,17 @@ _MOST_CUSTOM_ID = 512
 _line_decoder = msgspec.json.Decoder(LineBody)
 
 
+def longest_line(limit: int) -> int:
+    """The size of the longest line whose body can have `limit` bytes."""
+    return limit + _FRAME_BYTES
+
+
 @dataclass(slots=True)
 class Cutter:
     """Cuts the chunks of a file into lines. It holds at most one line and one chunk.
 
     Args:
-        limit: of a request's body, bytes. A longer line comes out cut, and is not valid then.
+        limit: of a request's body, bytes. A longer line comes out cut, one byte longer than `longest_line`.
     """
 
     limit: int
@@ -44,7 +49,7 @@ class Cutter:
         yield from self._line()
 
     def _add(self, piece: bytes) -> None:
-        self._rest += piece[: max(0, self.limit + _FRAME_BYTES - len(self._rest))]
+        self._rest += piece[: max(0, longest_line(self.limit) + 1 - len(self._rest))]
 
     def _line(self) -> Iterator[tuple[int, bytes]]:
         line, self._rest = bytes(self._rest).strip(), bytearray()
@@ -72,11 +77,13 @@ class Checking:
 
     Attributes:
         endpoint: the one that every line must have.
+        limit: of a request's body, bytes.
         faults: what is wrong, the first `MOST_FAULTS` of it.
         lines: how many lines were read.
     """
 
     endpoint: str
+    limit: int
     faults: list[LineFault] = field(init=False, default_factory=list)
     lines: int = field(init=False, default=0)
     _known: set[int] = field(init=False, default_factory=set)
@@ -87,6 +94,9 @@ class Checking:
         fault: LineFault | None
         if self.lines > MAX_LINES:
             fault = LineFault("too_many_requests", f"A batch has at most {MAX_LINES} lines. Split the file.")
+        elif len(data) > longest_line(self.limit):
+            message = f"The line has more than {longest_line(self.limit)} bytes. Its body can have {self.limit}."
+            fault = LineFault("request_too_large", message)
         else:
             line = read_line(data)
             fault = line if isinstance(line, LineFault) else self._fault(line)
@@ -143,6 +153,11 @@ class LinesEnded:
         else:
             self.counts.completed += 1
         return True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every line has ended."""
+        return self.counts.completed + self.counts.failed >= self.counts.total
 
     def has(self, number: int) -> bool:
         """Whether the line with this number has ended."""

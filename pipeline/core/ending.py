@@ -145,6 +145,20 @@ def when_full(moved: Moved) -> Returned:
     return Returned(FULL_RETRY_S, error=HeadraceError(ErrorCode.QUEUE_FULL, f"{moved.to} is full"))
 
 
+def too_large(size: int, most: int) -> Failed:
+    """The outcome of a request, a part of whose answer the broker does not accept: another attempt ends the same way.
+
+    Args:
+        size: of the message, bytes.
+        most: what the broker accepts, bytes.
+    """
+    message = (
+        f"A message of the answer has {size} bytes, and the broker accepts at most {most}. "
+        "Ask for a shorter answer, or for fewer `top_logprobs`."
+    )
+    return Failed(HeadraceError(ErrorCode.REQUEST_TOO_LARGE, message))
+
+
 def word(outcome: Outcome) -> str:
     """The one word for an outcome, in spans and logs."""
     if isinstance(outcome, Failed):

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from pipeline.broker.connection import BusError, Delivery, Headers, Unreachable
+from pipeline.broker.connection import BusError, Delivery, Headers, TooLarge, Unreachable
 from pipeline.broker.events import publish_event
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.broker.usage import store_note
@@ -365,6 +365,8 @@ class Held:
             raise MustEnd(Abandoned(Loss.OVERTAKEN)) from None
         except Duplicate:
             raise MustEnd(Settled(None)) from None
+        except TooLarge as error:
+            raise MustEnd(ending.too_large(error.size, error.most)) from None
         except BusError as error:
             raise MustEnd(self._unreachable(error)) from None
 
@@ -420,6 +422,8 @@ class Held:
             return Abandoned(Loss.OVERTAKEN)
         except Duplicate:
             return await self._carry_out(Settled(None))
+        except TooLarge as error:
+            return await self._carry_out(ending.too_large(error.size, error.most))
         except BusError as error:
             return self._unreachable(error)
         return outcome

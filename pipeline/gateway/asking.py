@@ -26,7 +26,7 @@ from pipeline.gateway.responses import json_response
 from pipeline.gateway.several import Several
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import EmbeddingRequest
+from pipeline.wire.requests import EmbeddingRequest, wanted
 
 # Of the id of a call with several choices, what begins the ids of the others.
 MAX_ID_CHARS = 120
@@ -66,7 +66,7 @@ class Asking:
 
     def _loaded(self, request: Request, asked: Loaded) -> Response:
         """Respond to a request that only loads a model; its headers are checked all the same."""
-        self.models.check(asked.model, embeds=asked.embeds)
+        self.models.check(wanted(asked.model), embeds=asked.embeds)
         urgency(request.state.caller, request.state.headers, default=self.config.http_priority)
         wants_exact(request.state.headers)
         return Response(asked.body(self.me.bus.clock.wall()), media_type=JSON)

@@ -6,7 +6,9 @@ Both contain one JSON object, `{"nats": url, "http": url or null, "pid": n}`, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +72,19 @@ def announced(instance: Instance, *files: Path) -> Iterator[None]:
     finally:
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def check_writable(file: Path) -> None:
+    """Make the folder of a file that is written later, and see that it can be.
+
+    Raises:
+        OSError: it cannot.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
 
 
 def _for_this_user_only(path: str, flags: int) -> int:

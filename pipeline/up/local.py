@@ -398,7 +398,16 @@ def up(
     model_named: bool = False,
     settings_file: Path | None = None,
 ) -> int:
-    """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does."""
+    """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does.
+
+    Raises:
+        LaunchError: the ready file cannot be written.
+    """
+    try:
+        if ready_file is not None:
+            instance.check_writable(ready_file)
+    except OSError as error:
+        raise LaunchError(f"Cannot write the ready file {ready_file}: {error.strerror}.") from None
     screen = Screen(config)
     if settings_file is not None:
         screen.settings(settings_file)

@@ -283,7 +283,7 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def wanted_model(self) -> str | None:
         """The requested model, or None where any engine can answer."""
-        return _wanted(self.model)
+        return wanted(self.model)
 
     @property
     def chat(self) -> list[ChatMessage]:
@@ -313,7 +313,7 @@ class EmbeddingRequest(Struct, omit_defaults=True):
     @property
     def wanted_model(self) -> str | None:
         """The requested model, or None where any embedding model can be used."""
-        return _wanted(self.model)
+        return wanted(self.model)
 
     @property
     def texts(self) -> list[str]:
@@ -326,7 +326,8 @@ Request = ChatRequest | EmbeddingRequest
 _R = TypeVar("_R", ChatRequest, EmbeddingRequest)
 
 
-def _wanted(model: str | None) -> str | None:
+def wanted(model: str | None) -> str | None:
+    """The model that a request names; None if any may answer."""
     return None if model in (None, "", "auto", "auto:latest") else model
 
 

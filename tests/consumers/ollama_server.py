@@ -17,11 +17,10 @@ class Connection:
         self.body = body
         self._writer = writer
 
-    async def answer(self, body: Any, status: int = 200) -> None:
+    async def answer(self, body: Any, status: int = 200, headers: bytes = b"") -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self._writer.write(
-            b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (status, len(data)) + data
-        )
+        head = b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nconnection: close\r\n" % (status, len(data))
+        self._writer.write(head + headers + b"\r\n" + data)
         await self._writer.drain()
 
     async def lines(self, *lines: Any) -> None:

@@ -125,6 +125,15 @@ def test_an_open_gateway_without_keys_does_not_start_and_says_what_to_do(tmp_pat
     assert not (tmp_path / "state").exists()
 
 
+def test_a_ready_file_that_cannot_be_written_is_told_before_anything_starts(tmp_path):
+    (tmp_path / "file").touch()
+    for ready, why in ((tmp_path / "file" / "ready.json", "File exists"), (tmp_path, "Is a directory")):
+        run = headrace("up", "--engine", "simulated", "--state-dir", str(tmp_path / "s"), "--ready-file", str(ready))
+        assert (run.returncode, run.stdout) == (1, "")
+        assert run.stderr == f"headrace: Cannot write the ready file {ready}: {why}.\n"
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_role_without_a_broker_says_so_and_ends():
     done = headrace("run", "monitor", "--nats-url", "nats://127.0.0.1:9")
     assert done.returncode == 1
@@ -508,3 +517,38 @@ def test_a_send_whose_pipeline_stops_says_so_once_and_ends(tmp_path):
     assert sending.returncode == 1
     assert "has been away for 10 s" in err.splitlines()[-1]
     assert len(err.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("arguments", [["key", "list"], ["stats", "--json"], ["send", "What is 1 plus 1?"]])
+def test_a_closed_output_is_no_fault(state, arguments, tmp_path):
+    more = ["--config", os.devnull] if arguments[0] == "key" else ["--state-dir", str(state)]
+    command = [*HEADRACE, *arguments, *more]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+@pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"]])
+def test_a_reader_that_leaves_is_no_fault(state, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*HEADRACE, *arguments, "--state-dir", str(state)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"], ["send", "What is 1 plus 1?"]])
+def test_an_output_that_cannot_be_written_is_one_clear_line(state, arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*HEADRACE, *arguments, "--state-dir", str(state)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "headrace: The output cannot be written: No space left on device.\n")

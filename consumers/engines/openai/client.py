@@ -22,11 +22,16 @@ from consumers.engines.server.http import (
     translated,
 )
 from pipeline.config import ConfigError, base_url
+from pipeline.wire.errors import quoted
 
 _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
 _RAW = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
+# Of what the server said in place of an answer, characters.
+_SHOWN = 200
+# How the lines of a stream of events begin.
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 class OpenAIClient:
@@ -87,16 +92,27 @@ class OpenAIClient:
             ServerError: at any event. It is the end of the answer.
         """
         try:
-            async with aclosing(self._lines(body)) as sent, aclosing(self._patience.parts(sent)) as timed:
-                async for line in timed:
-                    event = read_event(line)
-                    if event == {} or (event is not None and _says(event)):
-                        yield event
-                    if event == {}:
-                        return
-            yield {}
+            async with aclosing(self._events(body)) as events:
+                async for event in events:
+                    yield event
         except Exception as error:
             raise _translated(error) from None
+
+    async def _events(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        begun, strange = False, bytearray()
+        async with aclosing(self._lines(body)) as sent, aclosing(self._patience.parts(sent)) as timed:
+            async for line in timed:
+                event = read_event(line)
+                begun = begun or event is not None
+                if not line.startswith(_FIELDS) and len(strange) < _SHOWN:
+                    strange += line[:_SHOWN]
+                if event == {} or (event is not None and _says(event)):
+                    yield event
+                if event == {}:
+                    return
+        if strange and not begun:  # a page of a proxy, or a whole answer of a server that does not stream
+            raise BadAnswer(f"The server sent no stream of events: {quoted(strange.decode(errors='replace'), _SHOWN)}.")
+        yield {}
 
     async def _lines(self, body: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         async with self._http.stream("POST", _path(body), json=body) as response:
@@ -152,6 +168,9 @@ async def _check(response: httpx.Response) -> None:
     """Raise the server's error, if the response is one."""
     if not response.is_success:
         body, status = await response.aread(), response.status_code
+        if response.has_redirect_location:
+            to = quoted(response.headers["location"], _SHOWN)
+            raise ServerError(f"status {status}, a redirect to {to}. Name that address in place of this one.", status)
         raise read_error(body, status, away=status in RETRY_LATER)
 
 

@@ -16,8 +16,9 @@ _T = TypeVar("_T")
 CONNECT_TIMEOUT_S = 5.0
 # The longest line of a streamed answer, bytes. A server that sends more without an end would fill the memory.
 LONGEST_LINE = 64 * 1024 * 1024
-# A busy server, and proxies that find no server behind them: the same call can succeed later.
-RETRY_LATER = frozenset({408, 425, 429, 502, 503, 504})
+# A server that takes no call now: the same one can succeed later. A proxy says 502 and 504 as well where the server
+# behind it broke or took too long over this very call: a failure. Its list of models shows whether it is away.
+RETRY_LATER = frozenset({408, 425, 429, 503})
 LOOK_TIMEOUT_S = 3.0
 # While an answer has not begun, the server is asked this many times in each `idle_s` whether it is there.
 _LOOKS = 3

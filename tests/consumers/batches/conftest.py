@@ -24,7 +24,7 @@ from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role, role
 from pipeline.wire.batches import BatchObject, BatchOrder
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode
+from pipeline.wire.messages import Completion, ErrorAnswer, ErrorBody, RequestEvent, encode
 from pipeline.wire.subjects import BATCH, MSG_ID, STREAM_REQUESTS, Priority, out_subject
 from tests.consumers.monitor.conftest import monitor
 from tests.pipeline.gateway.answers import COMPLETION
@@ -85,7 +85,10 @@ async def batches(config: Config, bus: Bus) -> AsyncIterator[Starter]:
 
 
 class Player:
-    """Plays the engine on LOW: once told to `play`, it answers requests, a prompt `fail` with an error."""
+    """Plays the engine on LOW: once told to `play`, it answers requests, a prompt `fail` with an error.
+
+    A prompt `big` gets an answer that the broker just accepts.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -123,10 +126,18 @@ class Player:
         if b"fail" in message.data:
             error = HeadraceError(ErrorCode.ENGINE_FAILED, "as the test wants it")
             answer = ErrorAnswer(request_id, 1, ErrorBody.of(error))
+        elif b"big" in message.data:
+            answer = self._largest(answer)
         await self._bus.store(out_subject(request_id), encode(answer), headers={MSG_ID: uuid4().hex})
         self.answered[request_id] += 1
         await message.ack_sync()
         await publish_event(self._bus, RequestEvent(request_id, "done", Priority.LOW))
+
+    def _largest(self, answer: Completion) -> Completion:
+        (choice,) = answer.choices
+        room = self._bus.max_payload - len(encode(answer)) - 200
+        message = msgspec.structs.replace(choice.message, content="x" * room)
+        return msgspec.structs.replace(answer, choices=[msgspec.structs.replace(choice, message=message)])
 
 
 @pytest.fixture

@@ -64,6 +64,49 @@ async def test_a_batch_whose_file_is_gone_fails(batches, desk):
     assert (batch.status, batch.errors.data[0].code) == (BatchStatus.FAILED, "file_not_found")
 
 
+async def test_a_batch_whose_file_is_deleted_while_it_runs_keeps_its_results(
+    batches, monitor, desk, player, monkeypatch
+):
+    # Pieces as small as in a large file: the next one is read when it is needed.
+    monkeypatch.setattr("pipeline.broker.files._READ_BYTES", 1)
+    await monitor()
+    await batches(batch_lines=2)
+    lines = [line(name, "x" * 200_000) for name in names(12)]
+    order = await desk.create(*lines)
+    await eventually(lambda: equals(desk.queued, 2))
+    await desk.files.delete(order.input_file_id)
+    player.play()
+    batch = await desk.ended(order)
+    assert (batch.status, [fault.code for fault in batch.errors.data]) == (BatchStatus.FAILED, ["file_not_found"])
+    had = await both(desk, batch)
+    assert 2 <= len(had) < 12
+    assert had == dict.fromkeys(names(len(had)), 1)
+    assert batch.request_counts == RequestCounts(12, len(had), 0)
+    # Nothing of it is left in the queue.
+    assert await desk.queued() == 0
+
+
+async def test_a_batch_whose_file_is_deleted_after_the_last_line_was_read_is_complete(batches, monitor, desk, player):
+    await monitor()
+    await batches()
+    order = await desk.create(*map(line, names(3)))
+    await eventually(lambda: equals(desk.queued, 3))
+    await desk.files.delete(order.input_file_id)
+    player.play()
+    batch = await desk.ended(order)
+    assert (batch.status, batch.request_counts) == (BatchStatus.COMPLETED, RequestCounts(3, 3, 0))
+    assert await both(desk, batch) == dict.fromkeys(names(3), 1)
+
+
+async def test_a_result_that_the_broker_does_not_accept_is_an_error_of_its_line(batches, desk, player):
+    player.play()
+    await batches()
+    batch = await desk.ended(await desk.create(line("a" * 512, "big"), line("b")))
+    assert (batch.status, batch.request_counts) == (BatchStatus.COMPLETED, RequestCounts(2, 1, 1))
+    (row,) = await desk.rows(batch.error_file_id)
+    assert row["response"]["body"]["error"]["code"] == "request_too_large"
+
+
 async def test_a_batch_has_no_more_lines_in_the_queue_than_it_may(batches, desk, player):
     await batches(batch_lines=5)
     order = await desk.create(*map(line, names(12)))

@@ -74,6 +74,12 @@ async def test_an_older_answer_under_the_same_id_is_not_taken_for_the_new_one(bu
         assert (await whole(record)).answer == COMPLETION
 
 
+async def test_a_request_that_the_broker_does_not_accept_is_refused_for_good(bus: Bus, client: Asker):
+    with pytest.raises(HeadraceError) as raised:
+        await client.submit(Outgoing("a", SUBJECT, b"x" * bus.max_payload, {}))
+    assert raised.value.code is ErrorCode.REQUEST_TOO_LARGE
+
+
 @pytest.mark.parametrize("count", [10, 300, 1200])
 async def test_a_reader_who_comes_at_any_time_reads_everything_once(bus: Bus, client: Asker, count: int):
     early = await client.read("a")

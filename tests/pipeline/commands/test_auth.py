@@ -37,7 +37,7 @@ def test_without_a_file_the_account_is_printed(capsys):
     assert capsys.readouterr().out.startswith("  TENANT_acme: {\n    users: [")
 
 
-@pytest.mark.parametrize("tenant", ["a.b", "a b", "*", "", "client", "pipeline", 'a"', "x" * 65])
+@pytest.mark.parametrize("tenant", ["a.b", "a b", "*", "", "client", "pipeline", "default", 'a"', "x" * 65])
 def test_a_name_that_cannot_be_a_tenant_is_refused(tenant: str, tmp_path: Path, capsys):
     file = tmp_path / "tenants.conf"
     assert main(["auth", tenant, "--file", str(file)]) == 2

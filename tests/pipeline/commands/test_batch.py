@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -66,6 +67,8 @@ async def test_the_faults_of_a_file_are_shown(batch, batches, tmp_path):
     [
         (None, (), "No such file"),
         (b"nonsense", (), "line 1: This line is not parseable as valid JSON."),
+        (b"\n \r\nnonsense", (), "line 3: This line is not parseable as valid JSON."),
+        (b"\n\n", (), "in.jsonl: The file has no lines."),
         (line("a"), ("--window", "soon"), "`completion_window` must be a time"),
         (line("a"), ("--endpoint", "/v1/nothing"), "`endpoint` must be one of"),
     ],
@@ -81,3 +84,22 @@ async def test_what_cannot_run_is_refused(batch, bus, tmp_path, content, args, s
 
 async def test_an_unknown_batch_is_refused(batch, bus):
     assert await batch("batch_nothing") == (1, "", 'headrace: No file and no batch has the name "batch_nothing".\n')
+
+
+async def test_a_batch_begins_with_the_first_line_that_is_not_blank(batch, batches, player, tmp_path):
+    player.play()
+    await batches()
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b"\n  \r\n" + line("a") + b"\n")
+    assert (await batch(str(source)))[0] == 0
+
+
+async def test_results_that_cannot_be_written_are_told_with_their_file(batch, batches, player, tmp_path):
+    player.play()
+    await batches()
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(line("a"))
+    (tmp_path / "in.output.jsonl").mkdir()
+    code, out, err = await batch(str(source))
+    assert (code, out) == (1, "")
+    assert re.search(r"in\.output\.jsonl: Is a directory\. `headrace batch batch_\w+` writes it again\.", err)

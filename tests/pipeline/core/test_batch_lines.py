@@ -26,7 +26,7 @@ def cut(pieces, limit=1000):
 
 
 def checked(*lines):
-    checking = Checking(CHAT)
+    checking = Checking(CHAT, 1000)
     for number, data in enumerate(lines, start=1):
         if not checking.add(number, data):
             break
@@ -46,7 +46,18 @@ def test_an_endless_line_is_cut_and_not_kept():
     for _ in range(50):
         assert list(cutter.feed(b"x" * 10_000)) == []
     ((number, data),) = cutter.end()
-    assert (number, len(data)) == (1, 10 + batch_lines._FRAME_BYTES)
+    assert (number, len(data)) == (1, batch_lines.longest_line(10) + 1)
+
+
+def test_a_line_that_was_cut_is_too_large_and_not_called_malformed():
+    longest, empty = batch_lines.longest_line(1000), len(line("a", body={"x": ""}))
+    lines = [line(name, body={"x": "y" * (longest + more - empty)}) for name, more in (("a", 0), ("b", 1), ("c", 1000))]
+    ((_, second), (_, third)) = cut([lines[1] + b"\n" + lines[2]])
+    checking = checked(lines[0], second, third)
+    assert [(fault.line, fault.code) for fault in checking.faults] == [
+        (2, "request_too_large"),
+        (3, "request_too_large"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,35 @@ async def test_a_buried_request_is_a_dead_letter_with_its_attempt(publish, bus):
     await none_left(bus)
 
 
+@pytest.mark.parametrize("over", [0, 1000], ids=["with its headers", "alone"])
+async def test_an_answer_that_the_broker_does_not_accept_ends_the_request(publish, bus, over):
+    reported = await listen(bus, "llm.store.failed")
+    held = await publish()
+    ended = await held.end(Answered(sized(answer_of(held), bus.max_payload + over)))
+    assert isinstance(ended, Failed)
+    assert ended.error.code is ErrorCode.REQUEST_TOO_LARGE
+    assert await record(bus) == [error_answer(held.envelope, ended.error)]
+    await none_left(bus)
+    # The store is well: other requests go on.
+    assert reported == []
+
+
+async def test_a_part_of_an_answer_that_the_broker_does_not_accept_ends_the_request(publish, bus):
+    held = await publish()
+    await held.open()
+    with pytest.raises(MustEnd) as raised:
+        await held.say(sized(answer_of(held), bus.max_payload))
+    assert raised.value.outcome.error.code is ErrorCode.REQUEST_TOO_LARGE
+
+
+def sized(answer, size):
+    """An answer whose message has `size` bytes."""
+    message = answer.choices[0].message
+    message.content = ""
+    message.content = "x" * (size - len(encode(answer)))
+    return answer
+
+
 async def test_a_move_to_a_full_lane_is_a_return_that_costs_no_attempt(publish, bus):
     process = Full(bus)
     held = await publish(process)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from httpx import AsyncClient
 
 from pipeline.broker.jetstream import Bus
@@ -56,6 +57,16 @@ async def test_any_model_is_shown_as_the_one_that_answers_first(serve: Serve, bu
             shown = (await client.post("/api/show", json={"name": name})).json()
             assert shown["capabilities"] == ["completion", "tools"]
         assert (await client.get("/v1/models/auto")).json()["id"] == "auto"
+
+
+@pytest.mark.parametrize("model", ["auto", "auto:latest", "big", ""])
+async def test_a_request_for_nothing_loads_any_model_too(serve: Serve, bus: Bus, model: str) -> None:
+    async with serve() as client:
+        await told(bus, client)
+        for path, body in (("/api/generate", {}), ("/api/chat", {"messages": []})):
+            response = await client.post(path, json={"model": model, **body})
+            assert (response.status_code, response.json().get("done_reason")) == (200, "load")
+        assert (await client.post("/api/generate", json={"model": "other"})).status_code == 404
 
 
 async def test_a_pull_succeeds_for_what_is_here_and_says_what_to_do_for_the_rest(serve: Serve, bus: Bus) -> None:

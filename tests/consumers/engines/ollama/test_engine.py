@@ -626,7 +626,7 @@ async def test_a_stream_that_goes_wrong_may_be_tried_again_unless_its_reader_has
     assert against.status().slots_used == 0
 
 
-@pytest.mark.parametrize(("status", "away"), [(500, False), (401, False), (503, True), (429, True), (502, True)])
+@pytest.mark.parametrize(("status", "away"), [(500, False), (401, False), (503, True), (429, True), (502, False)])
 async def test_a_server_that_cannot_work_is_soon_left_alone(
     ollama: OllamaServer, against: OllamaEngine, status: int, away: bool
 ) -> None:

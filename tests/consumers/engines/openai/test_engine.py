@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,25 @@ async def test_a_failure_leaves_another_attempt_even_where_a_text_was_seen(
     server.chat = chat
     assert isinstance(await failure_of(against, stream=True), Misbehaved)
     assert against.status().slots_used == 0
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (lambda c: c.answer({"choices": [{"message": {"content": "whole"}}]}), "no stream of events: .*choices.*whole"),
+        (lambda c: c.answer(b"<html>\n<p>log in</p></html>"), r"no stream of events: .*log in"),
+        (lambda c: c.answer({}, 307, b"location: https://gpu-box/v1\r\n"), 'a redirect to "https://gpu-box/v1"'),
+        (lambda c: c.answer({"error": {"message": "upstream broke"}}, 502), "upstream broke"),
+        (lambda c: c.answer({"error": {"message": "upstream is slow"}}, 504), "upstream is slow"),
+    ],
+)
+async def test_a_failed_attempt_names_what_the_server_said(
+    server: OpenAIServer, against: OpenAIEngine, chat: Any, said: str
+) -> None:
+    server.chat = chat
+    error = await failure_of(against)
+    assert isinstance(error, Misbehaved)
+    assert re.search(said, error.message)
 
 
 async def test_a_busy_server_and_one_that_loads_have_done_nothing(server: OpenAIServer, against: OpenAIEngine) -> None:
