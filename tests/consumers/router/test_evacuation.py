@@ -62,7 +62,7 @@ async def subjects(bus, stream):
 
 
 async def left(bus, stream, wanted):
-    """Until these are the subjects of the messages in a stream. A move stores a request before it deletes the old one."""
+    """Until these are the subjects in a stream. A move stores a request before it deletes the old one."""
 
     async def they_are():
         return await subjects(bus, stream) == wanted
