@@ -16,11 +16,10 @@ from pipeline.wire.subjects import STREAM_OLLAMA, Priority
 
 
 class Arrival(NamedTuple):
-    """A request with a deadline (UTC seconds), and how many of its lane were queued before it when it was stored."""
+    """A request that was stored with a deadline (UTC seconds)."""
 
     place: Place
     deadline: float
-    position: int
     may_spill: bool
 
 
@@ -40,33 +39,48 @@ class Arrivals:
     """
 
     admission: Admission
-    _waiting: list[Arrival] = field(init=False, default_factory=list)
+    _added: list[Arrival] = field(init=False, default_factory=list)
+    _counted: list[Arrival] = field(init=False, default_factory=list)
+    # Refused, and still in their lanes.
+    _refused: list[Place] = field(init=False, default_factory=list)
 
     def add(self, arrival: Arrival) -> None:
         """A request was stored."""
-        self._waiting.append(arrival)
+        self._added.append(arrival)
+
+    def counting(self) -> None:
+        """The lanes are counted now. What is added later is not in these counts, and waits for the next ones."""
+        self._counted += self._added
+        self._added.clear()
 
     def keep(self, waits: Callable[[Place], bool]) -> None:
         """Drop the requests that no longer wait."""
-        self._waiting = [arrival for arrival in self._waiting if waits(arrival.place)]
+        self._counted = [arrival for arrival in self._counted if waits(arrival.place)]
+        self._refused = [place for place in self._refused if waits(place)]
 
     def observe(self, engine: EngineName, capacity: Capacity, now: float) -> None:
         """The workers of an engine, as of now (monotonic seconds)."""
         self.admission.observe(engine, capacity, now)
 
     def decide(
-        self, queued: Mapping[EngineName, Mapping[Priority, int]], *, now: float, wall_now: float
+        self,
+        queued: Mapping[EngineName, Mapping[Priority, int]],
+        position: Callable[[Place], int],
+        *,
+        now: float,
+        wall_now: float,
     ) -> list[Refusal]:
-        """Decide on all requests that were added since the last call.
+        """Decide on the requests that were added before the lanes were counted.
 
         Args:
             queued: the broker's counts of the lanes.
+            position: how many requests of its lane are queued before a request.
             now: monotonic seconds.
             wall_now: UTC seconds.
         """
-        refused: Counter[tuple[str, Priority]] = Counter()
+        refused = Counter((place.stream, place.priority) for place in self._refused)
         refusals = []
-        arrived, self._waiting = self._waiting, []
+        arrived, self._counted = self._counted, []
         for arrival in arrived:
             place = arrival.place
             engine: EngineName = "ollama" if place.stream == STREAM_OLLAMA else "mlx"
@@ -74,11 +88,12 @@ class Arrivals:
             request = AdmissionRequest(
                 priority=place.priority,
                 # The view can have missed an event; no more requests are before this one than the broker counts.
-                position=max(0, min(arrival.position - refused[lane], queued[engine][place.priority] - 1)),
+                position=max(0, min(position(place), queued[engine][place.priority] - 1) - refused[lane]),
                 left_s=arrival.deadline - wall_now,
                 may_spill=arrival.may_spill,
             )
             if (error := self.admission.decide(engine, request, queued[engine], now)) is not None:
                 refused[lane] += 1
+                self._refused.append(place)
                 refusals.append(Refusal(arrival, error))
         return refusals

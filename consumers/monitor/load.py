@@ -59,6 +59,7 @@ class LoadReporter:
         config: the settings.
         leads: whether this monitor acts.
         on_capacity: called with each engine's workers and monotonic seconds, before its load is published.
+        on_count: called before the lanes are counted.
         on_look: called after each observation of both engines.
 
     Attributes:
@@ -71,6 +72,7 @@ class LoadReporter:
     config: Config
     leads: Callable[[], bool]
     on_capacity: Callable[[EngineName, Capacity, float], None]
+    on_count: Callable[[], None]
     on_look: Callable[[], None]
     queued: dict[EngineName, dict[Priority, int]] = field(init=False)
     waiting: dict[EngineName, dict[Priority, int]] = field(init=False)
@@ -137,6 +139,7 @@ class LoadReporter:
 
     async def _look(self) -> None:
         """Publish each load whose level has changed or that is due."""
+        self.on_count()
         for engine in ENGINES:
             await self._count(engine)
             await self._observe(engine)

@@ -58,7 +58,7 @@ class Monitor:
         leads = self.candidate.leads
         self.view = QueueView(me.bus, config.default_timeout_s, self._on_announced, self._on_read, self._on_filled)
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
-        self.load = LoadReporter(me, config, leads, self.arrivals.observe, self._on_look)
+        self.load = LoadReporter(me, config, leads, self.arrivals.observe, self.arrivals.counting, self._on_look)
         self.answers = QueueAnswers(me, config, self.view, self.load)
         self.usage = UsageKeeper(me.bus, leads)
         self.endings = Endings(me.bus, self.view, leads, me.tracing)
@@ -150,7 +150,7 @@ class Monitor:
     # ---- what one part tells another
 
     def _on_announced(self, announcement: Announcement) -> None:
-        envelope, place, position, may_spill = announcement
+        envelope, place, may_spill = announcement
         self.cancelling.stored(envelope, place)
         paused = self._me.peers.pauses.now.holds(place.priority, envelope.owner)
         if not paused:
@@ -159,7 +159,7 @@ class Monitor:
             return
         self.endings.expect(envelope.deadline)
         if self.candidate.leads() and not paused:
-            self.arrivals.add(Arrival(place, envelope.deadline, position, may_spill))
+            self.arrivals.add(Arrival(place, envelope.deadline, may_spill))
 
     def _on_read(self, envelope: Envelope, place: Place) -> None:
         self.cancelling.read(envelope, place)
@@ -173,6 +173,8 @@ class Monitor:
         """Refuse the arrivals that would wait in vain."""
         clock = self._me.bus.clock
         self.arrivals.keep(lambda place: self.view.state(place) == "queued")
-        for arrival, error in self.arrivals.decide(self.load.waiting, now=clock.now(), wall_now=clock.wall()):
+        for arrival, error in self.arrivals.decide(
+            self.load.waiting, self.view.queued_before, now=clock.now(), wall_now=clock.wall()
+        ):
             self.endings.end(Ending(arrival.place, error, untouched=True, deadline=arrival.deadline))
         self._ready.set()

@@ -69,13 +69,11 @@ class Announcement(NamedTuple):
     Attributes:
         envelope: its headers, read.
         place: where it is stored.
-        position: how many requests of its lane are queued before it.
         may_spill: whether the other engine may take it.
     """
 
     envelope: Envelope
     place: Place
-    position: int
     may_spill: bool
 
 
@@ -136,6 +134,10 @@ class QueueView:
         """Whether the request at place is queued or running; None if no unfinished one is known there."""
         return self._index.state(place)
 
+    def queued_before(self, place: Place) -> int:
+        """How many requests of its lane are queued before a request, as far as they have been read."""
+        return self._index.position(place)
+
     def position(self, place: Place, depth: int) -> tuple[int, bool]:
         """How many queued requests of its lane are before place, and whether that is an estimate.
 
@@ -178,8 +180,8 @@ class QueueView:
         envelope, place = self._read(to_stored(message), lane)
         if self._filling.announced(place.stream, place.sequence):
             self.on_reconnect()
-        position = self._index.stored(envelope.name, place, _deadline(envelope))
-        self.on_stored(Announcement(envelope, place, position, not lane.settled))
+        self._index.stored(envelope.name, place, _deadline(envelope))
+        self.on_stored(Announcement(envelope, place, not lane.settled))
         return place.stream
 
     def record(self, event: RequestEvent) -> None:

@@ -75,7 +75,7 @@ class QueueIndex:
 
     # ---- what happened
 
-    def stored(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> int:
+    def stored(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> None:
         """A request was stored at place; when a request moves, it leaves its former place.
 
         Args:
@@ -83,9 +83,6 @@ class QueueIndex:
             place: where it is stored.
             deadline: UTC seconds.
             state: whether it runs already. A place that is known keeps its state.
-
-        Returns:
-            How many requests of its lane are queued before it.
         """
         key, packed = table_key(request_id), place.packed()
         known = self._places.find(key)
@@ -95,7 +92,6 @@ class QueueIndex:
             self._enter(packed, deadline, state)
         if known != packed:
             self._places.put(key, packed)
-        return self._queued[packed & _LANE_MASK].rank(place.sequence)
 
     def found(self, request_id: str, place: Place, deadline: float | None = None, state: State = "queued") -> bool:
         """A request was read from the stream. Anything known under its id was announced, and is newer.

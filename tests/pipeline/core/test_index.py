@@ -53,11 +53,6 @@ def test_position_counts_the_requests_of_the_same_priority_that_came_before():
     assert (index.depth(STREAM_REQUESTS, HIGH), index.depth(STREAM_REQUESTS, LOW)) == (3, 1)
 
 
-def test_storing_tells_how_many_are_before():
-    index = QueueIndex()
-    assert [index.stored(name, at(number)) for number, name in enumerate("abc", 1)] == [0, 1, 2]
-
-
 def test_a_running_request_is_before_no_other():
     index = filled(("a", HIGH), ("b", HIGH))
     happened(index, "started", "a")

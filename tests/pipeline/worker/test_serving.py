@@ -228,6 +228,7 @@ async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
     context = ServingContext(me, engine, config)
     puller = Puller(bus, STREAM_REQUESTS, give_up, 30.0)
     await puller.start()
+    beating = asyncio.create_task(taking.leases.run())
     for turns in range(30):
         await client.stream(str(turns))
         delivery = await taken(puller, "high")
@@ -240,6 +241,7 @@ async def test_a_cancel_holds_whenever_it_comes(bus, config, client):
         assert await client.code(str(turns)) == "cancelled"
         await client.none_waits()
         assert engine.running == []
+    beating.cancel()
 
 
 async def give_up(_):
