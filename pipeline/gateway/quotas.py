@@ -17,10 +17,11 @@ import msgspec
 from pipeline.aio import Background
 from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.topology import USED_DUPLICATE_WINDOW_S
 from pipeline.broker.usage import BookStore, NoteFeed
 from pipeline.config import HttpKey
 from pipeline.core.quotas import MINUTE_S, Estimate, KeyLimits, QuotaRefusal, Quotas
-from pipeline.core.usage import StoredNote
+from pipeline.core.usage import KnownNotes, StoredNotes
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode
@@ -72,6 +73,7 @@ class KeyQuotas:
         self._feed, self._books = NoteFeed(bus), BookStore(bus)
         self._limited: dict[str, KeyLimits] = {}
         self._through: int | None = None
+        self._known = KnownNotes(USED_DUPLICATE_WINDOW_S)
         self._gateway = secrets.token_hex(8)
         self._tasks = Background()
         self.use(keys)
@@ -218,22 +220,25 @@ class KeyQuotas:
         counted = 0 if day is None else day.through
         if (await self._bus.stream_state(STREAM_USED)).last_seq < counted:
             counted = 0  # the stream is a new one
-        recent = await self._feed.first_since(self._bus.clock.wall() - MINUTE_S)
-        start = counted if recent is None else min(counted, recent - 1)
+        # What is older than the last minute, and counted, is only known from then on.
+        oldest = await self._feed.first_since(self._bus.clock.wall() - USED_DUPLICATE_WINDOW_S)
+        start = counted if oldest is None else min(counted, oldest - 1)
         notes = [stored async for stored in self._feed.after(start)]
         # From here on nothing waits, so that no request sees half of it.
         self._quotas.forget_used()
-        self._through = start
+        self._through, self._known = start, KnownNotes(USED_DUPLICATE_WINDOW_S)
         for each in () if day is None else day.sums:
             if each.key in self._limited:
                 self._quotas.learn(each.key, day.start if day else 0, each.tokens.total, self._bus.clock.wall())
         for stored in notes:
             self._count(stored, today=stored.sequence > counted)
 
-    def _count(self, stored: StoredNote, *, today: bool) -> None:
-        self._through = stored.sequence
-        if stored.note is not None and stored.note.key in self._limited:
-            self._quotas.settle(stored.note, stored.at, self._bus.clock.wall(), today=today)
+    def _count(self, stored: StoredNotes, *, today: bool) -> None:
+        self._through, now = stored.sequence, self._bus.clock.wall()
+        new = self._known.new(stored.of(lambda note: note.key in self._limited))
+        if today or stored.at > now - MINUTE_S:
+            for note in new.notes.values():
+                self._quotas.settle(note, stored.at, now, today=today)
 
 
 def _used(last: Success) -> Estimate:

@@ -6,7 +6,7 @@ import msgspec
 
 from pipeline.broker.jetstream import Bus
 from pipeline.commands.usage import _show
-from pipeline.core.usage import Accounts, StoredNote
+from pipeline.core.usage import Accounts, StoredNotes
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import QUEUE_USAGE, QUEUE_USAGE_OF_TENANT, Priority, usage_tenant
 from pipeline.wire.usage import UsageNote, UsageReport
@@ -22,7 +22,7 @@ NOTES = [
 async def serve(bus: Bus) -> None:
     accounts = Accounts()
     for sequence, note in enumerate(NOTES, start=1):
-        accounts.add(StoredNote(sequence, NOW, note))
+        accounts.add(StoredNotes(sequence, NOW, {note.id: note}))
 
     async def answer(subject: str, _: bytes) -> bytes:
         tenant = usage_tenant(subject)
