@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -127,7 +127,7 @@ class NoteFeed:
         found = await self.bus.request(f"$JS.API.DIRECT.GET.{STREAM_USED}", query)
         return int(found.headers[STORED_SEQUENCE]) if STORED_SEQUENCE in found.headers else None
 
-    async def after(self, sequence: int) -> AsyncIterator[StoredNotes]:
+    async def after(self, sequence: int) -> AsyncGenerator[StoredNotes, None]:
         """The messages with notes after a sequence.
 
         Raises:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
@@ -72,7 +73,9 @@ class KeyQuotas:
         self._quotas = Quotas()
         self._feed, self._books = NoteFeed(bus), BookStore(bus)
         self._limited: dict[str, KeyLimits] = {}
-        self._through: int | None = None
+        self._through = 0
+        self._outdated = asyncio.Event()  # the accounts are to be read from their start
+        self._outdated.set()
         self._known = KnownNotes(USED_DUPLICATE_WINDOW_S)
         self._gateway = secrets.token_hex(8)
         self._tasks = Background()
@@ -83,7 +86,7 @@ class KeyQuotas:
         before = self._limited
         self._limited = {key.name: limits for key in keys if (limits := limits_of(key)) is not None}
         if not self._limited.keys() <= before.keys():
-            self._through = None
+            self._outdated.set()
             self._feed.wake()
 
     async def start(self) -> None:
@@ -188,7 +191,7 @@ class KeyQuotas:
 
     def _on_reconnect(self) -> None:
         """The broker may have another stream of notes than before."""
-        self._through = None
+        self._outdated.set()
 
     async def _follow(self) -> None:
         while True:
@@ -208,14 +211,24 @@ class KeyQuotas:
         Raises:
             Unreachable: the broker does not answer.
         """
-        if self._through is None:
+        while self._outdated.is_set():
             await self._begin()
-            return
-        async for stored in self._feed.after(self._through):
-            self._count(stored, today=True)
+        async with aclosing(self._feed.after(self._through)) as found:
+            async for stored in found:
+                if self._outdated.is_set():
+                    return
+                self._count(stored, today=True)
 
     async def _begin(self) -> None:
         """Read what the keys have used today, and in the last minute."""
+        self._outdated.clear()
+        try:
+            await self._read()
+        except BaseException:
+            self._outdated.set()
+            raise
+
+    async def _read(self) -> None:
         day = next((book for book in await self._books.newest() if book.period is Period.DAY), None)
         counted = 0 if day is None else day.through
         if (await self._bus.stream_state(STREAM_USED)).last_seq < counted:

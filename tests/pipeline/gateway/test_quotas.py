@@ -7,8 +7,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from pipeline.broker.usage import NoteFeed
 from pipeline.engine import Work
 from pipeline.gateway.identity import make_key
+from pipeline.gateway.quotas import KeyQuotas
 from pipeline.wire.messages import Usage, encode
 from pipeline.wire.subjects import MSG_ID, USED, Priority
 from pipeline.wire.usage import UsageNote, UsageNotes
@@ -166,6 +168,28 @@ async def test_an_account_that_comes_twice_counts_once_also_for_a_gateway_that_s
             await store("d")
             for web in (first, second):
                 await eventually(lambda web=web: _is(left(web, by), 60), what="the new ones are counted")
+
+
+async def test_a_key_that_gets_its_limit_while_accounts_are_read_knows_what_it_used(bus, monkeypatch):
+    (_, alice), (_, bob) = (made(name, tokens_per_minute=100) for name in ("alice", "bob"))
+    quotas, after = KeyQuotas(bus, [alice]), NoteFeed.after
+
+    async def changed_meanwhile(feed, sequence):
+        async for stored in after(feed, sequence):
+            if stored.sequence == 3:
+                quotas.use([alice, bob])
+            yield stored
+
+    monkeypatch.setattr(NoteFeed, "after", changed_meanwhile)
+    await quotas.start()
+    await eventually(lambda: not quotas._outdated.is_set(), what="the accounts are read")
+    for number, key in enumerate(["alice", "bob", "alice", "alice"], 1):
+        note = UsageNote(f"r{number}", "done", Priority.LOW, key=key, completion=10)
+        await bus.store(USED, encode(note), headers={MSG_ID: f"r{number}@1"})
+    remaining = "x-ratelimit-remaining-tokens"
+    await eventually(lambda: quotas.headers(bob)[remaining] == "90" if quotas.headers(bob) else False)
+    await eventually(lambda: quotas.headers(alice)[remaining] == "70")
+    quotas.stop()
 
 
 async def test_a_gateway_that_starts_knows_what_was_used(serve, start, monitor):
