@@ -224,12 +224,19 @@ class Connection:
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
-        urls = url.split(",")
-        reports = _Reports(bus, is_only=len(urls) == 1)
+        reports = _Reports(bus, is_only="," not in url)
+        try:
+            await bus._connect(url, name, reports)
+            reports.connecting = False
+            yield bus
+        finally:
+            await bus._close()
+
+    async def _connect(self, url: str, name: str, reports: _Reports) -> None:
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
-                await nc.connect(
-                    urls,
+                await self.nc.connect(
+                    url.split(","),
                     name=name,
                     inbox_prefix=_inbox_prefix(url),
                     error_cb=reports.on_error,
@@ -245,16 +252,10 @@ class Connection:
                     allow_reconnect=True,
                 )
         except (OSError, nats.errors.Error, TimeoutError) as error:
-            await bus._close()
             where = without_password(url)
             if (refusal := reports.refusal) is not None:
                 raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusal)}") from error
             raise Unreachable(f"No NATS server at {where}: {what(error)}") from error
-        reports.connecting = False
-        try:
-            yield bus
-        finally:
-            await bus._close()
 
     async def _close(self) -> None:
         if self.nc.is_connected:
