@@ -100,6 +100,22 @@ async def test_a_request_is_moved_and_the_answer_says_what_cannot_be(serve: Serv
         assert everything.json() == {"object": "headrace.moved", "priority": "medium", "moved": 1, "left": {}}
 
 
+async def test_a_misspelt_or_empty_field_does_not_make_a_call_concern_more(serve: Serve, bus: Any, queued: Any):
+    await queued("mine")
+    async with serve() as client:
+        for path, body, param in (
+            ("/queue/pause", {"lane": "low", "tenant": "default"}, "lane"),
+            ("/queue/resume", {"lane": "low", "tenant": "default"}, "lane"),
+            ("/queue/priority", {"priority": "high", "tenant": "default", "id": "other"}, "id"),
+            ("/queue/priority", {"priority": "high", "tenant": "default", "batch": ""}, "batch"),
+            ("/queue/requests/mine/priority", {"priority": "high", "tenant": "default"}, "tenant"),
+        ):
+            answer = await client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert (await client.get("/queue/paused")).json()["pauses"] == []
+    assert (await position(bus, "mine"))["state"] == "queued"
+
+
 async def test_without_a_monitor_the_answer_is_unavailable(serve: Serve, bus: Any):
     async with serve() as client:
         assert (await client.post("/queue/pause", json={"priority": "low"})).status_code == 503
@@ -140,3 +156,6 @@ async def test_the_command_moves_requests(run: Any, queued: Any):
     code, _, err = await run("move", "nobody", "high")
     assert (code, "No queued request" in err) == (1, True)
     assert (await run("move", "high"))[0] == 2
+    for call in (["", "low", "--tenant", "default"], ["low", "--batch", "", "--tenant", "default"]):
+        code, out, err = await run("move", *call)
+        assert (code, out, "must not be empty" in err) == (2, "", True)
