@@ -2,8 +2,8 @@
 
 All of it is JSON. The state is one message, the last one on `llm.paused`.
 
-A call with an unknown field is refused, because without it the call would concern more requests than its sender meant. For
-the same reason no id, batch or tenant of a move is empty: a script with an unset variable sends such a value.
+A call with an unknown field is refused, because without it the call would concern more requests than its sender meant.
+For the same reason no id, batch or tenant of a move is empty: a script with an unset variable sends such a value.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -10,7 +11,13 @@ import msgspec
 import pytest
 
 from pipeline import cli
+from pipeline.broker import operator
+from pipeline.commands import batch, send
 from pipeline.gateway.identity import make_key
+from pipeline.wire.pauses import PauseCall
+from pipeline.wire.subjects import Priority
+from tests.consumers.batches.conftest import desk as desk  # noqa: PLC0414 - a fixture
+from tests.consumers.batches.conftest import line
 from tests.consumers.monitor.conftest import ask_service, position
 from tests.consumers.monitor.conftest import monitor as monitor  # noqa: PLC0414 - a fixture
 from tests.pipeline.gateway.conftest import Serve
@@ -159,3 +166,40 @@ async def test_the_command_moves_requests(run: Any, queued: Any):
     for call in (["", "low", "--tenant", "default"], ["low", "--batch", "", "--tenant", "default"]):
         code, out, err = await run("move", *call)
         assert (code, out, "must not be empty" in err) == (2, "", True)
+
+
+@pytest.mark.parametrize("scope", [{"priority": Priority.LOW}, {"tenant": "default"}])
+async def test_send_says_that_an_operator_has_paused_its_request(
+    bus: Any, queued: Any, capsys: pytest.CaptureFixture[str], scope: dict[str, Any]
+):
+    await operator.pause(bus, PauseCall(**scope))
+    sending = asyncio.ensure_future(send._send(send.Sending(text="hi", priority="low"), bus))
+    said = io.StringIO()
+
+    async def told() -> bool:
+        said.write(capsys.readouterr().err)
+        return "paused this request" in said.getvalue()
+
+    await eventually(told, what="the command says that the request is paused")
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
+async def test_batch_says_that_an_operator_has_paused_the_lane(
+    bus: Any, queued: Any, desk: Any, capsys: pytest.CaptureFixture[str], tmp_path: Any
+):
+    await operator.pause(bus, PauseCall(Priority.LOW, reason="the demo"))
+    order = await desk.create(line("a"))
+    following = asyncio.ensure_future(batch._shown(order, batch.Results.beside(str(tmp_path / "in.jsonl")), bus))
+    said = io.StringIO()
+
+    async def told() -> bool:
+        said.write(capsys.readouterr().err)
+        return "Lane low: paused at " in said.getvalue()
+
+    await eventually(told, what="the command says that the lane is paused")
+    assert "(the demo)" in said.getvalue()
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
