@@ -33,7 +33,7 @@ from pipeline.wire.batches import (
     LineFault,
     is_stored_id,
 )
-from pipeline.wire.errors import HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.subjects import Priority
 
 _LOOK_EVERY_S = 0.5
@@ -95,6 +95,9 @@ def _endpoint_of(content: IO[bytes]) -> str:
 
 
 async def _begin(job: BatchJob, endpoint: str, content: IO[bytes], bus: Bus) -> int:
+    if refusal := await _refusal_of_store(bus):
+        tell(f"headrace: {refusal}")
+        return 1
     await bus.sample_clock()
     now, store = int(bus.clock.wall()), BatchStore(bus)
     traits = FileTraits(job.source.rpartition("/")[2], "batch", now)
@@ -107,6 +110,17 @@ async def _begin(job: BatchJob, endpoint: str, content: IO[bytes], bus: Bus) -> 
     await store.create(order)
     tell(f"{order.id} is stored. It runs on if this command is interrupted; `headrace batch {order.id}` follows it.")
     return await _shown(order, Results.beside(job.source), bus)
+
+
+async def _refusal_of_store(bus: Bus) -> str:
+    """Why the broker takes no new files, or nothing. What is left of a full disk is for accepted requests."""
+    try:
+        store = (await queue_statistics(bus)).store
+    except BusError:
+        return ""  # without a monitor a batch is stored, and waits
+    if store is None or not store.refuses:
+        return ""
+    return f"{ErrorCode.QUEUE_FULL if store.state == 'full' else ErrorCode.UNAVAILABLE}: {store.reason}"
 
 
 async def _follow(batch_id: str, bus: Bus) -> int:
