@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
 
 
 class Background:
@@ -54,6 +56,40 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s failed", task.get_name(), exc_info=error)
+
+
+class Grouping(Generic[_Item]):
+    """Carries items out in groups: those that come while one group is carried out are the next group.
+
+    An item that comes alone waits for nothing, and a group is as large as the work is slow.
+    """
+
+    def __init__(self) -> None:
+        self._group: list[_Item] = []
+        self._next: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+
+    async def carry_out(self, item: _Item, work: Callable[[list[_Item]], Awaitable[None]], *, most: int) -> None:
+        """Have work carry an item out in a group, and wait until it has.
+
+        Cancelling is safe: the group is carried out all the same.
+
+        Args:
+            item: the item.
+            work: the same for all items. What it raises, every member of the group raises.
+            most: the most items in a group.
+        """
+        if self._next is None or len(self._group) >= most:
+            self._group = []
+            self._next = asyncio.get_running_loop().create_task(self._in_turn(self._group, work))
+        self._group.append(item)
+        await asyncio.shield(self._next)
+
+    async def _in_turn(self, group: list[_Item], work: Callable[[list[_Item]], Awaitable[None]]) -> None:
+        async with self._turn:
+            if group is self._group:
+                self._next = None
+            await work(group)
 
 
 async def wait_set(event: asyncio.Event, timeout_s: float | None) -> bool:

@@ -426,7 +426,10 @@ def _move(args: argparse.Namespace) -> int:
     from pipeline.wire.pauses import MoveCall
     from pipeline.wire.subjects import Priority, split_name
 
-    if not (args.id or args.batch or args.tenant):
+    which = (args.id, args.batch, args.tenant)
+    if "" in which:
+        raise ConfigError("headrace move: the ID, --batch and --tenant must not be empty.")
+    if not any(which):
         raise ConfigError("headrace move: name a request, --batch or --tenant.")
     tenant, request_id = split_name(args.id or "")
     call = MoveCall(Priority(args.priority), request_id, args.batch or "", args.tenant or tenant or None)

@@ -757,7 +757,7 @@ def load(
     if "OLLAMA_HOST" in environ:
         values.setdefault("ollama_host", Given(environ["OLLAMA_HOST"], "OLLAMA_HOST"))
     if "http_keys" in values:
-        values["http_keys"] = entries(HttpKey, values["http_keys"])
+        values["http_keys"] = _distinct(entries(HttpKey, values["http_keys"]))
     if "openai" in values:
         values["openai"] = _server_urls(values["openai"])
     if "models" in values:
@@ -771,6 +771,23 @@ def load(
     if config.saturated_at <= config.busy_at:
         raise ConfigError(f"saturated_at ({config.saturated_at:g}) must be greater than busy_at ({config.busy_at:g}).")
     return config
+
+
+def _distinct(keys: Given) -> Given:
+    """Return API keys of which no two share a name, which would let each reach the other's requests, or a hash.
+
+    Raises:
+        ConfigError: two of them do.
+    """
+    seen: dict[str, str] = {}
+    for key in keys.value if isinstance(keys.value, list) else []:
+        if not isinstance(key, HttpKey):
+            break  # refused later, with the whole value
+        if key.name in seen.values():
+            raise ConfigError(f'{keys.place}: two keys have the name "{key.name}". Rename or remove one.')
+        if (other := seen.setdefault(key.hash, key.name)) != key.name:
+            raise ConfigError(f'{keys.place}: "{other}" and "{key.name}" are the same key. Remove one.')
+    return keys
 
 
 def _several(model: Given, models: Given | None) -> dict[str, Given]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
+from pipeline.aio import Grouping
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 
@@ -44,6 +45,7 @@ class Process(Bus):
     def __init__(self, bus: Bus) -> None:
         for one in fields(bus):
             setattr(self, one.name, getattr(bus, one.name))
+        self.accounts = Grouping()
         self.doom: Fate | None = None
         self.steps = 0
         self.at: Callable[[Operation], bool] = _any

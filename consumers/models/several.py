@@ -10,8 +10,11 @@ import msgspec
 
 from consumers.models.names import is_folder, located, served_name_of
 from pipeline.config import Config, ConfigError, ModelEntry
+from pipeline.core.models import same_model
 
 _CONFIG = "config.json"
+# A request for it is answered by any model.
+_ANY = "auto"
 
 
 class WantedModel(NamedTuple):
@@ -43,15 +46,23 @@ def wanted_models(config: Config) -> list[WantedModel]:
     """The models of the settings, the default one first.
 
     Raises:
-        ConfigError: two of them have one name.
+        ConfigError: two of them have one name, as requests are matched with names; or a name cannot be requested.
     """
     found: dict[str, WantedModel] = {}
     for model in _named(config):
         for name in (model.name, *model.entry.aliases, *model.entry.over(config).adapters):
-            other = found.setdefault(name, model)
-            if other.place != model.place:
-                raise ConfigError(f'Two models have the name "{name}": {other.place} and {model.place}. Rename one.')
+            if same_model(name, _ANY):
+                raise ConfigError(f'"{name}" stands for any model and cannot be the name of {model.place}. Rename it.')
+            other = next((other for known, other in found.items() if same_model(known, name)), model)
+            if (other.name, other.place) != (model.name, model.place):
+                both = f"{_shown(other)} and {_shown(model)}"
+                raise ConfigError(f'Two models have the name "{name}": {both}. Rename one.')
+            found.setdefault(name, model)
     return list({model.name: model for model in found.values()}.values())
+
+
+def _shown(model: WantedModel) -> str:
+    return model.place if model.name == model.place else f"{model.name} ({model.place})"
 
 
 def _named(config: Config) -> Iterator[WantedModel]:

@@ -105,11 +105,12 @@ class UsageKeeper:
         async with self._lock:
             accounts = self._accounts
             if accounts is None:
-                accounts = Accounts(await self._store.newest())
+                accounts = Accounts(await self._store.newest(), window_s=USED_DUPLICATE_WINDOW_S)
                 if (await self.bus.stream_state(STREAM_USED)).last_seq < accounts.through:
                     accounts.restart()
                 self._accounts = accounts
-            async for stored in self._feed.after(accounts.through):
+            # From the first message that is left: those that are counted tell which requests are known.
+            async for stored in self._feed.after(accounts.read):
                 accounts.add(stored)
                 if not self._steps or stored.at > self._steps[-1][0] + _STEP_S:
                     self._steps.append((stored.at, stored.sequence))

@@ -18,14 +18,13 @@ from pipeline.core.pauses import described, paused, resumed
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.pauses import CallRefused, MoveCall, PauseCall, PausedState
 from pipeline.wire.subjects import PAUSED, QUEUE_MOVE, QUEUE_PAUSE, QUEUE_PAUSED, QUEUE_RESUME
+from pipeline.wire.validation import NotValid, decode
 
 log = logging.getLogger(__name__)
 
 # A monitor that has just lost its lease may write in between.
 _TRIES = 3
 _Change = Callable[[PausedState, PauseCall, float], PausedState]
-_pause_decoder = msgspec.json.Decoder(PauseCall)
-_move_decoder = msgspec.json.Decoder(MoveCall)
 
 
 @dataclass(slots=True)
@@ -76,12 +75,12 @@ class Operating:
 
     async def _changed(self, body: bytes, change: _Change, word: str) -> bytes:
         try:
-            call = _pause_decoder.decode(body)
+            call = decode(body, PauseCall)
             state = await self._store(call, change)
         except HeadraceError as error:
             return _refusal(error)
-        except msgspec.DecodeError as error:
-            return _refusal(HeadraceError(ErrorCode.INVALID_REQUEST, f"{error}."))
+        except NotValid as error:
+            return _refusal(HeadraceError(ErrorCode.INVALID_REQUEST, error.sentence))
         what, who, why = described(call.priority, call.tenant), call.by or "an unnamed operator", call.reason
         log.warning("%s was %s by %r%s", what, word, who, f": {why!r}" if why else "")
         return msgspec.json.encode(state)
@@ -108,12 +107,12 @@ class Operating:
 
     async def _move(self, _: str, body: bytes) -> bytes:
         try:
-            call = _move_decoder.decode(body)
+            call = decode(body, MoveCall)
             report = await self.moving.move(call)
         except HeadraceError as error:
             return _refusal(error)
-        except msgspec.DecodeError as error:
-            return _refusal(HeadraceError(ErrorCode.INVALID_REQUEST, f"{error}."))
+        except NotValid as error:
+            return _refusal(HeadraceError(ErrorCode.INVALID_REQUEST, error.sentence))
         return msgspec.json.encode(report)
 
 

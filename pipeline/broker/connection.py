@@ -23,11 +23,12 @@ from nats.js import JetStreamContext
 from nats.micro import add_service
 from nats.micro.request import Request
 
-from pipeline.aio import cancellation_kept
+from pipeline.aio import Grouping, cancellation_kept
 from pipeline.broker.clock import Clock
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import quoted
 from pipeline.wire.subjects import is_inbox, with_known_names
+from pipeline.wire.usage import UsageNote
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +195,7 @@ class Connection:
     Attributes:
         clock: the broker's time; see `pipeline.broker.jetstream.Bus.keep_clock`.
         moves: makes and reads the ids of moved requests; see `pipeline.broker.secret`.
+        accounts: the accounts of use that wait to be stored, with what names them; see `pipeline.broker.usage`.
         unaccounted_until: until when accounts of use are sent without waiting; see `pipeline.broker.usage`.
         foreign: how many messages were skipped because they are no part of an answer.
     """
@@ -203,6 +205,7 @@ class Connection:
     clock: Clock = field(default_factory=Clock)
     moves: MoveIds = field(default_factory=MoveIds)
     foreign: int = 0
+    accounts: Grouping[tuple[str, UsageNote]] = field(default_factory=Grouping)
     unaccounted_until: float = float("-inf")
     _reconnected: list[Callable[[], None]] = field(default_factory=list)
 
@@ -221,12 +224,19 @@ class Connection:
         """
         nc = _Client()
         bus = cls(nc, nc.jetstream(timeout=5.0))
-        urls = url.split(",")
-        reports = _Reports(bus, is_only=len(urls) == 1)
+        reports = _Reports(bus, is_only="," not in url)
+        try:
+            await bus._connect(url, name, reports)
+            reports.connecting = False
+            yield bus
+        finally:
+            await bus._close()
+
+    async def _connect(self, url: str, name: str, reports: _Reports) -> None:
         try:
             async with asyncio.timeout(_CONNECT_PATIENCE_S):
-                await nc.connect(
-                    urls,
+                await self.nc.connect(
+                    url.split(","),
                     name=name,
                     inbox_prefix=_inbox_prefix(url),
                     error_cb=reports.on_error,
@@ -242,16 +252,10 @@ class Connection:
                     allow_reconnect=True,
                 )
         except (OSError, nats.errors.Error, TimeoutError) as error:
-            await bus._close()
             where = without_password(url)
             if (refusal := reports.refusal) is not None:
                 raise Unreachable(f"The NATS server at {where} refuses the connection: {what(refusal)}") from error
             raise Unreachable(f"No NATS server at {where}: {what(error)}") from error
-        reports.connecting = False
-        try:
-            yield bus
-        finally:
-            await bus._close()
 
     async def _close(self) -> None:
         if self.nc.is_connected:

@@ -68,7 +68,8 @@ REPLIES_KEPT_S = 600.0
 REPLIES_MAX_BYTES = 512 << 20
 DEAD_KEPT_S = 30 * 24 * 3600.0
 FILES_KEPT_S = 30 * 24 * 3600.0
-# As long as a record, so that a request which is delivered again counts once, and a lease more.
+# As long as a record, so that a request which is delivered again counts once, and a lease more. Readers of the notes
+# know requests for this time as well.
 USED_DUPLICATE_WINDOW_S = REPLIES_KEPT_S + 60.0
 # Notes that no monitor has counted are kept up to this size, about 700,000 of them.
 USED_MAX_BYTES = 256 << 20

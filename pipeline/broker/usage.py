@@ -1,15 +1,17 @@
 """The accounts of use on the broker: notes on requests that ended, and the sums that are made of them.
 
-`LLM_USED` has a note for each request. Its message id names the request, so the broker stores it once. `LLM_USAGE` has
-the sums. The monitor that leads writes them; each write names the sequence of the message that it replaces, so of two
-monitors that take themselves for the leader one is refused.
+`LLM_USED` has a note for each request. Notes that come while the broker stores others are stored as one message. A
+reader counts each request once, however many messages name it: see `KnownNotes`. `LLM_USAGE` has the sums. The monitor
+that leads writes them; each write names the sequence of the message that it replaces, so of two monitors that take
+themselves for the leader one is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -18,10 +20,10 @@ import msgspec
 from pipeline.aio import wait_set
 from pipeline.broker.connection import BusError, Message, Unreachable
 from pipeline.broker.jetstream import STORE_PATIENCE_S, Bus, Stored, to_stored
-from pipeline.core.usage import Book, StoredNote
+from pipeline.core.usage import Book, StoredNotes
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import MSG_ID, STORED_SEQUENCE, STREAM_USAGE, STREAM_USED, USAGE, USED, USED_STORED
-from pipeline.wire.usage import Period, UsageBucket, UsageNote, bucket_subject
+from pipeline.wire.usage import Period, UsageBucket, UsageNote, UsageNotes, bucket_subject
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +34,15 @@ _UNHEARD_S = 60.0
 # Notes are looked for without news as well: the news may be lost.
 _LOOK_EVERY_S = 5.0
 _KEPT_S = {Period.HOUR: 3 * 86400, Period.DAY: 100 * 86400, Period.MONTH: 800 * 86400}
-_note_decoder = msgspec.json.Decoder(UsageNote)
+# A message has up to so many notes, of a few hundred bytes each; a reader gets up to so many bytes at once.
+_NOTES_MOST = 500
+_READ_BYTES = 4 << 20
+_notes_decoder = msgspec.json.Decoder(UsageNote | UsageNotes)
 _bucket_decoder = msgspec.json.Decoder(UsageBucket)
 
 
 async def store_note(bus: Bus, note: UsageNote, created: int) -> None:
-    """Store the note on a request, once however often this is called.
+    """Store the note on a request, alone or with those of others that end now, and wait until it is stored.
 
     A request outweighs its account: if the broker is there and does not take the note, as with an older configuration
     of its permissions, that is logged, and the following notes are sent without waiting.
@@ -50,19 +55,33 @@ async def store_note(bus: Bus, note: UsageNote, created: int) -> None:
     Raises:
         Unreachable: the broker is away.
     """
-    headers, data = {MSG_ID: f"{note.id}@{created}"}, encode(note)
+
+    async def store(notes: list[tuple[str, UsageNote]]) -> None:
+        await _store_notes(bus, dict(notes))
+
+    await bus.accounts.carry_out((f"{note.id}@{created}", note), store, most=_NOTES_MOST)
+
+
+async def _store_notes(bus: Bus, notes: dict[str, UsageNote]) -> None:
+    """Store the notes on some requests, by what names each of them, as one message."""
+    (name, note), *others = notes.items()
+    # The id makes repeated tries one message. That of a single note also makes repeated notes one message.
+    message_id, data = (secrets.token_hex(12), encode(UsageNotes(notes))) if others else (name, encode(note))
+    headers = {MSG_ID: message_id}
     if bus.clock.now() < bus.unaccounted_until:
         await bus.publish(USED, data, headers=headers)
         return
     try:
         await bus.store(USED, data, headers=headers, patience_s=_PATIENCE_S)
     except BusError as error:
+        more = f" and {len(others)} more" if others else ""
         if not bus.is_connected:
-            raise Unreachable(f"The account of request {note.id} was not stored: {error}") from error
+            raise Unreachable(f"The account of request {note.id}{more} was not stored: {error}") from error
         bus.unaccounted_until = bus.clock.now() + _UNHEARD_S
         log.warning(
-            "The account of request %s was not stored: %s. Check the stream %s and the permission to publish %s.",
+            "The account of request %s%s was not stored: %s. Check the stream %s and the permission to publish %s.",
             note.id,
+            more,
             error,
             STREAM_USED,
             USED,
@@ -108,25 +127,28 @@ class NoteFeed:
         found = await self.bus.request(f"$JS.API.DIRECT.GET.{STREAM_USED}", query)
         return int(found.headers[STORED_SEQUENCE]) if STORED_SEQUENCE in found.headers else None
 
-    async def after(self, sequence: int) -> AsyncIterator[StoredNote]:
-        """The notes after a sequence.
+    async def after(self, sequence: int) -> AsyncGenerator[StoredNotes, None]:
+        """The messages with notes after a sequence.
 
         Raises:
             Unreachable: the broker does not answer.
         """
-        while found := await self.bus.batch(STREAM_USED, USED, sequence + 1):
+        while found := await self.bus.batch(STREAM_USED, USED, sequence + 1, max_bytes=_READ_BYTES):
             for message in found:
                 stored = to_stored(message)
                 sequence = stored.sequence
-                yield StoredNote(sequence, stored.stored_at, _note_in(stored))
+                yield StoredNotes(sequence, stored.stored_at, _notes_in(stored))
 
 
-def _note_in(stored: Stored) -> UsageNote | None:
+def _notes_in(stored: Stored) -> dict[str, UsageNote]:
     try:
-        return _note_decoder.decode(stored.data)
+        found = _notes_decoder.decode(stored.data)
     except msgspec.DecodeError:
         log.warning("Skipping message %d of %s: it is no account.", stored.sequence, STREAM_USED)
-        return None
+        return {}
+    if isinstance(found, UsageNotes):
+        return found.notes
+    return {stored.headers.get(MSG_ID, f"{found.id}@{stored.sequence}"): found}
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -20,6 +21,7 @@ from pipeline.broker.connection import BusError
 from pipeline.broker.files import Files, FileTraits
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell, visible
+from pipeline.commands.stats import pause_line, queue_statistics
 from pipeline.core.batch_lines import read_line
 from pipeline.gateway.batches import order_of
 from pipeline.wire.batches import (
@@ -31,9 +33,12 @@ from pipeline.wire.batches import (
     LineFault,
     is_stored_id,
 )
-from pipeline.wire.errors import HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.subjects import Priority
 
 _LOOK_EVERY_S = 0.5
+# How often to ask whether an operator has paused the lane.
+_PAUSED_EVERY_S = 2.0
 # Where there is no terminal, a line is written this often.
 _LINE_EVERY_S = 5.0
 _FIRST_LINE_BYTES = 8 << 20
@@ -90,6 +95,9 @@ def _endpoint_of(content: IO[bytes]) -> str:
 
 
 async def _begin(job: BatchJob, endpoint: str, content: IO[bytes], bus: Bus) -> int:
+    if refusal := await _refusal_of_store(bus):
+        tell(f"headrace: {refusal}")
+        return 1
     await bus.sample_clock()
     now, store = int(bus.clock.wall()), BatchStore(bus)
     traits = FileTraits(job.source.rpartition("/")[2], "batch", now)
@@ -104,6 +112,17 @@ async def _begin(job: BatchJob, endpoint: str, content: IO[bytes], bus: Bus) -> 
     return await _shown(order, Results.beside(job.source), bus)
 
 
+async def _refusal_of_store(bus: Bus) -> str:
+    """Why the broker takes no new files, or nothing. What is left of a full disk is for accepted requests."""
+    try:
+        store = (await queue_statistics(bus)).store
+    except BusError:
+        return ""  # without a monitor a batch is stored, and waits
+    if store is None or not store.refuses:
+        return ""
+    return f"{ErrorCode.QUEUE_FULL if store.state == 'full' else ErrorCode.UNAVAILABLE}: {store.reason}"
+
+
 async def _follow(batch_id: str, bus: Bus) -> int:
     order = await BatchStore(bus).order(batch_id) if is_stored_id(batch_id) else None
     if order is None:
@@ -114,8 +133,23 @@ async def _follow(batch_id: str, bus: Bus) -> int:
 
 async def _shown(order: BatchOrder, results: Results, bus: Bus) -> int:
     with BatchBar() as bar:
-        ended = await _followed(BatchStore(bus), order, bar)
+        looking = asyncio.ensure_future(_tell_pause(bus, bar))
+        try:
+            ended = await _followed(BatchStore(bus), order, bar)
+        finally:
+            looking.cancel()
     return await _written(ended, results, bus)
+
+
+async def _tell_pause(bus: Bus, bar: BatchBar) -> None:
+    """Show, once, that an operator has paused the lane of all lines. Cancel it when the batch has ended."""
+    while True:
+        with contextlib.suppress(BusError):
+            for pause in (await queue_statistics(bus)).paused:
+                if pause.priority is Priority.LOW:
+                    bar.note(visible(pause_line(pause)))
+                    return
+        await asyncio.sleep(_PAUSED_EVERY_S)
 
 
 async def _followed(store: BatchStore, order: BatchOrder, bar: BatchBar) -> BatchObject:
@@ -173,6 +207,10 @@ class BatchBar:
     ) -> None:
         """Remove it."""
         self._progress.stop()
+
+    def note(self, text: str) -> None:
+        """Write a line above the bar."""
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, shown: BatchObject) -> None:
         """Show a state of the batch."""

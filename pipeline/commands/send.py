@@ -28,6 +28,8 @@ _STORE_PATIENCE_S = 3.0
 _DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
 # How often to ask meanwhile whether the broker can store requests.
 _LOOK_EVERY_S = 0.3
+# How often to ask, until the request begins, whether an operator has paused it.
+_PAUSED_EVERY_S = 1.0
 
 
 class Sending(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,15 +88,29 @@ async def _send(sending: Sending, bus: Bus) -> int:
     if sending.verbose:
         tell(f"[{request.name} queued on {request.subject}]")
     printer = Printer(verbose=sending.verbose, reasoning=sys.stdout.isatty())
+    looking = asyncio.ensure_future(_tell_pause(client, request.name))
     async with record:
         try:
             while printer.code is None:
                 printer.take((await record.next()).answer)
+                looking.cancel()
         except asyncio.CancelledError:
             with contextlib.suppress(BusError):
                 await client.cancel(request.name)
             raise
+        finally:
+            looking.cancel()
     return printer.code
+
+
+async def _tell_pause(client: Asker, name: str) -> None:
+    """Write to stderr, once, that a request waits for an operator. Cancel it when the request has begun."""
+    while True:
+        await asyncio.sleep(_PAUSED_EVERY_S)
+        with contextlib.suppress(BusError):
+            if (await client.position(name)).paused is True:
+                tell("headrace: An operator has paused this request. It is queued and begins after the resume.")
+                return
 
 
 async def _stored(client: Asker, request: Outgoing, bus: Bus) -> RecordReader:

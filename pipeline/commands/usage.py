@@ -16,7 +16,9 @@ from pipeline.wire.usage import Period, UsagePeriod, UsageReport, UsageSums
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_LEAST_CHARS = 110
+_LEAST_CHARS = 120
+# How requests end that were not answered.
+_ENDS = ("failed", "cancelled", "expired")
 _TOKENS = ("prompt", "cached", "completion", "reasoning", "spilled")
 
 
@@ -57,7 +59,7 @@ def _table(period: Period, sums: UsagePeriod) -> tuple[RenderableType, ...]:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("tenant", "key"):
         table.add_column(column, overflow="fold")
-    for column in ("requests", "failed", *_TOKENS):
+    for column in ("requests", *_ENDS, *_TOKENS):
         table.add_column(column, justify="right")
     for tenant in sums.tenants:
         table.add_row(visible(tenant.tenant), "", *_cells(tenant))
@@ -70,6 +72,5 @@ def _table(period: Period, sums: UsagePeriod) -> tuple[RenderableType, ...]:
 
 
 def _cells(sums: UsageSums) -> list[str]:
-    requests = sums.requests
-    failed = requests.failed + requests.cancelled + requests.expired
-    return [f"{requests.total:,}", f"{failed:,}", *(f"{getattr(sums.tokens, name):,}" for name in _TOKENS)]
+    counts = [sums.requests.total, *(getattr(sums.requests, name) for name in _ENDS)]
+    return [f"{count:,}" for count in (*counts, *(getattr(sums.tokens, name) for name in _TOKENS))]

@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.wire.batches import MAX_LINES, LineBody, LineFault, RequestCounts
 from pipeline.wire.errors import quoted
+from pipeline.wire.validation import explain, untyped
 
 # Of a file that is not valid, this many faults are shown.
 MOST_FAULTS = 100
@@ -60,14 +61,14 @@ class Cutter:
 
 def read_line(data: bytes) -> LineBody | LineFault:
     """A line of an input file, or what is wrong with it. The fault has no line number yet."""
+    line = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        return _line_decoder.decode(data.removeprefix(b"\xef\xbb\xbf"))
+        return _line_decoder.decode(line)
     except msgspec.ValidationError as error:
-        missing = str(error).partition("required field `")[2].partition("`")[0]
-        if missing:
-            return LineFault("missing_required_parameter", f"`{missing}` is required.", param=missing)
-        return LineFault("invalid_request", f"The line has another form than a batch's request: {error}.")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        problem = explain(error, LineBody, untyped(line))
+        code = "missing_required_parameter" if problem.missing else "invalid_request"
+        return LineFault(code, problem.sentence(whole="The line"), param=problem.param)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return LineFault("invalid_json_line", "This line is not parseable as valid JSON.")
 
 

@@ -1,13 +1,15 @@
 """The accounts of use: from the notes on requests to sums by hour, day and month, for each tenant and key.
 
-The notes have sequences, and each bucket of sums remembers the last one that it counts. So a note that is read again
-counts once, whatever was stored when a process died. Time is the broker's time of storing a note. It does not go back,
-so only the newest bucket of each period changes.
+The messages with notes have sequences, and each bucket of sums remembers the last one that it counts. So a message that
+is read again counts once, whatever was stored when a process died. A request that is delivered again has a note in
+another message: `KnownNotes` finds it. Time is the broker's time of storing a message. It does not go back, so only the
+newest bucket of each period changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +31,8 @@ from pipeline.wire.usage import (
 
 # Accounts of one period that are kept apart. Further ones are counted together: names are the publishers' choice.
 MOST_ACCOUNTS = 2000
+# What is known of notes is forgotten in steps of this time.
+_STEP_S = 60.0
 _ENDED: dict[ErrorCode, UsageOutcome] = {ErrorCode.CANCELLED: "cancelled", ErrorCode.DEADLINE_EXCEEDED: "expired"}
 
 
@@ -74,12 +78,46 @@ def _note(envelope: Envelope, outcome: UsageOutcome) -> UsageNote:
     )
 
 
-class StoredNote(NamedTuple):
-    """A note, or None for a message that is none; its sequence, and when the broker stored it (UTC seconds)."""
+class StoredNotes(NamedTuple):
+    """One message: its sequence, when the broker stored it (UTC seconds), and its notes by what names their requests.
+
+    A message that is no account has no notes.
+    """
 
     sequence: int
     at: float
-    note: UsageNote | None
+    notes: Mapping[str, UsageNote]
+
+    def of(self, counts: Callable[[UsageNote], bool]) -> StoredNotes:
+        """The same message with some of its notes."""
+        return self._replace(notes={name: note for name, note in self.notes.items() if counts(note)})
+
+
+class KnownNotes:
+    """Which requests have had a note within a time. One writer: its owner.
+
+    Args:
+        window_s: how long a request is known: as long as a delivery can repeat its note.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._steps: deque[tuple[float, set[int]]] = deque()
+
+    def new(self, stored: StoredNotes) -> StoredNotes:
+        """The message without the notes that are known. From now on, its notes are. Messages come in order."""
+        while self._steps and self._steps[0][0] < stored.at - self._window_s - _STEP_S:
+            self._steps.popleft()
+        if not self._steps or self._steps[-1][0] < stored.at - _STEP_S:
+            self._steps.append((stored.at, set()))
+        new = {}
+        for name, note in stored.notes.items():
+            # Names are the publishers' choice; their hashes differ from process to process.
+            known = hash(name)
+            if not any(known in step for _, step in self._steps):
+                self._steps[-1][1].add(known)
+                new[name] = note
+        return stored._replace(notes=new)
 
 
 @dataclass(slots=True)
@@ -88,7 +126,7 @@ class Book:
 
     Attributes:
         period, start: which period, and when it began (unix seconds).
-        through: the sequence of the last note that is counted.
+        through: the sequence of the last message that is counted.
         changed: whether it differs from what is stored.
     """
 
@@ -113,17 +151,16 @@ class Book:
         """As it is stored."""
         return UsageBucket(self.start, self.through, self.sums)
 
-    def add(self, stored: StoredNote) -> None:
-        """Count a note, unless it is counted already."""
+    def add(self, stored: StoredNotes) -> None:
+        """Count the notes of a message, unless it is counted already."""
         if stored.sequence <= self.through:
             return
         self.through, self.changed = stored.sequence, True
-        if stored.note is None:
-            return
-        account = (stored.note.tenant, stored.note.key)
-        if account not in self._sums and len(self._sums) >= MOST_ACCOUNTS:
-            account = (OTHER, "")
-        self._sums.setdefault(account, UsageSums(*account)).add(stored.note)
+        for note in stored.notes.values():
+            account = (note.tenant, note.key)
+            if account not in self._sums and len(self._sums) >= MOST_ACCOUNTS:
+                account = (OTHER, "")
+            self._sums.setdefault(account, UsageSums(*account)).add(note)
 
 
 class Accounts:
@@ -131,19 +168,27 @@ class Accounts:
 
     Args:
         books: as they are stored. A period without one begins with the first note.
+        window_s: how long after a request's first note another one can follow.
+
+    Attributes:
+        read: the sequence of the last message that was added, 0 before the first. The messages that the books count
+            are added as well: their requests are known then.
     """
 
-    def __init__(self, books: Iterable[Book] = ()) -> None:
+    def __init__(self, books: Iterable[Book] = (), *, window_s: float = 0.0) -> None:
+        self.read = 0
         self._books = {book.period: book for book in books}
         self._complete: list[Book] = []
+        self._known = KnownNotes(window_s)
 
     @property
     def through(self) -> int:
-        """The sequence up to which every book counts: the next note to read follows it."""
+        """The sequence up to which every book counts."""
         return min((self._books[period].through if period in self._books else 0 for period in Period), default=0)
 
-    def add(self, stored: StoredNote) -> None:
-        """Count a note in each period. Notes come in the order of their sequences."""
+    def add(self, stored: StoredNotes) -> None:
+        """Count a message in each period that does not count it. Messages come in the order of their sequences."""
+        self.read, stored = stored.sequence, self._known.new(stored)
         for period in Period:
             start, book = period.start_of(stored.at), self._books.get(period)
             if book is None or (start > book.start and stored.sequence > book.through):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 
 import msgspec
@@ -17,10 +18,11 @@ import msgspec
 from pipeline.aio import Background
 from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus
+from pipeline.broker.topology import USED_DUPLICATE_WINDOW_S
 from pipeline.broker.usage import BookStore, NoteFeed
 from pipeline.config import HttpKey
 from pipeline.core.quotas import MINUTE_S, Estimate, KeyLimits, QuotaRefusal, Quotas
-from pipeline.core.usage import StoredNote
+from pipeline.core.usage import KnownNotes, StoredNotes
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode
@@ -71,7 +73,10 @@ class KeyQuotas:
         self._quotas = Quotas()
         self._feed, self._books = NoteFeed(bus), BookStore(bus)
         self._limited: dict[str, KeyLimits] = {}
-        self._through: int | None = None
+        self._through = 0
+        self._outdated = asyncio.Event()  # the accounts are to be read from their start
+        self._outdated.set()
+        self._known = KnownNotes(USED_DUPLICATE_WINDOW_S)
         self._gateway = secrets.token_hex(8)
         self._tasks = Background()
         self.use(keys)
@@ -81,7 +86,7 @@ class KeyQuotas:
         before = self._limited
         self._limited = {key.name: limits for key in keys if (limits := limits_of(key)) is not None}
         if not self._limited.keys() <= before.keys():
-            self._through = None
+            self._outdated.set()
             self._feed.wake()
 
     async def start(self) -> None:
@@ -186,7 +191,7 @@ class KeyQuotas:
 
     def _on_reconnect(self) -> None:
         """The broker may have another stream of notes than before."""
-        self._through = None
+        self._outdated.set()
 
     async def _follow(self) -> None:
         while True:
@@ -206,34 +211,47 @@ class KeyQuotas:
         Raises:
             Unreachable: the broker does not answer.
         """
-        if self._through is None:
+        while self._outdated.is_set():
             await self._begin()
-            return
-        async for stored in self._feed.after(self._through):
-            self._count(stored, today=True)
+        async with aclosing(self._feed.after(self._through)) as found:
+            async for stored in found:
+                if self._outdated.is_set():
+                    return
+                self._count(stored, today=True)
 
     async def _begin(self) -> None:
         """Read what the keys have used today, and in the last minute."""
+        self._outdated.clear()
+        try:
+            await self._read()
+        except BaseException:
+            self._outdated.set()
+            raise
+
+    async def _read(self) -> None:
         day = next((book for book in await self._books.newest() if book.period is Period.DAY), None)
         counted = 0 if day is None else day.through
         if (await self._bus.stream_state(STREAM_USED)).last_seq < counted:
             counted = 0  # the stream is a new one
-        recent = await self._feed.first_since(self._bus.clock.wall() - MINUTE_S)
-        start = counted if recent is None else min(counted, recent - 1)
+        # What is older than the last minute, and counted, is only known from then on.
+        oldest = await self._feed.first_since(self._bus.clock.wall() - USED_DUPLICATE_WINDOW_S)
+        start = counted if oldest is None else min(counted, oldest - 1)
         notes = [stored async for stored in self._feed.after(start)]
         # From here on nothing waits, so that no request sees half of it.
         self._quotas.forget_used()
-        self._through = start
+        self._through, self._known = start, KnownNotes(USED_DUPLICATE_WINDOW_S)
         for each in () if day is None else day.sums:
             if each.key in self._limited:
                 self._quotas.learn(each.key, day.start if day else 0, each.tokens.total, self._bus.clock.wall())
         for stored in notes:
             self._count(stored, today=stored.sequence > counted)
 
-    def _count(self, stored: StoredNote, *, today: bool) -> None:
-        self._through = stored.sequence
-        if stored.note is not None and stored.note.key in self._limited:
-            self._quotas.settle(stored.note, stored.at, self._bus.clock.wall(), today=today)
+    def _count(self, stored: StoredNotes, *, today: bool) -> None:
+        self._through, now = stored.sequence, self._bus.clock.wall()
+        new = self._known.new(stored.of(lambda note: note.key in self._limited))
+        if today or stored.at > now - MINUTE_S:
+            for note in new.notes.values():
+                self._quotas.settle(note, stored.at, now, today=today)
 
 
 def _used(last: Success) -> Estimate:

@@ -1,19 +1,24 @@
 """What is paused, and the calls of an operator: pause, resume, change the priority of what is queued.
 
 All of it is JSON. The state is one message, the last one on `llm.paused`.
+
+A call with an unknown field is refused, because without it the call would concern more requests than its sender meant.
+For the same reason no id, batch or tenant of a move is empty: a script with an unset variable sends such a value.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority
 
 # The name of the tenant whose lanes have plain subjects.
 DEFAULT_TENANT = "default"
+
+_Name = Annotated[str, Meta(min_length=1)]
 
 
 class Pause(Struct, frozen=True, omit_defaults=True):
@@ -58,7 +63,7 @@ class PausedState(Struct, frozen=True):
     log: list[PauseAction] = field(default_factory=list)
 
 
-class PauseCall(Struct, omit_defaults=True):
+class PauseCall(Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The body of `llm.queue.pause` and `llm.queue.resume`. The fields are as in `Pause`."""
 
     priority: Priority | None = None
@@ -67,7 +72,7 @@ class PauseCall(Struct, omit_defaults=True):
     reason: str = ""
 
 
-class MoveCall(Struct, omit_defaults=True):
+class MoveCall(Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The body of `llm.queue.move`: which queued requests get another priority.
 
     Attributes:
@@ -80,9 +85,9 @@ class MoveCall(Struct, omit_defaults=True):
     """
 
     priority: Priority
-    id: str = ""
-    batch: str = ""
-    tenant: str | None = None
+    id: _Name = ""
+    batch: _Name = ""
+    tenant: _Name | None = None
     by: str = ""
     reason: str = ""
 
@@ -102,14 +107,14 @@ class MoveReport(Struct):
     object: str = "headrace.moved"
 
 
-class PriorityCall(Struct):
+class PriorityCall(Struct, forbid_unknown_fields=True):
     """The HTTP body of a change of one request's priority."""
 
     priority: Priority
     reason: str = ""
 
 
-class ScopeCall(Struct, omit_defaults=True):
+class ScopeCall(Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The HTTP body of a pause or a resume: a lane, a tenant, or a lane of a tenant."""
 
     priority: Priority | None = None
@@ -117,12 +122,12 @@ class ScopeCall(Struct, omit_defaults=True):
     reason: str = ""
 
 
-class MoveAllCall(Struct, omit_defaults=True):
+class MoveAllCall(Struct, omit_defaults=True, forbid_unknown_fields=True):
     """The HTTP body of a change of the priority of all queued requests of a tenant or a batch."""
 
     priority: Priority
-    tenant: str | None = None
-    batch: str = ""
+    tenant: _Name | None = None
+    batch: _Name = ""
     reason: str = ""
 
 

@@ -1,6 +1,7 @@
 """The accounts of use: the note on each request that ended, the stored sums, and the report.
 
-A note is stored once for each request, with the last message of its answer. Sums are kept by hour, day and month (UTC).
+A note is stored for each request after the last message of its answer; requests that end together share a message.
+Sums are kept by hour, day and month (UTC).
 """
 
 from __future__ import annotations
@@ -76,6 +77,15 @@ class UsageNote(Struct, tag_field="object", tag="headrace.used", omit_defaults=T
     def tokens(self) -> int:
         """What counts against a limit of tokens."""
         return self.prompt + self.completion
+
+
+class UsageNotes(Struct, tag_field="object", tag="headrace.used.several"):
+    """The accounts of several requests that ended at about the same time, by what names each of them.
+
+    A request that is delivered again is named in another message as well. It counts once.
+    """
+
+    notes: dict[str, UsageNote]
 
 
 class RequestSums(Struct, omit_defaults=True):

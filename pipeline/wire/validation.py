@@ -85,14 +85,14 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        problem = explain(error, kind, _untyped(body))
+        problem = explain(error, kind, untyped(body))
         raise NotValid(problem.sentence(), problem) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise NotValid(explain_json(error)) from None
 
 
-def _untyped(body: bytes) -> Any:
-    """The body without a type. UNSET if the JSON is broken after the refused field."""
+def untyped(body: bytes) -> Any:
+    """A JSON body without a type. UNSET if the JSON is broken after the refused field."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

@@ -153,6 +153,21 @@ def test_an_unknown_variable_is_refused():
     assert str(refused.value) == "Unknown setting HEADRACE_X. `headrace up --help` lists the settings."
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"name": "a", "hash": f"sha256:{'1' * 8}:{'1' * 64}"}, 'two keys have the name "a". Rename or remove one.'),
+        ({"name": "b", "hash": f"sha256:{'0' * 8}:{'0' * 64}"}, '"a" and "b" are the same key. Remove one.'),
+        ({"name": "a", "hash": f"sha256:{'0' * 8}:{'0' * 64}"}, 'two keys have the name "a". Rename or remove one.'),
+    ],
+)
+def test_two_keys_of_one_name_or_of_one_hash_are_refused(second, message):
+    first = {"name": "a", "hash": f"sha256:{'0' * 8}:{'0' * 64}"}
+    with pytest.raises(ConfigError) as refused:
+        load({"http_keys": [first, second]}, environ={})
+    assert str(refused.value) == f"--http-keys: {message}"
+
+
 def test_an_unknown_key_in_the_file_is_refused(file):
     file.write_text("htp_port = 1")
     with pytest.raises(ConfigError, match=f'Unknown setting "htp_port" in {file}'):

@@ -166,8 +166,6 @@ class EngineProcess:
 
     def status(self) -> EngineStatus:
         """As `Engine.status`. While no request can begin (loading, probation), all slots count as used."""
-        total = self.slots
-        offered = self._state == "ready" and not self._requests.on_probation
         stats = self._stats
         if not self._requests:
             # The last step's frame still counts what has ended since.
@@ -175,8 +173,8 @@ class EngineProcess:
         return EngineStatus(
             state=self._state,
             models=self._listed,
-            slots_used=min(len(self._requests), total) if offered else total,
-            slots_total=total,
+            slots_used=self._slots_used,
+            slots_total=self.slots,
             pending_tokens=stats.pending_tokens,
             tokens_per_s=stats.tokens_per_s,
             tokens_per_request=stats.tokens_per_request,
@@ -189,7 +187,7 @@ class EngineProcess:
             tool_models=self._listed if self._facts and self._facts.calls_tools else [],
             compute=self._compute(),
             alone=f"one request at a time ({self._facts.alone})" if self._facts and self._facts.alone else "",
-            suspends=offered and self._suspends,
+            suspends=self._offers and self._suspends,
             facts=self._known(),
             prompt_tokens=self._counted.prompt_tokens + stats.prompt_tokens,
             reused_tokens=self._counted.reused_tokens + stats.reused_tokens,
@@ -382,6 +380,14 @@ class EngineProcess:
         return fixed or self._stats.slots or first_width(self._config.slots)
 
     @property
+    def _offers(self) -> bool:
+        return self._state == "ready" and not self._requests.on_probation
+
+    @property
+    def _slots_used(self) -> int:
+        return min(len(self._requests), self.slots) if self._offers else self.slots
+
+    @property
     def _suspends(self) -> bool:
         return self._facts is not None and self._facts.suspends and self._config.max_preemptions > 0
 
@@ -399,8 +405,8 @@ class EngineProcess:
         self._announce()
 
     def _announce(self) -> None:
-        status = self.status()
-        current = (status.state, status.reason, status.slots_used, status.slots_total)
+        # Twice for each request: only what a change is made of is computed.
+        current = (self._state, self._reason, self._slots_used, self.slots)
         if current != self._announced:
             self._announced = current
             for callback in self._callbacks:

@@ -59,8 +59,37 @@ def test_a_folder_of_models_is_all_of_them(tmp_path):
 
 
 def test_two_models_of_one_name_are_refused():
-    with pytest.raises(ConfigError, match='Two models have the name "x": demo and owner/x'):
+    with pytest.raises(ConfigError) as refused:
         wanted_models(Config(model="demo", models={"demo": ModelEntry(aliases=["x"]), "x": ModelEntry(path="owner/x")}))
+    assert str(refused.value) == 'Two models have the name "x": headrace-demo (demo) and x (owner/x). Rename one.'
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"a": ModelEntry(path="demo", aliases=["b"])}, {"b": ModelEntry(path="demo", slots=1)}),
+        ({"a": ModelEntry(path="demo", aliases=["c"])}, {"b": ModelEntry(path="demo", aliases=["c"])}),
+        ({"a": ModelEntry(path="demo")}, {"b": ModelEntry(path="owner/b", aliases=["A"])}),
+        ({"Chat": ModelEntry(path="demo")}, {"chat": ModelEntry(path="owner/chat")}),
+        ({"chat": ModelEntry(path="demo")}, {"chat:latest": ModelEntry(path="owner/chat")}),
+    ],
+)
+def test_names_are_compared_as_a_request_is_matched_with_them_also_of_models_with_one_place(first, second):
+    """Else one of the two would be dropped, and a request that names it would be answered by the other."""
+    with pytest.raises(ConfigError, match="Two models have the name"):
+        wanted_models(Config(model=next(iter(first)), models=first | second))
+
+
+def test_a_model_may_repeat_its_own_name():
+    entry = ModelEntry(path="demo", aliases=["CHAT", "chat:latest"])
+    assert names(Config(model="chat", models={"chat": entry})) == ["chat"]
+
+
+@pytest.mark.parametrize("name", ["auto", "Auto", "auto:latest"])
+def test_the_name_that_stands_for_any_model_is_no_model_s(name):
+    for models in ({name: ModelEntry(path="demo")}, {"chat": ModelEntry(path="demo", aliases=[name])}):
+        with pytest.raises(ConfigError, match=f'"{name}" stands for any model'):
+            wanted_models(Config(model=next(iter(models)), models=models))
 
 
 @pytest.mark.parametrize(

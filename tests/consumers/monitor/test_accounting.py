@@ -6,8 +6,9 @@ import msgspec
 
 from pipeline.broker.usage import BookStore, store_note
 from pipeline.core.charging import charged
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import KEY, MSG_ID, STREAM_USAGE, STREAM_USED, TENANT, USED, Priority
-from pipeline.wire.usage import UsageNote, UsageReport
+from pipeline.wire.usage import UsageNote, UsageNotes, UsageReport
 from tests.consumers.monitor.conftest import ask_service, cancel
 from tests.waiting import eventually
 
@@ -80,6 +81,23 @@ async def test_the_next_monitor_continues_where_the_last_one_died(monitor, bus):
     await monitor()
     await kept(bus, 3)
     assert (await report(bus)).hour.total.tokens.total == 45
+
+
+async def test_the_next_monitor_knows_the_requests_that_the_last_one_counted(monitor, bus):
+    async def several(*numbers: int) -> None:
+        notes = {f"r{number}@1000": note(number) for number in numbers}
+        await bus.store(USED, encode(UsageNotes(notes)), headers={MSG_ID: f"several-{numbers}"})
+
+    first = await monitor.start()
+    await several(1, 2)
+    await kept(bus, 2)
+    await first.kill()
+    await store_note(bus, note(2), 1000)
+    await several(3, 1)
+    await monitor()
+    await kept(bus, 3)
+    await several(2, 3, 4)
+    await kept(bus, 4)
 
 
 async def test_of_two_monitors_that_take_themselves_for_the_leader_the_fence_keeps_the_sums_right(monitor, bus):

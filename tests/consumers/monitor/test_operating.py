@@ -188,9 +188,25 @@ async def test_a_paused_request_can_be_cancelled(client, bus, operator):
 async def test_a_refused_call_says_why(operator):
     assert "Name a lane" in await operator.refused("pause")
     assert "not paused" in await operator.refused("resume", priority="low")
-    assert "Invalid" in await operator.refused("pause", priority="urgent")
+    assert '`priority` must be "high"' in await operator.refused("pause", priority="urgent")
     assert "No queued request" in await operator.refused("move", priority="high", id="nobody")
     assert "Name a request" in await operator.refused("move", priority="high")
+
+
+@pytest.mark.parametrize(
+    ("subject", "fields", "message"),
+    [
+        ("pause", {"lane": "low", "tenant": "acme"}, "`lane` is not a known field."),
+        ("resume", {"lane": "low", "tenant": "acme"}, "`lane` is not a known field."),
+        ("move", {"priority": "high", "request": "a", "tenant": "acme"}, "`request` is not a known field."),
+        ("move", {"priority": "high", "id": "", "tenant": "acme"}, "`id` must be a string that is not empty"),
+        ("move", {"priority": "high", "batch": "", "tenant": "acme"}, "`batch` must be a string that is not empty"),
+    ],
+)
+async def test_a_misspelt_or_empty_field_does_not_make_a_call_concern_more(operator, subject, fields, message):
+    await operator.pause(tenant="acme", priority="high")
+    assert message in await operator.refused(subject, **fields)
+    assert len((await operator.pause(tenant="acme", priority="high")).pauses) == 1
 
 
 async def test_a_moved_request_waits_at_the_end_of_its_new_lane_and_is_answered_once(client, bus, operator, start):

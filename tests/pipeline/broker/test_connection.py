@@ -25,6 +25,28 @@ async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(
     assert asyncio.all_tasks() == before
 
 
+async def test_who_gives_up_connecting_leaves_no_socket_open():
+    reached, left = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await reader.read()
+        writer.close()
+        left.set()
+
+    async def connect() -> None:
+        async with Bus.connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", name="test"):
+            pass
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        connecting = asyncio.create_task(connect())
+        await reached.wait()
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        assert connecting.cancelled()
+        await asyncio.wait_for(left.wait(), TIMEOUT_S)
+
+
 async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 3600.0)
     conf = tmp_path / "one-user.conf"

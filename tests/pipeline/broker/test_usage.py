@@ -46,7 +46,7 @@ async def test_the_first_note_since_a_time_is_found(bus: Bus):
     await store_note(bus, NOTE, 1000)
     await store_note(bus, NOTE, 1001)
     (first, second) = [stored async for stored in feed.after(0)]
-    assert (first.sequence, first.note) == (1, NOTE)
+    assert (first.sequence, first.notes) == (1, {"a@1000": NOTE})
     assert await feed.first_since(0.0) == 1
     assert await feed.first_since(second.at) == 2
     assert await feed.first_since(second.at + 60) is None

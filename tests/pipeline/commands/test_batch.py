@@ -9,6 +9,10 @@ import re
 import pytest
 
 from pipeline import cli
+from pipeline.broker.files import Files
+from pipeline.core.statistics import LaneStatistics, QueueStatistics
+from pipeline.wire.messages import StoreReport, encode
+from pipeline.wire.subjects import QUEUE_STATS
 from tests.consumers.batches.conftest import batches, desk, line, names, player
 
 __all__ = ["batches", "desk", "player"]  # fixtures
@@ -51,6 +55,22 @@ async def test_a_running_batch_is_followed_by_its_id(batch, batches, desk, playe
     code, out, _ = await batch(order.id)
     assert (code, out) == (0, f"{order.id}.output.jsonl\n")
     assert custom_ids(tmp_path / out.strip()) == names(3)
+
+
+@pytest.mark.parametrize(("state", "code"), [("full", "queue_full"), ("failed", "unavailable")])
+async def test_no_file_is_stored_on_a_full_disk(batch, bus, tmp_path, state, code):
+    """What is left of the disk is for accepted requests."""
+    lanes = [LaneStatistics() for _ in range(3)]
+    report = StoreReport(state, "The disk has 0 MiB. Make room.")
+
+    async def answer(_: str, _body: bytes) -> bytes:
+        return encode(QueueStatistics(*lanes, {}, {}, 0, 1.0, store=report))
+
+    await bus.serve("queue", "statistics", {QUEUE_STATS: answer})
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(line("a"))
+    assert await batch(str(source)) == (1, "", f"headrace: {code}: The disk has 0 MiB. Make room.\n")
+    assert [file async for file in Files(bus).everything()] == []
 
 
 async def test_the_faults_of_a_file_are_shown(batch, batches, tmp_path):

@@ -6,7 +6,7 @@ import msgspec
 
 from pipeline.broker.jetstream import Bus
 from pipeline.commands.usage import _show
-from pipeline.core.usage import Accounts, StoredNote
+from pipeline.core.usage import Accounts, StoredNotes
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import QUEUE_USAGE, QUEUE_USAGE_OF_TENANT, Priority, usage_tenant
 from pipeline.wire.usage import UsageNote, UsageReport
@@ -22,7 +22,7 @@ NOTES = [
 async def serve(bus: Bus) -> None:
     accounts = Accounts()
     for sequence, note in enumerate(NOTES, start=1):
-        accounts.add(StoredNote(sequence, NOW, note))
+        accounts.add(StoredNotes(sequence, NOW, {note.id: note}))
 
     async def answer(subject: str, _: bytes) -> bytes:
         tenant = usage_tenant(subject)
@@ -38,10 +38,11 @@ async def test_the_tables_show_tenants_their_keys_and_all_together(bus: Bus, cap
     hour, *_ = said.split("This day")
     rows = [line.split() for line in hour.splitlines() if line.strip()]
     assert rows[0][:5] == ["This", "hour,", "since", "2026-11-26", "22:00"]
-    assert rows[1] == ["tenant", "key", "requests", "failed", "prompt", "cached", "completion", "reasoning", "spilled"]
-    assert rows[2] == ["acme", "2", "1", "1,200", "0", "36", "0", "0"]
-    assert rows[3] == ["alice", "1", "0", "1,200", "0", "34", "0", "0"]
-    assert rows[5] == ["all", "3", "1", "1,207", "0", "36", "0", "0"]
+    assert rows[1][:5] == ["tenant", "key", "requests", "failed", "cancelled"]
+    assert rows[1][5:] == ["expired", "prompt", "cached", "completion", "reasoning", "spilled"]
+    assert rows[2] == ["acme", "2", "0", "1", "0", "1,200", "0", "36", "0", "0"]
+    assert rows[3] == ["alice", "1", "0", "0", "0", "1,200", "0", "34", "0", "0"]
+    assert rows[5] == ["all", "3", "0", "1", "0", "1,207", "0", "36", "0", "0"]
     assert "\x1b[2J" not in said
 
 

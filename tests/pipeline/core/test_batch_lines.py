@@ -68,6 +68,11 @@ def test_a_line_that_was_cut_is_too_large_and_not_called_malformed():
         (b"[1]", "invalid_request", None),
         (b'{"custom_id": "b"}', "missing_required_parameter", "method"),
         (line("b", body=[1]), "invalid_request", "body"),
+        (
+            b'{"custom_id": 1, "method": "POST", "url": "/v1/chat/completions", "body": {}}',
+            "invalid_request",
+            "custom_id",
+        ),
         (line(""), "invalid_custom_id", "custom_id"),
         (line("b", method="GET"), "invalid_method", "method"),
         (line("b", url="/v1/embeddings"), "invalid_url", "url"),
@@ -77,6 +82,11 @@ def test_a_line_that_was_cut_is_too_large_and_not_called_malformed():
 def test_a_bad_line_is_named(data, code, param):
     (fault,) = checked(line("a"), data, line("c")).faults
     assert (fault.line, fault.code, fault.param) == (2, code, param)
+
+
+def test_a_field_of_another_type_is_named_in_a_sentence():
+    (fault,) = checked(b'{"custom_id": 1, "method": "POST", "url": "/v1/chat/completions", "body": {}}').faults
+    assert fault.message == "`custom_id` must be a string, not 1."
 
 
 def test_a_file_without_lines_is_named():

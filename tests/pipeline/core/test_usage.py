@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.core.answer import AnswerWriter, error_answer
 from pipeline.core.ending import Abandoned, Answered, Buried, Failed, Loss, Moved, Returned, Settled
 from pipeline.core.envelope import Envelope
-from pipeline.core.usage import MOST_ACCOUNTS, Accounts, Book, StoredNote, note_of
+from pipeline.core.usage import MOST_ACCOUNTS, Accounts, Book, StoredNotes, note_of
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import CompletionDetails, PromptDetails, Usage
 from pipeline.wire.subjects import Move, Priority, Task
@@ -30,9 +30,9 @@ def time(*when: int) -> float:
 NOW = time(2026, 11, 26, 12, 30)
 
 
-def note(number: int = 1, *, at: float = NOW, **fields) -> StoredNote:
+def note(number: int = 1, *, at: float = NOW, **fields) -> StoredNotes:
     fields = {"outcome": "done", "tenant": "acme", "key": "alice", "prompt": 10, "completion": 5} | fields
-    return StoredNote(number, at, UsageNote(f"r{number}", priority=Priority.LOW, **fields))
+    return StoredNotes(number, at, {f"r{number}@1000": UsageNote(f"r{number}", priority=Priority.LOW, **fields)})
 
 
 def test_the_note_of_an_answer_has_its_tokens_its_tenant_and_its_key():
@@ -168,7 +168,7 @@ def test_each_note_counts_once_whichever_books_were_stored_when_a_process_died(n
         keep(accounts, data.draw(st.integers(0, 4)))
         if data.draw(st.booleans()):
             accounts = newest()
-            for again in stored[accounts.through : each.sequence]:
+            for again in stored[: each.sequence]:
                 accounts.add(again)
     keep(accounts, 100)
     for period in Period:
@@ -177,6 +177,31 @@ def test_each_note_counts_once_whichever_books_were_stored_when_a_process_died(n
         for book in mine:
             theirs = [each for each in stored if period.start_of(each.at) == book.start]
             assert sum(each.requests.done for each in book.sums) == len(theirs)
+
+
+@given(messages=st.lists(st.tuples(st.sets(st.sampled_from("abcdefgh"), min_size=1), st.integers(0, 9)), max_size=12))
+def test_a_request_counts_once_however_many_messages_name_it_whenever_a_process_died(messages):
+    at, stored = NOW, []
+    for number, (names, gap_s) in enumerate(messages, start=1):
+        at += gap_s
+        notes = {name: UsageNote(name, "done", Priority.LOW, completion=1) for name in sorted(names)}
+        stored.append(StoredNotes(number, at, notes))
+    kept: list[Book] = []
+    for number in range(len(stored) + 1):
+        # Another process reads what is stored, from the first message on.
+        accounts = Accounts([Book.of(book.period, _copied(book)) for book in kept], window_s=600.0)
+        for each in stored[:number]:
+            accounts.add(each)
+        kept = accounts.unstored() or kept
+    total = Accounts(kept).report(at).month.total
+    assert total.requests.done == total.tokens.completion == len({name for each in stored for name in each.notes})
+
+
+def test_a_request_whose_name_was_used_long_before_counts():
+    accounts = Accounts(window_s=600.0)
+    for number, at in enumerate((NOW, NOW + 599, NOW + 1300), start=1):
+        accounts.add(StoredNotes(number, at, {"a@1": UsageNote("a", "done", Priority.LOW)}))
+    assert accounts.report(NOW).day.total.requests.done == 2
 
 
 def _copied(book: Book):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from typing import Any
 
@@ -10,7 +11,13 @@ import msgspec
 import pytest
 
 from pipeline import cli
+from pipeline.broker import operator
+from pipeline.commands import batch, send
 from pipeline.gateway.identity import make_key
+from pipeline.wire.pauses import PauseCall
+from pipeline.wire.subjects import Priority
+from tests.consumers.batches.conftest import desk as desk  # noqa: PLC0414 - a fixture
+from tests.consumers.batches.conftest import line
 from tests.consumers.monitor.conftest import ask_service, position
 from tests.consumers.monitor.conftest import monitor as monitor  # noqa: PLC0414 - a fixture
 from tests.pipeline.gateway.conftest import Serve
@@ -100,6 +107,22 @@ async def test_a_request_is_moved_and_the_answer_says_what_cannot_be(serve: Serv
         assert everything.json() == {"object": "headrace.moved", "priority": "medium", "moved": 1, "left": {}}
 
 
+async def test_a_misspelt_or_empty_field_does_not_make_a_call_concern_more(serve: Serve, bus: Any, queued: Any):
+    await queued("mine")
+    async with serve() as client:
+        for path, body, param in (
+            ("/queue/pause", {"lane": "low", "tenant": "default"}, "lane"),
+            ("/queue/resume", {"lane": "low", "tenant": "default"}, "lane"),
+            ("/queue/priority", {"priority": "high", "tenant": "default", "id": "other"}, "id"),
+            ("/queue/priority", {"priority": "high", "tenant": "default", "batch": ""}, "batch"),
+            ("/queue/requests/mine/priority", {"priority": "high", "tenant": "default"}, "tenant"),
+        ):
+            answer = await client.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert (await client.get("/queue/paused")).json()["pauses"] == []
+    assert (await position(bus, "mine"))["state"] == "queued"
+
+
 async def test_without_a_monitor_the_answer_is_unavailable(serve: Serve, bus: Any):
     async with serve() as client:
         assert (await client.post("/queue/pause", json={"priority": "low"})).status_code == 503
@@ -140,3 +163,43 @@ async def test_the_command_moves_requests(run: Any, queued: Any):
     code, _, err = await run("move", "nobody", "high")
     assert (code, "No queued request" in err) == (1, True)
     assert (await run("move", "high"))[0] == 2
+    for call in (["", "low", "--tenant", "default"], ["low", "--batch", "", "--tenant", "default"]):
+        code, out, err = await run("move", *call)
+        assert (code, out, "must not be empty" in err) == (2, "", True)
+
+
+@pytest.mark.parametrize("scope", [{"priority": Priority.LOW}, {"tenant": "default"}])
+async def test_send_says_that_an_operator_has_paused_its_request(
+    bus: Any, queued: Any, capsys: pytest.CaptureFixture[str], scope: dict[str, Any]
+):
+    await operator.pause(bus, PauseCall(**scope))
+    sending = asyncio.ensure_future(send._send(send.Sending(text="hi", priority="low"), bus))
+    said = io.StringIO()
+
+    async def told() -> bool:
+        said.write(capsys.readouterr().err)
+        return "paused this request" in said.getvalue()
+
+    await eventually(told, what="the command says that the request is paused")
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+
+
+async def test_batch_says_that_an_operator_has_paused_the_lane(
+    bus: Any, queued: Any, desk: Any, capsys: pytest.CaptureFixture[str], tmp_path: Any
+):
+    await operator.pause(bus, PauseCall(Priority.LOW, reason="the demo"))
+    order = await desk.create(line("a"))
+    following = asyncio.ensure_future(batch._shown(order, batch.Results.beside(str(tmp_path / "in.jsonl")), bus))
+    said = io.StringIO()
+
+    async def told() -> bool:
+        said.write(capsys.readouterr().err)
+        return "Lane low: paused at " in said.getvalue()
+
+    await eventually(told, what="the command says that the lane is paused")
+    assert "(the demo)" in said.getvalue()
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following

@@ -7,9 +7,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from pipeline.broker.usage import NoteFeed
 from pipeline.engine import Work
 from pipeline.gateway.identity import make_key
-from pipeline.wire.messages import Usage
+from pipeline.gateway.quotas import KeyQuotas
+from pipeline.wire.messages import Usage, encode
+from pipeline.wire.subjects import MSG_ID, USED, Priority
+from pipeline.wire.usage import UsageNote, UsageNotes
 from tests.consumers.monitor.conftest import monitor
 from tests.pipeline.worker.conftest import ScriptedEngine, start
 from tests.waiting import eventually
@@ -146,6 +150,46 @@ async def test_two_gateways_share_a_limit(serve, start):
         assert (await running).status_code == 200
         for web in (one, other):
             await eventually(lambda web=web: _is(left(web, by), 85), what="both have the account")
+
+
+async def test_an_account_that_comes_twice_counts_once_also_for_a_gateway_that_starts_between(serve, bus):
+    by, entry = made("alice", tokens_per_minute=100, tokens_per_day=1000)
+
+    async def store(*names: str) -> None:
+        notes = {f"{name}@1": UsageNote(name, "done", Priority.LOW, key="alice", completion=10) for name in names}
+        await bus.store(USED, encode(UsageNotes(notes)), headers={MSG_ID: "+".join(names)})
+
+    async with serve(http_keys=[entry], **OPEN) as first:
+        await store("a", "b")
+        await eventually(lambda: _is(left(first, by), 80), what="both are counted")
+        async with serve(http_keys=[entry], **OPEN) as second:
+            await eventually(lambda: _is(left(second, by), 80), what="the other gateway has read them")
+            await store("b", "a", "c")
+            await store("d")
+            for web in (first, second):
+                await eventually(lambda web=web: _is(left(web, by), 60), what="the new ones are counted")
+
+
+async def test_a_key_that_gets_its_limit_while_accounts_are_read_knows_what_it_used(bus, monkeypatch):
+    (_, alice), (_, bob) = (made(name, tokens_per_minute=100) for name in ("alice", "bob"))
+    quotas, after = KeyQuotas(bus, [alice]), NoteFeed.after
+
+    async def changed_meanwhile(feed, sequence):
+        async for stored in after(feed, sequence):
+            if stored.sequence == 3:
+                quotas.use([alice, bob])
+            yield stored
+
+    monkeypatch.setattr(NoteFeed, "after", changed_meanwhile)
+    await quotas.start()
+    await eventually(lambda: not quotas._outdated.is_set(), what="the accounts are read")
+    for number, key in enumerate(["alice", "bob", "alice", "alice"], 1):
+        note = UsageNote(f"r{number}", "done", Priority.LOW, key=key, completion=10)
+        await bus.store(USED, encode(note), headers={MSG_ID: f"r{number}@1"})
+    remaining = "x-ratelimit-remaining-tokens"
+    await eventually(lambda: quotas.headers(bob)[remaining] == "90" if quotas.headers(bob) else False)
+    await eventually(lambda: quotas.headers(alice)[remaining] == "70")
+    quotas.stop()
 
 
 async def test_a_gateway_that_starts_knows_what_was_used(serve, start, monitor):
