@@ -25,6 +25,7 @@ import ollama
 import pytest
 import uvicorn
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -101,6 +102,9 @@ SIGNATURES = [
     ("uvicorn", uvicorn.Server, "capture_signals", ["self"]),
     ("uvicorn", uvicorn.Server, "serve", ["self", "sockets"]),
     ("nats-py", Client, "_send_ping", ["self", "future"]),
+    ("nats-py", Client, "_process_pong", ["self"]),
+    ("nats-py", Client, "close", ["self"]),
+    ("nats-py", Client, "_connect_to_server", ["self", "s"]),
     ("nats-py", Client, "_process_headers", ["self", "headers"]),
     ("nats-py", Client, "_process_msg", ["self", "sid", "subject", "reply", "data", "headers"]),
     ("ollama", ollama.AsyncClient, "_request", ["self", "cls", "args", "stream", "kwargs"]),
@@ -305,6 +309,76 @@ async def test_the_ping_of_nats_py_still_overtakes_what_is_pending_and_ours_does
     ours, written = with_pending(_Client)
     await ours._send_ping()
     assert [line.strip() for line in written] == [b"UNSUB", b"PING"]
+
+
+async def test_nats_py_still_fails_on_the_pong_of_a_flush_that_was_given_up_and_ours_does_not():
+    for kind in (Client, _Client):
+        client = kind()
+        given_up, waiting = asyncio.Future(), asyncio.Future()
+        given_up.cancel()
+        client._pongs = [given_up, waiting]
+        if kind is Client:
+            with pytest.raises(asyncio.InvalidStateError):
+                await client._process_pong()
+        else:
+            await client._process_pong()
+            assert not waiting.done(), changed("nats-py", "Client._process_pong")
+            await client._process_pong()
+            assert waiting.result() is True
+
+
+class Failing(TcpTransport):
+    """Fails as it is first cancelled, so that the cancel is lost, as `asyncio.wait_for` can lose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = 0
+
+    def __bool__(self) -> bool:
+        return True
+
+    async def wait_closed(self) -> None:
+        """It is."""
+
+    async def connect(self, *_: object, **__: object) -> None:
+        self.attempts += 1
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if self.attempts == 1:
+                raise ConnectionRefusedError from None
+            raise
+
+
+async def closed_while_it_connects(kind: type[Client]) -> tuple[asyncio.Task[None], Failing]:
+    """The task that connects again, and its transport."""
+    client, transport = kind(), Failing()
+    client._transport = transport
+    client._setup_server_pool("nats://127.0.0.1:9")
+    client._current_server = client._server_pool[0]
+    client.options |= {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.001, "connect_timeout": 1}
+    client._error_cb = client._disconnected_cb = quiet
+    client._status, client._flush_queue = Client.RECONNECTING, asyncio.Queue()
+    client._reconnection_task = asyncio.create_task(client._attempt_reconnect())
+    await eventually(lambda: transport.attempts == 1)
+    await client.close()
+    return client._reconnection_task, transport
+
+
+async def quiet(_: Exception | None = None) -> None:
+    """Say nothing."""
+
+
+async def test_nats_py_still_goes_on_connecting_if_a_cancel_is_lost_and_ours_does_not():
+    connecting, transport = await closed_while_it_connects(Client)
+    await eventually(lambda: transport.attempts == 2 or connecting.done())
+    assert not connecting.done(), changed("nats-py", "Client._attempt_reconnect")
+    connecting.cancel()
+    await asyncio.wait([connecting], timeout=TIMEOUT_S)
+    connecting, transport = await closed_while_it_connects(_Client)
+    await asyncio.wait([connecting], timeout=TIMEOUT_S)
+    assert connecting.done()
+    assert transport.attempts == 1
 
 
 @pytest.mark.parametrize(

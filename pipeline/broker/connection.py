@@ -16,7 +16,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as _Subscription
 from nats.js import JetStreamContext
@@ -150,13 +150,18 @@ class Delivery:
 
 
 class _Client(Client):
-    """The client with two faults corrected and one short cut.
+    """The client with four faults corrected and one short cut.
 
     It stops reading when it cannot parse a message's headers. Publishers write those, so one malformed request would
     disconnect each worker that it is delivered to.
 
     Its PING overtakes data that waits to be written, so the PONG confirms nothing. A subscription would count as
     cancelled before the broker knows, and a request delivered to it would be lost until its lease runs out.
+
+    It stops reading at the PONG for a flush that was given up, and is connected again only when further PINGs were not
+    answered.
+
+    A cancel that comes as an attempt to connect ends is lost, so it would go on connecting after it was closed.
 
     It also passes the messages of the subscriptions in `takers` on unparsed, as (headers, body) in bytes. Parsing the
     headers of a long stream takes four fifths of the time that receiving it takes.
@@ -165,6 +170,22 @@ class _Client(Client):
     def __init__(self) -> None:
         super().__init__()
         self.takers: dict[int, Callable[[bytes, bytes], None]] = {}
+        self._ends = False
+
+    async def close(self) -> None:
+        self._ends = True
+        await super().close()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        self._check_end()
+        await super()._connect_to_server(s)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self._ends:
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+            raise asyncio.CancelledError
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         take = self.takers.get(sid)
@@ -178,6 +199,11 @@ class _Client(Client):
             self._transport.writelines(self._pending)
             self._pending, self._pending_data_size = [], 0
         await super()._send_ping(future)
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
         try:

@@ -362,7 +362,7 @@ class AssistantTurn(Struct, omit_defaults=True):
 
 class Part(Struct, omit_defaults=True, kw_only=True):
     """One line of a streamed answer, or a whole answer. Durations in nanoseconds. `message` is a chat's, `response` a
-    generated text's.
+    generated text's. The last line has all durations and counts, those that are 0 too.
     """
 
     model: str
@@ -373,12 +373,12 @@ class Part(Struct, omit_defaults=True, kw_only=True):
     logprobs: list[TokenScore] = field(default_factory=list)
     done: bool
     done_reason: str = ""
-    total_duration: int = 0
-    load_duration: int = 0
-    prompt_eval_count: int = 0
-    prompt_eval_duration: int = 0
-    eval_count: int = 0
-    eval_duration: int = 0
+    total_duration: int | UnsetType = UNSET
+    load_duration: int | UnsetType = UNSET
+    prompt_eval_count: int | UnsetType = UNSET
+    prompt_eval_duration: int | UnsetType = UNSET
+    eval_count: int | UnsetType = UNSET
+    eval_duration: int | UnsetType = UNSET
 
 
 def time_text(seconds: float) -> str:

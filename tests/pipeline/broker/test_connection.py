@@ -47,6 +47,17 @@ async def test_who_gives_up_connecting_leaves_no_socket_open():
         await asyncio.wait_for(left.wait(), TIMEOUT_S)
 
 
+async def test_a_flush_that_is_given_up_leaves_the_connection_reading(nats_server: NatsServer):
+    async with Bus.connect(nats_server.url, name="test") as bus:
+        for _ in range(20):
+            given_up = asyncio.create_task(bus.nc.flush())
+            await asyncio.sleep(0)  # its PING is sent
+            given_up.cancel()
+            await asyncio.wait([given_up])
+            await bus.nc.flush(5)
+        await bus.request("$JS.API.INFO")
+
+
 async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 3600.0)
     conf = tmp_path / "one-user.conf"
