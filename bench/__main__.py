@@ -15,6 +15,7 @@ BENCHMARKS = {
     "replies": "what it costs that an answer outlives its broker",
     "monitor": "what a long queue costs the monitor, and how soon another one takes over",
     "shares": "how closely the service of the lanes follows their weights",
+    "tenants": "whether tenants get equal shares of a lane, how soon a new one begins, and what many names cost",
     "predictions": "how well the wait of a queued request is predicted",
     "spill": "what spilling gains against MLX alone, and how soon it sets in",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",

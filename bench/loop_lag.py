@@ -25,7 +25,7 @@ from consumers.engines.local.process import EngineProcess
 from consumers.models.names import located, served_name_of
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.delivery.taking import MLX_SOURCE
+from pipeline.delivery.lanes import MLX_SOURCE
 from pipeline.process.lifecycle import Lifecycle, loop_factory
 from pipeline.process.role import role
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS

@@ -23,7 +23,7 @@ from consumers.models.sizes import expected_bytes, files_bytes
 from pipeline.config import Config
 from pipeline.core.cores import threads_each, usable_cores
 from pipeline.core.swapping import ModelUse, kv_bytes_each, most_at_once, needed_bytes
-from pipeline.delivery.taking import MLX_SOURCE
+from pipeline.delivery.lanes import MLX_SOURCE
 from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available, memory_total
 from pipeline.process.lifecycle import Lifecycle, StartError
 from pipeline.process.role import Role, role

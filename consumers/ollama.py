@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from consumers.engines.ollama import OllamaEngine
 from pipeline.config import Config
-from pipeline.delivery.taking import OLLAMA_SOURCE
+from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.worker.worker import Worker

@@ -261,6 +261,22 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
             "Requests in progress count. A lane is one subject: `llm.request.high.simple` has its own limit.",
         ),
     ] = 10_000
+    tenants_max_messages: Annotated[
+        Count,
+        Setting(
+            "number of requests that all named tenants together hold in the lanes of one priority",
+            "`lane_max_messages` bounds each lane of each tenant, and names of tenants are without number. The gateway "
+            "and `llm.ask` refuse what is beyond this. What is published directly is refused when three times this "
+            "and nine full lanes are stored.",
+        ),
+    ] = 100_000
+    tenants_max_lanes: Annotated[
+        Count,
+        Setting(
+            "number of lanes of named tenants that are served at once",
+            "A further lane with requests waits until one of them is empty. Each takes about 65 KiB at the broker.",
+        ),
+    ] = 512
     max_body_bytes: Annotated[
         Bytes,
         Setting(

@@ -16,6 +16,7 @@ from pipeline.core.envelope import read_envelope
 from pipeline.core.index import Place
 from pipeline.core.pauses import shown_pauses
 from pipeline.core.statistics import Statistics, Unknown, servers_of
+from pipeline.core.turns import requests_before
 from pipeline.process.role import Role
 from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
 from pipeline.wire.subjects import (
@@ -163,6 +164,9 @@ class QueueAnswers:
         engine = ENGINE_OF[place.stream]
         depth = self.load.queued[engine][place.priority]
         position, estimated = self.view.position(place, depth)
+        if engine == "mlx":
+            in_turn = requests_before(position, tenant, self.load.tenants[place.priority])
+            position, estimated = in_turn, estimated or in_turn != position
         if self.me.peers.pauses.now.holds(place.priority, tenant):
             return Position(request_id, "queued", position, None, estimated or msgspec.UNSET, paused=True)
         eta_ms = round(1000 * self.load.wait_s(engine, place.priority, position), 1)

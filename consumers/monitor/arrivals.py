@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pipeline.core.admission import Admission, AdmissionRequest
 from pipeline.core.index import Place
+from pipeline.core.turns import requests_before
 from pipeline.core.waits import Capacity
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import EngineName
@@ -16,11 +17,15 @@ from pipeline.wire.subjects import STREAM_OLLAMA, Priority
 
 
 class Arrival(NamedTuple):
-    """A request that was stored with a deadline (UTC seconds)."""
+    """A request that was stored with a deadline (UTC seconds).
+
+    `tenant` is whose lane it is in; empty for the default tenant.
+    """
 
     place: Place
     deadline: float
     may_spill: bool
+    tenant: str = ""
 
 
 class Refusal(NamedTuple):
@@ -66,6 +71,7 @@ class Arrivals:
         self,
         queued: Mapping[EngineName, Mapping[Priority, int]],
         position: Callable[[Place], int],
+        tenants: Mapping[Priority, Mapping[str, int]],
         *,
         now: float,
         wall_now: float,
@@ -75,6 +81,7 @@ class Arrivals:
         Args:
             queued: the broker's counts of the lanes.
             position: how many requests of its lane are queued before a request.
+            tenants: those of MLX's lanes by tenant, who take turns.
             now: monotonic seconds.
             wall_now: UTC seconds.
         """
@@ -85,10 +92,13 @@ class Arrivals:
             place = arrival.place
             engine: EngineName = "ollama" if place.stream == STREAM_OLLAMA else "mlx"
             lane = (place.stream, place.priority)
+            # The view can have missed an event; no more requests are before this one than the broker counts.
+            before = max(0, min(position(place), queued[engine][place.priority] - 1) - refused[lane])
+            if engine == "mlx":
+                before = min(before, requests_before(before, arrival.tenant, tenants[place.priority]))
             request = AdmissionRequest(
                 priority=place.priority,
-                # The view can have missed an event; no more requests are before this one than the broker counts.
-                position=max(0, min(position(place), queued[engine][place.priority] - 1) - refused[lane]),
+                position=before,
                 left_s=arrival.deadline - wall_now,
                 may_spill=arrival.may_spill,
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from consumers.monitor.view import STREAMS
@@ -18,16 +19,18 @@ from pipeline.core.scheduler import shares
 from pipeline.core.sharing import SharedMachine
 from pipeline.core.waits import Capacity, Inflow, predicted_wait_s
 from pipeline.process.role import Role
-from pipeline.wire.messages import EngineName, Load, encode
+from pipeline.wire.messages import EngineName, Load, PerPriorityCount, encode
 from pipeline.wire.subjects import (
     ANY_TENANT,
+    GUARD_LANE,
+    LANES,
     LOAD,
-    SERVED_LANES,
     STREAM_OLLAMA,
     STREAM_REQUESTS,
     Lane,
     Priority,
     Task,
+    lane_of_consumer,
     ollama_consumer,
 )
 
@@ -43,8 +46,9 @@ _EVERY_IDLE_S = 5.0
 # Spilling depends on the predicted waits, which grow from 0 when an overload begins.
 _EVERY_SATURATED_S = 0.1
 
+# Those that always exist.
 _CONSUMERS: dict[EngineName, dict[str, Lane]] = {
-    "mlx": {lane.consumer: lane for lane in SERVED_LANES},
+    "mlx": {lane.consumer: lane for lane in (*LANES, GUARD_LANE)},
     # These hold the requests of all tenants.
     "ollama": {ollama_consumer(priority): Lane(priority, Task.SIMPLE, ANY_TENANT) for priority in Priority},
 }
@@ -61,10 +65,12 @@ class LoadReporter:
         on_capacity: called with each engine's workers and monotonic seconds, before its load is published.
         on_count: called before the lanes are counted.
         on_look: called after each observation of both engines.
+        unserved: how many requests wait in lanes of named tenants that have no consumer.
 
     Attributes:
         queued: how many requests wait in each lane.
         waiting: the same without those that are paused. Levels, loads and predicted waits count only these.
+        tenants: how many requests of each tenant wait for MLX in each lane, without those that are paused.
         loads: the latest load of each engine.
     """
 
@@ -74,9 +80,12 @@ class LoadReporter:
     on_capacity: Callable[[EngineName, Capacity, float], None]
     on_count: Callable[[], None]
     on_look: Callable[[], None]
+    unserved: Callable[[], Mapping[Lane, int]]
     queued: dict[EngineName, dict[Priority, int]] = field(init=False)
     waiting: dict[EngineName, dict[Priority, int]] = field(init=False)
+    tenants: dict[Priority, Counter[str]] = field(init=False)
     loads: dict[EngineName, Load] = field(init=False, default_factory=dict)
+    _of_tenants: Counter[Priority] = field(init=False, default_factory=Counter)
     _parts: dict[Priority, float] = field(init=False)
     _capacities: dict[EngineName, Capacity] = field(init=False, default_factory=dict)
     _inflow: dict[EngineName, Inflow] = field(init=False)
@@ -97,6 +106,7 @@ class LoadReporter:
         }
         self.queued = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
         self.waiting = {engine: dict.fromkeys(Priority, 0) for engine in ENGINES}
+        self.tenants = {priority: Counter() for priority in Priority}
 
     @property
     def is_known(self) -> bool:
@@ -155,12 +165,27 @@ class LoadReporter:
         if missing := sorted(_CONSUMERS[engine].keys() - consumers.keys()):
             await self._restore(STREAM_OF[engine], missing)
         queued, waiting, pauses = dict.fromkeys(Priority, 0), dict.fromkeys(Priority, 0), self.me.peers.pauses.now
-        for name, lane in _CONSUMERS[engine].items():
-            if (state := consumers.get(name)) is None:
-                continue
-            queued[lane.priority] += state.num_pending + (self._held_back(engine, state) if pauses.scopes else 0)
-            waiting[lane.priority] += 0 if pauses.holds_lane(lane) else state.num_pending
+        tenants = {priority: Counter[str]() for priority in Priority}
+        of_tenants = Counter[Priority]()
+        for lane, held, pending in self._depths(engine, consumers.values()):
+            queued[lane.priority] += held + pending
+            of_tenants[lane.priority] += held + pending if lane.tenant else 0
+            if not pauses.holds_lane(lane):
+                waiting[lane.priority] += pending
+                tenants[lane.priority][lane.tenant] += pending
         self.queued[engine], self.waiting[engine] = queued, waiting
+        if engine == "mlx":
+            self.tenants, self._of_tenants = tenants, of_tenants
+
+    def _depths(self, engine: EngineName, consumers: Iterable[ConsumerState]) -> Iterator[tuple[Lane, int, int]]:
+        """Each lane, how many of its requests are held back by a pause, and how many were not delivered yet."""
+        paused = bool(self.me.peers.pauses.now.scopes)
+        for state in consumers:
+            lane = _CONSUMERS[engine].get(state.name) or (lane_of_consumer(state.name) if engine == "mlx" else None)
+            if lane is not None:
+                yield lane, self._held_back(engine, state) if paused else 0, state.num_pending
+        for lane, count in self.unserved().items() if engine == "mlx" else ():
+            yield lane, 0, count
 
     def _held_back(self, engine: EngineName, consumer: ConsumerState) -> int:
         """How many requests of a lane were delivered, and returned because they are paused."""
@@ -192,6 +217,7 @@ class LoadReporter:
             )
             if engine == "mlx":
                 load.keeps, load.takes_back = self._verdict(now)
+                load.queued_tenants = PerPriorityCount(*(self._of_tenants[priority] for priority in Priority))
             self.loads[engine] = load
             if changed:
                 log.info("%s is %s: %s", engine, load.level if load.available else "away", load.reason)

@@ -12,6 +12,7 @@ from consumers.monitor.answers import QueueAnswers
 from consumers.monitor.arrivals import Arrival, Arrivals
 from consumers.monitor.cancelling import Cancelling
 from consumers.monitor.endings import Ending, Endings
+from consumers.monitor.lanes import LaneKeeper
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
 from consumers.monitor.moving import Moving
 from consumers.monitor.operating import Operating
@@ -26,8 +27,18 @@ from pipeline.core.index import Place
 from pipeline.core.scheduler import shares
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
+from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import RequestEvent
-from pipeline.wire.subjects import CANCEL, EVENT, LEADER_MONITOR, QUEUE_POSITION, QUEUED_PREFIX, RELAYED
+from pipeline.wire.subjects import (
+    CANCEL,
+    EVENT,
+    LEADER_MONITOR,
+    QUEUE_POSITION,
+    QUEUED_PREFIX,
+    RELAYED,
+    STORED_SUBJECT,
+    lane_of_subject,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +54,7 @@ class Monitor:
     Attributes:
         candidate: whether this monitor acts.
         view: the unfinished requests and their places.
+        lanes: the consumers of named tenants' lanes.
         load: the lanes' depths and the engines' loads.
         arrivals: the requests that admission has not decided on yet.
         endings: the requests that are about to be ended.
@@ -58,7 +70,16 @@ class Monitor:
         leads = self.candidate.leads
         self.view = QueueView(me.bus, config.default_timeout_s, self._on_announced, self._on_read, self._on_filled)
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
-        self.load = LoadReporter(me, config, leads, self.arrivals.observe, self.arrivals.counting, self._on_look)
+        self.lanes = LaneKeeper(me.bus, config, leads, self._on_refused)
+        self.load = LoadReporter(
+            me,
+            config,
+            leads,
+            self.arrivals.observe,
+            self.arrivals.counting,
+            self._on_look,
+            lambda: self.lanes.unserved,
+        )
         self.answers = QueueAnswers(me, config, self.view, self.load)
         self.usage = UsageKeeper(me.bus, leads)
         self.endings = Endings(me.bus, self.view, leads, me.tracing)
@@ -79,7 +100,7 @@ class Monitor:
         await bus.subscribe(f"{QUEUED_PREFIX}.>", self._on_stored)
         await bus.subscribe(f"{EVENT}.>", self._on_event)
         await bus.subscribe(f"{CANCEL}.>", self._on_cancel)
-        parts = (self.candidate.run(), self.load.run(), self.view.run(), self.endings.run())
+        parts = (self.candidate.run(), self.lanes.run(), self.load.run(), self.view.run(), self.endings.run())
         beside = (self.cancelling.run(), self.usage.run(), self._report(lifecycle))
         try:
             async with asyncio.TaskGroup() as group:
@@ -108,6 +129,7 @@ class Monitor:
             self._ready_detail = self._ready_detail or "standing by: another monitor leads"
             self._ready.set()
             return
+        self.lanes.begin()
         await self.answers.start()
         await self.operating.start()
         await self.usage.start()
@@ -123,6 +145,9 @@ class Monitor:
     # ---- what is heard
 
     async def _on_stored(self, message: Message) -> None:
+        lane = lane_of_subject(message.headers.get(STORED_SUBJECT, ""))
+        if lane is not None:
+            self.lanes.heard(lane)
         stream = self.view.announced(message)
         if stream is not None:
             self.load.recount(ENGINE_OF[stream])
@@ -159,12 +184,15 @@ class Monitor:
             return
         self.endings.expect(envelope.deadline)
         if self.candidate.leads() and not paused:
-            self.arrivals.add(Arrival(place, envelope.deadline, may_spill))
+            self.arrivals.add(Arrival(place, envelope.deadline, may_spill, envelope.owner))
 
     def _on_read(self, envelope: Envelope, place: Place) -> None:
         self.cancelling.read(envelope, place)
         if envelope.deadline is not None:
             self.endings.expect(envelope.deadline)
+
+    def _on_refused(self, place: Place, error: HeadraceError) -> None:
+        self.endings.end(Ending(place, error))
 
     def _on_filled(self) -> None:
         self.cancelling.filled()
@@ -174,7 +202,7 @@ class Monitor:
         clock = self._me.bus.clock
         self.arrivals.keep(lambda place: self.view.state(place) == "queued")
         for arrival, error in self.arrivals.decide(
-            self.load.waiting, self.view.queued_before, now=clock.now(), wall_now=clock.wall()
+            self.load.waiting, self.view.queued_before, self.load.tenants, now=clock.now(), wall_now=clock.wall()
         ):
             self.endings.end(Ending(arrival.place, error, untouched=True, deadline=arrival.deadline))
         self._ready.set()

@@ -60,7 +60,7 @@ def lane_of_stored(subject: str) -> LaneOfStream | None:
     lane = lane_of_subject(subject)
     if lane is None:
         return None
-    return LaneOfStream(STREAM_REQUESTS, lane.priority, lane.shared.consumer, settled=lane.task is Task.COMPLEX)
+    return LaneOfStream(STREAM_REQUESTS, lane.priority, lane.consumer, settled=lane.task is Task.COMPLEX)
 
 
 class Announcement(NamedTuple):

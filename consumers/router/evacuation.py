@@ -18,7 +18,8 @@ from pipeline.core.rests import LaneRests
 from pipeline.core.saturation import STALE_S
 from pipeline.core.waits import Capacity
 from pipeline.delivery.held import Held
-from pipeline.delivery.taking import OLLAMA_SOURCE, Taken, Taking
+from pipeline.delivery.lanes import OLLAMA_SOURCE
+from pipeline.delivery.taking import Taken, Taking
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.requests import Request, decode_request

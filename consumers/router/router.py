@@ -26,15 +26,13 @@ from pipeline.core.spilling import room
 from pipeline.core.triage import Room, saturated
 from pipeline.core.waits import Capacity
 from pipeline.delivery.held import Fresh, Held, Resumed
-from pipeline.delivery.taking import Source, Taken, Taking
+from pipeline.delivery.lanes import source_of
+from pipeline.delivery.taking import Taken, Taking
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import (
     EVENT,
-    QUEUED_PREFIX,
-    SERVED_LANES,
-    STREAM_REQUESTS,
     Lane,
     Move,
     Priority,
@@ -53,9 +51,7 @@ _REPORTED_S = 0.25
 # Only an event opens the gate, but facts also go stale without one.
 _LOOK_AGAIN_S = 0.5
 _PAUSE_S = 0.2
-_SOURCE = Source(
-    STREAM_REQUESTS, {lane: lane.consumer for lane in SERVED_LANES if lane.task is not Task.COMPLEX}, QUEUED_PREFIX
-)
+_SOURCE = source_of(frozenset({Task.UNTRIAGED, Task.SIMPLE}))
 
 
 @dataclass(slots=True)
@@ -82,6 +78,7 @@ class Router:
 
     async def run(self, lifecycle: Lifecycle) -> None:
         """Route until lifecycle asks to stop."""
+        self.me.peers.on_status = self._taking.heard
         self.me.peers.on_change = self._changed.set
         await self._taking.start()
         await self.me.bus.subscribe(f"{EVENT}.*.started", self._on_started)
@@ -150,9 +147,8 @@ class Router:
     def _lanes_of(self, priorities: set[Priority]) -> list[Lane]:
         """The lanes that may be pulled from now."""
         now = self.me.bus.clock.now()
-        return [
-            lane for lane in _SOURCE.consumers if lane.priority in priorities and not self._rests.has_left(lane, now)
-        ]
+        lanes = self._taking.consumers
+        return [lane for lane in lanes if lane.priority in priorities and not self._rests.has_left(lane, now)]
 
     async def _until_shut(self, priorities: set[Priority], lanes: list[Lane]) -> None:
         """Ends when the gate is no longer open for the priorities or lanes that are being pulled."""

@@ -154,8 +154,8 @@ class Asker:
             except asyncio.CancelledError:
                 self._abandon(storing, request.name, on_abandoned)
                 raise
-            except LaneFull:
-                raise HeadraceError(ErrorCode.QUEUE_FULL, f"The lane {request.subject} is full. Retry later.") from None
+            except LaneFull as error:
+                raise HeadraceError(ErrorCode.QUEUE_FULL, f"{error}. Retry later.") from None
             except TooLarge as error:
                 message = (
                     f"The request has {error.size} bytes with its headers. The broker accepts at most {error.most}."

@@ -43,9 +43,13 @@ STORE_PATIENCE_S = 12.0
 _STORE_PAUSE_S = 0.05
 _STORE_PAUSE_MOST_S = 1.0
 _FULL = 10077
+# With the same code, for the bound of a subject and for that of the whole stream.
+_ALL_FULL = "maximum messages exceeded"
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
 BATCH = 500
+# So many consumers are listed twice, if several requests are needed.
+_OVERLAP = 64
 # Five hundred long requests at once would exceed the client's buffers.
 _SCAN_BYTES = 8 << 20
 _END_OF_BATCH = ("204", "404")
@@ -108,10 +112,20 @@ class StreamState(msgspec.Struct, frozen=True):
 
 class _ConsumerList(msgspec.Struct):
     consumers: list[ConsumerState] = msgspec.field(default_factory=list)
+    total: int = 0
 
 
 class _StreamInfo(msgspec.Struct):
     state: StreamState
+
+
+class _Subjects(msgspec.Struct):
+    subjects: dict[str, int] | None = None
+
+
+class _SubjectsPage(msgspec.Struct):
+    state: _Subjects
+    total: int = 0
 
 
 class _Removed(msgspec.Struct):
@@ -139,6 +153,8 @@ class _PubAck(msgspec.Struct):
 
 
 _consumer_list = msgspec.json.Decoder(_ConsumerList)
+_consumer_state = msgspec.json.Decoder(ConsumerState)
+_subjects_page = msgspec.json.Decoder(_SubjectsPage)
 _stream_info = msgspec.json.Decoder(_StreamInfo)
 _stream_details = msgspec.json.Decoder(_StreamDetails)
 _stamped = msgspec.json.Decoder(_Stamped)
@@ -213,7 +229,8 @@ class Bus(Connection):
             if ack.error.err_code == _WRONG_LAST_SEQUENCE:
                 raise Fenced(subject)
             if ack.error.err_code == _FULL:
-                raise LaneFull(f"{subject} is full")
+                of_all = ack.error.description == _ALL_FULL
+                raise LaneFull("The queue of all tenants is full" if of_all else f"The lane {subject} is full")
             raise BusError(f"The broker refused a message on {subject}: {ack.error.description}")
 
     async def _announce_failure(self, subject: str) -> None:
@@ -277,13 +294,48 @@ class Bus(Connection):
     # ---- reading streams
 
     async def consumers(self, stream: str) -> list[ConsumerState]:
-        """The durable consumers of a stream, with one request.
+        """The durable consumers of a stream. The server lists 256 with one request.
 
         Raises:
             Unreachable: the broker does not answer.
         """
-        answer = await self.request(f"$JS.API.CONSUMER.LIST.{stream}", b"{}")
-        return _consumer_list.decode(answer.data).consumers
+        found: dict[str, ConsumerState] = {}
+        offset = 0
+        while True:
+            body = msgspec.json.encode({"offset": offset}) if offset else b"{}"
+            page = _consumer_list.decode((await self.request(f"$JS.API.CONSUMER.LIST.{stream}", body)).data)
+            found |= {state.name: state for state in page.consumers}
+            end = offset + len(page.consumers)
+            if not page.consumers or end >= page.total:
+                return list(found.values())
+            # They are listed by name. Those that are removed meanwhile move the others up.
+            offset = max(offset + 1, end - _OVERLAP)
+
+    async def consumer(self, stream: str, name: str) -> ConsumerState | None:
+        """One durable consumer of a stream; None if it does not exist.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        answer = await self.request(f"$JS.API.CONSUMER.INFO.{stream}.{name}")
+        return None if _puback.decode(answer.data).error else _consumer_state.decode(answer.data)
+
+    async def subjects(self, stream: str, which: str) -> dict[str, int]:
+        """How many messages a stream holds on each subject that matches which.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        found: dict[str, int] = {}
+        offset, total = 0, 1
+        while offset < total:
+            body = msgspec.json.encode({"subjects_filter": which, "offset": offset})
+            page = _subjects_page.decode((await self.request(f"$JS.API.STREAM.INFO.{stream}", body)).data)
+            if not page.state.subjects:
+                break
+            found |= page.state.subjects
+            offset, total = offset + len(page.state.subjects), page.total
+        return found
 
     async def stream_state(self, stream: str) -> StreamState:
         """How much a stream holds.

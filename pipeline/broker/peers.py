@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus, read_failure
+from pipeline.broker.lanes import LaneBoard
 from pipeline.broker.pauses import PauseBoard
 from pipeline.config import Config
 from pipeline.core.models import Catalogue
@@ -30,18 +31,21 @@ class Peers:
 
     Attributes:
         pauses: what an operator has paused. It is started by itself, when the streams exist.
+        lanes: the lanes of named tenants that have a consumer; as `pauses`.
         on_change: called after each message.
         on_status: called with each worker's status.
     """
 
     bus: Bus
     pauses: PauseBoard = field(init=False)
+    lanes: LaneBoard = field(init=False)
     on_change: Callable[[], None] = lambda: None
     on_status: Callable[[WorkerStatus], None] = lambda _: None
     _roster: Roster = field(init=False, default_factory=Roster)
 
     def __post_init__(self) -> None:
         self.pauses = PauseBoard(self.bus)
+        self.lanes = LaneBoard(self.bus)
 
     async def start(self) -> None:
         """Subscribe. Call once."""

@@ -6,6 +6,7 @@ refused with a clear message if it cannot.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,12 +34,14 @@ from pipeline.wire.subjects import (
     DUPLICATE_WINDOW_S,
     FILE_CHUNKS,
     FILE_NOTES,
+    FORMER_CONSUMERS,
+    GUARD_LANE,
+    LANES,
     LEADER,
     LOAD,
     PAUSED,
     QUEUED_PREFIX,
     RETURNED,
-    SERVED_LANES,
     STREAM_BATCH,
     STREAM_DEAD,
     STREAM_FILES,
@@ -48,10 +51,13 @@ from pipeline.wire.subjects import (
     STREAM_STATE,
     STREAM_USAGE,
     STREAM_USED,
+    TENANT_LANES,
+    TENANTS_LANES,
     USAGE,
     USED,
     USED_STORED,
     WORKER,
+    Lane,
     Priority,
     ollama_consumer,
     ollama_subject,
@@ -118,6 +124,11 @@ def _consumer(name: str, subject: str, config: Config) -> ConsumerConfig:
     )
 
 
+def lane_consumer(lane: Lane, config: Config) -> ConsumerConfig:
+    """The consumer of a lane of `LLM`. The monitor makes and removes those of named tenants."""
+    return _consumer(lane.consumer, lane.subject, config)
+
+
 def _work_queue(name: str, subjects: list[str], max_messages: int, config: Config) -> StreamConfig:
     return StreamConfig(
         name=name,
@@ -136,7 +147,7 @@ def _work_queue(name: str, subjects: list[str], max_messages: int, config: Confi
 def streams(config: Config) -> tuple[Stream, ...]:
     """All of headrace's streams and consumers."""
     return (
-        Stream(_requests(config), tuple(_consumer(lane.consumer, lane.subject, config) for lane in SERVED_LANES)),
+        Stream(_requests(config), tuple(lane_consumer(lane, config) for lane in (*LANES, GUARD_LANE))),
         Stream(_spilled(config), tuple(_consumer(ollama_consumer(p), ollama_subject(p), config) for p in Priority)),
         Stream(_replies(config)),
         Stream(_state(config)),
@@ -150,7 +161,10 @@ def streams(config: Config) -> tuple[Stream, ...]:
 
 def _requests(config: Config) -> StreamConfig:
     """Queued requests, by lane. Each is announced without its body when it is stored, so that workers need not poll."""
-    stream = _work_queue(STREAM_REQUESTS, [lane.subject for lane in SERVED_LANES], config.lane_max_messages, config)
+    subjects = [lane.subject for lane in LANES + TENANT_LANES]
+    stream = _work_queue(STREAM_REQUESTS, subjects, config.lane_max_messages, config)
+    # Each subject is bounded, and names of tenants are without number.
+    stream.max_msgs = len(LANES) * config.lane_max_messages + len(Priority) * config.tenants_max_messages
     # No older version can change the stream again: it stores moved requests under ids that this one does not accept.
     stream.deny_purge = True
     stream.republish = RePublish(src="llm.request.>", dest=f"{QUEUED_PREFIX}.>", headers_only=True)
@@ -190,7 +204,7 @@ def _state(config: Config) -> StreamConfig:
     """The latest value of what must outlive a process: load, returns, leaders."""
     return StreamConfig(
         name=STREAM_STATE,
-        subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*", PAUSED],
+        subjects=[f"{LOAD}.*", f"{RETURNED}.*", f"{LEADER}.*", PAUSED, TENANTS_LANES],
         retention=RetentionPolicy.LIMITS,
         # As durable as the delivery counts from which the returns noted here are subtracted.
         storage=StorageType.FILE,
@@ -302,6 +316,8 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
             with cancellation_kept():
                 if action := await _apply_stream(js, stream.config):
                     changes.append(Change(f"stream {stream.name}", action))
+                if stream.name == STREAM_REQUESTS:
+                    changes += await _remove_former(js)
                 for consumer in stream.consumers:
                     action = await _apply_consumer(js, stream.name, consumer)
                     changes += [Change(f"consumer {stream.name}/{consumer.durable_name}", action)] if action else []
@@ -310,8 +326,55 @@ async def apply(js: JetStreamContext, config: Config) -> list[Change]:
     return changes
 
 
+async def _remove_former(js: JetStreamContext) -> list[Change]:
+    """Remove the consumers that served all tenants together. What they had delivered is delivered again by others."""
+    if not await _has_consumer(js, FORMER_CONSUMERS[0]):
+        return []
+    for name in reversed(FORMER_CONSUMERS):
+        with contextlib.suppress(NotFoundError):
+            await _refusable(f"removing consumer {STREAM_REQUESTS}/{name}", js.delete_consumer(STREAM_REQUESTS, name))
+    return [Change(f"consumer {STREAM_REQUESTS}/{name}", "removed") for name in FORMER_CONSUMERS]
+
+
+async def _has_consumer(js: JetStreamContext, name: str) -> bool:
+    try:
+        await js.consumer_info(STREAM_REQUESTS, name)
+    except NotFoundError:
+        return False
+    return True
+
+
+async def keep_consumer(js: JetStreamContext, consumer: ConsumerConfig) -> None:
+    """Create a consumer of `LLM`, or bring it to the configured state.
+
+    Raises:
+        TopologyError: the broker refused it.
+        Unreachable: the broker does not answer.
+    """
+    try:
+        with cancellation_kept():
+            await _apply_consumer(js, STREAM_REQUESTS, consumer)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"No answer: {str(error) or type(error).__name__}") from error
+
+
+async def remove_consumer(js: JetStreamContext, name: str) -> None:
+    """Remove a consumer of `LLM`; one that does not exist is none.
+
+    Raises:
+        Unreachable: the broker does not answer, or refuses.
+    """
+    try:
+        with cancellation_kept(), contextlib.suppress(NotFoundError):
+            await js.delete_consumer(STREAM_REQUESTS, name)
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"No answer: {str(error) or type(error).__name__}") from error
+
+
 async def _refuse_older_workers(js: JetStreamContext) -> None:
-    """Refuse to change the streams of an older version while its workers run: the two do not accept each other's moves.
+    """Refuse to change the streams of an older version while its workers run.
+
+    The versions do not accept each other's moves, or pull from other consumers.
 
     Raises:
         TopologyError: a worker publishes its status.
@@ -320,7 +383,7 @@ async def _refuse_older_workers(js: JetStreamContext) -> None:
         is_older = not (await js.stream_info(STREAM_REQUESTS)).config.deny_purge
     except NotFoundError:
         return
-    if not is_older:
+    if not is_older and not await _has_consumer(js, FORMER_CONSUMERS[0]):
         return
     statuses = await js._nc.subscribe(f"{WORKER}.*")  # noqa: SLF001 - the connection of this context
     try:

@@ -15,7 +15,7 @@ from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import EngineName, EventKind, Last, RequestEvent, Success
+from pipeline.wire.messages import Completion, EngineName, EventKind, Last, RequestEvent, Success
 from pipeline.wire.subjects import MOVED_BY, MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
 
 # A request whose new lane is full stays where it is, and is delivered again after this long.
@@ -299,6 +299,10 @@ def event(
             account = answer.headrace
             said.wait_ms, said.ttft_ms, said.total_ms = account.queue_ms, account.ttft_ms, account.total_ms
             said.reason = account.reason
+            said.prompt_tokens, said.completion_tokens = answer.usage.prompt_tokens, 0
+            if isinstance(answer, Completion):
+                said.prompt_tokens = answer.usage.computed_prompt_tokens
+                said.completion_tokens = answer.usage.completion_tokens
         case Failed(error) | Buried(error):
             said.code = error.code
         case Moved():

@@ -1,53 +1,46 @@
 """Which lane is served next: weighted shares of service, with a floor and a bound on waiting.
 
-Start-time fair queueing (Goyal, Vin, Cheng, 1996) over priorities: each has a virtual time that advances by the
-service it used divided by its share, and the priority furthest behind goes first. Service is counted in tokens, not
-requests, so a lane of long answers does not take more than its share. A request is charged an estimate when it starts,
-so that slots which become free together are shared as well, and its real cost when it ends. A priority that was idle
-returns at the present virtual time, that of the priority furthest behind among those that take turns: it has saved up
-nothing. When nothing runs and nothing waits, all start again at the same virtual time.
+`pipeline.core.fair` shares the service by tokens: among the priorities by their weights, and within each priority among
+the tenants who have requests there, equally. The default tenant is one tenant.
 
-A request that has waited beyond the bound is started out of turn and not charged: its priority keeps its floor, and the
-virtual time is that of the priorities that take turns.
+A request that has waited beyond the bound is started out of turn and its priority is not charged: it keeps its floor,
+and the virtual time is that of the priorities that take turns. Its tenant is charged.
 
-Among the lanes of one priority (untriaged, simple, complex, and the same of tenants) the oldest request goes first, as
-far as the announcements of stored requests tell; without them the lanes take turns. A saturated engine prefers requests
-that only it can answer, by a smooth weighted round robin and not strictly, so that simple requests are served even if
-the second engine is absent.
+Among the lanes of one tenant and priority (untriaged, simple, complex) the oldest request goes first, as far as the
+announcements of stored requests tell; without them the lanes take turns. A saturated engine prefers requests that only
+it can answer, by a smooth weighted round robin and not strictly, so that simple requests are served even if the second
+engine is absent.
 
-A lane that an operator has paused counts as empty until it is resumed: it is not asked, its priority saves up nothing,
-and its requests do not count for the rule of the longest wait.
+A lane that was empty is asked again after a time, because a request that was returned is not announced again. A lane of
+a named tenant is asked again only where a request was returned: there may be many, and `arrived` tells of the rest.
+
+A lane that an operator has paused counts as empty until it is resumed: it is not asked, its priority and its tenant
+save up nothing, and its requests do not count for the rule of the longest wait.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from pipeline.core.fair import Fair
+from pipeline.core.planning import EVEN, OVERDUE_EVERY, PREFER_COMPLEX, LaneState, Planning, turns_taken
 from pipeline.wire.subjects import LANES, Lane, Priority, Task
-
-EVEN = {Task.UNTRIAGED: 1.0, Task.SIMPLE: 1.0, Task.COMPLEX: 1.0}
-PREFER_COMPLEX = {Task.UNTRIAGED: 2.0, Task.SIMPLE: 1.0, Task.COMPLEX: 4.0}
 
 # A lane that was empty is asked again after this long even if no request was announced: a request that was returned, or
 # whose worker died, is not announced again.
 RECHECK_S = 0.5
-# The same for a lane of tenants that was never seen to hold a request. A broker without tenants is asked less often.
-RECHECK_UNSEEN_S = 5.0
-# While requests of a priority wait beyond the bound, every fourth choice goes to that priority.
-OVERDUE_EVERY = 4
+# A lane of a tenant is asked again for this long after a request of it could be delivered again. That one still waits
+# there is seen by looking at the consumers, more often than this.
+RETURNED_S = 5.0
+# And for this long after one was announced: the broker may announce it before it delivers it, and whoever was to take
+# it may return it at once.
+ANNOUNCED_S = 1.0
+# A process that has returned a request lets others have it for this long: they may be able to serve it.
+OTHERS_FIRST_S = 0.2
 # So many announced requests of a lane are remembered. The order of arrival is a guess beyond them.
 _MOST_REMEMBERED = 10_000
-# A request without any tokens (a refused one, say) is charged this much: an endless row of them must not keep the other
-# priorities out.
-LEAST_COST = 1.0
-_FIRST_ESTIMATE = 64.0
-_SMOOTHING = 0.2
-_IDLE = math.inf
-_IN_TURN = -math.inf
 
 
 def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, float]:
@@ -64,37 +57,13 @@ def shares(weights: Mapping[Priority, float], floor: float) -> dict[Priority, fl
         lifted |= below
 
 
-def _smoothed(mean: float | None, value: float) -> float:
-    return value if mean is None else mean + _SMOOTHING * (value - mean)
-
-
-@dataclass(slots=True)
-class _Account:
-    """The account of one priority.
-
-    Attributes:
-        share: of the service, 0 to 1.
-        virtual_time: the service it was charged, divided by its share.
-        joined_at: the virtual time at which it joined, `_IN_TURN` once it has been served, and `_IDLE` if all its lanes
-            were found empty. A priority that has not been asked yet has joined: its lanes may hold requests.
-        mean_cost: of its latest requests, in weighted tokens; None until one has ended.
-        head_stored_at: about when its oldest waiting request was stored (the broker's UTC).
-    """
-
-    share: float
-    virtual_time: float = 0.0
-    joined_at: float = 0.0
-    mean_cost: float | None = None
-    head_stored_at: float | None = None
-
-
 @dataclass(slots=True)
 class Scheduler:
     """Chooses the next lane. One writer: the pull loop of one process.
 
     Args:
         weights, floor_share, max_wait_s: the settings.
-        lanes: those that it chooses from.
+        lanes: those that it chooses from at the start.
         paused: whether a lane is paused. `recheck` is called when the answer may have changed.
     """
 
@@ -103,25 +72,42 @@ class Scheduler:
     max_wait_s: float = 600.0
     lanes: Sequence[Lane] = LANES
     paused: Callable[[Lane], bool] = lambda _: False
-    _paused: set[Lane] = field(init=False, default_factory=set)
-    _accounts: dict[Priority, _Account] = field(init=False)
-    _empty_since: dict[Lane, float] = field(init=False, default_factory=dict)
-    _announced: dict[Lane, int] = field(init=False, default_factory=dict)
-    _seen: set[Lane] = field(init=False, default_factory=set)
-    # The sequences of the requests that were announced in each lane and have not been taken, as far as is known here.
-    _waiting: dict[Lane, deque[int]] = field(init=False)
-    _taken: dict[Lane, int] = field(init=False)
-    _credit: dict[Lane, float] = field(init=False)
-    _charged: dict[str, tuple[Priority, float]] = field(init=False, default_factory=dict)
-    _mean_cost: float | None = field(init=False, default=None)
-    _virtual_now: float = field(init=False, default=0.0)
+    _lanes: dict[Lane, LaneState] = field(init=False, default_factory=dict)
+    # The lanes that may hold a request, by priority and tenant, and of the others those that are asked again.
+    _open: dict[Priority, dict[str, dict[Lane, None]]] = field(init=False, default_factory=dict)
+    _asked: dict[Lane, None] = field(init=False, default_factory=dict)
+    _priorities: Fair[Priority] = field(init=False)
+    _tenants: dict[Priority, Fair[str]] = field(init=False)
+    # About when the oldest waiting request of a priority and a tenant was stored (the broker's UTC).
+    _heads: dict[Priority, dict[str, float]] = field(init=False)
     _choices_since_overdue: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._accounts = {p: _Account(share) for p, share in shares(self.weights, self.floor_share).items()}
-        self._credit = dict.fromkeys(self.lanes, 0.0)
-        self._waiting = {lane: deque() for lane in self.lanes}
-        self._taken = dict.fromkeys(self.lanes, 0)
+        self._priorities = Fair(shares(self.weights, self.floor_share).__getitem__)
+        self._tenants = {priority: Fair(lambda _: 1.0, lasting=False) for priority in self.weights}
+        self._heads = {priority: {} for priority in self.weights}
+        for lane in self.lanes:
+            self.add(lane)
+
+    # ---- which lanes there are
+
+    def add(self, lane: Lane) -> None:
+        """Choose from a lane as well. It may hold a request. Twice is harmless."""
+        if lane not in self._lanes:
+            self._lanes[lane] = LaneState(tuple(lane._replace(task=task) for task in Task))
+            self._opened(lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Choose from a lane no longer."""
+        if lane in self._lanes:
+            self._closed(lane)
+            self._asked.pop(lane, None)
+            del self._lanes[lane]
+
+    def __contains__(self, lane: Lane) -> bool:
+        return lane in self._lanes
+
+    # ---- choosing
 
     def order(self, now: float, *, wall_now: float, saturated: bool = False) -> list[Lane]:
         """The lanes that may hold a request, the one to ask first in front. Changes nothing.
@@ -131,21 +117,50 @@ class Scheduler:
             wall_now: the broker's UTC seconds, as `stored_at` in `start`.
             saturated: whether the engine is.
         """
-        lifted = self._lifted(wall_now)
-        task_weights = PREFER_COMPLEX if saturated else EVEN
+        return list(self.choices(now, wall_now=wall_now, saturated=saturated))
 
-        def rank(lane: Lane) -> tuple[bool, float, bool, float, int, float]:
-            share = self._accounts[lane.priority].share
-            oldest = 0 if saturated else self._oldest(lane)
-            credit = self._credit[lane] + task_weights[lane.task]
+    def choices(self, now: float, *, wall_now: float, saturated: bool = False) -> Iterator[Lane]:
+        """As `order`, one after another: the order of those that are not asked for is not worked out."""
+        again: dict[Priority, dict[str, list[Lane]]] = {}
+        for lane in self._due(now):
+            again.setdefault(lane.priority, {}).setdefault(lane.tenant, []).append(lane)
+        # By priority and whether the lanes may hold a request as far as is known.
+        groups = [(priority, True) for priority in self._open] + [(priority, False) for priority in again]
+        lifted, share = self._lifted(wall_now, self._choices_since_overdue), self._priorities.share
+        tags = self._priorities.start_tags(list(self.weights))
+
+        def rank(group: tuple[Priority, bool]) -> tuple[bool, float, bool, float]:
+            priority, known = group
             # A lane whose turn it is to be asked again goes first: behind a lane that always has work, it would not be.
-            known = lane not in self._empty_since
-            return lane.priority is not lifted, self._start_tag(lane.priority), known, -share, oldest, -credit
+            return priority is not lifted, tags[priority], known, -share(priority)
 
-        return sorted((lane for lane in self.lanes if self._may_hold_work(lane, now)), key=rank)
+        for priority, known in sorted(groups, key=rank):
+            lanes = self._open.get(priority, {}) if known else again[priority]
+            yield from self._by_tenant(priority, {t: list(found) for t, found in lanes.items()}, saturated=saturated)
+
+    def _by_tenant(self, priority: Priority, lanes: Mapping[str, list[Lane]], *, saturated: bool) -> Iterator[Lane]:
+        tags = self._tenants[priority].start_tags(list(lanes))
+
+        def rank(tenant: str) -> tuple[float, int]:
+            return tags[tenant], min(self._lanes[lane].oldest() for lane in lanes[tenant])
+
+        weights = PREFER_COMPLEX if saturated else EVEN
+
+        def lane_rank(lane: Lane) -> tuple[int, float]:
+            state = self._lanes[lane]
+            return 0 if saturated else state.oldest(), -(state.credit + weights[lane.task])
+
+        if not lanes:
+            return
+        # Most often one is enough.
+        first = min(lanes, key=rank)
+        yield from sorted(lanes[first], key=lane_rank)
+        # What was found empty meanwhile is still there: `empty` is called between two choices.
+        for tenant in sorted((tenant for tenant in lanes if tenant != first), key=lambda one: tags[one]):
+            yield from sorted((lane for lane in lanes[tenant] if lane in self._lanes), key=lane_rank)
 
     def plan(
-        self, count: int, lanes: Sequence[Lane], now: float, *, wall_now: float, saturated: bool = False
+        self, count: int, lanes: Iterable[Lane], now: float, *, wall_now: float, saturated: bool = False
     ) -> Counter[Lane]:
         """How many of the next count requests each lane gives, as if each had enough of them. Changes nothing.
 
@@ -156,46 +171,21 @@ class Scheduler:
             lanes: only these.
             now, wall_now, saturated: as in `order`.
         """
+        planning = Planning(
+            self._lanes,
+            self._open,
+            self._due(now),
+            set(lanes),
+            self._priorities,
+            self._tenants,
+            lambda choices: self._lifted(wall_now, choices),
+            self._choices_since_overdue,
+            saturated,
+        )
         planned = Counter[Lane]()
-        with self._undone():
-            for _ in range(count):
-                order = self.order(now, wall_now=wall_now, saturated=saturated)
-                lane = next((lane for lane in order if lane in lanes), None)
-                if lane is None:
-                    break
-                planned[lane] += 1
-                again, head = lane in self._empty_since, self._accounts[lane.priority].head_stored_at
-                stored_at = wall_now if head is None else head
-                self.start(
-                    "",
-                    lane,
-                    stored_at=stored_at,
-                    pending=1,
-                    now=now,
-                    wall_now=wall_now,
-                    saturated=saturated,
-                    sequence=self._oldest(lane),
-                )
-                if again:
-                    self.empty(lane, now)
+        while planned.total() < count and (lane := planning.next()) is not None:
+            planned[lane] += 1
         return planned
-
-    @contextmanager
-    def _undone(self) -> Iterator[None]:
-        """Undo at the end of the block what it changed."""
-        accounts = {priority: replace(account) for priority, account in self._accounts.items()}
-        empty_since, announced = dict(self._empty_since), dict(self._announced)
-        credit, charged = dict(self._credit), dict(self._charged)
-        waiting, taken = {lane: known.copy() for lane, known in self._waiting.items()}, dict(self._taken)
-        seen = self._seen.copy()
-        virtual_now, choices = self._virtual_now, self._choices_since_overdue
-        try:
-            yield
-        finally:
-            self._accounts, self._empty_since, self._announced = accounts, empty_since, announced
-            self._credit, self._charged = credit, charged
-            self._waiting, self._taken, self._seen = waiting, taken, seen
-            self._virtual_now, self._choices_since_overdue = virtual_now, choices
 
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
         """Whether the next request of a priority may take the place of one of the victim's priority.
@@ -203,8 +193,9 @@ class Scheduler:
         It may if, in virtual time, it starts before the next request of the victim's priority ends. So a few requests
         always may, and an endless row of them only until its priority has used its share.
         """
-        account = self._accounts[victim]
-        return self._start_tag(priority) < account.virtual_time + self._estimate(account) / account.share
+        return self._priorities.start_tag(priority) < self._priorities.end_tag(victim)
+
+    # ---- what happens
 
     def start(
         self,
@@ -222,42 +213,32 @@ class Scheduler:
 
         Without stored_at it does not count for the rule of the longest wait.
         """
-        is_lifted = lane.priority is self._lifted(wall_now)
+        is_lifted = lane.priority is self._lifted(wall_now, self._choices_since_overdue)
         self._choices_since_overdue = 0 if is_lifted else self._choices_since_overdue + 1
+        self.add(lane)
         self._take_turn(lane, PREFER_COMPLEX if saturated else EVEN)
         self.arrived(lane)
         if sequence is not None:
-            self._was_taken(lane, sequence)
-        account = self._accounts[lane.priority]
-        account.head_stored_at = stored_at
+            self._lanes[lane].was_taken(sequence)
+        if stored_at is None:
+            self._heads[lane.priority].pop(lane.tenant, None)
+        else:
+            self._heads[lane.priority][lane.tenant] = stored_at
+        self._tenants[lane.priority].start(request_id, lane.tenant)
         if not is_lifted:
-            self._virtual_now = self._start_tag(lane.priority)
-            estimate = self._estimate(account)
-            account.virtual_time = self._virtual_now + estimate / account.share
-            account.joined_at = _IN_TURN
-            self._charged[request_id] = (lane.priority, estimate)
+            self._priorities.start(request_id, lane.priority)
         if not pending:
             self.empty(lane, now, announced=sequence)
 
     def finish(self, request_id: str, cost: float) -> None:
-        """Correct the charge of a request that ended to its real cost, in weighted tokens, `LEAST_COST` at least.
+        """Correct the charges of a request that ended to its real cost, in weighted tokens. Unknown ids are ignored."""
+        self._priorities.finish(request_id, cost)
+        for fair in self._tenants.values():
+            fair.finish(request_id, cost)
 
-        Ids that are not charged are ignored.
-        """
-        priority, estimate = self._charged.pop(request_id, (None, 0.0))
-        if priority is None:
-            return
-        cost = max(cost, LEAST_COST)
-        account = self._accounts[priority]
-        account.virtual_time += (cost - estimate) / account.share
-        account.mean_cost = _smoothed(account.mean_cost, cost)
-        self._mean_cost = _smoothed(self._mean_cost, cost)
-        self._begin_anew()
-
-    def _estimate(self, account: _Account) -> float:
-        """The estimated cost of a priority's next request: as its latest ones, or else as the latest of all."""
-        known = account.mean_cost if account.mean_cost is not None else self._mean_cost
-        return _FIRST_ESTIMATE if known is None else known
+    def used(self, priority: Priority, tenant: str, cost: float) -> None:
+        """Charge a tenant what it used in another process, in weighted tokens."""
+        self._tenants[priority].used(tenant, cost)
 
     def empty(self, lane: Lane, now: float, *, announced: int | None = None) -> None:
         """Record that lane was found empty at now.
@@ -268,106 +249,133 @@ class Scheduler:
             announced: `announced` of the lane when it was asked. A request that was announced since then came too late
                 for the answer, and the lane is not empty.
         """
-        if announced is not None and self.announced(lane) > announced:
+        state = self._lanes.get(lane)
+        if state is None or (announced is not None and state.announced > announced):
             return
-        self._empty_since[lane] = now
-        self._waiting[lane].clear()
-        if all(other in self._empty_since for other in self.lanes if other.priority is lane.priority):
-            account = self._accounts[lane.priority]
-            account.joined_at = _IDLE
-            account.head_stored_at = None
-            self._begin_anew()
+        state.empty_since = now
+        state.waiting.clear()
+        self._closed(lane)
+        if state.paused or (lane.tenant and now >= state.asked_until):
+            self._asked.pop(lane, None)
+        else:
+            self._asked[lane] = None
 
     def announced(self, lane: Lane) -> int:
         """The stream sequence of the newest request announced for lane, 0 if there was none."""
-        return self._announced.get(lane, 0)
+        return self._lanes[lane].announced if lane in self._lanes else 0
 
     def recheck(self, now: float) -> None:
         """Record which lanes are paused from now (monotonic seconds) on."""
-        for lane in self.lanes:
+        for lane, state in self._lanes.items():
             if not self.paused(lane):
-                if lane in self._paused:
-                    self._paused.remove(lane)
+                if state.paused:
+                    state.paused = False
                     self.arrived(lane)
-            elif lane not in self._paused:
-                self._paused.add(lane)
+            elif not state.paused:
+                state.paused = True
                 self.empty(lane, now)
 
     def arrived(self, lane: Lane, sequence: int = 0) -> None:
         """Record that lane holds a request; sequence is the request's if it was announced."""
-        if sequence > self.announced(lane):
-            self._announced[lane] = sequence
-            if len(self._waiting[lane]) < _MOST_REMEMBERED:
-                self._waiting[lane].append(sequence)
-        if lane in self._paused:
-            return
-        self._empty_since.pop(lane, None)
-        self._seen.add(lane)
-        account = self._accounts[lane.priority]
-        if account.joined_at == _IDLE:
-            account.joined_at = self._present()
+        state = self._lanes[lane]
+        if sequence > state.announced:
+            state.announced = sequence
+            if len(state.waiting) < _MOST_REMEMBERED:
+                state.waiting.append(sequence)
+        if not state.paused:
+            self._opened(lane)
+
+    def returned(self, lane: Lane, now: float, for_s: float = RETURNED_S) -> None:
+        """Record that a request of lane may be delivered at any time from now (monotonic seconds) on.
+
+        So the lane is asked again for some seconds even if it is found empty.
+        """
+        if lane in self._lanes:
+            self._asked_again(lane, now, now + for_s)
+            self.arrived(lane)
+
+    def gave_back(self, lane: Lane, now: float, delay_s: float) -> None:
+        """As `returned`, by this process, at now; it is delivered again after delay_s, and others may have it first."""
+        if (state := self._lanes.get(lane)) is not None:
+            self._asked_again(lane, now + OTHERS_FIRST_S, now + max(delay_s, OTHERS_FIRST_S) + RETURNED_S)
+            if state.empty_since is not None and not state.paused:
+                self._asked[lane] = None
+
+    def _asked_again(self, lane: Lane, first: float, last: float) -> None:
+        state = self._lanes[lane]
+        state.asked_from, state.asked_until = first, max(state.asked_until, last)
+
+    def asked_again(self, now: float) -> list[Lane]:
+        """The lanes of named tenants that were found empty, and may hold a request again at any time."""
+        tenants = [(lane, self._lanes[lane]) for lane in self._asked if lane.tenant]
+        for lane, state in tenants:
+            if now >= state.asked_until:
+                del self._asked[lane]
+        return [lane for lane, state in tenants if state.asked_from <= now < state.asked_until]
+
+    def asked_again_in(self, now: float) -> float | None:
+        """In how many seconds there are more of these; None if that is not known."""
+        coming = [state.asked_from - now for lane in self._asked if (state := self._lanes[lane]).asked_from > now]
+        return min(coming, default=None)
 
     def forget(self) -> None:
         """Forget which lanes were empty, as after a reconnect: every priority may have work, and joins."""
-        self._empty_since = {lane: since for lane, since in self._empty_since.items() if lane in self._paused}
-        present = self._present()
-        for priority in {lane.priority for lane in self.lanes if lane not in self._paused}:
-            account = self._accounts[priority]
-            if account.joined_at == _IDLE:
-                account.joined_at = present
+        for lane, state in self._lanes.items():
+            if not state.paused:
+                self._opened(lane)
 
-    def _may_hold_work(self, lane: Lane, now: float) -> bool:
-        if lane in self._paused:
-            return False
-        since = self._empty_since.get(lane)
-        pause_s = RECHECK_UNSEEN_S if lane.tenant and lane not in self._seen else RECHECK_S
-        return since is None or now - since >= pause_s
+    # ---- inside
 
-    def _oldest(self, lane: Lane) -> int:
-        """The sequence of a lane's oldest request; where it is not known, the lowest that it can have."""
-        waiting = self._waiting[lane]
-        return waiting[0] if waiting else self._taken[lane] + 1
+    def _opened(self, lane: Lane) -> None:
+        """The lane may hold a request, and its priority and tenant take part."""
+        self._lanes[lane].empty_since = None
+        self._asked.pop(lane, None)
+        of_tenant = self._open.setdefault(lane.priority, {}).setdefault(lane.tenant, {})
+        if lane not in of_tenant:
+            of_tenant[lane] = None
+            self._priorities.joins(lane.priority)
+            self._tenants[lane.priority].joins(lane.tenant)
 
-    def _was_taken(self, lane: Lane, sequence: int) -> None:
-        """The request of a sequence was the first of its lane: no older one waits there."""
-        self._taken[lane] = max(self._taken[lane], sequence)
-        waiting = self._waiting[lane]
-        while waiting and waiting[0] <= sequence:
-            waiting.popleft()
+    def _closed(self, lane: Lane) -> None:
+        """The lane holds no request; those of which no lane does take no part."""
+        of_priority = self._open.get(lane.priority, {})
+        of_tenant = of_priority.get(lane.tenant, {})
+        if lane not in of_tenant:
+            return
+        del of_tenant[lane]
+        if not of_tenant:
+            del of_priority[lane.tenant]
+            self._heads[lane.priority].pop(lane.tenant, None)
+            self._tenants[lane.priority].leaves(lane.tenant)
+        if not of_priority:
+            del self._open[lane.priority]
+            self._priorities.leaves(lane.priority)
 
-    def _start_tag(self, priority: Priority) -> float:
-        """The virtual time at which the priority's next request would start.
+    def _due(self, now: float) -> list[Lane]:
+        """The lanes that were empty and are to be asked again."""
+        return [
+            lane
+            for lane in self._asked
+            if (since := (state := self._lanes[lane]).empty_since) is not None
+            and now - since >= RECHECK_S
+            and now >= state.asked_from
+        ]
 
-        A priority that waits for its first turn moves down with the others where they cost less than was thought.
+    def _lifted(self, wall_now: float, choices: int) -> Priority | None:
+        """The priority that goes first because its requests have waited beyond the bound, or None.
+
+        Choices is how many there were since one went first for that reason.
         """
-        account = self._accounts[priority]
-        return max(account.virtual_time, min(account.joined_at, self._present()))
-
-    def _present(self) -> float:
-        """The virtual time of the priority furthest behind among those in turn; of the last start if none is."""
-        in_turn = [account.virtual_time for account in self._accounts.values() if account.joined_at == _IN_TURN]
-        return min(in_turn, default=self._virtual_now)
-
-    def _begin_anew(self) -> None:
-        """Put all at the same virtual time when nothing runs and nothing waits."""
-        if not self._charged and all(account.joined_at == _IDLE for account in self._accounts.values()):
-            self._virtual_now = max(account.virtual_time for account in self._accounts.values())
-
-    def _lifted(self, wall_now: float) -> Priority | None:
-        """The priority that goes first because its requests have waited beyond the bound, or None."""
-        if self._choices_since_overdue + 1 < OVERDUE_EVERY:
+        if choices + 1 < OVERDUE_EVERY:
             return None
-        heads = {p: a.head_stored_at for p, a in self._accounts.items() if a.head_stored_at is not None}
+        heads = {priority: min(known.values()) for priority, known in self._heads.items() if known}
         oldest = min(heads, key=lambda p: heads[p], default=None)
         return oldest if oldest is not None and wall_now - heads[oldest] > self.max_wait_s else None
 
     def _take_turn(self, lane: Lane, task_weights: Mapping[Task, float]) -> None:
-        """Smooth weighted round robin among the lanes of one priority that are not known to be empty."""
-        rivals = [
-            other
-            for other in self.lanes
-            if other == lane or (other.priority is lane.priority and other not in self._empty_since)
-        ]
-        for rival in rivals:
-            self._credit[rival] += task_weights[rival.task]
-        self._credit[lane] -= sum(task_weights[rival.task] for rival in rivals)
+        """Smooth weighted round robin among the lanes of one priority and tenant that are not known to be empty."""
+        of_tenant = self._open.get(lane.priority, {}).get(lane.tenant, {})
+        rivals = [each for each in self._lanes[lane].siblings if each == lane or each in of_tenant]
+        if len(rivals) > 1:
+            for rival, change in turns_taken(lane, rivals, task_weights).items():
+                self._lanes[rival].credit += change

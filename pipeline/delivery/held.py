@@ -173,6 +173,7 @@ class Held:
         engine: EngineName | None = None,
         worker: str = "",
         doubtful: bool = False,
+        on_returned: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.envelope = envelope
         self.tries = self.attempt = 1
@@ -184,6 +185,7 @@ class Held:
         self._engine = engine
         self._worker = worker
         self._doubtful = doubtful
+        self._on_returned = on_returned
         self._opened = self._began = False
         self._writer = RecordWriter(bus, envelope)
         self._newest: Answer | None = None
@@ -202,6 +204,7 @@ class Held:
         tracing: Tracing,
         engine: EngineName | None = None,
         worker: str = "",
+        on_returned: Callable[[float], None] = lambda _: None,
     ) -> Self:
         """Hold a request that was delivered, from now on under a lease.
 
@@ -214,10 +217,20 @@ class Held:
             tracing: for spans.
             engine: whose worker holds it, None for the router.
             worker: the process that holds it.
+            on_returned: called after it was returned, with the seconds until it is delivered again.
         """
         doubtful = leases.stood_still()
         grip = _Leased(bus, delivery, leases)
-        return cls(bus, grip, envelope, tracing=tracing, engine=engine, worker=worker, doubtful=doubtful)
+        return cls(
+            bus,
+            grip,
+            envelope,
+            tracing=tracing,
+            engine=engine,
+            worker=worker,
+            doubtful=doubtful,
+            on_returned=on_returned,
+        )
 
     @classmethod
     def standing(
@@ -446,6 +459,7 @@ class Held:
                 await self._grip.remove()
             case EndStep.RETURN, Returned(delay_s):
                 await self._grip.nak(delay_s)
+                self._on_returned(delay_s)
             case EndStep.TELL, _:
                 event = ending.event(
                     outcome, self.envelope, engine=self._engine, began=self._began, waited_ms=self.waited_ms

@@ -187,7 +187,12 @@ class Puller:
             self._gathering = None
 
     async def wait(
-        self, consumers: Sequence[str], unless: Coroutine[Any, Any, None], *, keep: Callable[[], bool] = lambda: False
+        self,
+        consumers: Sequence[str],
+        unless: Coroutine[Any, Any, None],
+        wakes: Coroutine[Any, Any, object] | None = None,
+        *,
+        keep: Callable[[], bool] = lambda: False,
     ) -> Delivery | None:
         """The first request to arrive from any of the consumers; None if a pull expires or `unless` ends before.
 
@@ -197,20 +202,26 @@ class Puller:
         Args:
             consumers: their names.
             unless: ends the wait when it ends.
-            keep: whether the other pulls stay open when a request has arrived or one of them has expired, until the
-                next `wait` or `withdraw`.
+            wakes: ends the wait as well: there is something to ask for elsewhere.
+            keep: whether the other pulls stay open when a request has arrived, one of them has expired, or `wakes` has
+                ended, until the next `wait` or `withdraw`.
         """
         stop = asyncio.ensure_future(unless)
+        woken = None if wakes is None else asyncio.ensure_future(wakes)
         standing = self._standing = self._standing or _Standing(self.bus.new_inbox())
         pull = standing.round = _Round(standing.inbox)
         kept = self.refused = False
         try:
             await self._stand(standing, consumers)
-            await self._until_over(pull, stop)
-            kept = pull.first.done() and not self.refused and keep()
+            ends: list[asyncio.Future[Any]] = [pull.first, stop, *([] if woken is None else [woken])]
+            await self._until_over(ends, limited=bool(standing.on))
+            over = pull.first.done() or (woken is not None and woken.done() and not stop.done())
+            kept = over and not self.refused and keep()
             return pull.take()
         finally:
             stop.cancel()
+            if woken is not None:
+                woken.cancel()
             standing.round = None
             if not kept:
                 self.withdraw()
@@ -254,9 +265,8 @@ class Puller:
                 if not asked and standing.round is not None:
                     standing.round.settle(None)
 
-    async def _until_over(self, pull: _Round, stop: asyncio.Future[None]) -> None:
-        ends: set[asyncio.Future[Any]] = {pull.first, stop}
-        timeout_s = self.stands_s + _ANSWER_TIMEOUT_S
+    async def _until_over(self, ends: Sequence[asyncio.Future[Any]], *, limited: bool) -> None:
+        timeout_s = self.stands_s + _ANSWER_TIMEOUT_S if limited else None
         done, _ = await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             log.warning("The broker has not answered pulls from %s; asking again", self.stream)

@@ -5,11 +5,12 @@ A worker, the router and the evacuation of Ollama's lanes all take requests here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from pipeline.aio import Background
+from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import Delivery, Message, Subscription
 from pipeline.config import Config
 from pipeline.core.coming import Coming
@@ -18,48 +19,22 @@ from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.handback import HandBacks
 from pipeline.core.scheduler import Scheduler
 from pipeline.delivery.held import Fresh, Held
+from pipeline.delivery.lanes import LaneSet, Source
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.process.role import Role
-from pipeline.wire.messages import EngineName
+from pipeline.wire.messages import EngineName, WorkerStatus
 from pipeline.wire.subjects import (
     ANY_TENANT,
     BATCH,
-    QUEUED_PREFIX,
-    SERVED_LANES,
     STORED_SEQUENCE,
     STORED_SUBJECT,
-    STREAM_OLLAMA,
-    STREAM_REQUESTS,
     Lane,
     Priority,
-    Task,
     lane_of_subject,
-    ollama_consumer,
 )
 
 Surplus = Callable[[Delivery], Coroutine[Any, Any, None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where requests come from.
-
-    Attributes:
-        stream: the work queue.
-        consumers: the durable consumer of each lane, the most urgent first.
-        announcements: the prefix under which the stream announces stored requests; empty if it does not.
-        mixed: whether each lane holds the requests of all tenants.
-    """
-
-    stream: str
-    consumers: Mapping[Lane, str]
-    announcements: str = ""
-    mixed: bool = False
-
-
-MLX_SOURCE = Source(STREAM_REQUESTS, {lane: lane.consumer for lane in SERVED_LANES}, QUEUED_PREFIX)
-OLLAMA_SOURCE = Source(STREAM_OLLAMA, {Lane(p, Task.SIMPLE): ollama_consumer(p) for p in Priority}, mixed=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +64,7 @@ class Taking:
         on_surplus: called with a request that arrives when none is awaited; by default it is returned.
         on_begun: called with a paused request that an attempt has begun: it goes on. By default it is returned.
         on_renewed: called after each round of renewals.
+        on_gave_back: called after `given_back` has more to tell.
         saturated: whether the engine is.
 
     Attributes:
@@ -102,11 +78,12 @@ class Taking:
     on_surplus: Surplus | None = None
     on_begun: Surplus | None = None
     on_renewed: Callable[[], None] = lambda: None
+    on_gave_back: Callable[[], None] = lambda: None
     saturated: Callable[[], bool] = lambda: False
     leases: LeaseKeeper = field(init=False)
     _scheduler: Scheduler = field(init=False)
+    _lanes: LaneSet = field(init=False)
     _puller: Puller = field(init=False)
-    _lane_of: dict[str, Lane] = field(init=False)
     _hand_backs: HandBacks = field(init=False, default_factory=HandBacks)
     _returning: Background = field(init=False, default_factory=Background)
     _announcements: Subscription | None = field(init=False, default=None)
@@ -116,8 +93,13 @@ class Taking:
         config, lanes = self.config, tuple(self.source.consumers)
         self.leases = LeaseKeeper(config.lease_s, self.on_renewed, self.me.bus.clock)
         self._scheduler = Scheduler(config.weights, config.floor_share, config.max_wait_s, lanes, self.is_paused)
+        self._lanes = LaneSet(self.me, config, self.source, self._scheduler, self._on_left, self.on_gave_back)
         self._puller = self.puller()
-        self._lane_of = {consumer: lane for lane, consumer in self.source.consumers.items()}
+
+    @property
+    def consumers(self) -> Mapping[Lane, str]:
+        """The durable consumer of each lane, those of named tenants included."""
+        return self._lanes.consumers
 
     def puller(self) -> Puller:
         """A puller of the same stream, not started, with the same surplus: `Puller` has one user at a time."""
@@ -127,6 +109,7 @@ class Taking:
         """Listen for deliveries. Call once, before `next`."""
         self.me.bus.on_reconnect(self._scheduler.forget)
         await self._puller.start()
+        await self._lanes.start()
         self.me.peers.pauses.listen(self._on_pauses)
         self._scheduler.recheck(self.me.bus.clock.now())
 
@@ -135,6 +118,7 @@ class Taking:
         if self.source.announcements and self._announcements is None:
             self._announcements = await self.me.bus.subscribe(f"{self.source.announcements}.>", self._on_announcement)
             self._scheduler.forget()
+            self._lanes.listen(listens=True)
 
     def is_paused(self, lane: Lane) -> bool:
         """Whether an operator has paused all requests of a lane."""
@@ -171,14 +155,30 @@ class Taking:
         self._scheduler.recheck(self.me.bus.clock.now())
         self._puller.interrupt()
 
+    def heard(self, status: WorkerStatus) -> None:
+        """A worker reported its status."""
+        self._lanes.heard(status)
+
+    def given_back(self) -> list[str]:
+        """The consumers of tenants' lanes to which requests were returned since the last call."""
+        consumers = sorted(self._lanes.given_back)
+        self._lanes.given_back.clear()
+        return consumers
+
+    def _on_left(self, consumer: str) -> None:
+        if self._puller.stands_on(consumer):
+            self._puller.interrupt()
+
     async def ignore(self) -> None:
         """Listen to the announcements no longer."""
         announcements, self._announcements = self._announcements, None
         if announcements is not None:
+            self._lanes.listen(listens=False)
             await self.me.bus.unsubscribe(announcements)
 
     async def close(self) -> None:
         """Wait until the broker has cancelled all pulls, and each request that still arrived was passed on."""
+        self._lanes.close()
         await self._puller.close()
         await self._returning.join()
 
@@ -191,7 +191,7 @@ class Taking:
         lanes: Sequence[Lane] | None = None,
         keep: Callable[[], bool] = lambda: False,
     ) -> Taken | None:
-        """The next request in the scheduler's order; waits on all lanes if none is known to hold one.
+        """The next request in the scheduler's order; waits on all fixed lanes if none is known to hold one.
 
         After a standstill this waits until deliveries are no longer in doubt. Cancelling is safe: a request that still
         arrives is surplus.
@@ -202,15 +202,22 @@ class Taking:
             keep: whether pulls stay open when one of them has been answered; see `Puller.wait`.
 
         Returns:
-            The request; None if a pull expired or was refused, or `unless` ended.
+            The request; None if a pull expired or was refused, `unless` ended, or there is something to ask for anew.
         """
         await self.leases.until_certain()
-        every = self.source.consumers if lanes is None else lanes
-        wanted = [lane for lane in every if not self.is_paused(lane)]
-        delivery = await self._first(wanted) or await self._puller.wait(
-            [self.source.consumers[lane] for lane in wanted], unless(), keep=keep
-        )
+        every = self.consumers if lanes is None else lanes
+        wanted = {lane for lane in every if not self.is_paused(lane)}
+        self._lanes.stirred.clear()
+        delivery = await self._first(wanted)
+        if delivery is None:
+            standing = [lane for lane in self._lanes.standing(self.me.bus.clock.now()) if lane in wanted]
+            consumers = [self.consumers[lane] for lane in standing]
+            delivery = await self._puller.wait(consumers, unless(), self._stirs(), keep=keep)
         return None if delivery is None or self.held_back(delivery) else self.receive(delivery)
+
+    async def _stirs(self) -> None:
+        """Ends when the lanes of named tenants are to be asked: no pull stands open on them."""
+        await wait_set(self._lanes.stirred, self._scheduler.asked_again_in(self.me.bus.clock.now()))
 
     async def several(self, most: int, on_taken: Callable[[Taken], None]) -> None:
         """Take requests that are there now, each lane's part in the scheduler's order, with one pull a lane.
@@ -222,7 +229,7 @@ class Taking:
             on_taken: called with each request as it arrives.
         """
         await self.leases.until_certain()
-        clock, consumers = self.me.bus.clock, self.source.consumers
+        clock, consumers = self.me.bus.clock, self.consumers
         lanes = [lane for lane, consumer in consumers.items() if not self._puller.stands_on(consumer)]
         planned = self._scheduler.plan(most, lanes, clock.now(), wall_now=clock.wall(), saturated=self.saturated())
         announced = {lane: self._scheduler.announced(lane) for lane in planned}
@@ -233,17 +240,18 @@ class Taking:
             if not self.held_back(delivery):
                 on_taken(self.receive(delivery))
 
-        empty = await self._puller.gather({consumers[lane]: count for lane, count in planned.items()}, pass_on)
+        asked = {lane: (consumers[lane], count) for lane, count in planned.items()}
+        empty = await self._puller.gather(dict(asked.values()), pass_on)
         for lane, sequence in announced.items():
-            if consumers[lane] in empty:
+            if asked[lane][0] in empty:
                 self._scheduler.empty(lane, clock.now(), announced=sequence)
 
-    async def _first(self, lanes: Sequence[Lane]) -> Delivery | None:
+    async def _first(self, lanes: Collection[Lane]) -> Delivery | None:
         """A request that is there now, from the lanes without an open pull."""
         clock = self.me.bus.clock
-        for lane in self._scheduler.order(clock.now(), wall_now=clock.wall(), saturated=self.saturated()):
-            consumer, announced = self.source.consumers[lane], self._scheduler.announced(lane)
-            if lane not in lanes or self._puller.stands_on(consumer):
+        for lane in self._scheduler.choices(clock.now(), wall_now=clock.wall(), saturated=self.saturated()):
+            consumer, announced = self.consumers.get(lane), self._scheduler.announced(lane)
+            if consumer is None or lane not in lanes or self._puller.stands_on(consumer):
                 continue
             if delivery := await self._puller.take(consumer):
                 return delivery
@@ -253,14 +261,14 @@ class Taking:
     async def take(self, lane: Lane) -> Taken | None:
         """The first request of one lane, if it is there now. Cancelling is safe."""
         await self.leases.until_certain()
-        delivery = await self._puller.take(self.source.consumers[lane])
+        delivery = await self._puller.take(self.consumers[lane])
         return None if delivery is None or self.held_back(delivery) else self.receive(delivery)
 
     def most_urgent(self) -> Priority | None:
         """The priority whose turn it is, of those that may have a request waiting; None if none may."""
         clock = self.me.bus.clock
-        order = self._scheduler.order(clock.now(), wall_now=clock.wall(), saturated=self.saturated())
-        return order[0].priority if order else None
+        first = next(self._scheduler.choices(clock.now(), wall_now=clock.wall(), saturated=self.saturated()), None)
+        return None if first is None else first.priority
 
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
         """Whether a request of a priority may take the place of one of the victim's, by the shares of both."""
@@ -283,7 +291,7 @@ class Taking:
 
     def receive(self, delivery: Delivery) -> Taken:
         """Hold a delivered request, and charge its lane for it."""
-        held, lane, clock = self.hold(delivery), self._lane_of[delivery.consumer], self.me.bus.clock
+        held, lane, clock = self.hold(delivery), self._lanes.lane_of(delivery), self.me.bus.clock
         self._coming[lane.priority].taken(delivery.sequence, clock.now())
         key = f"{delivery.consumer}:{delivery.sequence}:{delivery.delivered}"
         self._scheduler.start(
@@ -297,6 +305,8 @@ class Taking:
             saturated=self.saturated(),
             sequence=delivery.sequence,
         )
+        if lane not in self.consumers:
+            self._scheduler.remove(lane)
         return Taken(held, lane, delivery.consumer, key)
 
     def finish(self, taken: Taken, cost: float) -> None:
@@ -305,7 +315,7 @@ class Taking:
 
     def hold(self, delivery: Delivery) -> Held:
         """Hold a delivered request under a lease, without a charge."""
-        lane = self._lane_of[delivery.consumer]
+        lane = self._lanes.lane_of(delivery)
         envelope = read_envelope(
             delivery,
             lane.priority,
@@ -321,6 +331,7 @@ class Taking:
             tracing=self.me.tracing,
             engine=self.engine,
             worker=self.me.name,
+            on_returned=partial(self._lanes.gave_back, lane),
         )
 
     async def give_back(self, delivery: Delivery) -> None:
@@ -331,7 +342,6 @@ class Taking:
         stored_in = lane_of_subject(message.headers.get(STORED_SUBJECT, ""))
         if stored_in is None or self.me.peers.pauses.now.holds(stored_in.priority, stored_in.tenant):
             return
-        if (lane := stored_in.shared) in self.source.consumers:
-            sequence = int(message.headers.get(STORED_SEQUENCE, 0))
-            self._scheduler.arrived(lane, sequence)
-            self._coming[lane.priority].announced(sequence, self.me.bus.clock.now())
+        sequence = int(message.headers.get(STORED_SEQUENCE, 0))
+        if self._lanes.announced(stored_in, sequence):
+            self._coming[stored_in.priority].announced(sequence, self.me.bus.clock.now())

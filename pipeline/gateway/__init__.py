@@ -31,7 +31,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         async with role("gateway", config) as me:
             gateway = Gateway(me, config)
             await gateway.start()
-            await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
+            await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers, config.tenants_max_messages).start()
             await LateAnswers(me.bus).start()
             server = HttpServer(gateway.app(), config)
             serving = asyncio.ensure_future(server.serve_on(listening))

@@ -15,7 +15,7 @@ from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.broker.peers import Peers
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import read_envelope
-from pipeline.gateway.intake import refused_by_store
+from pipeline.gateway.intake import refused_by_store, refused_by_tenants
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import encode, is_last
@@ -56,6 +56,7 @@ class Ask:
     tracing: Tracing
     client: Asker
     peers: Peers
+    tenants_max_messages: int
     _followers: Background = field(init=False, default_factory=Background)
 
     async def start(self) -> None:
@@ -92,14 +93,17 @@ class Ask:
             return HeadraceError(
                 ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(priority, 40)}. Use high, medium or low."
             )
-        if MSG_ID not in message.headers and (full := refused_by_store(self.peers.store())) is not None:
+        full = refused_by_store(self.peers.store()) or refused_by_tenants(
+            self.peers.load("mlx"), Priority(priority), tenant, self.tenants_max_messages
+        )
+        if full is not None and MSG_ID not in message.headers:
             return full
         with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
             try:
                 before = await self._before(headers, message)
                 ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
-            except LaneFull:
-                refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"Lane {subject} is full. Retry later.")
+            except LaneFull as error:
+                refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"{error}. Retry later.")
                 span.fail(refusal)
                 return refusal
             except BusError as error:

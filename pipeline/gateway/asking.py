@@ -19,7 +19,16 @@ from pipeline.gateway.dialects.ollama import Loaded
 from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
-from pipeline.gateway.intake import Intake, Repeats, refused_by_store, take_in, urgency, wants_exact, with_exact
+from pipeline.gateway.intake import (
+    Intake,
+    Repeats,
+    refused_by_store,
+    refused_by_tenants,
+    take_in,
+    urgency,
+    wants_exact,
+    with_exact,
+)
 from pipeline.gateway.models import Models
 from pipeline.gateway.queue import events_url
 from pipeline.gateway.responses import json_response
@@ -27,6 +36,7 @@ from pipeline.gateway.several import Several
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import EmbeddingRequest, wanted
+from pipeline.wire.subjects import tenant_of
 
 # Of the id of a call with several choices, what begins the ids of the others.
 MAX_ID_CHARS = 120
@@ -83,7 +93,10 @@ class Asking:
             saturated=load is not None and saturated(load),
         )
         self._repeats.check(intake, asked.request, time.monotonic())
-        if not intake.outgoing.given_id and (refusal := refused_by_store(self.me.peers.store())) is not None:
+        refusal = refused_by_store(self.me.peers.store()) or refused_by_tenants(
+            load, intake.priority, tenant_of(intake.outgoing.subject), self.config.tenants_max_messages
+        )
+        if refusal is not None and not intake.outgoing.given_id:
             raise refusal  # the answer of an id that was used before may be there
         calls = self._choices(asked, intake)
         self.context.quotas.reserve([(each.request, taken) for each, taken in calls])

@@ -18,7 +18,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, priority_of, request_id
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import StoreReport
+from pipeline.wire.messages import Load, StoreReport
 from pipeline.wire.requests import ChatRequest, Request
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, KEY, TENANT, TIMEOUT, Lane, Priority, Task
 
@@ -130,6 +130,25 @@ def refused_by_store(store: StoreReport | None) -> HttpError | None:
         return None
     code = ErrorCode.QUEUE_FULL if store.state == "full" else ErrorCode.UNAVAILABLE
     return HttpError(503, code, f"{store.reason} Retry later.", retry_after_s=_STORE_RETRY_S)
+
+
+def refused_by_tenants(load: Load | None, priority: Priority, tenant: str, most: int) -> HttpError | None:
+    """The error of a new request if all named tenants together have the most requests of its priority; else None.
+
+    Args:
+        load: MLX's, if it is known.
+        priority: the request's.
+        tenant: in whose lane it is stored; empty for the default tenant, which has lanes of its own.
+        most: the setting.
+    """
+    if not tenant or load is None or load.queued_tenants.of(priority) < most:
+        return None
+    message = (
+        f"The tenants together have {most} queued requests of priority {priority} (tenants_max_messages). Retry later."
+    )
+    return HttpError(
+        503, ErrorCode.QUEUE_FULL, message, retry_after_s=max(1.0, load.predicted_wait_ms.of(priority) / 1000)
+    )
 
 
 class Repeats:

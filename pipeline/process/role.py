@@ -63,6 +63,7 @@ async def role(kind: str, config: Config) -> AsyncIterator[Role]:
             peers = Peers(bus)
             await peers.start()
             await peers.pauses.start()
+            await peers.lanes.start()
             yield Role(name, bus, peers, tracing)
     finally:
         background.cancel()

@@ -360,7 +360,8 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
 
     `available` is whether a worker is ready. Without one, the level is `normal` and the saturation 0: no slot is used.
     `keeps` is why nothing is spilled from this engine, although it may be saturated; empty if requests may spill.
-    `takes_back` is whether it also takes back what the second engine runs.
+    `takes_back` is whether it also takes back what the second engine runs. `queued_tenants` is the part of `queued`
+    that is of named tenants; 0 for the second engine.
     """
 
     engine: EngineName
@@ -375,6 +376,14 @@ class Load(Struct, tag_field="object", tag="headrace.load"):
     available: bool = True
     keeps: str = ""
     takes_back: bool = False
+    queued_tenants: PerPriorityCount = field(default_factory=PerPriorityCount)
+
+
+class LanesNote(Struct):
+    """The body of `llm.lanes`: the subjects of the lanes of named tenants that have a consumer."""
+
+    lanes: list[str]
+    object: str = "headrace.lanes"
 
 
 class ModelFacts(Struct, omit_defaults=True):
@@ -427,6 +436,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         empty: the engine is a server that answers, and has no usable model.
         borrows: the worker takes requests from Ollama's lanes where its engine begins them sooner.
         lent: how many requests the worker has returned for MLX to continue, by durable consumer, since it started.
+        given_back: the durable consumers of named tenants to which the worker has returned requests since the status
+            before. No pull stands open on them, so the other workers ask them.
         suspends: whether a more urgent request can take the place of a less urgent one, at present.
         kv_bytes: the size of their KV cache.
         kv_bytes_limit: the largest allowed size of it (0: unknown).
@@ -477,6 +488,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     empty: bool = False
     borrows: bool = False
     lent: dict[str, int] = field(default_factory=dict)
+    given_back: list[str] = field(default_factory=list)
     alone: str = ""
     server: str = ""
     dialect: Dialect | None = None
@@ -527,7 +539,7 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     `triaged` when the router received the request. `tenant` is the tenant of the request. `worker` is the process that
     publishes the event; empty for the monitor. `deliveries` is how often the message was delivered to a
     process. A `started` event has the number of the attempt, and its context in the trace (`traceparent`) if the worker
-    records traces.
+    records traces. A `done` event has the tokens of the prompt that the engine computed, and of the answer.
     """
 
     id: str
@@ -544,6 +556,8 @@ class RequestEvent(Struct, tag_field="object", tag="headrace.event", omit_defaul
     attempt: int = 0
     deliveries: int = 0
     trace: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 # ---- asking the pipeline ---------------------------------------------------------------------------------------------

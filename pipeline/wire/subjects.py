@@ -44,7 +44,8 @@ class Lane(NamedTuple):
 
     Attributes:
         priority, task: of its requests.
-        tenant: whose requests it holds; empty for the default tenant, `ANY_TENANT` for all others together.
+        tenant: whose requests it holds; empty for the default tenant. `ANY_TENANT` stands for all others, as in the
+            subjects of the stream; no consumer serves these as one.
     """
 
     priority: Priority
@@ -59,23 +60,35 @@ class Lane(NamedTuple):
 
     @property
     def consumer(self) -> str:
-        """The name of the durable consumer that delivers its requests."""
-        base = f"{self.priority}{self.tenant and f'_{_TENANT_TOKEN}'}"
-        return base if self.task is Task.UNTRIAGED else f"{base}_{self.task}"
+        """The name of the durable consumer that delivers its requests.
 
-    @property
-    def shared(self) -> Lane:
-        """The lane as its consumer serves it: those of all tenants except the default one are served as one."""
-        return self._replace(tenant=ANY_TENANT) if self.tenant else self
+        No two lanes have the same one, also where the server's file system does not tell capitals from small letters.
+        """
+        base = self.priority if self.task is Task.UNTRIAGED else f"{self.priority}_{self.task}"
+        return f"{base}_{_TENANT_TOKEN}_{_as_file_name(self.tenant)}" if self.tenant else base
+
+
+def _as_file_name(tenant: str) -> str:
+    """A tenant's name as part of a file's name: `=` stands before what was a capital letter."""
+    return "".join(f"={c.lower()}" if c.isupper() else c for c in tenant)
 
 
 _TENANT_TOKEN = "t"  # noqa: S105 - a token of a subject
 ANY_TENANT = "*"
 LANES = tuple(Lane(priority, task) for priority in Priority for task in Task)
 TENANT_LANES = tuple(lane._replace(tenant=ANY_TENANT) for lane in LANES)
-# Those of the most urgent priority first.
-SERVED_LANES = tuple(lane for priority in Priority for lane in LANES + TENANT_LANES if lane.priority is priority)
+# The subjects of all tenants but the default one.
+TENANT_SUBJECTS = f"llm.request.*.{_TENANT_TOKEN}.>"
+# A lane whose consumer always exists, of a name that no tenant can have. Before each tenant had consumers, some served
+# all tenants together. Versions of that time cannot create theirs beside this one, and so they do not start.
+GUARD_LANE = Lane(Priority.HIGH, Task.UNTRIAGED, "=")
+# The consumers of these versions.
+FORMER_CONSUMERS = tuple(
+    f"{lane.priority}_{_TENANT_TOKEN}" + ("" if lane.task is Task.UNTRIAGED else f"_{lane.task}") for lane in LANES
+)
 _LANE_OF_SUBJECT = {lane.subject: lane for lane in LANES}
+_LANE_OF_CONSUMER = {lane.consumer: lane for lane in LANES}
+_CAPITAL = re.compile(r"=([a-z])")
 _LANE_OF_FILTER = {lane.subject: lane for lane in TENANT_LANES}
 
 
@@ -87,8 +100,15 @@ def lane_of_subject(subject: str) -> Lane | None:
     if len(tokens) not in (5, 6):
         return None
     tenant, tokens[4] = tokens[4], ANY_TENANT
-    shared = _LANE_OF_FILTER.get(".".join(tokens))
-    return None if shared is None else shared._replace(tenant=tenant)
+    lane = _LANE_OF_FILTER.get(".".join(tokens))
+    return None if lane is None else lane._replace(tenant=tenant)
+
+
+def lane_of_consumer(name: str) -> Lane | None:
+    """The lane that a durable consumer of `LLM` serves; None for another name."""
+    base, _, tenant = name.partition(f"_{_TENANT_TOKEN}_")
+    lane = _LANE_OF_CONSUMER.get(base)
+    return None if lane is None else lane._replace(tenant=_CAPITAL.sub(lambda found: found[1].upper(), tenant))
 
 
 def ollama_subject(priority: Priority) -> str:
@@ -305,6 +325,7 @@ USAGE = "llm.usage"
 RESERVED = "llm.reserved"
 LEADER = "llm.leader"
 PAUSED = "llm.paused"
+TENANTS_LANES = "llm.lanes"
 LEADER_MONITOR = f"{LEADER}.monitor"
 LEADER_BATCHES = f"{LEADER}.batches"
 STORE = "llm.store"

@@ -19,9 +19,10 @@ from pipeline.core.ending import Returned
 from pipeline.core.placement import is_on
 from pipeline.core.spilling import wanted_back
 from pipeline.core.waits import Capacity
+from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.taking import OLLAMA_SOURCE, Taken, Taking
+from pipeline.delivery.taking import Taken, Taking
 from pipeline.process.role import Role
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.requests import decode_request

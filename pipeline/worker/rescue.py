@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.aio import wait_set
 from pipeline.broker.connection import BusError
 from pipeline.core.takeover import AGAIN_S, Takeover
 from pipeline.delivery.lease import LeaseKeeper
-from pipeline.delivery.taking import Source
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, WorkerStatus
 
@@ -25,7 +24,8 @@ class Rescue:
     Args:
         me: the role's connection and name.
         engine: whose workers they are.
-        source: where their requests come from.
+        stream: the work queue that their requests come from.
+        consumers: the durable consumers of their lanes now, the most urgent first.
         leases: of this worker.
         held: how many requests this worker holds, by consumer.
         room: how many more requests it may begin beyond the slots.
@@ -34,7 +34,8 @@ class Rescue:
 
     me: Role
     engine: EngineName
-    source: Source
+    stream: str
+    consumers: Callable[[], Collection[str]]
     leases: LeaseKeeper
     held: Callable[[], Mapping[str, int]]
     room: Callable[[], int]
@@ -45,7 +46,6 @@ class Rescue:
     def start(self) -> None:
         """Listen. Call once."""
         self._takeover = Takeover(self.me.name, self.leases.lease_s, self._now())
-        self.me.peers.on_status = self._on_status
         self.me.bus.on_reconnect(self._begin_anew)
 
     async def run(self) -> None:
@@ -65,14 +65,15 @@ class Rescue:
             await wait_set(self._heard, min(max(left_s, AGAIN_S), self.leases.lease_s))
 
     async def _look(self) -> None:
-        states = {state.name: state.num_ack_pending for state in await self.me.bus.consumers(self.source.stream)}
-        held = {consumer: states[consumer] for consumer in self.source.consumers.values() if consumer in states}
+        states = {state.name: state.num_ack_pending for state in await self.me.bus.consumers(self.stream)}
+        held = {consumer: states[consumer] for consumer in self.consumers() if consumer in states}
         for consumer, count in self._takeover.look(held, self.held(), self._now()).items():
             for _ in range(count):
                 if not await self.take(consumer):
                     break
 
-    def _on_status(self, status: WorkerStatus) -> None:
+    def heard(self, status: WorkerStatus) -> None:
+        """A worker reported its status."""
         if status.engine == self.engine:
             if status.state == "gone":
                 self._takeover.left(status.worker, self._now())

@@ -14,13 +14,14 @@ from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.config import Config
 from pipeline.core.ending import Failed, Returned
 from pipeline.core.permits import Permit, Permits
+from pipeline.delivery.lanes import Source
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.taking import Source, Taken, Taking
+from pipeline.delivery.taking import Taken, Taking
 from pipeline.engine import Engine
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Slots, WorkerState, encode
+from pipeline.wire.messages import Slots, WorkerState, WorkerStatus, encode
 from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority, ollama_consumer
 from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
@@ -109,13 +110,15 @@ class Worker:
             on_surplus=self._on_surplus,
             on_begun=self._on_begun,
             on_renewed=self._changed.set,
+            on_gave_back=self._changed.set,
             saturated=lambda: self._saturated,
         )
         self._orphans = self._taking.puller()
         self._rescue = Rescue(
             self.me,
             self.engine.name,
-            self.source,
+            self.source.stream,
+            self._consumers,
             self._taking.leases,
             held=self._held,
             room=self._rescue_room,
@@ -133,6 +136,7 @@ class Worker:
         if self._borrowing is not None:
             await self._borrowing.start()
         self._rescue.start()
+        self.me.peers.on_status = self._on_status
         self.me.peers.on_change = self._on_peers
         await self.me.bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
@@ -190,6 +194,10 @@ class Worker:
         self._room.set()
         if self._borrowing is not None and not self._draining:
             self._borrowing.heard()
+
+    def _on_status(self, status: WorkerStatus) -> None:
+        self._rescue.heard(status)
+        self._taking.heard(status)
 
     async def _until_stored(self) -> None:
         """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
@@ -261,7 +269,7 @@ class Worker:
             if permits.preempt_room(self._as_urgent(priority), mine=mine) > 0
             and self._taking.may_preempt(priority, victim)
         ]
-        return [lane for lane in self.source.consumers if lane.priority in allowed]
+        return [lane for lane in self._taking.consumers if lane.priority in allowed]
 
     async def _while_preempting(self, lanes: Sequence[Lane]) -> None:
         """Ends when other lanes than these may preempt, or a slot falls free."""
@@ -326,12 +334,19 @@ class Worker:
         self._begin(found, permit, extra=True)
         return True
 
+    def _consumers(self) -> list[str]:
+        """The durable consumers of all lanes, the most urgent first."""
+        order, consumers = list(Priority), self._taking.consumers
+        return [consumers[lane] for lane in sorted(consumers, key=lambda lane: order.index(lane.priority))]
+
     def _rescue_room(self) -> int:
-        return self._observed().overflow_room(unpulled=any(map(self._taking.is_paused, self.source.consumers)))
+        return self._observed().overflow_room(unpulled=any(map(self._taking.is_paused, self._taking.consumers)))
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
-        unpulled = any(self._taking.is_paused(lane) for lane, name in self.source.consumers.items() if name == consumer)
+        unpulled = any(
+            self._taking.is_paused(lane) for lane, name in self._taking.consumers.items() if name == consumer
+        )
         permit = self._observed().overflow(unpulled=unpulled)
         if permit is None:
             return False
@@ -422,7 +437,7 @@ class Worker:
             self._borrowing.finish(taken, cost)
 
     def _reason(self, taken: Taken) -> str:
-        if taken.consumer not in self.source.consumers.values():
+        if self._borrowing is not None and taken.consumer != taken.lane.consumer:
             return "back from ollama: mlx begins it sooner"
         if taken.envelope.move_reason:
             return taken.envelope.move_reason
@@ -504,6 +519,7 @@ class Worker:
             held=self._held(),
             borrows=self._borrowing is not None,
             lent=dict(self._lent),
+            given_back=self._taking.given_back(),
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

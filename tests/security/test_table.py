@@ -390,3 +390,20 @@ async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker):
         assert refused == []
         with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
             await client.request("llm.tokens.mine", b"how many?", timeout=1)
+
+
+async def test_workers_hear_once_what_each_has_used(broker: Broker):
+    async with broker.connected("engine") as (one, _), broker.connected("engine") as (other, refused):
+        heard: list[bytes] = []
+
+        async def on_event(message: Msg) -> None:
+            heard.append(message.data)
+
+        await other.subscribe("llm.event.*.done", cb=on_event)
+        await flushed(other)
+        for number in range(3):
+            await one.publish("llm.event.low.done", b"%d" % number)
+        await flushed(one)
+        await eventually(lambda: b"2" in heard)
+        await flushed(other)
+        assert (heard, refused) == ([b"0", b"1", b"2"], [])

@@ -32,7 +32,8 @@ def arrival(number: int, deadline: float) -> Arrival:
 
 def refused(arrivals: Arrivals, high: int, position: Callable[[int], int] = lambda number: number) -> list[int]:
     queued = {"mlx": NOTHING | {HIGH: high}, "ollama": NOTHING}
-    decided = arrivals.decide(queued, lambda place: position(place.sequence), now=LATER, wall_now=0.0)
+    tenants = {HIGH: {"": high}}
+    decided = arrivals.decide(queued, lambda place: position(place.sequence), tenants, now=LATER, wall_now=0.0)
     return [each.arrival.place.sequence for each in decided]
 
 
@@ -76,3 +77,13 @@ def test_what_was_refused_and_has_left_its_lane_is_in_no_count(arrivals):
     arrivals.add(arrival(200, deadline=10.0))
     arrivals.counting()
     assert refused(arrivals, high=61, position=lambda _: 60) == [200]
+
+
+def test_who_has_less_queued_than_another_tenant_is_judged_by_its_turn(arrivals):
+    arrivals.add(Arrival(Place(STREAM_REQUESTS, HIGH, 60), 3.0, may_spill=False, tenant="ann"))
+    arrivals.add(arrival(61, deadline=3.0))
+    arrivals.counting()
+    queued = {"mlx": NOTHING | {HIGH: 62}, "ollama": NOTHING}
+    tenants = {HIGH: {"": 61, "ann": 1}}
+    decided = arrivals.decide(queued, lambda place: place.sequence, tenants, now=LATER, wall_now=0.0)
+    assert [each.arrival.place.sequence for each in decided] == [61]

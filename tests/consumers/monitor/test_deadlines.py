@@ -13,7 +13,7 @@ import pytest
 
 from consumers.monitor.monitor import Monitor
 from pipeline.broker.jetstream import Bus
-from pipeline.delivery.taking import Source
+from pipeline.delivery.lanes import Source
 from pipeline.wire.messages import (
     Chunk,
     ChunkChoice,
@@ -81,6 +81,19 @@ async def test_a_hopeless_request_is_refused_at_once_and_the_others_wait_on(moni
     assert "the expected wait is" in error.message, "refused, and not ended by its deadline"
     await client.none_waits(but=61)
     assert await client.record("patient") == []
+
+
+async def test_a_tenant_is_not_refused_for_the_requests_of_another_one(monitor, busy_worker, client):
+    it = await monitor()
+    await knows_the_worker(it)
+    for number in range(60):
+        await client.ask(f"t.acme.w{number}", lane="high.t.acme.complex")
+    await eventually(lambda: it.load.tenants[Priority.HIGH]["acme"] == 60, what="they are counted")
+    await client.ask("t.bolt.first", lane="high.t.bolt.complex", Llm_Timeout="3")
+    await client.ask("t.acme.last", lane="high.t.acme.complex", Llm_Timeout="3")
+    error = (await client.answer("t.acme.last")).error
+    assert "the expected wait is" in error.message
+    assert it.view.find("t.bolt.first") or (await client.answer("t.bolt.first")).error.message != error.message
 
 
 async def test_what_is_refused_makes_room_in_the_prediction_for_those_behind_it(monitor, busy_worker, client):

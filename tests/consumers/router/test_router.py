@@ -33,6 +33,7 @@ from pipeline.wire.pauses import Pause, PausedState
 from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, Priority
 from tests import waiting
 from tests.faults import Process
+from tests.lanes import listed
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually
 
@@ -194,7 +195,8 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
     assert all(event.wait_ms is not None and event.wait_ms >= 0 for event in going_on.events)
 
 
-async def test_tenants_requests_go_the_same_ways_and_stay_their_own(router, going_on, client, bus):
+async def test_tenants_requests_go_the_same_ways_and_stay_their_own(router, going_on, client, bus, config):
+    await listed(bus, config, "high.t.acme", "high.t.bolt.simple")
     await router()
     await client.ask("t.acme.simple", SIMPLE, "high.t.acme")
     await client.ask("complex", COMPLEX, "high.t.acme")
@@ -463,7 +465,8 @@ async def test_a_doubtful_request_that_waits_for_an_opinion_holds_up_no_other(
     await eventually(lambda: [e.id for e in going_on.events if e.kind == "spilled"] == ["simple", "doubtful"])
 
 
-async def test_what_is_paused_stays_on_its_lane(router, going_on, client, bus):
+async def test_what_is_paused_stays_on_its_lane(router, going_on, client, bus, config):
+    await listed(bus, config, "high.t.acme", "high.t.bolt")
     pauses = PausedState(pauses=[Pause(Priority.LOW), Pause(tenant="acme")])
     await bus.store("llm.paused", msgspec.json.encode(pauses), expected_last=0)
     await router()

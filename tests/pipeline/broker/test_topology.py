@@ -6,15 +6,27 @@ import asyncio
 
 import msgspec
 import pytest
-from nats.js.api import StorageType, StreamConfig
-from nats.js.errors import APIError
+from nats.js.api import AckPolicy, ConsumerConfig, StorageType, StreamConfig
+from nats.js.errors import APIError, BadRequestError
 
 from pipeline.broker import topology
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus, LaneFull
 from pipeline.broker.secret import learn_moves
 from pipeline.config import Config
-from pipeline.wire.subjects import MSG_ID, SERVED_LANES, STREAM_OLLAMA, STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.subjects import (
+    FORMER_CONSUMERS,
+    GUARD_LANE,
+    LANES,
+    MSG_ID,
+    STREAM_OLLAMA,
+    STREAM_REQUESTS,
+    STREAM_STATE,
+    TENANT_SUBJECTS,
+    Lane,
+    Priority,
+    Task,
+)
 from tests.waiting import eventually
 
 
@@ -32,9 +44,11 @@ def changed(config: Config, **settings) -> Config:
 async def test_everything_is_created_once_and_the_second_start_changes_nothing(bare, config):
     made = await topology.apply(bare.js, config)
     assert {change.action for change in made} == {"created"}
-    assert len(made) == len({change.what for change in made}) == 9 + len(SERVED_LANES) + 3
+    assert len(made) == len({change.what for change in made}) == 9 + 10 + 3
     assert await topology.apply(bare.js, config) == []
-    assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {lane.consumer for lane in SERVED_LANES}
+    assert {state.name for state in await bare.consumers(STREAM_REQUESTS)} == {
+        lane.consumer for lane in (*LANES, GUARD_LANE)
+    }
 
 
 async def test_everything_is_there_after_the_broker_was_killed(bare, config, nats_server):
@@ -150,3 +164,100 @@ async def test_all_processes_share_one_secret_which_covers_what_is_stored_later(
         await asyncio.gather(learn_moves(bare), learn_moves(other))
         assert bare.moves == other.moves
     assert (len(bare.moves.key), bare.moves.before) == (32, 1)
+
+
+# ---- the consumers of tenants
+
+
+def former(name: str) -> ConsumerConfig:
+    """A consumer of a version in which one consumer served all named tenants."""
+    priority, _, *task = name.split("_")
+    subject = ".".join(["llm.request", priority, "t.*", *task])
+    return ConsumerConfig(durable_name=name, filter_subject=subject, ack_policy=AckPolicy.EXPLICIT)
+
+
+async def as_before(bare, config):
+    """The stream as that version leaves it, with a request of a tenant in a worker's hands."""
+    await topology.apply(bare.js, config)
+    await bare.js.delete_consumer(STREAM_REQUESTS, GUARD_LANE.consumer)
+    for name in FORMER_CONSUMERS:
+        await bare.js.add_consumer(STREAM_REQUESTS, former(name))
+    await bare.store("llm.request.low.t.ann", b"x", headers={MSG_ID: "t.ann.r1"})
+    pull = await bare.js.pull_subscribe_bind(consumer="low_t", stream=STREAM_REQUESTS)
+    assert len(await pull.fetch(1)) == 1
+
+
+async def test_the_consumers_that_served_all_tenants_are_removed_and_their_requests_stay(bare, config):
+    await as_before(bare, config)
+    changes = await topology.apply(bare.js, config)
+    assert {change.what for change in changes if change.action == "removed"} == {
+        f"consumer {STREAM_REQUESTS}/{name}" for name in FORMER_CONSUMERS
+    }
+    assert await topology.apply(bare.js, config) == []
+    lane = Lane(Priority.LOW, Task.UNTRIAGED, "ann")
+    await topology.keep_consumer(bare.js, topology.lane_consumer(lane, config))
+    assert (await bare.consumer(STREAM_REQUESTS, lane.consumer)).num_pending == 1
+
+
+async def test_an_older_version_does_not_start_on_the_consumers_of_this_one(bare, config):
+    """It makes this one before all others of tenants."""
+    await topology.apply(bare.js, config)
+    with pytest.raises(BadRequestError):
+        await bare.js.add_consumer(STREAM_REQUESTS, former(FORMER_CONSUMERS[0]))
+
+
+async def test_while_an_older_worker_runs_its_consumers_are_left_alone(bare, config):
+    await as_before(bare, config)
+
+    async def report():
+        while True:
+            await bare.publish("llm.worker.old", b"{}")
+            await asyncio.sleep(0.05)
+
+    reporting = asyncio.create_task(report())
+    try:
+        with pytest.raises(topology.TopologyError, match="Worker old"):
+            await topology.apply(bare.js, config)
+    finally:
+        reporting.cancel()
+    assert FORMER_CONSUMERS[0] in {state.name for state in await bare.consumers(STREAM_REQUESTS)}
+
+
+async def test_more_consumers_than_the_server_lists_at_once_are_all_found(bare, config):
+    await topology.apply(bare.js, config)
+    lanes = [Lane(Priority.LOW, Task.UNTRIAGED, f"t{number}") for number in range(300)]
+    for lane in lanes:
+        await topology.keep_consumer(bare.js, topology.lane_consumer(lane, config))
+        await bare.store(lane.subject, b"x", headers={MSG_ID: lane.tenant})
+    assert {lane.consumer for lane in lanes} < {state.name for state in await bare.consumers(STREAM_REQUESTS)}
+    assert await bare.subjects(STREAM_REQUESTS, TENANT_SUBJECTS) == {lane.subject: 1 for lane in lanes}
+    await topology.remove_consumer(bare.js, lanes[0].consumer)
+    await topology.remove_consumer(bare.js, lanes[0].consumer)
+    assert await bare.consumer(STREAM_REQUESTS, lanes[0].consumer) is None
+
+
+async def test_a_consumer_is_listed_although_others_are_removed_while_they_are_listed(bare, config, monkeypatch):
+    await topology.apply(bare.js, config)
+    lanes = [Lane(Priority.HIGH, Task.UNTRIAGED, f"t{number}") for number in range(270)]
+    for lane in lanes:
+        await topology.keep_consumer(bare.js, topology.lane_consumer(lane, config))
+    request = Bus.request
+
+    async def while_some_are_removed(self, subject, *args):
+        answer = await request(self, subject, *args)
+        if "CONSUMER.LIST" in subject:
+            for lane in [lanes.pop() for _ in range(20)]:
+                await topology.remove_consumer(bare.js, lane.consumer)
+        return answer
+
+    monkeypatch.setattr(Bus, "request", while_some_are_removed)
+    found = {state.name for state in await bare.consumers(STREAM_REQUESTS)}
+    assert found >= {lane.consumer for lane in (*LANES, *lanes)}
+
+
+async def test_all_tenants_together_fill_the_stream_at_last(bare, config):
+    await topology.apply(bare.js, changed(config, lane_max_messages=1, tenants_max_messages=1))
+    for number in range(9 + 3):
+        await bare.store(f"llm.request.low.t.t{number}", b"x", headers={MSG_ID: f"r{number}"})
+    with pytest.raises(LaneFull, match="all tenants"):
+        await bare.store("llm.request.low.t.more", b"x", headers={MSG_ID: "more"})

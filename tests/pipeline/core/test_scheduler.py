@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pipeline.core.scheduler import OVERDUE_EVERY, RECHECK_S, RECHECK_UNSEEN_S, Scheduler, shares
-from pipeline.wire.subjects import LANES, SERVED_LANES, TENANT_LANES, Lane, Priority, Task
+from pipeline.core.scheduler import OTHERS_FIRST_S, OVERDUE_EVERY, RECHECK_S, RETURNED_S, Scheduler, shares
+from pipeline.wire.subjects import LANES, Lane, Priority, Task
 
 HIGH, MEDIUM, LOW = Priority
 WEIGHTS = {HIGH: 6.0, MEDIUM: 3.0, LOW: 1.0}
@@ -459,7 +459,7 @@ def test_what_was_overdue_before_a_lane_was_empty_lifts_nothing_that_comes_after
         engine.scheduler.finish(f"x{number}", 1)
     # What is lifted is not charged.
     engine.scheduler.start("low", BARE[LOW], stored_at=2e9, pending=1, now=engine.now, wall_now=engine.wall_now)
-    assert "low" in engine.scheduler._charged
+    assert "low" in engine.scheduler._priorities._charged
 
 
 # ---- within one priority
@@ -702,7 +702,7 @@ class Worker(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_charged_that_does_not_run(self):
-        assert len(self.engine.scheduler._charged) <= len(self.engine.running)
+        assert len(self.engine.scheduler._priorities._charged) <= len(self.engine.running)
 
     def teardown(self):
         """Whatever happened before, from here on shares are as they should be."""
@@ -833,35 +833,174 @@ def test_a_plan_asks_a_lane_that_was_empty_for_one_request():
     assert planned[BARE[HIGH]] == 20 - sum(others)
 
 
-def test_a_lane_of_tenants_that_never_held_a_request_is_asked_less_often():
-    scheduler, lane = Scheduler(WEIGHTS, lanes=SERVED_LANES), TENANT_LANES[0]
-    assert lane in scheduler.order(0.0, wall_now=0.0)
-    scheduler.empty(lane, 1.0)
-    assert lane not in scheduler.order(1.0 + RECHECK_UNSEEN_S * 0.99, wall_now=0.0)
-    assert lane in scheduler.order(1.0 + RECHECK_UNSEEN_S, wall_now=0.0)
-    scheduler.arrived(lane, sequence=7)
-    assert lane in scheduler.order(1.0, wall_now=0.0)
-    scheduler.empty(lane, 2.0)
-    assert lane in scheduler.order(2.0 + RECHECK_S, wall_now=0.0)
+# ---- tenants
 
 
-def test_the_lanes_of_tenants_and_of_the_default_tenant_are_served_in_the_order_of_arrival():
-    scheduler = Scheduler(WEIGHTS, lanes=SERVED_LANES)
-    plain, tenants = BARE[HIGH], BARE[HIGH]._replace(tenant="*")
-    for sequence, lane in enumerate((tenants, plain, tenants, plain), start=1):
+ANN, BOB = (BARE[HIGH]._replace(tenant=tenant) for tenant in ("ann", "bob"))
+
+
+def served(scheduler, count, *, lanes, cost=lambda _: 100.0):
+    """The lanes of the next requests, each of which ends before the next one starts."""
+    found = []
+    for number in range(count):
+        lane = next(lane for lane in scheduler.order(0.0, wall_now=0.0) if lane in lanes)
+        scheduler.start(f"{len(found)}-{number}", lane, stored_at=0.0, pending=1, now=0.0, wall_now=0.0)
+        scheduler.finish(f"{len(found)}-{number}", cost(lane))
+        found.append(lane)
+    return found
+
+
+def test_a_lane_of_a_tenant_is_asked_again_only_after_a_request_of_it_was_returned():
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, ANN))
+    scheduler.empty(ANN, 1.0)
+    assert ANN not in scheduler.order(1000.0, wall_now=0.0)
+    scheduler.arrived(ANN, sequence=7)
+    assert ANN in scheduler.order(1000.0, wall_now=0.0)
+    scheduler.returned(ANN, 1000.0)
+    assert scheduler.asked_again(1000.0) == [], "it is asked at once"
+    scheduler.empty(ANN, 1000.0)
+    assert scheduler.asked_again(1000.0) == [ANN]
+    assert ANN not in scheduler.order(1000.0 + RECHECK_S * 0.99, wall_now=0.0)
+    assert ANN in scheduler.order(1000.0 + RECHECK_S, wall_now=0.0)
+    assert scheduler.asked_again(1000.0 + RETURNED_S) == []
+    assert ANN not in scheduler.order(2000.0, wall_now=0.0)
+    scheduler.returned(ANN, 3000.0)
+    scheduler.empty(ANN, 3000.0 + RETURNED_S)
+    assert ANN not in scheduler.order(4000.0, wall_now=0.0)
+
+
+def test_others_have_what_this_process_gave_back_first():
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, ANN))
+    scheduler.empty(ANN, 1.0)
+    assert scheduler.asked_again_in(1000.0) is None
+    scheduler.gave_back(ANN, 1000.0, 7.0)
+    assert scheduler.asked_again(1000.0) == []
+    assert scheduler.asked_again_in(1000.0) == pytest.approx(OTHERS_FIRST_S)
+    assert ANN not in scheduler.order(1000.0, wall_now=0.0)
+    later = 1000.0 + OTHERS_FIRST_S
+    assert scheduler.asked_again(later) == [ANN]
+    assert scheduler.asked_again_in(later) is None
+    assert scheduler.asked_again(1007.0) == [ANN], "it is delivered again about now"
+    assert scheduler.asked_again(1007.0 + RETURNED_S) == []
+
+
+def test_a_lane_of_which_more_wait_is_asked_on_when_one_was_given_back():
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, ANN))
+    scheduler.gave_back(ANN, 1000.0, 0.0)
+    assert ANN in scheduler.order(1000.0, wall_now=0.0)
+
+
+def test_a_paused_lane_to_which_a_request_was_given_back_is_not_asked():
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, ANN), paused=lambda lane: lane == ANN)
+    scheduler.recheck(1.0)
+    scheduler.gave_back(ANN, 1000.0, 0.0)
+    assert scheduler.asked_again(1000.0 + OTHERS_FIRST_S) == []
+
+
+@pytest.mark.parametrize(("cost", "share"), [(100.0, 0.5), (300.0, 0.25)])
+def test_tenants_of_a_priority_get_the_same_service_in_tokens_and_the_default_one_is_one_of_them(cost, share):
+    plain = BARE[HIGH]
+    scheduler = Scheduler(WEIGHTS, lanes=(plain, ANN))
+    found = served(scheduler, 200, lanes=(plain, ANN), cost=lambda lane: cost if lane == ANN else 100.0)
+    assert found.count(ANN) == pytest.approx(200 * share, abs=3)
+
+
+def test_a_tenant_that_comes_is_served_within_one_turn_of_each_and_is_owed_nothing():
+    flood = [BARE[HIGH]._replace(tenant=f"t{number}") for number in range(20)]
+    scheduler = Scheduler(WEIGHTS, lanes=flood)
+    served(scheduler, 500, lanes=flood)
+    scheduler.add(ANN)
+    found = served(scheduler, 63, lanes=(*flood, ANN))
+    assert ANN in found[:21]
+    assert found.count(ANN) == pytest.approx(3, abs=1)
+
+
+def test_the_lanes_of_one_tenant_are_served_in_the_order_of_arrival():
+    first, second = ANN._replace(task=Task.COMPLEX), ANN
+    scheduler = Scheduler(WEIGHTS, lanes=(first, second))
+    for sequence, lane in enumerate((first, second, second, first), start=1):
         scheduler.arrived(lane, sequence)
-    served = []
+    found = []
     for number in range(4):
-        lane = next(lane for lane in scheduler.order(0.0, wall_now=0.0) if lane in (plain, tenants))
-        served.append(lane)
+        lane = scheduler.order(0.0, wall_now=0.0)[0]
+        found.append(lane)
         scheduler.start(str(number), lane, stored_at=0.0, pending=1, now=0.0, wall_now=0.0, sequence=number + 1)
-    assert served == [tenants, plain, tenants, plain]
+    assert found == [first, second, second, first]
+
+
+def test_what_a_tenant_used_elsewhere_is_charged_here():
+    scheduler = Scheduler(WEIGHTS, lanes=(ANN, BOB))
+    served(scheduler, 4, lanes=(ANN, BOB))
+    scheduler.used(HIGH, "ann", 1000.0)
+    assert served(scheduler, 9, lanes=(ANN, BOB)) == [BOB] * 9
+
+
+def test_a_request_out_of_turn_is_charged_to_its_tenant():
+    scheduler = Scheduler(WEIGHTS, lanes=(*LANES, ANN._replace(priority=LOW)))
+    ann = ANN._replace(priority=LOW)
+    scheduler.start("head", ann, stored_at=0.0, pending=9, now=0.0, wall_now=0.0)
+    scheduler.finish("head", 100.0)
+    seen = served_late(scheduler, 40, (ann, BARE[LOW]))
+    assert seen.count(ann) == pytest.approx(seen.count(BARE[LOW]), abs=2)
+
+
+def served_late(scheduler, count, lanes):
+    """The lanes of the next requests of LOW, while all of LOW has waited beyond the bound."""
+    found, late = [], 10_000.0
+    for number in range(count):
+        lane = scheduler.order(0.0, wall_now=late)[0]
+        scheduler.start(f"late-{number}", lane, stored_at=0.0, pending=9, now=0.0, wall_now=late)
+        scheduler.finish(f"late-{number}", 100.0)
+        if lane in lanes:
+            found.append(lane)
+    return found
+
+
+def test_a_plan_shares_among_tenants_and_changes_nothing():
+    scheduler = Scheduler(WEIGHTS, lanes=(BARE[HIGH], ANN, BOB))
+    for number in range(30):
+        scheduler.arrived(ANN, number + 1)
+    before = scheduler.order(0.0, wall_now=0.0)
+    planned = scheduler.plan(9, (BARE[HIGH], ANN, BOB), 0.0, wall_now=0.0)
+    assert planned == {BARE[HIGH]: 3, ANN: 3, BOB: 3}
+    assert scheduler.order(0.0, wall_now=0.0) == before
+    assert scheduler._lanes[ANN].oldest() == 1
+
+
+def test_a_lane_can_be_removed_and_added_again():
+    scheduler = Scheduler(WEIGHTS, lanes=(ANN, BOB))
+    scheduler.remove(ANN)
+    scheduler.remove(ANN)
+    assert ANN not in scheduler
+    assert scheduler.order(0.0, wall_now=0.0) == [BOB]
+    scheduler.add(ANN)
+    scheduler.add(ANN)
+    assert set(scheduler.order(0.0, wall_now=0.0)) == {ANN, BOB}
+
+
+def test_a_lane_that_is_removed_between_two_choices_is_left_out():
+    scheduler = Scheduler(WEIGHTS, lanes=(ANN, BOB))
+    choices = scheduler.choices(0.0, wall_now=0.0)
+    left = {ANN, BOB} - {next(choices)}
+    scheduler.remove(left.pop())
+    assert list(choices) == []
+
+
+def test_names_that_come_and_go_leave_nothing_behind():
+    scheduler = Scheduler(WEIGHTS, lanes=(BARE[HIGH],))
+    for number in range(1000):
+        lane = BARE[HIGH]._replace(tenant=f"t{number}")
+        scheduler.add(lane)
+        served(scheduler, 2, lanes=(lane, BARE[HIGH]))
+        scheduler.remove(lane)
+    assert len(scheduler._tenants[HIGH]) < 100
+    assert len(scheduler._lanes) == 1
 
 
 # ---- paused lanes
 
 
-def paused_low(lanes=SERVED_LANES):
+def paused_low(lanes=LANES):
     """A scheduler whose LOW lanes can be paused, and the set that says so."""
     held = set()
     return Scheduler(WEIGHTS, lanes=lanes, paused=lambda lane: lane.priority in held), held
@@ -879,7 +1018,7 @@ def test_a_paused_lane_is_not_asked_until_it_is_resumed():
     scheduler.arrived(BARE[LOW], 7)
     scheduler.forget()
     assert LOW not in order(scheduler, 1.0)
-    assert LOW not in order(scheduler, 1.0 + 100 * RECHECK_UNSEEN_S)
+    assert LOW not in order(scheduler, 1.0 + 1000 * RECHECK_S)
     held.clear()
     scheduler.recheck(1000.0)
     assert LOW in order(scheduler, 1000.0)
@@ -896,7 +1035,7 @@ def test_the_rule_of_the_longest_wait_ignores_a_paused_lane():
 
 
 def test_a_priority_saves_up_nothing_while_it_is_paused():
-    scheduler, held = paused_low(LANES)
+    scheduler, held = paused_low()
     held.add(LOW)
     scheduler.recheck(0.0)
     for number in range(500):

@@ -19,9 +19,10 @@ from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.index import Place
+from pipeline.delivery.lanes import MLX_SOURCE, OLLAMA_SOURCE
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.taking import MLX_SOURCE, OLLAMA_SOURCE, Taking
+from pipeline.delivery.taking import Taking
 from pipeline.delivery.withdraw import withdraw
 from pipeline.engine import EngineStatus, Piece, Work
 from pipeline.process.role import Role

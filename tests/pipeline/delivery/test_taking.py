@@ -9,12 +9,20 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from pipeline.broker.events import publish_event
+from pipeline.broker.notes import NoteFollower
+from pipeline.core import scheduler
 from pipeline.core.ending import Abandoned, Loss, Returned
+from pipeline.delivery import lanes
+from pipeline.delivery.lanes import MLX_SOURCE, Source
 from pipeline.delivery.returns import times_returned
-from pipeline.delivery.taking import MLX_SOURCE, Source, Taking
+from pipeline.delivery.taking import Taking
 from pipeline.process.role import role
-from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS, TENANT_LANES, Lane, Priority, Task
+from pipeline.wire.messages import PerPriorityCount, RequestEvent, Slots, WorkerStatus
+from pipeline.wire.pauses import Pause, PausedState
+from pipeline.wire.subjects import LANES, MSG_ID, STORED_SEQUENCE, STORED_SUBJECT, STREAM_REQUESTS, Lane, Priority, Task
 from tests import waiting
+from tests.lanes import listed
 from tests.waiting import eventually
 
 HIGH, LOW = Lane(Priority.HIGH, Task.UNTRIAGED), Lane(Priority.LOW, Task.UNTRIAGED)
@@ -49,6 +57,13 @@ async def waits_on(bus, lane):
     await eventually(waiting, what=f"a pull on {lane.consumer}")
 
 
+async def nothing_waits_on(bus, lane):
+    async def nothing():
+        return not (await bus.js.consumer_info(STREAM_REQUESTS, lane.consumer)).num_waiting
+
+    await eventually(nothing, what=f"no pull on {lane.consumer}")
+
+
 @asynccontextmanager
 async def pull_requests(bus):
     """The consumers that are asked for a request, in order."""
@@ -79,8 +94,7 @@ async def test_a_request_is_held_with_its_lane_and_its_envelope(taking, bus, con
 async def test_a_line_of_a_batch_does_not_count_for_the_longest_wait(taking, bus, headers, counts):
     await publish(bus, "r1", "low", **headers)
     await taking.next(never)
-    account = taking._scheduler._accounts[Priority.LOW]
-    assert (account.head_stored_at is not None) is counts
+    assert bool(taking._scheduler._heads[Priority.LOW]) is counts
 
 
 async def test_the_scheduler_says_which_lane_comes_first(taking, bus):
@@ -193,7 +207,7 @@ async def test_nothing_is_asked_for_while_deliveries_are_in_doubt(taking, bus):
 async def test_an_announcement_makes_an_empty_lane_worth_asking(taking, bus):
     await taking.listen()
     assert await taking.next(at_once) is None
-    taken = None
+    await nothing_waits_on(bus, LOW)  # else the request could come on the pull that is being cancelled
     await publish(bus, "r1", "low")
     await eventually(lambda: taking._scheduler.announced(LOW) == 1)
     async with pull_requests(bus) as asked:
@@ -219,9 +233,6 @@ async def test_several_are_taken_by_the_shares_of_their_lanes_with_one_pull_a_la
     for number in range(12):
         for lane in LANES:
             await publish(bus, f"{lane.consumer}-{number}", lane.subject.removeprefix("llm.request."))
-    for lane in TENANT_LANES:
-        # A lane that was not asked yet is planned for as if it had requests.
-        taking._scheduler.empty(lane, bus.clock.now())
     taken = []
     async with pull_requests(bus) as asked:
         await taking.several(20, taken.append)
@@ -239,3 +250,204 @@ async def test_several_of_lanes_that_are_known_to_be_empty_are_not_asked_for(tak
         await taking.several(64, pytest.fail)
         await bus.nc.flush()
         assert asked == []
+
+
+# ---- lanes of tenants
+
+ANN, BOB = (Lane(Priority.MEDIUM, Task.UNTRIAGED, tenant) for tenant in ("ann", "bob"))
+
+
+async def taken_next(taking):
+    while (taken := await taking.next(never)) is None:
+        pass
+    return taken
+
+
+async def test_a_tenants_lane_is_taken_from_once_it_has_a_consumer(taking, bus, config):
+    await taking.listen()
+    waiting = asyncio.create_task(taken_next(taking))
+    for lane in LANES:
+        await waits_on(bus, lane)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    await listed(bus, config, ANN)
+    taken = await waiting
+    assert (taken.lane, taken.envelope.name) == (ANN, "t.ann.r1")
+
+
+@pytest.fixture
+def deaf(monkeypatch):
+    """No process hears that the list of lanes has changed."""
+
+    async def nothing(*_):
+        pass
+
+    monkeypatch.setattr(NoteFollower, "_on_change", nothing)
+    monkeypatch.setattr(lanes, "_READ_EVERY_S", 0.05)
+
+
+async def test_a_lane_of_whose_listing_the_process_did_not_hear_is_taken_from(deaf, taking, bus, config):
+    await taking.listen()
+    waiting = asyncio.create_task(taken_next(taking))
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    await listed(bus, config, ANN)
+    assert (await waiting).lane == ANN
+
+
+async def test_no_pull_stands_open_on_a_tenants_lane_until_a_request_is_announced(taking, bus, config):
+    await listed(bus, config, ANN)
+    await taking.listen()
+    await eventually(lambda: ANN in taking.consumers)
+    waiting = asyncio.create_task(taken_next(taking))
+    for lane in LANES:
+        await waits_on(bus, lane)
+    assert not (await bus.js.consumer_info(STREAM_REQUESTS, ANN.consumer)).num_waiting
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    assert (await waiting).envelope.name == "t.ann.r1"
+
+
+async def test_a_request_that_the_broker_announces_before_it_delivers_it_is_taken(taking, bus, config, monkeypatch):
+    await listed(bus, config, ANN)
+    await taking.listen()
+    await eventually(lambda: ANN in taking.consumers)
+    waiting = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    monkeypatch.setattr(lanes, "_LOOK_EVERY_S", 3600.0)
+    await bus.publish("llm.queued.medium.t.ann", b"", headers={STORED_SUBJECT: ANN.subject, STORED_SEQUENCE: "1"})
+    await waits_on(bus, ANN)
+    await taking.me.bus.unsubscribe(taking._announcements)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    assert (await waiting).envelope.name == "t.ann.r1"
+
+
+async def test_what_another_process_returned_to_a_tenants_lane_is_taken(taking, bus, config):
+    await listed(bus, config, ANN)
+    await taking.listen()
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    other = await bus.js.pull_subscribe_bind(consumer=ANN.consumer, stream=STREAM_REQUESTS)
+    [message] = await other.fetch(1)
+    waiting = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    await message.nak()
+    assert (await waiting).envelope.name == "t.ann.r1"
+
+
+def status(worker, *given_back):
+    return WorkerStatus(
+        worker, "mlx", "ready", [], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0, given_back=[*given_back]
+    )
+
+
+async def test_a_pull_stands_open_where_another_worker_has_returned_a_request(taking, bus, config):
+    await listed(bus, config, ANN)
+    await eventually(lambda: ANN in taking.consumers)
+    await taking.listen()
+    again = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    taking.heard(status(taking.me.name, ANN.consumer))
+    assert not taking._lanes.stirred.is_set(), "it has returned it itself"
+    taking.heard(status("other", "low", "unknown", ANN.consumer))
+    await waits_on(bus, ANN)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    assert (await again).envelope.name == "t.ann.r1"
+
+
+async def test_others_are_told_of_what_is_given_back_and_have_it_first(taking, bus, config, monkeypatch):
+    monkeypatch.setattr(scheduler, "OTHERS_FIRST_S", 3600.0)
+    told = []
+    taking._lanes.on_gave_back = lambda: told.extend(taking.given_back())
+    await listed(bus, config, ANN)
+    await eventually(lambda: ANN in taking.consumers)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    taken = await taken_next(taking)
+    await taken.held.open()
+    await taken.held.end(Returned())
+    assert told == [ANN.consumer]
+    again = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    assert not (await bus.js.consumer_info(STREAM_REQUESTS, ANN.consumer)).num_waiting
+    taking.heard(status("other", ANN.consumer))
+    assert (await again).envelope.name == "t.ann.r1"
+
+
+async def test_no_pull_stands_open_on_a_lane_that_has_left_the_list(taking, bus, config):
+    await listed(bus, config, ANN, BOB)
+    await eventually(lambda: {ANN, BOB} <= taking.consumers.keys())
+    again = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    taking.heard(status("other", ANN.consumer))
+    await waits_on(bus, ANN)
+    await listed(bus, config, BOB)
+    await nothing_waits_on(bus, ANN)
+    await publish(bus, "t.bob.r1", "medium.t.bob")
+    await taking.listen()
+    assert (await again).envelope.name == "t.bob.r1"
+
+
+async def test_a_request_whose_announcement_was_lost_is_taken(taking, bus, config):
+    await listed(bus, config, ANN)
+    await taking.listen()
+    await taking.me.bus.unsubscribe(taking._announcements)
+    waiting = asyncio.create_task(taken_next(taking))
+    await waits_on(bus, LOW)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    assert (await waiting).envelope.name == "t.ann.r1"
+
+
+async def test_what_a_tenant_used_elsewhere_is_charged(taking, bus, config):
+    await listed(bus, config, ANN, BOB)
+    await taking.listen()
+    await eventually(lambda: taking._lanes._events, what="the events are heard")
+    await taking.me.bus.nc.flush()
+    fair = taking._scheduler._tenants[Priority.MEDIUM]
+    event = RequestEvent("t.ann.r1", "done", Priority.MEDIUM, "ollama", worker="other", completion_tokens=500)
+    await publish_event(bus, event)
+    await eventually(lambda: fair.start_tag("ann") > fair.start_tag("bob"))
+    charged = fair.start_tag("ann")
+    event.worker = taking.me.name
+    await publish_event(bus, event)
+    event.worker, event.id = "other", "t.bob.r1"
+    await publish_event(bus, event)
+    await eventually(lambda: fair.start_tag("bob") > 0)
+    assert fair.start_tag("ann") == charged, "its own requests are charged when they end"
+
+
+async def test_a_lane_that_leaves_the_list_is_not_asked_any_more(taking, bus, config):
+    await listed(bus, config, ANN, BOB)
+    await eventually(lambda: ANN in taking.consumers)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    delivery = await waiting.taken(taking._puller, ANN.consumer)
+    await listed(bus, config, BOB)
+    await eventually(lambda: ANN not in taking.consumers)
+    assert ANN not in taking._scheduler
+    assert taking.receive(delivery).lane == ANN, "what was on its way is served all the same"
+    assert ANN not in taking._scheduler
+
+
+async def test_a_paused_tenants_lane_is_not_asked(taking, bus, config):
+    pauses = PausedState(pauses=[Pause(tenant="ann")])
+    await bus.store("llm.paused", msgspec.json.encode(pauses), expected_last=0)
+    await eventually(lambda: taking.me.peers.pauses.now.scopes)
+    await listed(bus, config, ANN, BOB)
+    await eventually(lambda: ANN in taking.consumers)
+    await publish(bus, "t.ann.r1", "medium.t.ann")
+    await publish(bus, "t.bob.r1", "medium.t.bob")
+    assert (await taken_next(taking)).lane == BOB
+    async with pull_requests(bus) as asked:
+        await taking.several(8, pytest.fail)
+        await bus.nc.flush()
+        assert ANN.consumer not in asked
+
+
+async def test_with_tenants_several_are_taken_in_equal_parts(taking, bus, config):
+    await listed(bus, config, ANN, BOB)
+    await eventually(lambda: {ANN, BOB} <= taking.consumers.keys())
+    for number in range(12):
+        for lane in ("medium", "medium.t.ann", "medium.t.bob"):
+            prefix = lane.removeprefix("medium").removeprefix(".")
+            await publish(bus, f"{prefix}{'.' if prefix else ''}{number}", lane)
+    for lane in LANES:
+        if lane.subject != "llm.request.medium":
+            taking._scheduler.empty(lane, bus.clock.now())
+    taken = []
+    await taking.several(9, taken.append)
+    assert Counter(one.lane.tenant for one in taken) == {"": 3, "ann": 3, "bob": 3}

@@ -11,7 +11,16 @@ from pipeline.broker import topology
 from pipeline.broker.asker import Asker
 from pipeline.gateway.ask import Ask
 from pipeline.process.role import role
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, decode_answer, encode
+from pipeline.wire.messages import (
+    ErrorAnswer,
+    ErrorBody,
+    Load,
+    PerPriority,
+    PerPriorityCount,
+    Slots,
+    decode_answer,
+    encode,
+)
 from pipeline.wire.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
 from tests.waiting import eventually
 
@@ -19,7 +28,7 @@ from tests.waiting import eventually
 @pytest.fixture
 async def asking(config, bus):
     async with role("gateway", config) as me:
-        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
+        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers, 2).start()
         await me.bus.nc.flush()
         yield me
 
@@ -63,6 +72,26 @@ async def test_a_full_lane_is_told_at_once(bus, config, asking):
     assert answer.error.retryable
 
 
+async def test_a_tenant_is_told_when_all_tenants_together_have_the_most(bus, asking):
+    load = Load("mlx", "saturated", 1.0, PerPriority(), PerPriorityCount(high=3), Slots(8, 8), 1.0, "", 0.0)
+    load.queued_tenants = PerPriorityCount(high=2)
+    await bus.publish("llm.load.mlx", encode(load))
+    await eventually(lambda: asking.peers.load("mlx"))
+    answer = decode_answer((await bus.request("llm.ask.high.t.ann", b"x", timeout_s=5)).data)
+    assert answer.error.code == "queue_full"
+    assert "tenants_max_messages" in answer.error.message
+    for subject in ("llm.ask.high", "llm.ask.low.t.ann"):
+        await bus.publish(subject, b"x", reply="_INBOX.other")
+    await eventually(lambda: queued(bus))
+    subjects = {message.headers["Nats-Subject"] for message in await eventually(lambda: both(bus))}
+    assert subjects == {"llm.request.high", "llm.request.low.t.ann"}
+
+
+async def both(bus):
+    found = await queued(bus)
+    return found if len(found) == 2 else None
+
+
 async def test_what_the_broker_refuses_is_told_at_once(bus, asking):
     headers = {"Nats-Expected-Stream": "OTHER"}
     answer = decode_answer((await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=5)).data)
@@ -97,7 +126,7 @@ async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
 
 async def test_two_gateways_queue_each_question_once(bus, config, asking):
     async with role("gateway2", config) as me:
-        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers).start()
+        await Ask(me.bus, me.tracing, Asker(me.bus, me.tracing), me.peers, 2).start()
         await me.bus.nc.flush()
         for number in range(20):
             await bus.publish("llm.ask.high", b"x", reply=f"_INBOX.me.{number}")

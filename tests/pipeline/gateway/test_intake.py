@@ -6,9 +6,10 @@ import pytest
 
 from pipeline.gateway.dialects import openai
 from pipeline.gateway.identity import Caller, make_key
-from pipeline.gateway.intake import Intake, Repeats, take_in, with_exact
+from pipeline.gateway.intake import Intake, Repeats, refused_by_tenants, take_in, with_exact
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import HeadraceError
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, decode_chat
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, Priority
 
@@ -134,3 +135,14 @@ def test_another_value_is_refused():
     with pytest.raises(HttpError, match="X-Exact must be true or false") as caught:
         exact_of({"x-exact": "perhaps"}, SIMPLE)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(("tenant", "queued", "refused"), [("ann", 10, True), ("ann", 9, False), ("", 10, False)])
+def test_a_tenant_is_refused_when_all_tenants_together_have_the_most(tenant, queued, refused):
+    load = Load("mlx", "saturated", 1.0, PerPriority(low=90_000), PerPriorityCount(low=99), Slots(8, 8), 1.0, "", 0.0)
+    load.queued_tenants = PerPriorityCount(low=queued)
+    error = refused_by_tenants(load, Priority.LOW, tenant, 10)
+    assert (error is not None) is refused
+    assert error is None or (error.status, error.code) == (503, "queue_full")
+    assert refused_by_tenants(load, Priority.HIGH, "ann", 10) is None
+    assert refused_by_tenants(None, Priority.LOW, "ann", 10) is None

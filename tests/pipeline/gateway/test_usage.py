@@ -125,3 +125,27 @@ async def test_without_a_monitor_the_accounts_are_unavailable(serve):
     async with serve() as web:
         assert (await web.get("/queue/usage")).status_code == 503
         assert (await web.get("/metrics")).status_code == 200
+
+
+async def test_a_key_of_a_tenant_is_refused_when_all_tenants_together_have_the_most(serve, monitor, bus):
+    it = await monitor()
+    await bus.store("llm.request.medium.t.other", b"x", headers={"Nats-Msg-Id": "t.other.r1"})
+    async with serve(http_keys=KEYS, tenants_max_messages=1, http_answers_per_s=0) as web:
+        headers = {"prefer": "respond-async"}
+
+        async def answer(key):
+            return await web.post("/v1/chat/completions", json=CHAT, headers=headers | by(key))
+
+        async def known():
+            return it.load.loads["mlx"].queued_tenants.medium == 1
+
+        await eventually(known)
+
+        async def refused():
+            found = await answer(ALICE)
+            return found if found.status_code == 503 else None
+
+        error = (await eventually(refused, what="the gateway has heard of the load")).json()["error"]
+        assert error["code"] == "queue_full"
+        assert "tenants_max_messages" in error["message"]
+        assert (await answer(ROOT)).status_code == 202, "the default tenant has lanes of its own"

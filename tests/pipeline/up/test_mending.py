@@ -15,7 +15,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.puller import Puller
 from pipeline.up.mending import Mending
-from pipeline.wire.subjects import MSG_ID, SERVED_LANES, STREAM_REQUESTS
+from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS
 from tests.support import NatsServer
 from tests.waiting import eventually, taken
 
@@ -148,7 +148,7 @@ async def test_it_starts_and_each_request_is_delivered_or_listed(store, started,
     damage(file_of(store, name), how)
     url, said = await started()
     async with Bus.connect(url, name="test") as bus:
-        assert len(await bus.consumers(STREAM_REQUESTS)) == len(SERVED_LANES)
+        assert len(await bus.consumers(STREAM_REQUESTS)) == len(LANES) + 1
         lost = listed(said, "LLM")
         assert await delivered(bus) - {1} == set(range(2, 9)) - lost
         await bus.store("llm.request.low", b"new", headers={MSG_ID: "new"})

@@ -515,6 +515,7 @@ def test_a_load_event_has_the_shape_of_the_protocol():
         "available": True,
         "keeps": "",
         "takes_back": False,
+        "queued_tenants": {"high": 0, "medium": 0, "low": 0},
     }
     assert msgspec.json.decode(encode(load), type=Load) == load
     assert [load.predicted_wait_ms.of(priority) for priority in Priority] == [1.0, 2.0, 3.0]

@@ -7,8 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.wire.subjects import (
+    GUARD_LANE,
     LANES,
-    SERVED_LANES,
     TENANT_LANES,
     Lane,
     Priority,
@@ -19,6 +19,7 @@ from pipeline.wire.subjects import (
     is_request_id,
     is_request_name,
     is_tenant,
+    lane_of_consumer,
     lane_of_subject,
     ollama_consumer,
     ollama_subject,
@@ -71,8 +72,8 @@ def test_lanes_are_named_as_the_contract_says():
 
 
 def test_consumers_are_names_that_the_broker_takes():
-    names = [lane.consumer for lane in SERVED_LANES] + [ollama_consumer(p) for p in Priority]
-    assert len(set(names)) == 21
+    names = [lane.consumer for lane in LANES] + [ollama_consumer(p) for p in Priority]
+    assert len(set(names)) == 12
     assert all(is_request_id(name) for name in names)
 
 
@@ -210,8 +211,7 @@ tenants = st.text("abcXYZ019_-", min_size=1, max_size=64)
 def test_the_lanes_of_a_tenant_are_named_as_the_contract_says():
     assert Lane(Priority.LOW, Task.UNTRIAGED, "acme").subject == "llm.request.low.t.acme"
     assert Lane(Priority.HIGH, Task.SIMPLE, "acme").subject == "llm.request.high.t.acme.simple"
-    assert Lane(Priority.HIGH, Task.SIMPLE, "acme").consumer == "high_t_simple"
-    assert [lane.priority for lane in SERVED_LANES] == [priority for priority in Priority for _ in range(6)]
+    assert Lane(Priority.HIGH, Task.SIMPLE, "acme").consumer == "high_simple_t_acme"
     assert [lane.subject for lane in TENANT_LANES][:2] == ["llm.request.high.t.*", "llm.request.high.t.*.simple"]
 
 
@@ -221,11 +221,26 @@ def test_the_lanes_of_a_tenant_are_named_as_the_contract_says():
 def test_a_tenants_subject_leads_back_to_its_lane_and_is_no_other_lanes(tenant, plain):
     lane = plain._replace(tenant=tenant)
     assert lane_of_subject(lane.subject) == lane
-    assert lane.shared in TENANT_LANES
-    assert plain.shared == plain
+    assert lane_of_consumer(lane.consumer) == lane
+    assert lane_of_consumer(plain.consumer) == plain
     assert tenant_of(lane.subject) == tenant
     assert tenant_of(plain.subject) == ""
-    assert sum(_matches(served.subject, lane.subject) for served in SERVED_LANES) == 1
+    assert sum(_matches(served.subject, lane.subject) for served in LANES + TENANT_LANES) == 1
+
+
+@given(st.lists(st.tuples(tenants, st.sampled_from(LANES)), min_size=2, max_size=8, unique=True))
+@example([("x_simple", LANES[0]), ("x", LANES[1])])
+@example([("Ann", LANES[0]), ("ann", LANES[0])])
+def test_no_two_lanes_share_a_consumer_whatever_the_file_system_makes_of_capitals(pairs):
+    names = [plain._replace(tenant=tenant).consumer for tenant, plain in pairs]
+    assert len({name.lower() for name in names}) == len(pairs)
+    assert not {GUARD_LANE.consumer, *(lane.consumer for lane in LANES)}.intersection(names)
+    assert all(len(name) < 200 and not set(" .*>/\\").intersection(name) for name in names)
+
+
+def test_a_name_that_is_no_consumer_of_a_lane_has_none():
+    assert all(lane_of_consumer(name) is None for name in ("", "high_t", "urgent", "urgent_t_ann", "ollama_high"))
+    assert lane_of_consumer(GUARD_LANE.consumer) == GUARD_LANE
 
 
 @pytest.mark.parametrize(

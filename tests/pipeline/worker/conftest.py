@@ -13,7 +13,7 @@ import pytest
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.delivery.taking import MLX_SOURCE, Source
+from pipeline.delivery.lanes import MLX_SOURCE, Source
 from pipeline.engine import Embedded, EngineStatus, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role

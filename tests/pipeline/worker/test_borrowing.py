@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.delivery.taking import OLLAMA_SOURCE
+from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, encode
 from pipeline.wire.subjects import STREAM_OLLAMA, Move
 from tests.pipeline.worker.conftest import ScriptedEngine

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from pipeline.config import Config
 from pipeline.engine import Generation, NotLoaded, Work
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
-from pipeline.wire.subjects import STREAM_REQUESTS
+from pipeline.wire.subjects import STREAM_REQUESTS, Lane, Priority, Task
+from tests.lanes import listed
 from tests.pipeline.worker.conftest import Client, Running, ScriptedEngine, StartWorker
 from tests.waiting import eventually
 
@@ -75,6 +77,68 @@ async def test_a_request_waits_for_a_busy_worker_that_has_its_model_without_goin
     for number in range(10):
         answer = await client.answer(f"r{number}")
         assert (answer.model, answer.headrace.attempts) == ("beta", 1)
+    await client.none_waits()
+
+
+async def test_the_same_for_tenants_whose_lanes_no_pull_stands_open_on(
+    start: StartWorker, client: Client, config: Config
+):
+    engines = {model: Prompt(model=model) for model in ("alpha", "beta")}
+    lanes = [Lane(Priority.MEDIUM, Task.UNTRIAGED, tenant) for tenant in ("ann", "bob")]
+    await listed(client.bus, config, *lanes)
+    # A lease that runs out on a busy machine is an attempt.
+    await all_are_known(*[await start(engine, lease_s=30.0) for engine in engines.values()])
+    names = {f"t.{lane.tenant}.{model}-{n}": (model, lane) for n in range(20) for model in engines for lane in lanes}
+    for name, (model, lane) in names.items():
+        await client.ask(name, naming(model), lane=lane.subject.removeprefix("llm.request."))
+        if name.endswith(("7", "3")):
+            await client.answer(name)  # the workers are idle
+    answers = {name: await client.answer(name) for name in names}
+    assert {name: answer.model for name, answer in answers.items()} == {n: model for n, (model, _) in names.items()}
+    assert {answer.headrace.attempts for answer in answers.values()} == {1}
+    served = {model: Counter(run.work.request.model for run in engine.submitted) for model, engine in engines.items()}
+    assert served == {"alpha": {"alpha": 40}, "beta": {"beta": 40}}
+    await client.none_waits()
+
+
+async def test_a_request_of_a_tenant_waits_for_a_busy_worker_without_going_round(
+    start: StartWorker, client: Client, config: Config
+):
+    busy = ScriptedEngine(model="beta", slots=1)
+    lane = Lane(Priority.HIGH, Task.UNTRIAGED, "ann")
+    await listed(client.bus, config, lane)
+    await all_are_known(await start(Prompt(model="alpha")), await start(busy))
+    await client.ask("first", naming("beta"))
+    running = await busy.generation("first")
+    await client.ask("t.ann.r", naming("beta"), lane="high.t.ann")
+    began_at = asyncio.get_running_loop().time()
+
+    async def goes_round() -> bool:
+        return await deliveries(client, lane.consumer) > 4
+
+    await eventually(goes_round, what="it is given back again and again")
+    took_s = asyncio.get_running_loop().time() - began_at
+    assert await deliveries(client, lane.consumer) < 10 + 40 * took_s
+    running.finish("done")
+    (await busy.generation("t.ann.r")).finish("done")
+    assert (await client.answer("t.ann.r")).headrace.attempts == 1
+
+
+async def test_a_request_of_a_tenant_that_the_only_worker_hands_back_comes_again(
+    start: StartWorker, client: Client, config: Config
+):
+    engine = Prompt(model="alpha", refusal=NotLoaded("Many requests wait for model alpha."))
+    lane = Lane(Priority.HIGH, Task.UNTRIAGED, "ann")
+    await listed(client.bus, config, lane)
+    await start(engine)
+    await client.ask("t.ann.r", naming("alpha"), lane="high.t.ann")
+
+    async def comes_again() -> bool:
+        return await deliveries(client, lane.consumer) > 3
+
+    await eventually(comes_again, what="it is handed back again and again")
+    engine.refusal = None
+    assert (await client.answer("t.ann.r")).headrace.attempts == 1
     await client.none_waits()
 
 

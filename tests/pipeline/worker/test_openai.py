@@ -12,7 +12,7 @@ import pytest
 from consumers.engines.openai import OpenAIEngine
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.delivery.taking import OLLAMA_SOURCE
+from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.wire.messages import Chunk, Completion, ErrorAnswer
 from pipeline.wire.subjects import STREAM_OLLAMA
 from tests import tiny_gguf

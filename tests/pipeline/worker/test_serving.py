@@ -10,8 +10,9 @@ import pytest
 from pipeline.broker.peers import Peers
 from pipeline.core import placement
 from pipeline.core.ending import Failed
+from pipeline.delivery.lanes import MLX_SOURCE
 from pipeline.delivery.puller import Puller
-from pipeline.delivery.taking import MLX_SOURCE, Taking
+from pipeline.delivery.taking import Taking
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
