@@ -93,7 +93,7 @@ class Client:
             Refused: the broker did not acknowledge it.
         """
         if entry.inbox is not None:
-            inbox = f"{self._prefix}.{entry.id}"
+            inbox = f"{self._prefix}.{entry.id.replace('.', '-')}"
             headers = {**headers, "Reply-To": inbox}
             self._inboxes[inbox] = entry.inbox
         self._open(entry)

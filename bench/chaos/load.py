@@ -27,6 +27,9 @@ _CANCELLED = frozenset({"cancelled"})
 _EXPIRED = frozenset({"deadline_exceeded"})
 _BURIED = frozenset({"engine_failed"})
 _UNDISTURBED_S = 60.0
+# These come and go, so that the consumers of their lanes do too.
+TENANTS = tuple(f"team-{number}" for number in range(12))
+_TENANTS_SHARE = 0.4
 
 
 @dataclass(slots=True)
@@ -94,7 +97,9 @@ class Load:
             return
         prompt = draw.choice(PROMPTS)
         seeded = draw.random() < 0.5
-        entry = self._entry(kind, streams=draw.random() < 0.7)
+        # The broker names requests without an ID, so these are of no tenant.
+        tenant = draw.choice(TENANTS) if kind != "nameless" and draw.random() < _TENANTS_SHARE else ""
+        entry = self._entry(kind, streams=draw.random() < 0.7, tenant=tenant)
         if seeded and kind != "poison":
             entry.expected = self.undisturbed.get(prompt)
         if kind == "poison":
@@ -104,7 +109,7 @@ class Load:
             texts = draw.sample(PROMPTS, 2)
             entry.streams, entry.expected = False, [embedding(text) for text in texts]
             body = json.dumps({"model": EMBEDDER, "input": texts}).encode()
-        subject = f"llm.request.{priority}" + draw.choice(("", "", ".complex"))
+        subject = f"llm.request.{priority}" + (tenant and f".t.{tenant}") + draw.choice(("", "", ".complex"))
         try:
             await self._publish(kind, entry, subject, body)
         except Refused as refusal:
@@ -126,11 +131,12 @@ class Load:
             await wait_set(self._over, again_s)
             await client.store(subject, body, {"Nats-Msg-Id": entry.id})
 
-    def _entry(self, kind: str, *, streams: bool) -> Entry:
+    def _entry(self, kind: str, *, streams: bool, tenant: str = "") -> Entry:
         self._number += 1
         may_end = {"cancelled": _CANCELLED, "deadline": _EXPIRED, "poison": _BURIED}.get(kind, frozenset())
         inbox: list[bytes] | None = [] if kind == "inbox" else None
-        return Entry(f"{kind}-{self._number}", kind, streams, 0.0, may_end=may_end, inbox=inbox)
+        name = (tenant and f"t.{tenant}.") + f"{kind}-{self._number}"
+        return Entry(name, kind, streams, 0.0, may_end=may_end, inbox=inbox)
 
     def _body(self, prompt: str, entry: Entry, *, seeded: bool) -> bytes:
         body: dict[str, Any] = {
