@@ -34,8 +34,8 @@ RECHECK_S = 0.5
 # A lane of a tenant is asked again for this long after a request of it could be delivered again. That one still waits
 # there is seen by looking at the consumers, more often than this.
 RETURNED_S = 5.0
-# And for this long after one was announced: the broker may announce it before it delivers it, and whoever was to take
-# it may return it at once.
+# And for this long after one was announced: the broker may announce it before it delivers it, and the process that
+# takes it may return it at once.
 ANNOUNCED_S = 1.0
 # A process that has returned a request lets others have it for this long: they may be able to serve it.
 OTHERS_FIRST_S = 0.2
