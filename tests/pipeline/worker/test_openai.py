@@ -23,7 +23,8 @@ from tests.pipeline.worker.conftest import Client, ScriptedEngine
 from tests.waiting import eventually
 
 CONFIG = Config(openai_key=KEY)
-LONG = 600
+# The 591st token of this model has another one that is as likely: which of them wins depends on the size of the batch.
+LONG = 560
 
 
 @pytest.fixture(scope="module")
