@@ -16,6 +16,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from pipeline.aio import Background
 from pipeline.broker.batches import BatchStore
 from pipeline.broker.connection import BusError
 from pipeline.broker.files import Files, FileTraits
@@ -133,11 +134,12 @@ async def _follow(batch_id: str, bus: Bus) -> int:
 
 async def _shown(order: BatchOrder, results: Results, bus: Bus) -> int:
     with BatchBar() as bar:
-        looking = asyncio.ensure_future(_tell_pause(bus, bar))
+        beside = Background()
+        beside.start(_tell_pause(bus, bar), what="asking whether the lane is paused")
         try:
             ended = await _followed(BatchStore(bus), order, bar)
         finally:
-            looking.cancel()
+            beside.cancel()
     return await _written(ended, results, bus)
 
 

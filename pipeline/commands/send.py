@@ -10,6 +10,7 @@ from functools import partial
 
 import msgspec
 
+from pipeline.aio import Background
 from pipeline.broker.asker import Asker, Outgoing, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
@@ -88,18 +89,19 @@ async def _send(sending: Sending, bus: Bus) -> int:
     if sending.verbose:
         tell(f"[{request.name} queued on {request.subject}]")
     printer = Printer(verbose=sending.verbose, reasoning=sys.stdout.isatty())
-    looking = asyncio.ensure_future(_tell_pause(client, request.name))
+    beside = Background()
+    beside.start(_tell_pause(client, request.name), what="asking whether the request is paused")
     async with record:
         try:
             while printer.code is None:
                 printer.take((await record.next()).answer)
-                looking.cancel()
+                beside.cancel()
         except asyncio.CancelledError:
             with contextlib.suppress(BusError):
                 await client.cancel(request.name)
             raise
         finally:
-            looking.cancel()
+            beside.cancel()
     return printer.code
 
 
