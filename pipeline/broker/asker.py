@@ -198,10 +198,7 @@ class Asker:
         Raises:
             Unreachable: the broker does not answer.
         """
-        found = await self._bus.last_answer(reply_subject(name))
-        if found is None or found[1] is None:
-            return None
-        return RecordEntry(found[0], found[1], decode_answer(found[1]))
+        return await _last(self._bus, reply_subject(name))
 
     async def cancel(self, name: str) -> None:
         """Ask for a request to be cancelled, without an answer.
@@ -239,7 +236,8 @@ class RecordReader:
     """The messages of one request's record, each once and in order, as they come.
 
     A live message is used if it directly follows the last one read. If one is missing (a lost connection, a slow
-    reader), the record is read from the stream. One reader at a time.
+    reader), the record is read from the stream. The messages of an earlier request under the id are left out if those
+    of a later one follow. One reader at a time.
     """
 
     def __init__(self, bus: Bus, name: str, *, after: int, open_records: set[RecordReader]) -> None:
@@ -248,6 +246,8 @@ class RecordReader:
         self._bus = bus
         self._subject = reply_subject(name)
         self._last_sequence = after
+        # The sequence and the request (`created`) of the record's last message, as the first look found it.
+        self._newest: tuple[int, int] | None = None
         self._live: deque[Message] = deque()
         self._fetched: deque[RecordEntry] = deque()
         self._look = False
@@ -314,17 +314,23 @@ class RecordReader:
         return self._entry(sequence, message.data) if sequence > self._last_sequence else None
 
     def _entry(self, sequence: int, data: bytes) -> RecordEntry | None:
-        """A message of the record; one that is no part of an answer counts as read."""
+        """A message of the record; what is no part of this request's answer counts as read."""
         answer = self._bus.answer_in(self._subject, data)
-        if answer is None:
+        if answer is None or self._is_older(sequence, answer):
             if not self._fetched:
                 self._last_sequence = sequence
             return None
         return RecordEntry(sequence, data, answer)
 
+    def _is_older(self, sequence: int, answer: Answer) -> bool:
+        """Whether a message belongs to an earlier request under the id, whose messages are about to be purged."""
+        return self._newest is not None and sequence < self._newest[0] and answer.created != self._newest[1]
+
     async def _fetch(self) -> None:
         self._look = False
         try:
+            if self._newest is None and (newest := await _last(self._bus, self._subject)) is not None:
+                self._newest = newest.sequence, newest.answer.created
             batch = await self._bus.batch(STREAM_REPLIES, self._subject, self._last_sequence + 1)
         except BaseException as error:
             self._look = True
@@ -358,6 +364,13 @@ class RecordReader:
         else:
             self._look = True
         self._arrived.set()
+
+
+async def _last(bus: Bus, subject: str) -> RecordEntry | None:
+    found = await bus.last_answer(subject)
+    if found is None or found[1] is None:
+        return None
+    return RecordEntry(found[0], found[1], decode_answer(found[1]))
 
 
 def _number(message: Message, header: str) -> int:

@@ -15,7 +15,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, encode
+from pipeline.wire.messages import Chunk, ErrorAnswer, ErrorBody, encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, STREAM_REQUESTS, out_subject, reply_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 from tests.support import NatsServer
@@ -72,6 +72,20 @@ async def test_an_older_answer_under_the_same_id_is_not_taken_for_the_new_one(bu
     async with await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True)) as record:
         await write(bus, "a", COMPLETION)
         assert (await whole(record)).answer == COMPLETION
+
+
+@pytest.mark.parametrize("answers", [[CHUNKS[0]], [*CHUNKS, COMPLETION]], ids=["running", "answered"])
+async def test_a_cancelled_request_under_the_same_id_that_is_not_purged_yet_is_left_out(
+    bus: Bus, client: Asker, answers: list[msgspec.Struct]
+):
+    first = await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True))
+    await first.close()
+    earlier = ErrorAnswer("a", 1, ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "It was cancelled.")))
+    await write(bus, "a", msgspec.structs.replace(CHUNKS[0], created=1), earlier, *answers)
+    submitted = await client.submit(Outgoing("a", SUBJECT, BODY, {}, given_id=True))
+    for record in (submitted, await client.read("a")):
+        async with record, asyncio.timeout(20):
+            assert [(await record.next()).answer for _ in answers] == answers
 
 
 async def test_a_request_that_the_broker_does_not_accept_is_refused_for_good(bus: Bus, client: Asker):
