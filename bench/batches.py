@@ -1,10 +1,11 @@
 """A long batch as OpenAI's client sends it, while the parts of the pipeline are killed in turn.
 
-    python -m bench.batches [--lines N] [--questions N] [--kills N] [--tokens-per-s N] [--model DIR]
+    python -m bench.batches [--lines N] [--questions N] [--kills N] [--away-s S] [--tokens-per-s N] [--model DIR]
 
 It asks HIGH a short question every half second, alone and beside the batch, and compares the times to the first text.
-Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. At the end each line must
-be in the output or the error file once. It samples the memory of every process.
+Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. With `--away-s`, the
+gateway stands still from then on for that long, and is killed. At the end each line must be in the output or the error
+file once. It samples the memory of every process.
 
 Without `--model` the simulated engine runs. By default it is fast, so that many lines end. To compare HIGH's times,
 give it the speed of a model: `--tokens-per-s 100`.
@@ -38,6 +39,7 @@ EVERY_S = 0.5
 KILL_EVERY_S = 6.0
 TOKENS = 8
 ENDPOINT = "/v1/chat/completions"
+_PATIENCE_S = 5.0
 _FINAL = ("completed", "failed", "expired", "cancelled")
 
 
@@ -112,15 +114,16 @@ async def questions(url: str, count: int) -> list[float]:
 async def ended(client: AsyncOpenAI, batch_id: str, memory: Memory) -> Batch:
     """The batch once it has ended. The gateway may be away meanwhile."""
     shown = time.monotonic()
+    impatient = client.with_options(timeout=_PATIENCE_S, max_retries=0)
     while True:
+        await asyncio.to_thread(memory.sample)
         try:
-            batch = await client.batches.retrieve(batch_id)
+            batch = await impatient.batches.retrieve(batch_id)
         except APIError:
             await asyncio.sleep(0.5)
             continue
         if batch.status in _FINAL:
             return batch
-        await asyncio.to_thread(memory.sample)
         if time.monotonic() - shown > 20:
             shown = time.monotonic()
             print(f"  {batch.status}: {batch.request_counts}", flush=True)
@@ -135,6 +138,16 @@ async def kill_in_turn(kills: int) -> None:
         if (pid := children().get(role)) is not None:
             print(f"  kill -9 {role}", flush=True)
             os.kill(pid, signal.SIGKILL)
+
+
+async def stand_still(for_s: float) -> None:
+    """Stop the gateway for a time, and kill it then. `headrace up` starts another one."""
+    if for_s and (pid := children().get("gateway")) is not None:
+        print(f"  kill -STOP gateway, for {for_s:.0f} s", flush=True)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(for_s)
+        print("  kill -9 gateway", flush=True)
+        os.kill(pid, signal.SIGKILL)
 
 
 async def read(client: AsyncOpenAI, batch: Batch) -> tuple[Counter[str], Counter[str]]:
@@ -164,9 +177,14 @@ async def run(url: str, folder: Path, options: argparse.Namespace) -> bool:
     waiting = asyncio.create_task(ended(client, batch.id, memory))
     await asyncio.sleep(3)
     beside = await questions(url, options.questions)
-    killing = asyncio.create_task(kill_in_turn(options.kills))
+
+    async def disturb() -> None:
+        await kill_in_turn(options.kills)
+        await stand_still(options.away_s)
+
+    disturbing = asyncio.create_task(disturb())
     batch = await waiting
-    killing.cancel()
+    disturbing.cancel()
     took_s = time.monotonic() - started
     seen, how = await read(client, batch)
     once = set(seen) == {f"line-{number}" for number in range(options.lines)} and set(seen.values()) == {1}
@@ -202,6 +220,7 @@ def main() -> int:
     parser.add_argument("--lines", type=int, default=10_000, metavar="N", help="lines of the batch (default: 10000)")
     parser.add_argument("--questions", type=int, default=40, metavar="N", help="HIGH questions alone and beside it")
     parser.add_argument("--kills", type=int, default=12, metavar="N", help="how many processes are killed")
+    parser.add_argument("--away-s", type=float, default=0.0, metavar="S", help="how long the gateway is away, seconds")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of a model; else the simulated engine runs")
     parser.add_argument("--tokens-per-s", type=int, default=1000, metavar="N", help="of the simulated engine")
     parser.add_argument("--port", type=int, default=8477, metavar="PORT", help="of the gateway (default: 8477)")
