@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 
 import msgspec
 import pytest
@@ -134,6 +135,10 @@ async def test_the_engine_is_told_of_requests_that_are_on_their_way_and_of_none_
 # ---- preemption
 
 
+async def pulls_for_high(client):
+    return (await client.bus.js.consumer_info(STREAM_REQUESTS, "high")).num_waiting
+
+
 async def full_of_low(start, client, *, slots=2, **options):
     """A worker whose slots are all taken by LOW, with more of it waiting."""
     engine = ScriptedEngine(slots=slots, suspends=True)
@@ -182,8 +187,14 @@ async def test_low_takes_no_place_and_a_slot_that_falls_free_is_for_all_lanes(st
 
 async def test_an_engine_that_cannot_suspend_gets_nothing_beyond_its_slots(start, client):
     worker = await full_of_low(start, client)
+    await eventually(partial(pulls_for_high, client))
     worker.engine.suspends = False
     worker.engine.changed()
+
+    async def none_pulls():
+        return await pulls_for_high(client) == 0
+
+    await eventually(none_pulls)
     await client.ask("high-1", lane="high")
     other = await start()
     await other.engine.generation("high-1")
@@ -197,7 +208,7 @@ async def test_another_worker_with_a_free_slot_comes_before_a_preemption(start, 
     await eventually(worker.worker._others_have_room)
 
     async def one_waits_for_high():
-        return (await client.bus.js.consumer_info(STREAM_REQUESTS, "high")).num_waiting == 1
+        return await pulls_for_high(client) == 1
 
     await eventually(one_waits_for_high)
     for number in range(4):
