@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
-from consumers.monitor.view import QueueView
+from consumers.monitor.view import STREAMS, QueueView
 from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
@@ -36,8 +36,10 @@ _WORKER_ENDS_S = 1.0
 _LOOK_EVERY_S = 0.05
 # A request that is being written is tried again.
 _TRIES = 20
-# A client may send a cancel as soon as it has the PubAck. The announcement of the request follows within this time.
+# A client may send a cancel as soon as it has the PubAck. The announcement of the request follows within this time,
+# or on a busy machine later: then it is waited for, but for no longer than the most.
 _ANNOUNCED_AFTER_S = (0.02, 0.03, 0.05, 0.1)
+_MOST_ANNOUNCED_AFTER_S = 5.0
 # The largest error of this process's estimate of the broker's clock that matters here.
 _CLOCK_ERROR_S = 0.05
 _RETRY_AFTER_S = 1.0
@@ -156,8 +158,7 @@ class Cancelling:
         """Cancel a request that is announced only now. A cancel does not apply to one that is stored after it."""
         heard_at = self.bus.clock.wall()
         try:
-            for pause_s in _ANNOUNCED_AFTER_S:
-                await asyncio.sleep(pause_s)
+            async for _ in self._looks():
                 place = self.view.find(name)
                 envelope = None if place is None else await self._envelope_at(place, name)
                 if place is not None and envelope is not None and envelope.stored_at <= heard_at + _CLOCK_ERROR_S:
@@ -166,6 +167,19 @@ class Cancelling:
         except BusError as error:
             log.warning("Request %s was not cancelled: %s", name, error)
         await self._unknown(name, reply, "unknown")
+
+    async def _looks(self) -> AsyncIterator[None]:
+        """Give the moments to look for a request, until each that is stored now has been announced."""
+        for pause_s in _ANNOUNCED_AFTER_S:
+            await asyncio.sleep(pause_s)
+            yield
+        ends = {stream: (await self.bus.stream_state(stream)).last_seq for stream in STREAMS}
+        give_up_at = self.bus.clock.now() + _MOST_ANNOUNCED_AFTER_S
+        while True:
+            yield
+            if all(self.view.knows(*end) for end in ends.items()) or self.bus.clock.now() >= give_up_at:
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _answered(self, name: str, cancel: OpenCancel, reply: str) -> None:
         """Cancel a request and reply to the client. A running request is left to its worker for a moment."""

@@ -46,7 +46,8 @@ _HALT_S = 2.0
 # So many requests are moved during one halt, and so many of them at once.
 _CHUNK, _AT_ONCE = 64, 16
 _TRIES = 3
-# A worker that holds a request reports within this time that it has begun it.
+# A worker that holds a request reports within this time that it has begun it, and the broker announces one that it has
+# stored.
 _REPORTED_S = 0.3
 _LOOK_EVERY_S = 0.05
 _MOST_REASON_CHARS = 200
@@ -100,12 +101,25 @@ class Moving:
     async def _one_named(self, call: MoveCall) -> Standing:
         tenant = "" if call.tenant in (None, DEFAULT_TENANT) else call.tenant or ""
         name = request_name(tenant, call.id)
-        place = self.view.find(name) if is_request_name(name) else None
+        give_up_at = self.bus.clock.now() + _REPORTED_S
+        while is_request_name(name):
+            standing = await self._standing(name)
+            if standing is not None:
+                return standing
+            if self.bus.clock.now() >= give_up_at:
+                break
+            # It may have been stored or moved just now: the announcement follows.
+            await asyncio.sleep(_LOOK_EVERY_S)
+        message = f"No queued request has the id {quoted(call.id, 128)}."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="id")
+
+    async def _standing(self, name: str) -> Standing | None:
+        """Where the request of that name stands; None if it is not known, or not there any more."""
+        place = self.view.find(name)
         stored = None if place is None else await self.bus.stored(place.stream, place.sequence)
         lane = None if stored is None else lane_of_stored(stored.subject)
         if place is None or stored is None or lane is None or self._read(stored, lane).name != name:
-            message = f"No queued request has the id {quoted(call.id, 128)}."
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="id")
+            return None
         return Standing(place, lane)
 
     async def _all_chosen(self, call: MoveCall) -> list[Standing]:

@@ -126,6 +126,10 @@ class QueueView:
         """The part of the queue that was read, 0 to 1."""
         return self._filling.part
 
+    def knows(self, stream: str, sequence: int) -> bool:
+        """Whether every request that a stream holds up to sequence is known."""
+        return self._filling.knows(stream, sequence)
+
     def find(self, name: str) -> Place | None:
         """The place of the unfinished request of that name; None if none is known."""
         return self._index.find(name)

@@ -99,6 +99,10 @@ class Filling:
         """Whether every request before place in its stream is known."""
         return not self.active or place.sequence <= self._reaches[place.stream].complete
 
+    def knows(self, stream: str, sequence: int) -> bool:
+        """Whether everything that a stream holds up to sequence is known."""
+        return not self.active and self._reaches[stream].complete >= sequence
+
     @property
     def part(self) -> float:
         """The part of the current reading that is done, 0 to 1."""

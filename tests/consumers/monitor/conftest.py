@@ -55,7 +55,10 @@ class GatedRead:
 
 @dataclass
 class Starter:
-    """Starts monitors; each is ready when this returns. `prepare` may change one before it runs."""
+    """Starts monitors; each is ready and has read the queue when this returns. `prepare` may change one before it runs.
+
+    One whose reading is gated has not read the queue.
+    """
 
     config: Config
     stack: AsyncExitStack
@@ -73,6 +76,10 @@ class Starter:
         running = await self.stack.enter_async_context(self._running(changed, prepare, kind))
         await eventually(lambda: running.ready is not None or running.task.done(), what="the monitor is ready")
         assert not running.task.done()
+        view = running.it.view
+        if not isinstance(view.read, GatedRead):
+            # A monitor is ready before it has read the queue, and until then says `pending` and `filling`.
+            await eventually(lambda: not view.filling, what="the monitor has read the queue")
         self.started.append(running)
         return running
 

@@ -121,8 +121,12 @@ async def test_a_cancelled_request_is_ended_where_it_has_moved_to(monitor, clien
     await eventually(gone)
 
 
-async def test_a_request_that_is_announced_after_its_cancel_was_heard_is_cancelled(monitor, client, bus):
+@pytest.mark.parametrize("pauses_s", [cancelling._ANNOUNCED_AFTER_S, ()], ids=["at once", "later than it takes"])
+async def test_a_request_that_is_announced_after_its_cancel_was_heard_is_cancelled(
+    monitor, client, bus, monkeypatch, pauses_s
+):
     """The broker confirms a request to its publisher a moment before it announces it to the monitor."""
+    monkeypatch.setattr(cancelling, "_ANNOUNCED_AFTER_S", pauses_s)
     it = await monitor()
     held = []
     with pytest.MonkeyPatch.context() as patch:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
+from consumers.monitor import moving
+from consumers.monitor.monitor import Monitor
+from consumers.monitor.view import QueueView
+from pipeline.broker.connection import NoResponders
 from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.wire.messages import Load
 from pipeline.wire.pauses import MoveReport, PausedState
@@ -15,7 +19,7 @@ from pipeline.wire.subjects import MOVED_BY, MSG_ID, STREAM_REQUESTS, Move
 from tests.consumers.monitor.conftest import ask_service, cancel, position
 from tests.pipeline.worker.conftest import Client, ScriptedEngine
 from tests.pipeline.worker.conftest import start as start  # noqa: PLC0414 - a fixture
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 
 @pytest.fixture
@@ -28,6 +32,7 @@ class Operator:
     """Calls the services."""
 
     bus: object
+    monitor: Monitor | None = None
 
     async def call(self, subject, **fields):
         body = msgspec.json.encode({"by": "ada"} | fields)
@@ -42,6 +47,15 @@ class Operator:
     async def move(self, priority, **which):
         return msgspec.json.decode(await self.call("move", priority=priority, **which), type=MoveReport)
 
+    async def stands_in(self, priority, name):
+        """Wait until the monitor knows the request in a lane of that priority."""
+
+        def known():
+            place = self.monitor.view.find(name)
+            return place is not None and place.priority == priority
+
+        await eventually(known, what=f"{name} stands in {priority}")
+
     async def refused(self, subject, **fields):
         answer = msgspec.json.decode(await self.call(subject, **fields))
         assert answer["object"] == "headrace.refused"
@@ -50,8 +64,7 @@ class Operator:
 
 @pytest.fixture
 async def operator(bus, monitor):
-    await monitor()
-    return Operator(bus)
+    return Operator(bus, await monitor())
 
 
 async def heard(*workers):
@@ -124,11 +137,19 @@ async def test_a_pause_holds_for_a_worker_and_a_monitor_that_start_later(client,
     (await worker.engine.generation("high")).finish("ok")
     await client.answer("high")
     assert begun(worker) == ["high"]
-    stored = await eventually(lambda: ask_service(bus, "llm.queue.paused"), what="the second monitor answers")
+    stored = await eventually(lambda: paused(bus), what="the second monitor answers")
     assert [pause["by"] for pause in stored["pauses"]] == ["ada"]
     await operator.resume(priority="low")
     (await worker.engine.generation("low")).finish("ok")
     await client.answer("low")
+
+
+async def paused(bus):
+    """What is paused; None while no monitor answers."""
+    try:
+        return await ask_service(bus, "llm.queue.paused")
+    except NoResponders:
+        return None
 
 
 async def test_what_runs_goes_on_also_where_its_worker_dies(client, operator, start):
@@ -235,16 +256,36 @@ async def position_is(bus, name, wanted):
     return found["state"] == "queued" and found["position"] == wanted
 
 
+async def is_running(bus, name):
+    return (await position(bus, name))["state"] == "running"
+
+
 async def test_a_request_can_be_moved_twice_and_cancelled_then(client, bus, operator):
     await client.ask("mine", lane="low")
     await eventually(lambda: position_is(bus, "mine", 0), what="it is known")
     assert (await operator.move("high", id="mine")).moved == 1
-    await eventually(lambda: position_is(bus, "mine", 0), what="it is known there")
+    await operator.stands_in("high", "mine")
     assert (await operator.move("medium", id="mine")).moved == 1
+    await operator.stands_in("medium", "mine")
     assert (await operator.move("medium", id="mine")).left == {"there": 1}
     assert (await bus.stream_state(STREAM_REQUESTS)).messages == 1
     assert await cancel(bus, "mine") == "cancelled"
     await client.none_waits()
+
+
+async def test_a_request_that_is_announced_after_a_call_to_move_it_was_heard_is_moved(
+    client, operator, monkeypatch: pytest.MonkeyPatch
+):
+    """The broker confirms a request to its publisher a moment before it announces it to the monitor."""
+    monkeypatch.setattr(moving, "_REPORTED_S", TIMEOUT_S)
+    held = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QueueView, "announced", lambda _, message: held.append(message))
+        await client.ask("mine", lane="low")
+        moved = asyncio.create_task(operator.move("high", id="mine"))
+        await eventually(lambda: held and operator.monitor.operating.moving._lock.locked())
+    operator.monitor.view.announced(held[0])
+    assert await moved == MoveReport("high", 1, {})
 
 
 async def test_all_of_a_batch_or_of_a_tenant_is_moved_and_nothing_else(client, bus, operator):
@@ -270,6 +311,8 @@ async def test_a_move_leaves_what_runs(client, bus, operator, start):
     worker = await start()
     await client.ask("mine", lane="low")
     run = await worker.engine.generation("mine")
+    # The event follows the moment in which the engine has it.
+    await eventually(lambda: is_running(bus, "mine"), what="it is known to run")
     assert (await operator.move("high", id="mine")).left == {"running": 1}
     run.finish("ok")
     assert (await client.answer("mine")).headrace.priority == "low"

@@ -82,6 +82,10 @@ class World:
     async def on_event(self, message) -> None:
         self.events.append(msgspec.json.decode(message.data, type=RequestEvent))
 
+    async def told(self, count: int) -> None:
+        """Wait for so many events. Each of them follows the move of which it tells."""
+        await eventually(lambda: len(self.events) >= count, what=f"{count} events")
+
 
 @pytest.fixture
 async def world(bus):
@@ -183,6 +187,7 @@ async def test_simple_requests_go_to_ollama_and_others_to_mlx_each_once(router, 
             "told:spilled": "llm.ollama.medium",
         },
     )
+    await going_on.told(5)
     kinds = sorted((event.id, event.kind) for event in going_on.events)
     assert kinds == [
         ("complex-high", "triaged"),
@@ -209,6 +214,7 @@ async def test_tenants_requests_go_the_same_ways_and_stay_their_own(router, goin
             "t.bolt.simple:spilled": "llm.ollama.high",
         },
     )
+    await going_on.told(3)
     assert {(event.id, event.tenant) for event in going_on.events} == {
         ("t.acme.simple", "acme"),
         ("t.acme.complex", "acme"),
@@ -295,6 +301,7 @@ async def test_what_mlx_could_not_answer_does_not_wait_for_it_whatever_it_asks(r
             "strange:complex": "llm.request.high.complex",
         },
     )
+    await going_on.told(3)
     reasons = {event.id: event.reason for event in going_on.events}
     assert reasons["theirs"] == reasons["texts"] == "only ollama has its model"
 

@@ -125,3 +125,11 @@ def test_what_happened_is_not_kept_beyond_the_reading():
     found.end()
     found.begin()
     assert found.state("r", begun=False) == "queued"
+
+
+def test_a_stream_is_known_up_to_its_latest_announcement_and_not_while_it_is_read():
+    found = filled(last=10)
+    found.announced("A", 11)
+    assert (found.knows("A", 11), found.knows("A", 12), found.knows("B", 0)) == (True, False, True)
+    found.begin()
+    assert not found.knows("A", 11)

@@ -94,6 +94,7 @@ class Up:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._said = ""
 
     def ready(self) -> dict[str, Any]:
         wait_until(lambda: self.ready_file.exists() or self.process.poll() is not None, what="up", timeout_s=TIMEOUT_S)
@@ -102,9 +103,16 @@ class Up:
 
     def pid(self, name: str) -> int:
         """The process of a role; `up` is ready without the Ollama consumer."""
-        file = self.folder / name
-        wait_until(lambda: file.exists() and file.read_text() != "", what=name, timeout_s=TIMEOUT_S)
-        return int(file.read_text())
+        file, said = self.folder / name, ""
+
+        def is_written() -> bool:
+            # Read once: a process that starts again empties the file and writes it again.
+            nonlocal said
+            said = file.read_text() if file.exists() else ""
+            return said != ""
+
+        wait_until(is_written, what=name, timeout_s=TIMEOUT_S)
+        return int(said)
 
     def broker_pid(self) -> int:
         (ports,) = (self.state / "nats").glob("*.ports")
@@ -114,8 +122,17 @@ class Up:
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_S)
 
+    def says(self, text: str) -> None:
+        """Read what it prints, up to a line that has this text."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._said += line
+            if text in line:
+                return
+        raise AssertionError(self._said)
+
     def output(self) -> str:
-        return self.process.communicate(timeout=TIMEOUT_S)[0]
+        return self._said + self.process.communicate(timeout=TIMEOUT_S)[0]
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -332,6 +349,8 @@ def test_a_killed_broker_comes_back_where_it_was_with_its_queue_and_all_streams(
     wait_until(lambda: not lives(broker), what="the end of the broker", timeout_s=TIMEOUT_S)
     wait_until(lambda: asyncio.run(_answers_whole(url)), what="the broker again", timeout_s=TIMEOUT_S)
     assert asyncio.run(stored(url)) == 3
+    # The streams are on the disk: they are there a moment before `up` has looked at them and says so.
+    running.says("ready again")
     assert running.stop() == 0
     said = running.output()
     assert said.index("killed by SIGKILL") < said.index(f"ready again  {url}")

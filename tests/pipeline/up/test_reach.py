@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.up.reach import broker_trouble, ollama_url
@@ -16,14 +16,15 @@ from tests.support import NatsServer, wait_until
 @pytest.fixture
 def without_jetstream(tmp_path: Path) -> Iterator[str]:
     """The address of a NATS server without JetStream."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path / "log"
-    server = subprocess.Popen([find_server(), "-a", "127.0.0.1", "-p", str(port), "-l", str(log)])
+    # The server takes a free port itself: one that was looked for before could be another process's by then.
+    command = [find_server(), "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(tmp_path)]
+    server = subprocess.Popen(command)
+    ports = tmp_path / f"nats-server_{server.pid}.ports"
     try:
-        wait_until(lambda: log.exists() and "Server is ready" in log.read_text(), what="nats-server")
-        yield f"127.0.0.1:{port}"
+        # The last byte of the file is the closing brace.
+        wait_until(lambda: ports.exists() and ports.read_bytes().endswith(b"}"), what="nats-server")
+        (url,) = msgspec.json.decode(ports.read_bytes())["nats"]
+        yield url.removeprefix("nats://")
     finally:
         server.terminate()
         server.wait()
