@@ -313,7 +313,8 @@ async def test_no_list_and_no_answer_names_it_and_no_call_reaches_it(tmp_path: P
             answers += await asyncio.gather(*asked)
             answers += [await web.get(path) for path in LISTS]
             assert await refusals(web) == {404}
-            counted = await statistics_of(web)
+            # A request is counted a moment after its answer.
+            counted = await statistics_until(web, lambda now: sum(now[p]["done"] for p in PRIORITIES) >= len(asked))
     assert {answer.status_code for answer in answers} == {200}
     assert not [answer.url for answer in answers if "tinyllama" in answer.text.lower()]
     assert sum(counted[priority]["done"] for priority in PRIORITIES) == len(asked)
@@ -452,7 +453,12 @@ async def test_after_all_that_everything_is_up(
     web: httpx.AsyncClient, pipeline: Pipeline, pids: dict[str, int], figure: Figure
 ):
     await statistics_until(web, lambda now: all(load["slots"]["total"] > 0 for load in now["engines"].values()))
-    assert (await web.get("/readyz")).status_code == 200
+
+    async def usable() -> bool:
+        return (await web.get("/readyz")).status_code == 200
+
+    # The gateway hears of the workers on its own, perhaps after the monitor.
+    await eventually(usable, what="the gateway's engine", every_s=0.1)
     for model in (MODEL, MINI):
         assert text_of(await ask(web, "What is 2 + 3?", "high", model=model)) == "2 + 3 = 5"
     assert pids_of(pipeline) == pids, "nothing died but what was killed"

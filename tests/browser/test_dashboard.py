@@ -210,7 +210,11 @@ async def test_a_prompt_that_waits_can_be_cancelled(page, web: httpx.AsyncClient
     await page.get_by_role("button", name="Cancel", exact=True).click()
     await page.locator("#try-status", has_text="Cancelled.").wait_for()
     page.watched.may_fail = ("status of 499",)
-    assert (await stats(web))["low"]["cancelled"] == before + 1
+
+    async def counted() -> bool:
+        return (await stats(web))["low"]["cancelled"] == before + 1
+
+    await eventually(counted, what="the cancelled request, and no other, is counted", every_s=0.1)
     await eventually(lambda: idle(web), timeout_s=100)
 
 

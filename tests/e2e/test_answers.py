@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 from tests.e2e.conftest import Asker, Pipeline, chat, joined, text_of
 from tests.support import ROOT
+from tests.waiting import eventually
 
 FOREIGNER = """
 import asyncio, json, sys
@@ -143,7 +145,11 @@ async def test_the_command_sends_and_shows_statistics(embedded: Pipeline):
         command = [sys.executable, "-m", "pipeline.cli", *arguments, "--state-dir", str(embedded.folder / "state")]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
 
-    assert "Rome" in headrace("send", "What is the capital of Italy?").stdout
-    statistics = json.loads(headrace("stats", "--json").stdout)
+    def counted() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(headrace("stats", "--json").stdout)
+        return found if found["high"]["done"] else {}
+
+    assert "Rome" in headrace("send", "--priority", "high", "What is the capital of Italy?").stdout
+    # A request is counted a moment after its answer.
+    statistics = await eventually(counted, what="the request is counted")
     assert {"high", "medium", "low", "engines", "dead", "uptime_s"} <= set(statistics)
-    assert statistics["high"]["done"] >= 1

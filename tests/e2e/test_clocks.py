@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -30,16 +31,20 @@ SIMULATED = ("--engine", "simulated", "--simulated-answer-tokens", "8")
 
 
 @contextmanager
-def running(config: Config, role: str, *options: str, off_s: float) -> Iterator[None]:
-    """One role in a process of its own, on a machine whose clock is off."""
-    process = subprocess.Popen(
-        [*HEADRACE, "run", role, "--nats-url", config.nats_url, "--state-dir", config.state_dir, *options],
-        cwd=ROOT,
-        env=os.environ | clock_off_by(off_s),
-        stdin=subprocess.DEVNULL,
-    )
+def running(config: Config, role: str, *options: str, off_s: float) -> Iterator[Path]:
+    """One role in a process of its own, on a machine whose clock is off. Yields its log."""
+    log = Path(f"{config.state_dir}-{role}{off_s:+g}.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*HEADRACE, "run", role, "--nats-url", config.nats_url, "--state-dir", config.state_dir, *options],
+            cwd=ROOT,
+            env=os.environ | clock_off_by(off_s),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+        )
     try:
-        yield
+        yield log
     finally:
         process.terminate()
         try:
@@ -47,6 +52,7 @@ def running(config: Config, role: str, *options: str, off_s: float) -> Iterator[
         finally:
             process.kill()
             process.wait()
+            print(log.read_text())
 
 
 @pytest.fixture
@@ -101,9 +107,10 @@ async def test_every_role_may_be_on_another_clock(bus, config, stack):
     for off_s in (OFF_S, -OFF_S):
         stack.enter_context(running(config, "mlx", *SIMULATED, off_s=off_s))
     stack.enter_context(running(config, "monitor", off_s=-OFF_S))
-    port = _free_port()
-    stack.enter_context(running(config, "gateway", "--http-port", str(port), off_s=OFF_S))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=40) as web:
+    # It chooses its port itself: one that was found free here could be another process's by then.
+    log = stack.enter_context(running(config, "gateway", "--http-port", "0", off_s=OFF_S))
+    url = await eventually(lambda: re.search(r"ready: (http://\S+)", log.read_text()), what="the gateway's URL")
+    async with httpx.AsyncClient(base_url=url[1], timeout=40) as web:
 
         async def usable():
             try:
@@ -116,12 +123,6 @@ async def test_every_role_may_be_on_another_clock(bus, config, stack):
         headers = {"Llm-Timeout": "30"}
         answers = await asyncio.gather(*(web.post("/v1/chat/completions", json=b, headers=headers) for b in bodies))
         assert [one.status_code for one in answers] == [200] * 8
-
-
-def _free_port() -> int:
-    with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
-        return any_port.getsockname()[1]
 
 
 @pytest.mark.parametrize(("off_s", "said"), [(OFF_S, "ahead of"), (-OFF_S, "behind")])

@@ -88,7 +88,8 @@ async def cancelled(asker: Asker, traces: Collector) -> None:
 
 async def refused(asker: Asker, traces: Collector) -> None:
     """The queue is longer than the request can wait."""
-    await asker.ask("llm.request.low.complex", LONG, Nats_Msg_Id="hopeless", Llm_Timeout="0.3")
+    # The monitor has this time to refuse it: a request whose time has passed by then has expired, and is not refused.
+    await asker.ask("llm.request.low.complex", LONG, Nats_Msg_Id="hopeless", Llm_Timeout="1")
     await withdrawn(asker, traces, "hopeless", outcome="expired", code="deadline_exceeded")
     assert asker.last("hopeless")["error"]["message"].startswith("Rejected: ")
 
