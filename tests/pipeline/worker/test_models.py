@@ -161,7 +161,8 @@ async def test_a_worker_that_is_not_heard_for_a_while_is_waited_for(start: Start
 
 async def test_a_worker_that_has_just_begun_lets_the_others_say_what_they_have(start: StartWorker, client: Client):
     alpha = await start(Prompt(model="alpha"))
-    alpha.worker._context.patience_s = 10.0
+    # It has just begun for as long as the test takes.
+    alpha.worker._context.patience_s = alpha.worker._context._began_at = float("inf")
     ollama = WorkerStatus("o", "ollama", "ready", ["small"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0)
 
     async def heard() -> bool:
