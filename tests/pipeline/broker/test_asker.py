@@ -19,6 +19,7 @@ from pipeline.wire.messages import Chunk, ErrorAnswer, ErrorBody, encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, STREAM_REQUESTS, out_subject, reply_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 from tests.support import NatsServer
+from tests.waiting import TIMEOUT_S
 
 SUBJECT = "llm.request.high"
 BODY = b'{"prompt": "hello"}'
@@ -183,7 +184,7 @@ async def test_a_request_that_nobody_waits_for_any_more_is_taken_back_once_it_is
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     submitting.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await cancelled.get() == f"{CANCEL}.a"
     assert not client._records
 
