@@ -251,6 +251,7 @@ class RecordReader:
         self._live: deque[Message] = deque()
         self._fetched: deque[RecordEntry] = deque()
         self._look = False
+        self._fetching: asyncio.Task[None] | None = None
         self._missed = False
         self._look_at = 0.0
         self._arrived = asyncio.Event()
@@ -273,6 +274,7 @@ class RecordReader:
     async def close(self) -> None:
         """Unsubscribe. Twice is harmless."""
         self._open_records.discard(self)
+        self._stop_fetching()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await self._bus.unsubscribe(subscription)
@@ -284,16 +286,17 @@ class RecordReader:
 
     def reread(self, after: int = 0) -> None:
         """Start again at the beginning of the record, or after a sequence."""
+        self._stop_fetching()
         self._last_sequence = after
         self.look()
 
     async def next(self) -> RecordEntry:
-        """The next message. Cancelling is safe: no message is lost."""
+        """The next message. Cancelling is safe: no message is lost, and a look at the stream goes on."""
         while True:
             if self._fetched:
                 return self._taken(self._fetched.popleft())
-            if self._look:
-                await self._fetch()
+            if self._look or self._fetching is not None:
+                await self._until_fetched()
             elif self._live:
                 if (entry := self._from_live(self._live[0])) is not None:
                     return self._taken(entry)
@@ -325,6 +328,22 @@ class RecordReader:
     def _is_older(self, sequence: int, answer: Answer) -> bool:
         """Whether a message belongs to an earlier request under the id, whose messages are about to be purged."""
         return self._newest is not None and sequence < self._newest[0] and answer.created != self._newest[1]
+
+    async def _until_fetched(self) -> None:
+        """Read the stream. This may take longer than a caller waits at once, so it goes on when the caller leaves."""
+        if self._fetching is None:
+            self._fetching = asyncio.get_running_loop().create_task(self._fetch())
+        fetching = self._fetching
+        try:
+            await asyncio.shield(fetching)
+        finally:
+            if fetching.done() and self._fetching is fetching:
+                self._fetching = None
+
+    def _stop_fetching(self) -> None:
+        fetching, self._fetching = self._fetching, None
+        if fetching is not None:
+            fetching.cancel()
 
     async def _fetch(self) -> None:
         self._look = False

@@ -19,6 +19,7 @@ from pipeline.wire.messages import Chunk, ErrorAnswer, ErrorBody, encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, STREAM_REQUESTS, out_subject, reply_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 from tests.support import NatsServer
+from tests.waiting import TIMEOUT_S
 
 SUBJECT = "llm.request.high"
 BODY = b'{"prompt": "hello"}'
@@ -152,6 +153,27 @@ async def test_a_lost_message_is_read_from_the_stream_also_by_a_reader_that_look
         assert found.answer == COMPLETION
 
 
+async def test_a_reader_that_waits_for_less_time_than_a_look_takes_reads_everything_once(
+    bus: Bus, client: Asker, monkeypatch: pytest.MonkeyPatch
+):
+    batch = Bus.batch
+
+    async def slow(*given: object, **more: object) -> object:
+        await asyncio.sleep(0.2)
+        return await batch(*given, **more)
+
+    await write(bus, "a", *chunks(600))
+    await write(bus, "a", COMPLETION)
+    monkeypatch.setattr(Bus, "batch", slow)
+    async with await client.read("a") as record, asyncio.timeout(TIMEOUT_S):
+        found: list[msgspec.Struct] = []
+        while not found or found[-1] != COMPLETION:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    found.append((await record.next()).answer)
+        assert found == [*chunks(600), COMPLETION]
+
+
 async def test_a_full_lane_is_told(bus: Bus, client: Asker, config: Config):
     await topology.apply(bus.js, msgspec.structs.replace(config, lane_max_messages=1))
     await (await client.submit(Outgoing("a", SUBJECT, BODY, {}))).close()
@@ -183,7 +205,7 @@ async def test_a_request_that_nobody_waits_for_any_more_is_taken_back_once_it_is
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     submitting.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await cancelled.get() == f"{CANCEL}.a"
     assert not client._records
 

@@ -15,7 +15,7 @@ from pipeline.broker.connection import BusError, Message, ServiceFailed, Unreach
 from pipeline.broker.jetstream import Bus, Fenced, LaneFull, read_failure
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreFailure, encode
 from pipeline.wire.subjects import MSG_ID, STORE_FAILED, STREAM_REPLIES, STREAM_REQUESTS
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 
 def answer(number, request_id="r1"):
@@ -241,7 +241,7 @@ async def test_a_cancellation_that_comes_with_the_answer_is_not_lost(bus):
         for _ in range(turns):
             await asyncio.sleep(0)
         asking.cancel()
-        await asyncio.wait({asking}, timeout=5)
+        await asyncio.wait({asking}, timeout=TIMEOUT_S)
         assert asking.cancelled()
 
 
@@ -264,7 +264,7 @@ async def test_a_cancellation_that_comes_with_a_read_message_is_not_lost(bus, mo
     reading = asyncio.create_task(_read_and_stay(bus))
     await waits.wait()
     reading.cancel()
-    await asyncio.wait({reading}, timeout=5)
+    await asyncio.wait({reading}, timeout=TIMEOUT_S)
     assert reading.cancelled()
 
 
@@ -278,7 +278,7 @@ async def test_whoever_asked_hears_that_the_connection_is_back(bus, nats_server)
     bus.on_reconnect(back.set)
     nats_server.kill()
     nats_server.start()
-    await asyncio.wait_for(back.wait(), 15)
+    await asyncio.wait_for(back.wait(), TIMEOUT_S)
     assert (await bus.stream_state(STREAM_REQUESTS)).messages == 0
 
 

@@ -44,6 +44,7 @@ from pipeline.wire.subjects import (
 )
 from pipeline.worker.serving import Serving, ServingContext
 from tests.faults import Died, Process
+from tests.waiting import TIMEOUT_S
 
 LANE_OF_CONSUMER = {lane.consumer: lane for lane in LANES}
 OLLAMA_CONSUMERS = {ollama_consumer(priority): priority for priority in Priority}
@@ -211,7 +212,7 @@ class Life:
         puller = Puller(process, stream, on_surplus, 30.0)
         await puller.start()
         delivery = None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             # The broker processes an earlier return in its own time. A request that no process holds can be taken.
             while await self.can_be_had(consumer) and delivery is None:
                 delivery = await puller.take(consumer)
@@ -280,7 +281,7 @@ class Life:
 
     async def quiet(self) -> None:
         """Until nothing happens any more by itself."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             while not all(hand.is_quiet or hand.task is None for hand in self.hands):  # noqa: ASYNC110 - many may end it
                 await asyncio.sleep(0.0002)
         for hand in self.hands:

@@ -36,7 +36,7 @@ from pipeline.wire.subjects import (
 )
 from tests.pipeline.delivery.life import Life, message_id
 from tests.support import ROOT, NatsServer
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 CANCELLED = HeadraceError(ErrorCode.CANCELLED, "as the test wants it")
 CONSUMERS = ("high", "high_simple", "high_complex", "ollama_high")
@@ -285,7 +285,7 @@ class Walk:
 
     async def end(self):
         """Frozen processes resume, leases run out, and healthy workers serve until the request has ended."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT_S):
             while self.life.hands or await self.life.copies():
                 await self.lease_runs_out()
                 await self.thaw()

@@ -261,7 +261,7 @@ async def test_cancelling_at_any_moment_loses_no_request(connect, bus, how):
         found = pull.result() if not pull.cancelled() else None
         if found is None:
             # Either it came after all, or nobody has it and anybody can get it.
-            found = await eventually(lambda: pulling.surplus or pulling.take(), what="the request", timeout_s=2.0)
+            found = await eventually(lambda: pulling.surplus or pulling.take(), what="the request")
         delivery = found[0] if isinstance(found, list) else found
         assert delivery.message.headers[MSG_ID] == f"r{turns}"
         await delivery.ack()

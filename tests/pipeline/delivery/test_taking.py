@@ -210,6 +210,7 @@ async def test_an_announcement_makes_an_empty_lane_worth_asking(taking, bus):
     await nothing_waits_on(bus, LOW)  # else the request could come on the pull that is being cancelled
     await publish(bus, "r1", "low")
     await eventually(lambda: taking._scheduler.announced(LOW) == 1)
+    await eventually(lambda: _stands_in(bus, LOW), what="the consumer has the request that was announced")
     async with pull_requests(bus) as asked:
         taken = await taking.next(never)
         await eventually(lambda: asked)
@@ -220,6 +221,10 @@ async def test_an_announcement_makes_an_empty_lane_worth_asking(taking, bus):
     await bus.nc.flush()
     await taking.me.bus.nc.flush()
     assert taking._scheduler.announced(LOW) == 1
+
+
+async def _stands_in(bus, lane):
+    return (await bus.js.consumer_info(STREAM_REQUESTS, lane.consumer)).num_pending == 1
 
 
 async def test_a_stream_without_announcements_is_not_listened_to(config):

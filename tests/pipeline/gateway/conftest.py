@@ -21,6 +21,7 @@ from pipeline.process.lifecycle import Lifecycle, State
 from pipeline.wire.messages import Answer, Chunk, encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, QUEUED_PREFIX, STORED_SUBJECT, out_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
+from tests.waiting import TIMEOUT_S
 
 
 class Life(Lifecycle):
@@ -83,11 +84,11 @@ class Engine:
 
     async def next_id(self) -> str:
         """The id of the next request that is stored."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             return (await self.stored.get()).headers["Nats-Msg-Id"]
 
     async def next_subject(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             return (await self.stored.get()).headers[STORED_SUBJECT]
 
     async def write(self, request_id: str, *answers: Answer) -> None:

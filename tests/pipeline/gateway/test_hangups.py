@@ -9,7 +9,7 @@ import httpx
 import openai
 
 from tests.pipeline.gateway.conftest import Engine, Serve
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 ASK = "/v1/chat/completions"
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
@@ -52,7 +52,7 @@ async def test_a_client_that_does_not_come_back_has_its_request_cancelled_after_
         first = asyncio.create_task(client.post(ASK, json=CHAT, headers=KEY))
         await engine.next_id()
         first.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await engine.cancelled.get() == "job"
 
 
@@ -75,7 +75,7 @@ async def test_a_gateway_that_stops_keeps_no_request_for_a_client_that_is_gone(s
         await engine.next_id()
         call.cancel()
         await gone(client, 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT_S):
         assert await engine.cancelled.get() == "job"
 
 

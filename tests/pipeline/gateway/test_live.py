@@ -263,10 +263,12 @@ async def test_while_nobody_looks_the_monitor_is_not_asked(serve: Serve, engine:
     async with serve() as client:
         for number in range(50):
             await tell(engine.bus, f"r{number}", "started", engine="mlx", wait_ms=1.0)
-        await client.get("/healthz")
+        await engine.bus.nc.flush()
+        # Its refusal reaches the gateway behind the events.
+        assert (await client.get("/queue/requests/none")).status_code == 503
         before = len(asked)
         async with watching(client) as watcher:
-            assert len(watcher.shown["requests"]) == 50
+            await eventually(lambda: len(watcher.shown["requests"]) == 50)
         assert before == 0
         assert len(asked) >= 1
 

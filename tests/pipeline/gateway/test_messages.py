@@ -14,7 +14,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody, PerPriorityCount, Slots, TokenCount, WorkerStatus, encode
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Serve
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 NONE = PerPriorityCount()
 ASK = "/v1/messages?beta=true"
@@ -90,7 +90,7 @@ async def test_a_client_that_goes_away_cancels_its_request(serve: Serve, engine:
         asking = asyncio.create_task(client.post(ASK, json=CHAT))
         request_id = await engine.next_id()
         asking.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             assert await engine.cancelled.get() == request_id
 
 

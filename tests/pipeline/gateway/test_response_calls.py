@@ -15,6 +15,7 @@ from pipeline.wire.messages import ErrorAnswer, ErrorBody
 from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.pipeline.gateway.answers import COMPLETION, TOOL_CHUNK, TOOL_COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Serve
+from tests.waiting import TIMEOUT_S
 
 PATH = "/v1/responses"
 CALL = {"input": "hello"}
@@ -100,7 +101,7 @@ async def test_who_hangs_up_has_the_request_cancelled(serve: Serve, engine: Engi
             asking = asyncio.create_task(client.post(PATH, json=body))
             request_id = await engine.next_id()
             asking.cancel()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(TIMEOUT_S):
                 assert await engine.cancelled.get() == request_id
 
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ErrorAnswer, ErrorBody
 from tests.pipeline.gateway.conftest import Engine, Serve
+from tests.waiting import TIMEOUT_S
 
 ASK = "/v1/completions"
 
@@ -20,7 +21,7 @@ async def test_who_hangs_up_has_every_request_cancelled(serve: Serve, engine: En
         ids = [await engine.next_id() for _ in range(3)]
         assert ids[1:] == [f"{ids[0]}-1", f"{ids[0]}-2"]
         asking.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             assert {await engine.cancelled.get() for _ in ids} == set(ids)
 
 
@@ -37,7 +38,7 @@ async def test_the_error_of_one_request_ends_the_response_and_the_others(
         await engine.write("job-1", ErrorAnswer(id="", created=0, error=error))
         answer = await asking
         assert "engine_failed" in answer.text
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(TIMEOUT_S):
             assert {await engine.cancelled.get() for _ in range(2)} == {"job", "job-1"}
 
 

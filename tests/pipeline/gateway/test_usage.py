@@ -13,7 +13,7 @@ from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from tests.consumers.monitor.conftest import monitor
 from tests.pipeline.worker.conftest import ScriptedEngine, start
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 __all__ = ["monitor", "start"]
 
@@ -75,7 +75,8 @@ async def test_every_way_in_counts_each_request_once_for_its_tenant_and_its_key(
     assert (await pipeline.post("/v1/chat/completions", json={**CHAT, "n": 2}, headers=by(CAROL))).status_code == 200
     await bus.store("llm.request.low.t.bolt", b"x", headers={"Nats-Msg-Id": "t.bolt.one"})
     await bus.store("llm.request.low", b"x", headers={"Nats-Msg-Id": "two"})
-    assert json.loads((await bus.request("llm.ask.high", b"x")).data)["object"] == "chat.completion"
+    asked = await bus.request("llm.ask.high", b"x", timeout_s=TIMEOUT_S)
+    assert json.loads(asked.data)["object"] == "chat.completion"
     day = await usage(pipeline, requests=9)
     assert {each["tenant"]: each["requests"]["done"] for each in day["tenants"]} == {
         "acme": 3,

@@ -174,7 +174,7 @@ class Running:
 
     async def drain(self, drain_s: float = 10.0) -> None:
         self.lifecycle.stop(drain_s=drain_s)
-        await asyncio.wait_for(self.task, drain_s + 5)
+        await asyncio.wait_for(self.task, drain_s + TIMEOUT_S)
 
 
 StartWorker = Callable[..., "asyncio.Future[Running]"]

@@ -14,6 +14,9 @@ from tests.lanes import listed
 from tests.pipeline.worker.conftest import Client, Running, ScriptedEngine, StartWorker
 from tests.waiting import eventually
 
+# A lease that runs out on a busy machine is an attempt.
+LEASE_S = 30.0
+
 
 class Prompt(ScriptedEngine):
     """Answers at once."""
@@ -43,7 +46,7 @@ def naming(model: str) -> bytes:
 
 async def test_two_hundred_requests_for_two_models_are_answered_by_their_own(start: StartWorker, client: Client):
     engines = {model: Prompt(model=model) for model in ("alpha", "beta")}
-    await all_are_known(*[await start(engine) for engine in engines.values()])
+    await all_are_known(*[await start(engine, lease_s=LEASE_S) for engine in engines.values()])
     ids = {f"{model}-{number}": model for number in range(100) for model in engines}
     for request_id, model in ids.items():
         await client.ask(request_id, naming(model), lane="medium")
@@ -59,7 +62,7 @@ async def test_a_request_waits_for_a_busy_worker_that_has_its_model_without_goin
     start: StartWorker, client: Client
 ):
     busy = ScriptedEngine(model="beta", slots=1)
-    await all_are_known(await start(Prompt(model="alpha")), await start(busy))
+    await all_are_known(await start(Prompt(model="alpha"), lease_s=LEASE_S), await start(busy, lease_s=LEASE_S))
     await client.ask("first", naming("beta"))
     running = await busy.generation("first")
     for number in range(10):
@@ -86,8 +89,7 @@ async def test_the_same_for_tenants_whose_lanes_no_pull_stands_open_on(
     engines = {model: Prompt(model=model) for model in ("alpha", "beta")}
     lanes = [Lane(Priority.MEDIUM, Task.UNTRIAGED, tenant) for tenant in ("ann", "bob")]
     await listed(client.bus, config, *lanes)
-    # A lease that runs out on a busy machine is an attempt.
-    await all_are_known(*[await start(engine, lease_s=30.0) for engine in engines.values()])
+    await all_are_known(*[await start(engine, lease_s=LEASE_S) for engine in engines.values()])
     names = {f"t.{lane.tenant}.{model}-{n}": (model, lane) for n in range(20) for model in engines for lane in lanes}
     for name, (model, lane) in names.items():
         await client.ask(name, naming(model), lane=lane.subject.removeprefix("llm.request."))
@@ -107,7 +109,7 @@ async def test_a_request_of_a_tenant_waits_for_a_busy_worker_without_going_round
     busy = ScriptedEngine(model="beta", slots=1)
     lane = Lane(Priority.HIGH, Task.UNTRIAGED, "ann")
     await listed(client.bus, config, lane)
-    await all_are_known(await start(Prompt(model="alpha")), await start(busy))
+    await all_are_known(await start(Prompt(model="alpha"), lease_s=LEASE_S), await start(busy, lease_s=LEASE_S))
     await client.ask("first", naming("beta"))
     running = await busy.generation("first")
     await client.ask("t.ann.r", naming("beta"), lane="high.t.ann")
@@ -130,7 +132,7 @@ async def test_a_request_of_a_tenant_that_the_only_worker_hands_back_comes_again
     engine = Prompt(model="alpha", refusal=NotLoaded("Many requests wait for model alpha."))
     lane = Lane(Priority.HIGH, Task.UNTRIAGED, "ann")
     await listed(client.bus, config, lane)
-    await start(engine)
+    await start(engine, lease_s=LEASE_S)
     await client.ask("t.ann.r", naming("alpha"), lane="high.t.ann")
 
     async def comes_again() -> bool:
@@ -161,7 +163,8 @@ async def test_a_worker_that_is_not_heard_for_a_while_is_waited_for(start: Start
 
 async def test_a_worker_that_has_just_begun_lets_the_others_say_what_they_have(start: StartWorker, client: Client):
     alpha = await start(Prompt(model="alpha"))
-    alpha.worker._context.patience_s = 10.0
+    # It has just begun for as long as the test takes.
+    alpha.worker._context.patience_s = alpha.worker._context._began_at = float("inf")
     ollama = WorkerStatus("o", "ollama", "ready", ["small"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0)
 
     async def heard() -> bool:
@@ -190,7 +193,7 @@ async def test_a_request_whose_model_is_not_in_memory_comes_again_and_no_attempt
     start: StartWorker, client: Client
 ):
     engine = Prompt(model="alpha", refusal=NotLoaded("Many requests wait for model alpha."))
-    await start(engine)
+    await start(engine, lease_s=LEASE_S)
     await client.ask("r", naming("alpha"))
     await eventually(lambda: deliveries_exceed(client, 4), what="it is handed back again and again")
     assert await client.record("r") == []

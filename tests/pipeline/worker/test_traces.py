@@ -26,7 +26,8 @@ async def test_a_cancelled_answer_says_so_and_what_it_has_cost(traces: Collector
     await client.until("r1", 2)
     await client.bus.publish("llm.cancel.r1", b"")
     error = (await client.answer("r1")).error
-    await traces.wait_for(lambda seen: seen.named("request"))
+    # The span of the delivery ends after that of the request, and may be sent after it.
+    await traces.wait_for(lambda seen: seen.named("request") and seen.named("process llm.request.high"))
     chat, process = traces.one("chat scripted"), traces.one("process llm.request.high")
     for span in (chat, process, traces.one("request")):
         assert (span.attributes["error.type"], span.status_message) == ("cancelled", error.message)
@@ -47,7 +48,9 @@ async def test_an_answer_that_a_draining_worker_returns_is_cut_short_and_its_tra
     (await second.engine.generation("r1")).finish("d")
     await client.answer("r1")
     await traces.wait_for(lambda seen: seen.named("request"))
-    await traces.wait_for(lambda seen: len(seen.named("chat scripted")) == 2)
+    # Each worker sends its own spans.
+    for name in ("chat scripted", "process llm.request.high", "queue wait"):
+        await traces.wait_for(lambda seen, name=name: len(seen.named(name)) == 2)
     before, after = traces.named("chat scripted")
     assert before.attributes["error.type"] == "returned"
     assert "error.type" not in after.attributes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from pipeline.broker.connection import NoResponders
 from pipeline.wire.messages import Completion, StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import LANES, STORE, STREAM_REQUESTS, Priority
 from tests.pipeline.worker.conftest import ScriptedCounter, ScriptedEngine
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 
 async def statuses_of(bus):
@@ -335,9 +336,13 @@ async def test_the_status_follows_every_change(start, client):
 async def test_a_status_comes_every_second_without_a_change(start, client):
     seen = await statuses_of(client.bus)
     await start()
-    await eventually(lambda: len(seen) >= 3, timeout_s=10)
+
+    def a_second_later():
+        # The first ones come of changes. One of the others may be late on a busy machine, and not each of them.
+        return any(0.5 <= later.at - earlier.at <= 2.0 for earlier, later in pairwise(seen))
+
+    await eventually(a_second_later)
     assert {(status.state, status.slots.used) for status in seen[1:]} == {("ready", 0)}
-    assert seen[-1].at - seen[-2].at <= 2.0
 
 
 async def test_draining_finishes_what_runs_and_takes_nothing_new(start, client):
@@ -349,10 +354,10 @@ async def test_draining_finishes_what_runs_and_takes_nothing_new(start, client):
     await eventually(lambda: seen[-1].state == "draining")
     await client.ask("r2")
     run.finish("x")
-    await asyncio.wait_for(worker.task, 10)
+    await asyncio.wait_for(worker.task, TIMEOUT_S)
     assert isinstance(await client.answer("r1"), Completion)
     assert [run.work.id for run in worker.engine.submitted] == ["r1"]
-    assert await counts(client.bus) == (0, 1)
+    await eventually(lambda: _counts_are(client.bus, 0, 1), what="one is acknowledged and the other one waits")
     other = await start()
     (await other.engine.generation("r2")).finish("x")
     assert (await client.answer("r2")).headrace.attempts == 1
