@@ -318,7 +318,8 @@ class Connection:
         """
         self._check_size(subject, data, headers)
         try:
-            await self.nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
+            with cancellation_kept():
+                await self.nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
         except nats.errors.Error as error:
             raise Unreachable(f"Cannot publish to {subject}: {error}") from error
 
@@ -359,17 +360,19 @@ class Connection:
         async def on_message(message: Msg) -> None:
             await handler(to_message(message))
 
-        return await self.nc.subscribe(subject, queue=queue, cb=on_message)
+        with cancellation_kept():
+            return await self.nc.subscribe(subject, queue=queue, cb=on_message)
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """Remove the interest at once. Without a connection there is nothing to remove."""
-        with contextlib.suppress(nats.errors.Error):
+        with cancellation_kept(), contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
 
     async def drain(self, subscription: Subscription) -> None:
         """Remove the interest, and handle each message that the broker sent before it confirmed."""
         try:
-            await subscription.drain()  # type: ignore[no-untyped-call]
+            with cancellation_kept():
+                await subscription.drain()  # type: ignore[no-untyped-call]
         except (nats.errors.Error, TimeoutError) as error:
             log.debug("A subscription was not drained: %s", error)
 
@@ -400,7 +403,8 @@ class Connection:
         Returns:
             A function that ends the service.
         """
-        service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
+        with cancellation_kept():
+            service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
 
         def answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
             async def answer(request: Request) -> None:
@@ -420,17 +424,19 @@ class Connection:
 
             return answer
 
-        for subject, endpoint in endpoints.items():
-            await service.add_endpoint(
-                name=subject.replace(".", "_").replace("*", "any"),
-                subject=subject,
-                handler=answering(endpoint),
-                queue_group=queue or name,
-            )
+        with cancellation_kept():
+            for subject, endpoint in endpoints.items():
+                await service.add_endpoint(
+                    name=subject.replace(".", "_").replace("*", "any"),
+                    subject=subject,
+                    handler=answering(endpoint),
+                    queue_group=queue or name,
+                )
 
         async def stop() -> None:
             try:
-                await service.stop()
+                with cancellation_kept():
+                    await service.stop()
             except (nats.errors.Error, TimeoutError) as error:
                 log.debug("Service %s was not stopped in order: %s", name, error)
 

@@ -116,7 +116,7 @@ async def test_a_cancel_that_only_the_one_standing_by_has_heard_is_carried_out_w
     await client.none_waits()
 
 
-async def old(_):
+async def old(_subject, _body):
     return msgspec.json.encode(Position("", "unknown"))
 
 

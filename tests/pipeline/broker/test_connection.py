@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 
@@ -56,6 +57,38 @@ async def test_a_flush_that_is_given_up_leaves_the_connection_reading(nats_serve
             await asyncio.wait([given_up])
             await bus.nc.flush(5)
         await bus.request("$JS.API.INFO")
+
+
+async def nothing(*_):
+    return b""
+
+
+async def drained(bus: Bus) -> None:
+    await bus.drain(await bus.subscribe("some.subject", nothing))
+
+
+async def served(bus: Bus) -> None:
+    await (await bus.serve("some-service", "for the test", {"some.subject": nothing}))()
+
+
+@pytest.mark.parametrize("call", [drained, served])
+async def test_a_call_that_is_cancelled_as_the_broker_answers_is_cancelled(nats_server: NatsServer, monkeypatch, call):
+    async with Bus.connect(nats_server.url, name="test") as bus:
+        flush = bus.nc.flush
+
+        async def cancelled_meanwhile(*args: object) -> None:
+            # Before Python 3.12 `asyncio.wait_for` returns the result if it is there when the task is cancelled.
+            await flush(*args)
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr(bus.nc, "flush", cancelled_meanwhile)
+        calling = asyncio.create_task(call(bus))
+        await asyncio.wait([calling], timeout=TIMEOUT_S)
+        assert calling.cancelled()
 
 
 async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):
