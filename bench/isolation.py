@@ -1,10 +1,11 @@
 """What a HIGH question feels of the LOW answers beside it, against a model that answers nothing else.
 
-    python -m bench.isolation [--model DIR] [--low N ...] [--questions N] [--slots N]
+    python -m bench.isolation [--model DIR] [--low N ...] [--low-tokens N] [--questions N] [--every-s S] [--slots N]
 
-N callers ask LOW for 96 tokens again and again, through the gateway of `headrace up`. Meanwhile a caller asks HIGH a
-short question every two seconds. The benchmark measures the time to the first text of each question. It compares them
-with mlx-lm's own `BatchGenerator`, alone and without a server, which reads the same prompt and samples one token.
+N callers ask LOW for 96 tokens (`--low-tokens`) again and again, through the gateway of `headrace up`. Meanwhile a
+caller asks HIGH a short question every two seconds (`--every-s`). The benchmark measures the time to the first text of
+each question. It compares them with mlx-lm's own `BatchGenerator`, alone and without a server, which reads the same
+prompt and samples one token.
 
 Without `--model` the simulated engine runs. The same question through the same gateway, without LOW callers, takes the
 place of the bare generator.
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.bare import Job, run
@@ -60,8 +61,11 @@ def caller(url: str, prompt: str, priority: str, tokens: int) -> Client:
     return Client(url, PATH, json.dumps(body).encode(), {"X-Priority": priority})
 
 
-async def answer(client: Client) -> tuple[float, int]:
-    """Ask and read to the end. Returns the seconds to the first text, and the number of chunks with text."""
+async def answer(client: Client, on_text: Callable[[int], None] = lambda _: None) -> tuple[float, int]:
+    """Ask and read to the end. Returns the seconds to the first text, and the number of chunks with text.
+
+    `on_text` is called with the number of chunks with text in each part that is read.
+    """
     started, first, chunks, tail = time.perf_counter(), 0.0, 0, b""
     if await client.begin() != 200:
         raise SystemExit("The gateway rejected a request.")
@@ -73,24 +77,28 @@ async def answer(client: Client) -> tuple[float, int]:
         if found and not chunks:
             first = time.perf_counter() - started
         chunks += found
+        on_text(found)
         tail = (tail + part)[-32:]
     if not chunks:
         raise SystemExit("An answer had no text.")
     return first, chunks
 
 
-async def endless(url: str, number: int, counts: list[int]) -> None:
-    client = caller(url, f"{TASK} Chapter {number}.", "low", LOW_TOKENS)
+async def endless(url: str, number: int, tokens: int, counts: list[int]) -> None:
+    client = caller(url, f"{TASK} Chapter {number}.", "low", tokens)
     await client.open()
-    while True:
-        _, chunks = await answer(client)
+
+    def count(chunks: int) -> None:
         counts[number] += chunks
 
+    while True:
+        await answer(client, count)
 
-async def beside(url: str, low: int, questions: int) -> tuple[list[float], float]:
+
+async def beside(url: str, low: int, tokens: int, questions: int, every_s: float) -> tuple[list[float], float]:
     """The times to the first text of the HIGH questions, and LOW's chunks of text per second meanwhile."""
     counts = [0] * max(1, low)
-    tasks = [asyncio.create_task(endless(url, number, counts)) for number in range(low)]
+    tasks = [asyncio.create_task(endless(url, number, tokens, counts)) for number in range(low)]
     await asyncio.sleep(3 * EVERY_S)
     times: list[float] = []
     asked: list[asyncio.Task[None]] = []
@@ -104,7 +112,7 @@ async def beside(url: str, low: int, questions: int) -> tuple[list[float], float
     started, before = time.perf_counter(), sum(counts)
     for _ in range(questions):
         asked.append(asyncio.create_task(ask()))
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(every_s)
         if broken := next((task for task in tasks if task.done()), None):
             broken.result()
     await asyncio.gather(*asked)
@@ -134,6 +142,8 @@ def main() -> int:
         "--model", type=Path, metavar="DIR", help="folder of a model; by default the simulated engine runs"
     )
     parser.add_argument("--low", type=int, nargs="+", default=[0, 4, 8, 24], metavar="N", help="LOW callers")
+    parser.add_argument("--low-tokens", type=int, default=LOW_TOKENS, metavar="N", help="tokens of a LOW answer")
+    parser.add_argument("--every-s", type=float, default=EVERY_S, metavar="S", help="seconds between HIGH questions")
     parser.add_argument("--questions", type=int, default=22, metavar="N", help="HIGH questions beside each")
     parser.add_argument("--slots", type=int, default=0, metavar="N", help="most slots of the engine (default: found)")
     options = parser.parse_args()
@@ -142,7 +152,7 @@ def main() -> int:
 
     def measured(low: int) -> tuple[list[float], float]:
         with tempfile.TemporaryDirectory() as folder, up(Path(folder), ALONE | engine | own) as here:
-            return asyncio.run(beside(here["http"], low, options.questions))
+            return asyncio.run(beside(here["http"], low, options.low_tokens, options.questions, options.every_s))
 
     alone = alone_s(options.model) if options.model else measured(0)[0]
     middle = statistics.median(alone)

@@ -484,8 +484,8 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
     max_preemptions: Annotated[
         Number,
         Setting(
-            "number of times that one request can be suspended in favour of more urgent ones; 0 turns preemption off",
-            "A suspended request stays with its worker and continues where it stopped.",
+            "number of times that one request can lose its place to a more urgent one; 0 turns preemption off",
+            "It is suspended meanwhile: it stays with its worker and continues where it stopped.",
         ),
     ] = 8
     max_suspended_s: Annotated[

@@ -24,7 +24,8 @@ one step, so that the next plan, with the requests that have arrived meanwhile, 
   inter-token target, but half of the slots that HIGH leaves in any case.
 
 No sequence stays suspended: a sequence that has stood still for `suspended_s` in all runs on as soon as there is
-memory for it, and one that was preempted `suspensions` times is not preempted again.
+memory for it, and one whose place was taken `suspensions` times keeps it from then on. HIGH does not wait for those
+either: where no place can be taken, half as many HIGH sequences as there are slots run beyond them.
 """
 
 from __future__ import annotations
@@ -258,6 +259,7 @@ class BatchPlanner:
                     return  # only memory is missing: it goes to the first in line
                 continue
             for victim in victims:
+                victim.times += 1
                 self._suspend(victim, plan, now)
             self._run(member, plan, now)
         self._narrow(plan, now)
@@ -268,19 +270,29 @@ class BatchPlanner:
         pool = self._preemptable(member.rank, now)
         while not (self._has_place(member, victims) and self._has_memory(member, victims)):
             if not pool:
-                return None
+                return [] if self._goes_beyond(member) else None
             victims.append(pool.pop(0))
         return victims
+
+    def _goes_beyond(self, member: Member) -> bool:
+        """Whether a HIGH sequence that can take no place runs beyond the slots."""
+        high = sum(other.runs and other.priority is Priority.HIGH for other in self._members.values())
+        may = self._limits.suspends and self._limits.suspensions > 0 and member.priority is Priority.HIGH
+        return may and high < max(1, self.slots() // 2) and self._has_memory(member, [], self._limits.free_bytes)
 
     def _has_place(self, member: Member, without: list[Member]) -> bool:
         taken = [other for other in self._members.values() if other.runs and not other.extra and other not in without]
         places = self.slots() if member.priority is Priority.HIGH else self._width()
         return member.extra or len(taken) < places
 
-    def _has_memory(self, member: Member, without: list[Member]) -> bool:
+    def _has_memory(self, member: Member, without: list[Member], most: int = 0) -> bool:
+        """Whether the caches of those that run and of member fit the memory for caches, and `most` bytes if it is set.
+
+        One sequence alone always fits.
+        """
         running = [other for other in self._members.values() if other.runs and other not in without]
         needed = batch_kv_bytes((other.longest for other in (*running, member)), self._limits.kv)
-        return not (running and self._limits.kv_bytes) or needed <= self._limits.kv_bytes
+        return not running or all(needed <= room for room in (self._limits.kv_bytes, most) if room)
 
     def _preemptable(self, rank: int, now: float) -> list[Member]:
         """The running sequences that are less urgent than rank and may be suspended, the first to go in front."""
@@ -321,7 +333,6 @@ class BatchPlanner:
 
     def _suspend(self, member: Member, plan: Plan, now: float) -> None:
         member.stage, member.since = Stage.SUSPENDED, now
-        member.times += 1
         if member.depth:
             member.kept_bytes = self._limits.kv.of(member.depth)
         plan.suspend.append(member.key)

@@ -36,7 +36,7 @@ class BatchLimits:
         piece_tokens: the most prompt tokens of one piece, of all its sequences together.
         target_s: the inter-token target.
         hold_s: how long other answers stand still in a row while HIGH prompts are read.
-        suspensions: how often one sequence may be preempted.
+        suspensions: how often one sequence may lose its place to a more urgent one.
         suspended_s: how long one sequence may stand still in all.
         kept_bytes: the budget of the caches that are kept: of suspended sequences, and of earlier prompts.
         kv_bytes: memory for the caches of the sequences that run; 0 for no limit.
@@ -102,7 +102,7 @@ class Member:
         longest: the most tokens that it may have.
         extra: whether it runs beyond the slots, because another worker had begun it.
         exact_prompt: the tokens of its prompt if it is exact; 0 if it is not.
-        times: how often it was preempted.
+        times: how often it lost its place to a more urgent one.
         stood_s: how long it has been suspended in all, without the present time.
         since: when it was suspended.
         kept_bytes: the size of its cache while it is suspended; 0 if it has none.

@@ -6,6 +6,9 @@ estimate when it starts, so that slots which become free together are shared as 
 Who was idle returns at the present virtual time, that of the one furthest behind among those that take turns: it has
 saved up nothing. When nothing runs and nothing waits, all start again at the same virtual time.
 
+A charge runs ahead of the service: requests that hold all slots of a slow engine are charged at once and served for
+minutes. Who may take a place from whom is decided by what each has had so far, and by the charges of the one who takes.
+
 The scheduler uses it twice: for the priorities, and for the tenants within each priority.
 """
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 # A request without any tokens (a refused one, say) is charged this much: an endless row of them must not keep the
 # others out.
@@ -44,6 +47,8 @@ class _Account:
             it waits.
         mean_cost: of its latest requests, in weighted tokens; None until one has ended.
         running: how many of its charges are estimates.
+        had: the service that it had so far, divided by its share. Who returns has had as much as the one of those that
+            run or wait who has had the least.
     """
 
     share: float
@@ -51,10 +56,24 @@ class _Account:
     joined_at: float = _IDLE
     mean_cost: float | None = None
     running: int = 0
+    had: float = 0.0
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether a request of it runs or waits."""
+        return self.running > 0 or self.joined_at != _IDLE
 
     def may_close(self, present: float) -> bool:
         """Whether a new account would begin at the same virtual time: it is idle and owes nothing."""
         return self.joined_at == _IDLE and not self.running and self.virtual_time <= present
+
+
+class _Charge(NamedTuple, Generic[K]):
+    """Of a request that runs: the estimate, and the service that it had so far, in weighted tokens."""
+
+    key: K
+    estimate: float
+    had: float = 0.0
 
 
 @dataclass(slots=True)
@@ -70,9 +89,10 @@ class Fair(Generic[K]):
     share: Callable[[K], float]
     lasting: bool = True
     _accounts: dict[K, _Account] = field(init=False, default_factory=dict)
-    _charged: dict[str, tuple[K, float]] = field(init=False, default_factory=dict)
+    _charged: dict[str, _Charge[K]] = field(init=False, default_factory=dict)
     _mean_cost: float | None = field(init=False, default=None)
     _virtual_now: float = field(init=False, default=0.0)
+    _had_now: float = field(init=False, default=0.0)
     _sweep_at: int = field(init=False, default=_SWEEP_FROM)
 
     def __len__(self) -> int:
@@ -83,7 +103,7 @@ class Fair(Generic[K]):
         copy = Fair(self.share, self.lasting)
         copy._accounts = {key: replace(account) for key, account in self._accounts.items()}
         copy._charged = self._charged.copy()
-        copy._mean_cost, copy._virtual_now = self._mean_cost, self._virtual_now
+        copy._mean_cost, copy._virtual_now, copy._had_now = self._mean_cost, self._virtual_now, self._had_now
         return copy
 
     # ---- who takes part
@@ -92,6 +112,9 @@ class Fair(Generic[K]):
         """Record that it may have a request that waits. Twice is harmless."""
         account = self._account(key)
         if account.joined_at == _IDLE:
+            if not account.takes_part:
+                others = [other.had for other in self._accounts.values() if other.takes_part]
+                account.had = max(account.had, min(others, default=self._had_now))
             account.joined_at = self._present()
 
     def leaves(self, key: K) -> None:
@@ -117,10 +140,14 @@ class Fair(Generic[K]):
             found[key] = present if account is None else max(account.virtual_time, min(account.joined_at, present))
         return found
 
-    def end_tag(self, key: K) -> float:
-        """The virtual time at which the request after those that were charged would end, if it starts at once."""
-        account = self._account(key)
-        return account.virtual_time + self._estimate(account) / account.share
+    def may_overtake(self, key: K, victim: K) -> bool:
+        """Whether its next request may take the place of one of the victim's that runs.
+
+        It may if, with all that it was charged, it has had less than the victim will have had after one more request.
+        """
+        account, other = self._account(key), self._account(victim)
+        charged = sum(max(0.0, each.estimate - each.had) for each in self._charged.values() if each.key == key)
+        return account.had + charged / account.share < other.had + self._estimate(other) / other.share
 
     # ---- what is used
 
@@ -133,19 +160,26 @@ class Fair(Generic[K]):
         account.joined_at = _IN_TURN
         self._drop_charge(request_id)
         account.running += 1
-        self._charged[request_id] = (key, estimate)
+        self._charged[request_id] = _Charge(key, estimate)
+
+    def progress(self, request_id: str, cost: float) -> None:
+        """A request that runs has cost this much so far, in weighted tokens. Ids that are not charged are ignored."""
+        if (charge := self._charged.get(request_id)) is not None:
+            account = self._account(charge.key)
+            account.had += (cost - charge.had) / account.share
+            self._charged[request_id] = charge._replace(had=cost)
 
     def finish(self, request_id: str, cost: float) -> None:
         """Correct the charge of a request that ended to its real cost, in weighted tokens, `LEAST_COST` at least.
 
         Ids that are not charged are ignored.
         """
-        key, estimate = self._charged.get(request_id, (None, 0.0))
-        if key is None:
+        cost = max(cost, LEAST_COST)
+        self.progress(request_id, cost)
+        if (charge := self._drop_charge(request_id)) is None:
             return
-        self._drop_charge(request_id)
-        account, cost = self._account(key), max(cost, LEAST_COST)
-        account.virtual_time += (cost - estimate) / account.share
+        key, account = charge.key, self._account(charge.key)
+        account.virtual_time += (cost - charge.estimate) / account.share
         account.mean_cost = _smoothed(account.mean_cost, cost)
         self._mean_cost = _smoothed(self._mean_cost, cost)
         self._close(key, account)
@@ -173,9 +207,10 @@ class Fair(Generic[K]):
         self._accounts = {key: each for key, each in self._accounts.items() if not each.may_close(present)}
         self._sweep_at = max(_SWEEP_FROM, 2 * len(self._accounts))
 
-    def _drop_charge(self, request_id: str) -> None:
+    def _drop_charge(self, request_id: str) -> _Charge[K] | None:
         if (charge := self._charged.pop(request_id, None)) is not None:
-            self._account(charge[0]).running -= 1
+            self._account(charge.key).running -= 1
+        return charge
 
     def _estimate(self, account: _Account) -> float:
         """The estimated cost of its next request: as its latest ones, or else as the latest of all."""
@@ -194,7 +229,8 @@ class Fair(Generic[K]):
     def _begin_anew(self) -> None:
         """Put all at the same virtual time when nothing runs and nothing waits."""
         if not self._charged and all(account.joined_at == _IDLE for account in self._accounts.values()):
-            times = [account.virtual_time for account in self._accounts.values()]
-            self._virtual_now = max(times, default=self._virtual_now)
+            accounts = self._accounts.values()
+            self._virtual_now = max((account.virtual_time for account in accounts), default=self._virtual_now)
+            self._had_now = max((account.had for account in accounts), default=self._had_now)
             if not self.lasting:
                 self._accounts.clear()

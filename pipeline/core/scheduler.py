@@ -190,10 +190,10 @@ class Scheduler:
     def may_preempt(self, priority: Priority, victim: Priority) -> bool:
         """Whether the next request of a priority may take the place of one of the victim's priority.
 
-        It may if, in virtual time, it starts before the next request of the victim's priority ends. So a few requests
-        always may, and an endless row of them only until its priority has used its share.
+        It may as long as the service that its priority has had does not exceed its share by more than one request of
+        the victim's. So a few requests always may, and an endless row of them only until its share is used.
         """
-        return self._priorities.start_tag(priority) < self._priorities.end_tag(victim)
+        return self._priorities.may_overtake(priority, victim)
 
     # ---- what happens
 
@@ -229,6 +229,10 @@ class Scheduler:
             self._priorities.start(request_id, lane.priority)
         if not pending:
             self.empty(lane, now, announced=sequence)
+
+    def progress(self, request_id: str, cost: float) -> None:
+        """Record what a request that runs has cost so far, in weighted tokens. Unknown ids are ignored."""
+        self._priorities.progress(request_id, cost)
 
     def finish(self, request_id: str, cost: float) -> None:
         """Correct the charges of a request that ended to its real cost, in weighted tokens. Unknown ids are ignored."""

@@ -309,6 +309,10 @@ class Taking:
             self._scheduler.remove(lane)
         return Taken(held, lane, delivery.consumer, key)
 
+    def progress(self, taken: Taken, cost: float) -> None:
+        """Record what a request in hand has cost so far, weighted tokens."""
+        self._scheduler.progress(taken.key, cost)
+
     def finish(self, taken: Taken, cost: float) -> None:
         """Correct the charge for a request to its real cost, weighted tokens."""
         self._scheduler.finish(taken.key, cost)

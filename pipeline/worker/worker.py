@@ -261,6 +261,8 @@ class Worker:
         permits, running = self._observed(), self._running()
         if not running or self._others_have_room():
             return []
+        for job in self._jobs:
+            self._taking.progress(job.taken, self._cost(job))
         *_, victim = (priority for priority in Priority if running[priority])
         above = list(Priority)[: list(Priority).index(victim)]
         allowed = [
@@ -426,10 +428,14 @@ class Worker:
             # The other requests go on. The lease of this one runs out, and the delivery counts as an attempt.
             log.exception("Request %s could not be served.", job.taken.envelope.name)
         finally:
-            prompt_tokens, output_tokens = job.serving.cost_tokens
-            self._finish_charge(job.taken, prompt_tokens * self.config.prompt_token_cost + output_tokens)
+            self._finish_charge(job.taken, self._cost(job))
             self._jobs.discard(job)
             self._release(job.permit)
+
+    def _cost(self, job: _Job) -> float:
+        """What a request has cost so far, weighted tokens. The tokens of its prompt are known when it ends."""
+        prompt_tokens, output_tokens = job.serving.cost_tokens
+        return prompt_tokens * self.config.prompt_token_cost + output_tokens
 
     def _finish_charge(self, taken: Taken, cost: float) -> None:
         self._taking.finish(taken, cost)

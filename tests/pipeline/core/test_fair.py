@@ -91,9 +91,75 @@ def test_a_trial_changes_nothing():
     trial = fair.trial()
     serve(trial, "ab", 10)
     trial.leaves("a")
+    trial.progress("runs", 2000.0)
     trial.finish("runs", 5000.0)
     assert fair.start_tags(["a", "b"]) == before
-    assert fair.end_tag("a") == before["a"] + 100.0
+    assert overtakes(fair, "b", "a") == 2  # "a" is served one behind: it was charged for what has not come yet
+
+
+def overtakes(fair, key, victim, cost=100.0):
+    """How many requests in a row may overtake, each of which is served at once."""
+    for number in range(1000):
+        if not fair.may_overtake(key, victim):
+            return number
+        fair.start(f"{key}-{number}", key)
+        fair.finish(f"{key}-{number}", cost)
+    return None
+
+
+def test_who_overtakes_is_measured_by_what_others_had_and_not_by_what_they_were_charged():
+    fair = equal()
+    for key in "ab":
+        fair.joins(key)
+    serve(fair, "ab", 20)
+    for number in range(8):
+        fair.start(f"runs-{number}", "a")
+    assert overtakes(fair, "b", "a") == 1
+    for number in range(8):
+        fair.progress(f"runs-{number}", 50.0)
+    assert overtakes(fair, "b", "a") == 4
+    for number in range(8):
+        fair.progress(f"runs-{number}", 250.0)  # more than was thought
+    assert overtakes(fair, "b", "a") == 16
+
+
+def test_those_that_overtake_count_before_they_are_served():
+    fair = equal()
+    for key in "ab":
+        fair.joins(key)
+    serve(fair, "ab", 20)
+    fair.start("runs", "a")
+    fair.start("first", "b")
+    assert not fair.may_overtake("b", "a")
+    fair.progress("runs", 1.0)
+    assert fair.may_overtake("b", "a")
+    fair.progress("first", 102.0)
+    assert not fair.may_overtake("b", "a")
+
+
+def test_who_was_idle_overtakes_no_more_than_one_who_was_not():
+    fair = equal()
+    fair.joins("a")
+    serve(fair, "a", 50)
+    fair.start("runs", "a")
+    fair.joins("b")
+    assert overtakes(fair, "b", "a") == 1
+    fair.leaves("b")
+    fair.joins("b")
+    assert overtakes(fair, "b", "a") == 0
+
+
+def test_after_all_was_idle_none_is_behind_or_ahead_in_what_it_had():
+    fair = equal()
+    fair.joins("a")
+    serve(fair, "a", 50)
+    fair.leaves("a")
+    for key in "ba":
+        fair.joins(key)
+        fair.start(f"runs-{key}", key)
+    assert overtakes(fair, "b", "a") == overtakes(fair, "a", "b") == 0
+    fair.progress("runs-a", 50.0)
+    assert overtakes(fair, "b", "a") == 1
 
 
 def test_when_nothing_runs_and_nothing_waits_all_begin_anew():

@@ -362,12 +362,33 @@ def test_an_endless_row_preempts_until_its_priority_has_had_its_share():
     engine = held_by_low(96)
     numbers = itertools.count()
     begun = [sum(preempts(engine.scheduler, next(numbers), cost=96) for _ in range(100)) for _ in range(2)]
-    # Beside what LOW is charged for its next request, HIGH gets six times as much.
+    # Beside one more request of LOW, HIGH gets six times as much.
     assert begun[0] in (6, 7)
     assert begun[1] == 0
     scheduler = engine.scheduler
     scheduler.start("low", BARE[LOW], stored_at=0.0, pending=1, now=0.0, wall_now=0.0)
-    assert sum(preempts(scheduler, next(numbers), cost=96) for _ in range(100)) in (5, 6, 7)
+    assert sum(preempts(scheduler, next(numbers), cost=96) for _ in range(100)) == 0
+    scheduler.progress("low", 48)
+    assert sum(preempts(scheduler, next(numbers), cost=96) for _ in range(100)) == 3
+    scheduler.finish("low", 96)
+    assert sum(preempts(scheduler, next(numbers), cost=96) for _ in range(100)) == 3
+
+
+@pytest.mark.parametrize("cost", [20, 200])
+def test_beside_answers_that_take_long_a_question_now_and_then_may_always_preempt(cost):
+    """Eight LOW answers are written for minutes; each question ends after six more have been asked."""
+    engine = held_by_low(1000)
+    scheduler, written, open_questions = engine.scheduler, 0.0, deque()
+    for number in range(100):
+        assert preempts(scheduler, number), number
+        open_questions.append(number)
+        if len(open_questions) > 6:
+            scheduler.finish(f"high-{open_questions.popleft()}", cost)
+        # Meanwhile LOW gets a third of what HIGH uses, twice its share.
+        written += cost / 3
+        for request_id in list(scheduler._priorities._charged):
+            if not request_id.startswith("high"):
+                scheduler.progress(request_id, written / 8)
 
 
 def test_of_priorities_level_with_each_other_the_heavier_goes_first():
