@@ -107,14 +107,18 @@ async def test_a_gateway_that_is_away_for_longer_than_answers_are_kept_loses_no_
     order = await desk.store.order(batch["id"])
     worker = await start(ScriptedEngine(slots=2))
     async with answering(worker) as goes_on:
+
+        async def completed() -> int:
+            return (await desk.state(order)).request_counts.completed
+
         for written in (6, 12, 18):
 
             async def reached(written: int = written) -> bool:
-                return (await desk.state(order)).request_counts.completed >= written
+                return await completed() >= written
 
             await eventually(reached, what=f"{written} results")
             goes_on.clear()
-            await settled(worker)
+            await settled(worker, completed)
             # As ten minutes do it.
             await desk.bus.purge(STREAM_REPLIES, ">", up_to=10_000_000)
             if written == 12:
@@ -130,6 +134,11 @@ async def test_a_gateway_that_is_away_for_longer_than_answers_are_kept_loses_no_
     assert Counter(json.loads(row)["custom_id"] for row in text.splitlines()) == dict.fromkeys(names(24), 1)
 
 
-async def settled(worker) -> None:
-    """What the engine has been told to finish has been answered."""
-    await eventually(lambda: worker.worker._unstored == 0, what="the answers are stored")
+async def settled(worker, completed) -> None:
+    """What the engine has been told to finish has been answered, and the answers have been read."""
+
+    async def read() -> bool:
+        answered = len(worker.engine.submitted) - len(worker.worker._jobs)
+        return worker.worker._unstored == 0 and await completed() == answered
+
+    await eventually(read, what="the answers are stored and read")

@@ -251,7 +251,7 @@ async def test_a_consumer_that_is_removed_under_a_workers_hands_costs_no_answer(
     generation = await first.engine.generation(name)
     second = await start(ScriptedEngine(slots=1))
     generation.say("once ")
-    await client.until(name, 1)
+    await client.until(name, 2)  # that it began, and the text
     await bus.js.delete_consumer(STREAM_REQUESTS, ANN.consumer)
     running.lanes.begin()
     again = await second.engine.generation(name)
@@ -271,7 +271,7 @@ async def test_a_tenants_request_goes_on_when_its_worker_is_killed(monitor, bus,
     begun, taken = await publish(bus, ANN, "r1", STREAMED), await publish(bus, BOB, "r1")
     (await doomed.engine.generation(begun)).say("once ")
     await doomed.engine.generation(taken)
-    await client.until(begun, 1)
+    await client.until(begun, 2)
     await doomed.kill()
     survivor = await start(ScriptedEngine(slots=1))
     for name, text in ((begun, "once upon a time"), (taken, "upon a time")):
