@@ -82,8 +82,9 @@ async def test_overload_spills_what_is_simple_and_nothing_is_lost(embedded: Pipe
         kind: [a for i, a in answers.items() if i.endswith(kind)] for kind in ("simple", "complex", "named", "mini")
     }
     spilled = [a for a in by_kind["simple"] if a["headrace"]["engine"] == "ollama"]
-    # How many is a matter of the two engines' speed; `make demo` shows it.
-    assert spilled
+    # How many is a matter of the two engines' speed; `make demo` shows it. On a machine that others use as well, two
+    # engines can be no quicker than one. The load says so.
+    assert spilled or any(word in load.get("keeps", "") for load in asker.loads for word in ("no quicker", "slows mlx"))
     assert all(a["headrace"]["spilled"] and "saturated" in a["headrace"]["reason"] for a in spilled)
     assert {a["headrace"]["engine"] for a in by_kind["complex"]} == {"mlx"}
     # A request that names a model is answered by that model and no other.
