@@ -460,7 +460,7 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
         Slots,
         Setting(
             "most requests that the engine runs at once; 0 for no limit",
-            "The engine runs as many as raise its tokens per second, as its memory and `inter_token_target_s` allow.",
+            "The engine runs as many as raise its tokens per second, within `inter_token_target_s` and its memory.",
         ),
     ] = 0
     prefill_step_tokens: Annotated[

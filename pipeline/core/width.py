@@ -6,13 +6,9 @@ stays if it yields clearly more, and if its steps keep the inter-token target. O
 and the next trial is later each time. A narrower one is tried as well, and stays if it yields as much. What was
 measured is forgotten when the same width becomes clearly slower or quicker, as with longer sequences.
 
-Until the first width does not pay, each trial is short and doubles the width, so that an engine that is drowned in
-requests is soon as wide as it should be.
-
 While HIGH requests come, a step takes a third of the target at most: a HIGH prompt waits for the step that runs. The
-first one that comes makes the batch as narrow as the width at which steps were quick enough. The width is never less
-than the first one. On a large model every step misses the target, and a narrow batch wastes most of the step; and a
-burst that finds few places takes turns.
+width is never less than the first one. On a large model every step misses the target, and a narrow batch wastes most of
+the step; and a burst that finds few places takes turns.
 """
 
 from __future__ import annotations
@@ -30,9 +26,6 @@ MOST_WIDTH: Final = 128
 
 _TRIAL_STEPS: Final = 16
 """So many steps of a full batch are measured together. The median is not moved by a few that took longer."""
-
-_RAMP_STEPS: Final = 4
-"""So many, as long as the width doubles. A width that is judged too soon is judged again."""
 
 _FULL: Final = 7 / 8
 """A batch counts as full with this part of its width: a prompt that is being read has a place, and is in no step."""
@@ -94,8 +87,6 @@ class WidthFinder:
     cap: int = 0
     now: int = field(init=False)
     _levels: list[int] = field(init=False)
-    _doubles: bool = field(init=False, default=True)
-    _high: bool = field(init=False, default=False)
     _tried_from: int | None = field(init=False, default=None)
     _rates: dict[int, float] = field(init=False, default_factory=dict)
     _refused: dict[int, _Refused] = field(init=False, default_factory=dict)
@@ -107,37 +98,14 @@ class WidthFinder:
 
     def has_stepped(self, width: int, seconds: float, *, high: bool, now: float) -> None:
         """A step for so many sequences took this long. `high`: whether HIGH requests come at present."""
-        if high is not self._high:
-            self._high = high
-            if high:
-                self._make_room()
-            else:
-                self._doubles = True
-                self._refused.clear()
         if not self.now * _FULL <= width <= self.now or seconds <= 0:
             return
         self._sample.append((width, seconds))
-        if len(self._sample) >= (_RAMP_STEPS if self._doubles else _TRIAL_STEPS):
+        if len(self._sample) >= _TRIAL_STEPS:
             rate = statistics.median(width / seconds for width, seconds in self._sample)
             step_s = statistics.median(seconds for _, seconds in self._sample)
             self._judge(rate, step_s, high=high, now=now)
             self._sample.clear()
-
-    def _make_room(self) -> None:
-        """HIGH requests come: the widest batch whose steps are known to be quick enough for them."""
-        while (below := self._beside()[0]) is not None and self._too_slow(self._step_s(self.now), high=True):
-            self.now, self._tried_from = below, None
-            self._sample.clear()
-
-    def _step_s(self, width: int) -> float:
-        """How long a step takes, as measured or in proportion to the measured widths on both sides; 0 if not known."""
-        known = sorted(self._rates)
-        below = next((each for each in reversed(known) if each <= width), None)
-        above = next((each for each in known if each >= width), None)
-        if below is None or above is None:
-            return 0.0
-        least, most = below / self._rates[below], above / self._rates[above]
-        return least if below == above else least + (most - least) * (width - below) / (above - below)
 
     def _judge(self, rate: float, step_s: float, *, high: bool, now: float) -> None:
         """Choose the next width, after a full batch of this one has been measured."""
@@ -153,13 +121,9 @@ class WidthFinder:
             self._refuse(self.now, now)
             self.now = came_from
         elif above is not None and self._may_try(above, step_s, high=high, now=now):
-            self._tried_from, self.now = self.now, self._doubled() if self._doubles else above
+            self._tried_from, self.now = self.now, above
         elif below is not None and self._is_due(below, now) and self._may_equal(below):
             self._tried_from, self.now = self.now, below
-
-    def _doubled(self) -> int:
-        """The widest of the widths up to twice this one."""
-        return max(level for level in self._levels if level <= 2 * self.now)
 
     def _note(self, rate: float) -> None:
         before = self._rates.get(self.now, rate)
@@ -194,7 +158,6 @@ class WidthFinder:
         return self._levels[at - 1] if at else None, self._levels[at + 1] if at + 1 < len(self._levels) else None
 
     def _refuse(self, width: int, now: float) -> None:
-        self._doubles = False
         refused = self._refused.get(width)
         pause_s = refused.pause_s if refused else _RETRY_S
         self._refused[width] = _Refused(now + pause_s, min(2 * pause_s, _RETRY_MOST_S))

@@ -68,34 +68,6 @@ def test_a_batch_whose_steps_miss_the_target_is_not_kept():
     assert share(engine.run(900), 16) > 0.95
 
 
-@pytest.mark.parametrize("best", [16, 32, 64])
-def test_an_engine_that_is_drowned_in_requests_is_soon_as_wide_as_pays(best):
-    engine = Engine(flat_until(best, step_s=0.1))
-    engine.run(0.1 * 4 * 4)
-    assert engine.finder.now >= best
-
-
-def test_the_first_high_request_makes_the_batch_as_narrow_as_high_needs_it_and_it_grows_back():
-    engine = Engine(lambda width: 0.02 + 0.003 * width)
-    engine.run(60)
-    assert engine.finder.now >= 32
-    engine.high = True
-    engine.run(0.001)
-    assert engine.finder.now <= 16
-    engine.run(60)
-    engine.high = False
-    engine.run(10)
-    assert engine.finder.now >= 32
-
-
-def test_high_requests_leave_a_batch_whose_steps_are_quick_as_wide_as_it_is():
-    engine = Engine(flat_until(32))
-    engine.run(60)
-    engine.high = True
-    engine.run(0.001)
-    assert engine.finder.now == 32
-
-
 def test_while_high_requests_come_a_step_takes_a_third_of_the_target():
     engine = Engine(lambda width: 0.02 + 0.003 * width, high=True)
     engine.run(300)
