@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 # For so long after its start a worker returns a request that only another worker might answer: that one may have the
 # model, and not have said so yet. It is shorter once a ready worker of the other engine has been heard.
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 # What the largest message has besides its body.
 _HEADERS_BYTES = 4096
 
