@@ -469,6 +469,20 @@ def test_the_width_beside_a_high_answer_is_what_a_step_serves_within_the_target(
     assert len(engine.running()) == 23
 
 
+def test_a_pause_beside_a_high_answer_is_no_lost_place():
+    engine = full_of(limits=replace(LIMITS, slots=8, suspensions=1), step_s=0.3)
+    for key in (11, 12):
+        engine.ask(key, HIGH, answer=5)
+        engine.until(lambda key=key: len(engine.said[key]) == 5)
+        engine.turn()
+    assert engine.running() == set(range(1, 9))
+    times = [member.times for member in engine.planner._members.values()]
+    assert sum(times) == 2
+    assert sum(engine.suspended.values()) > 4
+    engine.ask(13, HIGH)
+    assert engine.turn().suspend
+
+
 def test_an_engine_that_cannot_meet_the_target_does_not_starve_low_for_it():
     engine = Engine(limits=replace(LIMITS, slots=8), step_s=0.5)
     for key in range(1, 8):
