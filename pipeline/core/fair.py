@@ -112,7 +112,7 @@ class Fair(Generic[K]):
         """Record that it may have a request that waits. Twice is harmless."""
         account = self._account(key)
         if account.joined_at == _IDLE:
-            if not account.takes_part:
+            if not account.running:
                 others = [other.had for other in self._accounts.values() if other.takes_part]
                 account.had = max(account.had, min(others, default=self._had_now))
             account.joined_at = self._present()
