@@ -128,7 +128,7 @@ def report(name: str, times: list[float], alone: float, rate: float) -> bool:
     middle, high = quantile(times, 0.5), quantile(times, 0.95)
     met = middle <= GOALS[0] * alone and high <= GOALS[1] * alone
     print(
-        f"{name:>10}  {middle:6.2f} {high:6.2f} {max(times):6.2f}   {middle / alone:5.2f} {high / alone:5.2f}   "
+        f"{name:>10}  {middle:7.3f} {high:7.3f} {max(times):7.3f}   {middle / alone:5.2f} {high / alone:5.2f}   "
         f"{rate:6.1f}   {'met' if met else 'missed'}",
         flush=True,
     )
@@ -156,15 +156,15 @@ def main() -> int:
 
     alone = alone_s(options.model) if options.model else measured(0)[0]
     middle = statistics.median(alone)
-    print(f"alone: median {middle:.2f} s, longest {max(alone):.2f} s ({len(alone)} runs)")
+    print(f"alone: median {middle:.3f} s, longest {max(alone):.3f} s ({len(alone)} runs)")
     print(f"HIGH's first text, seconds; goals {GOALS[0]} and {GOALS[1]} times as long as alone\n")
-    print(f"{'LOW':>10}  {'p50':>6} {'p95':>6} {'max':>6}   {'p50 x':>5} {'p95 x':>5}   {'LOW/s':>6}")
+    print(f"{'LOW':>10}  {'p50':>7} {'p95':>7} {'max':>7}   {'p50 x':>5} {'p95 x':>5}   {'LOW/s':>6}")
     for low in options.low:
         times, rate = measured(low)
         report(str(low), times, middle, rate)
     if options.model:
         again = alone_s(options.model)
-        print(f"\nbare generator again: median {statistics.median(again):.2f} s, longest {max(again):.2f} s")
+        print(f"\nbare generator again: median {statistics.median(again):.3f} s, longest {max(again):.3f} s")
     return 0
 
 

@@ -68,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _device() -> str:
     """In a child process, because MLX is not needed here otherwise."""
-    code = "import mlx.core as mx; print(mx.default_device(), mx.metal.is_available() and mx.device_info() or '')"
+    code = "import mlx.core as mx; print(mx.default_device(), mx.device_info())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     return run.stdout.strip() or "MLX cannot be imported"
 

@@ -21,6 +21,7 @@ from typing import Final
 from msgspec import Struct
 
 from consumers.engines.local import openblas
+from consumers.engines.local.cuda import uses_cuda
 from pipeline.core.cores import usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.python import module_command
@@ -74,7 +75,7 @@ async def selected(wanted: str, threads: int) -> Blas | None:
         wanted: the setting `blas`.
         threads: the setting `mlx_threads`.
     """
-    if wanted == NONE or sys.platform != "linux" or await asyncio.to_thread(_uses_cuda):
+    if wanted == NONE or sys.platform != "linux" or await asyncio.to_thread(uses_cuda):
         return None
     environment = os.environ | threads_environment(threads)
     if wanted != AUTO:
@@ -118,10 +119,6 @@ def _mkl() -> list[Path]:
     except metadata.PackageNotFoundError:
         return []
     return [Path(str(file.locate())).resolve() for file in files if file.name.startswith("libmkl_rt.so")]
-
-
-def _uses_cuda() -> bool:
-    return any((found.name or "").startswith("mlx-cuda") for found in metadata.distributions())
 
 
 async def _trial(blas: Blas, environment: Mapping[str, str]) -> Blas | None:

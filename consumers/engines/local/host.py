@@ -13,6 +13,7 @@ from typing import Final, Self
 import msgspec
 
 from consumers.engines.local.blas import threads_environment
+from consumers.engines.local.cuda import kernels_environment
 from consumers.engines.local.protocol import (
     LENGTH_BYTES,
     FromChild,
@@ -57,8 +58,8 @@ class Child:
             name: the engine's, for the log.
             blas: the library that the child loads before MLX; empty for none.
         """
-        environment = os.environ | _QUIET | threads_environment(config.mlx_threads) | to_environment(config)
-        environment = with_import_root(environment)
+        environment = os.environ | _QUIET | threads_environment(config.mlx_threads) | kernels_environment()
+        environment = with_import_root(environment | to_environment(config))
         command = [*module_command("consumers.engines.local.child"), model_path, blas]
         return cls(
             await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment),

@@ -6,7 +6,7 @@ stops growing: reading as many would take too long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from consumers.engines.local.child.cache_options import PLAIN, CacheOptions
@@ -54,9 +54,22 @@ def free_bytes(*, on_cpu: bool) -> int:
 
     if on_cpu:
         return int((memory_available() or 0) * _FREE_SHARE)
-    known = mx.device_info()
+    return int(free_of_gpu(mx.device_info(), mx.get_active_memory(), mx.get_cache_memory()) * _FREE_SHARE)
+
+
+def free_of_gpu(known: Mapping[str, Any], active: int, unused: int) -> int:
+    """What a GPU has left, in bytes; 0 if not known.
+
+    Args:
+        known: what MLX says of the GPU. Metal names the memory that one process should use at most. CUDA names the
+            memory that no process has.
+        active: the memory that MLX uses.
+        unused: the memory that MLX keeps to use it again.
+    """
+    if "free_memory" in known:
+        return int(known["free_memory"]) + unused
     most = int(known.get("max_recommended_working_set_size") or known.get("memory_size") or 0)
-    return max(0, int((most - mx.get_active_memory()) * _FREE_SHARE))
+    return max(0, most - active)
 
 
 def _layers(cache: Any) -> Iterator[Any]:

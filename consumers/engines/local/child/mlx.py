@@ -45,6 +45,7 @@ from consumers.engines.local.child.prompts import (
     templated,
 )
 from consumers.engines.local.child.reasoning import Reasoning
+from consumers.engines.local.child.rehearsal import Way, rehearse
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.selftest import identity_of, tested
@@ -71,6 +72,14 @@ _AHEAD: Final = "a"
 
 _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
+
+
+_REHEARSED: Final = (
+    ChatRequest(temperature=0.0),
+    ChatRequest(temperature=0.8, top_p=0.9, top_k=40, min_p=0.05),
+    ChatRequest(temperature=0.8, repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1),
+)
+"""Requests that differ in how their answers are sampled."""
 
 
 class SamplingDefaults(msgspec.Struct):
@@ -126,6 +135,21 @@ class MlxBackend:
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self._draft = self._load_draft(note)
         self.batch = self._new_batch()
+        if not self.on_cpu:
+            note("compiling kernels for this GPU, which takes minutes at the first start")
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        ways = [partial(self._way, request) for request in _REHEARSED]
+        try:
+            rehearse(self.batch, self.facts.vocabulary, self.facts.context_tokens, ways)
+        except Exception:
+            log.warning("The rehearsal failed. Kernels are compiled as requests need them.", exc_info=True)
+            self.reset()
+        self._mx.clear_cache()
+
+    def _way(self, request: ChatRequest) -> Way:
+        return self._sampler(request, seed=0, position=0), self._penalties(request, prompt_tokens=0)
 
     def _load_draft(self, note: Note) -> Draft | None:
         if self._config.draft_model:
