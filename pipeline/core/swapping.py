@@ -184,7 +184,10 @@ def _loaded(models: Sequence[ModelUse]) -> list[ModelUse]:
 
 
 def _make_room(swap: Swap, models: Sequence[ModelUse], wanted: ModelUse, lacking: int, now: float) -> None:
-    """Let models leave until so many bytes are free, the least recently used first; none if that is not enough yet."""
+    """Let models leave until so many bytes are free, the least recently used first.
+
+    All leave for a model that alone is larger than the budget, and none if it does not fit beside a pinned one.
+    """
     leaving = list[str]()
     free_at = now
     evictable = [model for model in models if model.stage == "ready" and not model.pinned]
@@ -195,7 +198,7 @@ def _make_room(swap: Swap, models: Sequence[ModelUse], wanted: ModelUse, lacking
         free_at = max(free_at, _free_at(model, wanted, now))
         leaving.append(model.name)
         lacking -= model.size_bytes
-    if lacking > 0:
+    if lacking > 0 and any(model.pinned for model in _loaded(models)):
         return
     if free_at > now:
         swap.wake(free_at)

@@ -47,6 +47,15 @@ def test_the_least_recently_used_idle_model_leaves():
     assert decide(models, 20, NOW) == Swap(leave=["b"])
 
 
+def test_all_leave_for_a_model_that_is_larger_than_the_budget_but_not_beside_a_pinned_one():
+    """It turned out larger than its files said, or was the only one when it was loaded."""
+    large = wanted("c", size_bytes=30)
+    assert decide([idle("a"), idle("b"), large], 20, NOW).leave == ["a", "b"]
+    assert decide([replace(idle("a"), stage="leaving"), large], 20, NOW) == Swap(end=["a"])
+    assert decide([large], 20, NOW) == Swap(load="c")
+    assert decide([idle("a", pinned=True), idle("b"), large], 20, NOW) == Swap()
+
+
 def test_an_idle_model_leaves_before_one_in_use():
     assert decide([loaded("a"), idle("b", used_at=NOW - 1), wanted("c")], 20, NOW).leave == ["b"]
 
