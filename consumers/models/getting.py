@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from consumers.models import names, web, wheel
 from consumers.models.known import KNOWN, KnownModel
-from consumers.models.store import CONVERSION, GGUF, MLX, ModelError, Origin, Store
+from consumers.models.store import CONVERSION, GGUF, MLX, ModelError, Origin, Store, check_room
 from consumers.models.watched import CommandFailed, Headway, Note, total_size, watch
 from pipeline.process.python import module_command, with_import_root
 
@@ -210,10 +210,15 @@ def _convert(file: Path, folder: Path, note: Note, name: str, sampling: dict[str
 
 
 def _from_hub(repository: str, folder: Path, note: Note) -> None:
-    step = Headway(f"fetching {repository}")
+    step, checked = Headway(f"fetching {repository}"), False
 
     def look(said: str) -> None:
-        note(step._replace(done=total_size(folder), total=_number(said)))
+        nonlocal checked
+        done, total = total_size(folder), _number(said)
+        if total and not checked:
+            check_room(folder.parent, total - done)
+            checked = True
+        note(step._replace(done=done, total=total))
 
     try:
         _run("hub", repository, folder, look=look)
@@ -224,6 +229,7 @@ def _from_hub(repository: str, folder: Path, note: Note) -> None:
 
 def _copy(file: Path, target: Path, note: Note) -> None:
     total = file.stat().st_size
+    check_room(target.parent, 2 * total)  # it is converted
     with file.open("rb") as source, target.open("wb") as out:
         done = 0
         while block := source.read(_COPY_BYTES):

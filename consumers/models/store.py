@@ -193,6 +193,20 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def check_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what the disk of a folder has no room for.
+
+    Raises:
+        ModelError: fewer than so many bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ModelError(
+            f"The model takes about {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free at {folder}. "
+            "Make room, or name another folder with --models-dir."
+        )
+
+
 def _read(file: Path) -> Origin | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Origin)

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from consumers.models.store import ModelError
+from consumers.models.store import ModelError, check_room
 from consumers.models.watched import Headway, Note
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def _read(client: httpx.Client, address: str, part: Path, note: Note) -> None:
         else:
             tag.unlink(missing_ok=True)
         total = done + int(response.headers.get("Content-Length", 0))
+        check_room(part.parent, total - done + total)  # it is converted
         with part.open("ab" if done else "wb") as out:
             for block in response.iter_bytes(_NOTE_EVERY):
                 out.write(block)

