@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,19 +16,25 @@ import msgspec
 
 from consumers.engines.local.berth import FleetModel
 from consumers.engines.local.fleet import Fleet
+from consumers.engines.local.growing import Growing
 from consumers.engines.local.process import EngineProcess
-from consumers.models.getting import LocalModel
+from consumers.models.fetcher import StoreFetcher
+from consumers.models.getting import LocalModel, get
 from consumers.models.obtain import GettingStopped, obtain
-from consumers.models.several import WantedModel, config_of, draft_config_of, wanted_models
+from consumers.models.several import WantedModel, config_of, draft_config_of, fetched_model, wanted_models
 from consumers.models.sizes import expected_bytes, files_bytes
+from consumers.models.store import ModelError, Store
 from pipeline.config import Config
 from pipeline.core.cores import threads_each, usable_cores
+from pipeline.core.models import same_model
 from pipeline.core.swapping import ModelUse, kv_bytes_each, most_at_once, needed_bytes
 from pipeline.delivery.lanes import MLX_SOURCE
 from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available, memory_total
 from pipeline.process.lifecycle import Lifecycle, StartError
 from pipeline.process.role import Role, role
 from pipeline.worker.worker import Worker
+
+log = logging.getLogger(__name__)
 
 _REPORT_EVERY_S: Final = 2.0
 _WEIGHTS_SHARE: Final = 0.5
@@ -51,17 +58,23 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         models = [await obtain(config_of(each, config), lifecycle, every_s=_REPORT_EVERY_S) for each in wanted]
     except GettingStopped:
         return
-    engine: EngineProcess | Fleet
-    if len(wanted) == 1:
-        (one,), (model,) = wanted, models
-        engine = EngineProcess(one.entry.over(config), model_path=model.path, served_name=one.name)
-    else:
+    engine: EngineProcess | Growing | Fleet
+    if len(wanted) > 1:
         engine = fleet_of(config, wanted, models)
+    elif config.engine == "mlx":
+        engine = Growing(config, _fleet_model(wanted[0], models[0], config), _budget_bytes(config))
+    else:
+        engine = EngineProcess(wanted[0].entry.over(config), model_path=models[0].path, served_name=wanted[0].name)
     # First, so that the model is loaded while the broker is reached.
     async with engine, role("mlx", config) as me:
-        if isinstance(engine, Fleet):
+        fetcher = None
+        if not isinstance(engine, EngineProcess):
             engine.elsewhere = partial(_is_loaded_elsewhere, me)
-        working = asyncio.ensure_future(Worker(me, engine, config, MLX_SOURCE).run(lifecycle))
+        if not isinstance(engine, EngineProcess) and config.engine == "mlx":
+            fetched = _Fetched(engine, config)
+            await fetched.serve_again()
+            fetcher = StoreFetcher(config, fetched.serve)
+        working = asyncio.ensure_future(Worker(me, engine, config, MLX_SOURCE, fetcher=fetcher).run(lifecycle))
         failing = asyncio.ensure_future(engine.load_failed())
         try:
             await asyncio.wait([working, failing], return_when=asyncio.FIRST_COMPLETED)
@@ -91,27 +104,83 @@ def fleet_of(config: Config, wanted: Sequence[WantedModel], models: Sequence[Loc
     Raises:
         StartError: a model can never fit into the memory for models.
     """
-    memory = memory_total()
-    budget_bytes = config.models_bytes or (int(memory * _WEIGHTS_SHARE) if memory else sys.maxsize)
-    on_cpu = sys.platform == "linux" and not has_gpu()
-    fleet = [_fleet_model(each, model, config, on_cpu=on_cpu) for each, model in zip(wanted, models, strict=True)]
-    uses = [ModelUse(model.name, model.known_bytes or model.expected_bytes, pinned=model.pinned) for model in fleet]
+    budget_bytes = _budget_bytes(config)
+    fleet = [_fleet_model(each, model, config) for each, model in zip(wanted, models, strict=True)]
+    uses = [_use(model) for model in fleet]
     for use in uses:
-        if (needed := needed_bytes(use, uses)) > budget_bytes:
-            beside = " beside the pinned models" if needed > use.size_bytes else ""
-            raise StartError(
-                f"Model {use.name} needs {use.size_bytes / 1e6:.0f} MB{beside} and can never be loaded: "
-                f"models_bytes is {budget_bytes / 1e6:.0f} MB. Raise --models-bytes, or leave the model out."
-            )
+        if trouble := _too_large(use, uses, budget_bytes):
+            raise StartError(f"{trouble} Raise --models-bytes, or leave the model out.")
     at_once = most_at_once((use.size_bytes for use in uses), budget_bytes)
     weights_bytes = min(budget_bytes, sum(use.size_bytes for use in uses))
-    each_bytes = kv_bytes_each(memory_available() or memory, weights_bytes, at_once)
-    threads = config.mlx_threads or usable_cores(cpu_count(), cpu_quota())
-    each_threads = threads_each(threads, at_once) if on_cpu else 0
-    return Fleet(config, [_with_its_part(model, each_bytes, each_threads) for model in fleet], budget_bytes)
+    each_bytes = kv_bytes_each(memory_available() or memory_total(), weights_bytes, at_once)
+    return Fleet(config, [_with_its_part(model, each_bytes, at_once) for model in fleet], budget_bytes)
 
 
-def _fleet_model(wanted: WantedModel, model: LocalModel, config: Config, *, on_cpu: bool) -> FleetModel:
+class _Fetched:
+    """The models that clients have fetched, which no setting names. The engine serves them beside its own."""
+
+    def __init__(self, engine: Growing | Fleet, config: Config) -> None:
+        self._engine = engine
+        self._config = config
+        self._store = Store(config.models_dir)
+
+    async def serve_again(self) -> None:
+        """Serve those of earlier runs."""
+        for name in await asyncio.to_thread(self._store.served):
+            _, trouble = await self.serve(name)
+            if trouble:
+                log.warning("The fetched model %s is not served: %s", name, trouble)
+
+    async def serve(self, name: str) -> tuple[str, str]:
+        """Serve a stored model, now and after a restart. Returns its name, or why it is not served."""
+        if any(same_model(name, known) for model in self._engine.models for known in (model.name, *model.aliases)):
+            return name, ""
+        try:
+            model = await asyncio.to_thread(self._model, name)
+        except ModelError as error:
+            return "", str(error)
+        uses = [_use(each) for each in self._engine.models]
+        use, budget_bytes = _use(model), self._engine.budget_bytes
+        if trouble := _too_large(use, uses, budget_bytes):
+            return "", f"{trouble} Raise --models-bytes."
+        at_once = most_at_once((each.size_bytes for each in (*uses, use)), budget_bytes)
+        each_bytes = kv_bytes_each(memory_available() or memory_total(), use.size_bytes, at_once)
+        self._engine.add(_with_its_part(model, each_bytes, at_once))
+        await asyncio.to_thread(self._store.serve, name)
+        return name, ""
+
+    def _model(self, name: str) -> FleetModel:
+        found = get(name, self._store, lambda _: None, offline=True)
+        return _fleet_model(fetched_model(name), found, self._config)
+
+
+def _budget_bytes(config: Config) -> int:
+    """The memory for the weights of several models."""
+    memory = memory_total()
+    return config.models_bytes or (int(memory * _WEIGHTS_SHARE) if memory else sys.maxsize)
+
+
+def _on_cpu() -> bool:
+    return sys.platform == "linux" and not has_gpu()
+
+
+def _use(model: FleetModel) -> ModelUse:
+    return ModelUse(model.name, model.known_bytes or model.expected_bytes, pinned=model.pinned)
+
+
+def _too_large(use: ModelUse, uses: Sequence[ModelUse], budget_bytes: int) -> str:
+    """Why a model can never be loaded; empty if it can."""
+    needed = needed_bytes(use, uses)
+    if needed <= budget_bytes:
+        return ""
+    beside = " beside the pinned models" if needed > use.size_bytes else ""
+    return (
+        f"Model {use.name} needs {use.size_bytes / 1e6:.0f} MB{beside} and can never be loaded: "
+        f"models_bytes is {budget_bytes / 1e6:.0f} MB."
+    )
+
+
+def _fleet_model(wanted: WantedModel, model: LocalModel, config: Config) -> FleetModel:
     own, folder = wanted.entry.over(config), Path(model.path)
     return FleetModel(
         wanted.name,
@@ -120,20 +189,21 @@ def _fleet_model(wanted: WantedModel, model: LocalModel, config: Config, *, on_c
         place=wanted.place,
         aliases=tuple(name for name in dict.fromkeys(wanted.entry.aliases) if name != wanted.name),
         size_bytes=files_bytes(folder) if model.path else 0,
-        expected_bytes=expected_bytes(folder, float32=on_cpu and own.float32_weights) if model.path else 0,
+        expected_bytes=expected_bytes(folder, float32=_on_cpu() and own.float32_weights) if model.path else 0,
         known_bytes=wanted.entry.bytes,
         pinned=wanted.entry.pinned,
         idle_s=wanted.entry.idle_s,
     )
 
 
-def _with_its_part(model: FleetModel, kv_bytes: int, threads: int) -> FleetModel:
+def _with_its_part(model: FleetModel, kv_bytes: int, at_once: int) -> FleetModel:
     """The model with its part of the machine: one process does not see what the others take."""
     own = model.config
     if not own.kv_bytes_limit:
         own = msgspec.structs.replace(own, kv_bytes_limit=kv_bytes)
-    if threads:
-        own = msgspec.structs.replace(own, mlx_threads=threads)
+    if _on_cpu():
+        threads = own.mlx_threads or usable_cores(cpu_count(), cpu_quota())
+        own = msgspec.structs.replace(own, mlx_threads=threads_each(threads, at_once))
     return replace(model, config=own)
 
 

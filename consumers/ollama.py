@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from consumers.engines.ollama import OllamaEngine
+from consumers.engines.ollama import OllamaEngine, OllamaFetcher
 from pipeline.config import Config
 from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.process.lifecycle import Lifecycle
@@ -13,4 +13,5 @@ from pipeline.worker.worker import Worker
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
     async with role("ollama", config) as me, OllamaEngine(config) as engine:
-        await Worker(me, engine, config, OLLAMA_SOURCE).run(lifecycle)
+        worker = Worker(me, engine, config, OLLAMA_SOURCE, fetcher=OllamaFetcher(config, engine))
+        await worker.run(lifecycle)

@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import msgspec
 
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.fetches import FetchStep
 from pipeline.wire.messages import (
     Dialect,
     EngineName,
@@ -238,6 +239,34 @@ class TokenCounter(Protocol):
 
         Raises:
             HeadraceError: the engine refuses the request, or is loading or away (`unavailable`).
+        """
+        ...
+
+
+class Fetcher(Protocol):
+    """Fetches models for an engine, to its machine."""
+
+    def fetchable(self, name: str) -> str:
+        """The model that a name means here.
+
+        Raises:
+            HeadraceError: `model_not_found` for a name that another engine may know; another code if nothing is
+                fetched here.
+        """
+        ...
+
+    async def fetch(self, model: str, note: Callable[[FetchStep], None]) -> str:
+        """Fetch a model, beside the engine's work. Cancelling ends it; the next fetch uses what there is of it.
+
+        Args:
+            model: as `fetchable` returns it.
+            note: called with each step, in the event loop.
+
+        Returns:
+            The name under which the engine now answers with the model; empty if it does not.
+
+        Raises:
+            HeadraceError: the model cannot be fetched.
         """
         ...
 

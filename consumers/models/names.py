@@ -35,6 +35,13 @@ def is_repository(model: str) -> bool:
     return _REPOSITORY.fullmatch(model) is not None and ".." not in model
 
 
+def is_fetchable(model: str) -> bool:
+    """Whether a model is named as one that comes over the network. A file of this machine is not."""
+    if is_address(model):
+        return is_gguf(model)
+    return model in KNOWN or (is_repository(model) and not is_gguf(model))
+
+
 def is_folder(model: str) -> bool:
     """Whether a model is named as a folder: one that exists, or any text that starts like a path.
 

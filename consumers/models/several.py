@@ -42,6 +42,11 @@ def draft_config_of(model: WantedModel, config: Config) -> Config | None:
     return msgspec.structs.replace(config, model=place) if place else None
 
 
+def fetched_model(name: str) -> WantedModel:
+    """A model that no settings name: it was fetched for the worker."""
+    return WantedModel(name, name, _without_others(ModelEntry()))
+
+
 def wanted_models(config: Config) -> list[WantedModel]:
     """The models of the settings, the default one first.
 

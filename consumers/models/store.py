@@ -51,6 +51,7 @@ class Origin(Struct, omit_defaults=True):
         origin: where it came from: a requirement, a repository, an address or a file.
         conversion: the version of the conversion that made the MLX folder; 0 if it was fetched as such.
         bytes, mtime_ns: of the GGUF file, if it is not in the store.
+        serve: workers serve it, although no setting names it: a client has asked for it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Origin(Struct, omit_defaults=True):
     conversion: int = 0
     bytes: int = 0
     mtime_ns: int = 0
+    serve: bool = False
 
 
 class StoredModel(Struct, frozen=True):
@@ -150,6 +152,8 @@ class Store:
 
     def put(self, name: str, part: Path, source: Origin) -> None:
         """Put a part in place in one step. Called under the lock of name."""
+        before = self.source(name)
+        source.serve |= before is not None and before.serve
         (part / _SOURCE).write_bytes(msgspec.json.encode(source))
         for file in part.rglob("*"):
             if file.is_file():
@@ -157,6 +161,24 @@ class Store:
         folder = self.folder(name)
         self._discard(folder)
         part.rename(folder)
+
+    def serve(self, name: str) -> None:
+        """Note that workers serve a stored model, although no setting names it. A read-only store does not keep it."""
+        source = self.source(name)
+        if source is None or source.serve:
+            return
+        source.serve = True
+        file = self.folder(name) / _SOURCE
+        new = file.with_name(f"{_SOURCE}.new")
+        with contextlib.suppress(OSError):
+            new.write_bytes(msgspec.json.encode(source))
+            _flush(new)
+            new.replace(file)
+
+    def served(self) -> list[str]:
+        """The stored models that `serve` has noted, by name."""
+        sources = [_read(file) for file in self.root.glob(f"*/{_SOURCE}")]
+        return sorted(source.name for source in sources if source is not None and source.serve)
 
     def take_back(self, name: str, part: Path) -> None:
         """Move the GGUF file of a stored model into its part, so that it is converted again."""

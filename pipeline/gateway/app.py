@@ -20,6 +20,7 @@ from pipeline.gateway.document import openapi
 from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.endpoint import Directory
 from pipeline.gateway.endpoints import ENDPOINTS, Parts
+from pipeline.gateway.fetching import ModelFetches
 from pipeline.gateway.hangups import HangUps
 from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.letters import Letters
@@ -68,6 +69,7 @@ class Gateway:
         self._parts = Parts(
             asking=Asking(me, config, models, context),
             models=models,
+            fetches=ModelFetches(me, config, models, self._registry),
             counts=TokenCounts(me, config, models),
             queue=Queue(client, me.peers, statistics, self._registry),
             usage=usage,

@@ -31,6 +31,7 @@ from pipeline.gateway.endpoint import (
     Kind,
     Schema,
 )
+from pipeline.gateway.fetching import ModelFetches
 from pipeline.gateway.letters import Letters
 from pipeline.gateway.live import Watch
 from pipeline.gateway.models import Models
@@ -56,6 +57,7 @@ class Parts:
 
     asking: Asking
     models: Models
+    fetches: ModelFetches
     counts: TokenCounts
     queue: Queue
     usage: UsageView
@@ -329,12 +331,13 @@ _OLLAMA: tuple[Endpoint[Parts], ...] = (
         "POST",
         "/api/pull",
         _LISTS,
-        "Whether a model is here",
-        lambda parts: parts.models.pull,
+        "Fetch a model",
+        lambda parts: parts.fetches.pull,
         tag="Ollama",
-        body=schemas.SHOW,
+        body=schemas.PULL,
         required=("model",),
-        errors=USUAL_ERRORS | BODY_ERRORS,
+        media=(JSON, _NDJSON),
+        errors=USUAL_ERRORS | BODY_ERRORS | {502},
     ),
     _get(
         "/api/version",

@@ -68,6 +68,20 @@ class Models:
             if error.code is not ErrorCode.MODEL_NOT_FOUND or complete:
                 raise
 
+    def has(self, requested: str) -> bool:
+        """Whether a worker answers to a name, or makes embeddings with it.
+
+        Raises:
+            HeadraceError: `model_internal`.
+        """
+        try:
+            self._known(requested)
+        except HeadraceError as error:
+            if error.code is not ErrorCode.MODEL_NOT_FOUND:
+                raise
+            return False
+        return True
+
     def only_on_ollama(self, requested: str | None) -> bool:
         """Whether Ollama has the model of a chat, and MLX has neither it nor its equivalent."""
         catalogue = self.catalogue()
@@ -100,18 +114,6 @@ class Models:
         body = await read_body(request, limit=_MAX_SHOW_BYTES, within_s=self._config.http_stall_timeout_s)
         name = self._known(ollama.read_show(body))
         return json_response(ollama.show(name, self._facts(name), since=self._since))
-
-    async def pull(self, request: Request) -> Response:
-        """`POST /api/pull`: nothing is left to do for a model that is here."""
-        body = await read_body(request, limit=_MAX_SHOW_BYTES, within_s=self._config.http_stall_timeout_s)
-        name, stream = ollama.read_pull(body)
-        try:
-            self._known(name)
-        except HeadraceError as error:
-            if error.code is not ErrorCode.MODEL_NOT_FOUND:
-                raise
-            raise ollama.not_pulled(name) from None
-        return Response(ollama.pulled(stream=stream), media_type=ollama.NDJSON if stream else openai.JSON)
 
     async def version(self, _: Request) -> Response:
         """`GET /api/version`."""

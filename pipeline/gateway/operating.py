@@ -54,7 +54,7 @@ class OperatorCalls:
 
     async def move(self, request: Request) -> Response:
         """`POST /queue/requests/{id}/priority`."""
-        caller = _operator(request)
+        caller = operator_of(request)
         body = await self._body(request, PriorityCall)
         tenant, request_id = split_name(meant_name(caller, request.path_params["id"]))
         call = MoveCall(body.priority, request_id, tenant=tenant or None, by=_who(caller), reason=body.reason)
@@ -66,13 +66,13 @@ class OperatorCalls:
 
     async def move_all(self, request: Request) -> Response:
         """`POST /queue/priority`."""
-        caller = _operator(request)
+        caller = operator_of(request)
         body = await self._body(request, MoveAllCall)
         call = MoveCall(body.priority, "", body.batch, body.tenant, _who(caller), body.reason)
         return json_response(await _carried_out(operator.move(self.bus, call)))
 
     async def _scope(self, request: Request) -> PauseCall:
-        caller = _operator(request)
+        caller = operator_of(request)
         body = await self._body(request, ScopeCall)
         return PauseCall(body.priority, body.tenant, _who(caller), body.reason)
 
@@ -89,8 +89,8 @@ def seen_pause(caller: Caller, pause: Pause) -> Pause | None:
     return replace(pause, by="") if pause.tenant in (None, caller.owner or DEFAULT_TENANT) else None
 
 
-def _operator(request: Request) -> Caller:
-    """The caller, if it may act on the requests of all tenants; raises HttpError 403."""
+def operator_of(request: Request) -> Caller:
+    """The caller, if it may act for all tenants; raises HttpError 403."""
     caller: Caller = request.state.caller
     if not caller.sees_all:
         message = "Only an operator's API key permits this: `headrace key add NAME --operator` makes one."

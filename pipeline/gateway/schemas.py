@@ -70,6 +70,7 @@ COMPLETION: Schema = (
 TOKENS: Schema = {"type": "object", "properties": {"input_tokens": {"type": "integer"}}, "required": ["input_tokens"]}
 UPLOAD: Schema = {"file": TEXT | {"format": "binary"}, "purpose": TEXT | {"enum": ["batch"]}}
 SHOW: Schema = {"model": TEXT | {"minLength": 1}}
+PULL: Schema = SHOW | {"stream": {"type": "boolean", "default": True}}
 ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 128}}
 MODEL_ID: Schema = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 AFTER: Schema = {"name": "after", "in": "query", "schema": TEXT, "description": "List what follows this id."}

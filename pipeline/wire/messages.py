@@ -457,6 +457,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         kept_bytes: the size of what it keeps of earlier prompts.
         drafted_tokens: the tokens that its draft model has proposed.
         accepted_tokens: those of them that became part of answers.
+        fetches: the worker hears calls for models that are not here.
     """
 
     worker: str
@@ -497,6 +498,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     kept_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    fetches: bool = False
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

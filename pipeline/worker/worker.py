@@ -17,7 +17,7 @@ from pipeline.core.permits import Permit, Permits
 from pipeline.delivery.lanes import Source
 from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import Taken, Taking
-from pipeline.engine import Engine
+from pipeline.engine import Engine, Fetcher
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -25,6 +25,7 @@ from pipeline.wire.messages import Slots, WorkerState, WorkerStatus, encode
 from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority, ollama_consumer
 from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
+from pipeline.worker.fetching import Fetching
 from pipeline.worker.handover import Handover
 from pipeline.worker.rescue import Rescue
 from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
@@ -70,6 +71,7 @@ class Worker:
         config: the settings.
         source: where the requests come from.
         patience_s: how long the other engine's workers have to report their models.
+        fetcher: fetches models for the engine; None if nothing does.
     """
 
     me: Role
@@ -77,6 +79,7 @@ class Worker:
     config: Config
     source: Source
     patience_s: float = PATIENCE_S
+    fetcher: Fetcher | None = None
     _context: ServingContext = field(init=False)
     _permits: Permits = field(init=False, default_factory=Permits)
     _taking: Taking = field(init=False)
@@ -140,6 +143,8 @@ class Worker:
         self.me.peers.on_change = self._on_peers
         await self.me.bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
+        fetching = Fetching(self.me, self.fetcher)
+        await fetching.start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
             beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]
@@ -154,6 +159,7 @@ class Worker:
             for task in taking:
                 task.cancel()
             await asyncio.wait(taking)
+            await fetching.stop()
             await self._finish(lifecycle)
             for task in beside:
                 task.cancel()
@@ -526,6 +532,7 @@ class Worker:
             borrows=self._borrowing is not None,
             lent=dict(self._lent),
             given_back=self._taking.given_back(),
+            fetches=self.fetcher is not None,
         )
         try:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))

@@ -378,18 +378,20 @@ async def test_what_is_no_answer_is_skipped_in_a_record(broker: Broker):
         assert json.loads((await nc.request("llm.queue.position", b"odd", timeout=10)).data)["state"] == "finished"
 
 
-async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker):
+@pytest.mark.parametrize("service", ["llm.tokens", "llm.fetch"])
+async def test_the_pipeline_asks_an_engine_and_a_client_cannot(broker: Broker, service: str):
     async with broker.connected("engine") as (engine, refused), broker.connected("client") as (client, _):
 
         async def on_question(message: Msg) -> None:
-            await engine.publish(message.reply, b"7 tokens")
+            await engine.publish(message.reply, b"an answer")
 
-        await engine.subscribe("llm.tokens.mine", cb=on_question)
+        await engine.subscribe(f"{service}.mine", cb=on_question)
         await flushed(engine)
-        assert (await broker.listener.request("llm.tokens.mine", b"how many?", timeout=10)).data == b"7 tokens"
+        for _ in range(2):
+            assert (await broker.listener.request(f"{service}.mine", b"", timeout=10)).data == b"an answer"
         assert refused == []
         with pytest.raises((nats.errors.NoRespondersError, nats.errors.TimeoutError)):
-            await client.request("llm.tokens.mine", b"how many?", timeout=1)
+            await client.request(f"{service}.mine", b"", timeout=1)
 
 
 async def test_workers_hear_once_what_each_has_used(broker: Broker):

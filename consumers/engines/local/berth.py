@@ -119,6 +119,12 @@ class Berth:
         """The stage begins now."""
         self.stage, self.since = stage, now
 
+    def adopt(self, now: float) -> None:
+        """Its process has been started before."""
+        is_ready = self.engine.state == "ready"
+        self.was_ready, self.used_at = is_ready, now
+        self.enter("ready" if is_ready else "loading", now)
+
     def use(self, now: float) -> ModelUse:
         """The model, for `swapping.decide`."""
         requests = self.engine.requests

@@ -58,8 +58,10 @@ class Fleet:
         config: the settings of the worker.
         models: the models, the default one first.
         budget_bytes: memory for the weights of those that are loaded.
+        running: the process of the default model, if it has one already.
 
     Attributes:
+        budget_bytes: as given.
         elsewhere: whether another worker has one of these names in memory, and a free slot.
         swaps: how many loads there have been.
     """
@@ -68,15 +70,19 @@ class Fleet:
     embedder: Embedder | None = None
     counter: TokenCounter | None
 
-    def __init__(self, config: Config, models: Sequence[FleetModel], budget_bytes: int) -> None:
+    def __init__(
+        self, config: Config, models: Sequence[FleetModel], budget_bytes: int, *, running: EngineProcess | None = None
+    ) -> None:
         self.simulated = config.engine == "simulated"
         self.counter = self
         self.elsewhere: Callable[[Sequence[str]], bool] = lambda _: False
         self.swaps = 0
         self._config = config
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self._blas: asyncio.Future[Blas | None] | None = None
-        self._berths = {model.name: self._berth(model, default=not i) for i, model in enumerate(models)}
+        default, *further = models
+        self._berths = {default.name: self._berth(default, default=True, running=running)}
+        self._berths |= {model.name: self._berth(model) for model in further}
         self._owner = {name: berth for berth in self._berths.values() for name in reversed(berth.names)}
         self._resolved: dict[str, str] = {}
         self._listed = self._catalogue().listed()
@@ -90,11 +96,29 @@ class Fleet:
         self._callbacks: list[Callable[[], None]] = []
         self._announced: object = None
 
-    def _berth(self, model: FleetModel, *, default: bool) -> Berth:
-        engine = EngineProcess(model.config, model_path=model.path, served_name=model.name, select=self._selected)
+    def _berth(self, model: FleetModel, *, default: bool = False, running: EngineProcess | None = None) -> Berth:
+        engine = running or EngineProcess(
+            model.config, model_path=model.path, served_name=model.name, select=self._selected
+        )
         berth = Berth(model, engine, default)
+        if running is not None:
+            berth.adopt(asyncio.get_running_loop().time())
         engine.on_change(lambda: self._on_change(berth))
         return berth
+
+    def add(self, model: FleetModel) -> None:
+        """Load this model as well from now on, when a request asks for it. Its names are those of no other model."""
+        berth = self._berth(model)
+        self._berths[model.name] = berth
+        self._owner |= dict.fromkeys(berth.names, berth)
+        self._relist()
+        self._consider_soon(0.0)
+        self._announce()
+
+    @property
+    def models(self) -> list[FleetModel]:
+        """The models that it can load, the default one first."""
+        return [berth.model for berth in self._berths.values()]
 
     async def _selected(self, wanted: str, threads: int) -> Blas | None:
         """The BLAS library, which is tried once for all models, and again if its file is gone."""
@@ -107,9 +131,13 @@ class Fleet:
     # ---- the engine's interface --------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self.begin()
+        return self
+
+    def begin(self) -> None:
+        """Load the default model and the pinned ones."""
         self._running = True
         self._consider()
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._running = False
@@ -318,7 +346,7 @@ class Fleet:
         for berth in self._berths.values():
             if berth.tickets:
                 berth.admit(now)
-        swap = decide([berth.use(now) for berth in self._berths.values()], self._budget_bytes, now)
+        swap = decide([berth.use(now) for berth in self._berths.values()], self.budget_bytes, now)
         for name in swap.leave:
             self._berths[name].enter("leaving", now)
         for name in swap.end:
@@ -354,7 +382,7 @@ class Fleet:
     def _announce(self) -> None:
         status = self.status()
         stages = tuple((berth.name, berth.stage) for berth in self._berths.values() if berth.stage != "absent")
-        current = (status.state, status.reason, status.slots_used, status.slots_total, stages)
+        current = (status.state, status.reason, status.slots_used, status.slots_total, stages, tuple(self._listed))
         if current != self._announced:
             self._announced = current
             self._known_until = 0.0

@@ -2,5 +2,6 @@
 
 from consumers.engines.ollama.client import OllamaClient
 from consumers.engines.ollama.engine import OllamaEngine
+from consumers.engines.ollama.fetcher import OllamaFetcher
 
-__all__ = ["OllamaClient", "OllamaEngine"]
+__all__ = ["OllamaClient", "OllamaEngine", "OllamaFetcher"]

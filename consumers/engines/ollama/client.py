@@ -143,6 +143,20 @@ class OllamaClient:
         except Exception as error:
             raise _translated(error) from None
 
+    async def pull(self, model: str) -> AsyncGenerator[dict[str, Any], None]:
+        """The lines of the server's progress while it pulls a model. Closing the iterator disconnects, and the server
+        stops. Between two lines, a server checks many gigabytes: nothing limits the time.
+
+        Raises:
+            ServerError: at any line. The server has not pulled the model.
+        """
+        try:
+            async with aclosing(self._ollama.parts("/api/pull", {"model": model, "stream": True})) as said:
+                async for line in said:
+                    yield line
+        except Exception as error:
+            raise _translated(error) from None
+
     async def load_internal(self, model: str) -> bool:
         """Load a model for the pipeline's own work. Returns whether it is loaded; never raises.
 

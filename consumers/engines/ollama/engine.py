@@ -27,6 +27,9 @@ class OllamaDialect:
     Args:
         config: the settings; `ollama_*` and `default_max_tokens` are read.
         host: the server, as `OLLAMA_HOST`; empty for `config.ollama_host`.
+
+    Attributes:
+        client: of the server.
     """
 
     dialect: Dialect = "ollama"
@@ -37,23 +40,23 @@ class OllamaDialect:
 
     def __init__(self, config: Config, host: str = "") -> None:
         self._default_max_tokens = config.default_max_tokens
-        self._client = OllamaClient(
+        self.client = OllamaClient(
             host or config.ollama_host,
             idle_timeout_s=config.ollama_timeout_s,
             load_timeout_s=config.ollama_load_timeout_s,
             threads=config.ollama_threads,
         )
-        self.url = self._client.url
+        self.url = self.client.url
         self.place = f"Ollama at {self.url}"
-        self.is_local = self._client.is_local
+        self.is_local = self.client.is_local
 
     async def models(self) -> Sequence[OllamaModel]:
         """As `ServerDialect.models`."""
-        return await self._client.models()
+        return await self.client.models()
 
     async def loaded(self) -> Mapping[str, int] | None:
         """As `ServerDialect.loaded`."""
-        loaded = await self._client.loaded()
+        loaded = await self.client.loaded()
         return None if loaded is None else {model.name: model.size_vram for model in loaded}
 
     def facts(self, model: OllamaModel, loaded: Mapping[str, int]) -> ModelFacts:
@@ -73,11 +76,11 @@ class OllamaDialect:
         model = model or OllamaModel(work.model)
         path, body = call_of(work, model, default_max_tokens=self._default_max_tokens)
         reader = LineReader(work.id, notes_on(work.request, model), scores=work.request.alternatives is not None)
-        return Call(self._client.answer(path, body), reader, limit=body["options"]["num_predict"])
+        return Call(self.client.answer(path, body), reader, limit=body["options"]["num_predict"])
 
     async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:
         """As `ServerDialect.embed`."""
-        return read_embedded(await self._client.embed(embed_body(request, model)), len(request.texts))
+        return read_embedded(await self.client.embed(embed_body(request, model)), len(request.texts))
 
     def refusal(self, error: ServerError) -> HeadraceError | None:
         """As `ServerDialect.refusal`."""
@@ -89,7 +92,7 @@ class OllamaDialect:
 
     async def close(self) -> None:
         """As `ServerDialect.close`."""
-        await self._client.close()
+        await self.client.close()
 
 
 class OllamaEngine(ServerEngine[OllamaModel]):
@@ -98,10 +101,15 @@ class OllamaEngine(ServerEngine[OllamaModel]):
     Args:
         config: the settings.
         host: the server, as `OLLAMA_HOST`; empty for `config.ollama_host`.
+
+    Attributes:
+        client: of the server.
     """
 
     def __init__(self, config: Config, host: str = "") -> None:
-        super().__init__(config, OllamaDialect(config, host), slots=config.ollama_slots)
+        dialect = OllamaDialect(config, host)
+        super().__init__(config, dialect, slots=config.ollama_slots)
+        self.client = dialect.client
 
 
 def _code(error: ServerError) -> ErrorCode:

@@ -319,6 +319,10 @@ class ServerEngine(Generic[M]):
             return max(0.0, due - now)
         return RETRY_S if self._unseen else REFRESH_S
 
+    async def refresh(self) -> None:
+        """Read the models now: there may be a new one."""
+        await self._look()
+
     async def _look(self) -> None:
         """Read the models, if the breaker permits it. The result closes an open breaker, or prolongs its pause."""
         loop = asyncio.get_running_loop()

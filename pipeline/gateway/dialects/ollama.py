@@ -15,7 +15,8 @@ from msgspec import UNSET
 
 from pipeline.core.models import same_model, spelled
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
-from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.fetches import FetchStep
 from pipeline.wire.messages import (
     AssistantMessage,
     Chunk,
@@ -414,17 +415,13 @@ def show(name: str, facts: ModelFacts, *, since: float) -> dict[str, Any]:
     }
 
 
-def pulled(*, stream: bool) -> bytes:
-    """The body of `POST /api/pull` for a model that is here."""
-    success = b'{"status":"success"}'
-    return b'{"status":"pulling manifest"}\n' + success + b"\n" if stream else success
+PULLED = b'{"status":"success"}'
+"""The body of `POST /api/pull` without a stream, and the last line of one."""
+
+PULLED_BEFORE = b'{"status":"pulling manifest"}\n' + PULLED + b"\n"
+"""The stream for a model that is here."""
 
 
-def not_pulled(name: str) -> HeadraceError:
-    """The error of `POST /api/pull` for a model that is not here: what a worker has is decided on its machine."""
-    return HeadraceError(
-        ErrorCode.MODEL_NOT_FOUND,
-        f"Model {quoted(name)} is not here, and this server pulls none. Run `ollama pull {name}` where Ollama runs, "
-        f"or start headrace with --model after `headrace pull {name}`.",
-        param="model",
-    )
+def pull_line(step: FetchStep) -> bytes:
+    """One line of the progress of `POST /api/pull`."""
+    return msgspec.json.encode(step) + b"\n"

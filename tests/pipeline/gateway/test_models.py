@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -67,18 +66,3 @@ async def test_a_request_for_nothing_loads_any_model_too(serve: Serve, bus: Bus,
             response = await client.post(path, json={"model": model, **body})
             assert (response.status_code, response.json().get("done_reason")) == (200, "load")
         assert (await client.post("/api/generate", json={"model": "other"})).status_code == 404
-
-
-async def test_a_pull_succeeds_for_what_is_here_and_says_what_to_do_for_the_rest(serve: Serve, bus: Bus) -> None:
-    async with serve() as client:
-        await told(bus, client)
-        whole = await client.post("/api/pull", json={"model": "big", "stream": False})
-        assert (whole.status_code, whole.json()) == (200, {"status": "success"})
-        streamed = await client.post("/api/pull", json={"name": "auto"})
-        assert [json.loads(line)["status"] for line in streamed.text.splitlines()] == ["pulling manifest", "success"]
-        missing = await client.post("/api/pull", json={"model": "other"})
-        assert missing.status_code == 404
-        assert "ollama pull other" in missing.json()["error"]
-        internal = await client.post("/api/pull", json={"model": "tinyllama"})
-        assert internal.json()["code"] == "model_internal"
-        assert (await client.post("/api/pull", json={})).status_code == 400

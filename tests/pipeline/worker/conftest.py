@@ -14,10 +14,11 @@ from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.lanes import MLX_SOURCE, Source
-from pipeline.engine import Embedded, EngineStatus, Generation, Misbehaved, Piece, Work
+from pipeline.engine import Embedded, EngineStatus, Fetcher, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.fetches import FetchStep
 from pipeline.wire.messages import Usage, decode_answer, is_last
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
@@ -149,6 +150,51 @@ class ScriptedEmbedder:
 
 
 @dataclass
+class ScriptedFetcher:
+    """Implements `pipeline.engine.Fetcher`; the test decides when which step comes. `x` is what it fetches.
+
+    Attributes:
+        served: the name under which the engine answers then.
+        begun: the models, in the order in which their fetches have begun.
+        cancelled: those whose fetch was given up.
+    """
+
+    served: str = ""
+    refusal: HeadraceError | None = None
+    begun: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    _said: asyncio.Queue[FetchStep | Exception | None] = field(default_factory=asyncio.Queue)
+
+    def say(self, status: str, completed: int = 0, total: int = 0) -> None:
+        self._said.put_nowait(FetchStep(status, f"sha256:{status}" if total else "", total, completed))
+
+    def finish(self) -> None:
+        self._said.put_nowait(None)
+
+    def fail(self, error: Exception) -> None:
+        self._said.put_nowait(error)
+
+    def fetchable(self, name: str) -> str:
+        if self.refusal is not None:
+            raise self.refusal
+        if not name.startswith("x"):
+            raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"There is no {name}.", param="model")
+        return name.removesuffix(":latest")
+
+    async def fetch(self, model: str, note: Callable[[FetchStep], None]) -> str:
+        self.begun.append(model)
+        try:
+            while (said := await self._said.get()) is not None:
+                if isinstance(said, Exception):
+                    raise said
+                note(said)
+        except asyncio.CancelledError:
+            self.cancelled.append(model)
+            raise
+        return self.served
+
+
+@dataclass
 class Running:
     """A worker at work in this process, with a connection of its own."""
 
@@ -187,14 +233,14 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
         count = 0
 
         @asynccontextmanager
-        async def running(engine, source: Source, settings: Config) -> AsyncIterator[Running]:
+        async def running(engine, source: Source, settings: Config, fetcher: Fetcher | None) -> AsyncIterator[Running]:
             nonlocal count
             count += 1
             async with role("worker", settings) as one:
                 # Workers in one process need names of their own.
                 me = replace(one, name=f"{one.name}-{count}", bus=Process(one.bus))
                 # There is no Ollama to wait for.
-                worker = Worker(me, engine, settings, source, patience_s=0.0)
+                worker = Worker(me, engine, settings, source, patience_s=0.0, fetcher=fetcher)
                 lifecycle = Lifecycle("worker", drain_timeout_s=5)
                 task = asyncio.create_task(worker.run(lifecycle))
                 try:
@@ -205,9 +251,11 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
                         left.cancel()
                     await asyncio.wait(tasks)
 
-        async def start(engine=None, source: Source = MLX_SOURCE, **settings) -> Running:
+        async def start(
+            engine=None, source: Source = MLX_SOURCE, fetcher: Fetcher | None = None, **settings
+        ) -> Running:
             changed = msgspec.structs.replace(config, **({"lease_s": 2.0} | settings))
-            return await stack.enter_async_context(running(engine or ScriptedEngine(), source, changed))
+            return await stack.enter_async_context(running(engine or ScriptedEngine(), source, changed, fetcher))
 
         yield start
 

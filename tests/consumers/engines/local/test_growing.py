@@ -1,0 +1,97 @@
+"""An engine of one model that gets another one while it runs: nothing that runs is disturbed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from consumers.engines.local.berth import FleetModel
+from consumers.engines.local.growing import Growing
+from consumers.engines.local.run import Run
+from pipeline.config import Config
+from pipeline.engine import Work
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import ChatRequest
+from tests.consumers.engines.conformance import Answer, Conformance, read, until, work
+
+BASE = Config(engine="simulated", slots=4, simulated_tokens_per_s=4000.0, simulated_answer_tokens=20)
+SLOW = msgspec.structs.replace(BASE, simulated_tokens_per_s=50.0)
+
+
+def model(name: str, config: Config = BASE, known_bytes: int = 10) -> FleetModel:
+    return FleetModel(name, path="", config=config, place=name, known_bytes=known_bytes)
+
+
+class Resolving(Growing):
+    """An engine whose caller may leave the model to it."""
+
+    async def submit(self, work: Work) -> Run:
+        return await super().submit(msgspec.structs.replace(work, model=self.resolve(work.model or None)))
+
+
+async def ask(engine: Growing, name: str | None, *, tokens: int = 20) -> Answer:
+    request = ChatRequest(prompt="x", max_tokens=tokens)
+    return await read(await engine.submit(msgspec.structs.replace(work(request), model=engine.resolve(name))))
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Growing]:
+    async with Resolving(BASE, model("a"), 20) as growing:
+        await until(growing, lambda: growing.status().state == "ready")
+        yield growing
+
+
+class TestGrownEngine(Conformance):
+    """What every engine must do."""
+
+    @pytest.fixture
+    async def engine(self, engine: Growing) -> Growing:
+        engine.add(model("b"))
+        return engine
+
+
+async def test_a_model_is_added_while_the_first_one_answers():
+    async with Growing(SLOW, model("a", SLOW), 20) as engine:
+        await until(engine, lambda: engine.status().state == "ready")
+        running = asyncio.ensure_future(ask(engine, "a", tokens=40))
+        await until(engine, lambda: engine.status().slots_used == 1)
+        with pytest.raises(HeadraceError) as caught:
+            engine.resolve("b")
+        assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
+        told = asyncio.Event()
+        engine.on_change(told.set)
+        first = engine._first.child_pid
+        engine.add(model("b"))
+        assert told.is_set(), "the worker tells at once"
+        assert engine.status().models == ["a", "b"]
+        assert [each.name for each in engine.models] == ["a", "b"]
+        assert not running.done()
+        assert (await ask(engine, "b")).finish_reason
+        assert (await running).finish_reason
+        assert engine._first.child_pid == first
+        facts = engine.status().facts
+        assert (facts["a"].loaded, facts["b"].loaded) == (True, True)
+        assert engine.resolve(None) == "a"
+
+
+async def test_a_model_is_added_while_the_first_one_is_loaded():
+    slow = msgspec.structs.replace(BASE, simulated_load_s=1.0)
+    async with Growing(slow, model("a", slow), 20) as engine:
+        engine.add(model("b"))
+        assert engine.status().state == "loading"
+        assert (await ask(engine, "a")).finish_reason
+        assert (await ask(engine, "b")).finish_reason
+
+
+async def test_a_model_takes_the_place_of_the_first_one_where_both_do_not_fit():
+    async with Growing(BASE, model("a", known_bytes=30), 10) as engine:  # a single model may be larger
+        await until(engine, lambda: engine.status().state == "ready")
+        engine.add(model("b"))
+        for name in ("b", "a", "b"):
+            assert (await ask(engine, name)).finish_reason
+            loaded = {each for each, facts in engine.status().facts.items() if facts.loaded}
+            assert loaded == {name}
+        await engine.count_tokens(ChatRequest(prompt="x"))
