@@ -17,7 +17,6 @@ import msgspec
 from consumers.engines.local.berth import FleetModel
 from consumers.engines.local.fleet import Fleet
 from consumers.engines.local.growing import Growing
-from consumers.engines.local.process import EngineProcess
 from consumers.models.fetcher import StoreFetcher
 from consumers.models.getting import LocalModel, get
 from consumers.models.obtain import GettingStopped, obtain
@@ -58,19 +57,16 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         models = [await obtain(config_of(each, config), lifecycle, every_s=_REPORT_EVERY_S) for each in wanted]
     except GettingStopped:
         return
-    engine: EngineProcess | Growing | Fleet
+    engine: Growing | Fleet
     if len(wanted) > 1:
         engine = fleet_of(config, wanted, models)
-    elif config.engine == "mlx":
-        engine = Growing(config, _fleet_model(wanted[0], models[0], config), _budget_bytes(config))
     else:
-        engine = EngineProcess(wanted[0].entry.over(config), model_path=models[0].path, served_name=wanted[0].name)
+        engine = Growing(config, _fleet_model(wanted[0], models[0], config), _budget_bytes(config))
     # First, so that the model is loaded while the broker is reached.
     async with engine, role("mlx", config) as me:
         fetcher = None
-        if not isinstance(engine, EngineProcess):
-            engine.elsewhere = partial(_is_loaded_elsewhere, me)
-        if not isinstance(engine, EngineProcess) and config.engine == "mlx":
+        engine.elsewhere = partial(_is_loaded_elsewhere, me)
+        if config.engine == "mlx":
             fetched = _Fetched(engine, config)
             await fetched.serve_again()
             fetcher = StoreFetcher(config, fetched.serve)

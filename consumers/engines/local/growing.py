@@ -1,4 +1,7 @@
-"""One model, and several from the moment at which another one is fetched. The process of the first one goes on."""
+"""One model, and several from the moment at which another one is fetched. The process of the first one goes on.
+
+A model that has aliases or an idle time has them from the fleet.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,8 @@ class Growing:
 
     async def __aenter__(self) -> Self:
         await self._first.__aenter__()
+        if self._model.aliases or self._model.idle_s:  # a single model has neither
+            self._grow()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -53,14 +58,21 @@ class Growing:
 
     def add(self, model: FleetModel) -> None:
         """As `Fleet.add`."""
-        if not isinstance(self._now, Fleet):
-            fleet = Fleet(self._config, [self._model], self.budget_bytes, running=self._first)
-            fleet.elsewhere = self.elsewhere
-            for callback in self._callbacks:
-                fleet.on_change(callback)
-            fleet.begin()
-            self._now = fleet
-        self._now.add(model)
+        self._grow().add(model)
+
+    def _grow(self) -> Fleet:
+        """The fleet, from now on."""
+        if isinstance(self._now, Fleet):
+            return self._now
+        fleet = self._now = Fleet(self._config, [self._model], self.budget_bytes, running=self._first)
+        fleet.elsewhere = self._is_elsewhere
+        for callback in self._callbacks:
+            fleet.on_change(callback)
+        fleet.begin()
+        return fleet
+
+    def _is_elsewhere(self, names: Sequence[str]) -> bool:
+        return self.elsewhere(names)  # which the caller sets after this engine has started
 
     @property
     def models(self) -> list[FleetModel]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -95,3 +96,19 @@ async def test_a_model_takes_the_place_of_the_first_one_where_both_do_not_fit():
             loaded = {each for each, facts in engine.status().facts.items() if facts.loaded}
             assert loaded == {name}
         await engine.count_tokens(ChatRequest(prompt="x"))
+
+
+async def test_a_single_model_answers_to_its_aliases():
+    async with Growing(BASE, replace(model("a"), aliases=("gpt-4o",)), 20) as engine:
+        await until(engine, lambda: engine.status().state == "ready")
+        assert engine.status().models == ["a", "gpt-4o"]
+        assert engine.status().facts["gpt-4o"].alias_of == "a"
+        assert (await ask(engine, "gpt-4o")).finish_reason
+        assert engine.resolve(None) == "a"
+
+
+async def test_a_single_model_leaves_memory_after_its_idle_time():
+    async with Growing(BASE, replace(model("a"), idle_s=0.05), 20) as engine:
+        await until(engine, lambda: engine.status().state == "ready")
+        await until(engine, lambda: not engine.status().facts["a"].loaded)
+        assert (await ask(engine, "a")).finish_reason
