@@ -150,7 +150,7 @@ class Delivery:
 
 
 class _Client(Client):
-    """The client with four faults corrected and one short cut.
+    """The client with five faults corrected and one short cut.
 
     It stops reading when it cannot parse a message's headers. Publishers write those, so one malformed request would
     disconnect each worker that it is delivered to.
@@ -163,6 +163,8 @@ class _Client(Client):
 
     A cancel that comes as an attempt to connect ends is lost, so it would go on connecting after it was closed.
 
+    It writes what is left at its end to a connection that may be lost, and fails before it has closed anything.
+
     It also passes the messages of the subscriptions in `takers` on unparsed, as (headers, body) in bytes. Parsing the
     headers of a long stream takes four fifths of the time that receiving it takes.
     """
@@ -174,6 +176,8 @@ class _Client(Client):
 
     async def close(self) -> None:
         self._ends = True
+        # What a flush has not sent has no connection to go over.
+        self._pending, self._pending_data_size = [], 0
         await super().close()
 
     async def _connect_to_server(self, s: Srv) -> None:

@@ -8,12 +8,13 @@ import os
 import signal
 
 import pytest
+import uvloop
 
 from pipeline.broker import connection
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from tests.support import ROOT, NatsServer
-from tests.waiting import TIMEOUT_S
+from tests.waiting import TIMEOUT_S, eventually
 
 
 async def test_where_nobody_answers_connecting_fails_and_leaves_nothing_running(monkeypatch):
@@ -89,6 +90,19 @@ async def test_a_call_that_is_cancelled_as_the_broker_answers_is_cancelled(nats_
         calling = asyncio.create_task(call(bus))
         await asyncio.wait([calling], timeout=TIMEOUT_S)
         assert calling.cancelled()
+
+
+@pytest.mark.parametrize("loop_factory", [uvloop.new_event_loop, asyncio.SelectorEventLoop])
+def test_a_connection_that_was_lost_closes_with_messages_that_wait_to_be_sent(nats_server: NatsServer, loop_factory):
+    async def lose() -> None:
+        async with Bus.connect(nats_server.url, name="test") as bus:
+            nats_server.kill()
+            await eventually(lambda: not bus.is_connected, what="the connection is lost")
+            await bus.nc.publish("a", b"b")
+        assert bus.nc.is_closed
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(lose())
 
 
 async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):

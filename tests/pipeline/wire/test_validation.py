@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
-from pipeline.wire.validation import Problem, explain, explain_json
+from pipeline.wire.validation import MAX_LEVELS, NotValid, Problem, decode, explain
 
 
 class Colour(StrEnum):
@@ -135,9 +135,20 @@ def test_where_the_value_is_not_known_the_field_and_what_is_accepted_are():
     ],
 )
 def test_what_is_no_json_is_told_by_its_place(body, sentence):
-    with pytest.raises((msgspec.DecodeError, UnicodeError, RecursionError)) as caught:
-        msgspec.json.decode(body, type=ChatRequest)
-    assert explain_json(caught.value) == sentence
+    with pytest.raises(NotValid) as caught:
+        decode(body, ChatRequest)
+    assert caught.value.sentence == sentence
+
+
+@pytest.mark.parametrize("inner", [b"1", b'"[[{{"', b'"' + b'\\"[{' * 1000 + b'"', b"[]," * 1000 + b"{}"])
+def test_every_version_of_python_reads_the_same_levels(inner):
+    def nested(levels: int) -> bytes:
+        return b'{"a":' * (levels - 1) + b"[" + inner + b"]" + b"}" * (levels - 1)
+
+    most = MAX_LEVELS - inner.endswith(b"{}")  # one more level is in there
+    assert "a" in decode(nested(most), dict[str, Any])
+    with pytest.raises(NotValid, match="nested too deeply"):
+        decode(nested(most + 1), dict[str, Any])
 
 
 _json = st.recursive(
