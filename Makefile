@@ -3,7 +3,8 @@
 
 PYTHONS = $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14
 BIN     = .venv/bin
-PIP     = $(BIN)/python -m pip install --disable-pip-version-check
+# The user's settings name the index. Those of other places to install to are not for .venv.
+PIP     = PIP_USER=0 PIP_TARGET= PIP_PREFIX= PIP_ROOT= $(BIN)/python -m pip install --disable-pip-version-check
 UV      = $(shell command -v uv || echo $(BIN)/uv)
 COMPILE = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
           --no-annotate --no-header --no-emit-index-url --no-emit-find-links
