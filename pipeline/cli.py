@@ -46,6 +46,8 @@ BROKER_PATIENCE_S = 5.0
 # A full disk, a quota, or a device that fails, behind stdout.
 _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
+_STDERR = 2
+
 _USAGE = "%(prog)s [OPTION ...]"
 
 Command = Callable[[argparse.Namespace], int]
@@ -88,8 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Give a command that was started with a closed stdout or stderr (`>&-`) one that takes what it writes."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process runs
+    """Give a command that was started with a closed stdin, stdout or stderr (`<&-`) one that leads nowhere.
+
+    The next file that the process opens would get the stream's number, also in the processes that it starts. libuv
+    aborts a process that closes a file under such a number.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115 - open as long as the process runs
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - as above
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - as above
 
 

@@ -529,6 +529,18 @@ def test_a_closed_output_is_no_fault(state, arguments, tmp_path):
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_a_pipeline_that_starts_with_closed_streams_serves(tmp_path, closed):
+    ready = tmp_path / "ready.json"
+    up = ["up", "--state-dir", str(tmp_path / "state"), "--ready-file", str(ready), "--http-port", "0"]
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *HEADRACE, *up, "--engine", "simulated", "--no-ollama-standin"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment()) as running:
+        wait_until(lambda: ready.exists() or running.poll() is not None, what="up", timeout_s=TIMEOUT_S)
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 0
+
+
 @pytest.mark.parametrize("arguments", [["stats"], ["stats", "--json"]])
 def test_a_reader_that_leaves_is_no_fault(state, arguments):
     reader, writer = os.pipe()
