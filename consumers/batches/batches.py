@@ -73,7 +73,7 @@ class Batches:
 
     async def _report(self, lifecycle: Lifecycle) -> None:
         await self._told.wait()
-        lifecycle.report("ready", "" if self._holds else "standing by: another process runs the batches")
+        lifecycle.report("ready", "" if self._holds else "standing by: another process has the lease, or just had it")
 
     async def _on_change(self, holds: bool) -> None:  # noqa: FBT001 - the one fact
         self._holds = holds
