@@ -176,8 +176,8 @@ class _Client(Client):
 
     async def close(self) -> None:
         self._ends = True
-        # What a flush has not sent has no connection to go over.
-        self._pending, self._pending_data_size = [], 0
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
         await super().close()
 
     async def _connect_to_server(self, s: Srv) -> None:
