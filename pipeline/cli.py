@@ -37,7 +37,7 @@ ROLE_MODULES = {
     "router": "consumers.router",
     "monitor": "consumers.monitor",
     "batches": "consumers.batches",
-    "gateway": "pipeline.gateway",
+    "gateway": "pipeline.gateway.main",
 }
 
 # How long a role waits for its broker, which may be starting at the same time.
@@ -326,7 +326,7 @@ def _add_models(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _up(args: argparse.Namespace) -> int:
-    from pipeline.gateway import check_exposure
+    from pipeline.gateway.identity import check_exposure
     from pipeline.up.local import up
 
     config = with_keys_file(config_from(args), args)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from pipeline.config import HttpKey
+from pipeline.config import Config, ConfigError, HttpKey
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_tenant, request_name, split_name
@@ -172,6 +172,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_exposure(config: Config) -> None:
+    """Check that no other machine can call without a key.
+
+    Raises:
+        ConfigError: HTTP is bound to more than loopback, and there is no key.
+    """
+    if not config.http_keys and not is_loopback(config.http_host):
+        raise ConfigError(
+            f"Without `http_keys`, HTTP at {config.http_host} would be open to every machine that reaches this one. "
+            "Add a key (`headrace key add NAME`), or leave `http_host` at 127.0.0.1."
+        )
 
 
 @lru_cache(256)

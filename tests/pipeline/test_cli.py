@@ -564,3 +564,25 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(state, arguments):
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "headrace: The output cannot be written: No space left on device.\n")
+
+
+# `up` as far as the settings that it refuses, and which of the gateway's libraries it has loaded by then.
+REFUSED = """
+import sys
+from pipeline.cli import main
+code = main(["up", "--http-host", "0.0.0.0"])
+print(code, *sorted({"httptools", "starlette", "uvicorn"} & set(sys.modules)))
+"""
+
+
+def test_up_does_not_load_the_gateway_that_it_starts():
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment(),
+        check=False,
+    )
+    assert "would be open" in done.stderr
+    assert done.stdout.split() == ["2"]

@@ -13,10 +13,10 @@ import httpx
 import msgspec
 import pytest
 
-from pipeline import gateway
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
+from pipeline.gateway import main as gateway
 from pipeline.process.lifecycle import Lifecycle, State
 from pipeline.wire.messages import Answer, Chunk, encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, QUEUED_PREFIX, STORED_SUBJECT, out_subject

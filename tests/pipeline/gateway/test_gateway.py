@@ -12,10 +12,10 @@ import httpx
 import msgspec
 import pytest
 
-from pipeline import gateway
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config, ConfigError
 from pipeline.core.limits import Limits
+from pipeline.gateway import main as gateway
 from pipeline.gateway import responses, server
 from pipeline.gateway.identity import make_key
 from pipeline.process.lifecycle import StartError
@@ -65,7 +65,7 @@ async def test_one_that_is_cancelled_ends(config: Config, bus: Bus):
     running = asyncio.create_task(gateway.main(config, life))
     await life.ready.wait()
     running.cancel()
-    done, _ = await asyncio.wait({running}, timeout=10)
+    done, _ = await asyncio.wait({running}, timeout=TIMEOUT_S)
     assert done
     assert running.cancelled()
 
