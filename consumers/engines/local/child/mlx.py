@@ -34,6 +34,7 @@ from consumers.engines.local.child.checks import (
 from consumers.engines.local.child.context import context_tokens
 from consumers.engines.local.child.draft import Draft
 from consumers.engines.local.child.guided import Gate, Grammars
+from consumers.engines.local.child.importing import read_models_once
 from consumers.engines.local.child.loading import loaded_draft, loaded_model
 from consumers.engines.local.child.memory import free_bytes, measured_size
 from consumers.engines.local.child.prompts import (
@@ -105,6 +106,8 @@ class MlxBackend:
         note("importing MLX")
         try:
             import mlx.core as mx
+
+            read_models_once()
             import mlx_lm  # noqa: F401 - that it is there
         except ImportError as error:
             raise LoadError(f"MLX is not installed ({error}). Run: pip install mlx-lm") from None

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Final
 
+from consumers.engines.local.child.importing import read_models_once
+
 _ENOUGH_S: Final = 0.01
 _SIZES: Final = (128, 256, 512, 1024)
 _TIMES: Final = 3
@@ -58,6 +60,8 @@ def main() -> None:
     """Print the version of mlx-lm, the device, and the speed on a CPU."""
     load_blas(sys.argv[1] if len(sys.argv) > 1 else "")
     import mlx.core as mx
+
+    read_models_once()
     import mlx_lm
 
     found = {"mlx_lm": mlx_lm.__version__, "device": str(mx.default_device()), "gflops": gflops() if on_cpu() else 0.0}
