@@ -27,7 +27,7 @@ from pipeline.commands.options import (
     with_keys_file,
 )
 from pipeline.config import Config, ConfigError
-from pipeline.process.lifecycle import Lifecycle, Main, StartError, run
+from pipeline.process.lifecycle import Lifecycle, Main, StartError, end_quickly, run
 
 # The module of each role. The pipeline imports its consumers here only, by name.
 ROLE_MODULES = {
@@ -55,6 +55,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
+    end_quickly()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

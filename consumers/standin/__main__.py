@@ -26,6 +26,7 @@ from consumers.standin.shown import of_demo, of_llama
 from pipeline.config import Config, ConfigError, load
 from pipeline.engine import Engine
 from pipeline.options import ModelOptions
+from pipeline.process.lifecycle import end_quickly
 
 DRAIN_S = 2
 
@@ -42,6 +43,7 @@ def main() -> int:
     Returns:
         0, or 2 if the settings or the model cannot be used.
     """
+    end_quickly()
     options = _parse(sys.argv[1:])
     try:
         config = load()

@@ -8,6 +8,8 @@ can write `{"drain_s": 7.5}` to stop the child; the end of file means that the p
 from __future__ import annotations
 
 import asyncio
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -226,6 +228,14 @@ async def _live(main: Main, config: Config, name: str, drain_timeout_s: float) -
     finally:
         # The handlers end with the loop. Without the mask, a later signal would kill a process that has drained.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+
+
+def end_quickly() -> None:
+    """Have Python search for no garbage at the end of this process: the system takes its memory back as a whole.
+
+    A stop waits for one process after another, and each search takes 50 to 300 ms.
+    """
+    atexit.register(gc.freeze)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -222,3 +222,41 @@ def test_every_record_is_one_line():
     text = OneLineFormatter("%(message)s").format(record)
     assert text.startswith("c | d | ")
     assert text.endswith("ValueError: a | b")
+
+
+# Leaves garbage that says when it is searched for, and then runs a module as `python -m` does.
+LEAVES_GARBAGE = """
+import gc, runpy, sys
+
+class Cycle:
+    def __del__(self):
+        print("collected", flush=True)
+
+gc.disable()
+cycle = Cycle()
+cycle.itself = cycle
+del cycle
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pipeline.cli", "auth", "tenant"),
+        ("consumers.standin", "--gguf", "absent.gguf"),
+        ("consumers.engines.local.child", "", ""),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_process_searches_for_no_garbage_at_its_end(command: tuple[str, ...]):
+    environ = {**os.environ, "HEADRACE_ENGINE": "simulated"}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_GARBAGE, *command],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert b"collected" not in done.stdout + done.stderr, done
