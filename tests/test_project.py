@@ -1,6 +1,7 @@
 """Facts about the repository itself: what it ships, what it pins, and what it must not hold."""
 
 import importlib.metadata
+import os
 import re
 import subprocess
 import tomllib
@@ -146,3 +147,16 @@ def test_no_file_names_a_package_registry() -> None:
 def test_no_file_holds_a_path_of_somebodys_machine() -> None:
     found = [name for name, text in texts().items() if MACHINE_PATHS.search(text)]
     assert found == []
+
+
+@pytest.mark.parametrize("wanted", ["", "1"])
+def test_make_keeps_bytecode_beside_the_sources_or_apart(wanted: str, tmp_path: Path) -> None:
+    """Of the processes that it starts. Without bytecode, each compiles what it imports."""
+    shown = tmp_path / "shown.mk"
+    shown.write_text('shown:\n\t@echo "[$$PYTHONDONTWRITEBYTECODE] [$$PYTHONPYCACHEPREFIX]"\n')
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "-f", "Makefile", "-f", str(shown), "shown"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ | {"PYTHONDONTWRITEBYTECODE": wanted}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"[] [{ROOT / '.venv' / 'bytecode' if wanted else ''}]\n"
