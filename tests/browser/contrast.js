@@ -1,11 +1,16 @@
 // Texts whose contrast to what is behind them is below 4.5 to 1, as [text, ratio].
 () => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  // A page has a dozen colors and thousands of texts, and reading a pixel takes a millisecond.
+  const known = new Map();
   const rgba = color => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
+    if (!known.has(color)) {
+      canvas.clearRect(0, 0, 1, 1);
+      canvas.fillStyle = color;
+      canvas.fillRect(0, 0, 1, 1);
+      known.set(color, [...canvas.getImageData(0, 0, 1, 1).data]);
+    }
+    return known.get(color);
   };
   const luminance = ([r, g, b]) => {
     const [x, y, z] = [r, g, b].map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);

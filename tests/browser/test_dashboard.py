@@ -151,40 +151,42 @@ async def test_a_waterfall_adds_up_to_the_times_of_the_answer(page, web: httpx.A
     assert account["reason"] in await row.locator(".request-more").inner_text()
 
 
-@pytest.mark.parametrize(
-    ("request_", "parts"),
-    [
-        ({"state": "queued"}, [["queued", 0, 900]]),
-        ({"state": "running", "started_ms": 5}, [["queued", 0, 5], ["running", 5, 900]]),
-        (
-            {"state": "done", "engine": "mlx", "started_ms": 5, "first_ms": 30, "ended_ms": 80},
-            [["queued", 0, 5], ["first", 5, 30], ["generating", 30, 80]],
-        ),
-        (
-            {"state": "done", "engine": "ollama", "triage_ms": 10, "moved_ms": 12, "started_ms": 40}
-            | {"first_ms": 50, "ended_ms": 90},
-            [["queued", 0, 10], ["triage", 10, 12], ["for-ollama", 12, 40], ["first", 40, 50], ["generating", 50, 90]],
-        ),
-        (
-            {"state": "triaged", "triage_ms": 10, "moved_ms": 12},
-            [["queued", 0, 10], ["triage", 10, 12], ["for-mlx", 12, 900]],
-        ),
-        ({"state": "cancelled", "ended_ms": 70}, [["queued", 0, 70]]),
-        # Clocks of two machines may disagree: no part is negative, and nothing goes beyond the end.
-        (
-            {"state": "done", "engine": "mlx", "started_ms": 90, "first_ms": 40, "ended_ms": 80},
-            [["queued", 0, 80]],
-        ),
-        ({"state": "running", "started_ms": 1200}, [["queued", 0, 1200]]),
-    ],
-)
-async def test_a_waterfalls_parts_follow_on_each_other(page, request_: dict[str, Any], parts: list[list[Any]]):
+# A request, and the parts of its waterfall 900 ms after it was queued.
+WATERFALLS: list[tuple[dict[str, Any], list[list[Any]]]] = [
+    ({"state": "queued"}, [["queued", 0, 900]]),
+    ({"state": "running", "started_ms": 5}, [["queued", 0, 5], ["running", 5, 900]]),
+    (
+        {"state": "done", "engine": "mlx", "started_ms": 5, "first_ms": 30, "ended_ms": 80},
+        [["queued", 0, 5], ["first", 5, 30], ["generating", 30, 80]],
+    ),
+    (
+        {"state": "done", "engine": "ollama", "triage_ms": 10, "moved_ms": 12, "started_ms": 40}
+        | {"first_ms": 50, "ended_ms": 90},
+        [["queued", 0, 10], ["triage", 10, 12], ["for-ollama", 12, 40], ["first", 40, 50], ["generating", 50, 90]],
+    ),
+    (
+        {"state": "triaged", "triage_ms": 10, "moved_ms": 12},
+        [["queued", 0, 10], ["triage", 10, 12], ["for-mlx", 12, 900]],
+    ),
+    ({"state": "cancelled", "ended_ms": 70}, [["queued", 0, 70]]),
+    # Clocks of two machines may disagree: no part is negative, and nothing goes beyond the end.
+    (
+        {"state": "done", "engine": "mlx", "started_ms": 90, "first_ms": 40, "ended_ms": 80},
+        [["queued", 0, 80]],
+    ),
+    ({"state": "running", "started_ms": 1200}, [["queued", 0, 1200]]),
+]
+
+
+async def test_a_waterfalls_parts_follow_on_each_other(page):
     drawn = await page.evaluate(
-        """async request => (await import("/pages/requests.js")).segments(request, 900)
-          .map(([, kind, from, to]) => [kind, from, to])""",
-        request_,
+        """async requests => {
+          const { segments } = await import("/pages/requests.js");
+          return requests.map(each => segments(each, 900).map(([, kind, from, to]) => [kind, from, to]));
+        }""",
+        [request for request, _ in WATERFALLS],
     )
-    assert drawn == parts
+    assert drawn == [parts for _, parts in WATERFALLS]
 
 
 async def test_a_prompt_is_answered_in_the_box_and_it_says_where_and_why(page):
