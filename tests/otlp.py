@@ -90,7 +90,7 @@ class Collector:
 
         return [branch(span) for span in spans if span.parent_id not in known]
 
-    async def wait_for(self, condition: Callable[[Collector], object], *, timeout_s: float = 20.0) -> None:
+    async def wait_for(self, condition: Callable[[Collector], object], *, timeout_s: float = 60.0) -> None:
         """Wait until condition holds for what has arrived."""
         async with asyncio.timeout(timeout_s):
             while not condition(self):

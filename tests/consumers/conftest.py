@@ -53,7 +53,7 @@ def launched(folder: Path, *options: str, **settings: Any) -> Iterator[StandIn]:
             break
     else:
         process.stderr.close()
-        process.wait(10)
+        process.wait(60)
         raise AssertionError(f"the stand-in did not start:\n{''.join(said)}")
     drain = threading.Thread(target=process.stderr.read)
     drain.start()
@@ -63,7 +63,7 @@ def launched(folder: Path, *options: str, **settings: Any) -> Iterator[StandIn]:
     finally:
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(60)
         finally:
             process.kill()
             process.wait()

@@ -62,7 +62,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 async def ask(bus: Bus, request_id: str) -> None:
-    headers = {MSG_ID: request_id, TIMEOUT: "30"}
+    headers = {MSG_ID: request_id, TIMEOUT: "50"}
     await bus.store("llm.request.medium", b"Why is the sky blue?", headers=headers)
 
 
@@ -72,7 +72,7 @@ async def answer(bus: Bus, request_id: str):
         message = None if found is None else decode_answer(found[1])
         return message if message is not None and is_last(message) else None
 
-    return await eventually(closed, what=f"an answer to {request_id}", timeout_s=30)
+    return await eventually(closed, what=f"an answer to {request_id}")
 
 
 @pytest.mark.parametrize("off_s", [OFF_S, -OFF_S])
@@ -91,14 +91,14 @@ async def test_a_worker_whose_clock_is_a_minute_off_is_ready_and_answers_in_time
     async def listed():
         return msgspec.json.decode((await bus.request("llm.models")).data)["data"]
 
-    await eventually(ready, what="the monitor counts the worker as ready", timeout_s=30)
+    await eventually(ready, what="the monitor counts the worker as ready")
     assert await listed()
     await asyncio.gather(*(ask(bus, f"r{number}") for number in range(8)))
     for number in range(8):
         message = await answer(bus, f"r{number}")
         assert isinstance(message, Completion), message
         account = message.headrace
-        assert 0 <= account.queue_ms <= account.ttft_ms <= account.total_ms < 30_000
+        assert 0 <= account.queue_ms <= account.ttft_ms <= account.total_ms < 50_000
         assert account.attempts == 1
 
 
@@ -110,7 +110,7 @@ async def test_every_role_may_be_on_another_clock(bus, config, stack):
     # It chooses its port itself: one that was found free here could be another process's by then.
     log = stack.enter_context(running(config, "gateway", "--http-port", "0", off_s=OFF_S))
     url = await eventually(lambda: re.search(r"ready: (http://\S+)", log.read_text()), what="the gateway's URL")
-    async with httpx.AsyncClient(base_url=url[1], timeout=40) as web:
+    async with httpx.AsyncClient(base_url=url[1], timeout=60) as web:
 
         async def usable():
             try:
@@ -118,9 +118,9 @@ async def test_every_role_may_be_on_another_clock(bus, config, stack):
             except httpx.TransportError:
                 return False
 
-        await eventually(usable, what="the gateway sees broker, monitor and engine", timeout_s=40)
+        await eventually(usable, what="the gateway sees broker, monitor and engine")
         bodies = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(8)]
-        headers = {"Llm-Timeout": "30"}
+        headers = {"Llm-Timeout": "50"}
         answers = await asyncio.gather(*(web.post("/v1/chat/completions", json=b, headers=headers) for b in bodies))
         assert [one.status_code for one in answers] == [200] * 8
 

@@ -14,7 +14,7 @@ async def test_what_a_background_task_raises_is_logged_with_its_name(caplog: pyt
     background = Background()
     with caplog.at_level(logging.ERROR):
         background.start(fail(), what="a failing task")
-        assert await background.join(5)
+        assert await background.join(60)
     assert "a failing task failed" in caplog.text
     assert "on purpose" in caplog.text
 

@@ -103,7 +103,7 @@ class Starter:
             finally:
                 if not running.task.done():
                     lifecycle.stop()
-                    await asyncio.wait_for(running.task, 10)
+                    await asyncio.wait_for(running.task, 60)
 
 
 @pytest.fixture

@@ -382,7 +382,7 @@ async def test_a_router_that_is_told_to_stop_finishes_the_move_it_has_begun(rout
     lifecycle.stop(drain_s=5)
     assert not task.done()
     process.thaw()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, waiting.TIMEOUT_S)
     await until_places(bus, {"r1:spilled": "llm.ollama.high"})
 
 

@@ -22,7 +22,7 @@ from pipeline.wire.messages import (
     encode,
 )
 from pipeline.wire.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def queued(bus):
 
 
 async def test_a_question_is_queued_with_the_way_back(bus, asking):
-    waiting = asyncio.create_task(bus.request("llm.ask.low", b"Why is the sky blue?", timeout_s=10))
+    waiting = asyncio.create_task(bus.request("llm.ask.low", b"Why is the sky blue?", timeout_s=TIMEOUT_S))
     (message,) = await eventually(lambda: queued(bus))
     stored = await bus.stored(STREAM_REQUESTS, 1)
     assert (stored.subject, stored.data) == ("llm.request.low", b"Why is the sky blue?")
@@ -50,7 +50,7 @@ async def test_a_question_is_queued_with_the_way_back(bus, asking):
 
 async def test_the_askers_headers_go_along_but_not_its_reply_to(bus, asking):
     headers = {MSG_ID: "mine", "Llm-Timeout": "5", REPLY_TO: "llm.reply.somebody"}
-    waiting = asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10))
+    waiting = asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=TIMEOUT_S))
     (message,) = await eventually(lambda: queued(bus))
     assert (message.headers[MSG_ID], message.headers["Llm-Timeout"]) == ("mine", "5")
     assert message.headers[REPLY_TO].startswith("_INBOX.")
@@ -58,7 +58,7 @@ async def test_the_askers_headers_go_along_but_not_its_reply_to(bus, asking):
 
 
 async def test_an_unknown_priority_is_told_at_once(bus, asking):
-    answer = decode_answer((await bus.request("llm.ask.urgent", b"x", timeout_s=5)).data)
+    answer = decode_answer((await bus.request("llm.ask.urgent", b"x", timeout_s=TIMEOUT_S)).data)
     assert isinstance(answer, ErrorAnswer)
     assert answer.error.code == "invalid_request"
     assert await queued(bus) == []
@@ -67,7 +67,7 @@ async def test_an_unknown_priority_is_told_at_once(bus, asking):
 async def test_a_full_lane_is_told_at_once(bus, config, asking):
     await topology.apply(bus.js, msgspec.structs.replace(config, lane_max_messages=1))
     await bus.store("llm.request.high", b"x", headers={MSG_ID: "first"})
-    answer = decode_answer((await bus.request("llm.ask.high", b"x", timeout_s=5)).data)
+    answer = decode_answer((await bus.request("llm.ask.high", b"x", timeout_s=TIMEOUT_S)).data)
     assert answer.error.code == "queue_full"
     assert answer.error.retryable
 
@@ -77,7 +77,7 @@ async def test_a_tenant_is_told_when_all_tenants_together_have_the_most(bus, ask
     load.queued_tenants = PerPriorityCount(high=2)
     await bus.publish("llm.load.mlx", encode(load))
     await eventually(lambda: asking.peers.load("mlx"))
-    answer = decode_answer((await bus.request("llm.ask.high.t.ann", b"x", timeout_s=5)).data)
+    answer = decode_answer((await bus.request("llm.ask.high.t.ann", b"x", timeout_s=TIMEOUT_S)).data)
     assert answer.error.code == "queue_full"
     assert "tenants_max_messages" in answer.error.message
     for subject in ("llm.ask.high", "llm.ask.low.t.ann"):
@@ -94,7 +94,7 @@ async def both(bus):
 
 async def test_what_the_broker_refuses_is_told_at_once(bus, asking):
     headers = {"Nats-Expected-Stream": "OTHER"}
-    answer = decode_answer((await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=5)).data)
+    answer = decode_answer((await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=TIMEOUT_S)).data)
     assert answer.error.code == "unavailable"
 
 
@@ -103,10 +103,12 @@ async def test_who_asks_again_under_the_same_id_gets_the_same_answer(bus, asking
     first = await bus.subscribe("_INBOX.first", _ignore)
     await bus.publish("llm.ask.high", b"x", headers=headers, reply="_INBOX.first")
     await eventually(lambda: queued(bus))
-    again = [asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10)) for _ in range(2)]
+    again = [
+        asyncio.create_task(bus.request("llm.ask.high", b"x", headers=headers, timeout_s=TIMEOUT_S)) for _ in range(2)
+    ]
     cancelled = ErrorAnswer("mine", 1, ErrorBody("cancelled", "over", "cancelled_error", None, retryable=False))
     await bus.store("llm.out.mine", encode(cancelled), expected_last=0)
-    late = await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=10)
+    late = await bus.request("llm.ask.high", b"x", headers=headers, timeout_s=TIMEOUT_S)
     for answer in (*await asyncio.gather(*again), late):
         assert decode_answer(answer.data) == cancelled
     assert len(await queued(bus)) == 1
@@ -120,7 +122,7 @@ async def _ignore(_):
 async def test_a_question_without_a_way_back_is_not_queued(bus, asking):
     await bus.publish("llm.ask.high", b"x")
     # Handled in their order, so the first is behind us when the second is answered.
-    await bus.request("llm.ask.urgent", b"x", timeout_s=5)
+    await bus.request("llm.ask.urgent", b"x", timeout_s=TIMEOUT_S)
     assert await queued(bus) == []
 
 

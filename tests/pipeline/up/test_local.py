@@ -181,7 +181,7 @@ def test_a_role_that_cannot_start_ends_it_with_its_reason(up: Callable[..., Up])
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/api/version", trust_env=False, timeout=5).is_success
+        return httpx.get(f"{url}/api/version", trust_env=False, timeout=60).is_success
     except httpx.HTTPError:
         return False
 
