@@ -175,6 +175,7 @@ class EngineStatus(msgspec.Struct):
         kept_bytes: the size of what is kept of earlier prompts.
         drafted_tokens, accepted_tokens: what a draft model has proposed, and what of it was right.
         swapping: another model is being loaded; `reason` says which one, and how far it is.
+        cannot_load: the models whose last load failed, and why, by name.
     """
 
     state: WorkerState
@@ -209,6 +210,7 @@ class EngineStatus(msgspec.Struct):
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     swapping: bool = False
+    cannot_load: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Embedder(Protocol):
@@ -290,7 +292,7 @@ class Engine(Protocol):
         """The engine's own name of the model that a request names (None: any model).
 
         Raises:
-            HeadraceError: `model_not_found` or `model_internal`.
+            HeadraceError: `model_not_found` or `model_internal`; `unavailable` for a model that cannot be loaded.
         """
         ...
 

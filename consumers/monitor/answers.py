@@ -117,7 +117,7 @@ class QueueAnswers:
             filled=self.view.filled,
             store=self.me.peers.store(),
         )
-        report.servers = servers_of(workers)
+        report.servers, report.cannot_load = servers_of(workers), self.me.peers.cannot_load()
         report.paused, report.paused_tenants = shown_pauses(self.me.peers.pauses.state)
         return msgspec.json.encode(report)
 

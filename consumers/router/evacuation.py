@@ -124,5 +124,7 @@ class Evacuation:
         return bool(workers) and all(status.empty for status in workers)
 
     def _missing(self, request: Request) -> Failed:
+        if (refusal := self.me.peers.catalogue(self.config).refusal(request.wanted_model)) is not None:
+            return Failed(refusal)
         asked = "a model for this request" if request.wanted_model is None else f"model {quoted(request.wanted_model)}"
         return Failed(HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"Ollama does not have {asked}.", param="model"))

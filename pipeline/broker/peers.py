@@ -74,7 +74,15 @@ class Peers:
             config.spill_models,
             config.internal_models,
             self.embedding_models(),
+            self.cannot_load(),
         )
+
+    def cannot_load(self) -> dict[str, str]:
+        """The models of MLX that no worker could load when it last tried, and why, by name."""
+        statuses = self._remembered("mlx")
+        able = {name for status in statuses for name in status.models if name not in status.cannot_load}
+        failed = [item for status in statuses for item in status.cannot_load.items()]
+        return {name: why for name, why in failed if name not in able}
 
     def others(self, engine: EngineName, me: str, config: Config, *, with_room: bool = False) -> Catalogue:
         """The models of engine's workers but one, including workers last heard up to 30 s ago.

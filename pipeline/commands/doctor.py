@@ -157,7 +157,7 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             peers = Peers(bus)
             await peers.start()
             found.append(await _store(bus, peers))
-            found += await _alone(peers)
+            found += await _engines(peers)
             if STREAM_STATE in present:
                 found += await _spilling(bus)
                 found += await _paused(bus)
@@ -227,11 +227,15 @@ async def _heard(peers: Peers, look: Callable[[], _T], within_s: float) -> _T:
     return found
 
 
-async def _alone(peers: Peers) -> list[Finding]:
-    """The MLX workers that run one request at a time, as their statuses say."""
+async def _engines(peers: Peers) -> list[Finding]:
+    """The MLX workers that run one request at a time, and the models that none can load, as their statuses say."""
     workers = await _heard(peers, lambda: peers.workers("mlx"), _WORKER_HEARD_S)
     advice = "a newer mlx-lm may compute this model's requests together"
-    return [Finding("warn", "engine", f"{each.worker}: {each.alone}", advice) for each in workers if each.alone]
+    found = [Finding("warn", "engine", f"{each.worker}: {each.alone}", advice) for each in workers if each.alone]
+    mend = "the worker's log says more; a request for the model makes the worker try again"
+    failed = peers.cannot_load().items()
+    said = (visible(f"{name} cannot be loaded: {why}", keep="") for name, why in failed)
+    return [*found, *(Finding("warn", "model", each, mend) for each in said)]
 
 
 async def _store(bus: Bus, peers: Peers) -> Finding:

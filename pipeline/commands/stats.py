@@ -100,6 +100,7 @@ def render(statistics: QueueStatistics) -> RenderableType:
     reasons += [f"[yellow]{escape(visible(pause_line(pause)))}[/]" for pause in statistics.paused]
     if statistics.paused_tenants:
         reasons.append(f"[yellow]Pauses of tenants: {statistics.paused_tenants}. `headrace paused` lists them.[/]")
+    reasons += [f"[red]{escape(visible(model_line(*each)))}[/]" for each in statistics.cannot_load.items()]
     reasons += [escape(server_line(server)) for server in statistics.servers if server.dialect != "ollama"]
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
@@ -123,6 +124,11 @@ def engine_line(name: str, load: Load) -> str:
     state = load.level if load.available else "away"
     reason = f" ({load.reason})" if load.reason else ""
     return f"{_NAMES.get(name, name)}: {state}{reason}."
+
+
+def model_line(name: str, why: str) -> str:
+    """Return a sentence about a model: `Model coder cannot be loaded: its file is incomplete.`"""
+    return f"Model {name} cannot be loaded: {why}"
 
 
 def server_line(server: ServerState) -> str:

@@ -14,6 +14,19 @@ from typing import NamedTuple
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import EngineName
 
+
+class CannotLoad(HeadraceError):
+    """The model is known and cannot be loaded now. It is tried again after a pause.
+
+    Args:
+        name: of the model.
+        why: one line.
+    """
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(ErrorCode.UNAVAILABLE, f"Model {quoted(name)} cannot be loaded: {why}", param="model")
+
+
 _DEFAULT_TAG = "latest"
 _DEFAULT_PREFIXES = ("registry.ollama.ai/", "library/")
 # A point between digits is part of a version or a size: `llama3.2` and `llama3` are different families.
@@ -207,6 +220,8 @@ class Catalogue:
         table: configured equivalents, MLX's name to Ollama's.
         internal: models that answer no request.
         embedders: Ollama's models that only make embeddings.
+        cannot_load: models of MLX whose last load failed in each worker that has them, and why. Those that are in
+            `mlx` may be tried again.
     """
 
     mlx: Sequence[str]
@@ -214,6 +229,7 @@ class Catalogue:
     table: Mapping[str, str] = field(default_factory=dict)
     internal: Sequence[str] = ()
     embedders: Sequence[str] = ()
+    cannot_load: Mapping[str, str] = field(default_factory=dict)
 
     def model_on(self, engine: EngineName, requested: str | None) -> str | None:
         """The model by which an engine can answer the request, or None."""
@@ -227,6 +243,7 @@ class Catalogue:
         Raises:
             HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` for a model that only makes
                 embeddings.
+            CannotLoad: the only engine that has the model cannot load it.
         """
         self._check_internal(requested)
         engines: tuple[EngineName, ...] = ("mlx", "ollama")
@@ -238,8 +255,15 @@ class Catalogue:
                     f"Model {quoted(requested)} only makes embeddings and does not chat. Choose another model.",
                     param="model",
                 )
-            raise self._missing(requested, embeds=False)
+            raise self.refusal(requested) or self._missing(requested, embeds=False)
         return able
+
+    def refusal(self, requested: str | None) -> CannotLoad | None:
+        """Why MLX could not load the model when it last tried; None if it could, or does not have it."""
+        if requested is None:
+            return None
+        name = mlx_model_for(requested, self.table, list(self.cannot_load), self.internal)
+        return None if name is None else CannotLoad(name, self.cannot_load[name])
 
     def embedder(self, requested: str | None) -> str:
         """The model that makes the request's embeddings, as Ollama spells it.
@@ -281,9 +305,11 @@ class Catalogue:
 
     def listed(self) -> list[str]:
         """The names that clients see: MLX's, then Ollama's by name, each once, without internal ones. A model that both
-        engines have stands there under MLX's name: `smollm2` and not `smollm2:latest`.
+        engines have stands there under MLX's name: `smollm2`, not `smollm2:latest`. One whose last load failed is not
+        listed.
         """
         names: dict[str, str] = {}
-        for name in (*self.mlx, *sorted((*self.ollama, *self.embedders))):
+        mlx = (name for name in self.mlx if name not in self.cannot_load)
+        for name in (*mlx, *sorted((*self.ollama, *self.embedders))):
             names.setdefault(_canonical(name), name)
         return [name for name in names.values() if not is_internal(name, self.internal)]

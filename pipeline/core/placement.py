@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipeline.core.backoff import doubled
 from pipeline.core.ending import Failed, Moved, Outcome, Returned, failure
 from pipeline.core.envelope import Envelope
-from pipeline.core.models import Catalogue, mlx_model_for
+from pipeline.core.models import CannotLoad, Catalogue, mlx_model_for
 from pipeline.engine import Misbehaved
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import EngineName
@@ -91,7 +91,12 @@ def after_error(
 
 def is_for_another(error: HeadraceError, engine: EngineName, request: Request, models: KnownModels) -> bool:
     """Whether an engine refused a request for a model that another worker of it has. That worker is left to take it."""
-    return error.code is ErrorCode.MODEL_NOT_FOUND and is_on(models.others, engine, request)
+    return lacks_model(error) and is_on(models.others, engine, request)
+
+
+def lacks_model(error: HeadraceError) -> bool:
+    """Whether an engine refused a request because it does not have its model, or cannot load it."""
+    return error.code is ErrorCode.MODEL_NOT_FOUND or isinstance(error, CannotLoad)
 
 
 def is_on(catalogue: Catalogue, engine: EngineName, request: Request) -> bool:
@@ -147,12 +152,12 @@ def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models
     needed = request.needs_ollama if isinstance(request, ChatRequest) else ""
     if error.code is not ErrorCode.UNSUPPORTED_PARAMETER or error.param != needed:
         needed = ""
-    if not (needed or error.code is ErrorCode.MODEL_NOT_FOUND) or envelope.move is Move.RETURNED:
+    if not (needed or lacks_model(error)) or envelope.move is Move.RETURNED:
         return None
     try:
         model = _model_on_ollama(request, models.catalogue)
     except HeadraceError as refusal:
-        if refusal.code is ErrorCode.MODEL_NOT_FOUND and not models.complete:
+        if lacks_model(refusal) and not models.complete:
             return Returned(_delay_s(envelope.delivered), error=error)
         return Failed(refusal)
     if model is not None:
@@ -173,6 +178,8 @@ def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:
 def _at_the_same_engine(error: HeadraceError, envelope: Envelope, tries: Tries) -> Outcome:
     """Another attempt at the same engine, or the end."""
     busy_for_long = tries.turned_away > MOST_TURN_AWAYS
+    if isinstance(error, CannotLoad):
+        return failure(error)
     if error.code is ErrorCode.UNAVAILABLE and not busy_for_long:
         # The engine is away, and did nothing with the request: its deadline alone bounds the wait.
         return Returned(_delay_s(tries.turned_away or envelope.delivered), error=error)

@@ -85,6 +85,7 @@ class QueueStatistics(Struct):
         servers: the servers behind the workers.
         paused: the lanes that an operator has paused, without who it was.
         paused_tenants: how many pauses of tenants there are. Every tenant reads the statistics, so they have no names.
+        cannot_load: the models that no worker could load when it last tried, and why, by name.
     """
 
     high: LaneStatistics
@@ -100,6 +101,7 @@ class QueueStatistics(Struct):
     servers: list[ServerState] = field(default_factory=list)
     paused: list[Pause] = field(default_factory=list)
     paused_tenants: int = 0
+    cannot_load: dict[str, str] = field(default_factory=dict)
 
 
 def servers_of(statuses: Iterable[WorkerStatus]) -> list[ServerState]:

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from pipeline.broker.peers import Peers
 from pipeline.config import Config
 from pipeline.core.models import Catalogue, same_model, spelled
+from pipeline.core.placement import lacks_model
 from pipeline.gateway.bodies import read_body
 from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.responses import json_response
@@ -55,7 +56,7 @@ class Models:
 
         Raises:
             HeadraceError: `model_internal` or `model_not_found`; `unsupported_parameter` for a chat with a model that
-                only makes embeddings.
+                only makes embeddings; `unavailable` for one that cannot be loaded.
         """
         catalogue = self.catalogue()
         try:
@@ -65,7 +66,7 @@ class Models:
                 catalogue.engines_for(requested or None)
         except HeadraceError as error:
             complete = catalogue.mlx and (catalogue.ollama or catalogue.embedders)
-            if error.code is not ErrorCode.MODEL_NOT_FOUND or complete:
+            if not lacks_model(error) or complete:
                 raise
 
     def has(self, requested: str) -> bool:
@@ -142,11 +143,13 @@ class Models:
         return msgspec.structs.replace(found, capabilities=[*can, "tools"] if calls_tools else can)
 
     def _known(self, name: str) -> str:
-        """The name as it is listed; raises HeadraceError for an unknown model."""
+        """The name as it is listed; raises HeadraceError for an unknown model, and one that could not be loaded."""
         chosen, catalogue = spelled(name, self._names()), self.catalogue()
         if chosen == ANY:
             return ANY
         if not catalogue.only_embeds(chosen):
+            if catalogue.model_on("ollama", chosen) is None and (refusal := catalogue.refusal(chosen)):
+                raise refusal
             catalogue.engines_for(chosen)
         return chosen
 

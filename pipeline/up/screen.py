@@ -84,6 +84,10 @@ class Screen:
         """Show a report of a process."""
         before = self._states.get(name)
         self._states[name] = report
+        failed = before.facts.get("cannot_load", {}) if before is not None else {}
+        for model, why in report.facts.get("cannot_load", {}).items():
+            if failed.get(model) != why:
+                self._line(name, f"model {model} cannot be loaded: {why}", style="yellow")
         if name == self._loading and report.state != "loading":
             self._end_progress()
         if report.state == "ready" and (before is None or before.state != "ready"):

@@ -458,6 +458,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         drafted_tokens: the tokens that its draft model has proposed.
         accepted_tokens: those of them that became part of answers.
         fetches: the worker hears calls for models that are not here.
+        cannot_load: the models whose last load failed, and why, by name. One of them that is in `models` may be asked
+            for again: the request makes the worker try.
     """
 
     worker: str
@@ -499,6 +501,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     fetches: bool = False
+    cannot_load: dict[str, str] = field(default_factory=dict)
 
 
 StoreState = Literal["ok", "low", "full", "failed"]

@@ -37,6 +37,7 @@ _OF_THE_ENGINE: Final = (
     "kept_bytes",
     "drafted_tokens",
     "accepted_tokens",
+    "cannot_load",
 )
 
 

@@ -499,17 +499,22 @@ class Worker:
 
     async def _report_status(self, lifecycle: Lifecycle) -> None:
         """Publish a status at every change and every second; report the engine's state to the parent as well."""
-        told: tuple[str, str] | None = None
+        told: object = None
         while True:
             status = self.engine.status()
             # Published first: when the parent acts on its report, the other processes know.
             await self._publish_status(status.state)
             state = "loading" if status.swapping else status.state
-            if (state, status.reason) != told and state in ("loading", "ready", "down"):
-                told = (state, status.reason)
+            news = (state, status.reason, status.cannot_load)
+            if news != told and state in ("loading", "ready", "down"):
+                told = news
                 said = status.reason or "; ".join(filter(None, (status.alone, status.compute)))
                 lifecycle.report(
-                    state, said.removeprefix("loading "), models=status.models, simulated=self.engine.simulated
+                    state,
+                    said.removeprefix("loading "),
+                    models=status.models,
+                    simulated=self.engine.simulated,
+                    cannot_load=status.cannot_load,
                 )
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):

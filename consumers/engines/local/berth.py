@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -12,6 +13,7 @@ from consumers.engines.local.process import EngineProcess
 from consumers.engines.local.run import Run
 from pipeline.config import Config
 from pipeline.core.backoff import Backoff
+from pipeline.core.reasons import one_line
 from pipeline.core.swapping import ModelUse, Stage
 from pipeline.engine import Work
 from pipeline.wire.errors import HeadraceError
@@ -22,6 +24,9 @@ _RETRY_S: Final = 0.5
 _RETRY_MOST_S: Final = 120.0
 _MOST_DEATHS: Final = 3
 """A process that dies so often in a row while it loads has a model that cannot be loaded."""
+
+REFUSED_S: Final = 10.0
+"""A model that cannot be loaded is not tried again before."""
 
 _ORDER: Final = list(Priority)
 
@@ -79,9 +84,9 @@ class Berth:
         load_s: how long its last load took.
         was_ready: it has been loaded before.
         ending: its process is being ended.
-        failure: why its last load failed; empty if it did not.
+        failure: why its last load failed, for those who ask for it; empty if it did not.
         refused: it cannot be loaded. Without it, its process has died, and another try is due.
-        failed_until: when it is tried again.
+        failed_until: when it may be tried again.
     """
 
     model: FleetModel
@@ -114,6 +119,10 @@ class Berth:
     def size_bytes(self) -> int:
         """The memory that it takes, as far as is known."""
         return self.model.known_bytes or self.engine.memory_bytes or self.model.expected_bytes
+
+    def rests(self, now: float) -> bool:
+        """Whether it cannot be loaded, and it is too early to try again."""
+        return self.refused and now < self.failed_until
 
     def enter(self, stage: Stage, now: float) -> None:
         """The stage begins now."""
@@ -200,9 +209,17 @@ class Berth:
 
     def failed(self, now: float) -> None:
         """The model could not be loaded. It is tried again later."""
-        self.failure, self.failed_until = self.engine.reason, now + self._retries.failed()
+        said = self.engine.load_error or f"its process ended while it loaded: {self.engine.reason}"
+        self.failure, pause_s = one_line(said, self._places()), self._retries.failed()
         self.refused = bool(self.engine.load_error) or self._retries.failures >= _MOST_DEATHS
+        self.failed_until = now + (max(pause_s, REFUSED_S) if self.refused else pause_s)
         self.enter("leaving", now)
+
+    def _places(self) -> dict[str, str]:
+        """The folders of the model and of its adapters, with what stands for them in a message to a client."""
+        own = self.model.config
+        folders = {str(Path(place).expanduser()): name for name, place in own.adapters.items()}
+        return {self.model.path: self.name, **folders}
 
     def progress(self, now: float) -> str:
         """How far its load has come, in words."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final, Self
 
 import msgspec
@@ -26,7 +27,7 @@ from consumers.engines.local.process import EngineProcess
 from consumers.engines.local.run import Run
 from pipeline.aio import Background
 from pipeline.config import Config
-from pipeline.core.models import Catalogue
+from pipeline.core.models import CannotLoad, Catalogue, is_internal
 from pipeline.core.swapping import decide
 from pipeline.engine import Embedder, EngineStatus, NotLoaded, TokenCounter, Work
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -85,9 +86,10 @@ class Fleet:
         self._berths |= {model.name: self._berth(model) for model in further}
         self._owner = {name: berth for berth in self._berths.values() for name in reversed(berth.names)}
         self._resolved: dict[str, str] = {}
-        self._listed = self._catalogue().listed()
-        self._known: dict[str, ModelFacts] = {}
+        self._listed: list[str] = []
         self._known_until = 0.0
+        self._relist()
+        self._known: dict[str, ModelFacts] = {}
         self._tasks = Background()
         self._wake: asyncio.TimerHandle | None = None
         self._wake_at = 0.0
@@ -177,8 +179,8 @@ class Fleet:
         berth, now = self._owner[work.model], self._now()
         if not self._running:
             raise HeadraceError(ErrorCode.UNAVAILABLE, "The engine is down (stopped).")
-        if berth.refused and now < berth.failed_until:
-            raise HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded ({berth.failure}).")
+        if berth.rests(now):
+            raise CannotLoad(work.model, berth.failure)
         if berth.has_room(work) and not berth.is_behind(work):
             return berth.begin(work, now)
         if berth.stage in ("absent", "leaving") and self.elsewhere(berth.names):
@@ -212,8 +214,9 @@ class Fleet:
             sum(len(berth.tickets) + berth.beyond for berth in berths),
         )
         facts = self._facts()
-        status.state, status.reason = self._state(ready), self._reason(loading)
+        status.state, status.reason = self._state(ready), self._reason(ready, loading)
         status.models, status.facts = self._listed, {name: facts[name] for name in self._listed}
+        status.cannot_load = self._cannot_load()
         status.tool_models = [name for name in self._listed if "tools" in facts[name].capabilities]
         status.swapping = loading is not None
         status.loading_s = 0.0 if ready or loading is None else self._left_s(loading)
@@ -241,23 +244,35 @@ class Fleet:
     # ---- what it is --------------------------------------------------------------------------------------------------
 
     def _catalogue(self) -> Catalogue:
-        """The names that the worker answers to: those of models that it can load."""
-        usable = [berth for berth in self._berths.values() if not berth.refused or berth.was_ready]
-        names = [name for berth in usable for name in berth.names]
-        return Catalogue(mlx=names, table=self._config.spill_models, internal=self._config.internal_models)
+        """The names that the worker answers to: those of models that it can load, or may try to load again."""
+        now = self._now()
+        names = [name for berth in self._berths.values() if not berth.rests(now) for name in berth.names]
+        config = self._config
+        return Catalogue(names, (), config.spill_models, config.internal_models, cannot_load=self._cannot_load())
+
+    def _cannot_load(self) -> dict[str, str]:
+        return {
+            name: berth.failure
+            for berth in self._berths.values()
+            if berth.refused
+            for name in berth.names
+            if not is_internal(name, self._config.internal_models)
+        }
 
     def _relist(self) -> None:
         """The names that the worker answers to may have changed."""
-        self._listed = self._catalogue().listed()
-        self._resolved.clear()
-        self._known_until = 0.0
+        listed = replace(self._catalogue(), cannot_load={}).listed()
+        if listed != self._listed:
+            self._listed, self._known_until = listed, 0.0
+            self._resolved.clear()
 
     def _any(self) -> Berth:
-        default = next(iter(self._berths.values()))
-        if default.stage == "ready":
-            return default
-        loaded = [berth for berth in self._berths.values() if berth.stage == "ready"]
-        return max(loaded, key=lambda berth: berth.used_at, default=default)
+        berths, now = list(self._berths.values()), self._now()
+        if berths[0].stage == "ready":
+            return berths[0]
+        loaded = [berth for berth in berths if berth.stage == "ready"]
+        absent = next((berth for berth in berths if not berth.rests(now)), berths[0])
+        return max(loaded, key=lambda berth: berth.used_at, default=absent)
 
     @property
     def _held(self) -> int:
@@ -271,16 +286,15 @@ class Fleet:
         """Ready once a model has been loaded: while one takes the place of another, the worker is not away."""
         if any(berth.engine.state == "ready" for berth in ready):
             return "ready"
-        berths = self._berths.values()
-        if any(berth.was_ready and not berth.refused for berth in berths) and not ready:
+        berths, now = self._berths.values(), self._now()
+        if any(berth.was_ready and not berth.rests(now) for berth in berths) and not ready:
             return "ready"
-        return "down" if any(berth.refused for berth in berths) and not ready else "loading"
+        return "down" if any(berth.rests(now) for berth in berths) and not ready else "loading"
 
-    def _reason(self, loading: Berth | None) -> str:
-        failed = [f"{berth.name}: {berth.failure}" for berth in self._berths.values() if berth.refused]
+    def _reason(self, ready: Sequence[Berth], loading: Berth | None) -> str:
         if loading is not None:
             return loading.progress(self._now())
-        return f"cannot be loaded: {'; '.join(failed)}" if failed else ""
+        return "no model can be loaded" if not ready and self._cannot_load() else ""
 
     def _left_s(self, loading: Berth) -> float:
         return max(0.0, loading.load_s - (self._now() - loading.since))
@@ -325,7 +339,7 @@ class Fleet:
         berth.failed(now)
         self._relist()
         if berth.refused:
-            berth.turn_away(HeadraceError(ErrorCode.UNAVAILABLE, f"Model {berth.name} cannot be loaded."))
+            berth.turn_away(CannotLoad(berth.name, berth.failure))
 
     def _consider_soon(self, after_s: float) -> None:
         """Decide after so many seconds, or when it was due before."""
@@ -343,6 +357,7 @@ class Fleet:
         if not self._running:
             return
         now = self._now()
+        self._relist()
         for berth in self._berths.values():
             if berth.tickets:
                 berth.admit(now)

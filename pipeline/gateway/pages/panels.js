@@ -77,6 +77,7 @@ function engineCard(engine, load, workers) {
   const inMemory = [...new Set(workers.flatMap(w => Object.entries(w.facts ?? {})
     .filter(([, facts]) => facts.loaded && !facts.alias_of).map(([name]) => name)))];
   const troubles = workers.filter(w => w.reason).map(w => w.reason);
+  const failed = Object.assign({}, ...workers.map(w => w.cannot_load ?? {}));
   const alone = new Set(workers.map(w => w.alone).filter(Boolean));
   return element("article", { className: "engine", data: { engine } },
     element("div", { className: "engine-head" },
@@ -86,6 +87,8 @@ function engineCard(engine, load, workers) {
         ...(states.length ? states.map(stateMark) : [chip("offline", "bad")]), " ",
         !load ? chip("no data", "plain") : load.available ? chip(load.level, LEVEL_TONES[load.level]) : chip("away", "bad"))),
     element("p", { className: "engine-why", textContent: [load?.reason, ...troubles, ...alone].filter(Boolean).join("; ") }),
+    ...Object.entries(failed).map(([model, why]) =>
+      element("p", { className: "engine-why", data: { failed: model }, textContent: `Model ${model} cannot be loaded: ${why}` })),
     figures(load, workers),
     ...workers.filter(w => w.dialect === "openai").map(w => element("p", { className: "engine-models foot", data: { server: w.server } },
       `${w.state === "ready" ? "" : `${w.state}: `}OpenAI server `, element("code", { textContent: w.server }),

@@ -96,3 +96,13 @@ async def test_the_status_of_an_older_version_is_understood(bus, peers):
     )
     (status,) = await eventually(lambda: peers.workers("mlx"))
     assert status.slots == Slots(0, 4)
+
+
+async def test_a_model_cannot_be_loaded_if_no_worker_can(bus, peers, config):
+    await say(bus, "w1", models=("m",), cannot_load={"n": "why", "o": "that is why"})
+    await say(bus, "w2", models=("m", "n"))
+    await say(bus, "w3", models=("o",), cannot_load={"o": "the last try failed"})
+    await eventually(lambda: len(peers.workers("mlx")) == 3)
+    assert peers.cannot_load() == {"o": "the last try failed"}
+    assert peers.catalogue(config).listed() == ["m", "n"]
+    assert peers.catalogue(config).engines_for("o") == {"mlx"}, "it may be tried again"

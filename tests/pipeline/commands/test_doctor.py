@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
-from pipeline.commands.doctor import _alone, _ollama, _openai, _spilling, _store
+from pipeline.commands.doctor import _engines, _ollama, _openai, _spilling, _store
 from pipeline.config import Config
 from pipeline.up.screen import DEMO_MODEL
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, WorkerStatus, encode
@@ -84,14 +84,29 @@ async def test_it_says_which_worker_runs_one_request_at_a_time(nats_server, alon
     status = WorkerStatus(
         "mlx-1", "mlx", "ready", ["m"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0, alone=alone
     )
+    assert [each.detail for each in await engines_of(nats_server, status)] == ([f"mlx-1: {alone}"] if alone else [])
+
+
+async def test_it_says_which_model_cannot_be_loaded_and_why(nats_server):
+    none = PerPriorityCount()
+    status = WorkerStatus("mlx-1", "mlx", "ready", ["m"], Slots(0, 1), none, 0, 0, 0, 0, 0, at=0.0)
+    status.cannot_load = {"n": "its file is incomplete."}
+    (finding,) = await engines_of(nats_server, status)
+    assert (finding.level, finding.what, finding.detail) == (
+        "warn",
+        "model",
+        "n cannot be loaded: its file is incomplete.",
+    )
+
+
+async def engines_of(nats_server, status):
     async with Bus.connect(nats_server.url, name="up") as up, Bus.connect(nats_server.url, name="doctor") as bus:
         peers = Peers(bus)
         await peers.start()
         while not peers.workers("mlx"):
             await up.publish("llm.worker.mlx-1", encode(status))
             await asyncio.sleep(0.01)
-        findings = await _alone(peers)
-    assert [finding.detail for finding in findings] == ([f"mlx-1: {alone}"] if alone else [])
+        return await _engines(peers)
 
 
 async def test_it_says_that_nothing_spills_on_a_shared_machine_as_long_as_that_is_so(bus):

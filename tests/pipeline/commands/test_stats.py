@@ -70,3 +70,11 @@ def test_what_is_paused_is_said():
         console.print(render(QueueStatistics(*lanes, {}, {}, 0, 1.0, paused=paused, paused_tenants=2)))
     assert re.search(r"Lane low: paused at \d\d:\d\d on \d\d \w+ \(the \[demo\]\)\.", said.get())
     assert "Pauses of tenants: 2. `headrace paused` lists them." in said.get()
+
+
+def test_which_model_cannot_be_loaded_is_said():
+    lanes = [LaneStatistics() for _ in range(3)]
+    console = Console(width=200)
+    with console.capture() as said:
+        console.print(render(QueueStatistics(*lanes, {}, {}, 0, 1.0, cannot_load={"n": "its [file] is incomplete."})))
+    assert "Model n cannot be loaded: its [file] is incomplete.\n" in said.get()

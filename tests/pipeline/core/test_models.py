@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.models import (
+    CannotLoad,
     Catalogue,
     OfferedModel,
     by_preference,
@@ -342,3 +343,25 @@ def test_no_engine_is_given_an_internal_model(mlx, ollama, requested):
 )
 def test_a_requested_name_is_spelled_as_it_is_listed_and_a_tag_or_size_is_never_dropped(requested, expected):
     assert spelled(requested, ("demo", "mini:latest", "big:1b", "org/Demo-4bit")) == expected
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason_and_not_listed():
+    failed = {"org/Big-4bit": "its file is incomplete."}
+    names = catalogue(mlx=["other"], ollama=[], cannot_load=failed)
+    for requested in ("org/Big-4bit", "org/big-4BIT", "big:8b"):
+        with pytest.raises(CannotLoad) as refusal:
+            names.engines_for(requested)
+        assert refusal.value.message == 'Model "org/Big-4bit" cannot be loaded: its file is incomplete.'
+        assert (refusal.value.code, refusal.value.param) == (ErrorCode.UNAVAILABLE, "model")
+    with pytest.raises(HeadraceError) as missing:
+        names.engines_for("gpt-9")
+    assert missing.value.code is ErrorCode.MODEL_NOT_FOUND
+    assert names.engines_for(None) == {"mlx"}
+    may_be_tried = catalogue(mlx=["other", "org/Big-4bit"], ollama=[], cannot_load=failed)
+    assert may_be_tried.engines_for("org/Big-4bit") == {"mlx"}
+    assert may_be_tried.listed() == ["other"]
+
+
+def test_a_model_that_mlx_cannot_load_is_answered_by_its_equivalent():
+    names = catalogue(mlx=[], cannot_load={"org/Big-4bit": "why"})
+    assert names.engines_for("org/Big-4bit") == {"ollama"}

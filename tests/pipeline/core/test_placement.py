@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.ending import Buried, Failed, Moved, Returned
 from pipeline.core.envelope import Envelope
-from pipeline.core.models import Catalogue
+from pipeline.core.models import CannotLoad, Catalogue
 from pipeline.core.placement import MOST_TURN_AWAYS, KnownModels, Tries, after_error, back_to_mlx, is_for_another
 from pipeline.engine import Misbehaved, TurnedAway
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -94,6 +94,29 @@ def test_a_model_of_another_mlx_worker_leaves_the_request_to_it():
         assert not is_for_another(MISSING, "mlx", chat("big"), models)
         assert not is_for_another(AWAY, "mlx", chat("other"), models)
     assert after(MISSING, chat("other"), models=KnownModels(models.catalogue), move=Move.RETURNED) == Failed(MISSING)
+
+
+@pytest.mark.parametrize("heard", [True, False], ids=["known", "not heard yet"])
+def test_a_model_that_cannot_be_loaded_ends_the_request_with_the_reason(heard):
+    failed = CannotLoad("broken", "why")
+    # This worker's own status may still have the model as one that can be loaded.
+    for names in (Catalogue([], cannot_load={"broken": "why"}), Catalogue(["broken"])):
+        outcome = after(failed, chat("broken"), models=KnownModels(names, complete=heard), turned_away=0)
+        if heard or names.mlx:
+            assert isinstance(outcome, Failed)
+            assert outcome.error.message == failed.message
+        else:
+            assert outcome == Returned(0.5, error=failed)
+    assert after(failed, chat("broken"), move=Move.RETURNED) == Failed(failed)
+
+
+def test_a_model_that_one_worker_cannot_load_leaves_the_request_to_another_one_or_to_ollama():
+    failed = CannotLoad("broken", "why")
+    assert is_for_another(failed, "mlx", chat("broken"), KnownModels(CATALOGUE, others=Catalogue(["broken"])))
+    assert not is_for_another(failed, "mlx", chat("broken"), KnownModels(CATALOGUE, others=Catalogue(["big"])))
+    models = KnownModels(Catalogue([], ["broken"], cannot_load={"broken": "why"}))
+    why = "only ollama has the model broken"
+    assert after(failed, chat("broken"), models=models) == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, why)
 
 
 def test_mlx_makes_no_embeddings_on_any_worker():

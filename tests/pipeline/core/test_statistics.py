@@ -115,7 +115,7 @@ def test_the_report_tells_what_is_not_known_and_rounds_what_is_filled_down():
 
 def test_statistics_of_the_version_before_are_complete():
     fields = msgspec.to_builtins(report(Statistics(started_at=0.0)))
-    for name in ("unknown", "filled", "servers", "paused", "paused_tenants"):
+    for name in ("unknown", "filled", "servers", "paused", "paused_tenants", "cannot_load"):
         del fields[name]
     read = msgspec.convert(fields, QueueStatistics)
     assert (read.unknown, read.filled, read.servers, read.paused) == ([], 1.0, [], [])
@@ -142,7 +142,7 @@ def test_servers_are_those_behind_workers_by_url():
 def test_the_report_has_the_shape_of_the_protocol():
     body = msgspec.to_builtins(report(counted(RequestEvent("a", "failed", HIGH, code=ErrorCode.UNAVAILABLE))))
     counts = {"high", "medium", "low", "engines", "errors", "dead", "uptime_s"}
-    assert set(body) == counts | {"unknown", "filled", "store", "servers", "paused", "paused_tenants"}
+    assert set(body) == counts | {"unknown", "filled", "store", "servers", "paused", "paused_tenants", "cannot_load"}
     for priority in Priority:
         lane = body[priority.value]
         assert set(lane) == {

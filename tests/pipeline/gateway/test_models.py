@@ -66,3 +66,42 @@ async def test_a_request_for_nothing_loads_any_model_too(serve: Serve, bus: Bus,
             response = await client.post(path, json={"model": model, **body})
             assert (response.status_code, response.json().get("done_reason")) == (200, "load")
         assert (await client.post("/api/generate", json={"model": "other"})).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}),
+        ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/api/generate", {"prompt": "x"}),
+        ("/api/show", {}),
+        ("/api/pull", {}),
+    ],
+)
+async def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason(
+    serve: Serve, bus: Bus, path: str, body: dict[str, Any]
+) -> None:
+    async with serve() as client:
+        await told(bus, client)
+        failed = {"broken": "its file is incomplete."}
+        await bus.publish(
+            "llm.worker.b",
+            encode(
+                WorkerStatus("b", "mlx", "ready", [OLD], Slots(0, 1), NONE, 0, 0, 0, 0, 0, at=0.0, cannot_load=failed)
+            ),
+        )
+
+        async def refused() -> bool:
+            return (await client.get("/v1/models/broken")).status_code == 503
+
+        await eventually(refused)
+        said = await client.post(path, json={"model": "broken", **body})
+        assert said.status_code == 503
+        assert 'Model \\"broken\\" cannot be loaded: its file is incomplete.' in said.text
+        assert "unavailable" in said.text
+        listed = [entry["id"] for entry in (await client.get("/v1/models")).json()["data"]]
+        assert listed == [OLD, "big:latest", "cold:latest", "auto"]

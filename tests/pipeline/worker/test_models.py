@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from pipeline.config import Config
+from pipeline.core.models import CannotLoad
 from pipeline.engine import Generation, NotLoaded, Work
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
@@ -200,4 +201,27 @@ async def test_a_request_whose_model_is_not_in_memory_comes_again_and_no_attempt
     engine.refusal = None
     answer = await client.answer("r")
     assert (answer.model, answer.headrace.attempts) == ("alpha", 1)
+    await client.none_waits()
+
+
+async def test_a_model_that_no_worker_can_load_ends_its_requests_with_the_reason(start: StartWorker, client: Client):
+    why = "its file is incomplete."
+
+    class Broken(Prompt):
+        def resolve(self, model: str | None) -> str:
+            if model == "broken":
+                raise CannotLoad("broken", why)
+            return super().resolve(model)
+
+    one = await start(Broken(reports={"cannot_load": {"broken": why}}), lease_s=LEASE_S)
+    await client.ask("first", naming("broken"))
+    answer = await client.answer("first")
+    assert (answer.error.code, answer.error.message) == (
+        ErrorCode.UNAVAILABLE,
+        f'Model "broken" cannot be loaded: {why}',
+    )
+    other = await start(Prompt(model="broken"), lease_s=LEASE_S)
+    await all_are_known(one, other)
+    await client.ask("second", naming("broken"))
+    assert (await client.answer("second")).model == "broken"
     await client.none_waits()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -12,10 +13,12 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from consumers.demo_model import PATH as DEMO
 from consumers.engines.local.berth import FleetModel, Ticket
 from consumers.engines.local.fleet import HELD_OF_ONE, Fleet
 from pipeline.config import Config
 from pipeline.core import swapping
+from pipeline.core.models import CannotLoad
 from pipeline.engine import NotLoaded
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
@@ -222,14 +225,56 @@ async def test_the_facts_say_what_is_loaded_how_large_it_is_and_when_it_leaves()
 async def test_a_model_that_cannot_be_loaded_is_named_and_the_others_answer(tmp_path):
     broken = msgspec.structs.replace(BASE, engine="mlx")
     async with fleet(model("a"), model("b", config=broken, path=str(tmp_path))) as engine:
-        with pytest.raises(HeadraceError, match="b cannot be loaded"):
+        with pytest.raises(HeadraceError, match='"b" cannot be loaded: FileNotFoundError'):
             await ask(engine, "b")
         await eventually(lambda: "b" not in engine.status().models)
-        with pytest.raises(HeadraceError) as caught:
+        assert engine.status().cannot_load == {
+            "b": "FileNotFoundError: [Errno 2] No such file or directory: 'b/config.json'."
+        }
+        with pytest.raises(CannotLoad, match='"b" cannot be loaded: FileNotFoundError'):
             engine.resolve("b")
-        assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
-        assert "b: " in engine.status().reason
         assert (await ask(engine, "a")).finish_reason
+
+
+async def test_a_model_whose_files_break_while_it_is_not_in_memory_is_refused_and_served_once_they_are_mended(
+    tmp_path, monkeypatch
+):
+    shutil.copytree(DEMO, tmp_path / "b")
+    config = (tmp_path / "b" / "config.json").read_text()
+    real = msgspec.structs.replace(BASE, engine="mlx")
+    async with fleet(model("a"), model("b", config=real, path=str(tmp_path / "b")), budget=10) as engine:
+        assert (await ask(engine, "b")).finish_reason
+        await ask(engine, "a")
+        (tmp_path / "b" / "config.json").write_text(config.replace('"llama"', '"quux"'))
+        with pytest.raises(CannotLoad, match="Model type quux not supported"):
+            await ask(engine, "b")
+        with pytest.raises(CannotLoad, match="Model type quux not supported"):
+            engine.resolve("b")
+        assert (engine.status().models, list(engine.status().cannot_load)) == (["a"], ["b"])
+        (tmp_path / "b" / "config.json").write_text(config)
+        skip(engine, "b", monkeypatch)
+        await until(engine, lambda: "b" in engine.status().models)
+        assert list(engine.status().cannot_load) == ["b"], "it is tried for the next request"
+        assert (await ask(engine, "b")).finish_reason
+        assert engine.status().cannot_load == {}
+
+
+async def test_a_request_for_any_model_is_not_answered_with_one_that_cannot_be_loaded(tmp_path):
+    broken = msgspec.structs.replace(BASE, engine="mlx")
+    models = [model("a", config=broken, path=str(tmp_path)), model("b"), model("c")]
+    async with Fleet(BASE, models, 10) as engine:
+        assert await engine.load_failed()
+        await until(engine, lambda: "a" in engine.status().cannot_load)
+        assert engine.resolve(None) == "b"
+        assert (await ask(engine, None)).finish_reason
+
+
+def skip(engine: Fleet, name: str, monkeypatch) -> None:
+    """The pause after which a model may be tried again is over."""
+    late = engine._berths[name].failed_until
+    began_at = engine._now()
+    monkeypatch.setattr(engine, "_now", lambda: asyncio.get_running_loop().time() + max(0.0, late - began_at))
+    engine._consider_soon(0.0)
 
 
 async def test_the_tokens_of_a_prompt_are_counted_by_its_model_if_that_is_loaded():
