@@ -81,6 +81,8 @@ class Files:
             with cancellation_kept():
                 info = await (await self._store()).put(file_id, cast("Any", content), meta)
         except APIError as error:
+            if error.description is None:  # nothing answers at its subjects
+                raise Unreachable("The store of files does not answer") from error
             raise LaneFull(f"The store of files has no room: {error.description}") from error
         except (nats.errors.Error, TimeoutError) as error:
             raise Unreachable(f"The file cannot be stored: {str(error) or type(error).__name__}") from error

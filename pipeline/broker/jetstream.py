@@ -45,6 +45,7 @@ _STORE_PAUSE_MOST_S = 1.0
 _FULL = 10077
 # With the same code, for the bound of a subject and for that of the whole stream.
 _ALL_FULL = "maximum messages exceeded"
+_NO_STREAM = 10059
 _WRONG_LAST_SEQUENCE = 10071
 _UNAVAILABLE = 503
 BATCH = 500
@@ -276,7 +277,16 @@ class Bus(Connection):
             await wait_set(reconnected, _SAMPLE_EVERY_S)
             reconnected.clear()
 
-    # ---- consumers
+    # ---- consumers and streams
+
+    async def lacks(self, stream: str) -> bool:
+        """Whether the broker says that it has no such stream. An account that may not ask gets no answer."""
+        try:
+            answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
+        except Unreachable:
+            return False
+        error = None if answer.status is not None else _puback.decode(answer.data).error
+        return error is not None and error.err_code == _NO_STREAM
 
     async def halt(self, stream: str, consumer: str, for_s: float) -> bool:
         """Halt a consumer for a time, or resume it (0): until then it delivers nothing, redeliveries included.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.broker.connection import BusError, Unreachable, without_password
+from pipeline.broker.connection import BusError, NoResponders, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
 from pipeline.up.reach import broker_trouble
+from pipeline.wire.subjects import QUEUE_STATS, STREAM_REQUESTS
 
 # A command waits this long for a broker that it has lost.
 _AWAY_S = 10.0
@@ -55,15 +56,49 @@ async def _connected(work: Callable[[Bus], Coroutine[Any, Any, int]], url: str, 
         raise Unreachable(trouble)
     async with Bus.connect(url, name=name) as bus:
         working, watching = asyncio.ensure_future(work(bus)), asyncio.ensure_future(_until_away(bus))
+        looking = asyncio.ensure_future(_missing(bus, url))
+        tasks: list[asyncio.Future[Any]] = [working, watching, looking]
         try:
-            await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if looking.done() and not working.done() and not looking.result().pipeline:
+                await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+            failure = working.exception() if working.done() else None
+            if working.done() and not isinstance(failure, BusError):
+                return working.result()
+            if not watching.done():
+                missing = await looking
+                if missing.pipeline or (missing.said and isinstance(failure, NoResponders)):
+                    raise Unreachable(missing.said)
             if working.done():
                 return working.result()
         finally:
-            for task in (working, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait((working, watching))
+            await asyncio.wait(tasks)
         raise Unreachable(f"The broker at {without_password(url)} has been away for {_AWAY_S:.0f} s.")
+
+
+class _Missing(NamedTuple):
+    """What the broker says to be missing, in a sentence; and whether that is the whole pipeline."""
+
+    said: str = ""
+    pipeline: bool = False
+
+
+async def _missing(bus: Bus, url: str) -> _Missing:
+    """Look whether a monitor runs and the streams exist. The broker says at once if there are none."""
+    try:
+        await bus.request(QUEUE_STATS)
+    except NoResponders:
+        pass
+    except BusError:
+        return _Missing()
+    else:
+        return _Missing()
+    if await bus.lacks(STREAM_REQUESTS):
+        said = f"The broker at {without_password(url)} has no pipeline. `headrace up` starts one."
+        return _Missing(said, pipeline=True)
+    return _Missing(f"No monitor runs at {without_password(url)}, and this command needs one.")
 
 
 async def _until_away(bus: Bus) -> None:

@@ -15,17 +15,18 @@ import msgspec
 from pipeline.aio import wait_set
 from pipeline.broker import topology
 from pipeline.broker.clock import described
-from pipeline.broker.connection import BusError, Unreachable, without_password
+from pipeline.broker.connection import BusError, NoResponders, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.pauses import read_paused
 from pipeline.broker.peers import Peers
 from pipeline.commands import visible
-from pipeline.commands.stats import pause_line
+from pipeline.commands.stats import pause_line, queue_statistics
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
 from pipeline.core.cores import usable_cores
 from pipeline.core.models import is_internal
 from pipeline.core.room import Disk
+from pipeline.core.statistics import QueueStatistics
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.python import module_command
 from pipeline.up import instance
@@ -156,8 +157,8 @@ async def _broker(config: Config, url: str) -> list[Finding]:
             found += await _clock(bus)
             peers = Peers(bus)
             await peers.start()
-            found.append(await _store(bus, peers))
-            found += await _engines(peers)
+            finding, heard = await _monitor(bus)
+            found += [finding, await _store(bus, peers, heard), *await _engines(peers, heard)]
             if STREAM_STATE in present:
                 found += await _spilling(bus)
                 found += await _paused(bus)
@@ -176,6 +177,27 @@ async def _broker(config: Config, url: str) -> list[Finding]:
     else:
         found.append(Finding("ok", "streams", "present"))
     return found
+
+
+class Heard(NamedTuple):
+    """What the monitor says, and whether other roles may run, whose reports are to be waited for."""
+
+    statistics: QueueStatistics | None = None
+    runs: bool = True
+
+
+async def _monitor(bus: Bus) -> tuple[Finding, Heard]:
+    """Whether a pipeline runs on this broker: its monitor answers. The broker says at once if there is none."""
+    try:
+        statistics = await queue_statistics(bus)
+    except NoResponders:
+        advice = "`headrace up` starts one with all other roles, `headrace run monitor` one alone"
+        return Finding("warn", "monitor", "none runs on this broker; no other role was waited for", advice), Heard(
+            runs=False
+        )
+    except (BusError, msgspec.DecodeError) as error:
+        return Finding("warn", "monitor", f"no answer: {error}", "look at its log; without it, nothing spills"), Heard()
+    return Finding("ok", "monitor", f"has run for {statistics.uptime_s:.0f} s"), Heard(statistics)
 
 
 async def _keys(config: Config) -> list[Finding]:
@@ -227,20 +249,26 @@ async def _heard(peers: Peers, look: Callable[[], _T], within_s: float) -> _T:
     return found
 
 
-async def _engines(peers: Peers) -> list[Finding]:
+async def _engines(peers: Peers, said: Heard) -> list[Finding]:
     """The MLX workers that run one request at a time, and the models that none can load, as their statuses say."""
-    workers = await _heard(peers, lambda: peers.workers("mlx"), _WORKER_HEARD_S)
+    workers = await _heard(peers, lambda: peers.workers("mlx"), _WORKER_HEARD_S if said.runs else 0.0)
     advice = "a newer mlx-lm may compute this model's requests together"
     found = [Finding("warn", "engine", f"{each.worker}: {each.alone}", advice) for each in workers if each.alone]
     mend = "the worker's log says more; a request for the model makes the worker try again"
-    failed = peers.cannot_load().items()
-    said = (visible(f"{name} cannot be loaded: {why}", keep="") for name, why in failed)
-    return [*found, *(Finding("warn", "model", each, mend) for each in said)]
+    failed = (peers.cannot_load() if said.statistics is None else said.statistics.cannot_load).items()
+    lines = (visible(f"{name} cannot be loaded: {why}", keep="") for name, why in failed)
+    return [*found, *(Finding("warn", "model", each, mend) for each in lines)]
 
 
-async def _store(bus: Bus, peers: Peers) -> Finding:
-    """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers."""
-    store = await _heard(peers, peers.store, _STORE_HEARD_S)
+async def _store(bus: Bus, peers: Peers, said: Heard) -> Finding:
+    """Whether the broker can store requests: by the report of the `headrace up` that runs it, or by its answers.
+
+    A monitor that has run for longer than a report takes knows whether there is one.
+    """
+    knows = said.statistics is not None and said.statistics.uptime_s >= _STORE_HEARD_S
+    store = said.statistics.store if said.statistics is not None else None
+    if store is None:
+        store = await _heard(peers, peers.store, _STORE_HEARD_S if said.runs and not knows else 0.0)
     if store is None:
         if await topology.is_on(bus):
             return Finding("ok", "store", "JetStream answers; no process reports on the disk of its store")

@@ -150,11 +150,49 @@ def test_a_client_without_a_broker_says_so_and_ends(command):
     assert done.stderr == "headrace: No NATS server at nats://127.0.0.1:9. Run `headrace doctor` to find out why.\n"
 
 
-def test_a_client_at_a_broker_without_a_pipeline_says_so_and_ends(nats_server: NatsServer):
-    for command in (("send", "hello"), ("stats",)):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("send", "hello"),
+        ("stats",),
+        ("top",),
+        ("usage",),
+        ("bench",),
+        ("cancel", "some-id"),
+        ("pause", "low"),
+        ("move", "some-id", "high"),
+        ("dead", "list"),
+        ("batch", "LINES"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_client_at_a_broker_without_a_pipeline_says_so_and_ends(command, nats_server: NatsServer, tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    lines.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}))
+    command = [str(lines) if part == "LINES" else part for part in command]
+    done = headrace(*command, "--nats-url", nats_server.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"headrace: The broker at {nats_server.url} has no pipeline. `headrace up` starts one. "
+        "Run `headrace doctor` to find out why.\n"
+    )
+
+
+def test_a_command_that_needs_a_monitor_says_so_where_there_is_none(nats_server: NatsServer):
+    asyncio.run(with_streams(nats_server.url))
+    for command in (("stats",), ("usage",), ("pause", "low")):
         done = headrace(*command, "--nats-url", nats_server.url)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.endswith(". Run `headrace doctor` to find out why.\n")
+        assert done.stderr == (
+            f"headrace: No monitor runs at {nats_server.url}, and this command needs one. "
+            "Run `headrace doctor` to find out why.\n"
+        )
+
+
+async def with_streams(url: str) -> None:
+    async with Bus.connect(url, name="test") as bus:
+        await topology.apply(bus.js, Config())
 
 
 def test_an_answer_is_printed_to_stdout_and_nothing_else(state):

@@ -35,6 +35,7 @@ from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.core.backoff import Backoff
 from pipeline.core.models import Catalogue
+from pipeline.core.reasons import one_line
 from pipeline.core.stall import StallWatch
 from pipeline.core.width import first_width
 from pipeline.engine import MOST_PER_SLOT, Embedder, EngineStatus, TokenCounter, Work
@@ -194,6 +195,7 @@ class EngineProcess:
             drafted_tokens=self._counted.drafted_tokens + stats.drafted_tokens,
             accepted_tokens=self._counted.accepted_tokens + stats.accepted_tokens,
             kept_bytes=stats.kept_bytes,
+            cannot_load=self._cannot_load(),
         )
 
     def on_change(self, callback: Callable[[], None]) -> None:
@@ -372,6 +374,12 @@ class EngineProcess:
             memory_bytes=self._memory_bytes if self._state == "ready" else 0,
         )
         return dict.fromkeys(self._listed, known)
+
+    def _cannot_load(self) -> dict[str, str]:
+        """The model, if its last load failed. Requests for it wait: it is tried again and again."""
+        if not self._load_error:
+            return {}
+        return dict.fromkeys(self._listed, one_line(self._load_error, {self._model_path: self._served}))
 
     @property
     def slots(self) -> int:

@@ -9,8 +9,10 @@ import pytest
 
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.peers import Peers
-from pipeline.commands.doctor import _engines, _ollama, _openai, _spilling, _store
+from pipeline.commands import doctor
+from pipeline.commands.doctor import Heard, _engines, _monitor, _ollama, _openai, _spilling, _store
 from pipeline.config import Config
+from pipeline.core.statistics import LaneStatistics, QueueStatistics
 from pipeline.up.screen import DEMO_MODEL
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import STORE
@@ -70,7 +72,7 @@ async def test_it_says_what_the_process_of_the_broker_reports_on_its_store(nats_
     async with Bus.connect(nats_server.url, name="up") as up, Bus.connect(nats_server.url, name="doctor") as bus:
         peers = Peers(bus)
         await peers.start()
-        looking = asyncio.create_task(_store(bus, peers))
+        looking = asyncio.create_task(_store(bus, peers, Heard()))
         while not looking.done():
             await up.publish(STORE, encode(report))
             await asyncio.sleep(0.01)
@@ -106,7 +108,7 @@ async def engines_of(nats_server, status):
         while not peers.workers("mlx"):
             await up.publish("llm.worker.mlx-1", encode(status))
             await asyncio.sleep(0.01)
-        return await _engines(peers)
+        return await _engines(peers, Heard())
 
 
 async def test_it_says_that_nothing_spills_on_a_shared_machine_as_long_as_that_is_so(bus):
@@ -123,3 +125,35 @@ async def test_it_says_that_nothing_spills_on_a_shared_machine_as_long_as_that_i
         findings = await _spilling(bus)
         assert len(findings) == found
         assert all(keeps in finding.detail and finding.level == "warn" for finding in findings)
+
+
+async def test_without_a_monitor_nothing_is_waited_for(nats_server, monkeypatch):
+    async with Bus.connect(nats_server.url, name="doctor") as bus:
+        peers = Peers(bus)
+        await peers.start()
+        finding, heard = await _monitor(bus)
+        assert (finding.level, finding.detail) == ("warn", "none runs on this broker; no other role was waited for")
+        assert heard == Heard(runs=False)
+        waited = []
+
+        async def wait(_event, seconds: float) -> None:
+            waited.append(seconds)
+
+        monkeypatch.setattr(doctor, "wait_set", wait)
+        assert (await _store(bus, peers, heard)).level == "ok"
+        assert await _engines(peers, heard) == []
+        assert waited == []
+
+
+async def test_what_a_monitor_knows_of_the_store_and_the_models_is_not_waited_for(nats_server, monkeypatch):
+    statistics = QueueStatistics(*(LaneStatistics() for _ in range(3)), {}, {}, 0, uptime_s=60.0)
+    statistics.cannot_load = {"n": "why"}
+    monkeypatch.setattr(doctor, "_WORKER_HEARD_S", 0.0)
+    async with Bus.connect(nats_server.url, name="doctor") as bus:
+        peers = Peers(bus)
+        await peers.start()
+        monkeypatch.setattr(doctor, "wait_set", None)
+        assert "no process reports" in (await _store(bus, peers, Heard(statistics))).detail
+        assert [each.detail for each in await _engines(peers, Heard(statistics))] == ["n cannot be loaded: why"]
+        statistics.store = StoreReport("full", "The disk is full.", 0, 1)
+        assert (await _store(bus, peers, Heard(statistics))).detail == "The disk is full."

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core.reasons import one_line
 
-PLACES = {"/home/ada/my models/coder": "coder", "/home/ada/sql": "sql"}
+PLACES = {"/srv/ada/my models/coder": "coder", "/srv/ada/sql": "sql"}
 
 
 @pytest.mark.parametrize(
@@ -14,16 +14,16 @@ PLACES = {"/home/ada/my models/coder": "coder", "/home/ada/sql": "sql"}
     [
         ("No space.", "No space."),
         ("two\n  lines", "two lines"),
-        ("The model /home/ada/my models/coder cannot be loaded (OSError: no header.).", "OSError: no header."),
+        ("The model /srv/ada/my models/coder cannot be loaded (OSError: no header.).", "OSError: no header."),
         (
             "The model other cannot be loaded (OSError: no header).",
             "The model other cannot be loaded (OSError: no header).",
         ),
-        ("no file '/home/ada/my models/coder/config.json'", "no file 'coder/config.json'"),
+        ("no file '/srv/ada/my models/coder/config.json'", "no file 'coder/config.json'"),
         ("no file '/var/lib/x/config.json', (/a/b)", "no file 'config.json', (b)"),
         ("~/models/x: gone", "x: gone"),
         ("See https://example.org/a/b and owner/name.", "See https://example.org/a/b and owner/name."),
-        ("The adapter in /home/ada/sql fits nothing.", "The adapter in sql fits nothing."),
+        ("The adapter in /srv/ada/sql fits nothing.", "The adapter in sql fits nothing."),
     ],
 )
 def test_folders_become_names_and_lines_become_one(said: str, line: str):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from consumers.demo_model import PATH as DEMO
 from consumers.engines.local.process import EngineProcess
 from consumers.engines.local.protocol import Facts, Ready, Stats, Step
 from pipeline.config import Config
@@ -309,3 +311,21 @@ async def test_a_count_is_refused_as_a_request_is_and_made_again_after_a_crash()
         await until(engine, lambda: engine.child_pid not in (None, first))
         await until_ready(engine)
         assert await engine.counter.count_tokens(ChatRequest(prompt="x" * 40)) == 10
+
+
+async def test_a_model_that_cannot_be_loaded_again_is_told_with_the_reason_until_it_can(tmp_path):
+    pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    folder = tmp_path / "m"
+    shutil.copytree(DEMO, folder)
+    whole = (folder / "config.json").read_text()
+    async with EngineProcess(Config(), model_path=str(folder), served_name="m") as engine:
+        await until_ready(engine)
+        assert engine.status().cannot_load == {}
+        (folder / "config.json").write_text(whole.replace('"llama"', '"quux"'))
+        os.kill(engine.child_pid, signal.SIGKILL)
+        await until(engine, lambda: engine.status().cannot_load)
+        assert engine.status().cannot_load == {"m": "ValueError: Model type quux not supported."}
+        assert engine.status().models == ["m"], "its requests wait"
+        (folder / "config.json").write_text(whole)
+        await until(engine, lambda: engine.status().state == "ready")
+        assert engine.status().cannot_load == {}
