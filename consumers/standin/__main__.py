@@ -61,6 +61,7 @@ def main() -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m consumers.standin", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="the port on loopback; 0 is any free port")
+    parser.add_argument("--held", action="store_true", help="another process holds the port, with SO_REUSEPORT")
     parser.add_argument("--gguf", type=Path, help="run this file on llama.cpp, not the demo model")
     parser.add_argument("--name", help=f"the name of the model; the default is the file's, or {MODEL_NAME}-mini")
     parser.add_argument("--threads", type=int, default=0, help="of llama.cpp; 0 takes the setting ollama_threads")
@@ -79,7 +80,8 @@ async def _serve(options: argparse.Namespace, config: Config) -> int:
         serving = _demo(config, name=options.name or f"{MODEL_NAME}-mini", parallel=parallel)
     try:
         async with serving as server:
-            await _Uvicorn(server, options.port, options.ready_file).serve()
+            with _bound(options.port, held=options.held) as listening:
+                await _Uvicorn(server, options.ready_file).serve([listening])
     except _UnusableError as error:
         log.critical("%s", error)
         return 2
@@ -128,6 +130,18 @@ async def _is_ready(engine: Engine) -> bool:
     return state == "ready"
 
 
+def _bound(port: int, *, held: bool) -> socket.socket:
+    listening = socket.socket()
+    for option in (socket.SO_REUSEADDR, *([socket.SO_REUSEPORT] if held else [])):
+        listening.setsockopt(socket.SOL_SOCKET, option, 1)
+    try:
+        listening.bind(("127.0.0.1", port))
+    except OSError as error:
+        listening.close()
+        raise _UnusableError(f"Port {port} cannot be used: {error.strerror}") from None
+    return listening
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn on loopback. It writes the ready file when it serves.
 
@@ -135,12 +149,10 @@ class _Uvicorn(uvicorn.Server):
     are used.
     """
 
-    def __init__(self, server: Server, port: int, ready_file: Path | None) -> None:
+    def __init__(self, server: Server, ready_file: Path | None) -> None:
         super().__init__(
             uvicorn.Config(
                 server.app(),
-                host="127.0.0.1",
-                port=port,
                 lifespan="off",
                 access_log=False,
                 log_config=None,

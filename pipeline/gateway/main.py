@@ -13,8 +13,9 @@ from pipeline.gateway.app import Gateway
 from pipeline.gateway.ask import Ask
 from pipeline.gateway.identity import check_exposure
 from pipeline.gateway.late import LateAnswers
-from pipeline.gateway.server import HttpServer, bind, url_of
+from pipeline.gateway.server import HttpServer, url_of
 from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.listening import bind
 from pipeline.process.role import role
 
 

@@ -20,7 +20,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -41,18 +40,13 @@ from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.turns import Beginnings
 from pipeline.process.files import room_for
-from pipeline.process.lifecycle import StartError
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
 
-# The gateway's port if no other is set.
-HTTP_PORT = 8411
 MAX_HEAD_BYTES = 64 << 10
 _KEEP_ALIVE_S = 30.0
-# The kernel holds back this many connections at most, less if its own limit (net.core.somaxconn) is lower.
-_BACKLOG = 16_384
 # Connections that are accepted in one turn of the event loop.
 _BATCH = 256
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -361,28 +355,6 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the lifecycle."""
         yield
-
-
-def bind(config: Config) -> socket.socket:
-    """The listening socket.
-
-    Raises:
-        StartError: the port is in use, or the host is not an address of this machine.
-    """
-    host, port = config.http_host, config.http_port
-    ports = [port] if port or config.state_dir else [HTTP_PORT, 0]
-    for last, each in [(each == ports[-1], each) for each in ports]:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            both = host == "::" and socket.has_dualstack_ipv6()
-            return socket.create_server((host, each), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
-        except OSError as error:
-            if last:
-                why = os.strerror(error.errno or 0)
-                raise StartError(
-                    f"Cannot serve HTTP at {host}:{each}: {why}. Choose another --http-host or --http-port."
-                ) from None
-    raise AssertionError
 
 
 def url_of(listening: socket.socket) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 from collections.abc import Coroutine, Sequence
 from functools import partial
 from importlib import util
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_
 from pipeline.up.instance import Instance
 from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
+from pipeline.up.ports import check_ports, held_port
 from pipeline.up.reach import (
     NATS_PORT,
     broker_trouble,
@@ -41,7 +42,7 @@ from pipeline.up.reach import (
 )
 from pipeline.up.screen import Screen, shown
 from pipeline.up.second import Second, second_engine
-from pipeline.up.server import Broker, most_stored, state_lock
+from pipeline.up.server import LOCK_PATIENCE_S, Broker, most_stored, state_lock
 from pipeline.up.storekeeper import Storekeeper
 
 BROKER = "broker"
@@ -128,6 +129,7 @@ class Local:
         self._given_up = asyncio.Event()
         self._trouble = ""
         self._standin_ready = asyncio.Event()
+        self._standin_port: socket | None = None
         self._http: str | None = None
 
     async def serve(self, lifecycle: Lifecycle) -> None:
@@ -138,7 +140,12 @@ class Local:
                 the user named cannot be got or loaded, or another role cannot start, and a restart does not help.
         """
         with state_lock(self._dir) as lock:
-            (self._dir / instance.RUN_FILE).unlink(missing_ok=True)
+            run_file = self._dir / instance.RUN_FILE
+            # An `up` that was killed leaves the file, and its roles end a moment after it.
+            patience_s = LOCK_PATIENCE_S if run_file.exists() else 0.0
+            run_file.unlink(missing_ok=True)
+            gateway = any(role.name == GATEWAY for role in self._roles)
+            await check_ports(self._config, broker=self._own_broker, gateway=gateway, patience_s=patience_s)
             if not await self._get_model(lifecycle):
                 self._screen.stopped()
                 return
@@ -178,6 +185,8 @@ class Local:
                     bounding.cancel()
                     for kept in self._kept.values():
                         kept.kill()
+                    if self._standin_port is not None:
+                        self._standin_port.close()
             if self._trouble:
                 raise LaunchError(self._trouble)
 
@@ -287,7 +296,8 @@ class Local:
         has_llama = util.find_spec("xllamacpp") is not None
         second = second_engine(self._config, version=version, gguf=self.gguf, has_llama=has_llama)
         if second.standin is not None:
-            port = _free_port()
+            self._standin_port = held_port()
+            port = self._standin_port.getsockname()[1]
             url = f"http://127.0.0.1:{port}"
             self._unready.add(STANDIN)
             launch = partial(self._launch_standin, port, url, second)
@@ -311,7 +321,7 @@ class Local:
         return await spawn(role.command, self._environ(config), self._log(role.name))
 
     async def _launch_standin(self, port: int, url: str, second: Second) -> Process:
-        command = (*STANDIN_COMMAND, "--port", str(port), *(second.standin or ()))
+        command = (*STANDIN_COMMAND, "--port", str(port), "--held", *(second.standin or ()))
         # The demo model runs there in the same way as in the MLX role, on the other share of the cores.
         config = msgspec.structs.replace(self._config, mlx_threads=self._config.ollama_threads)
         process = await spawn_tied(command, self._environ(config), self._log(STANDIN))
@@ -453,10 +463,3 @@ async def _first(*waits: Coroutine[Any, Any, object]) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _free_port() -> int:
-    """A free loopback port. It is selected here because the stand-in keeps it across restarts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

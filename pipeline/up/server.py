@@ -24,6 +24,7 @@ import msgspec
 from pipeline.core.room import Disk
 from pipeline.up.children import LaunchError, Process, last_line, spawn_tied
 from pipeline.up.instance import private_file, process_lives
+from pipeline.up.ports import taken
 from pipeline.up.reach import jetstream_answers
 
 START_TIMEOUT_S = 20.0
@@ -168,7 +169,7 @@ class Broker:
             except BaseException:
                 server.kill()
                 raise
-        raise BrokerError(f"Port {candidate} is taken. Choose another --nats-port, or 0 for a free one.")
+        raise BrokerError(taken(candidate))
 
     async def _spawn(self, port: int) -> Process:
         for stale in self._dir.glob("*.ports"):

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline.config import Config
 from pipeline.gateway.gathering import Gathering
-from pipeline.gateway.server import bind, url_of
+from pipeline.gateway.server import url_of
 from pipeline.process.lifecycle import StartError
+from pipeline.process.listening import bind
 from tests.waiting import eventually
 
 

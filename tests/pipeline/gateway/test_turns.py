@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from functools import partial
 
 from pipeline.config import Config
-from pipeline.gateway.server import Acceptor, bind
+from pipeline.gateway.server import Acceptor
 from pipeline.gateway.turns import PER_TURN, Beginnings, Turns
+from pipeline.process.listening import bind
 from pipeline.wire.subjects import Priority
 from tests.waiting import eventually
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -407,6 +408,25 @@ def test_a_taken_port_is_refused_with_a_clear_message(up, nats_server: NatsServe
     assert running.output() == (
         f"headrace: Port {nats_server.port} is taken. Choose another --nats-port, or 0 for a free one.\n"
     )
+
+
+def test_a_taken_http_port_is_found_before_anything_starts(up):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        running = up(http_port=port)
+        assert running.process.wait(TIMEOUT_S) == 1
+    assert running.output() == (
+        f"headrace: Cannot serve HTTP at 127.0.0.1:{port}: Address already in use. "
+        "Choose another --http-host or --http-port.\n"
+    )
+    assert not (running.state / "nats").exists()
+
+
+def test_without_a_gateway_the_http_port_is_not_looked_at(up):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        running = up("monitor", http_port=taken.getsockname()[1])
+        running.ready()
+        assert running.stop() == 0
 
 
 def test_a_broker_elsewhere_is_used_and_left_alone(up, nats_server: NatsServer):
