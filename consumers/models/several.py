@@ -10,7 +10,7 @@ import msgspec
 
 from consumers.models.names import is_folder, located, served_name_of
 from pipeline.config import Config, ConfigError, ModelEntry
-from pipeline.core.models import same_model
+from pipeline.core.models import is_internal, same_model
 
 _CONFIG = "config.json"
 # A request for it is answered by any model.
@@ -51,7 +51,8 @@ def wanted_models(config: Config) -> list[WantedModel]:
     """The models of the settings, the default one first.
 
     Raises:
-        ConfigError: two of them have one name, as requests are matched with names; or a name cannot be requested.
+        ConfigError: two of them have one name, as requests are matched with names; a name cannot be requested; or the
+            default one is internal.
     """
     found: dict[str, WantedModel] = {}
     for model in _named(config):
@@ -63,7 +64,11 @@ def wanted_models(config: Config) -> list[WantedModel]:
                 both = f"{_shown(other)} and {_shown(model)}"
                 raise ConfigError(f'Two models have the name "{name}": {both}. Rename one.')
             found.setdefault(name, model)
-    return list({model.name: model for model in found.values()}.values())
+    models = list({model.name: model for model in found.values()}.values())
+    if is_internal(models[0].name, config.internal_models):
+        what = f"Model {_shown(models[0])} is internal and answers no request."
+        raise ConfigError(f"{what} Name another one first, or change internal_models.")
+    return models
 
 
 def _shown(model: WantedModel) -> str:

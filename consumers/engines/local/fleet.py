@@ -267,11 +267,12 @@ class Fleet:
             self._resolved.clear()
 
     def _any(self) -> Berth:
-        berths, now = list(self._berths.values()), self._now()
+        berths, now, internal = list(self._berths.values()), self._now(), self._config.internal_models
         if berths[0].stage == "ready":
             return berths[0]
-        loaded = [berth for berth in berths if berth.stage == "ready"]
-        absent = next((berth for berth in berths if not berth.rests(now)), berths[0])
+        usable = [berth for berth in berths if not is_internal(berth.name, internal)]
+        loaded = [berth for berth in usable if berth.stage == "ready"]
+        absent = next((berth for berth in usable if not berth.rests(now)), berths[0])
         return max(loaded, key=lambda berth: berth.used_at, default=absent)
 
     @property

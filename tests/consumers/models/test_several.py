@@ -6,6 +6,7 @@ import json
 import struct
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from consumers.demo_model import PATH
@@ -159,3 +160,14 @@ def test_doctor_names_each_model_and_the_one_that_is_missing():
     assert not usable
     assert "demo model" in said
     assert "no-such-folder" in said
+
+
+def test_an_internal_model_is_no_default():
+    config = Config(model="./models/TinyLlama-1.1B")
+    with pytest.raises(ConfigError, match=r"TinyLlama-1.1B .* is internal and answers no request"):
+        wanted_models(config)
+    assert [each.name for each in wanted_models(msgspec.structs.replace(config, internal_models=[]))] == [
+        "TinyLlama-1.1B"
+    ]
+    second = Config(model="demo", models={"./models/TinyLlama-1.1B": ModelEntry()})
+    assert [each.name for each in wanted_models(second)] == ["headrace-demo", "TinyLlama-1.1B"]

@@ -269,6 +269,15 @@ async def test_a_request_for_any_model_is_not_answered_with_one_that_cannot_be_l
         assert (await ask(engine, None)).finish_reason
 
 
+async def test_an_internal_model_that_is_in_memory_answers_no_request_without_a_name():
+    async with fleet(model("a"), model("tinyllama", pinned=True), model("b"), budget=20) as engine:
+        await until(engine, lambda: stage(engine, "tinyllama") == "ready")
+        await ask(engine, "b")
+        assert {stage(engine, "tinyllama"), stage(engine, "b")} == {"ready"}
+        engine._berths["tinyllama"].used_at = engine._now()
+        assert engine.resolve(None) == "b"
+
+
 def skip(engine: Fleet, name: str, monkeypatch) -> None:
     """The pause after which a model may be tried again is over."""
     late = engine._berths[name].failed_until
