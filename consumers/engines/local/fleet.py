@@ -218,6 +218,9 @@ class Fleet:
         status.models, status.facts = self._listed, {name: facts[name] for name in self._listed}
         status.cannot_load = self._cannot_load()
         status.tool_models = [name for name in self._listed if "tools" in facts[name].capabilities]
+        if status.state == "ready" and not ready and loading is None:
+            # For the request that loads a model: without a slot, the worker would take none.
+            status.slots_total += 1
         status.swapping = loading is not None
         status.loading_s = 0.0 if ready or loading is None else self._left_s(loading)
         return status
@@ -398,7 +401,7 @@ class Fleet:
     def _announce(self) -> None:
         status = self.status()
         stages = tuple((berth.name, berth.stage) for berth in self._berths.values() if berth.stage != "absent")
-        current = (status.state, status.reason, status.slots_used, status.slots_total, stages, tuple(self._listed))
+        current = (status.state, status.reason, status.slots_used, status.slots_total, stages, status.models)
         if current != self._announced:
             self._announced = current
             self._known_until = 0.0

@@ -211,6 +211,19 @@ async def test_a_model_leaves_after_its_idle_time_and_a_pinned_one_does_not():
         assert loaded(engine) == {"a"}
 
 
+async def test_with_no_model_in_memory_a_slot_is_free_for_the_request_that_loads_one():
+    async with fleet(model("a", idle_s=0.2), model("b")) as engine:
+        await until(engine, lambda: stage(engine, "a") == "absent")
+        assert (engine.status().state, free_slots(engine)) == ("ready", 1)
+        assert (await ask(engine, "b")).finish_reason
+        assert free_slots(engine) == BASE.slots
+
+
+def free_slots(engine: Fleet) -> int:
+    status = engine.status()
+    return status.slots_total - status.slots_used
+
+
 async def test_the_facts_say_what_is_loaded_how_large_it_is_and_when_it_leaves():
     async with fleet(model("a", size_bytes=7, idle_s=600.0, aliases=("x",)), model("b", size_bytes=8)) as engine:
         facts = engine.status().facts
@@ -251,6 +264,8 @@ async def test_a_model_whose_files_break_while_it_is_not_in_memory_is_refused_an
         with pytest.raises(CannotLoad, match="Model type quux not supported"):
             engine.resolve("b")
         assert (engine.status().models, list(engine.status().cannot_load)) == (["a"], ["b"])
+        await until(engine, lambda: stage(engine, "b") == "absent")
+        assert (loaded(engine), free_slots(engine)) == (set(), 1), "a request for the other model is taken"
         (tmp_path / "b" / "config.json").write_text(config)
         skip(engine, "b", monkeypatch)
         await until(engine, lambda: "b" in engine.status().models)
