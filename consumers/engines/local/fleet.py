@@ -214,7 +214,7 @@ class Fleet:
             sum(len(berth.tickets) + berth.beyond for berth in berths),
         )
         facts = self._facts()
-        status.state, status.reason = self._state(ready), self._reason(ready, loading)
+        status.state, status.reason = self._state(ready), self._reason(loading)
         status.models, status.facts = self._listed, {name: facts[name] for name in self._listed}
         status.cannot_load = self._cannot_load()
         status.tool_models = [name for name in self._listed if "tools" in facts[name].capabilities]
@@ -295,10 +295,11 @@ class Fleet:
             return "ready"
         return "down" if any(berth.rests(now) for berth in berths) and not ready else "loading"
 
-    def _reason(self, ready: Sequence[Berth], loading: Berth | None) -> str:
+    def _reason(self, loading: Berth | None) -> str:
+        now = self._now()
         if loading is not None:
-            return loading.progress(self._now())
-        return "no model can be loaded" if not ready and self._cannot_load() else ""
+            return loading.progress(now)
+        return "no model can be loaded" if all(berth.rests(now) for berth in self._berths.values()) else ""
 
     def _left_s(self, loading: Berth) -> float:
         return max(0.0, loading.load_s - (self._now() - loading.since))

@@ -266,6 +266,7 @@ async def test_a_model_whose_files_break_while_it_is_not_in_memory_is_refused_an
         assert (engine.status().models, list(engine.status().cannot_load)) == (["a"], ["b"])
         await until(engine, lambda: stage(engine, "b") == "absent")
         assert (loaded(engine), free_slots(engine)) == (set(), 1), "a request for the other model is taken"
+        assert engine.status().reason == ""
         (tmp_path / "b" / "config.json").write_text(config)
         skip(engine, "b", monkeypatch)
         await until(engine, lambda: "b" in engine.status().models)
