@@ -50,7 +50,7 @@ from consumers.engines.local.child.rehearsal import Way, rehearse
 from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.selftest import identity_of, tested
-from consumers.engines.local.child.speed import gflops, on_cpu
+from consumers.engines.local.child.speed import gflops, on_cpu, on_cuda
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config, Sampling
@@ -138,7 +138,7 @@ class MlxBackend:
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self._draft = self._load_draft(note)
         self.batch = self._new_batch()
-        if not self.on_cpu:
+        if on_cuda():
             note("compiling kernels for this GPU, which takes minutes at the first start")
             self._rehearse()
 

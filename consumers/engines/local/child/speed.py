@@ -35,6 +35,13 @@ def on_cpu() -> bool:
     return bool(mx.default_device() == mx.cpu)
 
 
+def on_cuda() -> bool:
+    """Whether MLX computes on an NVIDIA GPU."""
+    import mlx.core as mx
+
+    return not on_cpu() and not mx.metal.is_available()
+
+
 def gflops() -> float:
     """The speed of a float32 product on the CPU, in 10⁹ operations a second.
 
