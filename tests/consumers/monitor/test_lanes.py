@@ -256,12 +256,13 @@ async def test_a_consumer_that_is_removed_under_a_workers_hands_costs_no_answer(
     running.lanes.begin()
     again = await second.engine.generation(name)
     again.finish("upon another time")
-    # The record is the first one's.
+    # The record is the first one's, unless the broker delivered the request to the first worker again before the second
+    # one got it: then the second one has read what was said, and goes on from there.
     await eventually(lambda: again.closed)
     generation.finish("upon a time")
     answer = await client.answer(name)
     await client.none_waits()
-    assert answer.choices[0].message.content == "once upon a time"
+    assert answer.choices[0].message.content in {"once upon a time", "once upon another time"}
     assert [one for one in await client.record(name) if is_last(one)] == [answer]
 
 
