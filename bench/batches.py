@@ -1,14 +1,15 @@
 """A long batch as OpenAI's client sends it, while the parts of the pipeline are killed in turn.
 
-    python -m bench.batches [--lines N] [--questions N] [--kills N] [--away-s S] [--tokens-per-s N] [--model DIR]
+    python -m bench.batches [--lines N] [--questions N] [--every-s S] [--kills N] [--away-s S] [--tokens-per-s N]
+                            [--model DIR]
 
-It asks HIGH a short question every half second, alone and beside the batch, and compares the times to the first text.
-Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. With `--away-s`, the
-gateway stands still from then on for that long, and is killed. At the end each line must be in the output or the error
-file once. It samples the memory of every process.
+It asks HIGH a short question every half second (`--every-s`), alone and beside the batch, and compares the times to the
+first text. Then it kills gateway, engine's worker, monitor and the role `batches` in turn with SIGKILL. With
+`--away-s`, the gateway stands still from then on for that long, and is killed. At the end each line must be in the
+output or the error file once. It samples the memory of every process.
 
 Without `--model` the simulated engine runs. By default it is fast, so that many lines end. To compare HIGH's times,
-give it the speed of a model: `--tokens-per-s 100`.
+give it the speed of a model: `--tokens-per-s 100`. With a real model on a CPU, ask less often: `--every-s 4`.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class Memory:
             yield f"{name:>12}  {first:7.1f} {last:7.1f} {max(values):7.1f}"
 
 
-async def questions(url: str, count: int) -> list[float]:
-    """The times to the first text of HIGH questions, asked one every half second."""
+async def questions(url: str, count: int, every_s: float) -> list[float]:
+    """The times to the first text of HIGH questions, one asked every so many seconds."""
     times: list[float] = []
 
     async def ask() -> None:
@@ -106,7 +107,7 @@ async def questions(url: str, count: int) -> list[float]:
     asked = []
     for _ in range(count):
         asked.append(asyncio.create_task(ask()))
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(every_s)
     await asyncio.gather(*asked)
     return times
 
@@ -169,14 +170,14 @@ async def read(client: AsyncOpenAI, batch: Batch) -> tuple[Counter[str], Counter
 async def run(url: str, folder: Path, options: argparse.Namespace) -> bool:
     """One whole batch. Returns whether every line is there once."""
     client, memory = AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=5), Memory()
-    alone = await questions(url, options.questions)
+    alone = await questions(url, options.questions, options.every_s)
     write_lines(folder / "input.jsonl", options.lines)
     file = await client.files.create(file=folder / "input.jsonl", purpose="batch")
     started = time.monotonic()
     batch = await client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
     waiting = asyncio.create_task(ended(client, batch.id, memory))
     await asyncio.sleep(3)
-    beside = await questions(url, options.questions)
+    beside = await questions(url, options.questions, options.every_s)
 
     async def disturb() -> None:
         await kill_in_turn(options.kills)
@@ -219,6 +220,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.batches", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--lines", type=int, default=10_000, metavar="N", help="lines of the batch (default: 10000)")
     parser.add_argument("--questions", type=int, default=40, metavar="N", help="HIGH questions alone and beside it")
+    parser.add_argument(
+        "--every-s",
+        type=float,
+        default=EVERY_S,
+        metavar="S",
+        help="seconds between them; a real model needs more",
+    )
     parser.add_argument("--kills", type=int, default=12, metavar="N", help="how many processes are killed")
     parser.add_argument("--away-s", type=float, default=0.0, metavar="S", help="how long the gateway is away, seconds")
     parser.add_argument("--model", type=Path, metavar="DIR", help="folder of a model; else the simulated engine runs")
