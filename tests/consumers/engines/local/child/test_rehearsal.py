@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from consumers.demo_model import PATH as DEMO
+
 pytest.importorskip("mlx_lm", reason="MLX is not installed")
 ROOT = Path(__file__).resolve().parents[5]
 
@@ -74,3 +76,29 @@ def test_a_short_context_is_not_exceeded():
 def test_a_model_without_batches_reads_each_length():
     passes, _ = rehearsed("llama", "alone")
     assert {(1, 16), (1, 32), (1, 64), (1, 128), (1, 256), (1, 1)} <= passes
+
+
+# A backend that takes this machine for one with a GPU. Prints what it says of its start and what is left in its batch.
+_AT_THE_START = """
+import json, logging, sys
+import mlx.core as mx
+from consumers.engines.local.child import mlx as backend
+from pipeline.config import Config
+
+logging.basicConfig()
+backend.on_cuda = lambda: True
+notes = []
+started = backend.MlxBackend(Config(), sys.argv[1], notes.append)
+print(json.dumps([notes, started.batch.kv_bytes()]))
+started.close()
+"""
+
+
+def test_the_engine_rehearses_with_its_own_ways_to_sample():
+    command = [sys.executable, "-c", _AT_THE_START, str(DEMO)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    notes, kv_bytes = json.loads(run.stdout)
+    assert notes[-1].startswith("compiling kernels for this GPU")
+    assert kv_bytes == 0
+    assert "rehearsal failed" not in run.stderr
