@@ -13,5 +13,5 @@ from pipeline.worker.worker import Worker
 async def main(config: Config, lifecycle: Lifecycle) -> None:
     """Run the role until lifecycle asks to stop; raises as `pipeline.process.role.role`."""
     async with role("ollama", config) as me, OllamaEngine(config) as engine:
-        worker = Worker(me, engine, config, OLLAMA_SOURCE, fetcher=OllamaFetcher(config, engine))
+        worker = Worker(me, engine, config, OLLAMA_SOURCE, fetcher=OllamaFetcher(engine))
         await worker.run(lifecycle)

@@ -49,9 +49,6 @@ class StoreFetcher:
                 "(owner/name) and addresses of GGUF files."
             )
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
-        if self._config.offline:
-            message = f"Model {quoted(name)} is not here, and --offline forbids fetching it. Start without --offline."
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="model")
         return model
 
     async def fetch(self, model: str, note: Callable[[FetchStep], None]) -> str:

@@ -9,6 +9,7 @@ import msgspec
 
 from pipeline.aio import Background
 from pipeline.broker.connection import Message
+from pipeline.config import Config
 from pipeline.core.fetches import Fetch, Fetches
 from pipeline.engine import Fetcher
 from pipeline.process.role import Role
@@ -29,10 +30,12 @@ class Fetching:
 
     Args:
         me: the role.
+        config: the settings.
         fetcher: of the worker's engine; None if it fetches nothing.
     """
 
     me: Role
+    config: Config
     fetcher: Fetcher | None
     _fetches: Fetches = field(init=False, default_factory=Fetches)
     _tasks: Background = field(init=False, default_factory=Background)
@@ -65,8 +68,13 @@ class Fetching:
 
     def _asked(self, call: FetchCall) -> FetchReport:
         assert self.fetcher is not None  # noqa: S101 - else nothing is subscribed
-        now = self.me.bus.clock.now()
-        fetch, begins = self._fetches.ask(call, self.fetcher.fetchable(call.model), now)
+        model, now = self.fetcher.fetchable(call.model), self.me.bus.clock.now()
+        if self.config.offline:
+            message = (
+                f"Model {quoted(call.model)} is not here, and --offline forbids fetching it. Start without --offline."
+            )
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="model")
+        fetch, begins = self._fetches.ask(call, model, now)
         if begins and self._stopping:
             fetch.end(now, error=_stopped(fetch))
         elif begins:

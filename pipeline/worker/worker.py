@@ -143,7 +143,7 @@ class Worker:
         self.me.peers.on_change = self._on_peers
         await self.me.bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         await Counting(self.me, self.engine, self.config).start()
-        fetching = Fetching(self.me, self.fetcher)
+        fetching = Fetching(self.me, self.config, self.fetcher)
         await fetching.start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:

@@ -8,7 +8,6 @@ from typing import Any
 
 from consumers.engines.ollama.engine import OllamaEngine
 from consumers.engines.server.errors import ServerError
-from pipeline.config import Config
 from pipeline.core.models import same_model
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchStep
@@ -20,12 +19,10 @@ class OllamaFetcher:
     """Lets an Ollama server pull models, as `Fetcher`.
 
     Args:
-        config: the settings of the worker.
         engine: the server.
     """
 
-    def __init__(self, config: Config, engine: OllamaEngine) -> None:
-        self._config = config
+    def __init__(self, engine: OllamaEngine) -> None:
         self._engine = engine
 
     def fetchable(self, name: str) -> str:
@@ -35,9 +32,6 @@ class OllamaFetcher:
                 f"Model {quoted(name)} cannot be fetched: there is no Ollama server, and llama.cpp stands in for it."
             )
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
-        if self._config.offline:
-            message = f"Model {quoted(name)} is not here, and --offline forbids fetching it. Start without --offline."
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="model")
         return name
 
     async def fetch(self, model: str, note: Callable[[FetchStep], None]) -> str:

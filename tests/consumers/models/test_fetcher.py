@@ -171,12 +171,6 @@ def test_a_name_of_ollamas_and_a_file_of_this_machine_are_not(name: str, fetcher
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
 
 
-def test_offline_nothing_is_fetched():
-    with pytest.raises(HeadraceError, match="--offline forbids fetching it") as caught:
-        StoreFetcher(Config(offline=True), serve).fetchable("smollm2")
-    assert caught.value.code is ErrorCode.INVALID_REQUEST
-
-
 def test_steps_are_as_ollamas_clients_read_them():
     def step(what: str, done: int, total: int) -> FetchStep:
         return step_of("x", Report("loading", "", {"what": what, "done": done, "total": total}))

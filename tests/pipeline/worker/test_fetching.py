@@ -173,6 +173,19 @@ async def test_what_a_worker_does_not_fetch_is_refused_with_its_reason(start: St
     assert fetcher.begun == []
 
 
+async def test_offline_nothing_is_fetched_and_an_unknown_name_may_be_anothers(start: StartWorker, client: Client):
+    fetcher = ScriptedFetcher()
+    running = await start(fetcher=fetcher, offline=True)
+    said = await asked(fetch_of(client, running))
+    assert isinstance(said, ErrorAnswer)
+    assert (said.error.code, said.error.param) == (ErrorCode.INVALID_REQUEST, "model")
+    assert 'Model "x" is not here, and --offline forbids fetching it.' in said.error.message
+    other = await asked(fetch_of(client, running, "other"))
+    assert isinstance(other, ErrorAnswer)
+    assert other.error.code is ErrorCode.MODEL_NOT_FOUND
+    assert fetcher.begun == []
+
+
 async def test_an_engine_without_models_of_its_own_hears_no_call(start: StartWorker, client: Client):
     running = await start()
     await client.ask("r")

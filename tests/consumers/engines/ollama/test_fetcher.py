@@ -38,7 +38,7 @@ async def ollama() -> AsyncIterator[OllamaServer]:
 @pytest.fixture
 async def fetcher(ollama: OllamaServer) -> AsyncIterator[OllamaFetcher]:
     async with OllamaEngine(Config(), ollama.url) as engine:
-        yield OllamaFetcher(Config(), engine)
+        yield OllamaFetcher(engine)
 
 
 async def test_a_model_that_was_pulled_is_known_at_once(ollama: OllamaServer, fetcher: OllamaFetcher):
@@ -105,11 +105,5 @@ async def test_a_pull_that_is_given_up_disconnects(ollama: OllamaServer, fetcher
 async def test_the_stand_in_pulls_nothing(demo: StandIn):
     async with OllamaEngine(Config(), demo.url) as engine:
         with pytest.raises(HeadraceError, match="there is no Ollama server") as caught:
-            OllamaFetcher(Config(), engine).fetchable("qwen3:0.6b")
+            OllamaFetcher(engine).fetchable("qwen3:0.6b")
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
-
-
-async def test_offline_nothing_is_pulled(ollama: OllamaServer):
-    async with OllamaEngine(Config(), ollama.url) as engine:
-        with pytest.raises(HeadraceError, match="--offline forbids fetching it"):
-            OllamaFetcher(Config(offline=True), engine).fetchable("qwen3:0.6b")
