@@ -16,7 +16,7 @@ from nats.js.api import RetentionPolicy, StreamConfig
 
 from consumers.monitor import cancelling
 from pipeline.broker import topology
-from pipeline.broker.connection import NoResponders, Unreachable
+from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Fenced
 from pipeline.config import to_environment
 from pipeline.wire.messages import Position
@@ -121,10 +121,13 @@ async def old(_subject, _body):
 
 
 async def statistics(bus):
-    """None where no monitor answers: one answers a moment after it has taken the lease."""
+    """None where no monitor answers: one answers a moment after it has taken the lease.
+
+    One that stands by from now on may leave a question without an answer.
+    """
     try:
         return await ask_service(bus, QUEUE_STATS)
-    except NoResponders:
+    except Unreachable:
         return None
 
 

@@ -105,6 +105,41 @@ def test_a_connection_that_was_lost_closes_with_messages_that_wait_to_be_sent(na
         runner.run(lose())
 
 
+async def test_closing_a_lost_connection_does_not_look_like_a_cancel(nats_server: NatsServer, monkeypatch):
+    async with Bus.connect(nats_server.url, name="test") as bus:
+        nats_server.kill()
+        await eventually(lambda: not bus.is_connected, what="the connection is lost")
+
+        async def waiting_with_the_next_attempt() -> None:
+            # The client cancels that attempt first, and with it the future for which both wait.
+            end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            end.cancel()
+            await end
+
+        monkeypatch.setattr(bus.nc._transport, "wait_closed", waiting_with_the_next_attempt)
+    assert bus.nc.is_closed
+
+
+async def test_a_cancel_while_a_connection_closes_is_kept(nats_server: NatsServer, monkeypatch):
+    never = asyncio.Event()
+
+    async def closing() -> None:
+        async with Bus.connect(nats_server.url, name="test") as bus:
+            monkeypatch.setattr(bus.nc._transport, "wait_closed", waits)
+
+    closes = asyncio.Event()
+
+    async def waits() -> None:
+        closes.set()
+        await never.wait()
+
+    task = asyncio.create_task(closing())
+    await asyncio.wait_for(closes.wait(), TIMEOUT_S)
+    task.cancel()
+    await asyncio.wait([task], timeout=TIMEOUT_S)
+    assert task.cancelled()
+
+
 async def test_a_user_that_the_server_refuses_is_not_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(connection, "_CONNECT_PATIENCE_S", 3600.0)
     conf = tmp_path / "one-user.conf"
