@@ -251,13 +251,16 @@ class BatchPlanner:
                 if not self._has_memory(member, []):
                     return  # nothing begins before it
                 self._run(member, plan, now)
+        full = False
         for member in wanting:
-            if member.runs or self.reuse.waits(member, self._members.values()):
+            if member.runs or (full and not member.extra) or self.reuse.waits(member, self._members.values()):
                 continue
             victims = self._victims_for(member, now)
             if victims is None:
                 if self._has_place(member, []):
                     return  # only memory is missing: it goes to the first in line
+                # Those behind it are no more urgent, so they find no place either.
+                full = member.priority is not Priority.HIGH and not self._preemptable(member.rank, now)
                 continue
             for victim in victims:
                 victim.times += 1
