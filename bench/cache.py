@@ -3,6 +3,7 @@
     turns     the times to the first text of a chat that grows to about 1,350 tokens in five turns, beside those of
               `mlx_lm.server`; both are asked in turns, over HTTP
     users     eight users of one system prompt of 2,000 tokens, one after another, then all at once with another prompt
+    restart   the time to the first token of that system prompt in a new process, with `prompt_disk_bytes` and without
     texts     how many answers of conversations with forks differ from those of an engine that keeps nothing, under a
               seed and MLX's own BLAS; four run at once, HIGH ones preempt, and the engine is killed now and then
               (--text-model, --conversations; default: the demo model)
@@ -31,7 +32,7 @@ import msgspec
 
 from bench.bare import CORES, default_model
 from bench.peer import mlx_lm_server
-from bench.preemptions import SENTENCE, SENTENCE_TOKENS, started
+from bench.preemptions import SENTENCE, SENTENCE_TOKENS, started, until
 from bench.running import ALONE, up
 from consumers.demo_model import PATH as DEMO
 from consumers.engines.local.process import EngineProcess
@@ -46,6 +47,7 @@ NICENESS = 3
 USERS, SYSTEM_TOKENS = 8, 2000
 MEMORY_PROMPTS, MEMORY_TOKENS = 8, 400
 KILL_EVERY = 40
+STORING_S = 10.0
 TOPICS = ("the weather", "bread", "trees", "Rome", "music", "a letter", "the sea", "winter", "horses", "a bridge")
 
 
@@ -160,6 +162,33 @@ async def users(model: Path, threads: int) -> None:
         tell("all at once", await asyncio.gather(*asking))
 
 
+async def restarted(model: Path, threads: int, disk_bytes: int) -> None:
+    """A line for one user before, and one after the engine's process was killed."""
+    settings = Config(model=str(model), mlx_threads=threads, step_timeout_s=600.0, prompt_disk_bytes=disk_bytes)
+    async with started(settings) as engine:
+        await ask(engine, user("Hello.", 0))
+        before = await ask(engine, user(about(SYSTEM_TOKENS, 1), 0))
+        await asyncio.sleep(STORING_S)
+        os.kill(engine.child_pid or 0, signal.SIGKILL)
+        for ready in (False, True):
+            await until(engine, ready=ready)
+        after = await ask(engine, user(about(SYSTEM_TOKENS, 1), 1))
+    print(f"a system prompt of {before.prompt_tokens} tokens, {disk_bytes >> 20} MiB for files")
+    print(f"  first token after {before.first_s:.2f} s; in a new process after {after.first_s:.2f} s", flush=True)
+    print(f"  after / before: {after.first_s / before.first_s:.3f}; cached tokens: {after.cached_tokens}", flush=True)
+
+
+def restart(model: Path, threads: int) -> None:
+    """Both, with a cache folder of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        for disk_bytes in (0, 1 << 30):
+            asyncio.run(restarted(model, threads, disk_bytes))
+        files = [file.stat().st_size for file in Path(folder).glob("**/*.safetensors")]
+        print(f"  {len(files)} files, {sum(files) >> 20} MiB", flush=True)
+        del os.environ["XDG_CACHE_HOME"]
+
+
 def tell(how: str, found: Sequence[Asked]) -> None:
     """Print the times of users who came like this."""
     times = " ".join(f"{one.first_s:.2f}" for one in found)
@@ -257,7 +286,7 @@ async def _main(given: argparse.Namespace) -> None:
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("turns", "users", "texts", "memory")
+    parts = ("turns", "users", "restart", "texts", "memory")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model's folder (default: SmolLM2)")
     parser.add_argument("--text-model", type=Path, metavar="DIR", help="the model of `texts` (default: demo)")
@@ -271,6 +300,8 @@ def main() -> None:
     logging.disable(logging.ERROR)  # the kills are on purpose
     if "turns" in given.parts:
         turns(given.model.resolve() if given.model else default_model(), given.threads)
+    if "restart" in given.parts:
+        restart(given.model.resolve() if given.model else default_model(), given.threads)
     asyncio.run(_main(given))
 
 

@@ -30,12 +30,17 @@ SENTENCE_TOKENS = 17
 async def started(config: Config) -> AsyncIterator[EngineProcess]:
     """The engine, ready."""
     async with EngineProcess(config, model_path=config.model, served_name="m") as engine:
-        changed = asyncio.Event()
-        engine.on_change(changed.set)
-        while engine.status().state != "ready":
-            await changed.wait()
-            changed.clear()
+        await until(engine, ready=True)
         yield engine
+
+
+async def until(engine: EngineProcess, *, ready: bool) -> None:
+    """Wait until the engine is ready, or no longer ready."""
+    changed = asyncio.Event()
+    engine.on_change(changed.set)
+    while (engine.status().state == "ready") is not ready:
+        await changed.wait()
+        changed.clear()
 
 
 class Told:

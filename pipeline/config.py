@@ -507,6 +507,14 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
             "Requests of different tenants share none.",
         ),
     ] = True
+    prompt_disk_bytes: Annotated[
+        BytesOrZero,
+        Setting(
+            "disk space for the prompt cache of each model, which then survives restarts; 0 for none",
+            "Files are written while the engine has nothing to do, in the user's cache folder. They contain what was "
+            "said. See [the prompt cache](architecture.md#the-prompt-cache).",
+        ),
+    ] = 0
     default_max_tokens: Annotated[
         Count,
         Setting(

@@ -35,6 +35,7 @@ from typing import Final
 from pipeline.core.batch_plan import RANK, BatchLimits, Keep, Member, Plan, ReusablePrompt, Stage, batch_kv_bytes
 from pipeline.core.engine_pace import EnginePace
 from pipeline.core.reuse import PromptReuse
+from pipeline.core.stored import StoredPrompts
 from pipeline.core.width import WidthFinder
 from pipeline.wire.subjects import Priority
 
@@ -66,9 +67,9 @@ class BatchPlanner:
     A plan takes effect here as it is made: the loop carries it out, then reports with `was_read` or `has_stepped`.
     """
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: BatchLimits, stored: StoredPrompts | None = None) -> None:
         self.pace = EnginePace()
-        self.reuse = PromptReuse(limits)
+        self.reuse = PromptReuse(limits, StoredPrompts() if stored is None else stored)
         self._limits = limits
         self._found = WidthFinder(limits.target_s, limits.most_slots)
         self._high_at: float | None = None
@@ -250,13 +251,16 @@ class BatchPlanner:
                 if not self._has_memory(member, []):
                     return  # nothing begins before it
                 self._run(member, plan, now)
+        full = False
         for member in wanting:
-            if member.runs or self.reuse.waits(member, self._members.values()):
+            if member.runs or (full and not member.extra) or self.reuse.waits(member, self._members.values()):
                 continue
             victims = self._victims_for(member, now)
             if victims is None:
                 if self._has_place(member, []):
                     return  # only memory is missing: it goes to the first in line
+                # Those behind it are no more urgent, so they find no place either.
+                full = member.priority is not Priority.HIGH and not self._preemptable(member.rank, now)
                 continue
             for victim in victims:
                 victim.times += 1
@@ -342,7 +346,7 @@ class BatchPlanner:
             member.stood_s = member.stood(now)
             member.kept_bytes = 0
             plan.resume.append(member.key)
-        if not member.depth and (load := self.reuse.begin(member)) is not None:
+        if not member.depth and (load := self.reuse.begin(member, self._suspended_bytes())) is not None:
             plan.load.append(load)
         member.stage = Stage.READING if member.left else Stage.DECODING
 

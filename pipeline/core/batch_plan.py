@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple
 
 from pipeline.core.kv import KvSize
 from pipeline.core.prefixes import KeptPart
+from pipeline.core.stored import CacheFile, Due
 from pipeline.wire.subjects import Priority
 
 EXACT_PIECE_TOKENS: Final = 32
@@ -169,16 +170,31 @@ class Keep(NamedTuple):
     part: KeptPart
 
 
+class FetchKept(NamedTuple):
+    """Keep a part in memory that is in these files: one after another, from `start` or an earlier token on."""
+
+    part: KeptPart
+    files: list[CacheFile]
+
+
 class Restore(NamedTuple):
     """Give the sequence `key` a cache of `tokens` tokens, made of these parts: handles, and tokens of each.
 
-    `first` is whether nothing of the sequence was read before.
+    `first` is whether nothing of the sequence was read before. `fetch` comes first, if it is set.
     """
 
     key: int
     tokens: int
     parts: list[tuple[int, int]]
     first: bool
+    fetch: FetchKept | None = None
+
+
+class StoreKept(NamedTuple):
+    """Write a file, made of these parts, which are in memory: handles, and the first and the last token of each."""
+
+    due: Due
+    parts: list[tuple[int, int, int]]
 
 
 @dataclass(slots=True)

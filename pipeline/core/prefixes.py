@@ -91,9 +91,9 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._used)
 
-    def peek(self, scope: Hashable, tokens: Sequence[int], *, align: int = 1) -> int:
-        """As the `tokens` of `find`. It is no use."""
-        return self._find(scope, tokens, align)[0].tokens
+    def peek(self, scope: Hashable, tokens: Sequence[int], *, align: int = 1) -> PrefixHit:
+        """As `find`. It is no use."""
+        return self._find(scope, tokens, align)[0]
 
     def find(self, scope: Hashable, tokens: Sequence[int], *, align: int = 1) -> PrefixHit:
         """The longest kept head of tokens, in a multiple of align tokens."""

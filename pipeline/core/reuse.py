@@ -7,6 +7,8 @@
 - **Exact** sequences only use what exact sequences have computed in whole pieces. Every product then has the same shape
   as without it.
 - **The budget** is the one of the suspended sequences. They come first: prompts are kept in what they leave.
+- **Stored** on disk are kept prompts as well, if the settings give room (`pipeline.core.stored`). A sequence whose head
+  is stored and not in memory has it fetched before it begins.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from pipeline.core.batch_plan import EXACT_PIECE_TOKENS, BatchLimits, Keep, Member, Restore, Stage
-from pipeline.core.prefixes import Prefixes, common_tokens
+from pipeline.core.batch_plan import EXACT_PIECE_TOKENS, BatchLimits, FetchKept, Keep, Member, Restore, Stage, StoreKept
+from pipeline.core.prefixes import Prefixes, PrefixHit, common_tokens
+from pipeline.core.stored import StoredPrompts
 
 _LEAST_TOKENS: Final = 16
 """A shorter head is neither kept nor used: reading it takes about as long as fetching it."""
@@ -25,10 +28,16 @@ _LEAST_SHARED_TOKENS: Final = 64
 
 
 class PromptReuse:
-    """The kept prompts of one engine. One writer: the batch's planner, which owns the budget."""
+    """The kept prompts of one engine. One writer: the batch's planner, which owns the budget.
 
-    def __init__(self, limits: BatchLimits) -> None:
+    Args:
+        limits: of the batch.
+        stored: the index of what is on disk.
+    """
+
+    def __init__(self, limits: BatchLimits, stored: StoredPrompts) -> None:
         self._limits = limits
+        self._stored = stored
         self._prefixes = Prefixes(snapshots=limits.reuse == "snapshots", size=limits.kv)
         self._due: list[Member] = []
         self.prompt_tokens = 0
@@ -71,14 +80,14 @@ class PromptReuse:
             return False
         return most - self._kept_head(member) >= _LEAST_SHARED_TOKENS
 
-    def begin(self, member: Member) -> Restore | None:
+    def begin(self, member: Member, suspended_bytes: int) -> Restore | None:
         """A sequence of which nothing is in a cache begins to run. Returns what it goes on from."""
         self._expect(member, 0)
-        hit = None
+        fetch, hit = None, None
         if self._limits.reuse and member.prompt.tokens:
-            hit = self._prefixes.find(
-                member.prompt.scope, member.prompt.tokens[: _usable(member)], align=_align(member)
-            )
+            scope, usable, align = member.prompt.scope, member.prompt.tokens[: _usable(member)], _align(member)
+            fetch = self._fetch(member, suspended_bytes)
+            hit = self._prefixes.find(scope, usable, align=align)
         tokens = hit.tokens if hit is not None and hit.tokens >= _LEAST_TOKENS else 0
         first, member.begun = not member.begun, True
         if first:
@@ -88,7 +97,19 @@ class PromptReuse:
             return None
         member.left -= tokens
         member.depth = tokens
-        return Restore(member.key, tokens, hit.parts, first=first)
+        return Restore(member.key, tokens, hit.parts, first=first, fetch=fetch)
+
+    def _fetch(self, member: Member, suspended_bytes: int) -> FetchKept | None:
+        """What is to be fetched from disk for a sequence; noted as kept in memory."""
+        scope, tokens = member.prompt.scope, member.prompt.tokens[: _usable(member)]
+        files = self._stored.head(scope, tokens)
+        kept = self._prefixes.peek(scope, tokens, align=_align(member)).tokens
+        if not files or files[-1].end - kept < _LEAST_SHARED_TOKENS:
+            return None
+        self._stored.use(files)
+        room = max(0, self._limits.kept_bytes - suspended_bytes)
+        part = self._prefixes.keep(scope, tokens[: files[-1].end], room=room)
+        return None if part is None else FetchKept(part, [file for file in files if file.end > part.start])
 
     # ---- what is kept ------------------------------------------------------------------------------------------------
 
@@ -136,9 +157,21 @@ class PromptReuse:
         return self._prefixes.shrink(max(0, self._limits.kept_bytes - suspended_bytes))
 
     def clear(self) -> None:
-        """All caches are lost."""
+        """All caches in memory are lost."""
         self._due.clear()
         self._prefixes.clear()
+        self._stored.clear()
+
+    # ---- what is stored ----------------------------------------------------------------------------------------------
+
+    def next_to_store(self) -> StoreKept | None:
+        """What is to be written to disk next; None if there is nothing."""
+        while (due := self._stored.next()) is not None:
+            hit = self._prefixes.peek(due.scope, due.tokens)
+            if hit.tokens == due.file.end:
+                return StoreKept(due, _within(hit, due.file.start))
+            self._stored.skip()
+        return None
 
     def _keep(self, member: Member, tokens: list[int], suspended_bytes: int, least: int) -> Keep | None:
         if member.exact_prompt:
@@ -146,10 +179,16 @@ class PromptReuse:
             tokens = tokens[: whole - whole % EXACT_PIECE_TOKENS]
         room = max(0, self._limits.kept_bytes - suspended_bytes)
         part = self._prefixes.keep(member.prompt.scope, tokens, least=least, room=room)
-        return None if part is None else Keep(member.key, part)
+        if part is None:
+            return None
+        self._stored.kept(member.prompt.scope, tokens)
+        return Keep(member.key, part)
 
     def _kept_head(self, member: Member) -> int:
-        return self._prefixes.peek(member.prompt.scope, member.prompt.tokens[: _usable(member)], align=_align(member))
+        scope, tokens = member.prompt.scope, member.prompt.tokens[: _usable(member)]
+        kept = self._prefixes.peek(scope, tokens, align=_align(member)).tokens
+        stored = self._stored.head(scope, tokens)
+        return stored[-1].end if stored and stored[-1].end - kept >= _LEAST_SHARED_TOKENS else kept
 
     def _shared(self, leader: Member, member: Member) -> int:
         """How many tokens of member's prompt will be kept while leader's is read."""
@@ -161,6 +200,16 @@ class PromptReuse:
     def _expect(self, member: Member, tokens: int) -> None:
         member.left += member.expected - tokens
         member.expected = tokens
+
+
+def _within(hit: PrefixHit, start: int) -> list[tuple[int, int, int]]:
+    """The parts of a hit from the token `start` on: handles, and the first and the last token of each."""
+    parts, at = [], 0
+    for handle, tokens in hit.parts:
+        if at + tokens > start:
+            parts.append((handle, max(0, start - at), tokens))
+        at += tokens
+    return parts
 
 
 def _usable(member: Member) -> int:

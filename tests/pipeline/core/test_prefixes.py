@@ -37,7 +37,7 @@ class Store:
     def find(self, scope: str, tokens: list[int], *, align: int = 1) -> int:
         peeked = self.prefixes.peek(scope, tokens, align=align)
         hit = self.prefixes.find(scope, tokens, align=align)
-        assert peeked == hit.tokens
+        assert peeked == hit
         loaded = [token for handle, count in hit.parts for token in self.held[handle][:count]]
         assert loaded == tokens[: hit.tokens]
         assert hit.tokens % align == 0

@@ -156,7 +156,7 @@ def open_backend(config: Config, model_path: str, blas: str, note: Note) -> Back
     from consumers.engines.local.child.speed import load_blas
 
     load_blas(blas)
-    return MlxBackend(config, model_path, note)
+    return MlxBackend(config, model_path, note, blas=blas)
 
 
 def _die_with_parent() -> None:

@@ -13,7 +13,7 @@ from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.batch import OfRows, Processor, Sampler, without_adapters
 from consumers.engines.local.child.cache_options import PLAIN, CacheOptions
 from consumers.engines.local.child.guided import Guide, GuidedModel
-from pipeline.core.batch_plan import Keep, Restore
+from pipeline.core.batch_plan import FetchKept, Keep, Restore, StoreKept
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +136,14 @@ class LoneSequences:
 
     def load(self, load: Restore) -> None:
         """As `Batch.load`. There is nothing to load."""
+
+    def fetch(self, fetch: FetchKept) -> int:
+        """As `Batch.fetch`. Nothing is stored."""
+        raise NotImplementedError
+
+    def store(self, store: StoreKept) -> int:
+        """As `Batch.store`."""
+        raise NotImplementedError
 
     def free(self, handles: list[int]) -> None:
         """As `Batch.free`. There is nothing to free."""

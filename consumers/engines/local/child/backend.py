@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from msgspec import Struct, field
 
 from consumers.engines.local.child.guided import Guide
+from consumers.engines.local.child.prompt_files import PromptFiles
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
-from pipeline.core.batch_plan import Keep, Restore
+from pipeline.core.batch_plan import FetchKept, Keep, Restore, StoreKept
 from pipeline.engine import Work
 from pipeline.wire.requests import ChatRequest
 
@@ -118,6 +119,18 @@ class Batch(Protocol):
         """Give a sequence of which nothing was read a cache made of what was kept."""
         ...
 
+    def fetch(self, fetch: FetchKept) -> int:
+        """Keep what is in files. Returns its size in bytes."""
+        ...
+
+    def store(self, store: StoreKept) -> int:
+        """Write what is kept to a file. Returns its size in bytes.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        ...
+
     def free(self, handles: list[int]) -> None:
         """Free what was kept under these handles."""
         ...
@@ -137,10 +150,12 @@ class Backend(Protocol):
     Attributes:
         facts: of the model.
         on_cpu: whether it runs on the CPU.
+        files: where kept caches are stored as well; None if they are not.
     """
 
     facts: Facts
     on_cpu: bool
+    files: PromptFiles | None
 
     @property
     def batch(self) -> Batch:

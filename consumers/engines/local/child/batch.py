@@ -20,7 +20,8 @@ from consumers.engines.local.child.backend import Suspended
 from consumers.engines.local.child.draft import Draft, verified
 from consumers.engines.local.child.guided import Guide, GuidedModel
 from consumers.engines.local.child.kept import KeptCaches
-from pipeline.core.batch_plan import Keep, Restore, Reuse
+from consumers.engines.local.child.prompt_files import PromptFiles
+from pipeline.core.batch_plan import FetchKept, Keep, Restore, Reuse, StoreKept
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class MlxBatch:
         reuse: how caches are kept for later sequences.
         of_rows: a context in which the rows of a pass have these adapters.
         draft: proposes tokens of a sequence that is decoded alone.
+        files: where caches are stored as well, if they are.
 
     Attributes:
         ahead: how many tokens beyond one the latest step has added to the cache of a sequence that is decoded alone.
@@ -97,6 +99,7 @@ class MlxBatch:
     reuse: Reuse = ""
     of_rows: OfRows = without_adapters
     draft: Draft | None = None
+    files: PromptFiles | None = None
     ahead: int = field(init=False, default=0)
     _kept: KeptCaches = field(init=False)
     _guided: GuidedModel = field(init=False)
@@ -114,7 +117,7 @@ class MlxBatch:
         self._wired_limit = maybe_set_recommended_wired_limit()
         self.model = self._guided = GuidedModel(self.model)
         self._decoding = _none_decodes(self.model)
-        self._kept = KeptCaches(self.reuse)
+        self._kept = KeptCaches(self.reuse, self.files)
 
     def add(
         self,
@@ -240,6 +243,16 @@ class MlxBatch:
             row.cache = self._kept.load(load.parts)
         row.read = load.tokens
 
+    def fetch(self, fetch: FetchKept) -> int:
+        """As `Batch.fetch`."""
+        with on_stream():
+            return self._kept.fetch(fetch)
+
+    def store(self, store: StoreKept) -> int:
+        """As `Batch.store`."""
+        with on_stream():
+            return self._kept.store(store)
+
     def free(self, handles: list[int]) -> None:
         """As `Batch.free`."""
         self._kept.free(handles)
@@ -260,7 +273,7 @@ class MlxBatch:
         self._cohorts.clear()
         self._alone.clear()
         self._decoding = _none_decodes(self.model)
-        self._kept = KeptCaches(self.reuse)
+        self._kept = KeptCaches(self.reuse, self.files)
         if self._wired_limit is not None:
             mx.synchronize()
             mx.set_wired_limit(self._wired_limit)

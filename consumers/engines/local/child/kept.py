@@ -1,7 +1,8 @@
 """The KV caches of earlier prompts, by the handles that `pipeline.core.prefixes` gives them.
 
 A segment is the keys and values of some tokens, a pair of arrays for each layer. A snapshot is a cache of each layer.
-What is kept is never written to: mlx-lm copies the caches that it merges into a batch.
+What is kept is never written to: mlx-lm copies the caches that it merges into a batch. What is stored in files besides
+has the form of mlx-lm's own saved prompt caches.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pipeline.core.batch_plan import Reuse
+from consumers.engines.local.child.prompt_files import PromptFiles
+from pipeline.core.batch_plan import FetchKept, Reuse, StoreKept
 from pipeline.core.prefixes import KeptPart, Split
 
 
@@ -18,22 +20,46 @@ class KeptCaches:
 
     Args:
         reuse: how they are kept.
+        files: where they are stored as well, if they are.
     """
 
-    def __init__(self, reuse: Reuse) -> None:
+    def __init__(self, reuse: Reuse, files: PromptFiles | None = None) -> None:
         self._reuse = reuse
+        self._files = files
         self._kept: dict[int, list[Any]] = {}
 
     def keep(self, part: KeptPart, cache: list[Any]) -> int:
         """Keep a part of the cache of one sequence. Returns its size in bytes."""
-        import mlx.core as mx
-
         for split in part.splits:
             self._split(split)
-        layers = _cut(cache, part.start, part.end) if self._reuse == "segments" else [_own(layer) for layer in cache]
-        mx.eval(_arrays(layers))
-        self._kept[part.handle] = layers
-        return sum(array.nbytes for array in _arrays(layers))
+        if self._reuse == "segments":
+            return self._put(part.handle, _cut(cache, part.start, part.end))
+        return self._put(part.handle, [_own(layer) for layer in cache])
+
+    def fetch(self, fetch: FetchKept) -> int:
+        """Keep a part that is in files. Returns its size in bytes."""
+        part, files = fetch.part, self._open_files()
+        for split in part.splits:
+            self._split(split)
+        caches = [files.read(file.name) for file in fetch.files]
+        if self._reuse == "snapshots":
+            return self._put(part.handle, caches[0])
+        first = fetch.files[0].start
+        blocks = _joined([_pairs(cache) for cache in caches])
+        return self._put(part.handle, _cut(blocks, part.start - first, part.end - first))
+
+    def store(self, store: StoreKept) -> int:
+        """Write a file of what is kept. Returns its size in bytes.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._reuse == "snapshots":
+            ((handle, _, _),) = store.parts
+            cache = self._kept[handle]
+        else:
+            cache = _joined([_cut_pairs(self._kept[handle], start, end) for handle, start, end in store.parts])
+        return self._open_files().write(store.due.file.name, cache)
 
     def load(self, parts: list[tuple[int, int]]) -> list[Any]:
         """A cache for a sequence that begins with these parts: handles, and how many tokens of each."""
@@ -50,6 +76,18 @@ class KeptCaches:
     def nbytes(self) -> int:
         """The size of all that is kept."""
         return sum(array.nbytes for layers in self._kept.values() for array in _arrays(layers))
+
+    def _open_files(self) -> PromptFiles:
+        assert self._files is not None, "what is stored has files"  # noqa: S101
+        return self._files
+
+    def _put(self, handle: int, layers: list[Any]) -> int:
+        import mlx.core as mx
+
+        arrays = _arrays(layers)
+        mx.eval(arrays)
+        self._kept[handle] = layers
+        return sum(array.nbytes for array in arrays)
 
     def _split(self, split: Split) -> None:
         import mlx.core as mx
@@ -68,7 +106,11 @@ def reuse_of(cache: list[Any]) -> Reuse:
 
 
 def _cut(cache: list[Any], start: int, end: int) -> list[Any]:
-    return _copies(_cut_pairs([(layer.keys, layer.values) for layer in cache], start, end))
+    return _copies(_cut_pairs(_pairs(cache), start, end))
+
+
+def _pairs(cache: list[Any]) -> list[Any]:
+    return [(layer.keys, layer.values) for layer in cache]
 
 
 def _cut_pairs(pairs: list[Any], start: int, end: int) -> list[Any]:

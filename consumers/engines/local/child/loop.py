@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from consumers.engines.local.child.backend import Backend, Prepared
 from consumers.engines.local.child.faults import Fault
+from consumers.engines.local.child.storing import StoredCaches
 from consumers.engines.local.protocol import Cancel, Facts, FromChild, Rejected, Reset, Shutdown, Stats, Step
 from pipeline.config import Config
 from pipeline.core.batch import BatchPlanner
-from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt
+from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt, StoreKept
 from pipeline.core.together import BatchFaults
 from pipeline.engine import Piece
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -32,6 +33,9 @@ _KEPT_SHARE = 0.25
 
 _KEPT_BYTES = 1 << 30
 """The same where the free memory is not known."""
+
+_QUIET_S = 0.05
+"""While there is nothing to do for so long, a file of a kept prompt is written."""
 
 _RATE_WINDOW_S = 1.0
 """A rate is averaged over about this much time of reading or writing."""
@@ -81,7 +85,9 @@ class EngineLoop:
         self._backend = backend
         self._commands = commands
         self._send = send
-        self._planner = BatchPlanner(batch_limits(config, backend.facts))
+        snapshots = backend.facts.reuse == "snapshots"
+        self._stored = StoredCaches(backend.files, config.prompt_disk_bytes, snapshots=snapshots)
+        self._planner = BatchPlanner(batch_limits(config, backend.facts), self._stored.index)
         self._config = config
         self._faults = BatchFaults()
         self._begun: dict[int, Begin] = {}
@@ -103,6 +109,8 @@ class EngineLoop:
                 plan, sampled = self._carry_out()
                 if not plan.wait_s:
                     self._report(plan, sampled)
+            elif store := self._due():
+                self._stored.write(self._backend.batch, store, time.monotonic())
         except Exception as error:
             log.exception("A step failed with %d requests in the engine. They run again.", len(self._begun))
             self._reset(f"{type(error).__name__}: {error}")
@@ -111,6 +119,8 @@ class EngineLoop:
     def _take_commands(self) -> bool:
         """Handle the commands in the queue. Wait for one only if there is no other work, or if the plan says so."""
         wait, pause_s = not self._begun or self._pause_s > 0, self._pause_s if self._begun else None
+        if not self._begun and self._due():
+            pause_s = _QUIET_S
         self._pause_s = 0.0
         while True:
             try:
@@ -132,6 +142,10 @@ class EngineLoop:
             self._send(Step([(sequence.key, piece)], self._stats()))
         if piece.finish_reason is None:
             self._begun[sequence.key] = begin
+            prompt = ReusablePrompt(
+                sequence.prompt, (sequence.tenant, sequence.exact, sequence.adapter), sequence.marks
+            )
+            self._stored.check(prompt)
             self._planner.arrived(
                 sequence.key,
                 begin.priority,
@@ -140,9 +154,7 @@ class EngineLoop:
                 extra=begin.extra,
                 exact_prompt=len(sequence.prompt) - sequence.position if sequence.exact else 0,
                 coming=begin.coming,
-                prompt=ReusablePrompt(
-                    sequence.prompt, (sequence.tenant, sequence.exact, sequence.adapter), sequence.marks
-                ),
+                prompt=prompt,
             )
             self._backend.insert(sequence)
 
@@ -191,6 +203,8 @@ class EngineLoop:
         for key in plan.drop:
             batch.drop(key)
         for load in plan.load:
+            if load.fetch:
+                self._planner.reuse.measured(load.fetch.part.handle, self._stored.fetch(batch, load.fetch))
             batch.load(load)
             sequence = self._begun[load.key].sequence
             # What a resumed answer takes over is its own: it was computed for this request.
@@ -201,6 +215,10 @@ class EngineLoop:
         # What was measured can be more than was expected.
         batch.free([*plan.free, *self._planner.excess()])
         return sampled
+
+    def _due(self) -> StoreKept | None:
+        """The file that is written next, if no request comes."""
+        return self._planner.reuse.next_to_store() if self._stored.writes(time.monotonic()) else None
 
     def _strike(self, keys: list[int]) -> None:
         for key in keys:
@@ -216,7 +234,7 @@ class EngineLoop:
         self._planner.clear()
         if at_fault:
             before = self._planner.reuse
-            self._planner = BatchPlanner(batch_limits(self._config, self._backend.facts))
+            self._planner = BatchPlanner(batch_limits(self._config, self._backend.facts), self._stored.index)
             self._planner.reuse.count_on(before)
         self._epoch += 1
         self._send(Reset(self._epoch, error, self._backend.facts))

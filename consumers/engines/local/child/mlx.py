@@ -37,6 +37,7 @@ from consumers.engines.local.child.guided import Gate, Grammars
 from consumers.engines.local.child.importing import read_models_once
 from consumers.engines.local.child.loading import loaded_draft, loaded_model
 from consumers.engines.local.child.memory import free_bytes, measured_size
+from consumers.engines.local.child.prompt_files import PromptFiles
 from consumers.engines.local.child.prompts import (
     Prompt,
     Render,
@@ -75,6 +76,9 @@ _REPETITION_WINDOW_TOKENS: Final = 20
 """How many tokens `repetition_penalty` looks back: the default of mlx_lm."""
 
 
+_STORED_AS: Final = "prompts 1"
+"""How prompts are stored. Another way has another name."""
+
 _REHEARSED: Final = (
     ChatRequest(temperature=0.0),
     ChatRequest(temperature=0.8, top_p=0.9, top_k=40, min_p=0.05),
@@ -97,12 +101,17 @@ class SamplingDefaults(msgspec.Struct):
 class MlxBackend:
     """A model, its tokenizer, and the batch that it decodes.
 
+    Args:
+        config, model_path, note: as in `open_backend`.
+        blas: the BLAS library that was loaded for MLX; empty for its own.
+
     Raises:
         LoadError: MLX is not installed, or the model cannot be loaded.
     """
 
-    def __init__(self, config: Config, model_path: str, note: Note) -> None:
+    def __init__(self, config: Config, model_path: str, note: Note, *, blas: str = "") -> None:
         self._config = config
+        self._blas = blas
         note("importing MLX")
         try:
             import mlx.core as mx
@@ -137,6 +146,7 @@ class MlxBackend:
         context, limit = self.facts.context_tokens, config.kv_bytes_limit or self.facts.free_bytes
         self._room_tokens = self.facts.kv.longest(limit, context) if limit else context
         self._draft = self._load_draft(note)
+        self.files = self._open_files()
         self.batch = self._new_batch()
         if on_cuda():
             note("compiling kernels for this GPU, which takes minutes at the first start")
@@ -204,11 +214,30 @@ class MlxBackend:
             reuse="" if alone else tried_reuse(self._model),
         )
 
+    def _open_files(self) -> PromptFiles | None:
+        """Where the caches of prompts are stored, if they are. Another model, library or adapter computes others."""
+        config = self._config
+        if not (config.prompt_disk_bytes and config.prompt_cache and self.facts.reuse):
+            return None
+        adapters = [config.adapter_path, *config.adapters.values()]
+        what = [
+            *(_STORED_AS, float32.kind_of(self._model), str(self._mx.default_device()), self._blas),
+            *config.adapters,
+            *(identity_of(Path(folder)) for folder in adapters if folder),
+        ]
+        return PromptFiles.open(self._folder, identity_of(self._folder, *what))
+
     def _new_batch(self) -> MlxBatch | LoneSequences:
         if self.facts.alone:
             return LoneSequences(self._model, self._caches, self._adapters.of_rows)
-        of_rows, draft = self._adapters.of_rows, self._draft
-        return MlxBatch(self._model, on_cpu=self.on_cpu, reuse=self.facts.reuse, of_rows=of_rows, draft=draft)
+        return MlxBatch(
+            self._model,
+            on_cpu=self.on_cpu,
+            reuse=self.facts.reuse,
+            of_rows=self._adapters.of_rows,
+            draft=self._draft,
+            files=self.files,
+        )
 
     # ---- on the reading thread ---------------------------------------------------------------------------------------
 

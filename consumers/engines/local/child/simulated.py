@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from consumers.engines.local.child.backend import Note, Prepared, Suspended
 from consumers.engines.local.child.checks import answer_limit, notes_of, refuse_unsupported
 from consumers.engines.local.child.instance import simplest
+from consumers.engines.local.child.prompt_files import PromptFiles
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
-from pipeline.core.batch_plan import Keep, Restore
+from pipeline.core.batch_plan import FetchKept, Keep, Restore, StoreKept
 from pipeline.engine import FIRST_SLOTS, Work
 from pipeline.wire.messages import Alternative, TokenScore
 from pipeline.wire.requests import ChatRequest
@@ -37,6 +38,7 @@ class SimulatedBackend:
     """Sequences that only take time."""
 
     on_cpu = False
+    files: PromptFiles | None = None
 
     def __init__(self, config: Config, note: Note) -> None:
         if config.simulated_load_s:
@@ -182,6 +184,14 @@ class SimulatedBatch:
 
     def load(self, load: Restore) -> None:
         """As `Batch.load`."""
+        raise NotImplementedError
+
+    def fetch(self, fetch: FetchKept) -> int:
+        """As `Batch.fetch`."""
+        raise NotImplementedError
+
+    def store(self, store: StoreKept) -> int:
+        """As `Batch.store`."""
         raise NotImplementedError
 
     def free(self, handles: list[int]) -> None:

@@ -1,8 +1,9 @@
 """Conversations with forks on a tiny model, with what earlier ones have left and without.
 
-Run as a program: `reused.py SHAPE SEED REQUESTS [--wrong]` prints how many answers differ from those of an engine that
-keeps nothing, and what was reused. Some requests come together, some are preempted or cancelled, and what is kept
-exceeds its budget. `--wrong` reverses the values of the reused caches, which must not pass unnoticed.
+Run as a program: `reused.py SHAPE SEED REQUESTS [--wrong | --stored FOLDER]` prints how many answers differ from those
+of an engine that keeps nothing, and what was reused. Some requests come together, some are preempted or cancelled, and
+what is kept exceeds its budget. `--wrong` reverses the values of the reused caches, which must not pass unnoticed. With
+`--stored`, a new engine takes the place of the old one again and again, and has only what that one has left in files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import queue
 import random
 import sys
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +22,7 @@ from consumers.engines.local.child.batch import MlxBatch
 from consumers.engines.local.child.caches import tried_reuse
 from consumers.engines.local.child.loop import Begin, EngineLoop, kept_bytes
 from consumers.engines.local.child.memory import measured_size
+from consumers.engines.local.child.prompt_files import PromptFiles
 from consumers.engines.local.child.transcript import Transcript
 from consumers.engines.local.protocol import Cancel, Facts, Reset, Step
 from pipeline.config import Config
@@ -27,7 +30,7 @@ from pipeline.wire.subjects import Priority
 from tests.consumers.engines.local.child.disturbed import model_of, sampler
 
 SYSTEM_TOKENS, ANSWER_TOKENS, TENANTS = 90, 12, ("", "", "other")
-BUDGET_PROMPTS = 4
+BUDGET_PROMPTS, STORED_BUDGETS = 4, 3
 PRIORITIES = (Priority.HIGH, Priority.MEDIUM, Priority.LOW, Priority.LOW)
 
 
@@ -53,7 +56,8 @@ class Tiny:
 
     on_cpu = True
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, folder: str = "") -> None:
+        self.files = PromptFiles(Path(folder)) if folder else None
         size = measured_size(model)
         self.facts = Facts(
             4096,
@@ -68,7 +72,7 @@ class Tiny:
         self.reset()
 
     def reset(self) -> None:
-        self.batch = MlxBatch(self._model, on_cpu=True, reuse=self.facts.reuse)
+        self.batch = MlxBatch(self._model, on_cpu=True, reuse=self.facts.reuse, files=self.files)
 
     def drafted(self) -> tuple[int, int]:
         return 0, 0
@@ -85,13 +89,21 @@ class Tiny:
 class Engine:
     """A loop on the backend, and what it has answered."""
 
-    def __init__(self, model: Any, **options: Any) -> None:
-        self.backend = Tiny(model)
+    def __init__(self, model: Any, folder: str = "", **options: Any) -> None:
+        self.model, self.folder = model, folder
+        self.backend = Tiny(model, folder)
         self.config = Config(slots=2, **options)
         self.commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.said: dict[int, list[int]] = {}
         self.cached: dict[int, int] = {}
         self.suspended = self.most_bytes = 0
+        self.loop = EngineLoop(self.backend, self.commands, self.take, self.config)
+
+    def restart(self) -> None:
+        """Store what is kept, and go on in a new process, as it were."""
+        while self.loop._due():
+            self.loop.turn()
+        self.backend = Tiny(self.model, self.folder)
         self.loop = EngineLoop(self.backend, self.commands, self.take, self.config)
 
     def take(self, frame: Any) -> None:
@@ -147,7 +159,10 @@ def main(shape: str, seed: str, requests: str, *options: str) -> None:
     model, rng = model_of(shape), random.Random(int(seed))
     facts = Tiny(model).facts
     budget = BUDGET_PROMPTS * facts.kv.of(2 * SYSTEM_TOKENS)
-    reusing, alone = Engine(model, kept_kv_bytes=budget), Engine(model, prompt_cache=False)
+    folder = options[1] if "--stored" in options else ""
+    files_bytes = STORED_BUDGETS * budget
+    reusing = Engine(model, folder, kept_kv_bytes=budget, prompt_disk_bytes=files_bytes)
+    alone = Engine(model, prompt_cache=False)
     if "--wrong" in options:
         load = reusing.backend.batch._kept.load
         reusing.backend.batch._kept.load = lambda parts: [reversed_(layer) for layer in load(parts)]
@@ -156,6 +171,9 @@ def main(shape: str, seed: str, requests: str, *options: str) -> None:
         asks = conversations(rng, rng.randrange(1, 5), reusing.said)
         cancelled = {ask.key for ask in asks if rng.random() < 0.1}
         reusing.run(asks, cancelled)
+        if folder:
+            reusing.restart()
+            assert sum(nbytes for _, nbytes in reusing.backend.files.names()) <= files_bytes
         asked += asks
         HISTORY.extend(ask.prompt + reusing.said[ask.key] for ask in asks)
     for ask in asked:

@@ -1,0 +1,139 @@
+"""The files of stored prompts of one model, in a folder of the user's cache that one process uses at a time.
+
+A file appears under its name only when all of it is on disk, so none is ever read in part, whatever ends the process or
+the machine. They hold what was said: the folder is open to the user alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from pipeline.core.room import RESERVE_BYTES
+
+log = logging.getLogger(__name__)
+
+_SUFFIX: Final = ".safetensors"
+_UNFINISHED: Final = f"unfinished{_SUFFIX}"
+_IDENTITY: Final = "identity"
+
+_LEAST_FREE_BYTES: Final = 8 * RESERVE_BYTES
+"""No file is written if less than this is free: the broker's store, which may be on this disk, needs it more."""
+
+
+class PromptFiles:
+    """The files of one model.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def open(cls, model: Path, identity: str) -> PromptFiles | None:
+        """The files for a model folder. Those of another identity are removed.
+
+        Args:
+            model: the folder of the model.
+            identity: of all that determines the contents of a cache.
+
+        Returns:
+            None if there is no such folder, or if another process uses it.
+        """
+        name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]
+        folder = platformdirs.user_cache_path("headrace", appauthor=False) / "prompts" / name
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.chmod(0o700)
+            _take(folder / "lock")
+            files = cls(folder)
+            files._accept(identity)
+        except BlockingIOError:
+            log.warning("Another process stores the prompts of this model in %s. This one stores none.", folder)
+            return None
+        except OSError as error:
+            log.warning("Prompts cannot be stored in %s (%s).", folder, error)
+            return None
+        return files
+
+    def names(self) -> list[tuple[str, int]]:
+        """The names and sizes of all files, in bytes. The one that was used least recently is first."""
+        about = [(file.stat(), file.stem) for file in self._folder.glob(f"*{_SUFFIX}") if file.name != _UNFINISHED]
+        return [(name, at.st_size) for at, name in sorted(about, key=lambda one: one[0].st_mtime_ns)]
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return self._path(name).exists()
+
+    def write(self, name: str, cache: list[Any]) -> int:
+        """Write a cache. Returns the size of its file.
+
+        Raises:
+            OSError: it cannot be written, or too little room would be left.
+        """
+        from mlx_lm.models.cache import save_prompt_cache
+
+        free = shutil.disk_usage(self._folder).free
+        if free < _LEAST_FREE_BYTES:
+            raise OSError(f"only {free >> 20} MiB of the disk are free, of which the broker's store may need all")
+        unfinished = self._folder / _UNFINISHED
+        try:
+            save_prompt_cache(str(unfinished), cache)
+        except RuntimeError as error:  # of MLX, for any failure
+            raise OSError(str(error)) from error
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+            size = os.fstat(written.fileno()).st_size
+        unfinished.replace(self._path(name))
+        return size
+
+    def read(self, name: str) -> list[Any]:
+        """The cache of a file, as a cache of each layer. Its arrays are read when they are used."""
+        from mlx_lm.models.cache import load_prompt_cache
+
+        path = self._path(name)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return list(load_prompt_cache(str(path)))
+
+    def remove(self, names: list[str]) -> None:
+        """Remove files. Unknown names are ignored."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                self._path(name).unlink()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}{_SUFFIX}"
+
+    def _accept(self, identity: str) -> None:
+        """Remove what a model of another identity has left."""
+        file = self._folder / _IDENTITY
+        if not file.exists() or file.read_text() != identity:
+            for old in self._folder.glob(f"*{_SUFFIX}"):
+                old.unlink()
+            file.write_text(identity)
+        (self._folder / _UNFINISHED).unlink(missing_ok=True)
+
+
+def _take(lock: Path) -> None:
+    """Hold a lock until this process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise

@@ -1,0 +1,204 @@
+"""Prompts whose caches are stored in files: they outlive the process, and a file that is lost costs no answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.wire.requests import ChatRequest
+from tests.consumers.engines.conformance import ask, until
+from tests.waiting import eventually
+
+mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
+
+from consumers.engines.local.child import prompt_files  # noqa: E402 - only with MLX
+from consumers.engines.local.child.prompt_files import PromptFiles  # noqa: E402
+from consumers.engines.local.child.storing import StoredCaches  # noqa: E402
+from pipeline.core.batch_plan import StoreKept  # noqa: E402
+
+PROMPT = ChatRequest(prompt="Repeat after me: river, mill, bridge, stone, sea. " * 12, max_tokens=4, temperature=0)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path) -> Path:
+    """The user's cache folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def files_of(cache: Path) -> list[Path]:
+    return sorted(cache.glob("**/prompts/*/[0-9]*.safetensors"))
+
+
+async def cached(engine, **more) -> tuple[list[int], int]:
+    answer = await ask(engine, PROMPT, **more)
+    return answer.token_ids, answer.usage.prompt_tokens_details.cached_tokens
+
+
+async def killed(engine) -> None:
+    os.kill(engine.child_pid, signal.SIGKILL)
+    await until(engine, lambda: engine.status().state != "ready")
+    await until(engine, lambda: engine.status().state == "ready")
+
+
+async def test_a_new_process_goes_on_from_what_the_one_before_has_stored(start, cache):
+    async with start("mlx", prompt_disk_bytes=1 << 30, blas="none") as engine:
+        tokens, at_first = await cached(engine)
+        await eventually(lambda: len(files_of(cache)) >= 2, what="it is stored")
+        await killed(engine)
+        again, taken_over = await cached(engine)
+        assert (at_first, taken_over % 64) == (0, 0)
+        assert taken_over >= 128
+        assert again == tokens
+        _, of_another = await cached(engine, tenant="bob")
+        assert of_another == 0
+    assert all(file.parent.stat().st_mode & 0o77 == 0 for file in files_of(cache))
+
+
+async def test_files_that_are_gone_or_broken_cost_no_answer(start, cache):
+    async with start("mlx", prompt_disk_bytes=1 << 30, blas="none") as engine:
+        tokens, _ = await cached(engine)
+        await eventually(lambda: len(files_of(cache)) >= 2, what="it is stored")
+        await killed(engine)
+        files_of(cache)[0].write_bytes(b"no cache at all")
+        again, taken_over = await cached(engine)
+        assert (again, taken_over) == (tokens, 0)
+        await eventually(lambda: len(files_of(cache)) >= 2, what="it is stored again")
+        await killed(engine)
+        for file in files_of(cache):
+            file.unlink()
+        again, taken_over = await cached(engine)
+        assert (again, taken_over) == (tokens, 0)
+
+
+async def test_nothing_is_stored_by_default(start, cache):
+    async with start("mlx", blas="none") as engine:
+        await cached(engine)
+    assert not list(cache.glob("**/prompts"))
+
+
+# ---- the files -------------------------------------------------------------------------------------------------------
+
+
+def cache_of(tokens: int) -> list:
+    from mlx_lm.models.cache import KVCache
+
+    layer = KVCache()
+    layer.update_and_fetch(mx.arange(tokens * 2.0).reshape(1, 1, tokens, 2), mx.ones((1, 1, tokens, 2)))
+    return [layer]
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    return folder
+
+
+def test_files_keep_their_order_of_use_and_their_contents(tmp_path):
+    files = PromptFiles(tmp_path)
+    for name in ("64-a", "64-b", "64-c"):
+        assert files.write(name, cache_of(64)) == (tmp_path / f"{name}.safetensors").stat().st_size
+    os.utime(tmp_path / "64-a.safetensors", (1, 1))
+    os.utime(tmp_path / "64-b.safetensors", (2, 2))
+    os.utime(tmp_path / "64-c.safetensors", (3, 3))
+    (layer,) = files.read("64-a")
+    assert layer.keys[..., :64, :].flatten().tolist() == list(map(float, range(128)))
+    assert [name for name, _ in files.names()] == ["64-b", "64-c", "64-a"]
+    files.remove(["64-b", "unknown"])
+    assert [files.has(name) for name in ("64-a", "64-b")] == [True, False]
+
+
+def test_what_was_not_finished_is_no_file(model):
+    files = PromptFiles.open(model, "one")
+    files.write("64-a", cache_of(64))
+    (folder,) = Path(os.environ["XDG_CACHE_HOME"]).glob("headrace/prompts/*")
+    shutil.copy(folder / "64-a.safetensors", folder / "unfinished.safetensors")
+    assert [name for name, _ in files.names()] == ["64-a"]
+
+
+def test_only_one_process_uses_the_files_of_a_model(model, caplog):
+    files = PromptFiles.open(model, "one")
+    files.write("64-a", cache_of(64))
+    assert PromptFiles.open(model, "one") is None
+    assert "Another process stores the prompts of this model" in caplog.text
+    lines = [
+        "import sys",
+        "from pathlib import Path",
+        "from consumers.engines.local.child.prompt_files import PromptFiles",
+        "files = PromptFiles.open(Path(sys.argv[1]), sys.argv[2])",
+        "print(files and files.names())",
+    ]
+    opened = [sys.executable, "-c", "\n".join(lines), str(model)]
+    assert subprocess.run([*opened, "one"], capture_output=True, text=True, check=True).stdout == "None\n"
+
+
+def test_another_identity_removes_the_files(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(prompt_files, "_take", lambda _: None)
+    PromptFiles.open(model, "one").write("64-a", cache_of(64))
+    assert PromptFiles.open(model, "one").has("64-a")
+    assert PromptFiles.open(model, "two").names() == []
+
+
+def test_a_folder_that_cannot_be_made_stores_nothing(model, monkeypatch, tmp_path, caplog):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert PromptFiles.open(model, "one") is None
+    assert "Prompts cannot be stored in" in caplog.text
+
+
+def test_no_file_is_written_where_the_broker_may_need_the_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_files, "_LEAST_FREE_BYTES", 1 << 60)
+    with pytest.raises(OSError, match="MiB of the disk are free"):
+        PromptFiles(tmp_path).write("64-a", cache_of(64))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
+    (tmp_path / "unfinished.safetensors").mkdir()
+    with pytest.raises(OSError, match="unfinished"):
+        PromptFiles(tmp_path).write("64-a", cache_of(64))
+
+
+# ---- what the loop does ----------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A batch that cannot write."""
+
+    def store(self, _):
+        raise OSError("no space left on device")
+
+
+def test_after_a_file_that_could_not_be_written_there_is_a_pause(tmp_path, caplog):
+    stored = StoredCaches(PromptFiles(tmp_path), 1 << 30, snapshots=False)
+    stored.index.kept("", list(range(64)))
+    assert stored.writes(100.0)
+    stored.write(FullDisk(), StoreKept(stored.index.next(), []), 100.0)
+    assert "no space left on device. The next one is tried in a minute." in caplog.text
+    assert [stored.writes(now) for now in (159.0, 160.0)] == [False, True]
+    assert stored.index.next(), "it is tried again"
+
+
+def test_files_beyond_the_room_are_removed_at_the_start(tmp_path):
+    files = PromptFiles(tmp_path)
+    size = files.write("64-a", cache_of(64))
+    files.write("64-b", cache_of(64))
+    os.utime(tmp_path / "64-b.safetensors", (1, 1))
+    assert len(StoredCaches(files, size, snapshots=False).index) == 1
+    assert [name for name, _ in files.names()] == ["64-a"]
+
+
+def test_without_files_nothing_is_stored():
+    stored = StoredCaches(None, 1 << 30, snapshots=False)
+    stored.index.kept("", list(range(64)))
+    assert not stored.writes(0.0)
+    assert stored.index.next() is None
