@@ -173,6 +173,7 @@ class EngineStatus(msgspec.Struct):
         prompt_tokens, reused_tokens: of all prompts that were begun, and those of them that were not computed, because
             an earlier request had left them.
         kept_bytes: the size of what is kept of earlier prompts.
+        stored_bytes: the size of what is stored of them on disk.
         drafted_tokens, accepted_tokens: what a draft model has proposed, and what of it was right.
         swapping: another model is being loaded; `reason` says which one, and how far it is.
         cannot_load: the models whose last load failed, and why, by name.
@@ -207,6 +208,7 @@ class EngineStatus(msgspec.Struct):
     prompt_tokens: int = 0
     reused_tokens: int = 0
     kept_bytes: int = 0
+    stored_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     swapping: bool = False

@@ -38,7 +38,8 @@ _HELP = {
     "headrace_draft_tokens_total": ("counter", "Tokens that the draft model has proposed, by worker."),
     "headrace_draft_tokens_accepted_total": ("counter", "Those that became part of answers, by worker."),
     "headrace_prompt_tokens_cached_total": ("counter", "Those that the prompt cache served, by worker."),
-    "headrace_prompt_cache_bytes": ("gauge", "Size of the prompt cache, by worker."),
+    "headrace_prompt_cache_bytes": ("gauge", "Size of the prompt cache in memory, by worker."),
+    "headrace_prompt_cache_disk_bytes": ("gauge", "Size of its files on disk, by worker."),
     "headrace_usage_requests_total": ("counter", "Requests by tenant and outcome, since the month began (UTC)."),
     "headrace_usage_tokens_total": ("counter", "Tokens by tenant and kind, since the month began (UTC)."),
     "headrace_usage_key_requests_total": ("counter", "The same requests by API key."),
@@ -151,6 +152,7 @@ def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, 
         yield "headrace_prompt_tokens_total", at, status.prompt_tokens
         yield "headrace_prompt_tokens_cached_total", at, status.reused_tokens
         yield "headrace_prompt_cache_bytes", at, status.kept_bytes
+        yield "headrace_prompt_cache_disk_bytes", at, status.stored_bytes
         yield "headrace_draft_tokens_total", at, status.drafted_tokens
         yield "headrace_draft_tokens_accepted_total", at, status.accepted_tokens
 

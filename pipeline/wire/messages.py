@@ -454,7 +454,8 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
         dialect: the API of that server.
         prompt_tokens: of all prompts that the engine has begun since it started.
         reused_tokens: those of them that it did not compute, because an earlier request had left them.
-        kept_bytes: the size of what it keeps of earlier prompts.
+        kept_bytes: the size of what it keeps of earlier prompts in memory.
+        stored_bytes: the size of what it stores of them on disk.
         drafted_tokens: the tokens that its draft model has proposed.
         accepted_tokens: those of them that became part of answers.
         fetches: the worker hears calls for models that are not here.
@@ -498,6 +499,7 @@ class WorkerStatus(Struct, tag_field="object", tag="headrace.worker"):
     prompt_tokens: int = 0
     reused_tokens: int = 0
     kept_bytes: int = 0
+    stored_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     fetches: bool = False

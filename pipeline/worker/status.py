@@ -35,6 +35,7 @@ _OF_THE_ENGINE: Final = (
     "prompt_tokens",
     "reused_tokens",
     "kept_bytes",
+    "stored_bytes",
     "drafted_tokens",
     "accepted_tokens",
     "cannot_load",

@@ -42,6 +42,7 @@ def joined(loaded: Mapping[str, EngineStatus], gone: Sequence[EngineStatus], hel
         prompt_tokens=sum(one.prompt_tokens for one in (*each, *gone)),
         reused_tokens=sum(one.reused_tokens for one in (*each, *gone)),
         kept_bytes=sum(one.kept_bytes for one in each),
+        stored_bytes=sum(one.stored_bytes for one in each),
     )
 
 

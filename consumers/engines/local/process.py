@@ -195,6 +195,7 @@ class EngineProcess:
             drafted_tokens=self._counted.drafted_tokens + stats.drafted_tokens,
             accepted_tokens=self._counted.accepted_tokens + stats.accepted_tokens,
             kept_bytes=stats.kept_bytes,
+            stored_bytes=stats.stored_bytes,
             cannot_load=self._cannot_load(),
         )
 

@@ -145,8 +145,8 @@ class Stats(Struct, array_like=True):
     """The engine after a step: as the fields of `EngineStatus`. 0 means not known yet.
 
     `slots` is the number of sequences that run at once at present. `reused_tokens` of all `prompt_tokens` so far were
-    taken from kept caches, whose size is `kept_bytes`. A draft model has proposed `drafted_tokens`, of which
-    `accepted_tokens` were right.
+    taken from kept caches, whose size is `kept_bytes`, and `stored_bytes` that of their files. A draft model has
+    proposed `drafted_tokens`, of which `accepted_tokens` were right.
     """
 
     pending_tokens: float = 0.0
@@ -162,6 +162,7 @@ class Stats(Struct, array_like=True):
     kept_bytes: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    stored_bytes: int = 0
 
 
 class Step(Struct, tag="step", array_like=True):

@@ -9,6 +9,7 @@ COUNTED = {
     "prompt_tokens": 100,
     "reused_tokens": 80,
     "kept_bytes": 4096,
+    "stored_bytes": 8192,
     "drafted_tokens": 30,
     "accepted_tokens": 21,
 }
@@ -24,6 +25,7 @@ def test_the_prompt_cache_and_the_draft_model_of_each_worker_is_counted():
     assert 'headrace_prompt_tokens_total{worker="a"} 100' in lines
     assert 'headrace_prompt_tokens_cached_total{worker="a"} 80' in lines
     assert 'headrace_prompt_cache_bytes{worker="a"} 4096' in lines
+    assert 'headrace_prompt_cache_disk_bytes{worker="a"} 8192' in lines
     assert 'headrace_draft_tokens_total{worker="a"} 30' in lines
     assert 'headrace_draft_tokens_accepted_total{worker="a"} 21' in lines
     assert 'headrace_prompt_tokens_total{worker="b"} 0' in lines

@@ -290,6 +290,7 @@ class EngineLoop:
             kept_bytes=self._planner.reuse.nbytes,
             drafted_tokens=drafted,
             accepted_tokens=accepted,
+            stored_bytes=self._stored.index.nbytes,
         )
 
 

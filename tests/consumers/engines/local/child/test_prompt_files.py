@@ -57,6 +57,7 @@ async def test_a_new_process_goes_on_from_what_the_one_before_has_stored(start, 
         assert (at_first, taken_over % 64) == (0, 0)
         assert taken_over >= 128
         assert again == tokens
+        assert engine.status().stored_bytes >= sum(file.stat().st_size for file in files_of(cache)[:2])
         _, of_another = await cached(engine, tenant="bob")
         assert of_another == 0
     assert all(file.parent.stat().st_mode & 0o77 == 0 for file in files_of(cache))
