@@ -45,8 +45,9 @@ class StoreFetcher:
         if not names.is_fetchable(model):
             known = ", ".join(KNOWN)
             message = (
-                f"Model {quoted(name)} is none that MLX's workers fetch: {known}, repositories on the Hugging Face hub "
-                "(owner/name) and addresses of GGUF files."
+                f"MLX's workers cannot fetch model {quoted(name)}. They fetch {known}, repositories on the Hugging "
+                "Face hub (owner/name), and GGUF files by their address. All other names need an Ollama server beside "
+                "headrace."
             )
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
         return model

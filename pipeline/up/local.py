@@ -281,7 +281,7 @@ class Local:
 
     async def _prepare(self, url: str) -> None:
         if trouble := await broker_trouble(url):
-            raise LaunchError(trouble)
+            raise LaunchError(f"{trouble} Correct --nats-url, or leave it out: headrace then starts its own server.")
         try:
             async with Bus.connect(url, name="headrace up") as bus:
                 await topology.apply(bus.js, self._config)
@@ -411,8 +411,11 @@ def up(
     """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does.
 
     Raises:
+        ConfigError: `ollama_host` is not an address.
         LaunchError: the ready file cannot be written.
     """
+    if config.ollama_host != NO_OLLAMA:
+        ollama_url(config.ollama_host)  # raises before anything is started
     try:
         if ready_file is not None:
             instance.check_writable(ready_file)

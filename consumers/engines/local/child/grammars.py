@@ -23,9 +23,18 @@ def refusal(reason: str, param: str) -> HeadraceError:
     # The place in its grammar stands before the reason, and the grammar below it.
     lines = [re.sub(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?", "", reason.strip().partition("\n")[0])]
     lines += [line.removeprefix("error: ") for line in reason.splitlines()[1:] if line.startswith("error: ")]
-    stated = "; ".join(line.strip(" .:") for line in lines)[:300]
-    message = f"`{param}` asks for a form that is not supported: {stated}."
+    stated = "; ".join(_reworded(line.strip(" .:")) for line in lines)[:300]
+    message = f"The form of answer that this request asks for is not supported: {stated}."
     return HeadraceError(ErrorCode.INVALID_REQUEST, message, param=param)
+
+
+def _reworded(line: str) -> str:
+    """Llguidance's complaint about a JSON Schema in our words; any other as it is."""
+    if found := re.fullmatch(r"Unimplemented keys: \[(.*)\]", line):
+        return f"the JSON schema uses {found[1]}"
+    if found := re.match(r"Resource '(.*?)' is not present in a registry", line):
+        return f"the JSON schema refers to another document ({found[1]})"
+    return line
 
 
 def grammar_of(request: ChatRequest, form: CallForm | None) -> str:

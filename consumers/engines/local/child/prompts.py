@@ -119,7 +119,8 @@ def read_template(path: str) -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise LoadError(f"The chat template {path} cannot be read ({error}). Set --chat-template to a file.") from None
+        what = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise LoadError(f"The chat template {path} cannot be read ({what}). Set --chat-template to a file.") from None
     try:
         render_jinja_template([[]], chat_template=text)
     except TemplateSyntaxError as error:
