@@ -96,9 +96,9 @@ class StoreFetcher:
 
 
 def step_of(model: str, report: Report) -> FetchStep:
-    """A report of progress as Ollama's clients read it.
+    """A report of progress in the form that Ollama's clients read.
 
-    They show a bar for what has a digest, and a text for the rest. The digest stands for the name, as in `/api/tags`.
+    They show a bar for a step with a digest, and text for any other. The digest is that of the name, as in `/api/tags`.
     """
     what, done, total = str(report.facts["what"]), int(report.facts["done"]), int(report.facts["total"])
     if total and what.startswith("fetching"):

@@ -87,7 +87,7 @@ def templated(turns: list[Turn], render: Render) -> Prompt:
 
 
 def heads(turns: Sequence[Turn], render: Render) -> Iterator[str]:
-    """What later conversations may have in common with this one: all turns, and the system prompt at its beginning."""
+    """The beginnings that later conversations may share with this one: all its turns, and the system prompt alone."""
     system = turns[:1] if len(turns) > 1 and turns[0]["role"] == "system" else ()
     for head in (turns, system):
         if head:
