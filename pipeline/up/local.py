@@ -242,8 +242,8 @@ class Local:
         try:
             await asyncio.to_thread(mending.look)
         except OSError as error:
-            trouble = f"A damaged file of the broker's store cannot be set aside: {error}. Make room on its disk."
-            raise LaunchError(trouble) from None
+            trouble = f"A damaged file of the broker's store cannot be set aside: {error.strerror or error}."
+            raise LaunchError(f"{trouble} Make room on its disk.") from None
         server = await broker.start()
         try:
             await self._mended(mending, broker.url)

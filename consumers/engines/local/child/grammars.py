@@ -17,6 +17,15 @@ from pipeline.wire.requests import ChatRequest, FunctionSpec, NamedToolChoice
 
 _ANY_OBJECT: Final = {"type": "object"}
 
+# llguidance's complaints, and what they mean.
+_THEIR_WORDS = {
+    r"Unimplemented keys: \[(.*)\]": r"the JSON schema uses \1",
+    r"Invalid type: (.*)": r'the JSON schema has the unknown type "\1"',
+    r"Resource '(.*?)' is not present in a registry.*": r"the JSON schema refers to another document (\1)",
+    r"invalid regex (.*) \(in .*\): regex parse error": r"the regular expression \1 has an error",
+    r"unknown name: (.*)": r"the grammar does not define \1",
+}
+
 
 def refusal(reason: str, param: str) -> HeadraceError:
     """The error of a request for a form that cannot be compiled, or followed. `reason` is llguidance's."""
@@ -29,11 +38,10 @@ def refusal(reason: str, param: str) -> HeadraceError:
 
 
 def _reworded(line: str) -> str:
-    """Llguidance's complaint about a JSON Schema in our words; any other as it is."""
-    if found := re.fullmatch(r"Unimplemented keys: \[(.*)\]", line):
-        return f"the JSON schema uses {found[1]}"
-    if found := re.match(r"Resource '(.*?)' is not present in a registry", line):
-        return f"the JSON schema refers to another document ({found[1]})"
+    """A complaint of llguidance in our words; an unknown one as it is."""
+    for theirs, ours in _THEIR_WORDS.items():
+        if found := re.fullmatch(theirs, line):
+            return found.expand(ours)
     return line
 
 

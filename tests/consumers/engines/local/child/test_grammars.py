@@ -127,7 +127,13 @@ def test_a_form_that_cannot_stand_beside_tools(form):
             "failed to compile JSON schema: Resource 'http://x' is not present in a registry and retrieving it failed",
             "the JSON schema refers to another document (http://x)",
         ),
-        ('at 1(8): unknown name: "foo"', 'unknown name: "foo"'),
+        ("failed to compile JSON schema: Invalid type: foo", 'the JSON schema has the unknown type "foo"'),
+        ('at 1(8): unknown name: "foo"', 'the grammar does not define "foo"'),
+        (
+            'at 1(8): invalid regex "(" (in regex): regex parse error:\n    (\n    ^\nerror: unclosed group',
+            'the regular expression "(" has an error; unclosed group',
+        ),
+        ("something new", "something new"),
     ],
 )
 def test_a_reason_is_told_without_its_place_and_state(reason, stated):
