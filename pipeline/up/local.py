@@ -34,6 +34,7 @@ from pipeline.up.ports import check_ports, held_port
 from pipeline.up.reach import (
     NATS_PORT,
     broker_trouble,
+    check_nats_urls,
     ollama_answers,
     ollama_shares_cpu,
     ollama_url,
@@ -411,11 +412,14 @@ def up(
     """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does.
 
     Raises:
-        ConfigError: `ollama_host` is not an address.
+        ConfigError: `ollama_host` is not an address, or `nats_url` not the URL of a NATS server.
         LaunchError: the ready file cannot be written.
     """
+    # These raise before anything is started.
     if config.ollama_host != NO_OLLAMA:
-        ollama_url(config.ollama_host)  # raises before anything is started
+        ollama_url(config.ollama_host)
+    if not own_broker:
+        check_nats_urls(config.nats_url)
     try:
         if ready_file is not None:
             instance.check_writable(ready_file)

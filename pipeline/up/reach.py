@@ -56,10 +56,11 @@ async def broker_trouble(urls: str, *, patience_s: float = 0.0) -> str | None:
     Args:
         urls: one URL, or several separated by commas. One server with JetStream is enough.
         patience_s: how long to wait for one.
+
+    Raises:
+        ConfigError: one of them is not the URL of a NATS server.
     """
-    for url in urls.split(","):
-        if not _is_nats_url(url):
-            return f'"{without_password(url)}" is not the URL of a NATS server, such as nats://127.0.0.1:4222.'
+    check_nats_urls(urls)
     give_up_at = asyncio.get_running_loop().time() + patience_s
     while (trouble := await _trouble(urls)) and asyncio.get_running_loop().time() < give_up_at:  # noqa: ASYNC110 - a server does not tell
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -76,12 +77,23 @@ async def _trouble(urls: str) -> str | None:
     return f"No NATS server at {without_password(urls)}."
 
 
-def _is_nats_url(url: str) -> bool:
-    try:
-        parts = urlsplit(_with_scheme(url))
-        return parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+def check_nats_urls(urls: str) -> None:
+    """Check the URLs of a broker, separated by commas.
+
+    Raises:
+        ConfigError: one of them is not the URL of a NATS server.
+    """
+    for url in urls.split(","):
+        try:
+            parts = urlsplit(_with_scheme(url))
+            is_url = parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ConfigError(
+                f'"{without_password(url)}" is not the URL of a NATS server, such as nats://127.0.0.1:4222. Correct '
+                "--nats-url."
+            )
 
 
 def _with_scheme(url: str) -> str:
