@@ -45,8 +45,9 @@ class StoreFetcher:
         if not names.is_fetchable(model):
             known = ", ".join(KNOWN)
             message = (
-                f"Model {quoted(name)} is none that MLX's workers fetch: {known}, repositories on the Hugging Face hub "
-                "(owner/name) and addresses of GGUF files."
+                f"MLX's workers cannot fetch model {quoted(name)}. They fetch {known}, repositories on the Hugging "
+                "Face hub (owner/name), and GGUF files by their address. All other names need an Ollama server beside "
+                "headrace."
             )
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
         return model
@@ -95,9 +96,9 @@ class StoreFetcher:
 
 
 def step_of(model: str, report: Report) -> FetchStep:
-    """A report of progress as Ollama's clients read it.
+    """A report of progress in the form that Ollama's clients read.
 
-    They show a bar for what has a digest, and a text for the rest. The digest stands for the name, as in `/api/tags`.
+    They show a bar for a step with a digest, and text for any other. The digest is that of the name, as in `/api/tags`.
     """
     what, done, total = str(report.facts["what"]), int(report.facts["done"]), int(report.facts["total"])
     if total and what.startswith("fetching"):

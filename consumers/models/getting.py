@@ -84,6 +84,7 @@ def pull(model: str, store: Store, note: Note) -> LocalModel:
             return _pulled(name, model, store, note, lambda part: web.download(model, part / GGUF, note))
         if names.is_gguf(model):
             file = Path(model).expanduser().absolute()
+            _stat(file)
             return _pulled(name, str(file), store, note, lambda part: _copy(file, part / GGUF, note))
         if names.is_repository(model):
             return _pulled(name, model, store, note, lambda part: _from_hub(model, part / MLX, note))
@@ -142,10 +143,7 @@ def _stored(name: str, store: Store, note: Note) -> LocalModel:
 
 def _file(file: Path, store: Store, note: Note) -> LocalModel:
     """A GGUF file of the user's, which stays where it is. Its MLX folder is kept as long as the file is the same."""
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise ModelError(f"Cannot read the model {file}: {error.strerror}.") from None
+    status = _stat(file)
     name = names.stem_of(str(file))
     entry = f"{name}-{hashlib.sha256(str(file).encode()).hexdigest()[:_KEY_CHARS]}"
     source = Origin(entry, str(file), CONVERSION, status.st_size, status.st_mtime_ns)
@@ -155,6 +153,13 @@ def _file(file: Path, store: Store, note: Note) -> LocalModel:
                 _convert(file, part / MLX, note, name)
                 store.put(entry, part, source)
     return LocalModel(name, str(store.folder(entry) / MLX), file)
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise ModelError(f"Cannot read the model {file}: {error.strerror}.") from None
 
 
 def _folder(name: str, folder: Path) -> LocalModel:

@@ -1,4 +1,4 @@
-"""Getting a model as a process does: a role in a thread and with reports, a command with a bar."""
+"""Gets a model for a process: for a role in a thread, with reports; for a command with a progress bar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command that runs while its progress is watched, and that never outlives its caller's interest."""
+"""Runs a command, watches its progress, and ends it when the caller is interrupted."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,7 +30,8 @@ def download(address: str, target: Path, note: Note) -> None:
         with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=True) as client:
             _read(client, address, part, note)
     except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
-        raise ModelError(f"Cannot download {address}: {str(error) or type(error).__name__}.") from None
+        what = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        raise ModelError(f"Cannot download {address}: {what}.") from None
     part.replace(target)
 
 

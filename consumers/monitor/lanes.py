@@ -77,7 +77,7 @@ class LaneKeeper:
         self._lanes = TenantLanes(self.config.tenants_max_lanes)
 
     def begin(self) -> None:
-        """This monitor leads from now on, or the connection was lost: nothing that is known holds."""
+        """Forget everything: this monitor leads from now on, or the connection was lost."""
         self._lanes = TenantLanes(self.config.tenants_max_lanes)
         self._look_at = 0.0
         self._sooner.set()

@@ -54,7 +54,7 @@ _MOST_REASON_CHARS = 200
 
 
 class Standing(NamedTuple):
-    """A request that stands in a queue."""
+    """A queued request: where it is stored, and its lane."""
 
     place: Place
     lane: LaneOfStream

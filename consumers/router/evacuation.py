@@ -1,7 +1,8 @@
-"""Moving requests from Ollama's lanes back to MLX while no Ollama worker is ready, so that none waits for one.
+"""Moves requests from Ollama's lanes back to MLX while no Ollama worker is ready, so that no request waits for one.
 
-Ollama's worker gives back the requests that fail in its hands, and MLX's workers take from Ollama's lanes what they
-begin sooner. What is left is moved here: requests that only Ollama could answer, and all if no MLX worker takes any.
+Ollama's worker itself returns the requests that it fails to answer, and MLX's workers take requests from Ollama's
+lanes that they would begin sooner. The router moves the others: requests that only Ollama could answer, and all
+requests if no MLX worker takes any.
 """
 
 from __future__ import annotations

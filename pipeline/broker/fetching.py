@@ -1,4 +1,4 @@
-"""Calls to workers for models that are not here."""
+"""Calls that ask a worker to fetch a model."""
 
 from __future__ import annotations
 

@@ -66,6 +66,10 @@ class Results(msgspec.Struct, frozen=True):
         return cls(Path(f"{stem}.output.jsonl"), Path(f"{stem}.errors.jsonl"))
 
 
+class _NotABatch(Exception):
+    """A file that cannot be run as a batch, and why."""
+
+
 def batch(job: BatchJob, url: str) -> int:
     """Run a batch. Return 0 if every line was answered, else 1. Interrupting leaves the batch running."""
     if job.source.startswith("batch_") and not Path(job.source).exists():
@@ -73,25 +77,28 @@ def batch(job: BatchJob, url: str) -> int:
     try:
         with Path(job.source).open("rb") as content:
             endpoint = job.endpoint or _endpoint_of(content)
+    except _NotABatch as error:
+        tell(f"headrace: {visible(job.source)}: {visible(str(error))}")
+        return 1
     except OSError as error:
-        tell(f"headrace: {visible(job.source)}: {error.strerror or error}")
+        tell(f"headrace: Cannot read {visible(job.source)}: {error.strerror}.")
         return 1
     with Path(job.source).open("rb") as content:
         return run_client(partial(_begin, job, endpoint, content), url, name="headrace batch")
 
 
 def _endpoint_of(content: IO[bytes]) -> str:
-    """The endpoint of the first line; raises OSError if the file cannot be that of a batch."""
+    """The endpoint of the first line; raises _NotABatch if the file cannot be that of a batch."""
     if os.fstat(content.fileno()).st_size > MAX_FILE_BYTES:
-        raise OSError(f"The file has more than {MAX_FILE_BYTES} bytes. Split it.")
+        raise _NotABatch(f"The file has more than {MAX_FILE_BYTES} bytes. Split it.")
     number, first = 0, b""
     while not first:
         if not (read := content.readline(_FIRST_LINE_BYTES)):
-            raise OSError("The file has no lines.")
+            raise _NotABatch("The file has no lines.")
         number, first = number + 1, read.strip()
     line = read_line(first)
     if isinstance(line, LineFault):
-        raise OSError(f"line {number}: {line.message}")
+        raise _NotABatch(f"line {number}: {line.message}")
     return line.url
 
 
@@ -127,7 +134,7 @@ async def _refusal_of_store(bus: Bus) -> str:
 async def _follow(batch_id: str, bus: Bus) -> int:
     order = await BatchStore(bus).order(batch_id) if is_stored_id(batch_id) else None
     if order is None:
-        tell(f'headrace: No file and no batch has the name "{visible(batch_id)}".')
+        tell(f'headrace: There is no file and no batch "{visible(batch_id)}".')
         return 1
     return await _shown(order, Results.beside(batch_id), bus)
 

@@ -26,4 +26,7 @@ async def _cancel(name: str, bus: Bus) -> int:
     answer = await bus.request(f"{CANCEL}.{name}")
     state = str(msgspec.json.decode(answer.data).get("state", "unknown"))
     say(f"{name}: {state}")
-    return 1 if state == "unknown" else 0
+    if state != "unknown":
+        return 0
+    tell(f'headrace: No request has the id "{name}", or its answer has expired.')
+    return 1

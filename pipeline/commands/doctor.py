@@ -78,7 +78,12 @@ class Finding(NamedTuple):
 
 
 def doctor(config: Config, url: str, model: About) -> int:
-    """Print all findings. Return 1 if one of them is a failure, else 0."""
+    """Print all findings. Return 1 if one of them is a failure, else 0.
+
+    Raises:
+        ConfigError: `ollama_host` is not an address.
+    """
+    ollama_url(config.ollama_host)  # raises before anything is looked for
     return asyncio.run(_doctor(config, url, model))
 
 
@@ -192,12 +197,12 @@ async def _monitor(bus: Bus) -> tuple[Finding, Heard]:
         statistics = await queue_statistics(bus)
     except NoResponders:
         advice = "`headrace up` starts one with all other roles, `headrace run monitor` one alone"
-        return Finding("warn", "monitor", "none runs on this broker; no other role was waited for", advice), Heard(
-            runs=False
-        )
+        return Finding(
+            "warn", "monitor", "none is running on this broker, so no other role was checked", advice
+        ), Heard(runs=False)
     except (BusError, msgspec.DecodeError) as error:
         return Finding("warn", "monitor", f"no answer: {error}", "look at its log; without it, nothing spills"), Heard()
-    return Finding("ok", "monitor", f"has run for {statistics.uptime_s:.0f} s"), Heard(statistics)
+    return Finding("ok", "monitor", f"running for {statistics.uptime_s:.0f} s"), Heard(statistics)
 
 
 async def _keys(config: Config) -> list[Finding]:
@@ -362,7 +367,7 @@ async def _ollama(config: Config) -> Finding:
 
 
 def _no_ollama(config: Config, url: str) -> Finding:
-    found = "no Ollama server is looked for" if config.ollama_host == NO_OLLAMA else f"no Ollama at {url}"
+    found = "none, by --ollama-host" if config.ollama_host == NO_OLLAMA else f"no Ollama at {url}"
     if config.ollama_host not in ("", NO_OLLAMA):
         advice = "start it, correct --ollama-host or OLLAMA_HOST, or use llama.cpp instead: --ollama-host none"
         return Finding("warn", "ollama", f"{found}; until it answers, no request spills", advice)

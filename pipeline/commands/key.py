@@ -18,11 +18,13 @@ from pipeline.commands import say, tell
 from pipeline.config import Config, ConfigError, HttpKey, load
 from pipeline.gateway.identity import make_key
 from pipeline.settings import Given, converted
+from pipeline.wire.subjects import Priority
 
 _KEYS = "http_keys"
 _RATES = ("answers_per_s", "lists_per_s", "statistics_per_s")
 _QUOTAS = ("requests_per_minute", "tokens_per_minute", "tokens_per_day")
 _LIST_CHARS = 160
+_URGENCY = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 LIMITS = (*_RATES, *_QUOTAS)
 
 
@@ -157,7 +159,10 @@ def _made(name: str, fields: Mapping[str, Any]) -> tuple[str, HttpKey]:
     options = {
         field: Given(value, "--" + field.replace("_", "-")) for field, value in fields.items() if value is not None
     }
-    return secret, converted(HttpKey, {"name": Given(name, ""), "hash": Given(entry.hash, ""), **options})
+    made = converted(HttpKey, {"name": Given(name, ""), "hash": Given(entry.hash, ""), **options})
+    if "priority" in options and _URGENCY[made.priority] > _URGENCY[made.highest]:
+        raise ConfigError(f"--priority {made.priority} is above --highest {made.highest}. Change one of them.")
+    return secret, made
 
 
 def _applied(file: Path) -> str:

@@ -16,6 +16,8 @@ from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
 from pipeline.commands.stats import queue_statistics
+from pipeline.config import ConfigError
+from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -73,7 +75,14 @@ class Sending(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def send(sending: Sending, url: str) -> int:
-    """Send the prompt. Print the answer to stdout and return 0, or print the error to stderr and return 1."""
+    """Send the prompt. Print the answer to stdout and return 0, or print the error to stderr and return 1.
+
+    Raises:
+        ConfigError: the timeout is not one that a request can have.
+    """
+    if sending.timeout_s is not None and not 0 < sending.timeout_s <= MAX_TIMEOUT_S:
+        accepted = f"a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}"
+        raise ConfigError(f"--timeout must be {accepted}, not {sending.timeout_s:.15g}.")
     return run_client(partial(_send, sending), url, name="headrace send")
 
 

@@ -10,7 +10,8 @@ import msgspec
 
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, visible
-from pipeline.wire.subjects import usage_subject
+from pipeline.config import ConfigError
+from pipeline.wire.subjects import TENANT_ADVICE, is_tenant, usage_subject
 from pipeline.wire.usage import Period, UsagePeriod, UsageReport, UsageSums
 
 if TYPE_CHECKING:
@@ -23,7 +24,13 @@ _TOKENS = ("prompt", "cached", "completion", "reasoning", "spilled")
 
 
 def usage(url: str, *, tenant: str, as_json: bool) -> int:
-    """Print the accounts of use of one tenant, or of all if it is empty. Return the exit code."""
+    """Print the accounts of use of one tenant, or of all if it is empty. Return the exit code.
+
+    Raises:
+        ConfigError: the tenant's name is not valid.
+    """
+    if tenant and not is_tenant(tenant):
+        raise ConfigError(f'--tenant: "{tenant}" is not a valid tenant. {TENANT_ADVICE}')
     return run_client(partial(_show, tenant=tenant, as_json=as_json), url, name="headrace usage")
 
 

@@ -1,7 +1,7 @@
-"""A request that is sent again under its id after it was cancelled: it begins anew, as a replayed dead letter does.
+"""A cancelled request that is sent again under its id starts over, as a replayed dead letter does.
 
-The broker refuses an id for two minutes after it was used. A request that was cancelled has no answer, so a client that
-asks again must not get the first call's end.
+The broker refuses an id for two minutes after it was used. But a cancelled request has no answer, so a client that
+sends it again must not get the error of the first call.
 """
 
 from __future__ import annotations

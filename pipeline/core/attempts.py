@@ -1,7 +1,7 @@
-"""Attempts that ended without a word: their worker was killed, or lost the request.
+"""Attempts that ended without an event, because their worker was killed or lost the request.
 
-A worker that dies does not report its attempt, and the next worker only knows that there was one. A process that hears
-the events of both knows when the attempt began.
+A worker that dies does not report the end of its attempt, and the next worker only knows that there was one. A process
+that receives the events of both workers knows when the lost attempt began.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Cancels:
         return cancel
 
     def follow(self, cancel: OpenCancel, look_at: float) -> None:
-        """The request of a cancel runs or moves. It is due at look_at (monotonic seconds), unless it has ended."""
+        """Note that the request of a cancel runs or moves. Look at it again at look_at (monotonic seconds)."""
         cancel.look_at = look_at
 
     def done(self, request_id: str, cancel: OpenCancel) -> None:

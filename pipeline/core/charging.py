@@ -1,8 +1,8 @@
-"""Which API key a request is charged to: a header that only the pipeline can make.
+"""The header that charges a request to an API key. Only the pipeline can make it.
 
-The gateway knows the key of a request, and a worker or a monitor accounts for it. A header is all that goes with the
-request, and on NATS a publisher writes its own headers. So the header has a code of the pipeline's secret, over the
-request's name, its tenant and the key: it cannot be made elsewhere, and is worth nothing on another request.
+The gateway knows the key of a request, and a worker or a monitor charges it. Only headers travel with the request, and
+a publisher on NATS writes its own. So the header contains a code, made with the pipeline's secret from the request's
+name, its tenant and the key. It cannot be forged, and is not valid on another request.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How many requests are on their way to a worker: announced by the broker, and taken by no pull of this worker yet.
+"""How many requests are on their way to a worker: announced by the broker, but not yet pulled by this worker.
 
-An engine with nothing to do waits a moment for them, so that their prompts are read together. Another worker may take
-them, so an announcement counts only for a short time.
+An idle engine waits a moment for them, so that it can read their prompts together. Another worker may take them, so an
+announcement counts only for a short time.
 """
 
 from __future__ import annotations

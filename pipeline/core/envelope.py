@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pipeline.core.charging import charged_key, charged_tenant
 from pipeline.core.moves import MoveIds
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.subjects import (
     ANEW,
     BATCH,
@@ -23,6 +23,7 @@ from pipeline.wire.subjects import (
     STREAM_OLLAMA,
     TASK,
     TENANT,
+    TENANT_ADVICE,
     TIMEOUT,
     Move,
     Priority,
@@ -200,8 +201,7 @@ def _read_id(stored: StoredRequest, moves: MoveIds) -> tuple[str, str, Move | No
         owner = tenant
     if tenant in ("", owner) and is_request_id(request_id) and (move or not is_generated_id(request_id)):
         return owner, request_id, move, None
-    hint = "use 1 to 128 of A-Z a-z 0-9 _ -; ids of the form `LLM-<number>` are assigned by the broker"
-    return owner, generated_id(sequence), None, _invalid(MSG_ID, hint)
+    return owner, generated_id(sequence), None, _bad_id(given, owner)
 
 
 def _first_stored_at(headers: Mapping[str, str], stored_at: float) -> float:
@@ -214,8 +214,9 @@ def _read_reply_to(headers: Mapping[str, str], name: str) -> tuple[str | None, H
     if given is None or is_reply_to(given, name):
         return given, None
     hint = (
-        "Reply-To must be a literal subject of at most 256 characters under `_INBOX.` or `llm.reply.`, and not that of "
-        f"another tenant or of an id that the broker assigns. This error was sent to {reply_subject(name)}."
+        f"Reply-To {quoted(given)} is not allowed. Use a subject under `_INBOX.` or `llm.reply.` without wildcards, of "
+        "at most 256 characters, that does not belong to another tenant or to an id assigned by the broker. This error "
+        f"was sent to {reply_subject(name)}."
     )
     return None, HeadraceError(ErrorCode.REPLY_SUBJECT_DENIED, hint, param=REPLY_TO)
 
@@ -226,7 +227,7 @@ def _read_timeout(headers: Mapping[str, str], default_s: float | None) -> tuple[
         return default_s, None
     timeout_s = _number(given)
     if timeout_s is None or not 0 < timeout_s <= MAX_TIMEOUT_S:
-        return None, _invalid(TIMEOUT, f"use a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}")
+        return None, _invalid(TIMEOUT, given, f"a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}")
     return timeout_s, None
 
 
@@ -237,7 +238,7 @@ def _read_task(headers: Mapping[str, str], otherwise: Task) -> tuple[Task, Headr
     try:
         return Task(given.strip().lower()), None
     except ValueError:
-        return otherwise, _invalid(TASK, "use `simple` or `complex`")
+        return otherwise, _invalid(TASK, given, "simple or complex")
 
 
 def _number(text: str) -> float | None:
@@ -249,9 +250,19 @@ def _number(text: str) -> float | None:
 
 def _bad_tenant() -> HeadraceError:
     return HeadraceError(
-        ErrorCode.INVALID_REQUEST, "The subject has an invalid tenant. Use 1 to 64 of A-Z a-z 0-9 _ -.", param="tenant"
+        ErrorCode.INVALID_REQUEST, f"The tenant in the subject is not valid. {TENANT_ADVICE}", param="tenant"
     )
 
 
-def _invalid(header: str, message: str) -> HeadraceError:
-    return HeadraceError(ErrorCode.INVALID_REQUEST, f"Invalid header {header}: {message}.", param=header)
+def _bad_id(given: str, tenant: str) -> HeadraceError:
+    own = f", or t.{tenant}.ID" if tenant else ""
+    message = (
+        f'{MSG_ID} {quoted(given)} is not a valid request id. Use 1 to 128 letters, digits, "-" or "_"{own}. The '
+        "broker assigns the ids LLM-<number>."
+    )
+    return HeadraceError(ErrorCode.INVALID_REQUEST, message, param=MSG_ID)
+
+
+def _invalid(header: str, given: str, accepted: str) -> HeadraceError:
+    message = f"{header} must be {accepted}, not {quoted(given)}."
+    return HeadraceError(ErrorCode.INVALID_REQUEST, message, param=header)

@@ -1,4 +1,4 @@
-"""The models that a worker fetches: who asks about which, and which fetches end because no caller is left."""
+"""The models that a worker fetches, the callers of each fetch, and when a fetch ends because no caller is left."""
 
 from __future__ import annotations
 

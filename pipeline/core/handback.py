@@ -1,8 +1,8 @@
-"""How soon a request that a worker gives back, for it lacks the model, is delivered again.
+"""How soon a request is delivered again after a worker returned it because it lacks the model.
 
-A pull takes whatever is first in a lane, so a worker can receive a request for a model that only other workers of its
-engine have. Such a request must not wait while one of them is idle. A long queue for a busy worker must not circulate
-between the broker and an idle one.
+A pull takes the first request of a lane, so a worker can receive one for a model that only other workers of its engine
+have. Such a request must not wait while one of them is idle. But a long queue for a busy worker must not circulate
+between the broker and an idle worker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from zlib import crc32
 
-# Requests that were given back come again one after the other, at this distance. It bounds the useless deliveries to
+# Returned requests are delivered again one after another, at this interval. It bounds the useless deliveries to
 # twenty per second.
 GAP_S = 0.05
 # The broker delivers what was given back before what is behind it. A worker on a busy machine may need longer than the

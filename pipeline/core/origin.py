@@ -1,7 +1,7 @@
-"""The trace of a request whose publisher began none.
+"""The trace of a request whose publisher did not begin one.
 
-Every process derives the same ids from what it knows of the request anyway. So the deliveries of a request, the moves
-and the monitor's spans are one trace, although nothing is written to the request and no process told another.
+Every process derives the same ids from facts that it knows about the request. So deliveries, moves and the monitor's
+spans belong to one trace, although nothing is added to the request and the processes do not exchange the ids.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.pauses import DEFAULT_TENANT, Pause, PauseAction, PauseCall, PausedState
-from pipeline.wire.subjects import ANY_TENANT, Lane, Priority, is_tenant
+from pipeline.wire.subjects import ANY_TENANT, TENANT_ADVICE, Lane, Priority, is_tenant
 
 # So many pauses at once: the state is one message.
 MOST_PAUSES = 1000
@@ -97,7 +97,7 @@ def _checked(call: PauseCall) -> PauseCall:
     if call.priority is None and call.tenant is None:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "Name a lane, a tenant, or both.", param="priority")
     if call.tenant is not None and not is_tenant(call.tenant):
-        message = "A tenant's name has 1 to 64 of A-Z a-z 0-9 _ -; `default` is the default tenant."
+        message = f"{quoted(call.tenant, 64)} is not a valid tenant. {TENANT_ADVICE}"
         raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="tenant")
     return msgspec.structs.replace(call, by=call.by[:_MOST_CHARS], reason=call.reason[:_MOST_CHARS])
 

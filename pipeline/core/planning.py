@@ -1,4 +1,4 @@
-"""What is known of lanes, and which lanes the scheduler would choose one after another, without choosing them."""
+"""What is known about the lanes, and which ones the scheduler would choose next, without charging them."""
 
 from __future__ import annotations
 

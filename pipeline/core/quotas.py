@@ -1,8 +1,8 @@
 """Quotas of API keys: requests and tokens in any minute, and tokens in a day (UTC).
 
-How many tokens a request uses is known when it has ended. So an estimate is reserved when it begins, and replaced by
-the account of the request. A request fits if what was used, what is reserved and its own estimate fit. With correct
-estimates no limit is exceeded; else each request that runs exceeds it by at most what it uses itself.
+The number of tokens of a request is known only when it has ended. So an estimate is reserved when it begins, and later
+replaced by its actual use. A request is admitted if the tokens used, the tokens reserved and its own estimate fit into
+the limit together. If estimates are too low, each running request exceeds the limit by at most its own use.
 
 Times are the broker's, in UTC seconds, and arguments.
 """

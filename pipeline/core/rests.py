@@ -1,4 +1,4 @@
-"""Lanes that the router leaves to MLX for a while, because a begun answer stands at their head."""
+"""Lanes that the router leaves to MLX for a while, because their first request has an answer that has started."""
 
 from __future__ import annotations
 

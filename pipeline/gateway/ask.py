@@ -23,6 +23,7 @@ from pipeline.wire.subjects import (
     ASK,
     MSG_ID,
     REPLY_TO,
+    TENANT_ADVICE,
     Lane,
     Priority,
     Task,
@@ -86,7 +87,9 @@ class Ask:
         """Put the request on its lane. Returns the error for the client, or None."""
         priority, tenant = message.subject.split(".")[2], tenant_of(message.subject)
         if tenant and not is_tenant(tenant):
-            return HeadraceError(ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant.")
+            return HeadraceError(
+                ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant. {TENANT_ADVICE}"
+            )
         try:
             subject = Lane(Priority(priority), Task.UNTRIAGED, tenant).subject
         except ValueError:

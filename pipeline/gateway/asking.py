@@ -113,7 +113,8 @@ class Asking:
     def _choices(self, asked: Asked, first: Intake) -> list[tuple[Asked, Intake]]:
         """The requests of a call: one for each choice, with an id that follows from the first's."""
         if asked.others and first.respond_async:
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, "`Prefer: respond-async` takes calls with one choice.")
+            message = "`Prefer: respond-async` works only for calls with one choice. Send one call for each choice."
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, message)
         calls = [(asked, first)]
         for number, other in enumerate(asked.others, start=1):
             outgoing = first.outgoing._replace(id=f"{first.outgoing.id[:MAX_ID_CHARS]}-{number}", body=other.body)

@@ -19,7 +19,7 @@ from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 
 _SLASHES = re.compile("/{2,}")
 # A client can use this many seconds' worth of calls at once.
@@ -172,13 +172,18 @@ def _check_host(scope: Scope) -> None:
 def _check_names(headers: Mapping[str, str], admitted: Admitted) -> None:
     origin = headers.get("origin", "")
     host = headers.get("host", "")
-    if (host and not admitted.host(host)) or (origin and not admitted.origin(origin)):
-        raise HttpError(
-            403,
-            ErrorCode.UNAUTHORIZED,
-            "Without API keys this gateway serves only localhost. Call localhost or 127.0.0.1, or set `http_keys`, or "
-            "admit this name or page with `http_names` or `http_origins`.",
+    if host and not admitted.host(host):
+        message = (
+            f"Without API keys, this gateway does not serve the host name {quoted(host)}. Call localhost or 127.0.0.1, "
+            "add the name to `http_names`, or set `http_keys`."
         )
+        raise HttpError(403, ErrorCode.UNAUTHORIZED, message)
+    if origin and not admitted.origin(origin):
+        message = (
+            f"Without API keys, this gateway does not serve pages from {quoted(origin)}. Add the origin to "
+            "`http_origins`, or set `http_keys`."
+        )
+        raise HttpError(403, ErrorCode.UNAUTHORIZED, message)
 
 
 def _rate_headers(allowance: Allowance) -> dict[str, str]:

@@ -84,14 +84,15 @@ def _refusal(name: str, refusals: list[HeadraceError], *, away: bool) -> Headrac
         if refusal.code is not ErrorCode.MODEL_NOT_FOUND:
             return refusal
     if away:
-        message = f"Model {quoted(name)} is not here, and no worker that fetches it answers. Retry later."
+        message = (
+            f"Model {quoted(name)} is not stored here, and a worker that may fetch it does not answer. Retry later."
+        )
         return HeadraceError(ErrorCode.UNAVAILABLE, message)
     if refusals:
-        advice = "Other names need an Ollama server beside headrace: there, `ollama pull` fetches them."
-        return HeadraceError(ErrorCode.MODEL_NOT_FOUND, f"{refusals[0].message} {advice}", param="model")
+        return HeadraceError(ErrorCode.MODEL_NOT_FOUND, refusals[0].message, param="model")
     message = (
-        f"Model {quoted(name)} is not here, and no worker fetches models. Run `headrace pull {name}` on the engine's "
-        "machine, and start its worker with --model."
+        f"Model {quoted(name)} is not stored here, and no worker can fetch models. Run `headrace pull {name}` on the "
+        "engine's machine, and start its worker with --model."
     )
     return HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
 
@@ -176,5 +177,5 @@ class PullResponse(Live):
     async def ended(self, why: End, send: Send) -> None:
         """The gateway stops, or the client is gone."""
         if why is End.STOPPING:
-            message = "The gateway stops. Pull again."
+            message = "The gateway is stopping. Pull again."
             await self._fail(HeadraceError(ErrorCode.UNAVAILABLE, message), send)

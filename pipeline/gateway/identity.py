@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pipeline.config import Config, ConfigError, HttpKey
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.errors import ErrorCode
+from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_tenant, request_name, split_name
 
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
@@ -116,9 +116,8 @@ def priority_of(caller: Caller, wanted: str | None, default: Priority) -> Priori
     try:
         priority = Priority(wanted.strip().lower())
     except ValueError:
-        raise HttpError(
-            400, ErrorCode.INVALID_REQUEST, "X-Priority must be high, medium or low.", param="X-Priority"
-        ) from None
+        message = f"X-Priority must be high, medium or low, not {quoted(wanted, 40)}."
+        raise HttpError(400, ErrorCode.INVALID_REQUEST, message, param="X-Priority") from None
     if caller.key and _ORDER[priority] > _ORDER[caller.key.highest]:
         raise HttpError(
             403,

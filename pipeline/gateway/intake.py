@@ -111,7 +111,8 @@ def wants_exact(headers: Mapping[str, str]) -> bool:
     """
     said = headers.get("x-exact", "false")
     if said not in ("true", "false"):
-        raise HttpError(400, ErrorCode.INVALID_REQUEST, "X-Exact must be true or false.", param="X-Exact")
+        message = f"X-Exact must be true or false, not {quoted(said, 40)}."
+        raise HttpError(400, ErrorCode.INVALID_REQUEST, message, param="X-Exact")
     return said == "true"
 
 
@@ -196,15 +197,15 @@ def urgency(caller: Caller, headers: Mapping[str, str], *, default: Priority) ->
 
 
 def _timeout_s(headers: Mapping[str, str]) -> float | None:
-    for name in ("x-request-timeout", "timeout"):
-        if (given := headers.get(name)) is None:
+    for name in ("X-Request-Timeout", "Timeout"):
+        if (given := headers.get(name.lower())) is None:
             continue
         seconds = float(given) if _SECONDS.fullmatch(given.strip()) else 0.0
         if not 0 < seconds <= MAX_TIMEOUT_S:
             raise HttpError(
                 400,
                 ErrorCode.INVALID_REQUEST,
-                f"{name} must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}.",
+                f"{name} must be a number of seconds above 0 and at most {MAX_TIMEOUT_S:.0f}, not {quoted(given, 40)}.",
                 param=name,
             )
         return seconds

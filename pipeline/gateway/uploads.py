@@ -47,7 +47,7 @@ class Uploads:
         try:
             file, purpose = form.get("file"), form.get("purpose")
             if purpose != "batch":
-                raise _bad("`purpose` must be batch.", "purpose")
+                raise _bad('`purpose` must be "batch".', "purpose")
             if not isinstance(file, UploadFile):
                 raise _bad("`file` is required: send the file as multipart/form-data.", "file")
             if not file.size:

@@ -106,7 +106,8 @@ class Process:
             while line := await self._line[0].readline():
                 on_report(_report_decoder.decode(line))
         except (OSError, ValueError, msgspec.DecodeError) as error:
-            _log.warning("Lost contact with process %d: %s", self.pid, error)
+            what = error.strerror if isinstance(error, OSError) and error.strerror else error
+            _log.warning("Lost contact with process %d: %s", self.pid, what)
 
 
 async def spawn(command: Sequence[str], environ: Mapping[str, str], log: Path) -> Process:

@@ -34,6 +34,7 @@ from pipeline.up.ports import check_ports, held_port
 from pipeline.up.reach import (
     NATS_PORT,
     broker_trouble,
+    check_nats_urls,
     ollama_answers,
     ollama_shares_cpu,
     ollama_url,
@@ -242,8 +243,8 @@ class Local:
         try:
             await asyncio.to_thread(mending.look)
         except OSError as error:
-            trouble = f"A damaged file of the broker's store cannot be set aside: {error}. Make room on its disk."
-            raise LaunchError(trouble) from None
+            trouble = f"A damaged file of the broker's store cannot be set aside: {error.strerror or error}."
+            raise LaunchError(f"{trouble} Make room on its disk.") from None
         server = await broker.start()
         try:
             await self._mended(mending, broker.url)
@@ -281,7 +282,7 @@ class Local:
 
     async def _prepare(self, url: str) -> None:
         if trouble := await broker_trouble(url):
-            raise LaunchError(trouble)
+            raise LaunchError(f"{trouble} Correct --nats-url, or leave it out: headrace then starts its own server.")
         try:
             async with Bus.connect(url, name="headrace up") as bus:
                 await topology.apply(bus.js, self._config)
@@ -411,8 +412,14 @@ def up(
     """Run `headrace up` in this process and return its exit code, as `lifecycle.run` does.
 
     Raises:
+        ConfigError: `ollama_host` is not an address, or `nats_url` not the URL of a NATS server.
         LaunchError: the ready file cannot be written.
     """
+    # These raise before anything is started.
+    if config.ollama_host != NO_OLLAMA:
+        ollama_url(config.ollama_host)
+    if not own_broker:
+        check_nats_urls(config.nats_url)
     try:
         if ready_file is not None:
             instance.check_writable(ready_file)

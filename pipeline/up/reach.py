@@ -9,27 +9,39 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pipeline.broker.connection import without_password
+from pipeline.config import ConfigError
 from pipeline.machine import has_gpu
 
 OLLAMA_PORT = 11434
 NATS_PORT = 4222
 _LOOK_EVERY_S = 0.2
 _ANSWER_TIMEOUT_S = 5.0
+_NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 
 
 def ollama_url(host: str) -> str:
     """Return the base URL of the Ollama server that `OLLAMA_HOST` names: nothing, a host, `host:port` or a URL.
 
     A server that listens on all addresses (`0.0.0.0`) is reached at `127.0.0.1`.
+
+    Raises:
+        ConfigError: it is none of these.
     """
     text = host.strip().rstrip("/")
-    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        default = {"http": 80, "https": 443}[parts.scheme] if "://" in text else OLLAMA_PORT
+        port = parts.port or default
+    except (ValueError, KeyError):
+        raise ConfigError(
+            f'"{without_password(host)}" is not the address of an Ollama server, such as 127.0.0.1:11434. Correct '
+            "--ollama-host or OLLAMA_HOST."
+        ) from None
     name = parts.hostname or "127.0.0.1"
     if name in ("0.0.0.0", "::"):  # noqa: S104 - recognized, not bound to
         name = "127.0.0.1"
     name = f"[{name}]" if ":" in name else name
-    default = {"http": 80, "https": 443}[parts.scheme] if "://" in text else OLLAMA_PORT
-    return f"{parts.scheme}://{name}:{parts.port or default}{parts.path}"
+    return f"{parts.scheme}://{name}:{port}{parts.path}"
 
 
 async def jetstream_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
@@ -44,7 +56,11 @@ async def broker_trouble(urls: str, *, patience_s: float = 0.0) -> str | None:
     Args:
         urls: one URL, or several separated by commas. One server with JetStream is enough.
         patience_s: how long to wait for one.
+
+    Raises:
+        ConfigError: one of them is not the URL of a NATS server.
     """
+    check_nats_urls(urls)
     give_up_at = asyncio.get_running_loop().time() + patience_s
     while (trouble := await _trouble(urls)) and asyncio.get_running_loop().time() < give_up_at:  # noqa: ASYNC110 - a server does not tell
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -61,11 +77,34 @@ async def _trouble(urls: str) -> str | None:
     return f"No NATS server at {without_password(urls)}."
 
 
+def check_nats_urls(urls: str) -> None:
+    """Check the URLs of a broker, separated by commas.
+
+    Raises:
+        ConfigError: one of them is not the URL of a NATS server.
+    """
+    for url in urls.split(","):
+        try:
+            parts = urlsplit(_with_scheme(url))
+            is_url = parts.scheme in _NATS_SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ConfigError(
+                f'"{without_password(url)}" is not the URL of a NATS server, such as nats://127.0.0.1:4222. Correct '
+                "--nats-url."
+            )
+
+
+def _with_scheme(url: str) -> str:
+    return url if "://" in url else f"nats://{url}"
+
+
 async def _greeting(url: str, timeout_s: float) -> dict[str, Any] | None:
     """What a NATS server at url sends to each new connection, or None if there is no NATS server."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
     writer = None
     try:
+        parts = urlsplit(_with_scheme(url))
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or NATS_PORT)
             line = await reader.readline()
@@ -137,8 +176,8 @@ async def key_trouble(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> str:
 
 async def port_answers(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
     """Return whether anything accepts connections at the host and port of url."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         async with asyncio.timeout(timeout_s):
             _, writer = await asyncio.open_connection(
                 parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)

@@ -235,7 +235,8 @@ def _password(file: Path) -> str:
             private_file(file, f"p{secrets.token_hex(20)}".encode())
         return file.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise BrokerError(f"Cannot use the broker's password in {file}: {error}.") from None
+        what = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise BrokerError(f"Cannot use the broker's password in {file}: {what}.") from None
 
 
 def _read_port(file: Path) -> int:

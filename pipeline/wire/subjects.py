@@ -216,6 +216,10 @@ def is_tenant(text: str) -> bool:
     return _TENANT.fullmatch(text) is not None
 
 
+# What `is_tenant` takes, as advice in an error.
+TENANT_ADVICE = 'Use 1 to 64 letters, digits, "-" or "_".'
+
+
 def tenant_of(subject: str) -> str:
     """The tenant that a subject under `llm.request` or `llm.ask` names; empty for the default tenant. Not validated."""
     tokens = subject.split(".")

@@ -28,6 +28,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MAX_GIVEN_CHARS = 60
 _MAX_FIELD_CHARS = 80
+_MAX_KNOWN = 12
 
 
 class Problem(NamedTuple):
@@ -40,6 +41,7 @@ class Problem(NamedTuple):
         missing: whether the field is required and absent.
         unknown: whether the type has no such field.
         value: what was given, UNSET where it is not known.
+        known: the fields that the type has, for an unknown one.
     """
 
     field: str
@@ -48,6 +50,7 @@ class Problem(NamedTuple):
     missing: bool = False
     unknown: bool = False
     value: Any = msgspec.UNSET
+    known: tuple[str, ...] = ()
 
     @property
     def param(self) -> str | None:
@@ -60,7 +63,8 @@ class Problem(NamedTuple):
         if self.missing:
             return f"{subject} is required."
         if self.unknown:
-            return f"{subject} is not a known field."
+            known = f" The fields are {_listed(self.known, 'and')}." if 1 < len(self.known) <= _MAX_KNOWN else ""
+            return f"{subject} is not a known field.{known}"
         given = f", not {self.given}" if self.given else ""
         return f"{subject} must be {self.accepted}{given}."
 
@@ -90,6 +94,8 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     """
     if is_too_deep(body):
         raise NotValid(explain_json(RecursionError()))
+    if not body.strip():
+        raise NotValid("The body is empty. Send a JSON object.")
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -131,9 +137,9 @@ def explain(error: msgspec.ValidationError, kind: Any, value: Any = msgspec.UNSE
     if at_fault := _FIELD_AT_FAULT.match(text):
         name = _short(at_fault[2], _MAX_FIELD_CHARS)
         named = f"{field}.{name}" if field else name
-        missing = at_fault[1].startswith("missing")
-        accepted = _accepted(_field_of(accepting, at_fault[2])) if missing else ""
-        return Problem(named, accepted=accepted, missing=missing, unknown=not missing)
+        if at_fault[1].startswith("missing"):
+            return Problem(named, accepted=_accepted(_field_of(accepting, at_fault[2])), missing=True)
+        return Problem(named, unknown=True, known=_fields_of(accepting))
     if of_key:
         key = next((each for each in _members(accepting) if isinstance(each, inspect.DictType)), None)
         accepted = "an object" if key is None else f"an object whose keys are {_accepted(key.key_type)}"
@@ -146,7 +152,7 @@ def explain_json(error: Exception, *, whole: str = "The body") -> str:
     if isinstance(error, UnicodeError):
         return f"{whole} is not valid UTF-8."
     if isinstance(error, RecursionError):
-        return f"{whole} is nested too deeply."
+        return f"{whole} is nested too deeply. The limit is {MAX_LEVELS} levels."
     place = _BYTE.search(str(error))
     where = f" (see byte {place[1]})" if place else ": it ends too early" if "truncated" in str(error) else ""
     return f"{whole} is not valid JSON{where}."
@@ -198,6 +204,11 @@ def _field_of(accepting: inspect.Type, name: str) -> inspect.Type:
                 if field.encode_name == name:
                     return field.type
     return inspect.AnyType()
+
+
+def _fields_of(accepting: inspect.Type) -> tuple[str, ...]:
+    structs = (each for each in _members(accepting) if isinstance(each, inspect.StructType))
+    return tuple(field.encode_name for each in structs for field in each.fields)
 
 
 def _item_of(accepting: inspect.Type) -> inspect.Type:
@@ -261,8 +272,8 @@ def _accepted(accepting: inspect.Type) -> str:
         described = (accepting.extra_json_schema or {}).get("description")
         return str(described) if described else _accepted(accepting.type)
     if isinstance(accepting, inspect.UnionType):
-        kinds = [_accepted(each) for each in accepting.types if not isinstance(each, inspect.NoneType)]
-        return " or ".join(dict.fromkeys(kinds))
+        kinds = [each for each in accepting.types if not isinstance(each, inspect.NoneType)]
+        return _listed(dict.fromkeys(alternative for each in kinds for alternative in _alternatives(each)))
     match accepting:
         case inspect.BoolType():
             return "true or false"
@@ -273,9 +284,9 @@ def _accepted(accepting: inspect.Type) -> str:
         case inspect.StrType():
             return _text(accepting)
         case inspect.LiteralType():
-            return _choice(accepting.values)
+            return _listed(_alternatives(accepting))
         case inspect.EnumType():
-            return _choice(each.value for each in accepting.cls)
+            return _listed(_alternatives(accepting))
         case inspect.ListType():
             return f"a list{_length(accepting.min_length, accepting.max_length, 'item')}"
         case inspect.NoneType():
@@ -286,16 +297,29 @@ def _accepted(accepting: inspect.Type) -> str:
             return "an object"
 
 
-def _choice(values: Iterable[Any]) -> str:
-    shown = [msgspec.json.encode(value).decode() for value in values]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
+def _alternatives(accepting: inspect.Type) -> list[str]:
+    """The members of an enumeration, each by itself; of any other type its values together."""
+    match accepting:
+        case inspect.LiteralType():
+            return [msgspec.json.encode(value).decode() for value in accepting.values]
+        case inspect.EnumType():
+            return [msgspec.json.encode(each.value).decode() for each in accepting.cls]
+        case inspect.BoolType():
+            return ["true", "false"]
+        case _:
+            return [_accepted(accepting)]
+
+
+def _listed(texts: Iterable[str], word: str = "or") -> str:
+    *others, last = texts
+    return f"{', '.join(others)} {word} {last}" if others else last
 
 
 def _text(accepting: inspect.StrType) -> str:
     if accepting.pattern is not None:
         return f"a string that matches {accepting.pattern}"
     if accepting.min_length == 1 and accepting.max_length is None:
-        return "a string that is not empty"
+        return "a non-empty string"
     return f"a string{_length(accepting.min_length, accepting.max_length, 'character')}"
 
 

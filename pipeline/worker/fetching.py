@@ -71,7 +71,8 @@ class Fetching:
         model, now = self.fetcher.fetchable(call.model), self.me.bus.clock.now()
         if self.config.offline:
             message = (
-                f"Model {quoted(call.model)} is not here, and --offline forbids fetching it. Start without --offline."
+                f"Model {quoted(call.model)} is not stored here, and --offline forbids fetching it. Start headrace "
+                "without --offline."
             )
             raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="model")
         fetch, begins = self._fetches.ask(call, model, now)

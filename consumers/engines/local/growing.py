@@ -1,6 +1,6 @@
-"""One model, and several from the moment at which another one is fetched. The process of the first one goes on.
+"""An engine with one model that becomes a fleet when another model is fetched. The first model's process continues.
 
-A model that has aliases or an idle time has them from the fleet.
+A model with aliases or an idle time is part of a fleet from the start.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class EngineProcess:
         return self.begin(work)
 
     def begin(self, work: Work) -> Run:
-        """As `submit`, which waits for nothing."""
+        """As `submit`, without waiting."""
         if not self._running or self._state == "down":
             raise HeadraceError(ErrorCode.UNAVAILABLE, f"The engine is down ({self._reason}).")
         run = self._requests.submit(work)

@@ -218,7 +218,16 @@ class _Ollama(AsyncClient):
     """
 
     def __init__(self, host: str, **options: Any) -> None:
-        super().__init__(host, trust_env=False, **options)
+        try:
+            super().__init__(host, trust_env=False, **options)
+            is_http = self._client.base_url.scheme in ("http", "https")
+        except (ValueError, httpx.InvalidURL):
+            is_http = False
+        if not is_http:
+            raise ConfigError(
+                f'"{host}" is not the address of an Ollama server, such as 127.0.0.1:11434. Correct --ollama-host or '
+                "OLLAMA_HOST."
+            )
         if not is_local(self._client.base_url.host):
             url = str(self._client.base_url)
             try:

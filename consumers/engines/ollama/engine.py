@@ -88,7 +88,7 @@ class OllamaDialect:
             error.status is None or not 400 <= error.status < 500 or error.status in _NOT_THE_REQUEST
         ):
             return None
-        return HeadraceError(_code(error), f"Ollama refused the request: {error.message}")
+        return HeadraceError(_code(error), f"Ollama refused the request: {error.message.rstrip('.')}.")
 
     async def close(self) -> None:
         """As `ServerDialect.close`."""

@@ -29,7 +29,8 @@ class OllamaFetcher:
         """As `Fetcher.fetchable`: every name. Headrace's own stand-in fetches nothing."""
         if self._engine.status().standin:
             message = (
-                f"Model {quoted(name)} cannot be fetched: there is no Ollama server, and llama.cpp stands in for it."
+                f"Model {quoted(name)} cannot be fetched: there is no Ollama server, only a stand-in for it. Start "
+                "Ollama and pull again."
             )
             raise HeadraceError(ErrorCode.MODEL_NOT_FOUND, message, param="model")
         return name

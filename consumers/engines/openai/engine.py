@@ -162,7 +162,8 @@ class OpenAIDialect:
         ):
             return None
         code = ErrorCode.CONTEXT_LENGTH_EXCEEDED if too_long else _code(error)
-        return HeadraceError(code, f"{self.label} refused the request: {error.message}", param=error.param)
+        message = f"{self.label} refused the request: {error.message.rstrip('.')}."
+        return HeadraceError(code, message, param=error.param)
 
     async def close(self) -> None:
         """As `ServerDialect.close`."""

@@ -1,8 +1,8 @@
-"""Going on with an answer that another attempt began: from its text where the server can, else from its start. No I/O.
+"""Continues an answer that another attempt began: from its text if the server can, else from its start. No I/O.
 
-A server that can has a way to leave the assistant's last turn open. Where it cannot, the request is sent again, and the
-answer must begin with what its client has seen. It does if nothing in it is left to chance: at temperature 0, or with a
-seed.
+A server can do it if it can leave the assistant's last turn open. Otherwise the request is sent again, and the new
+answer must begin with the text that the client has seen. It does if the text is deterministic: at temperature 0, or
+with a seed.
 """
 
 from __future__ import annotations

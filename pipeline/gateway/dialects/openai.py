@@ -31,6 +31,7 @@ from pipeline.wire.messages import (
     Usage,
 )
 from pipeline.wire.requests import ChatRequest, decode_chat, decode_embedding
+from pipeline.wire.validation import shown
 
 SSE = "text/event-stream; charset=utf-8"
 JSON = "application/json"
@@ -92,10 +93,11 @@ def _choices(fields: dict[str, Any]) -> int:
         HeadraceError: `invalid_request` for more choices than a response has.
     """
     wanted = fields.get("n")
-    if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 1 or wanted != int(wanted):
+    if wanted is None:
         return 1
-    if wanted > MAX_CHOICES:
-        message = f"`n` must be at most {MAX_CHOICES}, not {wanted}."
+    number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+    if not number or not 1 <= wanted <= MAX_CHOICES or wanted != int(wanted):
+        message = f"`n` must be an integer from 1 to {MAX_CHOICES}, not {shown(wanted)}."
         raise HeadraceError(ErrorCode.INVALID_REQUEST, message, param="n")
     del fields["n"]
     return int(wanted)

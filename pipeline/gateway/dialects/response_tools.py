@@ -88,7 +88,7 @@ def offered(tools: Iterable[ResponseTool], choice: ToolChoice | None) -> Offered
             others.append(tool.type)
     if others and (not functions or "custom" in others):
         kind = "custom" if "custom" in others else others[0]
-        raise _unsupported("tools", f"Tool {quoted(kind, 40)} is not supported. Only function tools are.")
+        raise _unsupported("tools", f"Tool {quoted(kind, 40)} is not supported. Send function tools only.")
     if isinstance(choice, ToolChoiceObject):
         functions, chosen = _chosen(functions, choice)
         return Offered(functions, chosen, named, others)
@@ -97,7 +97,7 @@ def offered(tools: Iterable[ResponseTool], choice: ToolChoice | None) -> Offered
 
 def _function(tool: ResponseTool, namespace: str | None) -> dict[str, Any]:
     if not tool.name:
-        raise HeadraceError(ErrorCode.INVALID_REQUEST, "`name` of each function tool is required.", param="tools")
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, "Each function tool must have a `name`.", param="tools")
     function: dict[str, Any] = {"name": joined_name(namespace, tool.name)}
     for field in ("description", "parameters", "strict"):
         if (value := getattr(tool, field)) is not None:

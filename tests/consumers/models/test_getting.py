@@ -300,3 +300,8 @@ def test_the_download_tool_dies_with_an_interrupted_command(tiny: KnownModel, si
 def test_mlx_and_gguf_are_whole_when_they_are_listed(tiny: KnownModel, store: Store):
     get("tiny", store, Steps())
     assert {path.name for path in (store.root / "tiny").iterdir()} == {GGUF, MLX, "source.json"}
+
+
+def test_a_file_to_pull_that_is_not_there_is_named(store: Store, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"Cannot read the model .*/none\.gguf: No such file or directory\."):
+        pull(str(tmp_path / "none.gguf"), store, lambda _: None)

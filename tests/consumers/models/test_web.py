@@ -95,3 +95,9 @@ def test_a_download_that_the_disk_has_no_room_for_is_not_begun(files: Site, tmp_
 def test_an_address_of_something_else_is_refused(tmp_path: Path):
     with pytest.raises(ModelError, match="is not the address of a GGUF file"):
         pull("https://host/page.html", Store(str(tmp_path)), ignore)
+
+
+def test_a_server_that_is_not_there_is_told_without_a_number_of_an_error(tmp_path: Path):
+    with pytest.raises(ModelError) as caught:
+        download("http://127.0.0.1:9/x.gguf", tmp_path / "x.gguf", lambda _: None)
+    assert str(caught.value) == "Cannot download http://127.0.0.1:9/x.gguf: Connection refused."

@@ -220,8 +220,8 @@ async def test_a_refused_call_says_why(operator):
         ("pause", {"lane": "low", "tenant": "acme"}, "`lane` is not a known field."),
         ("resume", {"lane": "low", "tenant": "acme"}, "`lane` is not a known field."),
         ("move", {"priority": "high", "request": "a", "tenant": "acme"}, "`request` is not a known field."),
-        ("move", {"priority": "high", "id": "", "tenant": "acme"}, "`id` must be a string that is not empty"),
-        ("move", {"priority": "high", "batch": "", "tenant": "acme"}, "`batch` must be a string that is not empty"),
+        ("move", {"priority": "high", "id": "", "tenant": "acme"}, "`id` must be a non-empty string"),
+        ("move", {"priority": "high", "batch": "", "tenant": "acme"}, "`batch` must be a non-empty string"),
     ],
 )
 async def test_a_misspelt_or_empty_field_does_not_make_a_call_concern_more(operator, subject, fields, message):

@@ -85,7 +85,7 @@ async def test_the_faults_of_a_file_are_shown(batch, batches, tmp_path):
 @pytest.mark.parametrize(
     ("content", "args", "said"),
     [
-        (None, (), "No such file"),
+        (None, (), "headrace: Cannot read "),
         (b"nonsense", (), "line 1: This line is not parseable as valid JSON."),
         (b"\n \r\nnonsense", (), "line 3: This line is not parseable as valid JSON."),
         (b"\n\n", (), "in.jsonl: The file has no lines."),
@@ -103,7 +103,7 @@ async def test_what_cannot_run_is_refused(batch, bus, tmp_path, content, args, s
 
 
 async def test_an_unknown_batch_is_refused(batch, bus):
-    assert await batch("batch_nothing") == (1, "", 'headrace: No file and no batch has the name "batch_nothing".\n')
+    assert await batch("batch_nothing") == (1, "", 'headrace: There is no file and no batch "batch_nothing".\n')
 
 
 async def test_a_batch_begins_with_the_first_line_that_is_not_blank(batch, batches, player, tmp_path):

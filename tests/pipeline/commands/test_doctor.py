@@ -26,7 +26,7 @@ from tests.consumers.openai_server import openai_server
         ({"ollama_host": "none", "model": DEMO_MODEL}, "ok", "a stand-in with the demo model"),
         ({"ollama_host": "none", "engine": "simulated"}, "ok", "a stand-in with the demo model"),
         ({"ollama_host": "none", "openai": ["http://x"]}, "ok", "requests spill to the servers of OpenAI's API"),
-        ({"ollama_host": "none", "ollama_standin": False}, "warn", "no Ollama server is looked for"),
+        ({"ollama_host": "none", "ollama_standin": False}, "warn", "none, by --ollama-host"),
         (
             {"ollama_host": "127.0.0.1:9"},
             "warn",
@@ -132,7 +132,10 @@ async def test_without_a_monitor_nothing_is_waited_for(nats_server, monkeypatch)
         peers = Peers(bus)
         await peers.start()
         finding, heard = await _monitor(bus)
-        assert (finding.level, finding.detail) == ("warn", "none runs on this broker; no other role was waited for")
+        assert (finding.level, finding.detail) == (
+            "warn",
+            "none is running on this broker, so no other role was checked",
+        )
         assert heard == Heard(runs=False)
         waited = []
 

@@ -187,3 +187,10 @@ def test_a_file_that_is_no_settings_file_is_left_alone(file: Path, written: str)
     file.write_text(written)
     assert key("add", "alice", "--config", file) == 2
     assert file.read_text() == written
+
+
+def test_a_priority_above_the_highest_is_refused(file: Path, capsys: pytest.CaptureFixture[str]):
+    assert key("add", "alice", "--priority", "high", "--highest", "low", "--config", file) == 2
+    assert capsys.readouterr().err == "headrace: --priority high is above --highest low. Change one of them.\n"
+    assert not file.exists()
+    assert key("add", "alice", "--highest", "low", "--config", file) == 0

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
+from pipeline.cli import main
 from pipeline.commands import send
 from pipeline.core.statistics import LaneStatistics, QueueStatistics
 from pipeline.wire.messages import StoreReport, encode
@@ -51,3 +52,11 @@ async def test_without_a_monitor_the_wait_ends_by_itself(bus: Bus, monkeypatch: 
     await bus.js.delete_stream(STREAM_REQUESTS)
     with pytest.raises(Unreachable, match="did not confirm"):
         await send._send(ASKED, bus)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "2592001"])
+def test_a_timeout_that_no_request_can_have_is_told_as_an_option(given: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["send", "hi", f"--timeout={given}", "--nats-url", "nats://127.0.0.1:9"]) == 2
+    assert capsys.readouterr().err == (
+        f"headrace: --timeout must be a number of seconds above 0 and at most 2592000, not {float(given):.15g}.\n"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline.broker.jetstream import Bus
+from pipeline.cli import main
 from pipeline.commands.usage import _show
 from pipeline.core.usage import Accounts, StoredNotes
 from pipeline.wire.messages import encode
@@ -53,3 +54,9 @@ async def test_one_tenant_and_json(bus: Bus, capsys):
     assert [each.tenant for each in report.month.tenants] == ["acme"]
     assert await _show(bus, tenant="nothing", as_json=False) == 0
     assert "no requests" in capsys.readouterr().out
+
+
+def test_a_tenant_that_cannot_be_is_refused_without_asking(capsys):
+    assert main(["usage", "--tenant", "a b", "--nats-url", "nats://127.0.0.1:9"]) == 2
+    said = 'headrace: --tenant: "a b" is not a valid tenant. Use 1 to 64 letters, digits, "-" or "_".\n'
+    assert capsys.readouterr().err == said

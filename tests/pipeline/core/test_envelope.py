@@ -68,6 +68,18 @@ def test_a_bad_id_is_a_fault_and_the_answer_goes_to_the_generated_one(bad):
     assert (found.fault.code, found.fault.param) == (ErrorCode.INVALID_REQUEST, "Nats-Msg-Id")
 
 
+def test_a_fault_of_a_header_shows_what_was_given_and_what_is_accepted():
+    assert read({"Nats-Msg-Id": "a b"}).fault.message == (
+        'Nats-Msg-Id "a b" is not a valid request id. Use 1 to 128 letters, digits, "-" or "_". The broker assigns the '
+        "ids LLM-<number>."
+    )
+    assert read({"Llm-Timeout": "soon"}).fault.message == (
+        'Llm-Timeout must be a number of seconds above 0 and at most 2592000, not "soon".'
+    )
+    assert read({"Llm-Task": "easy"}).fault.message == 'Llm-Task must be simple or complex, not "easy".'
+    assert read({"Reply-To": "foo"}).fault.message.startswith('Reply-To "foo" is not allowed. Use a subject under ')
+
+
 def test_an_empty_id_is_none():
     assert (read({"Nats-Msg-Id": ""}).id, read({"Nats-Msg-Id": ""}).fault) == ("LLM-7", None)
 

@@ -234,7 +234,7 @@ async def test_what_mlx_does_not_fetch_goes_to_a_real_ollama_and_not_to_a_stand_
     async with serve() as client:
         for model in ("scripted", "llama", "gpt"):
             await heard(client, model)
-        with pytest.raises(ResponseError, match=r"There is no qwen3:0.6b\. Other names need an Ollama") as caught:
+        with pytest.raises(ResponseError, match=r"There is no qwen3:0.6b\.") as caught:
             await lines_of(ollama_of(client), "qwen3:0.6b")
         assert caught.value.status_code == 404
         real = ScriptedEngine(name="ollama", model="real", reports=at)
@@ -246,7 +246,7 @@ async def test_what_mlx_does_not_fetch_goes_to_a_real_ollama_and_not_to_a_stand_
 
 
 async def test_a_worker_that_may_not_fetch_says_why(serve: Serve, ollama_of: OllamaOf, start: StartWorker):
-    message = 'Model "x" is not here, and --offline forbids fetching it.'
+    message = 'Model "x" is not stored here, and --offline forbids fetching it.'
     await start(fetcher=ScriptedFetcher(refusal=HeadraceError(ErrorCode.INVALID_REQUEST, message)))
     async with serve() as client:
         await heard(client, "scripted")
@@ -259,7 +259,7 @@ async def test_without_a_worker_that_fetches_the_error_says_what_to_do(serve: Se
     async with serve() as client:
         missing = await client.post("/api/pull", json={"model": "x"})
         assert (missing.status_code, missing.json()["code"]) == (503, "unavailable")
-        assert missing.json()["error"].endswith("no worker that fetches it answers. Retry later.")
+        assert missing.json()["error"].endswith("a worker that may fetch it does not answer. Retry later.")
         # One of an older version, or without models, says nothing of fetching; one that has just died does not answer.
         status = WorkerStatus("a", "mlx", "ready", ["a"], Slots(0, 1), PerPriorityCount(), 0, 0, 0, 0, 0, at=0.0)
         await bus.publish("llm.worker.a", encode(status))

@@ -134,6 +134,15 @@ async def test_without_keys_the_pages_of_this_machine_may_call_it_and_no_others(
                 await client.get("/v1/models", headers={"Origin": origin}),
             ):
                 assert "access-control-allow-origin" not in answer.headers
+            assert answer.json()["error"]["message"] == (
+                f'Without API keys, this gateway does not serve pages from "{origin}". Add the origin to '
+                "`http_origins`, or set `http_keys`."
+            )
+        foreign = await client.get("/v1/models", headers={"Host": "page.example"})
+        assert foreign.json()["error"]["message"] == (
+            'Without API keys, this gateway does not serve the host name "page.example". Call localhost or 127.0.0.1, '
+            "add the name to `http_names`, or set `http_keys`."
+        )
 
 
 async def test_a_page_from_anywhere_may_call_with_a_key(serve: Serve, engine: Engine):

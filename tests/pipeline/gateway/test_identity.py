@@ -61,6 +61,15 @@ def test_the_priority_is_the_calls_then_the_keys_then_the_default():
     assert priority_of(Caller("a"), None, Priority.MEDIUM) is Priority.MEDIUM
 
 
+def test_an_unknown_priority_is_shown_with_what_is_accepted():
+    with pytest.raises(HttpError) as caught:
+        priority_of(Caller("a"), "urgent", Priority.MEDIUM)
+    assert (caught.value.status, caught.value.message) == (
+        400,
+        'X-Priority must be high, medium or low, not "urgent".',
+    )
+
+
 def test_a_key_may_ask_for_no_more_than_its_highest_priority():
     caller = Caller("a", key=msgspec.structs.replace(ENTRY, highest=Priority.MEDIUM))
     assert priority_of(caller, "medium", Priority.LOW) is Priority.MEDIUM

@@ -76,6 +76,8 @@ def test_a_timeout_that_is_no_number_of_seconds_is_refused(given: str):
     with pytest.raises(HttpError) as caught:
         taken_in({"x-request-timeout": given})
     assert caught.value.status == 400
+    accepted = "a number of seconds above 0 and at most 2592000"
+    assert caught.value.message == f'X-Request-Timeout must be {accepted}, not "{given}".'
 
 
 @pytest.mark.parametrize("prefer", ["respond-async", "wait=10, Respond-Async", "respond-async,handling=lenient"])

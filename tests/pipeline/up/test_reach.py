@@ -8,7 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.up.reach import broker_trouble, ollama_url
+from consumers.engines.ollama.client import OllamaClient
+from pipeline.commands.doctor import doctor
+from pipeline.config import Config, ConfigError
+from pipeline.up.local import up
+from pipeline.up.reach import broker_trouble, ollama_url, port_answers
 from pipeline.up.server import find_server
 from tests.support import NatsServer, wait_until
 
@@ -70,3 +74,32 @@ async def test_it_waits_for_a_server_that_is_starting(tmp_path):
 )
 def test_the_address_of_ollama_is_read_as_its_own_tools_read_it(host, url):
     assert ollama_url(host) == url
+
+
+@pytest.mark.parametrize("host", ["http://[::1", "[bad", "ftp://somewhere", "somewhere:port", "somewhere:99999"])
+def test_what_is_no_address_of_ollama_is_refused_before_anything_starts(host):
+    said = (
+        r"is not the address of an Ollama server, such as 127\.0\.0\.1:11434\. Correct --ollama-host or OLLAMA_HOST\."
+    )
+    with pytest.raises(ConfigError, match=said):
+        up(Config(ollama_host=host), own_broker=True)
+    with pytest.raises(ConfigError, match=said):
+        doctor(Config(ollama_host=host), "nats://127.0.0.1:9", (True, "", ""))
+    with pytest.raises(ConfigError, match=said):
+        OllamaClient(host, idle_timeout_s=1.0, load_timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    "url", ["nats://[::1", "http://somewhere", "nats://somewhere:port", "nats://me:secret@", "nats://"]
+)
+async def test_what_is_no_url_of_a_nats_server_is_told_at_once(url):
+    urls = f"nats://127.0.0.1:9,{url}"
+    with pytest.raises(ConfigError, match=r"is not the URL of a NATS server, such as .* Correct --nats-url") as caught:
+        await broker_trouble(urls, patience_s=3600)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="is not the URL of a NATS server"):
+        up(Config(nats_url=urls), own_broker=False)
+
+
+async def test_nothing_answers_at_what_is_no_url():
+    assert not await port_answers("http://[::1")

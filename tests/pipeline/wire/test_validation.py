@@ -32,6 +32,9 @@ class Door(Struct, forbid_unknown_fields=True):
     windows: list[Door] = []
 
 
+FIELDS = "The fields are name, code, colour, width, height, floor, shares, size and windows."
+
+
 def problem(value: object, kind: Any, *, strict: bool = True) -> Problem:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.convert(value, kind, strict=strict)
@@ -47,7 +50,7 @@ def problem(value: object, kind: Any, *, strict: bool = True) -> Problem:
         ({"temperature": 300}, "`temperature` must be a number from 0 to 100, not 300.", "temperature"),
         ({"top_p": 0}, "`top_p` must be a number above 0 and at most 1, not 0.", "top_p"),
         ({"stream": "yes"}, '`stream` must be true or false, not "yes".', "stream"),
-        ({"prompt": ""}, "`prompt` must be a string that is not empty, not an empty string.", "prompt"),
+        ({"prompt": ""}, "`prompt` must be a non-empty string, not an empty string.", "prompt"),
         (
             {"model": "m" * 300},
             "`model` must be a string of at most 256 characters, not a string of 300 characters.",
@@ -71,6 +74,11 @@ def problem(value: object, kind: Any, *, strict: bool = True) -> Problem:
             {"stop": ["a"] * 65},
             "`stop` must be a string of 1 to 256 characters or a list of at most 64 items, not a list of 65 items.",
             "stop",
+        ),
+        (
+            {"tool_choice": "maybe"},
+            '`tool_choice` must be "auto", "none", "required" or an object, not "maybe".',
+            "tool_choice",
         ),
         ({"tool_choice": {"function": {}}}, "`tool_choice.function.name` is required.", "tool_choice"),
         (
@@ -103,8 +111,8 @@ def test_a_chat_is_refused_with_the_field_what_was_given_and_what_is_accepted(bo
         ({"name": "a", "shares": {"red": 1, "blue": "0"}}, '`shares["blue"]` must be a number above 0, not "0".'),
         ({"name": "a", "shares": {"green": 1}}, '`shares` must be an object whose keys are "red" or "blue".'),
         ({"name": "a", "size": "2"}, '`size` must be 1 or 3, not "2".'),
-        ({"name": "a", "kye": 1}, "`kye` is not a known field."),
-        ({"name": "a", "windows": [{"name": "b", "kye": 1}]}, "`windows[0].kye` is not a known field."),
+        ({"name": "a", "kye": 1}, f"`kye` is not a known field. {FIELDS}"),
+        ({"name": "a", "windows": [{"name": "b", "kye": 1}]}, f"`windows[0].kye` is not a known field. {FIELDS}"),
         ({}, "`name` is required."),
     ],
 )
@@ -131,7 +139,8 @@ def test_where_the_value_is_not_known_the_field_and_what_is_accepted_are():
         (b'{"prompt": "', "The body is not valid JSON: it ends too early."),
         (b'{"prompt" 1}', "The body is not valid JSON (see byte 10)."),
         (b'{"prompt": "\xff"}', "The body is not valid UTF-8."),
-        (b'{"audio": ' + b"[" * 100_000, "The body is nested too deeply."),
+        (b'{"audio": ' + b"[" * 100_000, "The body is nested too deeply. The limit is 500 levels."),
+        (b" ", "The body is empty. Send a JSON object."),
     ],
 )
 def test_what_is_no_json_is_told_by_its_place(body, sentence):

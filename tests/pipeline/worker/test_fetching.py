@@ -179,7 +179,9 @@ async def test_offline_nothing_is_fetched_and_an_unknown_name_may_be_anothers(st
     said = await asked(fetch_of(client, running))
     assert isinstance(said, ErrorAnswer)
     assert (said.error.code, said.error.param) == (ErrorCode.INVALID_REQUEST, "model")
-    assert 'Model "x" is not here, and --offline forbids fetching it.' in said.error.message
+    assert said.error.message == (
+        'Model "x" is not stored here, and --offline forbids fetching it. Start headrace without --offline.'
+    )
     other = await asked(fetch_of(client, running, "other"))
     assert isinstance(other, ErrorAnswer)
     assert other.error.code is ErrorCode.MODEL_NOT_FOUND

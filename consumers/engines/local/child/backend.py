@@ -77,9 +77,9 @@ class Batch(Protocol):
     ahead: int
 
     def read(self, pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Read so many of the next tokens of each of these sequences.
+        """Read the given number of next tokens of each of these sequences, as pairs of key and number.
 
-        Returns pairs of key and token: one for each sequence of which nothing is left to read.
+        Returns pairs of key and token: one for each sequence whose prompt is now complete.
         """
         ...
 

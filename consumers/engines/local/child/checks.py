@@ -23,7 +23,7 @@ def refuse_unsupported(request: ChatRequest, *, calls_tools: bool) -> None:
         HeadraceError: `unsupported_parameter`.
     """
     if name := request.needs_ollama:
-        message = f"This engine does not support `{name}`. Name a model of Ollama's, or leave it out."
+        message = f"Only Ollama supports `{name}`. Name one of its models, or leave `{name}` out."
         raise HeadraceError(ErrorCode.UNSUPPORTED_PARAMETER, message, param=name)
     if calls_tools:
         return

@@ -17,15 +17,32 @@ from pipeline.wire.requests import ChatRequest, FunctionSpec, NamedToolChoice
 
 _ANY_OBJECT: Final = {"type": "object"}
 
+# llguidance's complaints, and what they mean.
+_THEIR_WORDS = {
+    r"Unimplemented keys: \[(.*)\]": r"the JSON schema uses \1",
+    r"Invalid type: (.*)": r'the JSON schema has the unknown type "\1"',
+    r"Resource '(.*?)' is not present in a registry.*": r"the JSON schema refers to another document (\1)",
+    r"invalid regex (.*) \(in .*\): regex parse error": r"the regular expression \1 has an error",
+    r"unknown name: (.*)": r"the grammar does not define \1",
+}
+
 
 def refusal(reason: str, param: str) -> HeadraceError:
     """The error of a request for a form that cannot be compiled, or followed. `reason` is llguidance's."""
     # The place in its grammar stands before the reason, and the grammar below it.
     lines = [re.sub(r"^(at \d+\(\d+\): )?(failed to compile JSON schema: )?", "", reason.strip().partition("\n")[0])]
     lines += [line.removeprefix("error: ") for line in reason.splitlines()[1:] if line.startswith("error: ")]
-    stated = "; ".join(line.strip(" .:") for line in lines)[:300]
-    message = f"`{param}` asks for a form that is not supported: {stated}."
+    stated = "; ".join(_reworded(line.strip(" .:")) for line in lines)[:300]
+    message = f"The form of answer that this request asks for is not supported: {stated}."
     return HeadraceError(ErrorCode.INVALID_REQUEST, message, param=param)
+
+
+def _reworded(line: str) -> str:
+    """A complaint of llguidance in our words; an unknown one as it is."""
+    for theirs, ours in _THEIR_WORDS.items():
+        if found := re.fullmatch(theirs, line):
+            return found.expand(ours)
+    return line
 
 
 def grammar_of(request: ChatRequest, form: CallForm | None) -> str:

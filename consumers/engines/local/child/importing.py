@@ -1,7 +1,7 @@
-"""transformers, which mlx_lm imports, in two thirds of the time.
+"""Imports transformers, which mlx_lm needs, in two thirds of the time.
 
-transformers reads which modules it has out of their sources, 1,600 files: for itself when it is imported, and again for
-its package `models`. Its cache keeps 128 folders of 550, so the second time takes as long as the first.
+To find its modules, transformers reads 1,600 source files: once for itself when it is imported, and again for its
+package `models`. Its cache keeps only 128 of 550 folders, so the second pass takes as long as the first.
 """
 
 from __future__ import annotations

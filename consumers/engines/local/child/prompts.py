@@ -87,7 +87,7 @@ def templated(turns: list[Turn], render: Render) -> Prompt:
 
 
 def heads(turns: Sequence[Turn], render: Render) -> Iterator[str]:
-    """What later conversations may have in common with this one: all turns, and the system prompt at its beginning."""
+    """The beginnings that later conversations may share with this one: all its turns, and the system prompt alone."""
     system = turns[:1] if len(turns) > 1 and turns[0]["role"] == "system" else ()
     for head in (turns, system):
         if head:
@@ -119,7 +119,8 @@ def read_template(path: str) -> str:
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise LoadError(f"The chat template {path} cannot be read ({error}). Set --chat-template to a file.") from None
+        what = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise LoadError(f"The chat template {path} cannot be read ({what}). Set --chat-template to a file.") from None
     try:
         render_jinja_template([[]], chat_template=text)
     except TemplateSyntaxError as error:

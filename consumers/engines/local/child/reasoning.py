@@ -131,11 +131,11 @@ class Reasoning:
         return self.marks is not None and self._opens(self._tokenizer.decode(prompt[-_TAIL_TOKENS:]))
 
     def written(self, reasoning: str, text: str, prompt: list[int]) -> str:
-        """A part of an answer as the model itself would have written it after a prompt.
+        """A part of an answer, with marks, as the model itself would have written it after a prompt.
 
         Args:
-            reasoning: what it thought.
-            text: what it answered. If it is empty, the model goes on to think.
+            reasoning: the reasoning.
+            text: the answer after it. If it is empty, the reasoning is not closed, and the model continues it.
             prompt: the tokens before.
         """
         marks = self.marks

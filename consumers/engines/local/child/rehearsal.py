@@ -1,10 +1,10 @@
-"""What serving does on an NVIDIA GPU, done once before the first request.
+"""On an NVIDIA GPU, runs each kind of operation once before the first request, so that its kernels are compiled.
 
-MLX for CUDA compiles a kernel when an operation first needs it. One for quantized weights takes tens of seconds.
-There is one for each number of rows that are read together, by powers of two from 16 to 256, and one for eight or more
-sequences that decode together (`mlx/backend/cuda/quantized/qmm` of MLX 0.32). Without a rehearsal, requests wait for
-these. MLX keeps what it compiled in a folder, so only the first start takes long.
-MLX for Metal brings its kernels along.
+MLX for CUDA compiles a kernel when an operation first needs it, which takes tens of seconds for quantized weights.
+There is one kernel for each number of rows that are read together, in powers of two from 16 to 256, and one for eight
+or more sequences that decode together (`mlx/backend/cuda/quantized/qmm` of MLX 0.32). Without this rehearsal, requests
+would wait for them. MLX keeps compiled kernels in a folder, so only the first start takes long. MLX for Metal ships
+its kernels.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Transcript:
         self._reasoning_tokens = 0
 
     def took_over(self, tokens: int) -> None:
-        """So many tokens of the prompt are not computed for this request."""
+        """Note how many tokens of the prompt came from the prompt cache and are not computed for this request."""
         self.cached_tokens = tokens
 
     def replay(self, tokens: Sequence[int]) -> Piece:

@@ -191,6 +191,14 @@ def test_what_is_no_chat_is_refused(data: bytes, code: ErrorCode, param: str | N
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+@pytest.mark.parametrize("wanted", [0, 33, -1, 1.5, "2", True])
+def test_a_number_of_choices_out_of_range_is_refused_with_the_range(wanted: Any):
+    with pytest.raises(HeadraceError) as caught:
+        openai.read_chat(body(n=wanted), LIMIT)
+    assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_REQUEST, "n")
+    assert caught.value.message == f"`n` must be an integer from 1 to 32, not {json.dumps(wanted)}."
+
+
 @pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]], []], ids=["tokens", "lists", "none"])
 def test_prompts_that_are_not_one_text_are_refused(prompt: Any):
     with pytest.raises(HeadraceError) as caught:

@@ -202,7 +202,7 @@ def test_a_choice_of_allowed_tools_leaves_only_these():
 def test_a_hosted_tool_is_refused_alone_and_left_out_with_a_note_beside_functions():
     error = refused(tools=[{"type": "web_search", "external_web_access": False}])
     assert (error.code, error.param) == (ErrorCode.UNSUPPORTED_PARAMETER, "tools")
-    assert error.message == 'Tool "web_search" is not supported. Only function tools are.'
+    assert error.message == 'Tool "web_search" is not supported. Send function tools only.'
     tools = [WEATHER, {"type": "web_search"}]
     assert [tool["function"]["name"] for tool in chat(tools=tools)["tools"]] == ["get_weather"]
     answer = json.loads(shape(tools=tools).whole(COMPLETION))
@@ -221,7 +221,7 @@ def test_a_hosted_tool_is_refused_alone_and_left_out_with_a_note_beside_function
         ({"input": [{"text": "x"}]}, "input", "`input[0]` must have a `type`"),
         ({"max_output_tokens": "many"}, "max_output_tokens", "`max_output_tokens` must be an integer"),
         ({"temperature": "hot"}, "temperature", "`temperature` must be"),
-        ({"tools": [{"type": "function"}]}, "tools", "`name` of each function tool"),
+        ({"tools": [{"type": "function"}]}, "tools", "Each function tool must have a `name`."),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format", "`text.format.schema` is required"),
         ({"tool_choice": "sometimes"}, "tool_choice", "`tool_choice` must be"),
     ],

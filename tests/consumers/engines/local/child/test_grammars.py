@@ -116,7 +116,27 @@ def test_a_form_that_cannot_stand_beside_tools(form):
     assert (caught.value.code, caught.value.param) == (ErrorCode.INVALID_REQUEST, "structured_outputs")
 
 
-def test_a_reason_is_the_librarys_without_its_place_and_state():
-    reason = 'at 2(8): failed to compile JSON schema: Unimplemented keys: ["not"]\n   1 | start\n'
-    message = '`response_format` asks for a form that is not supported: Unimplemented keys: ["not"].'
-    assert refusal(reason, "response_format").message == message
+@pytest.mark.parametrize(
+    ("reason", "stated"),
+    [
+        (
+            'at 2(8): failed to compile JSON schema: Unimplemented keys: ["not"]\n   1 | start\n',
+            'the JSON schema uses "not"',
+        ),
+        (
+            "failed to compile JSON schema: Resource 'http://x' is not present in a registry and retrieving it failed",
+            "the JSON schema refers to another document (http://x)",
+        ),
+        ("failed to compile JSON schema: Invalid type: foo", 'the JSON schema has the unknown type "foo"'),
+        ('at 1(8): unknown name: "foo"', 'the grammar does not define "foo"'),
+        (
+            'at 1(8): invalid regex "(" (in regex): regex parse error:\n    (\n    ^\nerror: unclosed group',
+            'the regular expression "(" has an error; unclosed group',
+        ),
+        ("something new", "something new"),
+    ],
+)
+def test_a_reason_is_told_without_its_place_and_state(reason, stated):
+    error = refusal(reason, "response_format")
+    assert error.message == f"The form of answer that this request asks for is not supported: {stated}."
+    assert error.param == "response_format"

@@ -133,8 +133,11 @@ def test_a_template_is_read_from_a_file(tmp_path, template):
 
 
 def test_a_template_that_is_none_ends_the_load_with_the_reason(tmp_path):
-    with pytest.raises(LoadError, match="--chat-template"):
+    with pytest.raises(LoadError, match=r"cannot be read \(No such file or directory\)\. Set --chat-template"):
         read_template(str(tmp_path / "absent"))
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with pytest.raises(LoadError, match=r"cannot be read \(it is not UTF-8\)"):
+        read_template(str(tmp_path / "binary"))
     (tmp_path / "broken").write_text("a\n{% if %}")
     with pytest.raises(LoadError, match="line 2"):
         read_template(str(tmp_path / "broken"))
