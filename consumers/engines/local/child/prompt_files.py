@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 _SUFFIX: Final = ".safetensors"
 _UNFINISHED: Final = f"unfinished{_SUFFIX}"
 _IDENTITY: Final = "identity"
+"""A file with the identity in its first line, and the model's folder in its second one."""
 
 _LEAST_FREE_BYTES: Final = 8 * RESERVE_BYTES
 """No file is written if less than this is free: the broker's store, which may be on this disk, needs it more."""
@@ -41,7 +42,7 @@ class PromptFiles:
 
     @classmethod
     def open(cls, model: Path, identity: str) -> PromptFiles | None:
-        """The files for a model folder. Those of another identity are removed.
+        """The files for a model folder. Those of another identity are removed, and those of models that are gone.
 
         Args:
             model: the folder of the model.
@@ -50,14 +51,16 @@ class PromptFiles:
         Returns:
             None if there is no such folder, or if another process uses it.
         """
-        name = hashlib.sha256(str(model.resolve()).encode()).hexdigest()[:16]
-        folder = platformdirs.user_cache_path("headrace", appauthor=False) / "prompts" / name
+        place = str(model.resolve())
+        root = platformdirs.user_cache_path("headrace", appauthor=False) / "prompts"
+        folder = root / hashlib.sha256(place.encode()).hexdigest()[:16]
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
             _take(folder / "lock")
             files = cls(folder)
-            files._accept(identity)
+            files._accept(identity, place)
+            _remove_of_lost_models(root)
         except BlockingIOError:
             log.warning("Another process stores the prompts of this model in %s. This one stores none.", folder)
             return None
@@ -115,14 +118,22 @@ class PromptFiles:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}{_SUFFIX}"
 
-    def _accept(self, identity: str) -> None:
+    def _accept(self, identity: str, model: str) -> None:
         """Remove what a model of another identity has left."""
-        file = self._folder / _IDENTITY
-        if not file.exists() or file.read_text() != identity:
+        file, text = self._folder / _IDENTITY, f"{identity}\n{model}\n"
+        if not file.exists() or file.read_text() != text:
             for old in self._folder.glob(f"*{_SUFFIX}"):
                 old.unlink()
-            file.write_text(identity)
+            file.write_text(text)
         (self._folder / _UNFINISHED).unlink(missing_ok=True)
+
+
+def _remove_of_lost_models(root: Path) -> None:
+    for file in root.glob(f"*/{_IDENTITY}"):
+        with contextlib.suppress(OSError):
+            _, _, model = file.read_text().strip().partition("\n")
+            if not Path(model).exists():
+                shutil.rmtree(file.parent)
 
 
 def _take(lock: Path) -> None:

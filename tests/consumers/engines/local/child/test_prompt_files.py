@@ -148,6 +148,14 @@ def test_another_identity_removes_the_files(tmp_path, model, monkeypatch):
     assert PromptFiles.open(model, "two").names() == []
 
 
+def test_the_files_of_a_model_that_is_gone_are_removed(tmp_path, model, cache):
+    PromptFiles.open(model, "one").write("64-a", cache_of(64))
+    model.rename(tmp_path / "moved")
+    files = PromptFiles.open(tmp_path / "moved", "one")
+    files.write("64-b", cache_of(64))
+    assert [file.name for file in files_of(cache)] == ["64-b.safetensors"]
+
+
 def test_a_folder_that_cannot_be_made_stores_nothing(model, monkeypatch, tmp_path, caplog):
     file = tmp_path / "file"
     file.touch()
