@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -168,6 +168,9 @@ SamplingTable = Annotated[
 Arguments = Annotated[dict[str, Any], ValueKind("TABLE", "a table of arguments")]
 
 
+_C = TypeVar("_C", bound=ModelOptions)
+
+
 class ModelEntry(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """One of several models of an MLX worker, as a table `[models.NAME]`.
 
@@ -204,9 +207,9 @@ class ModelEntry(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, 
     quantized_kv_start: KvTokens | None = None
     max_kv_size: KvTokens | None = None
 
-    def over(self, config: Config) -> Config:
+    def over(self, config: _C) -> _C:
         """The settings with those of this model in their place."""
-        own = {name: getattr(self, name) for name in self.__struct_fields__ if name in SETTINGS}
+        own = {name: getattr(self, name) for name in self.__struct_fields__ if name in config.__struct_fields__}
         return msgspec.structs.replace(config, **{name: value for name, value in own.items() if value is not None})
 
 
