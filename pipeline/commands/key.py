@@ -15,9 +15,8 @@ import tomlkit.exceptions
 import tomlkit.items
 
 from pipeline.commands import say, tell
-from pipeline.config import Config, ConfigError, HttpKey, load
+from pipeline.config import Config, ConfigError, Given, HttpKey, converted, load
 from pipeline.gateway.identity import make_key
-from pipeline.settings import Given, converted
 
 _KEYS = "http_keys"
 _RATES = ("answers_per_s", "lists_per_s", "statistics_per_s")
