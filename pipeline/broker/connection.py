@@ -339,31 +339,12 @@ class Connection:
         """
         with cancellation_kept():
             service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
-
-        def answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
-            async def answer(request: Request) -> None:
-                reply = request._msg.reply  # noqa: SLF001 - the client has no other access to it
-                if not is_inbox(reply):
-                    log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
-                    return
-                try:
-                    body = await endpoint(request.subject, request.data)
-                except BusError as error:
-                    await request.respond_error("503", str(error))
-                except Exception as error:
-                    log.exception("The service %s failed.", request.subject)
-                    await request.respond_error("500", type(error).__name__)
-                else:
-                    await request.respond(body)
-
-            return answer
-
         with cancellation_kept():
             for subject, endpoint in endpoints.items():
                 await service.add_endpoint(
                     name=subject.replace(".", "_").replace("*", "any"),
                     subject=subject,
-                    handler=answering(endpoint),
+                    handler=_answering(endpoint),
                     queue_group=queue or name,
                 )
 
@@ -375,6 +356,27 @@ class Connection:
                 log.debug("Service %s was not stopped in order: %s", name, error)
 
         return stop
+
+
+def _answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
+    """The handler of a service's requests, from the function that answers them."""
+
+    async def answer(request: Request) -> None:
+        reply = request._msg.reply  # noqa: SLF001 - the client has no other access to it
+        if not is_inbox(reply):
+            log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
+            return
+        try:
+            body = await endpoint(request.subject, request.data)
+        except BusError as error:
+            await request.respond_error("503", str(error))
+        except Exception as error:
+            log.exception("The service %s failed.", request.subject)
+            await request.respond_error("500", type(error).__name__)
+        else:
+            await request.respond(body)
+
+    return answer
 
 
 def to_message(message: Msg) -> Message:
