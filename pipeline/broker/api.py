@@ -92,7 +92,7 @@ class Rejection(msgspec.Struct):
 
 
 class PubAck(msgspec.Struct):
-    """A stream's confirmation of a message; and any answer, for its error."""
+    """A stream's confirmation of a message, or why it took none."""
 
     seq: int = 0
     duplicate: bool = False
@@ -106,3 +106,8 @@ read_stream_info = msgspec.json.Decoder(StreamInfo).decode
 read_stream_details = msgspec.json.Decoder(StreamDetails).decode
 read_stamped = msgspec.json.Decoder(Stamped).decode
 read_puback = msgspec.json.Decoder(PubAck).decode
+
+
+def error_in(answer: bytes) -> Rejection | None:
+    """Why the server refused a call, by its answer; None if it did not."""
+    return read_puback(answer).error

@@ -135,26 +135,30 @@ class Bus(Connection):
         sent = dict(headers or {})
         if expected_last is not None:
             sent[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected_last)
+        ack = await self._store_patiently(subject, data, sent, patience_s)
+        if ack.error is not None:
+            raise _refused(subject, ack.error)
+        return Ack(ack.seq, ack.duplicate)
+
+    async def _store_patiently(
+        self, subject: str, data: bytes, headers: dict[str, str], patience_s: float
+    ) -> api.PubAck:
+        """Publish until a stream answers.
+
+        Raises:
+            Unreachable: none does within patience_s.
+        """
         deadline = self.clock.now() + patience_s
         backoff = Backoff(_STORE_PAUSE_S, _STORE_PAUSE_MOST_S)
         while True:
             try:
-                ack = await self._store_once(subject, data, sent)
+                return await self._store_once(subject, data, headers)
             except Unreachable:
                 await self._announce_failure(subject)
                 pause_s = backoff.failed()
                 if self.clock.now() + pause_s > deadline:
                     raise
                 await asyncio.sleep(pause_s)
-                continue
-            if ack.error is None:
-                return Ack(ack.seq, ack.duplicate)
-            if ack.error.err_code == api.WRONG_LAST_SEQUENCE:
-                raise Fenced(subject)
-            if ack.error.err_code == api.FULL:
-                of_all = ack.error.description == api.ALL_FULL
-                raise LaneFull("The queue of all tenants is full" if of_all else f"The lane {subject} is full")
-            raise BusError(f"The broker refused a message on {subject}: {ack.error.description}")
 
     async def _announce_failure(self, subject: str) -> None:
         """Tell the other processes that the broker is there and did not store a message."""
@@ -207,7 +211,7 @@ class Bus(Connection):
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         except Unreachable:
             return False
-        error = None if answer.status is not None else api.read_puback(answer.data).error
+        error = None if answer.status is not None else api.error_in(answer.data)
         return error is not None and error.err_code == api.NO_STREAM
 
     async def halt(self, stream: str, consumer: str, for_s: float) -> bool:
@@ -221,7 +225,7 @@ class Bus(Connection):
         """
         until = {"pause_until": datetime.fromtimestamp(self.clock.wall() + for_s, UTC)} if for_s else {}
         answer = await self.request(f"$JS.API.CONSUMER.PAUSE.{stream}.{consumer}", msgspec.json.encode(until))
-        return answer.status is None and api.read_puback(answer.data).error is None
+        return answer.status is None and api.error_in(answer.data) is None
 
     # ---- reading streams
 
@@ -250,7 +254,7 @@ class Bus(Connection):
             Unreachable: the broker does not answer.
         """
         answer = await self.request(f"$JS.API.CONSUMER.INFO.{stream}.{name}")
-        return None if api.read_puback(answer.data).error else api.read_consumer_state(answer.data)
+        return None if api.error_in(answer.data) else api.read_consumer_state(answer.data)
 
     async def subjects(self, stream: str, which: str) -> dict[str, int]:
         """How many messages a stream holds on each subject that matches which.
@@ -285,7 +289,7 @@ class Bus(Connection):
             Unreachable: the broker does not answer.
         """
         kind, name = ("CONSUMER", f"{stream}.{consumer}") if consumer else ("STREAM", stream)
-        return api.read_puback((await self.request(f"$JS.API.{kind}.INFO.{name}")).data).error is None
+        return api.error_in((await self.request(f"$JS.API.{kind}.INFO.{name}")).data) is None
 
     async def removed(self, stream: str) -> set[int]:
         """The sequences between the first and the last one of a stream whose messages were removed.
@@ -311,7 +315,7 @@ class Bus(Connection):
         """Remove one message from a stream. Returns whether it existed."""
         body = msgspec.json.encode({"seq": sequence, "no_erase": True})
         answer = await self.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", body)
-        return api.read_puback(answer.data).error is None
+        return api.error_in(answer.data) is None
 
     async def scan(self, stream: str, subject: str) -> AsyncIterator[Message]:
         """All messages of a stream on a subject, oldest first. The subject may contain wildcards.
@@ -414,6 +418,16 @@ class Bus(Connection):
         """Remove the messages of a stream on a subject, up to and including a sequence."""
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
         await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
+
+
+def _refused(subject: str, error: api.Rejection) -> BusError:
+    """What it means that a stream refused a message on subject."""
+    if error.err_code == api.WRONG_LAST_SEQUENCE:
+        return Fenced(subject)
+    if error.err_code == api.FULL:
+        of_all = error.description == api.ALL_FULL
+        return LaneFull("The queue of all tenants is full" if of_all else f"The lane {subject} is full")
+    return BusError(f"The broker refused a message on {subject}: {error.description}")
 
 
 def read_failure(message: Message) -> str | None:
