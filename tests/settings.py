@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.config import SETTINGS
-from pipeline.settings import Key
+from pipeline.config import SETTINGS, Key
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 BEGIN = "## Keys\n\n"

@@ -36,7 +36,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from consumers.engines.ollama.client import OllamaClient
-from pipeline.broker.connection import _Client
+from pipeline.broker.client import MendedClient
 from pipeline.config import Config
 from pipeline.gateway.server import HttpConnection, HttpServer
 from pipeline.gateway.turns import Beginnings
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The libraries with private parts that are relied on, and the modules that do.
 WHERE = {
     "uvicorn": "pipeline/gateway/server.py",
-    "nats-py": "pipeline/broker/connection.py",
+    "nats-py": "pipeline/broker/client.py",
     "ollama": "consumers/engines/ollama/client.py",
     "opentelemetry-sdk": "pipeline/telemetry/recording.py",
     "opentelemetry-exporter-otlp-proto-http": "pipeline/telemetry/recording.py",
@@ -306,13 +306,13 @@ async def test_the_ping_of_nats_py_still_overtakes_what_is_pending_and_ours_does
     theirs, written = with_pending(Client)
     await theirs._send_ping()
     assert [line.strip() for line in written] == [b"PING"], changed("nats-py", "the order of PING and pending commands")
-    ours, written = with_pending(_Client)
+    ours, written = with_pending(MendedClient)
     await ours._send_ping()
     assert [line.strip() for line in written] == [b"UNSUB", b"PING"]
 
 
 async def test_nats_py_still_fails_on_the_pong_of_a_flush_that_was_given_up_and_ours_does_not():
-    for kind in (Client, _Client):
+    for kind in (Client, MendedClient):
         client = kind()
         given_up, waiting = asyncio.Future(), asyncio.Future()
         given_up.cancel()
@@ -375,7 +375,7 @@ async def test_nats_py_still_goes_on_connecting_if_a_cancel_is_lost_and_ours_doe
     assert not connecting.done(), changed("nats-py", "Client._attempt_reconnect")
     connecting.cancel()
     await asyncio.wait([connecting], timeout=TIMEOUT_S)
-    connecting, transport = await closed_while_it_connects(_Client)
+    connecting, transport = await closed_while_it_connects(MendedClient)
     await asyncio.wait([connecting], timeout=TIMEOUT_S)
     assert connecting.done()
     assert transport.attempts == 1
@@ -389,9 +389,9 @@ async def test_nats_py_still_goes_on_connecting_if_a_cancel_is_lost_and_ours_doe
 async def test_nats_py_still_fails_on_headers_that_ours_survives(headers: bytes, error: type[Exception]):
     with pytest.raises(error):
         await Client()._process_headers(headers)
-    assert await _Client()._process_headers(headers) is None
+    assert await MendedClient()._process_headers(headers) is None
     good = b"NATS/1.0\r\na: b\r\n\r\n"
-    assert await _Client()._process_headers(good) == {"a": "b"}, changed("nats-py", "Client._process_headers")
+    assert await MendedClient()._process_headers(good) == {"a": "b"}, changed("nats-py", "Client._process_headers")
 
 
 # ---- ollama

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from consumers.monitor.view import STREAMS
 from pipeline.aio import wait_set
 from pipeline.broker import topology
+from pipeline.broker.api import ConsumerState
 from pipeline.broker.connection import BusError
-from pipeline.broker.jetstream import ConsumerState
 from pipeline.config import Config
 from pipeline.core.saturation import SaturationMonitor
 from pipeline.core.scheduler import shares

@@ -23,9 +23,8 @@ from consumers.models.names import located
 from consumers.models.unpacked import for_llama
 from consumers.standin.server import Server
 from consumers.standin.shown import of_demo, of_llama
-from pipeline.config import Config, ConfigError, load
+from pipeline.config import Config, ConfigError, ModelOptions, load
 from pipeline.engine import Engine
-from pipeline.options import ModelOptions
 from pipeline.process.lifecycle import end_quickly
 
 DRAIN_S = 2

@@ -1,7 +1,6 @@
 """Adapter for the NATS client: connection, publish, request, subscribe, services.
 
-Only this module, `pipeline.broker.jetstream` and `pipeline.broker.topology` import the client, and none of its
-exceptions leave them.
+None of the client's exceptions leaves `pipeline.broker`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Self
 from urllib.parse import urlsplit
 
 import nats.errors
-from nats.aio.client import Client, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as _Subscription
 from nats.js import JetStreamContext
@@ -24,10 +22,11 @@ from nats.micro import add_service
 from nats.micro.request import Request
 
 from pipeline.aio import Grouping, cancellation_kept
+from pipeline.broker.client import MendedClient
 from pipeline.broker.clock import Clock
 from pipeline.core.moves import MoveIds
 from pipeline.wire.errors import quoted
-from pipeline.wire.subjects import is_inbox, with_known_names
+from pipeline.wire.subjects import is_inbox
 from pipeline.wire.usage import UsageNote
 
 log = logging.getLogger(__name__)
@@ -149,83 +148,6 @@ class Delivery:
         await self._bus.publish(self.message.reply, b"+WPI")
 
 
-class _Client(Client):
-    """The client with six faults corrected and one short cut.
-
-    It stops reading when it cannot parse a message's headers. Publishers write those, so one malformed request would
-    disconnect each worker that it is delivered to.
-
-    Its PING overtakes data that waits to be written, so the PONG confirms nothing. A subscription would count as
-    cancelled before the broker knows, and a request delivered to it would be lost until its lease runs out.
-
-    It stops reading at the PONG for a flush that was given up, and is connected again only when further PINGs were not
-    answered.
-
-    A cancel that comes as an attempt to connect ends is lost, so it would go on connecting after it was closed.
-
-    It writes what is left at its end to a connection that may be lost, and fails before it has closed anything.
-
-    It cancels the attempt to connect again, and with it the end of the lost connection, which both wait for. It then
-    fails as if its own caller had been cancelled.
-
-    It also passes the messages of the subscriptions in `takers` on unparsed, as (headers, body) in bytes. Parsing the
-    headers of a long stream takes four fifths of the time that receiving it takes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.takers: dict[int, Callable[[bytes, bytes], None]] = {}
-        self._ends = False
-
-    async def close(self) -> None:
-        self._ends = True
-        if not self.is_connected:
-            self._pending, self._pending_data_size = [], 0
-        try:
-            await super().close()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-
-    async def _connect_to_server(self, s: Srv) -> None:
-        self._check_end()
-        await super()._connect_to_server(s)
-        self._check_end()
-
-    def _check_end(self) -> None:
-        if self._ends:
-            if self._transport is not None:
-                self._transport.close()  # type: ignore[no-untyped-call]
-            raise asyncio.CancelledError
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        take = self.takers.get(sid)
-        if take is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-        else:
-            take(headers or b"", data)
-
-    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
-        if self._transport is not None and self.is_connected and self._pending:
-            self._transport.writelines(self._pending)
-            self._pending, self._pending_data_size = [], 0
-        await super()._send_ping(future)
-
-    async def _process_pong(self) -> None:
-        if self._pongs and self._pongs[0].done():
-            self._pongs[0] = asyncio.get_running_loop().create_future()
-        await super()._process_pong()
-
-    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            parsed = await super()._process_headers(headers)
-        except (IndexError, UnicodeDecodeError) as error:
-            log.info("Ignoring malformed headers of a message: %s", error)
-            return None
-        return None if parsed is None else with_known_names(parsed)
-
-
 @dataclass(slots=True)
 class Connection:
     """One connection to the broker. Reconnects by itself, without a limit.
@@ -238,7 +160,7 @@ class Connection:
         foreign: how many messages were skipped because they are no part of an answer.
     """
 
-    nc: _Client
+    nc: MendedClient
     js: JetStreamContext
     clock: Clock = field(default_factory=Clock)
     moves: MoveIds = field(default_factory=MoveIds)
@@ -260,7 +182,7 @@ class Connection:
         Raises:
             Unreachable: no server answers within five seconds, or the only server refuses this user.
         """
-        nc = _Client()
+        nc = MendedClient()
         bus = cls(nc, nc.jetstream(timeout=5.0))
         reports = _Reports(bus, is_only="," not in url)
         try:
@@ -417,31 +339,12 @@ class Connection:
         """
         with cancellation_kept():
             service = await add_service(self.nc, name=name, version=_SERVICE_VERSION, description=description)
-
-        def answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
-            async def answer(request: Request) -> None:
-                reply = request._msg.reply  # noqa: SLF001 - the client has no other access to it
-                if not is_inbox(reply):
-                    log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
-                    return
-                try:
-                    body = await endpoint(request.subject, request.data)
-                except BusError as error:
-                    await request.respond_error("503", str(error))
-                except Exception as error:
-                    log.exception("The service %s failed.", request.subject)
-                    await request.respond_error("500", type(error).__name__)
-                else:
-                    await request.respond(body)
-
-            return answer
-
         with cancellation_kept():
             for subject, endpoint in endpoints.items():
                 await service.add_endpoint(
                     name=subject.replace(".", "_").replace("*", "any"),
                     subject=subject,
-                    handler=answering(endpoint),
+                    handler=_answering(endpoint),
                     queue_group=queue or name,
                 )
 
@@ -453,6 +356,27 @@ class Connection:
                 log.debug("Service %s was not stopped in order: %s", name, error)
 
         return stop
+
+
+def _answering(endpoint: Service) -> Callable[[Request], Awaitable[None]]:
+    """The handler of a service's requests, from the function that answers them."""
+
+    async def answer(request: Request) -> None:
+        reply = request._msg.reply  # noqa: SLF001 - the client has no other access to it
+        if not is_inbox(reply):
+            log.info("Ignoring a request on %s: %s is not an inbox", request.subject, quoted(reply))
+            return
+        try:
+            body = await endpoint(request.subject, request.data)
+        except BusError as error:
+            await request.respond_error("503", str(error))
+        except Exception as error:
+            log.exception("The service %s failed.", request.subject)
+            await request.respond_error("500", type(error).__name__)
+        else:
+            await request.respond(body)
+
+    return answer
 
 
 def to_message(message: Msg) -> Message:

@@ -14,6 +14,7 @@ import msgspec
 import nats.errors
 
 from pipeline.aio import cancellation_kept, wait_set
+from pipeline.broker import api
 from pipeline.broker.connection import (
     REQUEST_TIMEOUT_S,
     BusError,
@@ -42,12 +43,6 @@ log = logging.getLogger(__name__)
 STORE_PATIENCE_S = 12.0
 _STORE_PAUSE_S = 0.05
 _STORE_PAUSE_MOST_S = 1.0
-_FULL = 10077
-# With the same code, for the bound of a subject and for that of the whole stream.
-_ALL_FULL = "maximum messages exceeded"
-_NO_STREAM = 10059
-_WRONG_LAST_SEQUENCE = 10071
-_UNAVAILABLE = 503
 BATCH = 500
 # So many consumers are listed twice, if several requests are needed.
 _OVERLAP = 64
@@ -87,79 +82,6 @@ class Ack(NamedTuple):
     duplicate: bool
 
 
-class Delivered(msgspec.Struct):
-    """A consumer's progress: the sequence of the latest message that it delivered for the first time."""
-
-    stream_seq: int = 0
-
-
-class ConsumerState(msgspec.Struct):
-    """A durable consumer: how many requests wait for it, and how many are delivered but not acknowledged."""
-
-    name: str
-    num_pending: int
-    num_ack_pending: int
-    delivered: Delivered
-
-
-class StreamState(msgspec.Struct, frozen=True):
-    """What a stream holds. Two equal states mean that nothing was stored or removed in between."""
-
-    messages: int
-    bytes: int
-    first_seq: int
-    last_seq: int
-
-
-class _ConsumerList(msgspec.Struct):
-    consumers: list[ConsumerState] = msgspec.field(default_factory=list)
-    total: int = 0
-
-
-class _StreamInfo(msgspec.Struct):
-    state: StreamState
-
-
-class _Subjects(msgspec.Struct):
-    subjects: dict[str, int] | None = None
-
-
-class _SubjectsPage(msgspec.Struct):
-    state: _Subjects
-    total: int = 0
-
-
-class _Removed(msgspec.Struct):
-    deleted: list[int] = msgspec.field(default_factory=list)
-
-
-class _StreamDetails(msgspec.Struct):
-    state: _Removed
-
-
-class _Stamped(msgspec.Struct):
-    ts: datetime | None = None
-
-
-class _ApiError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _PubAck(msgspec.Struct):
-    seq: int = 0
-    duplicate: bool = False
-    error: _ApiError | None = None
-
-
-_consumer_list = msgspec.json.Decoder(_ConsumerList)
-_consumer_state = msgspec.json.Decoder(ConsumerState)
-_subjects_page = msgspec.json.Decoder(_SubjectsPage)
-_stream_info = msgspec.json.Decoder(_StreamInfo)
-_stream_details = msgspec.json.Decoder(_StreamDetails)
-_stamped = msgspec.json.Decoder(_Stamped)
-_puback = msgspec.json.Decoder(_PubAck)
 _failure = msgspec.json.Decoder(StoreFailure)
 
 
@@ -213,26 +135,30 @@ class Bus(Connection):
         sent = dict(headers or {})
         if expected_last is not None:
             sent[EXPECTED_LAST_SUBJECT_SEQUENCE] = str(expected_last)
+        ack = await self._store_patiently(subject, data, sent, patience_s)
+        if ack.error is not None:
+            raise _refused(subject, ack.error)
+        return Ack(ack.seq, ack.duplicate)
+
+    async def _store_patiently(
+        self, subject: str, data: bytes, headers: dict[str, str], patience_s: float
+    ) -> api.PubAck:
+        """Publish until a stream answers.
+
+        Raises:
+            Unreachable: none does within patience_s.
+        """
         deadline = self.clock.now() + patience_s
         backoff = Backoff(_STORE_PAUSE_S, _STORE_PAUSE_MOST_S)
         while True:
             try:
-                ack = await self._store_once(subject, data, sent)
+                return await self._store_once(subject, data, headers)
             except Unreachable:
                 await self._announce_failure(subject)
                 pause_s = backoff.failed()
                 if self.clock.now() + pause_s > deadline:
                     raise
                 await asyncio.sleep(pause_s)
-                continue
-            if ack.error is None:
-                return Ack(ack.seq, ack.duplicate)
-            if ack.error.err_code == _WRONG_LAST_SEQUENCE:
-                raise Fenced(subject)
-            if ack.error.err_code == _FULL:
-                of_all = ack.error.description == _ALL_FULL
-                raise LaneFull("The queue of all tenants is full" if of_all else f"The lane {subject} is full")
-            raise BusError(f"The broker refused a message on {subject}: {ack.error.description}")
 
     async def _announce_failure(self, subject: str) -> None:
         """Tell the other processes that the broker is there and did not store a message."""
@@ -240,12 +166,12 @@ class Bus(Connection):
             with contextlib.suppress(Unreachable):
                 await self.publish(STORE_FAILED, encode(StoreFailure(subject)))
 
-    async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> _PubAck:
+    async def _store_once(self, subject: str, data: bytes, headers: dict[str, str]) -> api.PubAck:
         answer = await self.request(subject, data, headers=headers)
         if answer.status is not None:
             raise Unreachable(f"No stream accepts {subject} (status {answer.status})")
-        ack = _puback.decode(answer.data)
-        if ack.error is not None and ack.error.code == _UNAVAILABLE and ack.error.err_code != _FULL:
+        ack = api.read_puback(answer.data)
+        if ack.error is not None and ack.error.code == api.UNAVAILABLE and ack.error.err_code != api.FULL:
             # For example while a leader is being elected.
             raise Unreachable(f"{subject}: {ack.error.description}")
         return ack
@@ -262,7 +188,7 @@ class Bus(Connection):
             answer = await self.request(f"$JS.API.STREAM.INFO.{STREAM_REQUESTS}")
         except Unreachable:
             return False
-        stamped_at = None if answer.status is not None else _stamped.decode(answer.data).ts
+        stamped_at = None if answer.status is not None else api.read_stamped(answer.data).ts
         if stamped_at is not None:
             self.clock.stamped(sent_at, stamped_at.timestamp())
         return stamped_at is not None
@@ -285,8 +211,8 @@ class Bus(Connection):
             answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
         except Unreachable:
             return False
-        error = None if answer.status is not None else _puback.decode(answer.data).error
-        return error is not None and error.err_code == _NO_STREAM
+        error = None if answer.status is not None else api.error_in(answer.data)
+        return error is not None and error.err_code == api.NO_STREAM
 
     async def halt(self, stream: str, consumer: str, for_s: float) -> bool:
         """Halt a consumer for a time, or resume it (0): until then it delivers nothing, redeliveries included.
@@ -299,21 +225,21 @@ class Bus(Connection):
         """
         until = {"pause_until": datetime.fromtimestamp(self.clock.wall() + for_s, UTC)} if for_s else {}
         answer = await self.request(f"$JS.API.CONSUMER.PAUSE.{stream}.{consumer}", msgspec.json.encode(until))
-        return answer.status is None and _puback.decode(answer.data).error is None
+        return answer.status is None and api.error_in(answer.data) is None
 
     # ---- reading streams
 
-    async def consumers(self, stream: str) -> list[ConsumerState]:
+    async def consumers(self, stream: str) -> list[api.ConsumerState]:
         """The durable consumers of a stream. The server lists 256 with one request.
 
         Raises:
             Unreachable: the broker does not answer.
         """
-        found: dict[str, ConsumerState] = {}
+        found: dict[str, api.ConsumerState] = {}
         offset = 0
         while True:
             body = msgspec.json.encode({"offset": offset}) if offset else b"{}"
-            page = _consumer_list.decode((await self.request(f"$JS.API.CONSUMER.LIST.{stream}", body)).data)
+            page = api.read_consumer_list((await self.request(f"$JS.API.CONSUMER.LIST.{stream}", body)).data)
             found |= {state.name: state for state in page.consumers}
             end = offset + len(page.consumers)
             if not page.consumers or end >= page.total:
@@ -321,14 +247,14 @@ class Bus(Connection):
             # They are listed by name. Those that are removed meanwhile move the others up.
             offset = max(offset + 1, end - _OVERLAP)
 
-    async def consumer(self, stream: str, name: str) -> ConsumerState | None:
+    async def consumer(self, stream: str, name: str) -> api.ConsumerState | None:
         """One durable consumer of a stream; None if it does not exist.
 
         Raises:
             Unreachable: the broker does not answer.
         """
         answer = await self.request(f"$JS.API.CONSUMER.INFO.{stream}.{name}")
-        return None if _puback.decode(answer.data).error else _consumer_state.decode(answer.data)
+        return None if api.error_in(answer.data) else api.read_consumer_state(answer.data)
 
     async def subjects(self, stream: str, which: str) -> dict[str, int]:
         """How many messages a stream holds on each subject that matches which.
@@ -340,21 +266,21 @@ class Bus(Connection):
         offset, total = 0, 1
         while offset < total:
             body = msgspec.json.encode({"subjects_filter": which, "offset": offset})
-            page = _subjects_page.decode((await self.request(f"$JS.API.STREAM.INFO.{stream}", body)).data)
+            page = api.read_subjects_page((await self.request(f"$JS.API.STREAM.INFO.{stream}", body)).data)
             if not page.state.subjects:
                 break
             found |= page.state.subjects
             offset, total = offset + len(page.state.subjects), page.total
         return found
 
-    async def stream_state(self, stream: str) -> StreamState:
+    async def stream_state(self, stream: str) -> api.StreamState:
         """How much a stream holds.
 
         Raises:
             Unreachable: the broker does not answer.
         """
         answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
-        return _stream_info.decode(answer.data).state
+        return api.read_stream_info(answer.data).state
 
     async def has(self, stream: str, consumer: str = "") -> bool:
         """Whether the broker has a stream, or a consumer of it.
@@ -363,7 +289,7 @@ class Bus(Connection):
             Unreachable: the broker does not answer.
         """
         kind, name = ("CONSUMER", f"{stream}.{consumer}") if consumer else ("STREAM", stream)
-        return _puback.decode((await self.request(f"$JS.API.{kind}.INFO.{name}")).data).error is None
+        return api.error_in((await self.request(f"$JS.API.{kind}.INFO.{name}")).data) is None
 
     async def removed(self, stream: str) -> set[int]:
         """The sequences between the first and the last one of a stream whose messages were removed.
@@ -372,7 +298,7 @@ class Bus(Connection):
             Unreachable: the broker does not answer.
         """
         answer = await self.request(f"$JS.API.STREAM.INFO.{stream}", b'{"deleted_details": true}')
-        return set(_stream_details.decode(answer.data).state.deleted)
+        return set(api.read_stream_details(answer.data).state.deleted)
 
     async def stored(self, stream: str, sequence: int) -> Stored | None:
         """One message of a stream, or None if it was removed.
@@ -389,7 +315,7 @@ class Bus(Connection):
         """Remove one message from a stream. Returns whether it existed."""
         body = msgspec.json.encode({"seq": sequence, "no_erase": True})
         answer = await self.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", body)
-        return _puback.decode(answer.data).error is None
+        return api.error_in(answer.data) is None
 
     async def scan(self, stream: str, subject: str) -> AsyncIterator[Message]:
         """All messages of a stream on a subject, oldest first. The subject may contain wildcards.
@@ -492,6 +418,16 @@ class Bus(Connection):
         """Remove the messages of a stream on a subject, up to and including a sequence."""
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
         await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
+
+
+def _refused(subject: str, error: api.Rejection) -> BusError:
+    """What it means that a stream refused a message on subject."""
+    if error.err_code == api.WRONG_LAST_SEQUENCE:
+        return Fenced(subject)
+    if error.err_code == api.FULL:
+        of_all = error.description == api.ALL_FULL
+        return LaneFull("The queue of all tenants is full" if of_all else f"The lane {subject} is full")
+    return BusError(f"The broker refused a message on {subject}: {error.description}")
 
 
 def read_failure(message: Message) -> str | None:

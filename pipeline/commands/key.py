@@ -15,9 +15,8 @@ import tomlkit.exceptions
 import tomlkit.items
 
 from pipeline.commands import say, tell
-from pipeline.config import Config, ConfigError, HttpKey, load
+from pipeline.config import Config, ConfigError, Given, HttpKey, converted, load
 from pipeline.gateway.identity import make_key
-from pipeline.settings import Given, converted
 from pipeline.wire.subjects import Priority
 
 _KEYS = "http_keys"

@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import KEYS, SETTINGS, Config, given, load
+from pipeline.config import FILE_VARIABLE, KEYS, SETTINGS, Config, Key, given, in_file, load
 from pipeline.process.lifecycle import without_private
-from pipeline.settings import FILE_VARIABLE, Key, in_file
 
 # The settings of a command that only sends requests to a running pipeline.
 CLIENT_KEYS = ("nats_url", "state_dir")

@@ -162,7 +162,7 @@ class Planning:
         return fair
 
     def _charge(self, lane: Lane, *, lifted: bool) -> None:
-        request_id = f"planned {self.choices} {lane.consumer} {self._taken.get(lane, 0)}"
+        request_id = f"planned {lane.consumer} {self._taken.get(lane, 0)}"
         rivals = [*self.open_lanes.get(lane.priority, {}).get(lane.tenant, ())]
         rivals += [] if lane in rivals else [lane]
         if len(rivals) > 1:

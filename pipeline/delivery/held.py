@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Self
 
-from pipeline.broker.connection import BusError, Delivery, Headers, TooLarge, Unreachable
+from pipeline.broker.connection import BusError, Delivery, TooLarge, Unreachable
 from pipeline.broker.events import publish_event
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.broker.usage import store_note
@@ -23,9 +23,9 @@ from pipeline.core.ending import Abandoned, Buried, EndStep, Loss, Moved, Outcom
 from pipeline.core.envelope import Envelope
 from pipeline.core.letters import letter_headers
 from pipeline.core.usage import note_of
+from pipeline.delivery.grips import Grip, Leased, Queued
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.record import Duplicate, RecordWriter, Superseded
-from pipeline.delivery.returns import note_return, times_returned
 from pipeline.telemetry import ProcessSpan, Tracing
 from pipeline.wire.messages import Answer, EngineName, RequestEvent, encode
 from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject, stream_of
@@ -58,97 +58,6 @@ class Resumed:
 Opened = Fresh | Resumed | Settled | Abandoned
 
 
-class _Grip(Protocol):
-    """Where a request is stored, and what acknowledging and returning it means there."""
-
-    subject: str
-    sequence: int
-    stored_at: float
-    headers: Headers
-    data: bytes
-
-    def holds(self) -> bool: ...
-    def when_lost(self, callback: Callable[[], None]) -> None: ...
-    def release(self) -> None: ...
-    async def remove(self) -> None: ...
-    async def nak(self, delay_s: float) -> None: ...
-    async def note_return(self) -> None: ...
-    def owe_return(self) -> None: ...
-    async def times_returned(self) -> int: ...
-
-
-class _Leased:
-    """A request that a durable consumer delivered, under a lease."""
-
-    def __init__(self, bus: Bus, delivery: Delivery, leases: LeaseKeeper) -> None:
-        self._bus = bus
-        self._delivery = delivery
-        self._leases = leases
-        self._lease = leases.hold(delivery)
-        self.subject, self.data = delivery.message.subject, delivery.message.data
-        self.sequence, self.stored_at, self.headers = delivery.sequence, delivery.stored_at, delivery.headers
-
-    def holds(self) -> bool:
-        return self._lease.holds()
-
-    def when_lost(self, callback: Callable[[], None]) -> None:
-        self._lease.on_lost = callback
-
-    def release(self) -> None:
-        self._leases.release(self._lease)
-
-    async def remove(self) -> None:
-        await self._delivery.ack()
-
-    async def nak(self, delay_s: float) -> None:
-        await self._delivery.nak(delay_s)
-
-    async def note_return(self) -> None:
-        await note_return(self._bus, self._delivery)
-
-    def owe_return(self) -> None:
-        self._leases.owed.owe(self._bus, self._delivery)
-
-    async def times_returned(self) -> int:
-        # Counted first: a return that is noted meanwhile counts twice rather than not at all.
-        owed = self._leases.owed.count(self._delivery)
-        return owed + await times_returned(self._bus, self._delivery)
-
-
-class _Queued:
-    """A request that stands in a queue and was delivered to no one: it needs no lease and no return."""
-
-    def __init__(self, bus: Bus, stream: str, stored: Stored) -> None:
-        self._bus = bus
-        self._stream = stream
-        self.subject, self.data = stored.subject, stored.data
-        self.sequence, self.stored_at, self.headers = stored.sequence, stored.stored_at, stored.headers
-
-    def holds(self) -> bool:
-        return True
-
-    def when_lost(self, callback: Callable[[], None]) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-    async def remove(self) -> None:
-        await self._bus.delete(self._stream, self.sequence)
-
-    async def nak(self, delay_s: float) -> None:
-        pass
-
-    async def note_return(self) -> None:
-        pass
-
-    def owe_return(self) -> None:
-        pass
-
-    async def times_returned(self) -> int:
-        return 0
-
-
 class Held:
     """One request in hand. One user: the task that works on it.
 
@@ -166,7 +75,7 @@ class Held:
     def __init__(
         self,
         bus: Bus,
-        grip: _Grip,
+        grip: Grip,
         envelope: Envelope,
         *,
         tracing: Tracing,
@@ -220,7 +129,7 @@ class Held:
             on_returned: called after it was returned, with the seconds until it is delivered again.
         """
         doubtful = leases.stood_still()
-        grip = _Leased(bus, delivery, leases)
+        grip = Leased(bus, delivery, leases)
         return cls(
             bus,
             grip,
@@ -237,7 +146,7 @@ class Held:
         cls, bus: Bus, stream: str, stored: Stored, envelope: Envelope, tracing: Tracing | None = None
     ) -> Self:
         """Hold a request that stands in a queue: it is acknowledged by deleting that message, and not returned."""
-        return cls(bus, _Queued(bus, stream, stored), envelope, tracing=tracing or Tracing())
+        return cls(bus, Queued(bus, stream, stored), envelope, tracing=tracing or Tracing())
 
     @property
     def body(self) -> bytes:
@@ -272,7 +181,7 @@ class Held:
 
     async def _read(self) -> Fresh | Resumed | Settled:
         envelope = self.envelope
-        if envelope.delivered == 1 and envelope.move is None and not isinstance(self._grip, _Queued):
+        if envelope.delivered == 1 and envelope.move is None and not isinstance(self._grip, Queued):
             return Fresh()
         subject = reply_subject(envelope.name)
         kept = await self._bus.read_answers(subject)

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.broker import letters as dead
-from pipeline.broker.jetstream import Bus, StreamState
+from pipeline.broker.api import StreamState
+from pipeline.broker.jetstream import Bus
 from pipeline.core.letters import DeadLetter
 from pipeline.gateway.identity import Caller, own_name
 from pipeline.gateway.queue import answered, events_url

@@ -19,12 +19,11 @@ from pipeline.aio import Background
 from pipeline.broker import connection, topology
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
-from pipeline.config import ENV_PREFIX, NO_OLLAMA, Config, to_environment
+from pipeline.config import ENV_PREFIX, FILE_VARIABLE, NO_OLLAMA, Config, to_environment
 from pipeline.core.cores import divide, usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.process.python import module_command, with_import_root
-from pipeline.settings import FILE_VARIABLE
 from pipeline.up import instance
 from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from consumers.engines.local.child.backend import LoadError
-from pipeline.options import ModelOptions
+from pipeline.config import ModelOptions
 
 _FIRST_TOKENS: Final = 4
 """How many first tokens a bounded cache keeps, as in mlx-lm. Without them, models write nonsense."""

@@ -1,218 +1,61 @@
-"""Every setting of headrace: its type, default and help in one declaration each, and the order in which sources win.
+"""Every setting of headrace: its type, default and help in one declaration each.
 
 The key `http_port` is the option `--http-port`, the environment variable `HEADRACE_HTTP_PORT` and the TOML key
-`http_port`. A command-line option overrides the environment, which overrides the TOML file. `--help`,
-`docs/configuration.md` and the messages for invalid values are made from the declarations below.
+`http_port`. `--help`, `docs/configuration.md` and the messages for invalid values are made from these declarations.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated
 
-import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import field
 
-from pipeline.options import (
-    AdapterFolder,
-    AdapterFolders,
-    DraftPlace,
-    DraftTokens,
-    KvBits,
-    KvGroup,
-    KvTokens,
-    ModelOptions,
+from pipeline.config.declaring import Setting, declared
+from pipeline.config.kinds import (
+    ApiKey,
+    Arguments,
+    BlasLibrary,
+    Bytes,
+    BytesOrZero,
+    Cost,
+    Count,
+    Engine,
+    Folder,
+    Host,
+    Lease,
+    Lines,
+    LogLevel,
+    ModelName,
+    ModelNames,
+    ModelPairs,
+    ModelPlace,
+    Names,
+    Number,
+    OllamaHost,
+    Port,
+    Rate,
+    Replicas,
+    Saturation,
+    Seconds,
+    SecondsOrZero,
+    ServerUrls,
+    SettingsFile,
+    Share,
+    Slots,
+    Speed,
     Switch,
+    TemplateFile,
+    Threads,
+    Urgency,
+    Url,
+    Weights,
 )
-from pipeline.settings import (
-    ENV_PREFIX,
-    ConfigError,
-    Given,
-    Setting,
-    ValueKind,
-    converted,
-    declared,
-    entries,
-    in_environment,
-    in_file,
-    named_entries,
-    read,
-)
+from pipeline.config.model_options import ModelOptions
+from pipeline.config.tables import HttpKeys, ModelTables, Sampling, SamplingTable
 from pipeline.wire.subjects import Priority
-
-__all__ = [
-    "ENV_PREFIX",
-    "KEYS",
-    "NO_OLLAMA",
-    "SETTINGS",
-    "Config",
-    "ConfigError",
-    "HttpKey",
-    "ModelEntry",
-    "Sampling",
-    "base_url",
-    "given",
-    "load",
-    "to_environment",
-]
 
 # The value of `ollama_host` for no Ollama server.
 NO_OLLAMA = "none"
-
-# Excludes infinity.
-_MOST = sys.float_info.max
-
-Port = Annotated[int, Meta(ge=0, le=65535), ValueKind("PORT", "a port number (0 to 65535)")]
-Count = Annotated[int, Meta(ge=1), ValueKind("N", "a whole number of 1 or more")]
-Threads = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
-Lines = Annotated[int, Meta(ge=1, le=1000), ValueKind("N", "a whole number from 1 to 1000")]
-Number = Annotated[int, Meta(ge=0), ValueKind("N", "a whole number of 0 or more")]
-Slots = Annotated[int, Meta(ge=0, le=1024), ValueKind("N", "a whole number from 0 to 1024")]
-Bytes = Annotated[int, Meta(ge=1), ValueKind("BYTES", "a number of bytes, 1 or more")]
-BytesOrZero = Annotated[int, Meta(ge=0), ValueKind("BYTES", "a number of bytes, 0 or more")]
-Seconds = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SECONDS", "a number of seconds greater than 0")]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("SECONDS", "a number of seconds, 0 or more")]
-Lease = Annotated[float, Meta(ge=1, le=_MOST), ValueKind("SECONDS", "a number of seconds, 1 or more")]
-Rate = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("RATE", "a rate of 0 or more")]
-Speed = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("RATE", "a rate greater than 0")]
-Share = Annotated[float, Meta(ge=0, le=1), ValueKind("SHARE", "a number from 0 to 1")]
-Cost = Annotated[float, Meta(ge=0, le=_MOST), ValueKind("COST", "a number of 0 or more")]
-Saturation = Annotated[float, Meta(gt=0, le=_MOST), ValueKind("SATURATION", "a number greater than 0")]
-Url = Annotated[str, ValueKind("URL", "a URL")]
-Folder = Annotated[str, ValueKind("DIR", "the name of a folder")]
-SettingsFile = Annotated[str, ValueKind("FILE", "the name of a file")]
-TemplateFile = Annotated[str, ValueKind("FILE", "the name of a file")]
-Host = Annotated[str, ValueKind("HOST", "a host name or an address")]
-OllamaHost = Annotated[str, ValueKind("HOST", "a host, `host:port`, URL or `none`")]
-BlasLibrary = Annotated[str, ValueKind("NAME_OR_PATH", "auto, none, or a shared library")]
-ModelName = Annotated[str, ValueKind("MODEL", "the name of a model")]
-ModelPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model", repeats=True)]
-Urgency = Annotated[Priority, ValueKind("PRIORITY", "a priority (high, medium or low)")]
-Engine = Annotated[Literal["mlx", "simulated"], ValueKind("ENGINE", "an engine (mlx or simulated)")]
-Replicas = Annotated[Literal[1, 3, 5], ValueKind("N", "a number of copies (1, 3 or 5)")]
-LogLevel = Annotated[
-    Literal["debug", "info", "warning", "error"], ValueKind("LEVEL", "a log level (debug, info, warning or error)")
-]
-Weights = Annotated[
-    dict[Priority, Annotated[float, Meta(gt=0, le=_MOST)]],
-    Meta(min_length=len(Priority)),
-    ValueKind("TABLE", "a table with a number greater than 0 for each of high, medium and low"),
-]
-ModelPairs = Annotated[dict[str, str], ValueKind("TABLE", "a table of model names")]
-ModelNames = Annotated[list[str], ValueKind("LIST", "a list of model names")]
-ServerUrls = Annotated[list[str], ValueKind("URL", "a list of URLs of servers", repeats=True)]
-ApiKey = Annotated[str, Meta(pattern=r"^[!-~]*$"), ValueKind("KEY", "an API key", "A key has no spaces.", secret=True)]
-
-
-class HttpKey(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
-    """An API key of the HTTP gateway and its permissions.
-
-    Attributes:
-        name: the prefix of its requests' ids, and its name in rate limits.
-        hash: of the key, as `sha256:<salt>:<digest>`. The key itself is not stored.
-        tenant: the tenant of its requests; by default its name.
-        priority: of requests that name none.
-        highest: the most urgent priority that it can use.
-        operator: whether it sees, cancels and replays the requests of every tenant instead of its own only.
-        answers_per_s, lists_per_s, statistics_per_s: its rate limits instead of the configured ones; 0 for no limit.
-        requests_per_minute, tokens_per_minute, tokens_per_day: its quotas of requests for answers; 0 for no limit. The
-            day is that of UTC.
-    """
-
-    # `LLM` is excluded because the ids that the broker generates begin with it: the key would see every request
-    # that was sent without an id.
-    name: Annotated[
-        str,
-        Meta(pattern="^(?!LLM$)[A-Za-z0-9]{1,32}$"),
-        ValueKind("NAME", "a valid key name", 'Use 1 to 32 letters or digits, except "LLM".'),
-    ]
-    hash: Annotated[
-        str,
-        Meta(pattern="^sha256:[0-9A-Za-z]{8,64}:[0-9a-f]{64}$"),
-        ValueKind("HASH", "a key's hash (sha256:<salt>:<digest>)", "`headrace key add` makes one.", secret=True),
-    ]
-    tenant: Annotated[
-        str,
-        Meta(pattern="^[A-Za-z0-9_.-]{0,64}$"),
-        ValueKind("TENANT", "a valid tenant", "Use at most 64 letters, digits, `_`, `.` or `-`."),
-    ] = ""
-    priority: Urgency = Priority.MEDIUM
-    highest: Urgency = Priority.HIGH
-    operator: Switch = False
-    answers_per_s: Rate | None = None
-    lists_per_s: Rate | None = None
-    statistics_per_s: Rate | None = None
-    requests_per_minute: Number = 0
-    tokens_per_minute: Number = 0
-    tokens_per_day: Number = 0
-
-
-class Sampling(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
-    """How tokens are sampled where a request does not say it. None: as the model's `generation_config.json` says."""
-
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
-
-
-SamplingTable = Annotated[
-    Sampling,
-    ValueKind("TABLE", "a table of temperature, top_p, top_k, min_p and repetition_penalty"),
-]
-Arguments = Annotated[dict[str, Any], ValueKind("TABLE", "a table of arguments")]
-
-
-class ModelEntry(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
-    """One of several models of an MLX worker, as a table `[models.NAME]`.
-
-    Those of its keys that are settings as well take the place of the setting for this model.
-
-    Attributes:
-        path: as `--model`; by default the name of the table.
-        aliases: further names under which requests ask for it.
-        pinned: it is loaded at the start and stays in memory.
-        idle_s: it leaves memory when it has had no request for this long.
-        bytes: the memory that it takes; by default it is found from its files.
-    """
-
-    path: Annotated[str, ValueKind("NAME_OR_PATH", "the name, the folder or the GGUF file of a model")] = ""
-    aliases: Annotated[list[str], ValueKind("LIST", "a list of names")] = field(default_factory=list)
-    pinned: Switch = False
-    idle_s: Seconds | None = None
-    bytes: Bytes | None = None
-    chat_template: TemplateFile | None = None
-    template_arguments: Arguments | None = None
-    sampling: SamplingTable | None = None
-    context_tokens: Number | None = None
-    default_max_tokens: Count | None = None
-    slots: Slots | None = None
-    kv_bytes_limit: BytesOrZero | None = None
-    prompt_cache: Switch | None = None
-    float32_weights: Switch | None = None
-    adapter_path: AdapterFolder | None = None
-    adapters: AdapterFolders | None = None
-    draft_model: DraftPlace | None = None
-    draft_tokens: DraftTokens | None = None
-    kv_bits: KvBits | None = None
-    kv_group_size: KvGroup | None = None
-    quantized_kv_start: KvTokens | None = None
-    max_kv_size: KvTokens | None = None
-
-    def over(self, config: Config) -> Config:
-        """The settings with those of this model in their place."""
-        own = {name: getattr(self, name) for name in self.__struct_fields__ if name in SETTINGS}
-        return msgspec.structs.replace(config, **{name: value for name, value in own.items() if value is not None})
-
-
-Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
-ModelTables = Annotated[dict[str, ModelEntry], ValueKind("TABLE", "a table with a table for each model")]
-HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for each API key")]
 
 
 class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -743,132 +586,3 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
 
 SETTINGS = declared(Config)
 KEYS = tuple(SETTINGS)
-
-
-def load(
-    options: Mapping[str, Any] | None = None,
-    *,
-    environ: Mapping[str, str] = os.environ,
-    file: Path | None = None,
-) -> Config:
-    """Return the settings in force.
-
-    Args:
-        options: command-line options by key. None means that an option was not given.
-        environ: the environment. As in options, tables and lists are TOML values or JSON.
-        file: a TOML file with keys at its top level.
-
-    Raises:
-        ConfigError: an unknown key, an invalid value, or a file that cannot be read.
-    """
-    values = given(options, environ=environ, file=file)
-    if "OLLAMA_HOST" in environ:
-        values.setdefault("ollama_host", Given(environ["OLLAMA_HOST"], "OLLAMA_HOST"))
-    if "http_keys" in values:
-        values["http_keys"] = _distinct(entries(HttpKey, values["http_keys"]))
-    if "openai" in values:
-        values["openai"] = _server_urls(values["openai"])
-    if "models" in values:
-        values["models"] = named_entries(ModelEntry, values["models"])
-        tables = values["models"].value
-        if "model" not in values and isinstance(tables, dict) and tables:
-            values["model"] = Given(next(iter(tables)), values["models"].place)
-    if "model" in values:
-        values |= _several(values["model"], values.get("models"))
-    config = converted(Config, values)
-    if config.saturated_at <= config.busy_at:
-        raise ConfigError(f"saturated_at ({config.saturated_at:g}) must be greater than busy_at ({config.busy_at:g}).")
-    return config
-
-
-def _distinct(keys: Given) -> Given:
-    """Return API keys of which no two share a name, which would let each reach the other's requests, or a hash.
-
-    Raises:
-        ConfigError: two of them do.
-    """
-    seen: dict[str, str] = {}
-    for key in keys.value if isinstance(keys.value, list) else []:
-        if not isinstance(key, HttpKey):
-            break  # refused later, with the whole value
-        if key.name in seen.values():
-            raise ConfigError(f'{keys.place}: two keys have the name "{key.name}". Rename or remove one.')
-        if (other := seen.setdefault(key.hash, key.name)) != key.name:
-            raise ConfigError(f'{keys.place}: "{other}" and "{key.name}" are the same key. Remove one.')
-    return keys
-
-
-def _several(model: Given, models: Given | None) -> dict[str, Given]:
-    """Return the values of `model` and `models` for a model that is given several times. The first is the default."""
-    places = model.value
-    if isinstance(places, list) and len(places) == 1 and isinstance(places[0], str):
-        places = read(places[0], model.place).value
-    if not isinstance(places, list):
-        return {"model": Given(places, model.place)}
-    if not places or not all(isinstance(place, str) and place for place in places):
-        raise ConfigError(f"{model.place}: each model must be the name, the folder or the GGUF file of one.")
-    first, *others = dict.fromkeys(places)
-    tables = models.value if models is not None and isinstance(models.value, dict) else {}
-    further = dict.fromkeys(others, ModelEntry()) | tables
-    return {"model": Given(first, model.place), "models": Given(further, models.place if models else model.place)}
-
-
-def base_url(url: str) -> str:
-    """Return the URL of a server below which it has `/v1`. One without a scheme is reached over HTTP.
-
-    Raises:
-        ConfigError: it is not the URL of a server.
-    """
-    text = url.strip() if "://" in url else f"http://{url.strip()}"
-    text = text.rstrip("/").removesuffix("/v1").rstrip("/")
-    try:
-        parts = urlsplit(text)
-        names_server = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        parts, names_server = urlsplit(""), False
-    if not names_server or parts.query or parts.fragment or any(char.isspace() for char in text):
-        raise ConfigError(f'"{url}" is not the URL of a server, such as http://127.0.0.1:8000.')
-    if "@" in parts.netloc:
-        raise ConfigError("The URL of a server must not hold a password. Set `openai_key` instead.")
-    return text
-
-
-def _server_urls(given: Given) -> Given:
-    """Return the URLs of servers as `base_url` writes them, each once. A text is one URL; an option gives a list."""
-    urls = [given.value] if isinstance(given.value, str) else given.value
-    if isinstance(urls, list) and len(urls) == 1 and str(urls[0]).startswith("["):
-        urls = read(urls[0], given.place).value
-    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
-        return given
-    try:
-        return Given(list(dict.fromkeys(map(base_url, filter(None, urls)))), given.place)
-    except ConfigError as error:
-        raise ConfigError(f"{given.place}: {error}") from None
-
-
-def given(
-    options: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] = os.environ, file: Path | None = None
-) -> dict[str, Given]:
-    """Return the values that were given, by key, each from the source that wins.
-
-    Raises:
-        ConfigError: an unknown key, a table or list that is neither TOML nor JSON, or a file that cannot be read.
-    """
-    values: dict[str, Given] = {}
-    if file is not None:
-        values |= in_file(file, SETTINGS)
-    values |= in_environment(environ, SETTINGS)
-    for key, value in (options or {}).items():
-        if value is not None:
-            values[key] = read(value, SETTINGS[key].option)
-    return values
-
-
-def to_environment(config: Config) -> dict[str, str]:
-    """Return the environment variables from which a child process reads the same settings."""
-    values = msgspec.to_builtins(config)
-    return {
-        ENV_PREFIX + key.upper(): value if isinstance(value, str) else msgspec.json.encode(value).decode()
-        for key, value in values.items()
-        if value is not None
-    }

@@ -1,22 +1,22 @@
-"""How a setting is declared, where its value can be given, and how the value is checked.
+"""Values of settings: where each can be given, and how it is checked.
 
-`pipeline.config` declares the settings of headrace with it. A message about an invalid value is made from the
-declaration: it names the place where the value was given and the values that are accepted.
+A message about an invalid value is made from the setting's declaration: it names the place where the value was given
+and the values that are accepted.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-ENV_PREFIX = "HEADRACE_"
+from pipeline.config.declaring import ENV_PREFIX, ValueKind, note
+
 # Names the settings file. It is no setting.
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
 _LIST_SETTINGS = "`headrace up --help` lists the settings."
@@ -29,73 +29,6 @@ class ConfigError(Exception):
     """A setting that cannot be used. The message names the place where it was given and the values it takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class ValueKind:
-    """What the values of a type are called.
-
-    Attributes:
-        metavar: the placeholder of a value in `--help`.
-        phrase: the noun that completes "... is not": `a port number (0 to 65535)`.
-        advice: a sentence that follows it.
-        secret: whether a message must not quote the value.
-        repeats: whether its option can be given several times, once for each item of a list.
-    """
-
-    metavar: str
-    phrase: str
-    advice: str = ""
-    secret: bool = False
-    repeats: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """The texts of one key.
-
-    Attributes:
-        help: one line, without a capital or a full stop, for `--help`.
-        more: sentences that follow it in `docs/configuration.md`.
-        section: the heading, if the key is the first one below it.
-    """
-
-    help: str
-    more: str = ""
-    section: str = ""
-
-
-class Key(NamedTuple):
-    """One setting as it is declared, for the options and the documentation."""
-
-    name: str
-    default: Any
-    kind: ValueKind
-    setting: Setting
-
-    @property
-    def option(self) -> str:
-        """Its command-line option."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        """Its environment variable."""
-        return ENV_PREFIX + self.name.upper()
-
-    @property
-    def written_default(self) -> str:
-        """The default as TOML, or `none`."""
-        if self.default is None:
-            return "none"
-        if isinstance(self.default, dict):
-            return "{" + ", ".join(f"{name} = {item}" for name, item in self.default.items()) + "}"
-        return msgspec.json.encode(self.default).decode()
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is on or off."""
-        return isinstance(self.default, bool)
-
-
 class Given(NamedTuple):
     """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`; "" for none."""
 
@@ -103,18 +36,7 @@ class Given(NamedTuple):
     place: str
 
 
-_N = TypeVar("_N", ValueKind, Setting)
 _S = TypeVar("_S", bound=Struct)
-
-
-def declared(config: type[Struct]) -> dict[str, Key]:
-    """Return the settings that the fields of a struct declare, by name, in their order, inherited ones last."""
-    defaults = msgspec.to_builtins(config())
-    inherited = {name for base in config.__bases__ for name in getattr(base, "__struct_fields__", ())}
-    return {
-        each.name: Key(each.name, defaults[each.name], _note(each.type, ValueKind), _note(each.type, Setting))
-        for each in sorted(msgspec.structs.fields(config), key=lambda each: each.name in inherited)
-    }
 
 
 def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
@@ -203,7 +125,7 @@ def converted(struct: type[_S], values: Mapping[str, Given]) -> _S:
         try:
             fitting[name] = msgspec.convert(value, fields[name], strict=False)
         except msgspec.ValidationError:
-            raise ConfigError(_refusal(value, place, _note(fields[name], ValueKind))) from None
+            raise ConfigError(_refusal(value, place, note(fields[name], ValueKind))) from None
     return struct(**fitting)
 
 
@@ -251,14 +173,3 @@ def _refusal(value: Any, place: str, kind: ValueKind) -> str:
 def _shown(value: Any) -> str:
     text = msgspec.json.encode(value, enc_hook=str).decode()
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-
-
-def _notes(annotation: Any, what: type[_N]) -> Iterator[_N]:
-    """The annotations of a type, and then those of the types inside it."""
-    yield from (note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, what))
-    for inner in get_args(annotation):
-        yield from _notes(inner, what)
-
-
-def _note(annotation: Any, what: type[_N]) -> _N:
-    return next(_notes(annotation, what))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.options import add_options, config_from, given_options, names_a_broker
+from pipeline.commands.options import add_options, config_from
 from pipeline.config import KEYS, SETTINGS, Config, ConfigError, load, to_environment
 from pipeline.wire.subjects import Priority
 
@@ -34,40 +34,8 @@ def test_an_option_wins_over_the_environment_and_that_over_the_file(file):
     assert config.busy_at == Config().busy_at
 
 
-def test_the_file_may_be_named_by_the_environment(file):
-    assert config_from(parse(), {"HEADRACE_CONFIG": str(file)}).slots == 2
-
-
-def test_a_file_in_the_current_folder_is_read_if_no_other_one_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert config_from(parse(), {}).slots == Config().slots
-    (tmp_path / "headrace.toml").write_text("slots = 3")
-    (tmp_path / "other.toml").write_text("slots = 5")
-    assert config_from(parse(), {}).slots == 3
-    assert config_from(parse("--config", "other.toml"), {}).slots == 5
-    assert config_from(parse(), {"HEADRACE_CONFIG": "other.toml"}).slots == 5
-    assert config_from(parse(), {"HEADRACE_CONFIG": ""}).slots == Config().slots
-    assert config_from(parse(), {"HEADRACE_SLOTS": "7"}).slots == 7
-
-
 def test_the_variable_that_names_the_file_is_no_setting():
     assert load(environ={"HEADRACE_CONFIG": "other.toml"}) == Config()
-
-
-def test_every_setting_has_an_option_with_its_help():
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    options = {option: action.help for action in parser._actions for option in action.option_strings}
-    assert [key for key in KEYS if not options[SETTINGS[key].option].startswith(SETTINGS[key].setting.help)] == []
-
-
-def test_a_command_that_takes_some_settings_shows_them_below_the_right_headings():
-    parser = argparse.ArgumentParser()
-    add_options(parser, keys=("state_dir", "slots"))
-    titles = {group.title: [a.dest for a in group._group_actions] for group in parser._action_groups}
-    assert titles["Broker"] == ["state_dir"]
-    assert titles["MLX engine"] == ["slots"]
-    assert "HTTP" not in titles
 
 
 @pytest.mark.parametrize(
@@ -203,20 +171,6 @@ def test_a_list_is_written_as_toml_or_json():
 URLS = ["http://a:1", "https://b/api"]
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--openai", "a:1/v1/", "--openai", "https://b/api/v1"],
-        ["--openai", "['a:1', 'https://b/api']"],
-        ["--openai", "http://a:1", "--openai", "https://b/api", "--openai", "a:1"],
-    ],
-)
-def test_servers_are_named_one_by_one_or_as_a_list(given):
-    args = parse(*given)
-    assert config_from(args, {}).openai == URLS
-    assert config_from(parse(*given_options(args)), {}).openai == URLS
-
-
 def test_servers_are_named_by_the_environment_and_by_a_file(file):
     assert load(environ={"HEADRACE_OPENAI": "a:1"}).openai == ["http://a:1"]
     assert load(environ={"HEADRACE_OPENAI": ""}).openai == []
@@ -240,11 +194,6 @@ def test_keys_of_servers_are_not_shown():
     assert "secret" not in str(caught.value)
 
 
-def test_a_switch_has_a_yes_and_a_no():
-    assert config_from(parse("--engine-faults", "--no-ollama-standin"), {}).engine_faults
-    assert not config_from(parse("--no-ollama-standin"), {}).ollama_standin
-
-
 def test_a_child_reads_from_its_environment_what_the_parent_has():
     config = Config(
         http_port=8080,
@@ -262,24 +211,6 @@ def test_a_child_reads_from_its_environment_what_the_parent_has():
 def test_ollama_host_is_taken_from_where_ollama_itself_looks():
     assert load(environ={"OLLAMA_HOST": "somewhere:1"}).ollama_host == "somewhere:1"
     assert load(environ={"OLLAMA_HOST": "a", "HEADRACE_OLLAMA_HOST": "b"}).ollama_host == "b"
-
-
-def test_a_broker_is_named_by_option_environment_or_file(file):
-    assert not names_a_broker(parse("--config", str(file)), {})
-    assert names_a_broker(parse("--nats-url", "nats://127.0.0.1:4222"), {})
-    assert names_a_broker(parse(), {"HEADRACE_NATS_URL": "nats://127.0.0.1:4222"})
-    file.write_text('nats_url = "nats://127.0.0.1:4222"')
-    assert names_a_broker(parse("--config", str(file)), {})
-
-
-def test_the_options_given_to_one_command_can_be_given_to_another(tmp_path):
-    file = tmp_path / "a.toml"
-    file.write_text("slots = 3")
-    args = parse("--config", str(file), "--model", "a b", "--no-ollama-standin", "--engine-faults")
-    given = given_options(args)
-    assert set(given) == {"--config", str(file), "--model", "a b", "--no-ollama-standin", "--engine-faults"}
-    assert config_from(parse(*given), {}) == config_from(args, {})
-    assert given_options(parse()) == []
 
 
 KUBERNETES = {

@@ -1,21 +1,22 @@
-"""How an engine of headrace's own loads its model. These are settings as those of `pipeline.config`."""
+"""How an engine of headrace's own loads its model. These are settings as those of `pipeline.config.settings`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
-from pipeline.settings import Setting, ValueKind
-
-Switch = Annotated[bool, ValueKind("", "true or false")]
-AdapterFolder = Annotated[str, ValueKind("DIR", "the name of a folder")]
-AdapterFolders = Annotated[dict[str, str], ValueKind("TABLE", "a table of names and folders")]
-DraftPlace = Annotated[str, ValueKind("NAME_OR_PATH", "the name or the folder of a model")]
-DraftTokens = Annotated[int, Meta(ge=1, le=16), ValueKind("N", "a number of tokens, 1 to 16")]
-KvBits = Annotated[Literal[0, 2, 3, 4, 5, 6, 8], ValueKind("BITS", "a number of bits (0, 2, 3, 4, 5, 6 or 8)")]
-KvGroup = Annotated[Literal[32, 64, 128], ValueKind("N", "a size of groups (32, 64 or 128)")]
-KvTokens = Annotated[int, Meta(ge=0), ValueKind("TOKENS", "a number of tokens, 0 or more")]
+from pipeline.config.declaring import Setting
+from pipeline.config.kinds import (
+    AdapterFolder,
+    AdapterFolders,
+    DraftPlace,
+    DraftTokens,
+    KvBits,
+    KvGroup,
+    KvTokens,
+    Switch,
+)
 
 
 class ModelOptions(Struct, frozen=True, kw_only=True):
