@@ -19,7 +19,7 @@ import pytest
 from pipeline import __version__
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
-from pipeline.cli import build_parser
+from pipeline.cli.parser import build_parser
 from pipeline.commands.send import Printer, Sending
 from pipeline.config import KEYS, Config
 from pipeline.wire.errors import ErrorCode
