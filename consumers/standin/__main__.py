@@ -31,7 +31,7 @@ from consumers.standin.shown import of_demo, of_llama
 from pipeline.config import Config, ConfigError, load
 from pipeline.engine import Engine
 from pipeline.options import ModelOptions
-from pipeline.process.lifecycle import end_quickly
+from pipeline.process.lifecycle import end_quickly, ignores_hangup
 
 DRAIN_S = 2
 
@@ -181,9 +181,9 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT drain. uvicorn would raise them again, and end the process before the engine."""
+        """SIGTERM, SIGINT and SIGHUP drain. uvicorn would raise them again, and end the process before the engine."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *(() if ignores_hangup() else (signal.SIGHUP,))):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
 

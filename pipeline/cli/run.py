@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.cli.parser import build_parser
 from pipeline.config import ConfigError
-from pipeline.process.interrupts import INTERRUPTED, raise_at_interrupt
+from pipeline.process.interrupts import Interrupts, raise_at_interrupt
 from pipeline.process.lifecycle import StartError, end_quickly
 
 # A full disk, a quota, or a device that fails, behind stdout.
@@ -34,9 +34,11 @@ def run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     command: Command = args.command
+    interrupts = Interrupts()
     try:
-        raise_at_interrupt()
-        return command(args)
+        with interrupts:
+            raise_at_interrupt()
+            return command(args)
     except ConfigError as error:
         print(f"headrace: {error}", file=sys.stderr)
         return 2
@@ -44,7 +46,7 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"headrace: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return interrupts.code
     except BrokenPipeError:
         _forget_output()
         return 0

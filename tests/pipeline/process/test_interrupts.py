@@ -20,7 +20,8 @@ from importlib.metadata import entry_points
 
 class Striker:
     ENTRY = {"pipeline", "pipeline.cli", "pipeline.cli.run", "pipeline.cli.__main__", "pipeline.process",
-             "pipeline.process.interrupts", "consumers", "consumers.models", "consumers.standin"}
+             "pipeline.process.interrupts", "pipeline.process.terminal", "consumers", "consumers.models",
+             "consumers.standin"}
 
     def find_spec(self, name, path=None, target=None):
         first = name.partition(".")[0] not in sys.stdlib_module_names and name not in self.ENTRY

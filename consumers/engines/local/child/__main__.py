@@ -10,10 +10,10 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__":
-    # A terminal or a service manager sends both signals to the whole process group, also while this process still
+    # A terminal or a service manager sends these signals to the whole process group, also while this process still
     # imports the rest. The parent ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 import atexit
 import contextlib
