@@ -65,7 +65,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
     # First, so that the model is loaded while the broker is reached.
     async with engine, role("mlx", config) as me:
         fetcher = None
-        engine.elsewhere = partial(_is_loaded_elsewhere, me)
+        engine.elsewhere, engine.others_serve = partial(_is_loaded_elsewhere, me), partial(_others_serve, me)
         if config.engine == "mlx":
             fetched = _Fetched(engine, config)
             await fetched.serve_again()
@@ -201,6 +201,15 @@ def _with_its_part(model: FleetModel, kv_bytes: int, at_once: int) -> FleetModel
         threads = own.mlx_threads or usable_cores(cpu_count(), cpu_quota())
         own = msgspec.structs.replace(own, mlx_threads=threads_each(threads, at_once))
     return replace(model, config=own)
+
+
+def _others_serve(me: Role) -> bool:
+    """Whether another worker is ready and has a model in memory."""
+    return any(
+        status.state == "ready" and any(facts.loaded for facts in status.facts.values())
+        for status in me.peers.workers("mlx")
+        if status.worker != me.name
+    )
 
 
 def _is_loaded_elsewhere(me: Role, names: Sequence[str]) -> bool:

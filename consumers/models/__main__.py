@@ -6,6 +6,11 @@ or `down` with the reason.
 
 from __future__ import annotations
 
+from pipeline.process.interrupts import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the other imports, which take most of the time of a start
+
 import os
 import sys
 from typing import Final

@@ -6,6 +6,11 @@ name, or `down` with the reason. The process yields the cores to the engine, and
 
 from __future__ import annotations
 
+from pipeline.process.interrupts import end_at_interrupt, raise_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the other imports, which take most of the time of a start
+
 import contextlib
 import os
 import sys
@@ -27,6 +32,7 @@ def main() -> int:
     # A pipe whose reader has died raises at the next report, and so does the worker's signal: both end the fetch.
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         try:
+            raise_at_interrupt()
             _say(Report("ready", pulled(sys.argv[1], load(environ=without_private(os.environ)), _say)))
         except ModelError as error:
             _say(Report("down", str(error)))

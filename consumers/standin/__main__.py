@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.process.interrupts import end_at_interrupt
+
+if __name__ == "__main__":
+    end_at_interrupt()  # before the other imports, which take most of the time of a start
+
 import argparse
 import asyncio
 import contextlib
@@ -25,7 +30,7 @@ from consumers.standin.server import Server
 from consumers.standin.shown import of_demo, of_llama
 from pipeline.config import Config, ConfigError, ModelOptions, load
 from pipeline.engine import Engine
-from pipeline.process.lifecycle import end_quickly
+from pipeline.process.lifecycle import end_quickly, ignores_hangup
 
 DRAIN_S = 2
 
@@ -175,9 +180,9 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT drain. uvicorn would raise them again, and end the process before the engine."""
+        """SIGTERM, SIGINT and SIGHUP drain. uvicorn would raise them again, and end the process before the engine."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, *(() if ignores_hangup() else (signal.SIGHUP,))):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
 

@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.aio import wait_set
 from pipeline.broker import topology
-from pipeline.broker.connection import BusError, NoResponders, ServiceFailed, Unreachable
+from pipeline.broker.connection import BusError, Message, NoResponders, ServiceFailed, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.config import Config
 from pipeline.core.leadership import LOOK_EVERY_S, RENEW_EVERY_S, Leadership, Voice
@@ -25,10 +25,11 @@ _VOICE_TIMEOUT_S = 0.5
 
 
 class LeaseNote(msgspec.Struct):
-    """The stored lease: the process that holds it. Each process has its own `token`."""
+    """The stored lease: the process that holds it. Each process has its own `token`, and replies at its own `inbox`."""
 
     holder: str
     token: str
+    inbox: str = ""
 
 
 _note_decoder = msgspec.json.Decoder(LeaseNote)
@@ -43,8 +44,8 @@ class Candidate:
         config: the settings, to restore the lease's stream.
         name: the name of this process.
         subject: of the lease.
-        voice: the subject of a service at which only the process that acts replies; empty if the role has none. Then a
-            lease whose holder died is taken once it has run out, and not at once.
+        voice: the subject of a service at which only the process that acts replies; empty if the role has none. Then
+            the holder is asked at the inbox in its lease.
         on_change: called when this process takes the lease (True) or learns that another one holds it (False).
     """
 
@@ -56,6 +57,8 @@ class Candidate:
     voice: str = ""
     _leadership: Leadership = field(init=False, default_factory=Leadership)
     _token: str = field(init=False, default_factory=lambda: secrets.token_hex(8))
+    _inbox: str = field(init=False, default="")
+    _holder_inbox: str = field(init=False, default="")
     _told: bool | None = field(init=False, default=None)
     _sooner: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
@@ -65,6 +68,9 @@ class Candidate:
 
     async def run(self) -> None:
         """Renew the lease or stand by until cancelled."""
+        if not self.voice:
+            self._inbox = self.bus.new_inbox()
+            await self.bus.subscribe(self._inbox, self._on_question)
         self.bus.on_reconnect(self._on_reconnect)
         while True:
             self._sooner.clear()
@@ -110,16 +116,18 @@ class Candidate:
         """Read the lease. Returns whether this process wrote it."""
         found = await self.bus.last_message(STREAM_STATE, self.subject)
         sequence, data = found or (0, b"")
-        if found is not None and _token(data) == self._token:
+        note = _read(data)
+        if found is not None and note.token == self._token:
             self._leadership.sequence = sequence
             return True
+        self._holder_inbox = note.inbox
         self._leadership.heard(sequence, self.bus.clock.now())
         return False
 
     async def _voice(self) -> Voice:
         """Whether a process replies. A version without the lease replies too, and is left alone."""
         if not self.voice:
-            return "silent"
+            return "absent" if await self._is_gone(self._holder_inbox) else "silent"
         try:
             await self.bus.request(self.voice, timeout_s=_VOICE_TIMEOUT_S)
         except NoResponders:
@@ -130,9 +138,24 @@ class Candidate:
             return "silent"
         return "answers"
 
+    async def _is_gone(self, inbox: str) -> bool:
+        """Whether the connection of the process with this inbox has ended. An older version writes no inbox."""
+        if not inbox:
+            return False
+        try:
+            await self.bus.request(inbox, timeout_s=_VOICE_TIMEOUT_S)
+        except NoResponders:
+            return True
+        except Unreachable:
+            return False
+        return False
+
+    async def _on_question(self, question: Message) -> None:
+        await self.bus.publish(question.reply, b"")
+
     async def _write(self) -> None:
         sent_at = self.bus.clock.now()
-        note = msgspec.json.encode(LeaseNote(self.name, self._token))
+        note = msgspec.json.encode(LeaseNote(self.name, self._token, self._inbox))
         try:
             ack = await self.bus.put(self.subject, note, expected_last=self._leadership.sequence, patience_s=0.0)
         except NoResponders:
@@ -153,8 +176,8 @@ class Candidate:
             await self.on_change(holds)
 
 
-def _token(data: bytes) -> str:
+def _read(data: bytes) -> LeaseNote:
     try:
-        return _note_decoder.decode(data).token
+        return _note_decoder.decode(data)
     except msgspec.DecodeError:
-        return ""
+        return LeaseNote("", "")

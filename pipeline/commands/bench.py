@@ -15,6 +15,7 @@ import msgspec
 from pipeline.broker.asker import Asker, Outgoing
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
+from pipeline.commands.holding import cancelled_if_interrupted
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import Chunk, Completion, ErrorAnswer
@@ -81,7 +82,8 @@ async def _ask(asker: Asker, benchmark: Benchmark) -> Measured:
         HeadraceError: it was refused, or ended with an error.
     """
     began_at, first_s = time.perf_counter(), 0.0
-    async with await asker.submit(benchmark.outgoing()) as record:
+    request = benchmark.outgoing()
+    async with await asker.submit(request) as record, cancelled_if_interrupted(asker, request.name):
         while True:
             answer = (await record.next()).answer
             passed_s = time.perf_counter() - began_at

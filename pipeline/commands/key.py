@@ -88,7 +88,7 @@ def limit(file: Path | None, name: str, fields: Mapping[str, Any]) -> int:
         tell(f'headrace: {file} has no key "{name}".')
         return 1
     given = {field: Given(value, "--" + field.replace("_", "-")) for field, value in changes.items()}
-    whole = {field: Given(value, field) for field, value in entry.unwrap().items()}
+    whole = {field: Given(value, field, typed=True) for field, value in entry.unwrap().items()}
     valid = msgspec.to_builtins(converted(HttpKey, whole | given))
     for field in changes:
         if field in valid:

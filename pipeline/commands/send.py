@@ -15,6 +15,7 @@ from pipeline.broker.asker import Asker, Outgoing, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
+from pipeline.commands.holding import cancelled_if_interrupted
 from pipeline.commands.stats import queue_statistics
 from pipeline.config import ConfigError
 from pipeline.core.envelope import MAX_TIMEOUT_S
@@ -100,15 +101,11 @@ async def _send(sending: Sending, bus: Bus) -> int:
     printer = Printer(verbose=sending.verbose, reasoning=sys.stdout.isatty())
     beside = Background()
     beside.start(_tell_pause(client, request.name), what="asking whether the request is paused")
-    async with record:
+    async with record, cancelled_if_interrupted(client, request.name):
         try:
             while printer.code is None:
                 printer.take((await record.next()).answer)
                 beside.cancel()
-        except asyncio.CancelledError:
-            with contextlib.suppress(BusError):
-                await client.cancel(request.name)
-            raise
         finally:
             beside.cancel()
     return printer.code

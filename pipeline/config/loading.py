@@ -75,10 +75,10 @@ def _distinct(keys: Given) -> Given:
 def _several(model: Given, models: Given | None) -> dict[str, Given]:
     """Return the values of `model` and `models` for a model that is given several times. The first is the default."""
     places = model.value
-    if isinstance(places, list) and len(places) == 1 and isinstance(places[0], str):
+    if not model.typed and isinstance(places, list) and len(places) == 1 and isinstance(places[0], str):
         places = read(places[0], model.place).value
     if not isinstance(places, list):
-        return {"model": Given(places, model.place)}
+        return {"model": Given(places, model.place, model.typed)}
     if not places or not all(isinstance(place, str) and place for place in places):
         raise ConfigError(f"{model.place}: each model must be the name, the folder or the GGUF file of one.")
     first, *others = dict.fromkeys(places)
@@ -108,9 +108,9 @@ def base_url(url: str) -> str:
 
 
 def _server_urls(given: Given) -> Given:
-    """Return the URLs of servers as `base_url` writes them, each once. A text is one URL; an option gives a list."""
-    urls = [given.value] if isinstance(given.value, str) else given.value
-    if isinstance(urls, list) and len(urls) == 1 and str(urls[0]).startswith("["):
+    """Return the URLs of servers as `base_url` writes them, each once. The text of a variable is one URL."""
+    urls = [given.value] if isinstance(given.value, str) and not given.typed else given.value
+    if not given.typed and isinstance(urls, list) and len(urls) == 1 and str(urls[0]).startswith("["):
         urls = read(urls[0], given.place).value
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls):
         return given

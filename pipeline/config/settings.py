@@ -469,7 +469,7 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
     drain_timeout_s: Annotated[
         Seconds,
         Setting(
-            "time to finish running requests after SIGTERM or Ctrl-C",
+            "time to finish running requests after SIGTERM, SIGHUP or Ctrl-C",
             "Afterwards they are returned to the queue.",
         ),
     ] = 20.0

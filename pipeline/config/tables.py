@@ -23,6 +23,7 @@ from pipeline.config.kinds import (
     Number,
     Rate,
     Seconds,
+    Share,
     Slots,
     Switch,
     TemplateFile,
@@ -83,11 +84,13 @@ HttpKeys = Annotated[list[HttpKey], ValueKind("LIST", "a list of tables, one for
 class Sampling(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=True):
     """How tokens are sampled where a request does not say it. None: as the model's `generation_config.json` says."""
 
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100), ValueKind("N", "a number from 0 to 100")] | None = None
+    top_p: Share | None = None
+    top_k: Number | None = None
+    min_p: Share | None = None
+    repetition_penalty: (
+        Annotated[float, Meta(gt=0, le=100), ValueKind("N", "a number greater than 0 and at most 100")] | None
+    ) = None
 
 
 SamplingTable = Annotated[

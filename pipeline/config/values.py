@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -30,10 +30,17 @@ class ConfigError(Exception):
 
 
 class Given(NamedTuple):
-    """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`; "" for none."""
+    """A value and the place where it was given: `--slots`, `HEADRACE_SLOTS`, `slots in headrace.toml`; "" for none.
+
+    Attributes:
+        value: the value.
+        place: where it was given.
+        typed: whether it was written in TOML or JSON, where a number is no text. An option or a variable is a text.
+    """
 
     value: Any
     place: str
+    typed: bool = False
 
 
 _S = TypeVar("_S", bound=Struct)
@@ -54,7 +61,7 @@ def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
     for key in values:
         if key not in known:
             raise ConfigError(f'Unknown setting "{key}" in {file}. {_advice(key)}')
-    return {key: Given(value, f"{key} in {file}") for key, value in values.items()}
+    return {key: Given(value, f"{key} in {file}", typed=True) for key, value in values.items()}
 
 
 # The variables that Kubernetes sets in each pod beside a Service named `headrace` or `headrace-...`, and that
@@ -104,11 +111,11 @@ def read(value: Any, place: str) -> Given:
     if not isinstance(value, str) or value[:1] not in ("{", "["):
         return Given(value, place)
     try:
-        return Given(msgspec.json.decode(value), place)
+        return Given(msgspec.json.decode(value), place, typed=True)
     except msgspec.DecodeError:
         pass
     try:
-        return Given(tomllib.loads(f"value = {value}")["value"], place)
+        return Given(tomllib.loads(f"value = {value}")["value"], place, typed=True)
     except tomllib.TOMLDecodeError:
         raise ConfigError(f"{place}: {_shown(value)} is neither JSON nor a TOML value.") from None
 
@@ -121,12 +128,27 @@ def converted(struct: type[_S], values: Mapping[str, Given]) -> _S:
     """
     fields = {each.name: each.type for each in msgspec.structs.fields(struct)}
     fitting = {}
-    for name, (value, place) in values.items():
+    for name, (value, place, typed) in values.items():
+        table = _table_of(fields[name])
+        if table is not None and isinstance(value, dict):
+            fitting[name] = _entry(table, place, value)
+            continue
+        if typed and isinstance(value, float) and value.is_integer():
+            value = int(value)  # noqa: PLW2901 - 8e9 is a whole number, and one that fits where a fraction does
         try:
-            fitting[name] = msgspec.convert(value, fields[name], strict=False)
+            fitting[name] = msgspec.convert(value, fields[name], strict=typed)
         except msgspec.ValidationError:
             raise ConfigError(_refusal(value, place, note(fields[name], ValueKind))) from None
     return struct(**fitting)
+
+
+def _table_of(annotation: Any) -> type[Struct] | None:
+    """The struct whose table a field takes; None if it takes something else, also a list or a table of such tables."""
+    if isinstance(annotation, type) and issubclass(annotation, Struct):
+        return annotation
+    if get_origin(annotation) in (list, dict):
+        return None
+    return next(filter(None, map(_table_of, get_args(annotation))), None)
 
 
 def entries(struct: type[Struct], given: Given) -> Given:
@@ -135,10 +157,10 @@ def entries(struct: type[Struct], given: Given) -> Given:
     Raises:
         ConfigError: a table is invalid. The message names the table and its key.
     """
-    tables, place = given
+    tables, place, typed = given
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         return given
-    return Given([_entry(struct, f"{place}, entry {n}", table) for n, table in enumerate(tables, 1)], place)
+    return Given([_entry(struct, f"{place}, entry {n}", table) for n, table in enumerate(tables, 1)], place, typed)
 
 
 def named_entries(struct: type[Struct], given: Given) -> Given:
@@ -147,10 +169,10 @@ def named_entries(struct: type[Struct], given: Given) -> Given:
     Raises:
         ConfigError: a table is invalid. The message names the table and its key.
     """
-    tables, place = given
+    tables, place, typed = given
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         return given
-    return Given({name: _entry(struct, f"{place}, {name}", table) for name, table in tables.items()}, place)
+    return Given({name: _entry(struct, f"{place}, {name}", table) for name, table in tables.items()}, place, typed)
 
 
 def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
@@ -162,7 +184,7 @@ def _entry(struct: type[_S], place: str, table: Mapping[str, Any]) -> _S:
     for name in [each.name for each in fields if each.required]:
         if name not in table:
             raise ConfigError(f'{place}: the key "{name}" is missing.')
-    return converted(struct, {name: Given(value, f"{place}, {name}") for name, value in table.items()})
+    return converted(struct, {name: Given(value, f"{place}, {name}", typed=True) for name, value in table.items()})
 
 
 def _refusal(value: Any, place: str, kind: ValueKind) -> str:

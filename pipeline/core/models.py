@@ -259,9 +259,14 @@ class Catalogue:
         return able
 
     def refusal(self, requested: str | None) -> CannotLoad | None:
-        """Why MLX could not load the model when it last tried; None if it could, or does not have it."""
+        """Why MLX could not load the model when it last tried; None if it could, or does not have it.
+
+        A request for any model is refused only where MLX has no other one.
+        """
         if requested is None:
-            return None
+            failed = (name for name in self.cannot_load if not is_internal(name, self.internal))
+            name = None if self.mlx else next(failed, None)
+            return None if name is None else CannotLoad(name, self.cannot_load[name])
         name = mlx_model_for(requested, self.table, list(self.cannot_load), self.internal)
         return None if name is None else CannotLoad(name, self.cannot_load[name])
 

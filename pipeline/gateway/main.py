@@ -14,9 +14,10 @@ from pipeline.gateway.ask import Ask
 from pipeline.gateway.identity import check_exposure
 from pipeline.gateway.late import LateAnswers
 from pipeline.gateway.server import HttpServer, url_of
-from pipeline.process.lifecycle import Lifecycle
+from pipeline.process.lifecycle import Lifecycle, ignores_hangup
 from pipeline.process.listening import bind
 from pipeline.process.role import role
+from pipeline.process.terminal import has_terminal
 
 
 async def main(config: Config, lifecycle: Lifecycle) -> None:
@@ -38,7 +39,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             serving = asyncio.ensure_future(server.serve_on(listening))
             try:
                 if config.http_keys_file:
-                    stack.enter_context(_on_hangup(gateway.ring.reread))
+                    stack.enter_context(_rereading(gateway.ring.reread, lifecycle))
                 lifecycle.report("ready", url_of(listening), http=url_of(listening))
                 stopping = asyncio.ensure_future(lifecycle.stopping.wait())
                 await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -51,11 +52,22 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
 
 
 @contextlib.contextmanager
-def _on_hangup(callback: Callable[[], None]) -> Iterator[None]:
-    """Have SIGHUP call a function instead of ending the process."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, callback)
+def _rereading(reread: Callable[[], None], lifecycle: Lifecycle) -> Iterator[None]:
+    """Have SIGHUP call reread, unless it tells that the terminal of this process was closed."""
+    loop, had_terminal, ignored = asyncio.get_running_loop(), has_terminal(), ignores_hangup()
+
+    def on_hangup() -> None:
+        if had_terminal and not ignored and not has_terminal():
+            lifecycle.on_hangup()
+        else:
+            reread()
+
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, _nothing if ignored else lifecycle.on_hangup)
+
+
+def _nothing() -> None:
+    """What SIGHUP does where it was ignored."""

@@ -23,6 +23,7 @@ import msgspec
 from pipeline.aio import wait_set
 from pipeline.config import Config, ConfigError
 from pipeline.process.files import raise_limit
+from pipeline.process.terminal import leave_terminal
 from pipeline.wire.errors import HeadraceError
 
 REPORT_FD = "HEADRACE_REPORT_FD"
@@ -125,6 +126,11 @@ class Lifecycle:
         self._signalled = True
         self.stop()
 
+    def on_hangup(self) -> None:
+        """Drain because the terminal was closed. Several signals can tell of that, so another one changes nothing."""
+        leave_terminal()
+        self.stop()
+
     async def serve(self, main: Main, config: Config) -> int:
         """Run main until it returns, and return the exit code of the process."""
         reader = await self._connect_parent()
@@ -197,6 +203,11 @@ class Lifecycle:
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
+def ignores_hangup() -> bool:
+    """Whether this process was started with SIGHUP ignored, as under nohup. It stays so, also in what it starts."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def run(
     main: Main, config: Config, name: str, *, log_level: str | None = None, drain_timeout_s: float | None = None
 ) -> int:
@@ -223,11 +234,13 @@ async def _live(main: Main, config: Config, name: str, drain_timeout_s: float) -
     loop = asyncio.get_running_loop()
     for number in _STOPS:
         loop.add_signal_handler(number, lifecycle.on_signal, number)
+    if not ignores_hangup():
+        loop.add_signal_handler(signal.SIGHUP, lifecycle.on_hangup)
     try:
         return await lifecycle.serve(main, config)
     finally:
         # The handlers end with the loop. Without the mask, a later signal would kill a process that has drained.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOPS, signal.SIGHUP))
 
 
 def end_quickly() -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.config import Config
 from pipeline.process.lifecycle import Report
@@ -35,7 +35,7 @@ class Screen:
         from rich.console import Console  # noqa: PLC0415 - `run ROLE` has no screen
 
         self._config = config
-        self._console = Console(file=out or sys.stdout, highlight=False, soft_wrap=True)
+        self._console = Console(file=cast("TextIO", _Lasting(out or sys.stdout)), highlight=False, soft_wrap=True)
         self._bar = FetchBar(self._console, "model")
         self._model = config.model
         self._status: Status | None = None
@@ -187,6 +187,37 @@ class Screen:
 
     def _line(self, name: str, text: str, *, style: str = "") -> None:
         self._console.print(f"  [bold]{name:<9}[/] {_escape(text)}", style=style or None)
+
+
+class _Lasting:
+    """An output whose faults are of no account: the terminal may be closed, or the disk full, and the pipeline runs on.
+
+    A reader that leaves (BrokenPipeError) still ends the command.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        try:
+            return self._out.write(text)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be written."""
+        try:
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
 
 
 def shown(url: str) -> str:

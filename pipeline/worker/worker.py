@@ -17,7 +17,7 @@ from pipeline.core.permits import Permit, Permits
 from pipeline.delivery.lanes import Source
 from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import Taken, Taking
-from pipeline.engine import Engine, Fetcher
+from pipeline.engine import Engine, EngineStatus, Fetcher
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
@@ -504,7 +504,7 @@ class Worker:
             status = self.engine.status()
             # Published first: when the parent acts on its report, the other processes know.
             await self._publish_status(status.state)
-            state = "loading" if status.swapping else status.state
+            state = _told(status)
             news = (state, status.reason, status.cannot_load)
             if news != told and state in ("loading", "ready", "down"):
                 told = news
@@ -543,3 +543,11 @@ class Worker:
             await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
         except Unreachable:
             log.debug("The status was not sent: the broker is away.")
+
+
+def _told(status: EngineStatus) -> WorkerState:
+    """The state of an engine as people read it: one that can load none of its models takes requests to refuse them."""
+    if status.swapping:
+        return "loading"
+    refuses = status.cannot_load and set(status.models) <= set(status.cannot_load)
+    return "down" if status.state == "ready" and refuses else status.state

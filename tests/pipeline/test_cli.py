@@ -19,7 +19,7 @@ import pytest
 from pipeline import __version__
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus
-from pipeline.cli import build_parser
+from pipeline.cli.parser import build_parser
 from pipeline.commands.send import Printer, Sending
 from pipeline.config import KEYS, Config
 from pipeline.wire.errors import ErrorCode
@@ -390,7 +390,13 @@ def test_a_full_lane_is_told_as_queue_full(nats_server: NatsServer):
     assert done.stderr.startswith("headrace: queue_full: ")
 
 
-async def test_interrupting_a_send_cancels_its_request(bus: Bus, config: Config):
+def heeds_hangups() -> None:
+    """For a child of tests that were themselves started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_interrupting_a_send_cancels_its_request(number: signal.Signals, bus: Bus, config: Config):
     cancelled: asyncio.Queue[str] = asyncio.Queue()
 
     async def on_cancel(message: object) -> None:
@@ -401,12 +407,48 @@ async def test_interrupting_a_send_cancels_its_request(bus: Bus, config: Config)
         *(*HEADRACE, "send", "-v", "--nats-url", config.nats_url, "hello"),
         stderr=asyncio.subprocess.PIPE,
         env=environment(),
+        preexec_fn=heeds_hangups,
     )
     line = (await asyncio.wait_for(sending.stderr.readline(), TIMEOUT_S)).decode()
-    sending.send_signal(signal.SIGINT)
+    sending.send_signal(number)
     request_id = line.removeprefix("[").split()[0]
     assert await asyncio.wait_for(cancelled.get(), TIMEOUT_S) == f"llm.cancel.{request_id}"
-    assert await asyncio.wait_for(sending.wait(), TIMEOUT_S) == 130
+    assert await asyncio.wait_for(sending.wait(), TIMEOUT_S) == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupting_a_bench_cancels_its_request(number: signal.Signals, bus: Bus, config: Config):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    async def on_message(message: object) -> None:
+        await heard.put(message.subject)
+
+    await bus.subscribe("llm.cancel.>", on_message)
+    await bus.subscribe("llm.queued.>", on_message)
+    measuring = await asyncio.create_subprocess_exec(
+        *(*HEADRACE, "bench", "--nats-url", config.nats_url), env=environment()
+    )
+    assert (await asyncio.wait_for(heard.get(), TIMEOUT_S)).startswith("llm.queued.")
+    measuring.send_signal(number)
+    assert (await asyncio.wait_for(heard.get(), TIMEOUT_S)).startswith("llm.cancel.bench-")
+    assert await asyncio.wait_for(measuring.wait(), TIMEOUT_S) == 128 + number
+
+
+def test_a_demo_that_is_stopped_leaves_nothing(tmp_path):
+    demo = subprocess.Popen(
+        [*HEADRACE, "demo", "--engine", "simulated", "--no-ollama-standin", "--http-port", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**environment(), "TMPDIR": str(tmp_path)},
+    )
+    try:
+        wait_until(lambda: any(tmp_path.glob("headrace-demo-*/state/logs/broker.log")), what="its broker's log")
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    finally:
+        demo.kill()
+        demo.wait()
+    assert not any(tmp_path.glob("headrace-demo-*"))
 
 
 # ---- printing, and the request that goes out

@@ -130,9 +130,8 @@ class Berth:
 
     def adopt(self, now: float) -> None:
         """Its process has been started before."""
-        is_ready = self.engine.state == "ready"
-        self.was_ready, self.used_at = is_ready, now
-        self.enter("ready" if is_ready else "loading", now)
+        self.was_ready, self.used_at = self.engine.was_loaded, now
+        self.enter("ready" if self.engine.state == "ready" else "loading", now)
 
     def use(self, now: float) -> ModelUse:
         """The model, for `swapping.decide`."""

@@ -64,6 +64,7 @@ class Fleet:
     Attributes:
         budget_bytes: as given.
         elsewhere: whether another worker has one of these names in memory, and a free slot.
+        others_serve: whether another worker of MLX has a model in memory.
         swaps: how many loads there have been.
     """
 
@@ -77,6 +78,7 @@ class Fleet:
         self.simulated = config.engine == "simulated"
         self.counter = self
         self.elsewhere: Callable[[Sequence[str]], bool] = lambda _: False
+        self.others_serve: Callable[[], bool] = lambda: False
         self.swaps = 0
         self._config = config
         self.budget_bytes = budget_bytes
@@ -287,11 +289,16 @@ class Fleet:
         return len(berth.tickets) < most and self._held < HELD_MOST[priority]
 
     def _state(self, ready: Sequence[Berth]) -> WorkerState:
-        """Ready once a model has been loaded: while one takes the place of another, the worker is not away."""
+        """Ready once a model has been loaded: while one takes the place of another, the worker is not away.
+
+        One whose models cannot be loaded again takes requests too, and they end with the reason. It leaves them to
+        another worker that has a model in memory.
+        """
         if any(berth.engine.state == "ready" for berth in ready):
             return "ready"
         berths, now = self._berths.values(), self._now()
-        if any(berth.was_ready and not berth.rests(now) for berth in berths) and not ready:
+        loaded_before = [berth for berth in berths if berth.was_ready and not ready]
+        if any(not berth.rests(now) for berth in loaded_before) or (loaded_before and not self.others_serve()):
             return "ready"
         return "down" if any(berth.rests(now) for berth in berths) and not ready else "loading"
 

@@ -1,6 +1,7 @@
 """An engine with one model that becomes a fleet when another model is fetched. The first model's process continues.
 
-A model with aliases or an idle time is part of a fleet from the start.
+A model with aliases or an idle time is part of a fleet from the start. One that cannot be loaded again becomes part of
+a fleet too: its requests end with the reason, and the next one after a pause makes the worker try again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Growing:
 
     Attributes:
         budget_bytes: as given.
-        elsewhere: as in `Fleet`.
+        elsewhere, others_serve: as in `Fleet`.
     """
 
     name: EngineName = "mlx"
@@ -40,12 +41,15 @@ class Growing:
         self.simulated = config.engine == "simulated"
         self.counter = self
         self.elsewhere: Callable[[Sequence[str]], bool] = lambda _: False
+        self.others_serve: Callable[[], bool] = lambda: False
+        self._stopped = False
         self._config = config
         self._model = model
         self.budget_bytes = budget_bytes
         self._first = EngineProcess(model.config, model_path=model.path, served_name=model.name)
         self._now: EngineProcess | Fleet = self._first
         self._callbacks: list[Callable[[], None]] = []
+        self._first.on_change(self._on_change)
 
     async def __aenter__(self) -> Self:
         await self._first.__aenter__()
@@ -54,7 +58,12 @@ class Growing:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._stopped = True
         await self._now.__aexit__(*exc)
+
+    def _on_change(self) -> None:
+        if self._first.state == "down" and self._first.was_loaded and not self._stopped:
+            self._grow()
 
     def add(self, model: FleetModel) -> None:
         """As `Fleet.add`."""
@@ -65,7 +74,7 @@ class Growing:
         if isinstance(self._now, Fleet):
             return self._now
         fleet = self._now = Fleet(self._config, [self._model], self.budget_bytes, running=self._first)
-        fleet.elsewhere = self._is_elsewhere
+        fleet.elsewhere, fleet.others_serve = self._is_elsewhere, self._do_others_serve
         for callback in self._callbacks:
             fleet.on_change(callback)
         fleet.begin()
@@ -73,6 +82,9 @@ class Growing:
 
     def _is_elsewhere(self, names: Sequence[str]) -> bool:
         return self.elsewhere(names)  # which the caller sets after this engine has started
+
+    def _do_others_serve(self) -> bool:
+        return self.others_serve()
 
     @property
     def models(self) -> list[FleetModel]:

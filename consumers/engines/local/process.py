@@ -223,6 +223,11 @@ class EngineProcess:
         return self._reason
 
     @property
+    def was_loaded(self) -> bool:
+        """Whether it has loaded its model before."""
+        return self._facts is not None
+
+    @property
     def load_error(self) -> str:
         """Why the child could not load the model, if it said so; empty if it was killed, or has loaded it since."""
         return self._load_error

@@ -11,9 +11,20 @@ import pytest
 
 from pipeline.broker import topology
 from pipeline.broker.batches import Journal
+from pipeline.broker.candidate import LeaseNote
 from pipeline.broker.jetstream import Fenced
+from pipeline.core import leadership
 from pipeline.wire.batches import BatchPart, BatchStatus, RequestCounts, part_subject
-from pipeline.wire.subjects import BATCH, MSG_ID, STREAM_BATCH, STREAM_REPLIES, STREAM_REQUESTS, TIMEOUT
+from pipeline.wire.subjects import (
+    BATCH,
+    LEADER_BATCHES,
+    MSG_ID,
+    STREAM_BATCH,
+    STREAM_REPLIES,
+    STREAM_REQUESTS,
+    STREAM_STATE,
+    TIMEOUT,
+)
 from tests.consumers.batches.conftest import line, names
 from tests.waiting import eventually
 
@@ -163,6 +174,39 @@ async def test_lines_whose_answers_are_gone_are_fed_again(batches, monitor, desk
     batch = await desk.ended(order)
     assert await both(desk, batch) == dict.fromkeys(names(8), 1)
     assert Counter(player.answered.values()) == {2: 4, 1: 4}
+
+
+@pytest.fixture
+def endless_lease(monkeypatch):
+    """A lease that runs out only after the test."""
+    monkeypatch.setattr(leadership, "LEASE_S", 3600.0)
+
+
+@pytest.mark.usefixtures("endless_lease")
+async def test_a_process_that_died_is_followed_at_once(batches):
+    first = await batches()
+    await eventually(first.it.candidate.leads)
+    await first.kill()
+    second = await batches()
+    await eventually(second.it.candidate.leads)
+
+
+@pytest.mark.usefixtures("endless_lease")
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_process_that_may_live_is_not_followed_before_its_lease_runs_out(batches, bus, alive):
+    inbox = bus.new_inbox() if alive else ""  # an older version writes none
+
+    async def on_question(question):
+        await bus.publish(question.reply, b"")
+
+    await bus.subscribe(inbox or "unused", on_question)
+    note = msgspec.json.encode(LeaseNote("another", "its token", inbox))
+    await bus.store(LEADER_BATCHES, note, expected_last=0)
+    one = await batches()
+    await eventually(one.it._told.is_set)
+    assert not one.it.candidate.leads()
+    await bus.js.purge_stream(STREAM_STATE, subject=LEADER_BATCHES)
+    await eventually(one.it.candidate.leads)
 
 
 async def test_one_process_runs_the_batches_and_another_stands_by(batches, desk, player):

@@ -3,10 +3,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pipeline.commands.options import add_options, config_from
-from pipeline.config import KEYS, SETTINGS, Config, ConfigError, load, to_environment
+from pipeline.config import (
+    KEYS,
+    SETTINGS,
+    Config,
+    ConfigError,
+    HttpKey,
+    ModelEntry,
+    Sampling,
+    load,
+    to_environment,
+)
 from pipeline.wire.subjects import Priority
 
 # The placeholders of values that any text fits.
@@ -91,6 +102,61 @@ def test_no_wording_of_the_decoder_reaches_the_user(key, value):
     assert SETTINGS[key].kind.phrase in said
     assert "Expected" not in said
     assert "$" not in said
+
+
+_KEY = f'[[http_keys]]\nname = "a"\nhash = "sha256:{"0" * 8}:{"0" * 64}"\n'
+TABLES = {
+    "": (Config, ""),
+    "sampling": (Sampling, "[sampling]\n"),
+    "models": (ModelEntry, "[models.a]\n"),
+    "models.sampling": (Sampling, "[models.a.sampling]\n"),
+    "http_keys": (HttpKey, _KEY),
+}
+
+
+def takes_text(field: msgspec.structs.FieldInfo) -> bool:
+    try:
+        msgspec.convert("1", field.type)
+    except msgspec.ValidationError:
+        return field.name in ("engine", "log_level", "priority", "highest", "hash")
+    return True
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        (table, field.name)
+        for table, (struct, _) in TABLES.items()
+        for field in msgspec.structs.fields(struct)
+        if not takes_text(field)
+    ],
+)
+def test_in_a_file_a_text_is_no_number_no_switch_no_list_and_no_table(table: str, key: str, file: Path):
+    for text in ("1", "0.5", "32", "true", "[]", "{}", ""):
+        file.write_text(f"{TABLES[table][1]}{key} = '{text}'\n")
+        with pytest.raises(ConfigError) as refused:
+            load(environ={}, file=file)
+        said = str(refused.value)
+        assert said.startswith(f"{key} in {file}: " if not table else f"{table.partition('.')[0]} in {file}, ")
+        assert f'{key}: "{text}" is not ' in said or not table
+
+
+def test_in_a_table_of_an_option_a_text_is_no_number():
+    with pytest.raises(ConfigError) as refused:
+        config_from(parse("--weights", '{high = "1", medium = 2, low = 3}'), {})
+    assert str(refused.value).startswith('--weights: {"high":"1","medium":2,"low":3} is not a table')
+
+
+def test_in_a_file_a_whole_number_may_be_written_with_a_fraction_or_an_exponent(file):
+    file.write_text("models_bytes = 8e9\ndrain_timeout_s = 3\n[models.a]\nbytes = 1e9\nidle_s = 2.0\n")
+    config = load(environ={}, file=file)
+    assert (config.models_bytes, config.drain_timeout_s) == (8_000_000_000, 3.0)
+    assert (config.models["a"].bytes, config.models["a"].idle_s) == (1_000_000_000, 2.0)
+
+
+def test_a_list_of_models_in_a_file_is_no_text(file):
+    file.write_text("""model = ['["a", "b"]']""")
+    assert load(environ={}, file=file).model == '["a", "b"]'
 
 
 def test_a_long_value_is_shortened():

@@ -362,6 +362,16 @@ def test_a_model_that_cannot_be_loaded_is_refused_with_the_reason_and_not_listed
     assert may_be_tried.listed() == ["other"]
 
 
+def test_a_request_for_any_model_is_refused_with_the_reason_where_mlx_can_load_none():
+    failed = {"tinyllama": "it is internal.", "big": "its file is incomplete."}
+    with pytest.raises(CannotLoad, match='Model "big" cannot be loaded: its file is incomplete'):
+        catalogue(mlx=[], ollama=[], cannot_load=failed).engines_for(None)
+    assert catalogue(mlx=[], ollama=["mini"], cannot_load=failed).engines_for(None) == {"ollama"}
+    assert catalogue(mlx=["other"], cannot_load=failed).refusal(None) is None
+    with pytest.raises(HeadraceError, match="No engine has a model that chats"):
+        catalogue(mlx=[], ollama=[], cannot_load={"tinyllama": "it is internal."}).engines_for(None)
+
+
 def test_a_model_that_mlx_cannot_load_is_answered_by_its_equivalent():
     names = catalogue(mlx=[], cannot_load={"org/Big-4bit": "why"})
     assert names.engines_for("org/Big-4bit") == {"ollama"}

@@ -119,6 +119,16 @@ def test_a_model_that_one_worker_cannot_load_leaves_the_request_to_another_one_o
     assert after(failed, chat("broken"), models=models) == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, why)
 
 
+def test_a_request_for_any_model_goes_to_ollama_where_mlx_can_load_none_and_else_ends_with_the_reason():
+    failed = CannotLoad("broken", "why")
+    models = KnownModels(Catalogue([], ["small"], cannot_load={"broken": "why"}))
+    why = "only ollama has the model small"
+    assert after(failed, chat(None), models=models) == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, why)
+    outcome = after(failed, chat(None), models=KnownModels(Catalogue([], cannot_load={"broken": "why"})))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.error.message) == (ErrorCode.UNAVAILABLE, failed.message)
+
+
 def test_mlx_makes_no_embeddings_on_any_worker():
     models = KnownModels(CATALOGUE, others=Catalogue(["big", "embeds"]))
     assert not is_for_another(MISSING, "mlx", EmbeddingRequest("x", model="embeds"), models)

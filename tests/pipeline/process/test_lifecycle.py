@@ -26,11 +26,16 @@ ROLES = {
     "fails": "raise RuntimeError('two\\nlines')",
     "cannot_start": "raise StartError('The port is taken. Choose another.')",
     "ignores_stop": "await asyncio.sleep(3600)",
+    "says_whether_it_drains": (
+        "asyncio.get_running_loop().add_signal_handler("
+        "signal.SIGUSR1, lambda: lifecycle.report('loading', str(lifecycle.stopping.is_set())));"
+        "lifecycle.report('ready'); await lifecycle.stopping.wait()"
+    ),
     "counts_down": "await lifecycle.stopping.wait(); lifecycle.report('ready', str(lifecycle.drain_left_s()))",
 }
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, os, signal, sys
 from pipeline.config import load
 from pipeline.process.lifecycle import StartError, run, without_private
 
@@ -46,11 +51,12 @@ sys.exit(run(main, load(environ=without_private(os.environ)), "role"))
 class Child:
     """A role's process and the parent's end of its line."""
 
-    def __init__(self, body: str, **settings: object) -> None:
+    def __init__(self, body: str, *, ignores_hangup: bool, **settings: object) -> None:
         self.line, theirs = socket.socketpair()
         self.line.settimeout(TIMEOUT_S)
         with theirs:
             settings = {"drain_timeout_s": 3600, **settings}
+            hangup = signal.SIG_IGN if ignores_hangup else signal.SIG_DFL
             environ = {f"HEADRACE_{key.upper()}": str(value) for key, value in settings.items()}
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM.format(body=body)],
@@ -58,6 +64,7 @@ class Child:
                 pass_fds=[theirs.fileno()],
                 stderr=subprocess.PIPE,
                 text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, hangup),  # noqa: PLW1509 - there are no threads here
             )
         self.reports = (json.loads(text) for text in self.line.makefile())
 
@@ -87,8 +94,8 @@ class Child:
 def child() -> Iterator[Callable[..., Child]]:
     children: list[Child] = []
 
-    def start(role: str, **settings: object) -> Child:
-        children.append(Child(ROLES[role], **settings))
+    def start(role: str, *, ignores_hangup: bool = False, **settings: object) -> Child:
+        children.append(Child(ROLES[role], ignores_hangup=ignores_hangup, **settings))
         return children[-1]
 
     yield start
@@ -105,7 +112,7 @@ def test_a_role_reports_what_it_does(child):
     assert role.wait() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_drains_and_exits_0(child, number):
     role = child("drains")
     role.until("ready")
@@ -121,6 +128,28 @@ def test_the_second_signal_stops_at_once(child, number):
     role.until("draining")
     role.signal(number)
     assert role.wait() == 128 + number
+
+
+def test_several_signals_tell_of_one_closed_terminal(child):
+    role = child("ignores_stop", drain_timeout_s=3600)
+    role.until("ready")
+    role.signal(signal.SIGHUP)
+    role.until("draining")
+    role.signal(signal.SIGHUP)
+    role.signal()
+    role.order(0)
+    assert role.wait() == 1
+
+
+def test_where_the_closing_of_the_terminal_is_ignored_it_stays_ignored(child):
+    role = child("says_whether_it_drains", ignores_hangup=True)
+    role.until("ready")
+    role.until("ready")
+    role.signal(signal.SIGHUP)
+    role.signal(signal.SIGUSR1)
+    assert role.until("loading")["detail"] == "False"
+    role.signal()
+    assert role.wait() == 0
 
 
 def test_a_role_that_does_not_drain_in_time_is_stopped(child):

@@ -204,6 +204,25 @@ async def test_a_request_whose_model_is_not_in_memory_comes_again_and_no_attempt
     await client.none_waits()
 
 
+async def test_requests_for_any_model_end_with_the_reason_where_the_only_one_cannot_be_loaded(
+    start: StartWorker, client: Client
+):
+    why = "its file is incomplete."
+
+    class Broken(Prompt):
+        def resolve(self, model: str | None) -> str:
+            raise CannotLoad("broken", why)
+
+    await start(Broken(model="broken", reports={"cannot_load": {"broken": why}}), lease_s=LEASE_S)
+    await client.ask("any", naming("auto"))
+    answer = await client.answer("any")
+    assert (answer.error.code, answer.error.message) == (
+        ErrorCode.UNAVAILABLE,
+        f'Model "broken" cannot be loaded: {why}',
+    )
+    await client.none_waits()
+
+
 async def test_a_model_that_no_worker_can_load_ends_its_requests_with_the_reason(start: StartWorker, client: Client):
     why = "its file is incomplete."
 

@@ -7,6 +7,14 @@ the environment.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # A terminal or a service manager sends these signals to the whole process group, also while this process still
+    # imports the rest. The parent ends this process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
 import atexit
 import contextlib
 import ctypes
@@ -15,7 +23,6 @@ import gc
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 from io import FileIO
@@ -182,9 +189,6 @@ def main() -> None:
     atexit.register(gc.freeze)
     faulthandler.enable()
     _die_with_parent()
-    # A terminal or a service manager sends both signals to the whole process group. The parent ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     config = load()
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     commands: queue.SimpleQueue[Command] = queue.SimpleQueue()

@@ -17,8 +17,6 @@ from typing import Any, Final
 
 import platformdirs
 
-from pipeline.core.room import RESERVE_BYTES
-
 log = logging.getLogger(__name__)
 
 _SUFFIX: Final = ".safetensors"
@@ -26,7 +24,7 @@ _UNFINISHED: Final = f"unfinished{_SUFFIX}"
 _IDENTITY: Final = "identity"
 """A file with the identity in its first line, and the model's folder in its second one."""
 
-_LEAST_FREE_BYTES: Final = 8 * RESERVE_BYTES
+_LEAST_FREE_BYTES: Final = 2 << 30
 """No file is written if less than this is free: the broker's store, which may be on this disk, needs it more."""
 
 

@@ -1,0 +1,232 @@
+"""The parser of the command line. It stores the function of each command as `command`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from pipeline import __version__
+from pipeline.cli import commands
+from pipeline.commands.options import CLIENT_KEYS, add_options
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
+
+_USAGE = "%(prog)s [OPTION ...]"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. It stores the function of the command as `command`."""
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="A priority queue in front of local language models, on NATS JetStream."
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_servers(subparsers)
+    _add_clients(subparsers)
+    return parser
+
+
+def _add_servers(subparsers: Subparsers) -> None:
+    up = subparsers.add_parser("up", help="run everything on this machine, including the broker", usage=_USAGE)
+    up.add_argument("--ready-file", metavar="PATH", help="write a file when everything is ready; remove it at the end")
+    add_options(up)
+    up.set_defaults(command=commands.do_up)
+
+    role = subparsers.add_parser("run", help="run one role against a broker", usage="%(prog)s ROLE [OPTION ...]")
+    role.add_argument("role", metavar="ROLE", choices=commands.ROLE_MODULES, help=", ".join(commands.ROLE_MODULES))
+    role.add_argument("--url", dest="openai", action="append", metavar="URL", help="the server of `run openai`")
+    add_options(role)
+    role.set_defaults(command=commands.do_run)
+
+    demo = subparsers.add_parser(
+        "demo", help="start a separate pipeline, overload it and show what happens", usage=_USAGE
+    )
+    demo.add_argument(
+        "--seconds", type=float, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
+    )
+    add_options(demo)
+    demo.set_defaults(command=commands.do_demo)
+
+
+def _add_clients(subparsers: Subparsers) -> None:
+    send = subparsers.add_parser("send", help="send a prompt and print the answer")
+    send.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
+    send.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    send.add_argument("--model", help="the model that must answer; any model by default")
+    send.add_argument(
+        "--task", choices=("simple", "complex"), help="whether a smaller model can answer; headrace decides by default"
+    )
+    send.add_argument("--max-tokens", type=int, metavar="N", help="maximum length of the answer, in tokens")
+    send.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if there is no answer within SECONDS")
+    send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is complete")
+    send.add_argument("-v", "--verbose", action="store_true", help="print progress (queue, engine, timing) to stderr")
+    send.set_defaults(command=commands.do_send)
+
+    stats, top, bench = _add_watchers(subparsers)
+    cancel = subparsers.add_parser("cancel", help="cancel a request")
+    cancel.add_argument("id", metavar="ID", help="id of the request")
+    cancel.set_defaults(command=commands.do_cancel)
+
+    _add_operator(subparsers)
+    _add_batch(subparsers)
+    _add_dead(subparsers)
+    _add_key(subparsers)
+    _add_auth(subparsers)
+    _add_models(subparsers)
+
+    doctor = subparsers.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
+    add_options(doctor)
+    doctor.set_defaults(command=commands.do_doctor)
+    for parser in (send, stats, top, bench, cancel):
+        add_options(parser, keys=CLIENT_KEYS)
+
+
+def _add_watchers(
+    subparsers: Subparsers,
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+    stats = subparsers.add_parser("stats", help="show the statistics of the queue")
+    stats.add_argument("--json", action="store_true", help="print JSON")
+    stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
+    stats.set_defaults(command=commands.do_stats)
+    usage = subparsers.add_parser("usage", help="show the requests and tokens of each tenant and API key")
+    usage.add_argument("--tenant", default="", metavar="NAME", help="only this tenant, which its own user can ask for")
+    usage.add_argument("--json", action="store_true", help="print JSON")
+    usage.set_defaults(command=commands.do_usage)
+    add_options(usage, keys=CLIENT_KEYS)
+    top = subparsers.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
+    top.set_defaults(command=commands.do_stats, json=False, watch=True)
+
+    bench = subparsers.add_parser("bench", help="measure how fast the running pipeline answers")
+    bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
+    bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    bench.add_argument("--model", help="the model that must answer; any model by default")
+    bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
+    bench.set_defaults(command=commands.do_bench)
+    return stats, top, bench
+
+
+def _add_operator(subparsers: Subparsers) -> None:
+    priorities = ("high", "medium", "low")
+    for name, text in (("pause", "let nothing more of a lane or a tenant begin"), ("resume", "end a pause")):
+        scope = subparsers.add_parser(name, help=text)
+        scope.add_argument("lane", metavar="LANE", nargs="?", choices=priorities, help="high, medium or low")
+        scope.add_argument("--tenant", metavar="NAME", help="of this tenant only; `default` is the default tenant")
+        scope.add_argument("--reason", default="", metavar="TEXT", help="kept with the pause, and shown")
+        scope.set_defaults(command=commands.do_pause, action=name)
+        add_options(scope, keys=CLIENT_KEYS)
+    paused = subparsers.add_parser("paused", help="list what is paused, by whom and why")
+    paused.add_argument("--json", action="store_true", help="print JSON")
+    paused.add_argument("--log", action="store_true", help="list the latest pauses and resumes instead")
+    paused.set_defaults(command=commands.do_paused)
+    move = subparsers.add_parser("move", help="change the priority of queued requests")
+    move.add_argument("id", metavar="ID", nargs="?", help="id of one request; for that of a tenant, t.TENANT.ID")
+    move.add_argument("priority", metavar="PRIORITY", choices=priorities, help="high, medium or low")
+    move.add_argument("--batch", metavar="ID", help="all queued lines of a batch")
+    move.add_argument("--tenant", metavar="NAME", help="all queued requests of a tenant")
+    move.add_argument("--reason", default="", metavar="TEXT", help="written to the log")
+    move.set_defaults(command=commands.do_move)
+    for parser in (paused, move):
+        add_options(parser, keys=CLIENT_KEYS)
+
+
+def _add_batch(subparsers: Subparsers) -> None:
+    batch = subparsers.add_parser("batch", help="run the lines of a file at LOW and write the results beside it")
+    batch.add_argument("source", metavar="FILE", help="a JSONL file as for OpenAI's Batch API, or the id of a batch")
+    batch.add_argument(
+        "--endpoint", metavar="PATH", help="the endpoint of every line (default: that of the first line)"
+    )
+    batch.add_argument(
+        "--window", default="24h", metavar="TIME", help="time in which the batch must end, such as 30m or 24h"
+    )
+    batch.set_defaults(command=commands.do_batch)
+    add_options(batch, keys=CLIENT_KEYS)
+
+
+def _add_dead(subparsers: Subparsers) -> None:
+    dead = subparsers.add_parser("dead", help="list, show, replay or purge requests that failed in all attempts")
+    actions = dead.add_subparsers(required=True, metavar="ACTION")
+    show_list = actions.add_parser("list", help="list dead letters, oldest first")
+    show_list.add_argument("--json", action="store_true", help="print a JSON array")
+    show = actions.add_parser("show", help="show one request: its error, headers and body")
+    show.add_argument("id", metavar="ID", help="id of the request")
+    replay = actions.add_parser("replay", help="put requests back on their lanes, with the same id")
+    purge = actions.add_parser("purge", help="delete dead letters")
+    for action in (replay, purge):
+        which = action.add_mutually_exclusive_group(required=True)
+        which.add_argument("id", metavar="ID", nargs="?", help="id of the request")
+        which.add_argument("--all", action="store_true", help="all dead letters")
+        if action is purge:
+            which.add_argument(
+                "--older-than", metavar="AGE", help="those that failed longer ago, such as 90s, 30m, 12h or 7d"
+            )
+    for action, name in ((show_list, "list"), (show, "show"), (replay, "replay"), (purge, "purge")):
+        if action is not show:
+            action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of this priority")
+        action.set_defaults(command=commands.do_dead, action=name)
+        add_options(action, keys=CLIENT_KEYS)
+
+
+def _add_key(subparsers: Subparsers) -> None:
+    key = subparsers.add_parser("key", help="add, limit, list or remove API keys of the HTTP gateway")
+    actions = key.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a key, print it once, and add its hash to the settings file")
+    add.add_argument(
+        "name", metavar="NAME", help="1 to 32 letters or digits; the ids of the key's requests begin with it"
+    )
+    add.add_argument("--tenant", help="tenant of its requests (default: NAME)")
+    add.add_argument(
+        "--priority", choices=("high", "medium", "low"), help="priority of requests that name none (default: medium)"
+    )
+    add.add_argument(
+        "--highest", choices=("high", "medium", "low"), help="most urgent priority that the key can use (default: high)"
+    )
+    add.add_argument(
+        "--operator",
+        action="store_true",
+        default=None,
+        help="let the key see, cancel, pause and move the requests of all tenants",
+    )
+    limit = actions.add_parser("limit", help="change the limits of a key in the settings file")
+    limit.add_argument("name", metavar="NAME", help="name of the key")
+    for parser in (add, limit):
+        unchanged = "by default the setting of the same name" if parser is add else "by default it stays as it is"
+        for kind, calls in (("answers", "answers"), ("lists", "lists of models"), ("statistics", "statistics")):
+            text = f"most calls for {calls} per second, 0 for no limit; {unchanged}"
+            parser.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=text)
+        unchanged = "by default there is none" if parser is add else "by default it stays as it is"
+        for quota in ("requests-per-minute", "tokens-per-minute", "tokens-per-day"):
+            text = f"most {quota.replace('-', ' ')}, 0 for no limit; {unchanged}"
+            parser.add_argument(f"--{quota}", type=int, metavar="N", help=text)
+    show_list = actions.add_parser("list", help="list the configured keys")
+    remove = actions.add_parser("remove", help="remove a key from the settings file")
+    remove.add_argument("name", metavar="NAME", help="name of the key")
+    for action, name in ((add, "add"), (limit, "limit"), (show_list, "list"), (remove, "remove")):
+        action.set_defaults(command=commands.do_key, action=name)
+        add_options(action, keys=("http_keys",) if action is show_list else ())
+
+
+def _add_auth(subparsers: Subparsers) -> None:
+    auth = subparsers.add_parser("auth", help="make the nats-server account of a tenant")
+    auth.add_argument("tenant", metavar="TENANT", help="1 to 64 letters, digits, - or _; also the name of its user")
+    auth.add_argument("--file", type=Path, help="append it to this file, which accounts.conf includes (default: print)")
+    auth.set_defaults(command=commands.do_auth)
+
+
+def _add_models(subparsers: Subparsers) -> None:
+    pull = subparsers.add_parser("pull", help="fetch a model into the store")
+    pull.add_argument(
+        "name",
+        metavar="NAME",
+        help="smollm2, a repository on the Hugging Face hub, a GGUF file, or the address of one",
+    )
+    pull.set_defaults(command=commands.do_pull)
+    models = subparsers.add_parser("models", help="list or remove the stored models")
+    models.set_defaults(command=commands.do_models, action="list")
+    actions = models.add_subparsers(metavar="ACTION")
+    show_list = actions.add_parser("list", help="list the stored models (default)")
+    remove = actions.add_parser("rm", help="remove a stored model")
+    remove.add_argument("name", metavar="NAME", help="name of the model")
+    remove.set_defaults(action="rm")
+    for parser in (pull, models, show_list, remove):
+        add_options(parser, keys=("models_dir",))
