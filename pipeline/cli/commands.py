@@ -138,7 +138,7 @@ def do_pause(args: argparse.Namespace) -> int:
     from pipeline.commands import operator
 
     if args.lane is None and args.tenant is None:
-        raise ConfigError(f"headrace {args.action}: name a lane, --tenant, or both.")
+        raise ConfigError(f"Name what to {args.action}: a lane, --tenant, or both.")
     change = operator.pause if args.action == "pause" else operator.resume
     return change(_broker_url(args), lane=args.lane, tenant=args.tenant, reason=args.reason)
 

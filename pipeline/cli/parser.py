@@ -27,21 +27,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _command(subparsers: Subparsers, name: str, purpose: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command, whose help begins with its purpose."""
+    return subparsers.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", usage=usage)
+
+
 def _add_servers(subparsers: Subparsers) -> None:
-    up = subparsers.add_parser("up", help="run everything on this machine, including the broker", usage=_USAGE)
+    up = _command(subparsers, "up", "run everything on this machine, including the broker", usage=_USAGE)
     up.add_argument("--ready-file", metavar="PATH", help="write a file when everything is ready; remove it at the end")
     add_options(up)
     up.set_defaults(command=commands.do_up)
 
-    role = subparsers.add_parser("run", help="run one role against a broker", usage="%(prog)s ROLE [OPTION ...]")
+    role = _command(subparsers, "run", "run one role against a broker", usage="%(prog)s ROLE [OPTION ...]")
     role.add_argument("role", metavar="ROLE", choices=commands.ROLE_MODULES, help=", ".join(commands.ROLE_MODULES))
     role.add_argument("--url", dest="openai", action="append", metavar="URL", help="the server of `run openai`")
     add_options(role)
     role.set_defaults(command=commands.do_run)
 
-    demo = subparsers.add_parser(
-        "demo", help="start a separate pipeline, overload it and show what happens", usage=_USAGE
-    )
+    demo = _command(subparsers, "demo", "start a separate pipeline, overload it and show what happens", usage=_USAGE)
     demo.add_argument(
         "--seconds", type=float, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
     )
@@ -50,7 +53,7 @@ def _add_servers(subparsers: Subparsers) -> None:
 
 
 def _add_clients(subparsers: Subparsers) -> None:
-    send = subparsers.add_parser("send", help="send a prompt and print the answer")
+    send = _command(subparsers, "send", "send a prompt and print the answer")
     send.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
     send.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
     send.add_argument("--model", help="the model that must answer; any model by default")
@@ -64,7 +67,7 @@ def _add_clients(subparsers: Subparsers) -> None:
     send.set_defaults(command=commands.do_send)
 
     stats, top, bench = _add_watchers(subparsers)
-    cancel = subparsers.add_parser("cancel", help="cancel a request")
+    cancel = _command(subparsers, "cancel", "cancel a request")
     cancel.add_argument("id", metavar="ID", help="id of the request")
     cancel.set_defaults(command=commands.do_cancel)
 
@@ -75,7 +78,7 @@ def _add_clients(subparsers: Subparsers) -> None:
     _add_auth(subparsers)
     _add_models(subparsers)
 
-    doctor = subparsers.add_parser("doctor", help="check what headrace needs and suggest fixes", usage=_USAGE)
+    doctor = _command(subparsers, "doctor", "check what headrace needs and suggest fixes", usage=_USAGE)
     add_options(doctor)
     doctor.set_defaults(command=commands.do_doctor)
     for parser in (send, stats, top, bench, cancel):
@@ -85,19 +88,19 @@ def _add_clients(subparsers: Subparsers) -> None:
 def _add_watchers(
     subparsers: Subparsers,
 ) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
-    stats = subparsers.add_parser("stats", help="show the statistics of the queue")
+    stats = _command(subparsers, "stats", "show the statistics of the queue")
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
     stats.set_defaults(command=commands.do_stats)
-    usage = subparsers.add_parser("usage", help="show the requests and tokens of each tenant and API key")
+    usage = _command(subparsers, "usage", "show the requests and tokens of each tenant and API key")
     usage.add_argument("--tenant", default="", metavar="NAME", help="only this tenant, which its own user can ask for")
     usage.add_argument("--json", action="store_true", help="print JSON")
     usage.set_defaults(command=commands.do_usage)
     add_options(usage, keys=CLIENT_KEYS)
-    top = subparsers.add_parser("top", help="show the statistics, updated every second; the same as `stats --watch`")
+    top = _command(subparsers, "top", "show the statistics, updated every second; the same as `stats --watch`")
     top.set_defaults(command=commands.do_stats, json=False, watch=True)
 
-    bench = subparsers.add_parser("bench", help="measure how fast the running pipeline answers")
+    bench = _command(subparsers, "bench", "measure how fast the running pipeline answers")
     bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
     bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
     bench.add_argument("--model", help="the model that must answer; any model by default")
@@ -108,18 +111,21 @@ def _add_watchers(
 
 def _add_operator(subparsers: Subparsers) -> None:
     priorities = ("high", "medium", "low")
-    for name, text in (("pause", "let nothing more of a lane or a tenant begin"), ("resume", "end a pause")):
-        scope = subparsers.add_parser(name, help=text)
+    for name, text in (
+        ("pause", "keep the queued requests of a lane or a tenant from beginning"),
+        ("resume", "end a pause"),
+    ):
+        scope = _command(subparsers, name, text)
         scope.add_argument("lane", metavar="LANE", nargs="?", choices=priorities, help="high, medium or low")
         scope.add_argument("--tenant", metavar="NAME", help="of this tenant only; `default` is the default tenant")
         scope.add_argument("--reason", default="", metavar="TEXT", help="kept with the pause, and shown")
         scope.set_defaults(command=commands.do_pause, action=name)
         add_options(scope, keys=CLIENT_KEYS)
-    paused = subparsers.add_parser("paused", help="list what is paused, by whom and why")
+    paused = _command(subparsers, "paused", "list what is paused, by whom and why")
     paused.add_argument("--json", action="store_true", help="print JSON")
     paused.add_argument("--log", action="store_true", help="list the latest pauses and resumes instead")
     paused.set_defaults(command=commands.do_paused)
-    move = subparsers.add_parser("move", help="change the priority of queued requests")
+    move = _command(subparsers, "move", "change the priority of queued requests")
     move.add_argument("id", metavar="ID", nargs="?", help="id of one request; for that of a tenant, t.TENANT.ID")
     move.add_argument("priority", metavar="PRIORITY", choices=priorities, help="high, medium or low")
     move.add_argument("--batch", metavar="ID", help="all queued lines of a batch")
@@ -131,7 +137,7 @@ def _add_operator(subparsers: Subparsers) -> None:
 
 
 def _add_batch(subparsers: Subparsers) -> None:
-    batch = subparsers.add_parser("batch", help="run the lines of a file at LOW and write the results beside it")
+    batch = _command(subparsers, "batch", "run the lines of a file at LOW and write the results beside it")
     batch.add_argument("source", metavar="FILE", help="a JSONL file as for OpenAI's Batch API, or the id of a batch")
     batch.add_argument(
         "--endpoint", metavar="PATH", help="the endpoint of every line (default: that of the first line)"
@@ -144,14 +150,14 @@ def _add_batch(subparsers: Subparsers) -> None:
 
 
 def _add_dead(subparsers: Subparsers) -> None:
-    dead = subparsers.add_parser("dead", help="list, show, replay or purge requests that failed in all attempts")
+    dead = _command(subparsers, "dead", "list, show, replay or purge requests that failed in all attempts")
     actions = dead.add_subparsers(required=True, metavar="ACTION")
-    show_list = actions.add_parser("list", help="list dead letters, oldest first")
+    show_list = _command(actions, "list", "list dead letters, oldest first")
     show_list.add_argument("--json", action="store_true", help="print a JSON array")
-    show = actions.add_parser("show", help="show one request: its error, headers and body")
+    show = _command(actions, "show", "show one request: its error, headers and body")
     show.add_argument("id", metavar="ID", help="id of the request")
-    replay = actions.add_parser("replay", help="put requests back on their lanes, with the same id")
-    purge = actions.add_parser("purge", help="delete dead letters")
+    replay = _command(actions, "replay", "put requests back on their lanes, with the same id")
+    purge = _command(actions, "purge", "delete dead letters")
     for action in (replay, purge):
         which = action.add_mutually_exclusive_group(required=True)
         which.add_argument("id", metavar="ID", nargs="?", help="id of the request")
@@ -168,9 +174,9 @@ def _add_dead(subparsers: Subparsers) -> None:
 
 
 def _add_key(subparsers: Subparsers) -> None:
-    key = subparsers.add_parser("key", help="add, limit, list or remove API keys of the HTTP gateway")
+    key = _command(subparsers, "key", "add, limit, list or remove API keys of the HTTP gateway")
     actions = key.add_subparsers(required=True, metavar="ACTION")
-    add = actions.add_parser("add", help="make a key, print it once, and add its hash to the settings file")
+    add = _command(actions, "add", "make a key, print it once, and add its hash to the settings file")
     add.add_argument(
         "name", metavar="NAME", help="1 to 32 letters or digits; the ids of the key's requests begin with it"
     )
@@ -187,7 +193,7 @@ def _add_key(subparsers: Subparsers) -> None:
         default=None,
         help="let the key see, cancel, pause and move the requests of all tenants",
     )
-    limit = actions.add_parser("limit", help="change the limits of a key in the settings file")
+    limit = _command(actions, "limit", "change the limits of a key in the settings file")
     limit.add_argument("name", metavar="NAME", help="name of the key")
     for parser in (add, limit):
         unchanged = "by default the setting of the same name" if parser is add else "by default it stays as it is"
@@ -198,8 +204,8 @@ def _add_key(subparsers: Subparsers) -> None:
         for quota in ("requests-per-minute", "tokens-per-minute", "tokens-per-day"):
             text = f"most {quota.replace('-', ' ')}, 0 for no limit; {unchanged}"
             parser.add_argument(f"--{quota}", type=int, metavar="N", help=text)
-    show_list = actions.add_parser("list", help="list the configured keys")
-    remove = actions.add_parser("remove", help="remove a key from the settings file")
+    show_list = _command(actions, "list", "list the configured keys")
+    remove = _command(actions, "remove", "remove a key from the settings file")
     remove.add_argument("name", metavar="NAME", help="name of the key")
     for action, name in ((add, "add"), (limit, "limit"), (show_list, "list"), (remove, "remove")):
         action.set_defaults(command=commands.do_key, action=name)
@@ -207,25 +213,25 @@ def _add_key(subparsers: Subparsers) -> None:
 
 
 def _add_auth(subparsers: Subparsers) -> None:
-    auth = subparsers.add_parser("auth", help="make the nats-server account of a tenant")
+    auth = _command(subparsers, "auth", "make the nats-server account of a tenant")
     auth.add_argument("tenant", metavar="TENANT", help="1 to 64 letters, digits, - or _; also the name of its user")
     auth.add_argument("--file", type=Path, help="append it to this file, which accounts.conf includes (default: print)")
     auth.set_defaults(command=commands.do_auth)
 
 
 def _add_models(subparsers: Subparsers) -> None:
-    pull = subparsers.add_parser("pull", help="fetch a model into the store")
+    pull = _command(subparsers, "pull", "fetch a model into the store")
     pull.add_argument(
         "name",
         metavar="NAME",
         help="smollm2, a repository on the Hugging Face hub, a GGUF file, or the address of one",
     )
     pull.set_defaults(command=commands.do_pull)
-    models = subparsers.add_parser("models", help="list or remove the stored models")
+    models = _command(subparsers, "models", "list or remove the stored models")
     models.set_defaults(command=commands.do_models, action="list")
     actions = models.add_subparsers(metavar="ACTION")
-    show_list = actions.add_parser("list", help="list the stored models (default)")
-    remove = actions.add_parser("rm", help="remove a stored model")
+    show_list = _command(actions, "list", "list the stored models (default)")
+    remove = _command(actions, "rm", "remove a stored model")
     remove.add_argument("name", metavar="NAME", help="name of the model")
     remove.set_defaults(action="rm")
     for parser in (pull, models, show_list, remove):

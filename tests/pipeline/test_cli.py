@@ -98,6 +98,20 @@ def test_the_help_lists_every_setting(command, capsys):
     assert [key for key in KEYS if "--" + key.replace("_", "-") not in said] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "purpose"),
+    [
+        (("send",), "Send a prompt and print the answer."),
+        (("pause",), "Keep the queued requests of a lane or a tenant from beginning."),
+        (("dead", "list"), "List dead letters, oldest first."),
+    ],
+)
+def test_the_help_of_a_command_begins_with_its_purpose(command, purpose, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*command, "--help"])
+    assert capsys.readouterr().out.split("\n\n")[1] == purpose
+
+
 def test_no_command_is_a_usage_error():
     done = headrace()
     assert done.returncode == 2
