@@ -86,7 +86,7 @@ NUMBERS = """() => Object.fromEntries(["high", "medium", "low"].map(lane => {
 
 
 async def test_under_overload_the_page_says_what_the_statistics_say(page, pipeline: Pipeline, web: httpx.AsyncClient):
-    flood = asyncio.create_task(overload(web, 60))
+    flood = asyncio.create_task(overload(web, 40))
     # All that was true within the last seconds: the page is drawn a moment after its numbers were.
     lately: list[dict[str, Any]] = []
     looks, most = 0, 0
