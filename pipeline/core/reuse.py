@@ -18,7 +18,7 @@ from typing import Final
 
 from pipeline.core.batch_plan import EXACT_PIECE_TOKENS, BatchLimits, FetchKept, Keep, Member, Restore, Stage, StoreKept
 from pipeline.core.prefixes import Prefixes, PrefixHit, common_tokens
-from pipeline.core.stored import StoredPrompts
+from pipeline.core.stored import CacheFile, StoredPrompts
 
 _LEAST_TOKENS: Final = 16
 """A shorter head is neither kept nor used: reading it takes about as long as fetching it."""
@@ -102,9 +102,8 @@ class PromptReuse:
     def _fetch(self, member: Member, suspended_bytes: int) -> FetchKept | None:
         """What is to be fetched from disk for a sequence; noted as kept in memory."""
         scope, tokens = member.prompt.scope, member.prompt.tokens[: _usable(member)]
-        files = self._stored.head(scope, tokens)
-        kept = self._prefixes.peek(scope, tokens, align=_align(member)).tokens
-        if not files or files[-1].end - kept < _LEAST_SHARED_TOKENS:
+        files = self._stored_head(member, self._prefixes.peek(scope, tokens, align=_align(member)).tokens)
+        if not files:
             return None
         self._stored.use(files)
         room = max(0, self._limits.kept_bytes - suspended_bytes)
@@ -187,8 +186,13 @@ class PromptReuse:
     def _kept_head(self, member: Member) -> int:
         scope, tokens = member.prompt.scope, member.prompt.tokens[: _usable(member)]
         kept = self._prefixes.peek(scope, tokens, align=_align(member)).tokens
-        stored = self._stored.head(scope, tokens)
-        return stored[-1].end if stored and stored[-1].end - kept >= _LEAST_SHARED_TOKENS else kept
+        stored = self._stored_head(member, kept)
+        return stored[-1].end if stored else kept
+
+    def _stored_head(self, member: Member, kept: int) -> list[CacheFile]:
+        """The files of a head of a prompt, if fetching them saves enough beside so many tokens that are in memory."""
+        files = self._stored.head(member.prompt.scope, member.prompt.tokens[: _usable(member)])
+        return files if files and files[-1].end - kept >= _LEAST_SHARED_TOKENS else []
 
     def _shared(self, leader: Member, member: Member) -> int:
         """How many tokens of member's prompt will be kept while leader's is read."""

@@ -78,6 +78,13 @@ class StoredPrompts:
             self.nbytes -= self._files.pop(name)
             self._lengths[_length(name)] -= 1
 
+    def forget_all(self) -> None:
+        """The files are not used any more, and no more are stored."""
+        self._room = self.nbytes = 0
+        self._files.clear()
+        self._lengths.clear()
+        self._due.clear()
+
     def shrink(self) -> list[str]:
         """Forget what was used least recently until the rest has room. Returns the names of the files to remove."""
         gone = []

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pipeline.core.batch import BatchPlanner
-from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt
+from pipeline.core.batch_plan import BatchLimits, Plan, ReusablePrompt, StoreKept
+from pipeline.core.stored import StoredPrompts
 from pipeline.wire.subjects import Priority
 
 HIGH, MEDIUM, LOW = Priority
@@ -29,8 +30,8 @@ HEAD = list(range(1000, 1200))
 class Scene:
     """A planner whose plans take no time. The tokens of answers are 1, 2, 3 and so on."""
 
-    def __init__(self, **limits) -> None:
-        self.planner = BatchPlanner(replace(LIMITS, **limits))
+    def __init__(self, stored: StoredPrompts | None = None, **limits) -> None:
+        self.planner = BatchPlanner(replace(LIMITS, **limits), stored)
         self.now = 0.0
         self.plans: list[Plan] = []
         self.read: dict[int, int] = {}
@@ -270,3 +271,126 @@ class TestSnapshots:
         scene.ask(2, HEAD + [2] * 40, marks=[220])
         scene.turn()
         assert scene.planner.running() == [1, 2]
+
+
+# ---- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def stored(scene: Scene) -> StoredPrompts:
+    """What a scene keeps in memory, in files of 10 bytes each."""
+    index = scene.planner.reuse._stored
+    while written(scene):
+        pass
+    return index
+
+
+def after_restart(before: Scene, **limits) -> Scene:
+    """A scene that has only the files of another one."""
+    index = StoredPrompts(1 << 30, snapshots=limits.get("reuse") == "snapshots")
+    for name in stored(before)._files:
+        index.found(name, 10)
+    return Scene(index, **limits)
+
+
+def test_a_file_is_made_of_the_parts_that_are_in_memory():
+    scene = Scene(StoredPrompts(1 << 30))
+    scene.whole(1, HEAD)
+    scene.whole(2, HEAD[:100] + [7] * 60)
+    store = scene.planner.reuse.next_to_store()
+    assert (store.due.file.start, store.due.file.end) == (0, 64)
+    assert [(start, end) for _, start, end in store.parts] == [(0, 64)]
+    scene.planner.reuse._stored.wrote(store.due, 10)
+    store = scene.planner.reuse.next_to_store()
+    assert (store.due.file.start, store.due.file.end) == (64, 128)
+    assert [(start, end) for _, start, end in store.parts] == [(64, 100), (0, 28)]
+
+
+def test_a_stored_head_is_fetched_before_its_sequence_begins():
+    before = Scene(StoredPrompts(1 << 30))
+    before.whole(1, HEAD)
+    scene = after_restart(before)
+    scene.ask(1, HEAD + [7] * 40)
+    assert scene.planner.unread_tokens() == 48
+    (load,) = scene.turn().load
+    assert (load.tokens, load.fetch.part.start, load.fetch.part.end) == (192, 0, 192)
+    assert [file.end for file in load.fetch.files] == [64, 128, 192]
+    scene.until_written(1)
+    assert scene.read == {1: 48}
+
+
+def test_only_what_is_not_in_memory_is_fetched():
+    before = Scene(StoredPrompts(1 << 30))
+    before.whole(1, HEAD)
+    scene = after_restart(before)
+    scene.whole(1, HEAD[:100] + [7] * 10)
+    assert scene.loaded == {1: 64}
+    scene.ask(2, HEAD)
+    (load,) = scene.turn().load
+    assert (load.tokens, load.fetch.part.start) == (192, 100)
+    assert [file.start for file in load.fetch.files] == [64, 128]
+    scene.until_written(2)
+    scene.ask(3, HEAD)
+    (load,) = scene.turn().load
+    assert (load.tokens, load.fetch) == (192, None)
+
+
+def test_a_file_is_not_fetched_to_save_less_than_a_block():
+    before = Scene(StoredPrompts(1 << 30))
+    before.whole(1, HEAD)
+    scene = after_restart(before)
+    scene.whole(1, HEAD[:65])
+    assert scene.loaded == {1: 64}
+    scene.whole(2, HEAD[:129])
+    assert [file.start for plan in scene.plans for load in plan.load if load.key == 2 for file in load.fetch.files] == [
+        64
+    ]
+    scene.whole(3, HEAD[:170])
+    scene.ask(4, HEAD)  # of which 170 are in memory and 192 in files
+    (load,) = scene.turn().load
+    assert (load.tokens, load.fetch) == (170, None)
+
+
+def test_a_file_has_no_empty_parts():
+    scene = Scene(StoredPrompts(1 << 30))
+    scene.whole(1, HEAD[:65])
+    scene.whole(2, HEAD[:129])
+    assert [[(start, end) for _, start, end in store.parts] for store in iter(lambda: written(scene), None)] == [
+        [(0, 64)],
+        [(0, 64)],
+    ]
+
+
+def written(scene: Scene) -> StoreKept | None:
+    store = scene.planner.reuse.next_to_store()
+    if store is not None:
+        scene.planner.reuse._stored.wrote(store.due, 10)
+    return store
+
+
+def test_what_memory_has_lost_is_not_stored():
+    scene = Scene(StoredPrompts(1 << 30))
+    scene.whole(1, HEAD)
+    scene.planner.clear()
+    assert scene.planner.reuse._stored.next() is None
+
+
+def test_nothing_is_fetched_that_the_budget_does_not_hold():
+    before = Scene(StoredPrompts(1 << 30))
+    before.whole(1, HEAD)
+    scene = after_restart(before, kept_bytes=100 * BYTES)
+    scene.ask(1, HEAD)
+    scene.until_written(1)
+    assert scene.read == {1: 200}
+
+
+def test_a_stored_snapshot_is_fetched_whole():
+    before = Scene(StoredPrompts(1 << 30, snapshots=True), reuse="snapshots")
+    before.ask(1, HEAD, marks=[70, 140])
+    before.until_written(1)
+    scene = after_restart(before, reuse="snapshots")
+    scene.ask(1, HEAD[:100] + [7] * 40)
+    (load,) = scene.turn().load
+    assert (load.tokens, load.fetch.part.start, load.fetch.part.end) == (70, 0, 70)
+    scene.ask(2, HEAD)
+    (load,) = scene.turn().load
+    assert (load.tokens, [(file.start, file.end) for file in load.fetch.files]) == (140, [(0, 140)])

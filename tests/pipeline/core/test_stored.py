@@ -110,6 +110,17 @@ def test_a_file_that_is_larger_than_the_room_is_written_once():
     assert (len(stored), stored.nbytes) == (0, 0)
 
 
+def test_files_that_cannot_be_read_are_given_up():
+    stored = StoredPrompts(MUCH)
+    stored.kept(MINE, HEAD)
+    written(stored)
+    stored.kept(OTHERS, HEAD)
+    stored.forget_all()
+    assert (stored.head(MINE, HEAD), len(stored), stored.nbytes, stored.next()) == ([], 0, 0, None)
+    stored.kept(MINE, HEAD)
+    assert stored.next() is None
+
+
 def test_files_of_an_earlier_process_are_found_by_their_names():
     before = StoredPrompts(MUCH)
     before.kept(MINE, HEAD)
@@ -141,6 +152,14 @@ def test_the_longest_snapshot_that_begins_a_prompt_is_found():
     assert ends(stored, HEAD[:149]) == [70]
     assert ends(stored, HEAD[:69]) == []
     stored.forget(stored.head(MINE, HEAD)[0].name)
+    assert ends(stored, HEAD) == [70]
+
+
+def test_a_longer_snapshot_of_another_prompt_does_not_hide_a_shorter_one():
+    stored = StoredPrompts(MUCH, snapshots=True)
+    for tokens in ([7] * 150, HEAD[:70]):
+        stored.kept(MINE, tokens)
+        written(stored)
     assert ends(stored, HEAD) == [70]
 
 

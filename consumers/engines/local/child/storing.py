@@ -54,12 +54,15 @@ class StoredCaches:
     def fetch(self, batch: Batch, fetch: FetchKept) -> int:
         """Let the batch keep what is in files. Returns its size in bytes.
 
-        If that fails, the error is raised, and nothing goes on from these files any more.
+        If that fails, the error is raised, and this process uses no files any more: whatever is wrong with the disk or
+        its files costs one step.
         """
         try:
             return batch.fetch(fetch)
         except Exception:
+            log.warning("Stored prompts cannot be read. This process uses none of them any more.")
             self._remove([file.name for file in fetch.files])
+            self.index.forget_all()
             raise
 
     def check(self, prompt: ReusablePrompt) -> None:

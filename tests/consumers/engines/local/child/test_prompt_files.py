@@ -71,6 +71,10 @@ async def test_files_that_are_gone_or_broken_cost_no_answer(start, cache):
         files_of(cache)[0].write_bytes(b"no cache at all")
         again, taken_over = await cached(engine)
         assert (again, taken_over) == (tokens, 0)
+        assert engine.status().stored_bytes == 0
+        assert files_of(cache) == []  # those that were fetched with it
+        await killed(engine)
+        await cached(engine)
         await eventually(lambda: len(files_of(cache)) >= 2, what="it is stored again")
         await killed(engine)
         for file in files_of(cache):
