@@ -3,21 +3,72 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from pipeline import __version__
 from pipeline.cli import commands
 from pipeline.commands.options import CLIENT_KEYS, add_options
+from pipeline.config import ConfigError
 
-Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - it has no public name
 
 _USAGE = "%(prog)s [OPTION ...]"
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are one line, as those of settings are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with code 2."""
+        self.exit(2, f"headrace: {message.removeprefix('argument ')}. Run `{self.prog} --help`.\n")
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of a command, by default those of the process. An invalid one ends the process.
+
+    Raises:
+        ConfigError: an option or an argument is unknown.
+    """
+    whole_parser, given = build_parser(), sys.argv[1:] if argv is None else argv
+    if not given:
+        whole_parser.exit(2, whole_parser.format_help())
+    args, unknown = whole_parser.parse_known_args(given)
+    if not unknown:
+        return args
+    parser: Parser = args.parser
+    name = unknown[0].partition("=")[0]
+    if not name.startswith("-"):
+        raise ConfigError(f'Unexpected argument "{name}". Run `{parser.prog} --help`.')
+    known = re.findall(r"--[a-z-]+", parser.format_help())
+    close = difflib.get_close_matches(name, known, 1)
+    advice = f"Did you mean {close[0]}?" if close else f"Run `{parser.prog} --help`."
+    raise ConfigError(f"Unknown option {name}. {advice}")
+
+
+def whole(text: str) -> int:
+    """Convert a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a whole number') from None
+
+
+def number(text: str) -> float:
+    """Convert a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number') from None
+
+
+def build_parser() -> Parser:
     """Return the parser of all commands. It stores the function of the command as `command`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="headrace", description="A priority queue in front of local language models, on NATS JetStream."
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
@@ -27,9 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(subparsers: Subparsers, name: str, purpose: str, usage: str | None = None) -> argparse.ArgumentParser:
+def _command(subparsers: Subparsers, name: str, purpose: str, usage: str | None = None) -> Parser:
     """Return the parser of a command, whose help begins with its purpose."""
-    return subparsers.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.", usage=usage)
+    description = f"{purpose[0].upper()}{purpose[1:]}."
+    parser = subparsers.add_parser(name, help=purpose, description=description, usage=usage)
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _add_servers(subparsers: Subparsers) -> None:
@@ -46,7 +100,7 @@ def _add_servers(subparsers: Subparsers) -> None:
 
     demo = _command(subparsers, "demo", "start a separate pipeline, overload it and show what happens", usage=_USAGE)
     demo.add_argument(
-        "--seconds", type=float, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
+        "--seconds", type=number, default=30.0, metavar="SECONDS", help="how long to send requests (default: 30)"
     )
     add_options(demo)
     demo.set_defaults(command=commands.do_demo)
@@ -60,8 +114,8 @@ def _add_clients(subparsers: Subparsers) -> None:
     send.add_argument(
         "--task", choices=("simple", "complex"), help="whether a smaller model can answer; headrace decides by default"
     )
-    send.add_argument("--max-tokens", type=int, metavar="N", help="maximum length of the answer, in tokens")
-    send.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if there is no answer within SECONDS")
+    send.add_argument("--max-tokens", type=whole, metavar="N", help="maximum length of the answer, in tokens")
+    send.add_argument("--timeout", type=number, metavar="SECONDS", help="give up if there is no answer within SECONDS")
     send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is complete")
     send.add_argument("-v", "--verbose", action="store_true", help="print progress (queue, engine, timing) to stderr")
     send.set_defaults(command=commands.do_send)
@@ -87,7 +141,7 @@ def _add_clients(subparsers: Subparsers) -> None:
 
 def _add_watchers(
     subparsers: Subparsers,
-) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
+) -> tuple[Parser, Parser, Parser]:
     stats = _command(subparsers, "stats", "show the statistics of the queue")
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
@@ -101,10 +155,10 @@ def _add_watchers(
     top.set_defaults(command=commands.do_stats, json=False, watch=True)
 
     bench = _command(subparsers, "bench", "measure how fast the running pipeline answers")
-    bench.add_argument("--requests", type=int, default=8, metavar="N", help="how many to send (default: 8)")
+    bench.add_argument("--requests", type=whole, default=8, metavar="N", help="how many to send (default: 8)")
     bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
     bench.add_argument("--model", help="the model that must answer; any model by default")
-    bench.add_argument("--max-tokens", type=int, default=64, metavar="N", help="length of each answer (default: 64)")
+    bench.add_argument("--max-tokens", type=whole, default=64, metavar="N", help="length of each answer (default: 64)")
     bench.set_defaults(command=commands.do_bench)
     return stats, top, bench
 
@@ -199,11 +253,11 @@ def _add_key(subparsers: Subparsers) -> None:
         unchanged = "by default the setting of the same name" if parser is add else "by default it stays as it is"
         for kind, calls in (("answers", "answers"), ("lists", "lists of models"), ("statistics", "statistics")):
             text = f"most calls for {calls} per second, 0 for no limit; {unchanged}"
-            parser.add_argument(f"--{kind}-per-s", type=float, metavar="RATE", help=text)
+            parser.add_argument(f"--{kind}-per-s", type=number, metavar="RATE", help=text)
         unchanged = "by default there is none" if parser is add else "by default it stays as it is"
         for quota in ("requests-per-minute", "tokens-per-minute", "tokens-per-day"):
             text = f"most {quota.replace('-', ' ')}, 0 for no limit; {unchanged}"
-            parser.add_argument(f"--{quota}", type=int, metavar="N", help=text)
+            parser.add_argument(f"--{quota}", type=whole, metavar="N", help=text)
     show_list = _command(actions, "list", "list the configured keys")
     remove = _command(actions, "remove", "remove a key from the settings file")
     remove.add_argument("name", metavar="NAME", help="name of the key")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.cli.parser import build_parser
+from pipeline.cli.parser import parsed
 from pipeline.config import ConfigError
 from pipeline.process.interrupts import Interrupts, raise_at_interrupt
 from pipeline.process.lifecycle import StartError, end_quickly
@@ -31,11 +31,10 @@ def run(argv: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without Unicode gets question marks, and no traceback.
             stream.reconfigure(errors="replace")
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    command: Command = args.command
     interrupts = Interrupts()
     try:
+        args = parsed(argv)
+        command: Command = args.command
         with interrupts:
             raise_at_interrupt()
             return command(args)

@@ -112,10 +112,28 @@ def test_the_help_of_a_command_begins_with_its_purpose(command, purpose, capsys)
     assert capsys.readouterr().out.split("\n\n")[1] == purpose
 
 
-def test_no_command_is_a_usage_error():
+def test_no_command_is_a_usage_error_and_shows_the_commands():
     done = headrace()
     assert done.returncode == 2
-    assert "COMMAND" in done.stderr
+    assert "run everything on this machine" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("up --http-prot 8080", "Unknown option --http-prot. Did you mean --http-port?"),
+        ("key add a --highset=low", "Unknown option --highset. Did you mean --highest?"),
+        ("stats -x", "Unknown option -x. Run `headrace stats --help`."),
+        ("send hi there", 'Unexpected argument "there". Run `headrace send --help`.'),
+        ("send hi --max-tokens many", '--max-tokens: "many" is not a whole number. Run `headrace send --help`.'),
+        ("demo --seconds soon", '--seconds: "soon" is not a number. Run `headrace demo --help`.'),
+        ("send", "the following arguments are required: TEXT. Run `headrace send --help`."),
+        ("pause", "Name what to pause: a lane, --tenant, or both."),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line_and_code_2(arguments, said):
+    done = headrace(*arguments.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"headrace: {said}\n")
 
 
 @pytest.mark.parametrize("command", [("up",), ("run", "mlx"), ("doctor",)])
