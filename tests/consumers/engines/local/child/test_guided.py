@@ -210,7 +210,7 @@ async def test_a_form_beside_tools_is_that_of_the_text(engine):
     ("fields", "param", "words"),
     [
         ({"schema": {"type": "array", "uniqueItems": True}}, "response_format", "uniqueItems"),
-        ({"schema": {"$ref": "https://example.org/s"}}, "response_format", "does not fetch"),
+        ({"schema": {"$ref": "https://example.org/s"}}, "response_format", "refers to another document"),
         ({"guided_regex": "(?=a)"}, "structured_outputs", "look-around"),
         ({"guided_grammar": "start: foo"}, "structured_outputs", "foo"),
         ({"tools": [tool("f", {"not": {}})], "tool_choice": "required"}, "tools", "not"),
