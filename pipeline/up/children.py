@@ -105,6 +105,8 @@ class Process:
         try:
             while line := await self._line[0].readline():
                 on_report(_report_decoder.decode(line))
+        except ConnectionResetError:
+            _log.debug("Process %d has ended without reading its order to end.", self.pid)
         except (OSError, ValueError, msgspec.DecodeError) as error:
             what = error.strerror if isinstance(error, OSError) and error.strerror else error
             _log.warning("Lost contact with process %d: %s", self.pid, what)

@@ -239,6 +239,21 @@ async def test_a_report_that_cannot_be_read_ends_the_contact_and_not_the_process
     assert f"Lost contact with process {process.pid}" in caplog.text
 
 
+async def test_a_process_that_ends_without_reading_its_order_loses_no_contact(tmp_path, caplog):
+    tells = """import os, time; os.write(int(os.environ["HEADRACE_REPORT_FD"]), b'{"state": "ready"}\\n')"""
+    command = f"{tells}; time.sleep(3600)"
+    process = await spawn([sys.executable, "-c", command], os.environ, tmp_path / "role.log")
+    reports = list[Report]()
+
+    def on_report(report: Report) -> None:
+        reports.append(report)
+        process.drain(1)  # which also ends it
+
+    assert await asyncio.wait_for(process.wait(on_report), TIMEOUT_S) == -signal.SIGTERM
+    assert [report.state for report in reports] == ["ready"]
+    assert "Lost contact" not in caplog.text
+
+
 def test_a_log_that_has_grown_too_large_is_put_aside(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.up.children.LOG_MAX_BYTES", 3)
     log = tmp_path / "x.log"
