@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,16 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from consumers.engines.local.child import prompt_files
+from consumers.engines.local.child.prompt_files import PromptFiles
+from consumers.engines.local.child.storing import StoredCaches
+from pipeline.core.batch_plan import StoreKept
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.engines.conformance import ask, until
 from tests.waiting import eventually
 
-mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
-
-from consumers.engines.local.child import prompt_files  # noqa: E402 - only with MLX
-from consumers.engines.local.child.prompt_files import PromptFiles  # noqa: E402
-from consumers.engines.local.child.storing import StoredCaches  # noqa: E402
-from pipeline.core.batch_plan import StoreKept  # noqa: E402
+pytest.importorskip("mlx_lm", reason="MLX is not installed")
 
 PROMPT = ChatRequest(prompt="Repeat after me: river, mill, bridge, stone, sea. " * 12, max_tokens=4, temperature=0)
 
@@ -91,13 +90,33 @@ async def test_nothing_is_stored_by_default(start, cache):
 
 # ---- the files -------------------------------------------------------------------------------------------------------
 
+# Writes three files and reads one of them, then tries to write where a folder is in the way. In a process of its own:
+# other tests end MLX in theirs.
+_WRITTEN_AND_READ = """
+import json, os, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+from consumers.engines.local.child.prompt_files import PromptFiles
+folder = Path(sys.argv[1])
+files, layer, names = PromptFiles(folder), KVCache(), ("64-a", "64-b", "64-c")
+layer.update_and_fetch(mx.arange(128.0).reshape(1, 1, 64, 2), mx.ones((1, 1, 64, 2)))
+sizes = [files.write(name, [layer]) for name in names]
+for at, name in enumerate(names, 1):
+    os.utime(folder / f"{name}.safetensors", (at, at))
+(again,) = files.read("64-a")
+keys = again.keys[..., :64, :].flatten().tolist()
+(folder / "unfinished.safetensors").mkdir()
+try:
+    files.write("64-d", [layer])
+except OSError as error:
+    print(json.dumps([sizes, keys, [name for name, _ in files.names()], str(error)]))
+mx.clear_streams()
+"""
 
-def cache_of(tokens: int) -> list:
-    from mlx_lm.models.cache import KVCache
 
-    layer = KVCache()
-    layer.update_and_fetch(mx.arange(tokens * 2.0).reshape(1, 1, tokens, 2), mx.ones((1, 1, tokens, 2)))
-    return [layer]
+def touch(folder: Path, name: str, nbytes: int = 10) -> None:
+    (folder / f"{name}.safetensors").write_bytes(bytes(nbytes))
 
 
 @pytest.fixture
@@ -107,31 +126,44 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def test_files_keep_their_order_of_use_and_their_contents(tmp_path):
+@pytest.fixture
+def folder_of(cache):
+    """The only folder of files."""
+
+    def found() -> Path:
+        (folder,) = cache.glob("headrace/prompts/*")
+        return folder
+
+    return found
+
+
+def test_files_keep_their_contents_and_their_order_of_use(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _WRITTEN_AND_READ, str(tmp_path)], capture_output=True, check=True)
+    sizes, keys, names, refused = json.loads(done.stdout)
+    assert sizes == [(tmp_path / f"64-{name}.safetensors").stat().st_size for name in "abc"]
+    assert keys == list(map(float, range(128)))
+    assert names == ["64-b", "64-c", "64-a"]
+    assert "unfinished" in refused
+
+
+def test_files_that_are_removed_are_gone(tmp_path):
     files = PromptFiles(tmp_path)
-    for name in ("64-a", "64-b", "64-c"):
-        assert files.write(name, cache_of(64)) == (tmp_path / f"{name}.safetensors").stat().st_size
-    os.utime(tmp_path / "64-a.safetensors", (1, 1))
-    os.utime(tmp_path / "64-b.safetensors", (2, 2))
-    os.utime(tmp_path / "64-c.safetensors", (3, 3))
-    (layer,) = files.read("64-a")
-    assert layer.keys[..., :64, :].flatten().tolist() == list(map(float, range(128)))
-    assert [name for name, _ in files.names()] == ["64-b", "64-c", "64-a"]
+    touch(tmp_path, "64-a")
+    touch(tmp_path, "64-b")
     files.remove(["64-b", "unknown"])
     assert [files.has(name) for name in ("64-a", "64-b")] == [True, False]
 
 
-def test_what_was_not_finished_is_no_file(model):
+def test_what_was_not_finished_is_no_file(model, folder_of):
     files = PromptFiles.open(model, "one")
-    files.write("64-a", cache_of(64))
-    (folder,) = Path(os.environ["XDG_CACHE_HOME"]).glob("headrace/prompts/*")
-    shutil.copy(folder / "64-a.safetensors", folder / "unfinished.safetensors")
-    assert [name for name, _ in files.names()] == ["64-a"]
+    touch(folder_of(), "64-a")
+    touch(folder_of(), "unfinished")
+    assert files.names() == [("64-a", 10)]
 
 
 def test_only_one_process_uses_the_files_of_a_model(model, caplog):
     files = PromptFiles.open(model, "one")
-    files.write("64-a", cache_of(64))
+    assert files is not None
     assert PromptFiles.open(model, "one") is None
     assert "Another process stores the prompts of this model" in caplog.text
     lines = [
@@ -145,18 +177,20 @@ def test_only_one_process_uses_the_files_of_a_model(model, caplog):
     assert subprocess.run([*opened, "one"], capture_output=True, text=True, check=True).stdout == "None\n"
 
 
-def test_another_identity_removes_the_files(tmp_path, model, monkeypatch):
+def test_another_identity_removes_the_files(model, folder_of, monkeypatch):
     monkeypatch.setattr(prompt_files, "_take", lambda _: None)
-    PromptFiles.open(model, "one").write("64-a", cache_of(64))
+    PromptFiles.open(model, "one")
+    touch(folder_of(), "64-a")
     assert PromptFiles.open(model, "one").has("64-a")
     assert PromptFiles.open(model, "two").names() == []
 
 
-def test_the_files_of_a_model_that_is_gone_are_removed(tmp_path, model, cache):
-    PromptFiles.open(model, "one").write("64-a", cache_of(64))
+def test_the_files_of_a_model_that_is_gone_are_removed(tmp_path, model, folder_of, cache):
+    PromptFiles.open(model, "one")
+    touch(folder_of(), "64-a")
     model.rename(tmp_path / "moved")
-    files = PromptFiles.open(tmp_path / "moved", "one")
-    files.write("64-b", cache_of(64))
+    PromptFiles.open(tmp_path / "moved", "one")
+    touch(folder_of(), "64-b")
     assert [file.name for file in files_of(cache)] == ["64-b.safetensors"]
 
 
@@ -171,14 +205,8 @@ def test_a_folder_that_cannot_be_made_stores_nothing(model, monkeypatch, tmp_pat
 def test_no_file_is_written_where_the_broker_may_need_the_room(tmp_path, monkeypatch):
     monkeypatch.setattr(prompt_files, "_LEAST_FREE_BYTES", 1 << 60)
     with pytest.raises(OSError, match="MiB of the disk are free"):
-        PromptFiles(tmp_path).write("64-a", cache_of(64))
+        PromptFiles(tmp_path).write("64-a", [])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
-    (tmp_path / "unfinished.safetensors").mkdir()
-    with pytest.raises(OSError, match="unfinished"):
-        PromptFiles(tmp_path).write("64-a", cache_of(64))
 
 
 # ---- what the loop does ----------------------------------------------------------------------------------------------
@@ -203,10 +231,10 @@ def test_after_a_file_that_could_not_be_written_there_is_a_pause(tmp_path, caplo
 
 def test_files_beyond_the_room_are_removed_at_the_start(tmp_path):
     files = PromptFiles(tmp_path)
-    size = files.write("64-a", cache_of(64))
-    files.write("64-b", cache_of(64))
+    touch(tmp_path, "64-a")
+    touch(tmp_path, "64-b")
     os.utime(tmp_path / "64-b.safetensors", (1, 1))
-    assert len(StoredCaches(files, size, snapshots=False).index) == 1
+    assert len(StoredCaches(files, 10, snapshots=False).index) == 1
     assert [name for name, _ in files.names()] == ["64-a"]
 
 
