@@ -17,6 +17,7 @@ def kept(shown: Shown) -> bool:
     return True
 
 
+@pytest.mark.timeout(300)
 async def test_every_part_dies_once_under_load_and_nothing_is_lost_or_doubled(tmp_path):
     plan = Plan(0, rate_per_s=8, max_tokens=24, lease_s=LEASE_S, pause_s=(0.2, 0.6), script=tuple(KINDS))
     said = []
