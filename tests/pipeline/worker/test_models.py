@@ -98,8 +98,7 @@ async def test_the_same_for_tenants_whose_lanes_no_pull_stands_open_on(
             await client.answer(name)  # the workers are idle
     answers = {name: await client.answer(name) for name in names}
     assert {name: answer.model for name, answer in answers.items()} == {n: model for n, (model, _) in names.items()}
-    # A request that was handed back now and then counts a second attempt. Why is not known.
-    assert {answer.headrace.attempts for answer in answers.values()} <= {1, 2}
+    assert {answer.headrace.attempts for answer in answers.values()} == {1}
     served = {model: Counter(run.work.request.model for run in engine.submitted) for model, engine in engines.items()}
     assert served == {"alpha": {"alpha": 40}, "beta": {"beta": 40}}
     await client.none_waits()
