@@ -2,9 +2,9 @@
 
     python -m bench.spill [--ollama-host URL] [--gguf FILE] [--model DIR] [--runs N] [--onsets N] [ROW ...]
 
-`backlog`: eight simple requests arrive while MLX (simulated, so that it has cores of its own) has 25 s of work.
-`shared`: 32 simple LOW requests on a real model, with the second engine on the same cores. `onset`: bursts saturate
-the simulated MLX again and again. The second engine is the Ollama server that is named, its model unloaded before a
+`backlog`: eight simple requests arrive while MLX (simulated, so that it has cores of its own) has 23 s of work that only
+it may do. `both`: 48 simple requests at once, for the same MLX. `shared`: 32 simple LOW requests on a real model, with
+the second engine on the same cores. `onset`: bursts saturate the simulated MLX again and again. The second engine is the Ollama server that is named, its model unloaded before a
 cold run and loaded before a warm one; or else llama.cpp behind the stand-in.
 """
 
@@ -21,6 +21,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from bench.running import ALONE, flushed, process, up
 from pipeline.wire.messages import Chunk, Completion, Load, Status, decode_answer, is_last
 from pipeline.wire.subjects import LOAD, MSG_ID, reply_subject
 
-ROWS = ("backlog", "shared", "onset")
+ROWS = ("backlog", "both", "shared", "onset")
 SIMULATED = {"ENGINE": "simulated", "SIMULATED_TOKENS_PER_S": "100", "SIMULATED_ANSWER_TOKENS": "1000", "SLOTS": "8"}
 TOKENS = 64
-BACKLOG = 26
+BACKLOG = 24  # three rounds of all slots
 BACKLOG_TOKENS = 96
 _TIMEOUT_S = 600.0
 _SAID = "Tell me a long story about a fox, number {}."
@@ -108,12 +109,12 @@ async def _backlog(url: str) -> tuple[float, str]:
     return max(run.ended_at.values()) - began_at, run.engines(simple)
 
 
-async def _shared(url: str) -> tuple[float, str]:
-    """The same for 32 simple requests at once."""
+async def _simple(url: str, count: int) -> tuple[float, str]:
+    """The same for simple requests that arrive at once."""
     client = await nats.connect(url)
     run = Run(client)
     await run.listen()
-    names = [f"low-{number}" for number in range(32)]
+    names = [f"low-{number}" for number in range(count)]
     began_at = time.monotonic()
     await asyncio.gather(*(run.send(name, "llm.request.low.simple", TOKENS) for name in names))
     await run.ended(names)
@@ -256,8 +257,10 @@ def main() -> int:
         for row in rows:
             if row == "backlog":
                 _compare(row, _backlog, SIMULATED, url, given)
+            elif row == "both":
+                _compare(row, partial(_simple, count=48), SIMULATED, url, given)
             elif row == "shared":
-                _compare(row, _shared, {"MODEL": str(given.model.resolve())}, url, given)
+                _compare(row, partial(_simple, count=32), {"MODEL": str(given.model.resolve())}, url, given)
             else:
                 _onset(url, given)
     return 0

@@ -162,9 +162,16 @@ def _from_mlx(error: HeadraceError, envelope: Envelope, request: Request, models
         return Failed(refusal)
     if model is not None:
         to = ollama_subject(envelope.priority)
-        why = f"only ollama supports {needed}" if needed else f"only ollama has the model {model}"
-        return Moved(to, Move.SPILLED, envelope.task, why)
+        return Moved(to, Move.SPILLED, envelope.task, _why_on_ollama(error, needed, model))
     return Returned(_delay_s(envelope.delivered), error=error) if needed and not models.complete else None
+
+
+def _why_on_ollama(error: HeadraceError, needed: str, model: str) -> str:
+    if needed:
+        return f"only ollama supports {needed}"
+    if isinstance(error, CannotLoad):
+        return f"mlx cannot load its model, ollama has {model}"
+    return f"only ollama has the model {model}"
 
 
 def _model_on_ollama(request: Request, catalogue: Catalogue) -> str | None:

@@ -115,14 +115,14 @@ def test_a_model_that_one_worker_cannot_load_leaves_the_request_to_another_one_o
     assert is_for_another(failed, "mlx", chat("broken"), KnownModels(CATALOGUE, others=Catalogue(["broken"])))
     assert not is_for_another(failed, "mlx", chat("broken"), KnownModels(CATALOGUE, others=Catalogue(["big"])))
     models = KnownModels(Catalogue([], ["broken"], cannot_load={"broken": "why"}))
-    why = "only ollama has the model broken"
+    why = "mlx cannot load its model, ollama has broken"
     assert after(failed, chat("broken"), models=models) == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, why)
 
 
 def test_a_request_for_any_model_goes_to_ollama_where_mlx_can_load_none_and_else_ends_with_the_reason():
     failed = CannotLoad("broken", "why")
     models = KnownModels(Catalogue([], ["small"], cannot_load={"broken": "why"}))
-    why = "only ollama has the model small"
+    why = "mlx cannot load its model, ollama has small"
     assert after(failed, chat(None), models=models) == Moved("llm.ollama.low", Move.SPILLED, Task.SIMPLE, why)
     outcome = after(failed, chat(None), models=KnownModels(Catalogue([], cannot_load={"broken": "why"})))
     assert isinstance(outcome, Failed)
