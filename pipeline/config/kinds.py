@@ -54,7 +54,16 @@ ModelNames = Annotated[list[str], ValueKind("LIST", "a list of model names")]
 ServerUrls = Annotated[list[str], ValueKind("URL", "a list of URLs of servers", repeats=True)]
 ApiKey = Annotated[str, Meta(pattern=r"^[!-~]*$"), ValueKind("KEY", "an API key", "A key has no spaces.", secret=True)]
 Arguments = Annotated[dict[str, Any], ValueKind("TABLE", "a table of arguments")]
-Names = Annotated[list[str], ValueKind("LIST", "a list of names")]
+# As a browser writes it in `Origin`, or a scheme with `://`.
+Origins = Annotated[
+    list[Annotated[str, Meta(pattern=r"^(null|[A-Za-z][A-Za-z0-9+.-]*://[^\s/]*)$")]],
+    ValueKind("LIST", "a list of origins, such as https://chat.example, app:// or null"),
+]
+# An address of IPv6 has several colons and no brackets.
+HostNames = Annotated[
+    list[Annotated[str, Meta(pattern=r"^([^\s/:@\[\]]+|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,})$")]],
+    ValueKind("LIST", "a list of host names without ports"),
+]
 Switch = Annotated[bool, ValueKind("", "true or false")]
 AdapterFolder = Annotated[str, ValueKind("DIR", "the name of a folder")]
 AdapterFolders = Annotated[dict[str, str], ValueKind("TABLE", "a table of names and folders")]

@@ -22,6 +22,7 @@ from pipeline.config.kinds import (
     Engine,
     Folder,
     Host,
+    HostNames,
     Lease,
     Lines,
     LogLevel,
@@ -29,9 +30,9 @@ from pipeline.config.kinds import (
     ModelNames,
     ModelPairs,
     ModelPlace,
-    Names,
     Number,
     OllamaHost,
+    Origins,
     Port,
     Rate,
     Replicas,
@@ -170,7 +171,7 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
         ),
     ] = ""
     http_names: Annotated[
-        Names,
+        HostNames,
         Setting(
             "host names, beside this machine's own, under which a gateway without keys can be called",
             "A name in the local network that leads here, as by a reverse proxy on this machine. Without keys, anyone "
@@ -178,7 +179,7 @@ class Config(ModelOptions, forbid_unknown_fields=True, frozen=True, kw_only=True
         ),
     ] = field(default_factory=list)
     http_origins: Annotated[
-        Names,
+        Origins,
         Setting(
             "origins of pages, beside this machine's own, that can call a gateway without keys",
             "For example `app://` for all pages of that scheme, or `null`. Many pages have the origin `null`, foreign "

@@ -67,6 +67,12 @@ def test_the_variable_that_names_the_file_is_no_setting():
         (["--weights", "{high = "], '--weights: "{high = " is neither JSON nor a TOML value.'),
         (["--internal-models", "tinyllama"], '--internal-models: "tinyllama" is not a list of model names.'),
         (["--busy-at", "2"], "saturated_at (1) must be greater than busy_at (2)."),
+        (
+            ["--http-origins", '["*"]'],
+            '--http-origins: ["*"] is not a list of origins, such as https://chat.example, app:// or null.',
+        ),
+        (["--http-names", '["mac.local:80"]'], '--http-names: ["mac.local:80"] is not a list of host names without ports.'),
+        (["--http-names", '["http://mac"]'], '--http-names: ["http://mac"] is not a list of host names without ports.'),
         (["--http-keys", "[1]"], "--http-keys: [1] is not a list of tables, one for each API key."),
         (["--http-keys", '[{name = "a"}]'], '--http-keys, entry 1: the key "hash" is missing.'),
         (
