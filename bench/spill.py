@@ -2,10 +2,11 @@
 
     python -m bench.spill [--ollama-host URL] [--gguf FILE] [--model DIR] [--runs N] [--onsets N] [ROW ...]
 
-`backlog`: eight simple requests arrive while MLX (simulated, so that it has cores of its own) has 23 s of work that only
-it may do. `both`: 48 simple requests at once, for the same MLX. `shared`: 32 simple LOW requests on a real model, with
-the second engine on the same cores. `onset`: bursts saturate the simulated MLX again and again. The second engine is the Ollama server that is named, its model unloaded before a
-cold run and loaded before a warm one; or else llama.cpp behind the stand-in.
+`backlog`: eight simple requests arrive while MLX (simulated, so that it has cores of its own) has 23 s of work that
+only it may do. `both`: 48 simple requests at once, for the same MLX. `shared`: 32 simple LOW requests on a real model,
+with the second engine on the same cores. `onset`: bursts saturate the simulated MLX again and again. The second engine
+is the Ollama server that is named, its model unloaded before a cold run and loaded before a warm one; or else llama.cpp
+behind the stand-in.
 """
 
 from __future__ import annotations
