@@ -71,7 +71,7 @@ def test_the_variable_that_names_the_file_is_no_setting():
             ["--http-origins", '["*"]'],
             '--http-origins: ["*"] is not a list of origins, such as https://chat.example, app:// or null.',
         ),
-        (["--http-names", '["mac.local:80"]'], '--http-names: ["mac.local:80"] is not a list of host names without ports.'),
+        (["--http-names", '["mac:80"]'], '--http-names: ["mac:80"] is not a list of host names without ports.'),
         (["--http-names", '["http://mac"]'], '--http-names: ["http://mac"] is not a list of host names without ports.'),
         (["--http-keys", "[1]"], "--http-keys: [1] is not a list of tables, one for each API key."),
         (["--http-keys", '[{name = "a"}]'], '--http-keys, entry 1: the key "hash" is missing.'),
