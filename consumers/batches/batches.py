@@ -12,6 +12,7 @@ from pipeline.aio import wait_set
 from pipeline.broker.batches import BatchStore
 from pipeline.broker.candidate import Candidate
 from pipeline.broker.connection import BusError, Message
+from pipeline.broker.files import Files
 from pipeline.config import Config
 from pipeline.core.backoff import Backoff
 from pipeline.process.lifecycle import Lifecycle
@@ -28,6 +29,8 @@ _LOOK_EVERY_S = 5.0
 # Before a run that failed is begun again, at first and at most. It continues where it was.
 _AGAIN_S = 0.5
 _AGAIN_MOST_S = 30.0
+# What an upload that was broken off has left is removed once it has been idle for so long; it is looked for as often.
+_UNFINISHED_S = 3600.0
 
 
 class Batches:
@@ -50,6 +53,7 @@ class Batches:
         self._runs: dict[str, BatchRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next = 1
+        self._tidies_at = 0.0
         self._holds = False
         self._wake = asyncio.Event()
         self._told = asyncio.Event()
@@ -101,6 +105,7 @@ class Batches:
                 try:
                     await self._discover()
                     await self._heed_cancels()
+                    await self._tidy()
                 except BusError as error:
                     log.info("The batches cannot be read now: %s", error)
                 self._begin()
@@ -118,6 +123,15 @@ class Batches:
         for batch_id, run in list(self._runs.items()):
             if not run.cancelled.is_set() and await self._store.is_cancelled(batch_id):
                 run.cancelled.set()
+
+    async def _tidy(self) -> None:
+        """Without this, uploads that were broken off could fill the store of files."""
+        now = self._me.bus.clock.now()
+        if now < self._tidies_at:
+            return
+        if removed := await Files(self._me.bus).remove_unfinished(_UNFINISHED_S):
+            log.info("Removed what %d uploads that were broken off had left.", removed)
+        self._tidies_at = now + _UNFINISHED_S
 
     def _begin(self) -> None:
         while self._waiting and len(self._tasks) < MOST_RUNS:

@@ -138,6 +138,30 @@ class Files:
             raise Unreachable(f"The file cannot be deleted: {str(error) or type(error).__name__}") from error
         return True
 
+    async def remove_unfinished(self, idle_s: float) -> int:
+        """Remove the content of uploads that were broken off: the note on a file is stored after its last chunk.
+
+        Args:
+            idle_s: how old the newest chunk must be, seconds.
+
+        Returns:
+            Of how many uploads it was removed.
+
+        Raises:
+            Unreachable: the broker does not answer.
+        """
+        stored = await self.bus.subjects(STREAM_FILES, chunks_subject("*"))
+        complete = {chunks_subject(file.content_id) async for file in self.everything()}
+        return sum([await self._remove_idle(subject, idle_s) for subject in stored.keys() - complete])
+
+    async def _remove_idle(self, subject: str, idle_s: float) -> bool:
+        last = await self.bus.last_message(STREAM_FILES, subject)
+        newest = None if last is None else await self.bus.stored(STREAM_FILES, last[0])
+        if newest is None or self.bus.clock.wall() - newest.stored_at < idle_s:
+            return False
+        await self.bus.purge(STREAM_FILES, subject, up_to=newest.sequence)
+        return True
+
     async def _store(self) -> ObjectStore:
         return await self.bus.js.object_store(BUCKET_FILES)
 

@@ -14,12 +14,13 @@ from pipeline.broker.batches import Journal
 from pipeline.broker.candidate import LeaseNote
 from pipeline.broker.jetstream import Fenced
 from pipeline.core import leadership
-from pipeline.wire.batches import BatchPart, BatchStatus, RequestCounts, part_subject
+from pipeline.wire.batches import BatchPart, BatchStatus, RequestCounts, chunks_subject, part_subject
 from pipeline.wire.subjects import (
     BATCH,
     LEADER_BATCHES,
     MSG_ID,
     STREAM_BATCH,
+    STREAM_FILES,
     STREAM_REPLIES,
     STREAM_REQUESTS,
     STREAM_STATE,
@@ -311,3 +312,14 @@ async def forget_ids(bus):
         return not (await bus.put(*probe, headers={MSG_ID: "probe"})).duplicate
 
     await eventually(forgotten, what="the newest id is forgotten, and so are the older ones")
+
+
+async def test_the_leader_removes_what_uploads_that_were_broken_off_have_left(batches, bus, monkeypatch):
+    monkeypatch.setattr("consumers.batches.batches._UNFINISHED_S", 0.0)
+    await bus.store(chunks_subject("broken"), b"chunk")
+
+    async def gone():
+        return not await bus.subjects(STREAM_FILES, chunks_subject("broken"))
+
+    await batches()
+    await eventually(gone, what="the chunk is removed")
