@@ -19,6 +19,7 @@ BENCHMARKS = {
     "predictions": "how well the wait of a queued request is predicted",
     "spill": "what spilling gains against MLX alone, and how soon it sets in",
     "throughput": "the engine's tokens per second against those of mlx-lm's own generator",
+    "overhead": "what priorities, preemption and traces cost in throughput",
     "cache": "what the prompt cache saves, and whether texts are the same with it",
     "isolation": "what a HIGH question feels of the LOW answers beside it",
     "sweep": "what a HIGH question feels as the load grows, beside mlx_lm.server and simpler policies",
