@@ -74,6 +74,20 @@ async def test_requests_behind_an_offer_are_answered_in_their_order(serve: Serve
         assert [body["object"] for body in bodies] == ["list", "chat.completion", "list"]
 
 
+@pytest.mark.parametrize("connection_header", ["Connection: Upgrade, close", "Connection: close, Upgrade"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_an_offer_in_the_only_request_of_a_connection_is_ignored(
+    serve: Serve, engine: Engine, connection_header: str, version: str
+):
+    async with serve() as client, Connection(client) as connection:
+        connection.writer.write(head(connection_header, "Upgrade: websocket", version=version) + BODY)
+        await engine.answer(await engine.next_id())
+        async with asyncio.timeout(30):
+            response = await connection.reader.read()  # to the end, which the client asked for
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"Hello there" in response
+
+
 async def test_an_answer_that_comes_soon_comes_without_an_interim_response(
     serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
