@@ -153,6 +153,13 @@ async def test_doubled_and_trailing_slashes_are_those_of_a_base_url(serve: Serve
         assert (await client.get(f"http://127.0.0.1:{port}//nothing//here")).status_code in (404, 429)
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "//v1/models//"])
+async def test_a_slash_after_the_path_of_a_list_is_no_entry_of_it(serve: Serve, path: str):
+    async with serve() as client:
+        response = await client.get(f"http://127.0.0.1:{client.base_url.port}{path}")
+        assert (response.status_code, response.json()["object"]) == (200, "list")
+
+
 APPS = ["app://", "vscode-webview://", "null", "https://chat.example"]
 
 
