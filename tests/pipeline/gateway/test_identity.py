@@ -8,6 +8,7 @@ import pytest
 from pipeline.config import ConfigError, HttpKey, load
 from pipeline.gateway.identity import (
     Caller,
+    choice_id,
     hashed,
     identify,
     is_local_name,
@@ -20,7 +21,7 @@ from pipeline.gateway.identity import (
     request_id,
 )
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.subjects import Priority, is_request_id
+from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
 
 SECRET, ENTRY = make_key("alice")
 OTHER_SECRET, OTHER = make_key("bob")
@@ -133,6 +134,16 @@ def test_an_id_is_the_callers_where_a_request_may_have_it():
         assert chosen != given
         assert not is_given
         assert is_request_id(chosen)
+
+
+@pytest.mark.parametrize("first", ["a", "x" * 126, "x" * 127, "x" * 128, "LLM", "alice-" + "x" * 122])
+def test_the_ids_of_further_choices_are_valid_and_of_this_call_alone(first: str):
+    ids = [choice_id(first, number) for number in range(1, 32)]
+    assert all(is_request_id(each) and not is_generated_id(each) and each.startswith(first[:80]) for each in ids)
+    assert len(set(ids)) == 31
+    other = first[:-1] + "-"
+    assert not {choice_id(other, number) for number in range(1, 32)} & set(ids)
+    assert choice_id("job", 2) == "job-2"
 
 
 @pytest.mark.parametrize(
