@@ -154,15 +154,15 @@ def meant_name(caller: Caller, given: str) -> str:
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of a new request, and whether the caller chose it. An id that is not valid is ignored.
+    """The id of a new request, and whether the caller chose it. A key that cannot be an id stands for one.
 
     `X-Request-Id` is none: a proxy or an agent gives one to all the calls of one inbound request.
     """
     given = headers.get("idempotency-key", "")
+    if not given:
+        return own_id(caller, secrets.token_hex(12)), False
     chosen = own_id(caller, given)
-    if given and _can_be_id(chosen):
-        return chosen, True
-    return own_id(caller, secrets.token_hex(12)), False
+    return chosen if _can_be_id(chosen) else own_id(caller, f"key-{_digest(given)}"), True
 
 
 def choice_id(first: str, number: int) -> str:

@@ -129,11 +129,17 @@ def test_an_id_is_the_callers_where_a_request_may_have_it():
     anybody = Caller("127.0.0.1")
     assert request_id(anybody, {"idempotency-key": "a", "x-request-id": "b"}) == ("a", True)
     assert not request_id(anybody, {"x-request-id": "b"})[1]
-    for given in ("", "a.b", "x" * 129, "LLM-7"):
-        chosen, is_given = request_id(anybody, {"idempotency-key": given})
-        assert chosen != given
-        assert not is_given
-        assert is_request_id(chosen)
+    assert not request_id(anybody, {"idempotency-key": ""})[1]
+
+
+def test_a_key_that_cannot_be_an_id_stands_for_one_all_the_same():
+    anybody, alice = Caller("127.0.0.1"), Caller("alice", "alice", make_key("alice")[1])
+    keys = ("a.b", "order:7", '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "x" * 129, "x" * 130, "LLM-7", "\xfc")
+    chosen = [request_id(caller, {"idempotency-key": key}) for caller in (anybody, alice) for key in keys]
+    assert all(given and is_request_id(each) and not is_generated_id(each) for each, given in chosen)
+    assert len({each for each, _ in chosen}) == len(chosen)
+    assert all(each.startswith("alice-") for each, _ in chosen[len(keys) :])
+    assert chosen == [request_id(caller, {"idempotency-key": key}) for caller in (anybody, alice) for key in keys]
 
 
 @pytest.mark.parametrize("first", ["a", "x" * 126, "x" * 127, "x" * 128, "LLM", "alice-" + "x" * 122])
