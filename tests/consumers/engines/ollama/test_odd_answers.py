@@ -12,7 +12,7 @@ import pytest
 
 from consumers.engines.ollama import OllamaClient, OllamaEngine
 from pipeline.config import Config
-from pipeline.engine import Misbehaved, Piece, Work
+from pipeline.engine import CUT_IN_REASONING, Misbehaved, Piece, Work
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.ollama_server import Connection, OllamaServer, ollama_server
 
@@ -49,7 +49,7 @@ async def answer_of(config: Config, server: OllamaServer) -> Piece:
             piece = await generation.next()
             whole.text += piece.text
             whole.tool_calls += piece.tool_calls
-            whole.finish_reason, whole.usage = piece.finish_reason, piece.usage
+            whole.finish_reason, whole.usage, whole.notes = piece.finish_reason, piece.usage, piece.notes
         await generation.close()
         return whole
 
@@ -120,6 +120,19 @@ async def test_an_answer_that_cannot_be_read_fails_with_what_the_server_said(
     with pytest.raises(Misbehaved) as failed:
         await answer_of(CONFIG, ollama)
     assert names in failed.value.message
+
+
+async def test_an_answer_that_ends_in_its_reasoning_says_so(ollama: OllamaServer) -> None:
+    cut = LAST | {"done_reason": "length"}
+    for lines, notes in (
+        ([said(thinking="Hm"), cut], [CUT_IN_REASONING]),
+        ([cut | {"message": {"role": "assistant", "content": "", "thinking": "Hm"}}], [CUT_IN_REASONING]),
+        ([said(thinking="Hm"), said("Well"), cut], []),
+        ([said(thinking="Hm"), cut | {"done_reason": "stop"}], []),
+        ([said("Well"), cut], []),
+    ):
+        await sends(ollama, lines)
+        assert (await answer_of(CONFIG, ollama)).notes == notes
 
 
 async def test_a_line_without_an_end_is_given_up(ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
