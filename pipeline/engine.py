@@ -116,6 +116,10 @@ class Piece(msgspec.Struct):
     notes: list[str] = msgspec.field(default_factory=list)
 
 
+# The note on an answer whose token limit was reached before its text began.
+CUT_IN_REASONING = "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
+
+
 class Embedded(msgspec.Struct):
     """The vectors of texts, in the order of the texts, and the exact number of their tokens."""
 

@@ -15,7 +15,7 @@ import tomlkit.exceptions
 import tomlkit.items
 
 from pipeline.commands import say, tell
-from pipeline.config import Config, ConfigError, Given, HttpKey, converted, load
+from pipeline.config import FILE_ENCODING, Config, ConfigError, Given, HttpKey, converted, load
 from pipeline.gateway.identity import make_key
 from pipeline.wire.subjects import Priority
 
@@ -193,7 +193,7 @@ def _read(file: Path) -> tomlkit.TOMLDocument:
     if not file.exists():
         return tomlkit.document()
     load(environ={}, file=file)
-    return tomlkit.parse(file.read_text(encoding="utf-8"))
+    return tomlkit.parse(file.read_text(encoding=FILE_ENCODING))
 
 
 def _write(file: Path, document: tomlkit.TOMLDocument) -> None:

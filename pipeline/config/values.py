@@ -19,6 +19,8 @@ from pipeline.config.declaring import ENV_PREFIX, ValueKind, note
 
 # Names the settings file. It is no setting.
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
+# Editors on Windows write a byte order mark, which is no TOML.
+FILE_ENCODING = "utf-8-sig"
 _LIST_SETTINGS = "`headrace up --help` lists the settings."
 _SHOWN_CHARS = 80
 # Keys of older versions, and the keys that replace them.
@@ -53,7 +55,7 @@ def in_file(file: Path, known: Container[str]) -> dict[str, Given]:
         ConfigError: the file cannot be read, is not TOML, or has a key that is not known.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding=FILE_ENCODING))
     except OSError as error:
         raise ConfigError(f"Cannot read the settings file {file}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

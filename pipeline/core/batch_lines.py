@@ -10,6 +10,7 @@ import msgspec
 
 from pipeline.wire.batches import MAX_LINES, LineBody, LineFault, RequestCounts
 from pipeline.wire.errors import quoted
+from pipeline.wire.habits import BYTE_ORDER_MARK, with_whole_characters
 from pipeline.wire.validation import explain, untyped
 
 # Of a file that is not valid, this many faults are shown.
@@ -61,15 +62,25 @@ class Cutter:
 
 def read_line(data: bytes) -> LineBody | LineFault:
     """A line of an input file, or what is wrong with it. The fault has no line number yet."""
-    line = data.removeprefix(b"\xef\xbb\xbf")
+    line = data.removeprefix(BYTE_ORDER_MARK)
     try:
-        return _line_decoder.decode(line)
+        return _decoded(line)
     except msgspec.ValidationError as error:
         problem = explain(error, LineBody, untyped(line))
         code = "missing_required_parameter" if problem.missing else "invalid_request"
         return LineFault(code, problem.sentence(whole="The line"), param=problem.param)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except (ValueError, RecursionError):
         return LineFault("invalid_json_line", "This line is not parseable as valid JSON.")
+
+
+def _decoded(line: bytes) -> LineBody:
+    """A line of JSON. Half a character in it is replaced, as in every other request."""
+    try:
+        return _line_decoder.decode(line)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return _line_decoder.decode(with_whole_characters(line))
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """The known models: which of them answer users, and which engine can answer a request that names one.
 
 Names come in two dialects. Ollama's are `[registry/][namespace/]name[:tag]`, where a missing tag is `latest` and the
-registry and `library/` are optional. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, compared as they are.
+registry and `library/` are optional. MLX's are repositories (`owner/Name-1.1B-4bit`) or paths, and can be spelled as if
+they were Ollama's.
 """
 
 from __future__ import annotations
@@ -207,7 +208,8 @@ def mlx_model_for(
 
 
 def _same_mlx(a: str, b: str) -> bool:
-    return a.casefold() == b.casefold()
+    """Whether a name stands for a model of MLX. Lists show it beside Ollama's, and clients write Ollama's spellings."""
+    return a.casefold() == b.casefold() or same_model(a, b)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline.broker.connection import BusError, Message
 from pipeline.broker.jetstream import Bus, LaneFull, Stored
 from pipeline.broker.peers import Peers
 from pipeline.core.answer import error_answer
-from pipeline.core.envelope import read_envelope
+from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.gateway.intake import refused_by_store, refused_by_tenants
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
@@ -28,6 +28,7 @@ from pipeline.wire.subjects import (
     Priority,
     Task,
     generated_id,
+    is_generated_id,
     is_imported,
     is_inbox,
     is_request_id,
@@ -74,16 +75,19 @@ class Ask:
             **message.headers,
             REPLY_TO: message.reply,
         }
+        if (name := _name(headers, tenant_of(message.subject))) is not None:
+            # The broker compares ids with those of all tenants. Names of two tenants are never equal.
+            headers[MSG_ID] = name
         if is_imported(message.reply):
             # Only the account of this process can reply there; that of an engine cannot.
             del headers[REPLY_TO]
-        error = await self._store(message, headers)
+        unstored = Stored(message.subject, 0, self.bus.clock.wall(), headers, message.data)
+        envelope = read_envelope(unstored, Priority.HIGH, moves=self.bus.moves)
+        error = await self._store(message, headers, envelope)
         if error is not None:
-            unstored = Stored(message.subject, 0, self.bus.clock.wall(), headers, message.data)
-            envelope = read_envelope(unstored, Priority.HIGH, moves=self.bus.moves)
             await self.bus.publish(message.reply, encode(error_answer(envelope, error)))
 
-    async def _store(self, message: Message, headers: dict[str, str]) -> HeadraceError | None:
+    async def _store(self, message: Message, headers: dict[str, str], envelope: Envelope) -> HeadraceError | None:
         """Put the request on its lane. Returns the error for the client, or None."""
         priority, tenant = message.subject.split(".")[2], tenant_of(message.subject)
         if tenant and not is_tenant(tenant):
@@ -115,8 +119,12 @@ class Ask:
                 )
                 span.fail(refusal)
                 return refusal
+        name = _name(headers, tenant)
+        if ack.duplicate and name is None:
+            # It is no copy of a request of this tenant, and a worker never sees it.
+            return envelope.fault
         if ack.duplicate or is_imported(message.reply):
-            name = _name(headers, tenant) or request_name(tenant, generated_id(ack.sequence))
+            name = name or request_name(tenant, generated_id(ack.sequence))
             following = self._follow(name, message.reply, after=0 if ack.duplicate else before)
             self._followers.start(following, what=f"following request {name}")
         return None
@@ -145,4 +153,5 @@ class Ask:
 def _name(headers: Mapping[str, str], tenant: str) -> str | None:
     """The name of the request with these headers in a tenant's lane; None if its id is not valid."""
     named, request_id = split_name(headers[MSG_ID])
-    return request_name(tenant, request_id) if named in ("", tenant) and is_request_id(request_id) else None
+    is_valid = named in ("", tenant) and is_request_id(request_id) and not is_generated_id(request_id)
+    return request_name(tenant, request_id) if is_valid else None

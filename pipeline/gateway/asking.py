@@ -19,6 +19,7 @@ from pipeline.gateway.dialects.ollama import Loaded
 from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.endpoint import JSON, Handler
+from pipeline.gateway.identity import choice_id
 from pipeline.gateway.intake import (
     Intake,
     Repeats,
@@ -37,9 +38,6 @@ from pipeline.process.role import Role
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import EmbeddingRequest, wanted
 from pipeline.wire.subjects import tenant_of
-
-# Of the id of a call with several choices, what begins the ids of the others.
-MAX_ID_CHARS = 120
 
 # Reads a body, given the size limit of a published body and the listed models.
 Reader = Callable[[bytes, int, Sequence[str]], Asked | Loaded | Continued]
@@ -117,7 +115,7 @@ class Asking:
             raise HeadraceError(ErrorCode.INVALID_REQUEST, message)
         calls = [(asked, first)]
         for number, other in enumerate(asked.others, start=1):
-            outgoing = first.outgoing._replace(id=f"{first.outgoing.id[:MAX_ID_CHARS]}-{number}", body=other.body)
+            outgoing = first.outgoing._replace(id=choice_id(first.outgoing.id, number), body=other.body)
             intake = first._replace(outgoing=outgoing)
             self._repeats.check(intake, other.request, time.monotonic())
             calls.append((other, intake))

@@ -87,8 +87,8 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
-        endpoint = self._directory.find(scope["path"])
-        if endpoint is None and (endpoint := self._directory.find(plain := _plain(scope["path"]))) is not None:
+        endpoint = self._directory.find(plain := _plain(scope["path"]))
+        if endpoint is not None:
             scope["path"] = plain
         path: str = scope["path"]
         kind = Kind.LISTS if endpoint is None else endpoint.kind

@@ -19,6 +19,8 @@ from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_tenant, request_name, split_name
 
+# Of an id that is too long for the ids of further choices: more than the name of a key.
+_KEPT_CHARS = 80
 _ORDER = {Priority.LOW: 0, Priority.MEDIUM: 1, Priority.HIGH: 2}
 
 
@@ -152,15 +154,29 @@ def meant_name(caller: Caller, given: str) -> str:
 
 
 def request_id(caller: Caller, headers: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of a new request, and whether the caller chose it. An id that is not valid is ignored.
+    """The id of a new request, and whether the caller chose it. A key that cannot be an id stands for one.
 
     `X-Request-Id` is none: a proxy or an agent gives one to all the calls of one inbound request.
     """
     given = headers.get("idempotency-key", "")
+    if not given:
+        return own_id(caller, secrets.token_hex(12)), False
     chosen = own_id(caller, given)
-    if given and is_request_id(chosen) and not is_generated_id(chosen):
-        return chosen, True
-    return own_id(caller, secrets.token_hex(12)), False
+    return chosen if _can_be_id(chosen) else own_id(caller, f"key-{_digest(given)}"), True
+
+
+def choice_id(first: str, number: int) -> str:
+    """The id of a further choice of a call, after the id of its first. It begins like that one, with the key's name."""
+    chosen = f"{first}-{number}"
+    return chosen if _can_be_id(chosen) else f"{first[:_KEPT_CHARS]}-{_digest(first)}-{number}"
+
+
+def _can_be_id(chosen: str) -> bool:
+    return is_request_id(chosen) and not is_generated_id(chosen)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def is_loopback(host: str) -> bool:

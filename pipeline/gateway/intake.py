@@ -43,6 +43,7 @@ class Intake(NamedTuple):
         statuses: whether a stream says where the request stands (`X-Headrace-Status: 1`).
         spaces: whether a whole response begins with white space while it waits (`X-Headrace-Keep-Alive: 1`).
         key: the name of the API key that the request is charged to; empty without keys.
+        idempotency_key: as the caller sent it; empty for none.
     """
 
     outgoing: Outgoing
@@ -52,6 +53,7 @@ class Intake(NamedTuple):
     statuses: bool = False
     spaces: bool = False
     key: str = ""
+    idempotency_key: str = ""
 
 
 def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default: Priority, saturated: bool) -> Intake:
@@ -91,6 +93,7 @@ def take_in(caller: Caller, headers: Mapping[str, str], asked: Asked, *, default
         statuses=headers.get("x-headrace-status", "").strip() == "1",
         spaces=headers.get("x-headrace-keep-alive", "").strip() == "1",
         key="" if caller.key is None else caller.key.name,
+        idempotency_key=headers.get("idempotency-key", ""),
     )
 
 
@@ -186,7 +189,7 @@ class Repeats:
         if self._asked.setdefault(intake.outgoing.name, (now, digest))[1] != digest:
             raise HeadraceError(
                 ErrorCode.INVALID_REQUEST,
-                f"Idempotency key {quoted(intake.outgoing.id, 128)} was used for a different request "
+                f"Idempotency key {quoted(intake.idempotency_key, 128)} was used for a different request "
                 "less than 2 minutes ago. Use a new key.",
             )
 

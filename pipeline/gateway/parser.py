@@ -20,7 +20,7 @@ class Head(Protocol):
     headers: list[tuple[bytes, bytes]]
 
 
-class HttpParser(httptools.HttpRequestParser):
+class HttpParser:
     """httptools' parser for one connection.
 
     The connection ignores `on_headers_complete` and `on_message_complete` while `offers` is true.
@@ -30,27 +30,49 @@ class HttpParser(httptools.HttpRequestParser):
     """
 
     def __init__(self, connection: Head) -> None:
-        super().__init__(connection)
         self._connection = connection
-        # As uvicorn sets it: data behind a request that closes the connection is no error.
-        self.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser = self._begin()
 
     @property
     def offers(self) -> bool:
         """Whether the request that is being parsed offers another protocol."""
-        return bool(self.should_upgrade()) and self.get_method() != b"CONNECT"
+        return self.should_upgrade() and self.get_method() != b"CONNECT"
 
-    def feed_data(self, data: bytes) -> None:  # type: ignore[override]
+    def feed_data(self, data: bytes) -> None:
         """Parse data; raises as httptools does, and for an offer only at CONNECT."""
         while True:
             try:
-                super().feed_data(data)
+                self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as offer:
                 if not self.offers:
                     raise
                 data = self._head_without_offer() + data[offer.args[0] :]
+                # If the request also closes the connection, the parser that read the offer ignores all that follows.
+                self._parser = self._begin()
             else:
                 return
+
+    def get_method(self) -> bytes:
+        """The method of the request that is being parsed."""
+        return self._parser.get_method()
+
+    def get_http_version(self) -> str:
+        """The version of HTTP, as `1.1`."""
+        return self._parser.get_http_version()
+
+    def should_keep_alive(self) -> bool:
+        """Whether the connection stays open after the response."""
+        return self._parser.should_keep_alive()
+
+    def should_upgrade(self) -> bool:
+        """Whether the request asks for another protocol."""
+        return bool(self._parser.should_upgrade())
+
+    def _begin(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self._connection)
+        # As uvicorn sets it: data behind a request that closes the connection is no error.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
 
     def _head_without_offer(self) -> bytes:
         line = b"%s %s HTTP/%s\r\n" % (self.get_method(), self._connection.url, self.get_http_version().encode())

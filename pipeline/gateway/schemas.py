@@ -85,7 +85,7 @@ ASKING = (
     header("X-Priority", "The priority. The default is the key's, or medium.", enum=["high", "medium", "low"]),
     header("X-Request-Timeout", "The timeout in seconds.", pattern=r"^[0-9]{1,7}(\.[0-9]{1,6})?$"),
     header("X-Exact", "Whether the text must be exact, as with the field `exact`.", enum=["true", "false"]),
-    header("Idempotency-Key", "The request's id. Within two minutes the same id is the same request."),
+    header("Idempotency-Key", "Makes the request's id. Within two minutes the same key is the same request."),
     header("Prefer", "`respond-async`: respond with 202 at once, and keep the answer for a later read."),
     header("X-Headrace-Status", "`1`: a stream says where the request stands."),
     header("X-Headrace-Keep-Alive", "`1`: a whole response begins with white space while it waits."),

@@ -80,7 +80,8 @@ class HttpConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.parser = self._parser = HttpParser(self)
+        self._parser = HttpParser(self)
+        self.parser = self._parser  # type: ignore[assignment]
         self._head_bytes = 0
         self._in_head = True
         self._late: asyncio.TimerHandle | None = None

@@ -456,7 +456,9 @@ def _decode_text(body: bytes) -> str:
 
 
 def _check(request: ChatRequest) -> None:
-    if (request.messages is None) == (request.prompt is None):
+    if request.messages is None and request.prompt is None:
+        raise _invalid("`messages` is required.", "messages")
+    if request.messages is not None and request.prompt is not None:
         raise _invalid("Send either `messages` or `prompt`, and not both.", "messages")
     for name, neutral in _NEUTRAL.items():
         if (value := getattr(request, name)) is not None and value not in neutral:

@@ -75,7 +75,9 @@ class OllamaDialect:
             )
         model = model or OllamaModel(work.model)
         path, body = call_of(work, model, default_max_tokens=self._default_max_tokens)
-        reader = LineReader(work.id, notes_on(work.request, model), scores=work.request.alternatives is not None)
+        asks = bool(body.get("messages") or body.get("prompt"))
+        scores = work.request.alternatives is not None
+        reader = LineReader(work.id, notes_on(work.request, model), scores=scores, asks=asks)
         return Call(self.client.answer(path, body), reader, limit=body["options"]["num_predict"])
 
     async def embed(self, request: EmbeddingRequest, model: str) -> Embedded:

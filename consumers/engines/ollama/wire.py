@@ -104,6 +104,8 @@ class _AnswerLine(Struct):
         )
 
 
+# The `done_reason` of an answer without a text: the model was loaded for it.
+_LOADED = "load"
 _NO_SCORES = "This server reports no log-probabilities. Ollama does from version 0.12.11."
 
 
@@ -114,13 +116,15 @@ class LineReader:
         request_id: the request's id.
         notes: for the last piece.
         scores: whether the request asks for log-probabilities.
+        asks: whether there is something to answer. An empty prompt only loads the model.
 
     Attributes:
         timing: the server's figures, once its last part was read; None before.
     """
 
-    def __init__(self, request_id: str, notes: Sequence[str] = (), *, scores: bool = False) -> None:
+    def __init__(self, request_id: str, notes: Sequence[str] = (), *, scores: bool = False, asks: bool = True) -> None:
         self.timing: Timing | None = None
+        self._unanswered = asks
         self._request_id = request_id
         self._notes = list(notes)
         self._waits_for_scores = scores
@@ -130,7 +134,8 @@ class LineReader:
         """A part of the answer as a piece.
 
         Raises:
-            BadAnswer: the part does not have the shape of Ollama's.
+            BadAnswer: the part does not have the shape of Ollama's, or is the end of an answer that has only loaded the
+                model.
         """
         read = _converted(part, _AnswerLine)
         message = read.message or _LineMessage()
@@ -142,7 +147,11 @@ class LineReader:
         )
         if piece.scores:
             self._waits_for_scores = False
+        if piece.text or piece.tool_calls or piece.reasoning:
+            self._unanswered = False
         if read.done:
+            if self._unanswered and read.done_reason == _LOADED:
+                raise BadAnswer("Ollama loaded the model and did not answer.")
             piece.notes = [*self._notes, *([_NO_SCORES] if self._waits_for_scores else [])]
             prompt, answer = read.prompt_eval_count or 0, read.eval_count or 0
             self.timing = read.timing

@@ -9,7 +9,7 @@ from typing import Any
 from consumers.engines.server.dialect import PartReader
 from consumers.engines.server.errors import BadAnswer, ServerError
 from pipeline.core.server_pace import Timing
-from pipeline.engine import Piece
+from pipeline.engine import CUT_IN_REASONING, Piece
 from pipeline.wire.errors import HeadraceError
 
 
@@ -48,6 +48,7 @@ class ServerGeneration:
         self._piece: Piece | None = None
         self._error: HeadraceError | None = None
         self._over = False
+        self._reasoned = False
         self._news = asyncio.Event()
         self._task = asyncio.create_task(self._read(), name=f"answer-{request_id}")
         # A callback, because a task that is cancelled before its first step runs no `finally`.
@@ -106,6 +107,9 @@ class ServerGeneration:
         self.whole = piece.usage is not None
         if not self.whole:
             self._parted(self)
+        self._reasoned |= bool(piece.reasoning)
+        if piece.finish_reason == "length" and self._reasoned and not (self.begun or piece.text or piece.tool_calls):
+            piece.notes = [*piece.notes, CUT_IN_REASONING]
         if piece.text or piece.tool_calls:
             self.begun = True
         elif piece.usage is None and not (piece.reasoning or piece.scores):

@@ -48,6 +48,14 @@ def test_a_key_that_is_made_is_let_in_and_stands_in_the_file_as_a_hash_only(file
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_a_byte_order_mark_before_the_settings_is_no_part_of_them(file: Path, capsys):
+    file.write_bytes(b"\xef\xbb\xbf" + SETTINGS.replace("\n", "\r\n").encode())
+    assert load(environ={}, file=file).slots == 4
+    assert key("add", "alice", "--config", file) == 0
+    assert name_behind(capsys.readouterr().out, file) == "alice"
+    assert "slots = 4  # as many as fit" in file.read_text()
+
+
 def test_a_key_may_what_it_was_made_for(file: Path):
     more = ("--tenant", "lab", "--priority", "low", "--highest", "medium", "--answers-per-s", "2.5", "--operator")
     assert key("add", "bob", *more, "--config", file) == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import batch_lines
-from pipeline.core.batch_lines import MOST_FAULTS, Checking, Cutter, LinesEnded
+from pipeline.core.batch_lines import MOST_FAULTS, Checking, Cutter, LinesEnded, read_line
 from pipeline.wire.batches import RequestCounts, window_s
 
 CHAT = "/v1/chat/completions"
@@ -58,6 +58,15 @@ def test_a_line_that_was_cut_is_too_large_and_not_called_malformed():
         (2, "request_too_large"),
         (3, "request_too_large"),
     ]
+
+
+def test_half_a_character_in_a_line_is_replaced_as_in_a_call():
+    halves = line("a\ud83d", body={"prompt": "\udc00"})
+    assert b"\\ud83d" in halves
+    assert checked(halves).faults == []
+    read = read_line(halves)
+    assert (read.custom_id, json.loads(bytes(read.body))) == ("a\ufffd", {"prompt": "\ufffd"})
+    assert read_line(halves.replace(b'"POST"', b"5")).param == "method"
 
 
 @pytest.mark.parametrize(

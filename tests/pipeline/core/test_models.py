@@ -254,6 +254,17 @@ def test_an_engine_with_internal_models_alone_answers_nobody():
     assert refusal.value.code is ErrorCode.MODEL_NOT_FOUND
 
 
+@pytest.mark.parametrize("requested", ["smollm2", "smollm2:latest", "library/smollm2", "SmolLM2:Latest"])
+def test_a_model_of_mlx_answers_to_every_spelling_by_which_the_lists_show_it(requested):
+    names = catalogue(mlx=["smollm2"], ollama=["qwen3:4b"], table={"smollm2": "smollm2:135m"})
+    assert spelled(requested, names.listed()) == "smollm2"
+    assert names.engines_for(requested) == {"mlx"}
+    assert names.model_on("mlx", requested) == "smollm2"
+    assert ollama_model_for(requested, names.table, ["smollm2:135m"], INTERNAL) == "smollm2:135m"
+    with pytest.raises(HeadraceError, match='Model "smollm2:360m" is not available'):
+        names.engines_for("smollm2:360m")
+
+
 def test_lists_show_each_model_once_and_no_internal_one():
     assert catalogue(mlx=["b", "a"], ollama=["z", "a", "tinyllama"]).listed() == ["b", "a", "z"]
 

@@ -115,6 +115,29 @@ async def test_who_asks_again_under_the_same_id_gets_the_same_answer(bus, asking
     await bus.unsubscribe(first)
 
 
+async def test_two_tenants_that_ask_under_the_same_id_ask_for_two_requests(bus, asking):
+    for subject in ("llm.ask.high", "llm.ask.high.t.ann", "llm.ask.high.t.bob"):
+        await bus.publish(subject, b"x", headers={MSG_ID: "job-7"}, reply="_INBOX.other")
+    await eventually(lambda: stored_ids(bus, 3))
+    assert await stored_ids(bus, 3) == {"job-7", "t.ann.job-7", "t.bob.job-7"}
+
+
+@pytest.mark.parametrize(
+    ("subject", "bad"),
+    [("llm.ask.high.t.ann", "t.bob.job-7"), ("llm.ask.high", "t.bob.job-7"), ("llm.ask.high", "LLM-1")],
+)
+async def test_a_second_request_under_an_id_that_is_not_valid_is_refused_as_well(bus, asking, subject, bad):
+    await bus.store("llm.request.high.t.bob", b"x", headers={MSG_ID: bad})
+    answer = decode_answer((await bus.request(subject, b"x", headers={MSG_ID: bad}, timeout_s=TIMEOUT_S)).data)
+    assert (answer.error.code, answer.error.param) == ("invalid_request", MSG_ID)
+    assert len(await queued(bus)) == 1
+
+
+async def stored_ids(bus, count):
+    found = [message.headers[MSG_ID] for message in await queued(bus)]
+    return set(found) if len(found) == count else None
+
+
 async def _ignore(_):
     pass
 

@@ -74,6 +74,20 @@ async def test_requests_behind_an_offer_are_answered_in_their_order(serve: Serve
         assert [body["object"] for body in bodies] == ["list", "chat.completion", "list"]
 
 
+@pytest.mark.parametrize("connection_header", ["Connection: Upgrade, close", "Connection: close, Upgrade"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_an_offer_in_the_only_request_of_a_connection_is_ignored(
+    serve: Serve, engine: Engine, connection_header: str, version: str
+):
+    async with serve() as client, Connection(client) as connection:
+        connection.writer.write(head(connection_header, "Upgrade: websocket", version=version) + BODY)
+        await engine.answer(await engine.next_id())
+        async with asyncio.timeout(30):
+            response = await connection.reader.read()  # to the end, which the client asked for
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"Hello there" in response
+
+
 async def test_an_answer_that_comes_soon_comes_without_an_interim_response(
     serve: Serve, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
@@ -137,6 +151,13 @@ async def test_doubled_and_trailing_slashes_are_those_of_a_base_url(serve: Serve
         statuses = [(await client.get(f"http://127.0.0.1:{port}/v1/models{'/' * n}")).status_code for n in range(3)]
         assert statuses[-1] == 429
         assert (await client.get(f"http://127.0.0.1:{port}//nothing//here")).status_code in (404, 429)
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "//v1/models//"])
+async def test_a_slash_after_the_path_of_a_list_is_no_entry_of_it(serve: Serve, path: str):
+    async with serve() as client:
+        response = await client.get(f"http://127.0.0.1:{client.base_url.port}{path}")
+        assert (response.status_code, response.json()["object"]) == (200, "list")
 
 
 APPS = ["app://", "vscode-webview://", "null", "https://chat.example"]

@@ -8,6 +8,7 @@ import pytest
 from pipeline.config import ConfigError, HttpKey, load
 from pipeline.gateway.identity import (
     Caller,
+    choice_id,
     hashed,
     identify,
     is_local_name,
@@ -20,7 +21,7 @@ from pipeline.gateway.identity import (
     request_id,
 )
 from pipeline.gateway.statuses import HttpError
-from pipeline.wire.subjects import Priority, is_request_id
+from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
 
 SECRET, ENTRY = make_key("alice")
 OTHER_SECRET, OTHER = make_key("bob")
@@ -128,11 +129,27 @@ def test_an_id_is_the_callers_where_a_request_may_have_it():
     anybody = Caller("127.0.0.1")
     assert request_id(anybody, {"idempotency-key": "a", "x-request-id": "b"}) == ("a", True)
     assert not request_id(anybody, {"x-request-id": "b"})[1]
-    for given in ("", "a.b", "x" * 129, "LLM-7"):
-        chosen, is_given = request_id(anybody, {"idempotency-key": given})
-        assert chosen != given
-        assert not is_given
-        assert is_request_id(chosen)
+    assert not request_id(anybody, {"idempotency-key": ""})[1]
+
+
+def test_a_key_that_cannot_be_an_id_stands_for_one_all_the_same():
+    anybody, alice = Caller("127.0.0.1"), Caller("alice", "alice", make_key("alice")[1])
+    keys = ("a.b", "order:7", '"8e03978e-40d5-43dd-bc93-6894a57f9324"', "x" * 129, "x" * 130, "LLM-7", "\xfc")
+    chosen = [request_id(caller, {"idempotency-key": key}) for caller in (anybody, alice) for key in keys]
+    assert all(given and is_request_id(each) and not is_generated_id(each) for each, given in chosen)
+    assert len({each for each, _ in chosen}) == len(chosen)
+    assert all(each.startswith("alice-") for each, _ in chosen[len(keys) :])
+    assert chosen == [request_id(caller, {"idempotency-key": key}) for caller in (anybody, alice) for key in keys]
+
+
+@pytest.mark.parametrize("first", ["a", "x" * 126, "x" * 127, "x" * 128, "LLM", "alice-" + "x" * 122])
+def test_the_ids_of_further_choices_are_valid_and_of_this_call_alone(first: str):
+    ids = [choice_id(first, number) for number in range(1, 32)]
+    assert all(is_request_id(each) and not is_generated_id(each) and each.startswith(first[:80]) for each in ids)
+    assert len(set(ids)) == 31
+    other = first[:-1] + "-"
+    assert not {choice_id(other, number) for number in range(1, 32)} & set(ids)
+    assert choice_id("job", 2) == "job-2"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,14 @@ def test_an_id_means_one_request_for_as_long_as_the_broker_remembers_it():
     repeats.check(job, ChatRequest(prompt="y"), 10.0 + DUPLICATE_WINDOW_S)
 
 
+def test_a_refusal_names_the_key_that_the_caller_sent():
+    alice = Caller("alice", "alice", make_key("alice")[1])
+    repeats, job = Repeats(), taken_in({"idempotency-key": "order:7"}, caller=alice)
+    repeats.check(job, ChatRequest(prompt="x"), 10.0)
+    with pytest.raises(HeadraceError, match=r'^Idempotency key "order:7" was used'):
+        repeats.check(job, ChatRequest(prompt="y"), 11.0)
+
+
 def test_of_ids_that_nobody_gave_nothing_is_remembered():
     repeats, generated = Repeats(), taken_in({})
     for prompt in ("x", "y"):

@@ -141,6 +141,15 @@ def test_stops_are_a_list_however_they_were_given():
     )
 
 
+def test_a_body_without_a_conversation_is_told_what_is_missing():
+    """Over HTTP a chat has no `prompt`, so the error does not suggest one."""
+    for body in (b"{}", b'{"messages": null, "model": "m"}'):
+        with pytest.raises(HeadraceError, match=r"^`messages` is required\.$"):
+            decode(body)
+    with pytest.raises(HeadraceError, match="not both"):
+        decode(b'{"messages": [{"role": "user", "content": "a"}], "prompt": "a"}')
+
+
 @pytest.mark.parametrize(("model", "wanted"), [(None, None), ("", None), ("auto", None), ("m", "m"), ("Auto", "Auto")])
 def test_no_model_an_empty_one_and_auto_mean_any(model, wanted):
     assert ask(model=model).wanted_model == wanted

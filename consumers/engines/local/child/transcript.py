@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
 from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
-from pipeline.engine import Piece
+from pipeline.engine import CUT_IN_REASONING, Piece
 from pipeline.wire.messages import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
-
-_CUT_IN_REASONING: Final = (
-    "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
-)
 
 
 class Detokenizer(Protocol):
@@ -211,7 +207,7 @@ class Transcript:
     def _notes_at_end(self) -> list[str]:
         cut = self.finish_reason == "length" and self.separator is not None and self.separator.place == "reasoning"
         of_calls = self.calls.notes if self.calls is not None else ()
-        return [*self.notes, *of_calls, *([_CUT_IN_REASONING] if cut else [])]
+        return [*self.notes, *of_calls, *([CUT_IN_REASONING] if cut else [])]
 
     def _usage(self) -> Usage:
         cached = PromptDetails(self.cached_tokens)

@@ -12,13 +12,14 @@ import pytest
 
 from consumers.engines.ollama import OllamaClient, OllamaEngine
 from pipeline.config import Config
-from pipeline.engine import Misbehaved, Piece, Work
+from pipeline.engine import CUT_IN_REASONING, Misbehaved, Piece, Work
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.ollama_server import Connection, OllamaServer, ollama_server
 
 LAST = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", "eval_count": 2}
 NULLS = {"message": None, "done": True, "done_reason": None, "prompt_eval_count": None, "eval_count": None}
-CONFIG = Config(ollama_timeout_s=0.3, ollama_load_timeout_s=60)
+CONFIG = Config(ollama_timeout_s=60, ollama_load_timeout_s=60)
+IMPATIENT = msgspec.structs.replace(CONFIG, ollama_timeout_s=0.3)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ async def answer_of(config: Config, server: OllamaServer) -> Piece:
             piece = await generation.next()
             whole.text += piece.text
             whole.tool_calls += piece.tool_calls
-            whole.finish_reason, whole.usage = piece.finish_reason, piece.usage
+            whole.finish_reason, whole.usage, whole.notes = piece.finish_reason, piece.usage, piece.notes
         await generation.close()
         return whole
 
@@ -109,6 +110,7 @@ async def test_the_arguments_of_a_tool_call_may_be_null_or_a_string(
         ([said("half "), {"error": {"code": 7}}], '{"code":7}'),
         ([said(tool_calls=[{"function": {}}])], "name"),
         ([b"[]\n"], "[]"),
+        ([LAST | {"done_reason": "load"}], "loaded the model and did not answer"),
     ],
 )
 async def test_an_answer_that_cannot_be_read_fails_with_what_the_server_said(
@@ -118,6 +120,19 @@ async def test_an_answer_that_cannot_be_read_fails_with_what_the_server_said(
     with pytest.raises(Misbehaved) as failed:
         await answer_of(CONFIG, ollama)
     assert names in failed.value.message
+
+
+async def test_an_answer_that_ends_in_its_reasoning_says_so(ollama: OllamaServer) -> None:
+    cut = LAST | {"done_reason": "length"}
+    for lines, notes in (
+        ([said(thinking="Hm"), cut], [CUT_IN_REASONING]),
+        ([cut | {"message": {"role": "assistant", "content": "", "thinking": "Hm"}}], [CUT_IN_REASONING]),
+        ([said(thinking="Hm"), said("Well"), cut], []),
+        ([said(thinking="Hm"), cut | {"done_reason": "stop"}], []),
+        ([said("Well"), cut], []),
+    ):
+        await sends(ollama, lines)
+        assert (await answer_of(CONFIG, ollama)).notes == notes
 
 
 async def test_a_line_without_an_end_is_given_up(ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,12 +147,12 @@ async def test_a_line_without_an_end_is_given_up(ollama: OllamaServer, monkeypat
 
 async def test_a_model_that_loads_for_long_is_waited_for_on_one_connection(ollama: OllamaServer) -> None:
     async def loads(connection: Connection) -> None:
-        await asyncio.sleep(5 * CONFIG.ollama_timeout_s)
+        await asyncio.sleep(5 * IMPATIENT.ollama_timeout_s)
         await connection.lines(said("ok"), LAST)
         await connection.end()
 
     ollama.chat = loads
-    assert (await answer_of(CONFIG, ollama)).text == "ok"
+    assert (await answer_of(IMPATIENT, ollama)).text == "ok"
     assert len(ollama.bodies) == 1
 
 
@@ -157,7 +172,7 @@ async def test_a_server_that_does_not_begin_is_given_up(
     ollama.chat = silent
     if load_timeout_s == 60:
         monkeypatch.setattr(OllamaClient, "_is_there", is_away)
-    config = msgspec.structs.replace(CONFIG, ollama_load_timeout_s=load_timeout_s)
+    config = msgspec.structs.replace(IMPATIENT, ollama_load_timeout_s=load_timeout_s)
     with pytest.raises(Misbehaved, match=f"did not begin within {0.5 if load_timeout_s == 0.5 else 0.3} s"):
         await answer_of(config, ollama)
     released.set()
