@@ -51,8 +51,9 @@ OPENAI = "openai"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
 # The groups stop one after another: first the roles that let requests in, last the broker, which the others need.
-STOP_ORDER = ((GATEWAY,), ("batches", "router"), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
-# The gateway and the router can use this share of the drain time, the engines the rest.
+_EDGE = ((GATEWAY,), ("batches", "router"))
+STOP_ORDER = (*_EDGE, ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
+# The roles that let requests in can use this share of the drain time, the engines the rest.
 _EDGE_SHARE = 0.5
 # The server writes each request before it acknowledges it, so it stops quickly.
 _BROKER_STOP_S = 2.0
@@ -389,7 +390,7 @@ class Local:
         order = [(*names, *self._beside_mlx) if OLLAMA in names else names for names in STOP_ORDER]
         others = tuple(name for name in self._kept if not any(name in names for names in order))
         for names in (others, *order):
-            share = _EDGE_SHARE if names in ((GATEWAY,), ("router",)) else 1.0
+            share = _EDGE_SHARE if names in _EDGE else 1.0
             left_s = max(0.0, begun_at + drain_s * share - now())
             if names == (BROKER,):
                 left_s = _BROKER_STOP_S
