@@ -11,7 +11,7 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -141,55 +141,61 @@ class Local:
                 the user named cannot be got or loaded, or another role cannot start, and a restart does not help.
         """
         with state_lock(self._dir) as lock:
-            run_file = self._dir / instance.RUN_FILE
-            # An `up` that was killed leaves the file, and its roles end a moment after it.
-            patience_s = LOCK_PATIENCE_S if run_file.exists() else 0.0
-            run_file.unlink(missing_ok=True)
-            gateway = any(role.name == GATEWAY for role in self._roles)
-            await check_ports(self._config, broker=self._own_broker, gateway=gateway, patience_s=patience_s)
+            await self._check_ports()
             if not await self._get_model(lifecycle):
                 self._screen.stopped()
                 return
-            broker = Broker(
-                self._dir,
-                lock=lock,
-                log=self._log(BROKER),
-                port=self._config.nats_port,
-                # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
-                preferred_port=0 if self._config.state_dir else NATS_PORT,
-                locked=bool(self._config.http_keys) and not self._config.nats_open,
-            )
-            started = await self._launch_broker(broker) if self._own_broker else None
-            if started is None:
-                await self._prepare(self._config.nats_url)
-            else:
-                self._config = msgspec.structs.replace(self._config, nats_url=broker.url)
-            self._screen.broker(self._config.nats_url, own=self._own_broker)
+            broker = self._own(lock)
+            started = await self._reach(broker)
             async with asyncio.TaskGroup() as group:
                 bounding = group.create_task(keep_bounded(self._dir / "logs"))
                 try:
                     if started is not None:
-                        launch = partial(self._launch_broker, broker)
-                        kept = Kept(
-                            BROKER,
-                            launch,
-                            self._on_report,
-                            self._on_death,
-                            first=started,
-                            most_pause_s=_BROKER_PAUSE_S,
-                        )
-                        self._keep(group, kept)
-                        self._watch_store(broker, kept)
+                        self._keep_broker(group, broker, started)
                     await self._run(lifecycle, group)
                 finally:
-                    self._beside.cancel()
                     bounding.cancel()
-                    for kept in self._kept.values():
-                        kept.kill()
-                    if self._standin_port is not None:
-                        self._standin_port.close()
+                    self._kill_all()
             if self._trouble:
                 raise LaunchError(self._trouble)
+
+    async def _check_ports(self) -> None:
+        run_file = self._dir / instance.RUN_FILE
+        # An `up` that was killed leaves the file, and its roles end a moment after it.
+        patience_s = LOCK_PATIENCE_S if run_file.exists() else 0.0
+        run_file.unlink(missing_ok=True)
+        gateway = any(role.name == GATEWAY for role in self._roles)
+        await check_ports(self._config, broker=self._own_broker, gateway=gateway, patience_s=patience_s)
+
+    def _own(self, lock: IO[str]) -> Broker:
+        """The embedded broker, not started."""
+        return Broker(
+            self._dir,
+            lock=lock,
+            log=self._log(BROKER),
+            port=self._config.nats_port,
+            # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
+            preferred_port=0 if self._config.state_dir else NATS_PORT,
+            locked=bool(self._config.http_keys) and not self._config.nats_open,
+        )
+
+    async def _reach(self, own: Broker) -> Process | None:
+        """Start the embedded broker and return its process, or prepare that of `nats_url` and return None."""
+        started = None
+        if self._own_broker:
+            started = await self._launch_broker(own)
+            self._config = msgspec.structs.replace(self._config, nats_url=own.url)
+        else:
+            await self._prepare(self._config.nats_url)
+        self._screen.broker(self._config.nats_url, own=self._own_broker)
+        return started
+
+    def _kill_all(self) -> None:
+        self._beside.cancel()
+        for kept in self._kept.values():
+            kept.kill()
+        if self._standin_port is not None:
+            self._standin_port.close()
 
     async def _run(self, lifecycle: Lifecycle, group: asyncio.TaskGroup) -> None:
         await self._find_ollama(group)
@@ -236,6 +242,12 @@ class Local:
     def _keep(self, group: asyncio.TaskGroup, kept: Kept) -> None:
         self._kept[kept.name] = kept
         group.create_task(kept.run(), name=kept.name)
+
+    def _keep_broker(self, group: asyncio.TaskGroup, broker: Broker, started: Process) -> None:
+        launch = partial(self._launch_broker, broker)
+        kept = Kept(BROKER, launch, self._on_report, self._on_death, first=started, most_pause_s=_BROKER_PAUSE_S)
+        self._keep(group, kept)
+        self._watch_store(broker, kept)
 
     async def _launch_broker(self, broker: Broker) -> Process:
         """Start the server and create the streams; those in memory are lost when the server dies."""
@@ -420,11 +432,8 @@ def up(
         ollama_url(config.ollama_host)
     if not own_broker:
         check_nats_urls(config.nats_url)
-    try:
-        if ready_file is not None:
-            instance.check_writable(ready_file)
-    except OSError as error:
-        raise LaunchError(f"Cannot write the ready file {ready_file}: {error.strerror}.") from None
+    if ready_file is not None:
+        _check_ready_file(ready_file)
     screen = Screen(config)
     if settings_file is not None:
         screen.settings(settings_file)
@@ -441,6 +450,13 @@ def up(
         await local.serve(lifecycle)
 
     return run(main, config, "up", log_level="warning", drain_timeout_s=config.drain_timeout_s + OVERHEAD_S)
+
+
+def _check_ready_file(path: Path) -> None:
+    try:
+        instance.check_writable(path)
+    except OSError as error:
+        raise LaunchError(f"Cannot write the ready file {path}: {error.strerror}.") from None
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:
