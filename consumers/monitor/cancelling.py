@@ -24,8 +24,9 @@ from pipeline.core.index import Place
 from pipeline.core.leadership import LEASE_S
 from pipeline.delivery.withdraw import withdraw
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Answer, ErrorAnswer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
+from pipeline.wire.messages import Cancelled
 from pipeline.wire.subjects import CANCEL, RELAYED, Move, is_inbox, split_name
 
 log = logging.getLogger(__name__)

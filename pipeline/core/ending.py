@@ -14,8 +14,9 @@ from typing import assert_never
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import Completion, Last, Success
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Completion, EngineName, EventKind, Last, RequestEvent, Success
+from pipeline.wire.messages import EngineName, EventKind, RequestEvent
 from pipeline.wire.subjects import MOVED_BY, MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
 
 # A request whose new lane is full stays where it is, and is delivered again after this long.

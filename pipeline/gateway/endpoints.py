@@ -42,8 +42,9 @@ from pipeline.gateway.schemas import ANSWER, ID
 from pipeline.gateway.uploads import Uploads
 from pipeline.gateway.usage import UsageView
 from pipeline.wire import ollama as ollama_wire
+from pipeline.wire.answers import Completion, EmbeddingList
 from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
-from pipeline.wire.messages import Cancelled, Completion, EmbeddingList, Position
+from pipeline.wire.messages import Cancelled, Position
 from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import EmbeddingRequest
 from pipeline.wire.usage import UsageReport

@@ -34,9 +34,11 @@ from pipeline.delivery.held import Fresh, Held, MustEnd
 from pipeline.engine import Engine, EngineStatus, Generation, NotLoaded, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
+from pipeline.wire.answers import Completion, EmbeddingList, Success
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Completion, EmbeddingList, Success, encode
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.messages import encode
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request
 from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from pipeline.delivery.held import Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import ErrorAnswer, ErrorBody, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode, is_last
+from pipeline.wire.messages import RequestEvent, encode
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.consumers.monitor.conftest import cancel
 from tests.pipeline.worker.conftest import ScriptedEngine, client, start

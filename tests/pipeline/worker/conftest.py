@@ -17,9 +17,9 @@ from pipeline.delivery.lanes import MLX_SOURCE, Source
 from pipeline.engine import Embedded, EngineStatus, Fetcher, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
+from pipeline.wire.answers import Usage, decode_answer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchStep
-from pipeline.wire.messages import Usage, decode_answer, is_last
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from pipeline.worker.worker import Worker

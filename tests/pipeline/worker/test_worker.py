@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from pipeline.broker.connection import NoResponders
-from pipeline.wire.messages import Completion, StoreReport, WorkerStatus, encode
+from pipeline.wire.answers import Completion
+from pipeline.wire.messages import StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import LANES, STORE, STREAM_REQUESTS, Priority
 from tests.pipeline.worker.conftest import ScriptedCounter, ScriptedEngine
 from tests.waiting import TIMEOUT_S, eventually

@@ -18,7 +18,7 @@ import msgspec
 from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import Piece
-from pipeline.wire.messages import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
+from pipeline.wire.answers import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
 
 _CUT_IN_REASONING: Final = (
     "The answer reached its token limit during the reasoning. Raise `max_tokens`, or turn reasoning off."
