@@ -301,8 +301,11 @@ class Worker:
 
     async def _continue_begun(self, consumer: str) -> bool:
         """Go on at once with an answer that Ollama has begun and returned. Returns whether to look for it no more."""
-        permit = self._jobs.permits().reserve() or self._jobs.permits().overflow()
-        if permit is None or self._borrowing is None:
+        if self._borrowing is None:
+            return False
+        # The pulls that free slots are reserved for do not find it: they are of MLX's own lanes.
+        permit = self._jobs.permits().reserve() or self._jobs.permits().overflow(unpulled=True)
+        if permit is None:
             return False
         found: Taken | str = "none"
         try:

@@ -89,6 +89,20 @@ async def test_a_half_read_answer_goes_on_at_once_beyond_the_slots_and_names_bot
     assert "ollama" in answer.headrace.reason
 
 
+async def test_a_half_read_answer_goes_on_at_once_where_the_only_free_slot_awaits_a_request(
+    start, client, spill, loads
+) -> None:
+    mlx, other = await both(start)
+    await spill("half")
+    begun = await other.generation("half")
+    begun.say("one ")
+    await client.until("half", 3)
+    begun.misbehave()
+    (await mlx.generation("half")).finish("two")
+    assert (await client.answer("half")).choices[0].message.content == "one two"
+    assert len(other.submitted) == 1
+
+
 async def test_a_queued_request_is_taken_back_once_mlx_has_a_free_slot(start, client, spill, loads) -> None:
     mlx, other = await both(start)
     await spill("first")
