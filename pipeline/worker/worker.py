@@ -154,7 +154,6 @@ class Worker:
 
     async def _pull(self) -> None:
         while True:
-            await self._until_stored()
             permit, lanes = await self._reserved()
             if lanes is None and not self._may_borrow() and await self._took_several(permit):
                 continue
@@ -190,16 +189,6 @@ class Worker:
         self._rescue.heard(status)
         self._taking.heard(status)
 
-    async def _until_stored(self) -> None:
-        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
-
-        A worker that has just returned a request for MLX waits as well.
-        """
-        while self._store_failed or self._abstains:
-            self._taking.withdraw()
-            self._room.clear()
-            await wait_set(self._room, _ABSTAINS_S if self._abstains else _LOOK_AGAIN_S)
-
     def _lend(self, priority: Priority) -> None:
         """Tell MLX's workers that a request of Ollama's lane is returned for one of them, and do not take it again."""
         self._lent[ollama_consumer(priority)] += 1
@@ -216,17 +205,21 @@ class Worker:
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
 
-        Until then, and while many answers are not stored yet, the open pulls are cancelled.
+        Until then the open pulls are cancelled. There is no permit while the broker stores nothing, because the answer
+        could not be written, while many answers are not stored yet, and just after a request was returned for MLX.
         """
         jobs = self._jobs
-        while jobs.unstored >= _UNSTORED_MOST or (permit := jobs.permits().reserve()) is None:
+        while True:
+            may_take = not (self._store_failed or self._abstains or jobs.unstored >= _UNSTORED_MOST)
+            if may_take and (permit := jobs.permits().reserve()) is not None:
+                return permit, None
             self._taking.withdraw()
-            lanes = self._preempting()
-            if lanes and (permit := jobs.permits().preempt(jobs.as_urgent(lanes[0].priority))):
+            lanes = self._preempting() if may_take else []
+            if lanes and (permit := jobs.permits().preempt(jobs.as_urgent(lanes[0].priority))) is not None:
                 return permit, lanes
+            abstains_s = self._abstains_until - self.me.bus.clock.now()
             self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
-        return permit, None
+            await wait_set(self._room, abstains_s if abstains_s > 0 else _LOOK_AGAIN_S)
 
     async def _took_several(self, permit: Permit) -> bool:
         """Take requests that wait now into half of the free slots. Returns whether there were enough to use permit.
