@@ -306,7 +306,8 @@ class LateAnswer(Struct):
 class Cancelled(Struct):
     """The result of a cancellation: `cancelled`, `finished`, `unknown` or `pending`.
 
-    `pending`: the monitor is still reading the queue. It cancels the request when it reads it.
+    `pending`: the monitor is still reading the queue, and cancels the request when it reads it. Or the request runs,
+    and another monitor, which leads now, ends it.
     """
 
     id: str

@@ -85,6 +85,18 @@ async def test_an_answer_that_a_dead_worker_has_begun_is_cancelled_too(monitor, 
     assert [last for last in await client.record("r1") if is_last(last)] == (await client.record("r1"))[-1:]
 
 
+async def test_a_cancel_is_pending_if_the_monitor_leads_no_more_before_the_request_has_ended(monitor, client, bus):
+    it = await monitor()
+    await client.ask("r1")
+    await seems_to_run(bus, it, "r1")
+    leads, once = it.cancelling.leads, iter([True])
+    it.cancelling.leads = lambda: next(once, False)
+    assert await cancel(bus, "r1") == "pending"
+    assert await client.record("r1") == []
+    it.cancelling.leads = leads
+    assert (await client.answer("r1")).error.code == "cancelled"
+
+
 async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(monitor, client, bus):
     it = await monitor()
     await client.ask("job-7")
