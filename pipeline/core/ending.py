@@ -216,8 +216,8 @@ def steps(outcome: Outcome) -> tuple[EndStep, ...]:
     A process may die between any two steps, so what makes a request findable comes before what removes it. A dead
     letter precedes the last message: a reader that is told to look for the letter finds it. The last message precedes
     the acknowledgement: a redelivery finds the record closed, and stores the account again, which the broker takes
-    once. A moved request is stored before it is acknowledged: it
-    is in two places rather than in none. A return is noted before the nak: the next delivery may follow at once.
+    once. A moved request is stored before it is acknowledged: it is in two places rather than in none. A return is
+    noted before the nak: the next delivery may follow at once.
     """
     match outcome:
         case Answered() | Failed():
