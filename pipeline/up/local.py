@@ -16,23 +16,20 @@ from typing import IO, Any
 import msgspec
 
 from pipeline.aio import Background
-from pipeline.broker import connection, topology
-from pipeline.broker.connection import BusError
-from pipeline.broker.jetstream import Bus
+from pipeline.broker import connection
 from pipeline.config import ENV_PREFIX, FILE_VARIABLE, NO_OLLAMA, Config, to_environment
 from pipeline.core.cores import divide, usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.process.python import module_command, with_import_root
 from pipeline.up import instance
+from pipeline.up.brokers import prepare_broker, start_broker
 from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
-from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.ports import check_ports, held_port
 from pipeline.up.reach import (
     NATS_PORT,
-    broker_trouble,
     check_nats_urls,
     ollama_answers,
     ollama_shares_cpu,
@@ -186,7 +183,7 @@ class Local:
             started = await self._launch_broker(own)
             self._config = msgspec.structs.replace(self._config, nats_url=own.url)
         else:
-            await self._prepare(self._config.nats_url)
+            await prepare_broker(self._config.nats_url, self._config)
         self._screen.broker(self._config.nats_url, own=self._own_broker)
         return started
 
@@ -250,35 +247,10 @@ class Local:
         self._watch_store(broker, kept)
 
     async def _launch_broker(self, broker: Broker) -> Process:
-        """Start the server and create the streams; those in memory are lost when the server dies."""
-        mending = Mending(broker.folder, self._log(BROKER))
-        try:
-            await asyncio.to_thread(mending.look)
-        except OSError as error:
-            trouble = f"A damaged file of the broker's store cannot be set aside: {error.strerror or error}."
-            raise LaunchError(f"{trouble} Make room on its disk.") from None
-        server = await broker.start()
-        try:
-            await self._mended(mending, broker.url)
-        except BaseException:
-            server.kill()
-            raise
+        server = await start_broker(broker, self._config, self._log(BROKER), self._screen.mended)
         if BROKER in self._kept:
             self._on_report(self._kept[BROKER], Report("ready", shown(broker.url)))
         return server
-
-    async def _mended(self, mending: Mending, url: str) -> None:
-        """Set aside what the server could not load, create the streams, and say what was done."""
-        try:
-            async with Bus.connect(url, name="headrace up") as bus:
-                for said in await mending.mend(bus):
-                    self._screen.mended(said)
-            await self._prepare(url)
-            async with Bus.connect(url, name="headrace up") as bus:
-                for said in await mending.losses(bus):
-                    self._screen.mended(said)
-        except (BusError, OSError) as error:
-            raise LaunchError(f"The broker's store cannot be used: {error}") from None
 
     def _watch_store(self, broker: Broker, kept: Kept) -> None:
         """Report on the broker's store, and restart the broker when that is what the store needs."""
@@ -291,15 +263,6 @@ class Local:
         log, most = self._log(BROKER), most_stored()
         keeper = Storekeeper(self._config, broker.folder, log, most, restart, self._screen.store)
         self._beside.start(keeper.run(), what="watching the broker's store")
-
-    async def _prepare(self, url: str) -> None:
-        if trouble := await broker_trouble(url):
-            raise LaunchError(f"{trouble} Correct --nats-url, or leave it out: headrace then starts its own server.")
-        try:
-            async with Bus.connect(url, name="headrace up") as bus:
-                await topology.apply(bus.js, self._config)
-        except (BusError, topology.TopologyError) as error:
-            raise LaunchError(str(error)) from None
 
     async def _find_ollama(self, group: asyncio.TaskGroup) -> None:
         """Select the Ollama server that answers, or else start the stand-in, or use none."""
