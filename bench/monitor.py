@@ -37,7 +37,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import ENV_PREFIX, Config, to_environment
 from pipeline.process.lifecycle import loop_factory
 from pipeline.up.server import find_conf, find_server
-from pipeline.wire.messages import decode_answer
+from pipeline.wire.answers import decode_answer
 from pipeline.wire.subjects import (
     CANCEL,
     LANES,

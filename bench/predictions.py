@@ -26,7 +26,8 @@ import msgspec
 import nats
 
 from bench.running import ALONE, up
-from pipeline.wire.messages import Position, Status, decode_answer, is_last
+from pipeline.wire.answers import Status, decode_answer, is_last
+from pipeline.wire.messages import Position
 from pipeline.wire.subjects import MSG_ID, QUEUE_POSITION, Priority, reply_subject
 
 PARTS = {Priority.HIGH: 0.2, Priority.MEDIUM: 0.4, Priority.LOW: 0.4}

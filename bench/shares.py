@@ -26,7 +26,7 @@ from bench.running import ALONE, up
 from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.core.scheduler import shares
-from pipeline.wire.messages import Chunk, decode_answer, is_last
+from pipeline.wire.answers import Chunk, decode_answer, is_last
 from pipeline.wire.subjects import MSG_ID, Priority, reply_subject
 
 WAITING = 48

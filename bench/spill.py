@@ -30,7 +30,8 @@ import msgspec
 import nats
 
 from bench.running import ALONE, flushed, process, up
-from pipeline.wire.messages import Chunk, Completion, Load, Status, decode_answer, is_last
+from pipeline.wire.answers import Chunk, Completion, Status, decode_answer, is_last
+from pipeline.wire.messages import Load
 from pipeline.wire.subjects import LOAD, MSG_ID, reply_subject
 
 ROWS = ("backlog", "both", "shared", "onset")

@@ -34,7 +34,8 @@ from consumers.engines.local.child.speed import load_blas
 from consumers.engines.local.protocol import Step
 from pipeline.config import Config
 from pipeline.engine import Piece, Work
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.decoding import decode_chat
+from pipeline.wire.requests import ChatRequest
 
 WARM_STEPS = 10
 LIMIT_TOKENS = 600

@@ -57,11 +57,7 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
         models = [await obtain(config_of(each, config), lifecycle, every_s=_REPORT_EVERY_S) for each in wanted]
     except GettingStopped:
         return
-    engine: Growing | Fleet
-    if len(wanted) > 1:
-        engine = fleet_of(config, wanted, models)
-    else:
-        engine = Growing(config, _fleet_model(wanted[0], models[0], config), _budget_bytes(config))
+    engine = _engine_of(config, wanted, models)
     # First, so that the model is loaded while the broker is reached.
     async with engine, role("mlx", config) as me:
         fetcher = None
@@ -70,19 +66,28 @@ async def main(config: Config, lifecycle: Lifecycle) -> None:
             fetched = _Fetched(engine, config)
             await fetched.serve_again()
             fetcher = StoreFetcher(config, fetched.serve)
-        working = asyncio.ensure_future(Worker(me, engine, config, MLX_SOURCE, fetcher=fetcher).run(lifecycle))
-        failing = asyncio.ensure_future(engine.load_failed())
-        try:
-            await asyncio.wait([working, failing], return_when=asyncio.FIRST_COMPLETED)
-            if not failing.done():
-                await working
-                return
-            lifecycle.stop(drain_s=0.0)
+        await _run(Worker(me, engine, config, MLX_SOURCE, fetcher=fetcher), engine, lifecycle)
+
+
+async def _run(worker: Worker, engine: Growing | Fleet, lifecycle: Lifecycle) -> None:
+    """Run the worker until it has drained, or until a model that must be loaded cannot be.
+
+    Raises:
+        StartError: the model cannot be loaded.
+    """
+    working = asyncio.ensure_future(worker.run(lifecycle))
+    failing = asyncio.ensure_future(engine.load_failed())
+    try:
+        await asyncio.wait([working, failing], return_when=asyncio.FIRST_COMPLETED)
+        if not failing.done():
             await working
-            raise StartError(failing.result())
-        finally:
-            failing.cancel()
-            working.cancel()
+            return
+        lifecycle.stop(drain_s=0.0)
+        await working
+        raise StartError(failing.result())
+    finally:
+        failing.cancel()
+        working.cancel()
 
 
 async def _with_draft(wanted: WantedModel, config: Config, lifecycle: Lifecycle) -> WantedModel:
@@ -92,6 +97,12 @@ async def _with_draft(wanted: WantedModel, config: Config, lifecycle: Lifecycle)
         return wanted
     found = await obtain(draft, lifecycle, every_s=_REPORT_EVERY_S)
     return wanted._replace(entry=msgspec.structs.replace(wanted.entry, draft_model=found.path))
+
+
+def _engine_of(config: Config, wanted: Sequence[WantedModel], models: Sequence[LocalModel]) -> Growing | Fleet:
+    if len(wanted) > 1:
+        return fleet_of(config, wanted, models)
+    return Growing(config, _fleet_model(wanted[0], models[0], config), _budget_bytes(config))
 
 
 def fleet_of(config: Config, wanted: Sequence[WantedModel], models: Sequence[LocalModel]) -> Fleet:

@@ -10,18 +10,10 @@ from typing import Protocol, Self
 
 import msgspec
 
+from pipeline.wire.answers import FinishReason, TokenScore, ToolCall, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchStep
-from pipeline.wire.messages import (
-    Dialect,
-    EngineName,
-    FinishReason,
-    ModelFacts,
-    TokenScore,
-    ToolCall,
-    Usage,
-    WorkerState,
-)
+from pipeline.wire.messages import Dialect, EngineName, ModelFacts, WorkerState
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Priority
 

@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,43 +99,53 @@ async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 
         for worker in workers:
             worker.hold_down()
             worker.kill()
-        entries = [Entry(f"q{n}", "cancelled", False, 0.0, may_end=frozenset({"cancelled"})) for n in range(requests)]
-        body = json.dumps({"prompt": "x", "max_tokens": 4}).encode()
         began_at = time.monotonic()
-        await _side_by_side(
-            64,
-            (
-                _publish(scene, entry, f"llm.request.{draw.choice(('high', 'medium', 'low'))}", body)
-                for entry in entries
-            ),
-        )
+        entries = await _queued(scene, requests, draw)
         queued_at = time.monotonic()
         chosen = draw.sample(entries, requests // 2)
-        late = chosen[int(len(chosen) * 0.9) :]
-        await _side_by_side(64, (scene.client.cancel(entry.id) for entry in chosen[: -len(late)]))
+        first_late = int(len(chosen) * 0.9)
+        early, late = chosen[:first_late], chosen[first_late:]
+        await _side_by_side(64, (scene.client.cancel(entry.id) for entry in early))
         cancelled_at = time.monotonic()
         # The last cancels race with the engines.
         for worker in workers:
             worker.let_up()
         await _side_by_side(16, (scene.client.cancel(entry.id) for entry in late))
         quiet = await scene.settle(_WAIT_S + requests / 50)
-        in_queue = scene.client.cancelled_in_queue
-        seen = [request_id for request_id in in_queue if scene.client.started[request_id]]
-        summary = scene.ledger.summary()
-        wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
-        wrong += [] if quiet else ["requests are still open at the end"]
-        wrong += [f"engines began {len(seen)} cancelled requests: {seen[:3]}"] if seen else []
-        early = {entry.id for entry in chosen[: -len(late)]}
-        missed = list(early - in_queue)
-        wrong += [f"{len(missed)} cancels before any engine ran had no effect: {missed[:3]}"] if missed else []
+        ended = _ended_by_cancels(scene, early, quiet=quiet)
         lines = [
             f"queued {requests} in {queued_at - began_at:.1f} s",
             f"cancelled {len(early)} in {cancelled_at - queued_at:.1f} s, then {len(late)} beside running engines",
-            f"ended: {dict(summary.ended)}",
-            f"cancelled while queued {len(in_queue)}; engines began {len(seen)} of them",
-            f"requests begun by engines {len(scene.client.started)}; answers to cancels {dict(scene.client.cancels)}",
         ]
-        return Shown(lines, wrong)
+        return Shown(lines + ended.lines, ended.wrong)
+
+
+async def _queued(scene: Stage, requests: int, draw: random.Random) -> list[Entry]:
+    """Publish many short requests in all lanes."""
+    entries = [Entry(f"q{n}", "cancelled", False, 0.0, may_end=frozenset({"cancelled"})) for n in range(requests)]
+    body = json.dumps({"prompt": "x", "max_tokens": 4}).encode()
+    lanes = [f"llm.request.{draw.choice(('high', 'medium', 'low'))}" for _ in entries]
+    works = (scene.client.publish(entry, lane, body, {}) for entry, lane in zip(entries, lanes, strict=True))
+    await _side_by_side(64, works)
+    return entries
+
+
+def _ended_by_cancels(scene: Stage, early: Sequence[Entry], *, quiet: bool) -> Shown:
+    """How the requests ended. `early` were cancelled before any engine ran."""
+    in_queue = scene.client.cancelled_in_queue
+    begun = [request_id for request_id in in_queue if scene.client.started[request_id]]
+    missed = [entry.id for entry in early if entry.id not in in_queue]
+    summary = scene.ledger.summary()
+    wrong = [f"{kind} {count}" for kind, count in summary.faults.items()]
+    wrong += [] if quiet else ["requests are still open at the end"]
+    wrong += [f"engines began {len(begun)} cancelled requests: {begun[:3]}"] if begun else []
+    wrong += [f"{len(missed)} cancels before any engine ran had no effect: {missed[:3]}"] if missed else []
+    lines = [
+        f"ended: {dict(summary.ended)}",
+        f"cancelled while queued {len(in_queue)}; engines began {len(begun)} of them",
+        f"requests begun by engines {len(scene.client.started)}; answers to cancels {dict(scene.client.cancels)}",
+    ]
+    return Shown(lines, wrong)
 
 
 async def rolling(folder: Path, config: Config, *, rounds: int = 1, seed: int = 1) -> Shown:
@@ -187,10 +197,6 @@ def _in_mid_answer(scene: Stage) -> list[Entry]:
 
 def _all_seen(entry: Entry) -> list[bytes]:
     return [*(kept.data for kept in entry.record), *entry.live, *(entry.inbox or ())]
-
-
-async def _publish(scene: Stage, entry: Entry, subject: str, body: bytes) -> None:
-    await scene.client.publish(entry, subject, body, {})
 
 
 async def _side_by_side(width: int, works: Iterator[Awaitable[Any]]) -> None:

@@ -16,9 +16,9 @@ from pipeline.core.charging import charged
 from pipeline.gateway.dialects.batches import failed, read_call, succeeded
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.process.role import Role
+from pipeline.wire.answers import Answer, ErrorAnswer, ErrorBody, Success, is_last
 from pipeline.wire.batches import BatchOrder, LineFault, LineResult, line_id
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Answer, ErrorAnswer, ErrorBody, Success, is_last
 from pipeline.wire.subjects import BATCH, KEY, TENANT, TIMEOUT, Lane, Priority, Task, request_name
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from pipeline.core.pauses import shown_pauses
 from pipeline.core.statistics import Statistics, Unknown, servers_of
 from pipeline.core.turns import requests_before
 from pipeline.process.role import Role
-from pipeline.wire.messages import Answer, Model, ModelList, Position, RequestEvent, decode_answer, is_last
+from pipeline.wire.answers import Answer, decode_answer, is_last
+from pipeline.wire.messages import Model, ModelList, Position, RequestEvent
 from pipeline.wire.subjects import (
     MODELS,
     QUEUE_POSITION,

@@ -24,8 +24,9 @@ from pipeline.core.index import Place
 from pipeline.core.leadership import LEASE_S
 from pipeline.delivery.withdraw import withdraw
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Answer, ErrorAnswer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Answer, Cancelled, ErrorAnswer, is_last
+from pipeline.wire.messages import Cancelled
 from pipeline.wire.subjects import CANCEL, RELAYED, Move, is_inbox, split_name
 
 log = logging.getLogger(__name__)
@@ -194,12 +195,15 @@ class Cancelling:
         self._waits.start(self._until_ended(name, cancel, reply), what=f"the cancel of request {name}")
 
     async def _until_ended(self, name: str, cancel: OpenCancel, reply: str) -> None:
-        """Wait until a running request has ended, and end it if its worker does not."""
+        """Wait until a running request has ended, and end it if its worker does not.
+
+        The reply is `pending` if neither has happened: the monitor that leads then carries the cancel out later.
+        """
         try:
             state = await self._left_to_worker(name, cancel) or await self._forced(name, cancel)
             if state is not None:
                 self._cancels.done(name, cancel)
-            await self._reply(name, reply, state or "cancelled")
+            await self._reply(name, reply, state or "pending")
         except BusError as error:
             log.warning("Request %s was not cancelled yet: %s", name, error)
         finally:

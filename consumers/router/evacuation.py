@@ -22,8 +22,9 @@ from pipeline.delivery.held import Held
 from pipeline.delivery.lanes import OLLAMA_SOURCE
 from pipeline.delivery.taking import Taken, Taking
 from pipeline.process.role import Role
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.requests import Request, decode_request
+from pipeline.wire.requests import Request
 from pipeline.wire.subjects import Lane
 
 _LOOK_EVERY_S = 0.1

@@ -13,8 +13,9 @@ from pipeline.core.triage import Decision, Room, Verdict, Waiting, classify, spi
 from pipeline.core.triage import Outcome as Choice
 from pipeline.delivery.held import Held
 from pipeline.process.role import Role
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request
 from pipeline.wire.subjects import Lane, Move, Task, ollama_subject
 
 # A request that stays on its lane is delivered again after this long.

@@ -19,8 +19,9 @@ from pipeline.broker.jetstream import BATCH, STORE_PATIENCE_S, Ack, Bus, LaneFul
 from pipeline.core.anew import cancelled_at, headers_anew
 from pipeline.core.triage import Verdict
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Answer, decode_answer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Answer, Cancelled, Position, decode_answer, is_last
+from pipeline.wire.messages import Cancelled, Position
 from pipeline.wire.subjects import (
     CANCEL,
     MSG_ID,

@@ -40,6 +40,18 @@ async def read_heads(
     Raises:
         Unreachable: the stream does not answer.
     """
+    body = {"seq": start, "next_by_subj": ">", "batch": messages, "max_bytes": max_bytes}
+    try:
+        heads, ended_with = await _get_batch(bus, stream, msgspec.json.encode(body))
+    except (nats.errors.Error, TimeoutError) as error:
+        raise Unreachable(f"{stream} does not answer: {what(error)}") from error
+    if ended_with not in _END_OF_BATCH:
+        raise Unreachable(f"{stream} does not answer: status {ended_with.decode()}")
+    return heads
+
+
+async def _get_batch(bus: Bus, stream: str, body: bytes) -> tuple[list[bytes], bytes]:
+    """The headers of the messages of one batch, and the status that ended it."""
     inbox, heads = bus.nc.new_inbox(), list[bytes]()
     status: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -50,22 +62,15 @@ async def read_heads(
         elif not status.done():
             status.set_result(found[1])
 
+    subscription = await bus.nc.subscribe(inbox)
+    bus.nc.takers[subscription._id] = take  # noqa: SLF001 - the client's number of it
     try:
-        subscription = await bus.nc.subscribe(inbox)
-        bus.nc.takers[subscription._id] = take  # noqa: SLF001 - the client's number of it
-        try:
-            body = {"seq": start, "next_by_subj": ">", "batch": messages, "max_bytes": max_bytes}
-            await bus.nc.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(body), reply=inbox)
-            async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                ended_with = await status
-        finally:
-            bus.nc.takers.pop(subscription._id, None)  # noqa: SLF001 - as above
-            await bus.unsubscribe(subscription)
-    except (nats.errors.Error, TimeoutError) as error:
-        raise Unreachable(f"{stream} does not answer: {what(error)}") from error
-    if ended_with not in _END_OF_BATCH:
-        raise Unreachable(f"{stream} does not answer: status {ended_with.decode()}")
-    return heads
+        await bus.nc.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            return heads, await status
+    finally:
+        bus.nc.takers.pop(subscription._id, None)  # noqa: SLF001 - as above
+        await bus.unsubscribe(subscription)
 
 
 async def readable(bus: Bus, stream: str) -> set[int]:

@@ -12,9 +12,9 @@ import msgspec
 
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
+from pipeline.wire.answers import ErrorAnswer
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchCall, FetchReport
-from pipeline.wire.messages import ErrorAnswer
 from pipeline.wire.subjects import FETCH
 
 # How often a worker is asked how far it is.

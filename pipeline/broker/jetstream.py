@@ -26,7 +26,8 @@ from pipeline.broker.connection import (
     what,
 )
 from pipeline.core.backoff import Backoff
-from pipeline.wire.messages import Answer, StoreFailure, encode, read_answer
+from pipeline.wire.answers import Answer, read_answer
+from pipeline.wire.messages import StoreFailure, encode
 from pipeline.wire.subjects import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     STORE_FAILED,

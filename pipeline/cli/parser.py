@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -18,6 +18,7 @@ from pipeline.config import ConfigError
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - it has no public name
 
 _USAGE = "%(prog)s [OPTION ...]"
+_PRIORITIES = ("high", "medium", "low")
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,6 +87,12 @@ def _command(subparsers: Subparsers, name: str, purpose: str, usage: str | None 
     return parser
 
 
+def _asks(parser: Parser, command: Callable[[argparse.Namespace], int], **defaults: object) -> None:
+    """Have a parser end in a command that asks a running pipeline."""
+    parser.set_defaults(command=command, **defaults)
+    add_options(parser, keys=CLIENT_KEYS)
+
+
 def _add_servers(subparsers: Subparsers) -> None:
     up = _command(subparsers, "up", "run everything on this machine, including the broker", usage=_USAGE)
     up.add_argument("--ready-file", metavar="PATH", help="write a file when everything is ready; remove it at the end")
@@ -109,7 +116,7 @@ def _add_servers(subparsers: Subparsers) -> None:
 def _add_clients(subparsers: Subparsers) -> None:
     send = _command(subparsers, "send", "send a prompt and print the answer")
     send.add_argument("text", metavar="TEXT", help="the prompt; - reads it from standard input")
-    send.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    send.add_argument("--priority", choices=_PRIORITIES, default="medium", help="default: medium")
     send.add_argument("--model", help="the model that must answer; any model by default")
     send.add_argument(
         "--task", choices=("simple", "complex"), help="whether a smaller model can answer; headrace decides by default"
@@ -118,13 +125,11 @@ def _add_clients(subparsers: Subparsers) -> None:
     send.add_argument("--timeout", type=number, metavar="SECONDS", help="give up if there is no answer within SECONDS")
     send.add_argument("--no-stream", dest="stream", action="store_false", help="print the answer when it is complete")
     send.add_argument("-v", "--verbose", action="store_true", help="print progress (queue, engine, timing) to stderr")
-    send.set_defaults(command=commands.do_send)
-
-    stats, top, bench = _add_watchers(subparsers)
+    _asks(send, commands.do_send)
+    _add_watchers(subparsers)
     cancel = _command(subparsers, "cancel", "cancel a request")
     cancel.add_argument("id", metavar="ID", help="id of the request")
-    cancel.set_defaults(command=commands.do_cancel)
-
+    _asks(cancel, commands.do_cancel)
     _add_operator(subparsers)
     _add_batch(subparsers)
     _add_dead(subparsers)
@@ -135,59 +140,48 @@ def _add_clients(subparsers: Subparsers) -> None:
     doctor = _command(subparsers, "doctor", "check what headrace needs and suggest fixes", usage=_USAGE)
     add_options(doctor)
     doctor.set_defaults(command=commands.do_doctor)
-    for parser in (send, stats, top, bench, cancel):
-        add_options(parser, keys=CLIENT_KEYS)
 
 
-def _add_watchers(
-    subparsers: Subparsers,
-) -> tuple[Parser, Parser, Parser]:
+def _add_watchers(subparsers: Subparsers) -> None:
     stats = _command(subparsers, "stats", "show the statistics of the queue")
     stats.add_argument("--json", action="store_true", help="print JSON")
     stats.add_argument("--watch", action="store_true", help="update every second until interrupted")
-    stats.set_defaults(command=commands.do_stats)
+    _asks(stats, commands.do_stats)
     usage = _command(subparsers, "usage", "show the requests and tokens of each tenant and API key")
     usage.add_argument("--tenant", default="", metavar="NAME", help="only this tenant, which its own user can ask for")
     usage.add_argument("--json", action="store_true", help="print JSON")
-    usage.set_defaults(command=commands.do_usage)
-    add_options(usage, keys=CLIENT_KEYS)
+    _asks(usage, commands.do_usage)
     top = _command(subparsers, "top", "show the statistics, updated every second; the same as `stats --watch`")
-    top.set_defaults(command=commands.do_stats, json=False, watch=True)
-
+    _asks(top, commands.do_stats, json=False, watch=True)
     bench = _command(subparsers, "bench", "measure how fast the running pipeline answers")
     bench.add_argument("--requests", type=whole, default=8, metavar="N", help="how many to send (default: 8)")
-    bench.add_argument("--priority", choices=("high", "medium", "low"), default="medium", help="default: medium")
+    bench.add_argument("--priority", choices=_PRIORITIES, default="medium", help="default: medium")
     bench.add_argument("--model", help="the model that must answer; any model by default")
     bench.add_argument("--max-tokens", type=whole, default=64, metavar="N", help="length of each answer (default: 64)")
-    bench.set_defaults(command=commands.do_bench)
-    return stats, top, bench
+    _asks(bench, commands.do_bench)
 
 
 def _add_operator(subparsers: Subparsers) -> None:
-    priorities = ("high", "medium", "low")
     for name, text in (
         ("pause", "keep the queued requests of a lane or a tenant from beginning"),
         ("resume", "end a pause"),
     ):
         scope = _command(subparsers, name, text)
-        scope.add_argument("lane", metavar="LANE", nargs="?", choices=priorities, help="high, medium or low")
+        scope.add_argument("lane", metavar="LANE", nargs="?", choices=_PRIORITIES, help="high, medium or low")
         scope.add_argument("--tenant", metavar="NAME", help="of this tenant only; `default` is the default tenant")
         scope.add_argument("--reason", default="", metavar="TEXT", help="kept with the pause, and shown")
-        scope.set_defaults(command=commands.do_pause, action=name)
-        add_options(scope, keys=CLIENT_KEYS)
+        _asks(scope, commands.do_pause, action=name)
     paused = _command(subparsers, "paused", "list what is paused, by whom and why")
     paused.add_argument("--json", action="store_true", help="print JSON")
     paused.add_argument("--log", action="store_true", help="list the latest pauses and resumes instead")
-    paused.set_defaults(command=commands.do_paused)
+    _asks(paused, commands.do_paused)
     move = _command(subparsers, "move", "change the priority of queued requests")
     move.add_argument("id", metavar="ID", nargs="?", help="id of one request; for that of a tenant, t.TENANT.ID")
-    move.add_argument("priority", metavar="PRIORITY", choices=priorities, help="high, medium or low")
+    move.add_argument("priority", metavar="PRIORITY", choices=_PRIORITIES, help="high, medium or low")
     move.add_argument("--batch", metavar="ID", help="all queued lines of a batch")
     move.add_argument("--tenant", metavar="NAME", help="all queued requests of a tenant")
     move.add_argument("--reason", default="", metavar="TEXT", help="written to the log")
-    move.set_defaults(command=commands.do_move)
-    for parser in (paused, move):
-        add_options(parser, keys=CLIENT_KEYS)
+    _asks(move, commands.do_move)
 
 
 def _add_batch(subparsers: Subparsers) -> None:
@@ -199,8 +193,7 @@ def _add_batch(subparsers: Subparsers) -> None:
     batch.add_argument(
         "--window", default="24h", metavar="TIME", help="time in which the batch must end, such as 30m or 24h"
     )
-    batch.set_defaults(command=commands.do_batch)
-    add_options(batch, keys=CLIENT_KEYS)
+    _asks(batch, commands.do_batch)
 
 
 def _add_dead(subparsers: Subparsers) -> None:
@@ -222,9 +215,8 @@ def _add_dead(subparsers: Subparsers) -> None:
             )
     for action, name in ((show_list, "list"), (show, "show"), (replay, "replay"), (purge, "purge")):
         if action is not show:
-            action.add_argument("--priority", choices=("high", "medium", "low"), help="only those of this priority")
-        action.set_defaults(command=commands.do_dead, action=name)
-        add_options(action, keys=CLIENT_KEYS)
+            action.add_argument("--priority", choices=_PRIORITIES, help="only those of this priority")
+        _asks(action, commands.do_dead, action=name)
 
 
 def _add_key(subparsers: Subparsers) -> None:
@@ -235,12 +227,8 @@ def _add_key(subparsers: Subparsers) -> None:
         "name", metavar="NAME", help="1 to 32 letters or digits; the ids of the key's requests begin with it"
     )
     add.add_argument("--tenant", help="tenant of its requests (default: NAME)")
-    add.add_argument(
-        "--priority", choices=("high", "medium", "low"), help="priority of requests that name none (default: medium)"
-    )
-    add.add_argument(
-        "--highest", choices=("high", "medium", "low"), help="most urgent priority that the key can use (default: high)"
-    )
+    add.add_argument("--priority", choices=_PRIORITIES, help="priority of requests that name none (default: medium)")
+    add.add_argument("--highest", choices=_PRIORITIES, help="most urgent priority that the key can use (default: high)")
     add.add_argument(
         "--operator",
         action="store_true",

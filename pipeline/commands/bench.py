@@ -17,8 +17,8 @@ from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
 from pipeline.commands.holding import cancelled_if_interrupted
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Chunk, Completion, ErrorAnswer
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import Chunk, Completion, ErrorAnswer
 from pipeline.wire.subjects import Lane, Priority, Task
 
 _PROMPT = "Tell me a story about a river."

@@ -24,7 +24,8 @@ from pipeline.process.lifecycle import Report, StartError
 from pipeline.process.python import module_command, with_import_root
 from pipeline.up.children import Process, last_line, spawn_tied
 from pipeline.up.instance import Instance, read
-from pipeline.wire.messages import Load, read_answer
+from pipeline.wire.answers import read_answer
+from pipeline.wire.messages import Load
 from pipeline.wire.subjects import LOAD, MSG_ID, Priority
 
 # A small batch and a low threshold of saturation, so that one sender can overload the machine.

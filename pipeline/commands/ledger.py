@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.core.statistics import Quantiles, quantiles
-from pipeline.wire.messages import Answer, Chunk, Completion, ErrorAnswer
+from pipeline.wire.answers import Answer, Chunk, Completion, ErrorAnswer
 from pipeline.wire.subjects import Priority
 
 

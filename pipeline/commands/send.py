@@ -21,9 +21,10 @@ from pipeline.config import ConfigError
 from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Account, Answer, Chunk, Completion, ErrorAnswer, Status
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Account, Answer, Chunk, Completion, ErrorAnswer, Status, StoreReport
-from pipeline.wire.requests import decode_chat
+from pipeline.wire.messages import StoreReport
 from pipeline.wire.subjects import TIMEOUT, Lane, Priority, Task
 
 # A broker stores a request within milliseconds. A longer wait would look like a hang at a terminal.

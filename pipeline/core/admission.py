@@ -90,8 +90,7 @@ class Admission:
             return None
         before = {**queued, request.priority: request.position}
         wait_s = predicted_wait_s(own, before, request.priority, self.shares)
-        rate = self._requests_per_s(engine, now)
-        both = rate
+        both = self._requests_per_s(engine, now)
         for other, capacity in self._capacities.items():
             if request.may_spill and other != engine and capacity.slots_total:
                 if not capacity.measured:

@@ -7,8 +7,8 @@ sends it again must not get the error of the first call.
 from __future__ import annotations
 
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import Answer, ErrorAnswer
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import Answer, ErrorAnswer
 from pipeline.wire.subjects import ANEW, MOVED_REASON, MOVED_STORED_AT, MSG_ID, Move
 
 REASON = "sent again after it was cancelled"

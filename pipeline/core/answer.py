@@ -17,8 +17,7 @@ import msgspec
 
 from pipeline.core.envelope import Envelope
 from pipeline.engine import Embedded, Piece
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     Answer,
     AssistantMessage,
@@ -27,11 +26,9 @@ from pipeline.wire.messages import (
     ChunkChoice,
     Completion,
     Delta,
-    Dialect,
     Embedding,
     EmbeddingList,
     EmbeddingUsage,
-    EngineName,
     ErrorAnswer,
     ErrorBody,
     FinishReason,
@@ -46,6 +43,8 @@ from pipeline.wire.messages import (
     Usage,
     add_call,
 )
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import Dialect, EngineName
 from pipeline.wire.requests import EncodingFormat
 from pipeline.wire.subjects import Move
 

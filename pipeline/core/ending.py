@@ -14,8 +14,9 @@ from typing import assert_never
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import Completion, Last, Success
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Completion, EngineName, EventKind, Last, RequestEvent, Success
+from pipeline.wire.messages import EngineName, EventKind, RequestEvent
 from pipeline.wire.subjects import MOVED_BY, MOVED_REASON, MOVED_STORED_AT, MSG_ID, TASK, Move, Task, carried
 
 # A request whose new lane is full stays where it is, and is delivered again after this long.
@@ -215,8 +216,8 @@ def steps(outcome: Outcome) -> tuple[EndStep, ...]:
     A process may die between any two steps, so what makes a request findable comes before what removes it. A dead
     letter precedes the last message: a reader that is told to look for the letter finds it. The last message precedes
     the acknowledgement: a redelivery finds the record closed, and stores the account again, which the broker takes
-    once. A moved request is stored before it is acknowledged: it
-    is in two places rather than in none. A return is noted before the nak: the next delivery may follow at once.
+    once. A moved request is stored before it is acknowledged: it is in two places rather than in none. A return is
+    noted before the nak: the next delivery may follow at once.
     """
     match outcome:
         case Answered() | Failed():

@@ -148,22 +148,18 @@ def read_envelope(
 
     Args:
         stored: the request.
-        priority: the lane's priority.
-        task: the lane's task.
+        priority, task: the lane's.
         moves: reads the ids of moved requests.
         default_timeout_s: the timeout of requests that name none.
     """
     headers = stored.headers
     owner, request_id, move, bad_id = _read_id(stored, moves)
     name = request_name(owner, request_id)
-    stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
+    task, bad_task = _read_task(headers, task, move)
     reply_to, denied = _read_reply_to(headers, name)
+    stored_at = _first_stored_at(headers, stored.stored_at) if move else stored.stored_at
     timeout_s, bad_timeout = _read_timeout(headers, default_timeout_s)
-    claimed = headers.get(TENANT, "")[:_TENANT_MAX_CHARS]
-    key = charged_key(moves.key, name, claimed, headers.get(KEY, ""))
-    bad_task = None
-    if task is Task.UNTRIAGED or move:
-        task, bad_task = _read_task(headers, task)
+    tenant, key, charged_to = _read_charged(headers, owner, name, moves.key)
     return Envelope(
         id=request_id,
         priority=priority,
@@ -173,12 +169,12 @@ def read_envelope(
         move=move,
         move_reason=headers.get(MOVED_REASON, "")[:_REASON_MAX_CHARS] if move else "",
         anew=move is not None and ANEW in headers,
-        reply_to=None if reply_to == reply_subject(name) else reply_to,
+        reply_to=reply_to,
         deadline=None if timeout_s is None else stored_at + timeout_s,
         owner=owner,
-        tenant=owner or claimed,
+        tenant=tenant,
         key=key,
-        charged_to=charged_tenant(owner, claimed, key),
+        charged_to=charged_to,
         batch=BATCH in headers,
         fault=denied or bad_id or bad_timeout or bad_task,
     )
@@ -210,9 +206,10 @@ def _first_stored_at(headers: Mapping[str, str], stored_at: float) -> float:
 
 
 def _read_reply_to(headers: Mapping[str, str], name: str) -> tuple[str | None, HeadraceError | None]:
+    """Where the answer goes besides the record."""
     given = headers.get(REPLY_TO)
     if given is None or is_reply_to(given, name):
-        return given, None
+        return None if given == reply_subject(name) else given, None
     hint = (
         f"Reply-To {quoted(given)} is not allowed. Use a subject under `_INBOX.` or `llm.reply.` without wildcards, of "
         "at most 256 characters, that does not belong to another tenant or to an id assigned by the broker. This error "
@@ -231,14 +228,22 @@ def _read_timeout(headers: Mapping[str, str], default_s: float | None) -> tuple[
     return timeout_s, None
 
 
-def _read_task(headers: Mapping[str, str], otherwise: Task) -> tuple[Task, HeadraceError | None]:
+def _read_task(headers: Mapping[str, str], lane: Task, move: Move | None) -> tuple[Task, HeadraceError | None]:
+    """The lane's task. What the publisher says counts if the lane has none, or if a move chose the lane."""
     given = headers.get(TASK)
-    if not given:
-        return otherwise, None
+    if not given or (lane is not Task.UNTRIAGED and move is None):
+        return lane, None
     try:
         return Task(given.strip().lower()), None
     except ValueError:
-        return otherwise, _invalid(TASK, given, "simple or complex")
+        return lane, _invalid(TASK, given, "simple or complex")
+
+
+def _read_charged(headers: Mapping[str, str], owner: str, name: str, secret: bytes) -> tuple[str, str, str]:
+    """The tenant that the request is for, and the key and the tenant that it is charged to."""
+    claimed = headers.get(TENANT, "")[:_TENANT_MAX_CHARS]
+    key = charged_key(secret, name, claimed, headers.get(KEY, ""))
+    return owner or claimed, key, charged_tenant(owner, claimed, key)
 
 
 def _number(text: str) -> float | None:

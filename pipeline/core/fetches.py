@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.fetches import FetchCall, FetchReport, FetchStep
-from pipeline.wire.messages import ErrorBody
 
 # A fetch that no caller has asked about for so long is given up: longer than a broker takes to restart.
 LEASE_S = 15.0

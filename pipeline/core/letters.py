@@ -9,8 +9,8 @@ import msgspec
 
 from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody
 from pipeline.wire.subjects import (
     DEAD,
     DEAD_ATTEMPTS,

@@ -14,8 +14,6 @@ from typing import Final
 
 from pipeline.wire.subjects import STREAM_OLLAMA, Move
 
-# At most so many bytes: the limit of blake2b. `pipeline.broker.secret` makes keys.
-KEY_MAX_BYTES: Final = 64
 _CODE_BYTES: Final = 15
 # How a move is called in a message id, where that is not its own name.
 _WORDS: Final = {Move.PRIORITY: Move.REPLAYED}

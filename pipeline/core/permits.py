@@ -111,7 +111,8 @@ class Permits:
         A reserved slot counts as unfilled. Its pull finds the request as well, since it is the first of its lane.
 
         Args:
-            unpulled: no pull finds the request, because its lane is paused. Then unfilled slots do not matter.
+            unpulled: no pull finds the request: its lane is paused, or another engine's. Then unfilled slots do not
+                matter.
         """
         if not (self._is_full or (unpulled and self._takes_more)):
             return 0

@@ -23,8 +23,6 @@ RETRY_DELAY_S = 0.5
 MOST_DELAY_S = 32.0
 # A busy engine turns a request away this many times before that uses up an attempt.
 MOST_TURN_AWAYS = 60
-
-
 _NOTHING = Catalogue(())
 
 

@@ -73,19 +73,29 @@ class SaturationMonitor:
         waits = predicted_waits_s(capacity, queued, self.shares, self.target_wait_s, inflow)
         saturation, reason = self._saturation(capacity, waits)
         changed = available and self._move(saturation, now)
-        load = Load(
+        return self._load(capacity, queued, waits, round(saturation, 3), reason, wall_now), changed or came_or_went
+
+    def _load(
+        self,
+        capacity: Capacity,
+        queued: Mapping[Priority, int],
+        waits: Mapping[Priority, float],
+        saturation: float,
+        reason: str,
+        wall_now: float,
+    ) -> Load:
+        return Load(
             engine=self.engine,
             level=self._level,
-            saturation=round(saturation, 3),
+            saturation=saturation,
             predicted_wait_ms=PerPriority(**{p.value: round(wait * 1000, 1) for p, wait in waits.items()}),
             queued=PerPriorityCount(**{p.value: depth for p, depth in queued.items()}),
             slots=Slots(capacity.slots_used, capacity.slots_total),
             tokens_per_s=round(capacity.tokens_per_s, 1),
             reason=reason,
             at=wall_now,
-            available=available,
+            available=self._available,
         )
-        return load, changed or came_or_went
 
     def next_wake(self) -> float | None:
         """When a level can be left without a new status, monotonic seconds; None if no level can."""

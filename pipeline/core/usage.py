@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from pipeline.core.ending import Answered, Buried, Failed, Outcome, Settled
 from pipeline.core.envelope import Envelope
+from pipeline.wire.answers import Completion, EmbeddingList, ErrorAnswer, Success
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import Completion, EmbeddingList, ErrorAnswer, Success
 from pipeline.wire.subjects import STREAM_OLLAMA, Move
 from pipeline.wire.usage import (
     OTHER,

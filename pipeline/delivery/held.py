@@ -27,7 +27,8 @@ from pipeline.delivery.grips import Grip, Leased, Queued
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.record import Duplicate, RecordWriter, Superseded
 from pipeline.telemetry import ProcessSpan, Tracing
-from pipeline.wire.messages import Answer, EngineName, RequestEvent, encode
+from pipeline.wire.answers import Answer
+from pipeline.wire.messages import EngineName, RequestEvent, encode
 from pipeline.wire.subjects import DEAD, STREAM_REPLIES, reply_subject, stream_of
 
 log = logging.getLogger(__name__)

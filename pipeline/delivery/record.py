@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.core.envelope import Envelope
+from pipeline.wire.answers import ErrorAnswer, read_answer
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, read_answer
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, REPLY_TO, STREAM_REPLIES, out_subject, reply_subject
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from pipeline.broker.connection import Unreachable
-from pipeline.broker.jetstream import Bus
-from pipeline.core.ending import Abandoned, Failed, Loss, Settled
-from pipeline.core.envelope import read_envelope
+from pipeline.broker.jetstream import Bus, Stored
+from pipeline.core.ending import Abandoned, Failed, Loss, Outcome, Settled
+from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.delivery.held import Held
 from pipeline.telemetry import Tracing
 from pipeline.wire.errors import HeadraceError
@@ -60,21 +60,29 @@ async def withdraw(
     if stored is None:
         return False
     envelope = read_envelope(stored, place.priority, moves=bus.moves)
-
-    def hold() -> Held:
-        return Held.standing(bus, place.stream, stored, envelope)
-
-    # Few requests that wait have a record, so it is read only if the first message turns out not to be ours.
-    ended = await hold().end(Failed(error))
-    if ended == Abandoned(Loss.OVERTAKEN) and not untouched:
-        held = hold()
-        opened = await held.open()
-        if isinstance(opened, Settled):
-            return False
-        ended = await held.end(opened if isinstance(opened, Abandoned) else Failed(error))
+    ended = await _end(bus, place, stored, envelope, Failed(error), untouched=untouched)
     if ended == Abandoned(Loss.BROKER):
         raise Unreachable(f"request {envelope.name} was not ended: the broker did not answer")
     if not isinstance(ended, Failed):
         return False
     tracing.withdrawn(stored.subject, stored.headers, envelope, ended, stored_at_s=stored.stored_at)
     return True
+
+
+async def _end(
+    bus: Bus, place: QueuePlace, stored: Stored, envelope: Envelope, outcome: Failed, *, untouched: bool
+) -> Outcome:
+    """End the request with outcome, if it has not ended already. Returns how it ended."""
+
+    def hold() -> Held:
+        return Held.standing(bus, place.stream, stored, envelope)
+
+    # Few requests that wait have a record, so it is read only if the first message turns out not to be ours.
+    ended = await hold().end(outcome)
+    if untouched or ended != Abandoned(Loss.OVERTAKEN):
+        return ended
+    held = hold()
+    opened = await held.open()
+    if isinstance(opened, Settled):
+        return opened
+    return await held.end(opened if isinstance(opened, Abandoned) else outcome)

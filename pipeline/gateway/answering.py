@@ -22,8 +22,8 @@ from pipeline.gateway.responses import JSON, KEEP_ALIVE_S, SSE_HEADERS, End, Liv
 from pipeline.gateway.statuses import HttpError, error_of, headers_of, status_of
 from pipeline.gateway.turns import Turns
 from pipeline.gateway.waiting import SPACE, STATUS_S, said, status_part
+from pipeline.wire.answers import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Status, Success
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, EmbeddingList, ErrorAnswer, ErrorBody, Status, Success
 
 # The pipeline ends a request at its deadline. After this grace the gateway ends one that the pipeline has not ended.
 _DEADLINE_GRACE_S = 1.0

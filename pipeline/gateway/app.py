@@ -19,7 +19,7 @@ from pipeline.gateway.counting import TokenCounts
 from pipeline.gateway.document import openapi
 from pipeline.gateway.edge import Edge, Pages
 from pipeline.gateway.endpoint import Directory
-from pipeline.gateway.endpoints import ENDPOINTS, Parts
+from pipeline.gateway.endpoints import ENDPOINTS
 from pipeline.gateway.fetching import ModelFetches
 from pipeline.gateway.hangups import HangUps
 from pipeline.gateway.keyring import KeyRing
@@ -28,6 +28,7 @@ from pipeline.gateway.live import Watch
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.models import Models
 from pipeline.gateway.operating import OperatorCalls
+from pipeline.gateway.parts import Parts
 from pipeline.gateway.probes import Probes
 from pipeline.gateway.queue import Queue, StatisticsCache
 from pipeline.gateway.quotas import KeyQuotas

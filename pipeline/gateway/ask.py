@@ -17,8 +17,9 @@ from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.gateway.intake import refused_by_store, refused_by_tenants
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import encode, is_last
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import (
     ASK,
     MSG_ID,

@@ -14,8 +14,8 @@ from pipeline.gateway.dialects.responses import Continued
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.identity import Caller, meant_name
 from pipeline.gateway.queue import answered
+from pipeline.wire.answers import Completion
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import Completion
 from pipeline.wire.subjects import is_request_name
 
 

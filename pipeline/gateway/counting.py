@@ -16,8 +16,9 @@ from pipeline.gateway.models import Models
 from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import error_of
 from pipeline.process.role import Role
+from pipeline.wire.answers import ErrorAnswer
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import ErrorAnswer, TokenCount
+from pipeline.wire.messages import TokenCount
 from pipeline.wire.subjects import TOKENS
 
 # Longer than a worker waits for its engine.

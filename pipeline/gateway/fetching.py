@@ -20,9 +20,9 @@ from pipeline.gateway.operating import operator_of
 from pipeline.gateway.responses import KEEP_ALIVE_S, End, Live, Registry, finish, more, send_whole
 from pipeline.gateway.statuses import error_of, headers_of, status_of
 from pipeline.process.role import Role
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchReport, FetchStep
-from pipeline.wire.messages import ErrorBody
 
 _MAX_BODY_BYTES = 1 << 16
 _HEADERS = {"content-type": ollama.NDJSON, "cache-control": "no-store", "x-accel-buffering": "no"}

@@ -12,7 +12,8 @@ import msgspec
 
 from pipeline.broker.connection import BusError
 from pipeline.broker.jetstream import Bus
-from pipeline.wire.messages import LateAnswer, LateMessage, LateQuery, encode, read_answer
+from pipeline.wire.answers import read_answer
+from pipeline.wire.messages import LateAnswer, LateMessage, LateQuery, encode
 from pipeline.wire.subjects import (
     QUEUE_ANSWER,
     QUEUE_ANSWER_OF_TENANT,

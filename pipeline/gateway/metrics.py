@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from typing import get_args
 
 from pipeline.core.statistics import QueueStatistics
@@ -48,6 +49,7 @@ _HELP = {
 }
 
 Labels = tuple[tuple[str, str], ...]
+Sample = tuple[str, Labels, float]
 
 
 class Metrics:
@@ -90,32 +92,37 @@ class Metrics:
             open_responses: of this gateway.
             foreign: how many messages in `LLM_REPLIES` this gateway skipped because they are no part of an answer.
         """
-        samples: list[tuple[str, Labels, float]] = [(name, at, value) for (name, at), value in self._counters.items()]
-        samples.append(("headrace_http_open", (), open_responses))
-        samples.append(("headrace_foreign_messages_total", (), foreign))
+        samples = [
+            *((name, at, value) for (name, at), value in self._counters.items()),
+            ("headrace_http_open", (), open_responses),
+            ("headrace_foreign_messages_total", (), foreign),
+            *_of_prompts(workers),
+        ]
         if statistics is not None:
             samples += _of_pipeline(statistics)
         if store is not None:
             samples += _of_store(store)
-        samples += _of_prompts(workers)
         if usage is not None:
             samples += _of_usage("headrace_usage", usage.month.tenants)
             samples += _of_usage("headrace_usage_key", usage.month.keys)
-        lines: list[str] = []
-        for name, (kind, text) in _HELP.items():
-            mine = [_line(name, labels, value) for each, labels, value in samples if each == name]
-            mine += [
-                line
-                for (each, at), cells in self._histograms.items()
-                if each == name
-                for line in _rows(name, at, cells)
-            ]
-            if mine:
-                lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *mine]
-        return "\n".join(lines) + "\n"
+        return _written(samples, self._histograms)
 
 
-def _of_pipeline(statistics: QueueStatistics) -> Iterator[tuple[str, Labels, float]]:
+def _written(samples: Iterable[Sample], histograms: Mapping[tuple[str, Labels], list[float]]) -> str:
+    """The text, in the order of `_HELP`. A metric without a value is left out."""
+    lines = defaultdict[str, list[str]](list)
+    for name, labels, value in samples:
+        lines[name].append(_line(name, labels, value))
+    for (name, labels), cells in histograms.items():
+        lines[name] += _rows(name, labels, cells)
+    text: list[str] = []
+    for name, (kind, what) in _HELP.items():
+        if name in lines:
+            text += [f"# HELP {name} {what}", f"# TYPE {name} {kind}", *lines[name]]
+    return "\n".join(text) + "\n"
+
+
+def _of_pipeline(statistics: QueueStatistics) -> Iterator[Sample]:
     for priority in ("high", "medium", "low"):
         lane = getattr(statistics, priority)
         at = (("priority", priority),)
@@ -138,7 +145,7 @@ def _of_pipeline(statistics: QueueStatistics) -> Iterator[tuple[str, Labels, flo
     yield "headrace_dead", (), statistics.dead
 
 
-def _of_store(store: StoreReport) -> Iterator[tuple[str, Labels, float]]:
+def _of_store(store: StoreReport) -> Iterator[Sample]:
     for state in get_args(StoreState):
         yield "headrace_store_state", (("state", state),), int(state == store.state)
     if store.total_bytes:
@@ -146,7 +153,7 @@ def _of_store(store: StoreReport) -> Iterator[tuple[str, Labels, float]]:
         yield "headrace_store_total_bytes", (), store.total_bytes
 
 
-def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, float]]:
+def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[Sample]:
     for status in workers:
         at = (("worker", status.worker),)
         yield "headrace_prompt_tokens_total", at, status.prompt_tokens
@@ -157,7 +164,7 @@ def _of_prompts(workers: Iterable[WorkerStatus]) -> Iterator[tuple[str, Labels, 
         yield "headrace_draft_tokens_accepted_total", at, status.accepted_tokens
 
 
-def _of_usage(name: str, sums: list[UsageSums]) -> Iterator[tuple[str, Labels, float]]:
+def _of_usage(name: str, sums: list[UsageSums]) -> Iterator[Sample]:
     for each in bounded(sums, _MOST_NAMES):
         of: Labels = (("tenant", each.tenant), *((("key", each.key),) if each.key else ()))
         for outcome in ("done", "failed", "cancelled", "expired"):

@@ -21,8 +21,9 @@ from pipeline.core.statistics import QueueStatistics
 from pipeline.gateway.identity import meant_name
 from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry, finish, json_response, more
 from pipeline.gateway.statuses import HttpError
+from pipeline.wire.answers import is_last
 from pipeline.wire.errors import ErrorCode, quoted
-from pipeline.wire.messages import EngineName, encode, is_last
+from pipeline.wire.messages import EngineName, encode
 from pipeline.wire.subjects import QUEUE_STATS, is_request_name, split_name
 
 _T = TypeVar("_T")

@@ -25,8 +25,9 @@ from pipeline.core.quotas import MINUTE_S, Estimate, KeyLimits, QuotaRefusal, Qu
 from pipeline.core.usage import KnownNotes, StoredNotes
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.statuses import HttpError
+from pipeline.wire.answers import Success
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import Success, encode
+from pipeline.wire.messages import encode
 from pipeline.wire.requests import ChatRequest, Request
 from pipeline.wire.subjects import RESERVED, STREAM_USED
 from pipeline.wire.usage import Period, ReservationNotice

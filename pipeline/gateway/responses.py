@@ -13,8 +13,8 @@ from starlette.types import Receive, Scope, Send
 from pipeline.aio import wait_set
 from pipeline.gateway.dialects import anthropic, ollama, openai
 from pipeline.gateway.statuses import headers_of, status_of
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import ErrorBody
 
 JSON = "application/json"
 SSE_HEADERS = {"content-type": openai.SSE, "cache-control": "no-store", "x-accel-buffering": "no"}

@@ -12,8 +12,9 @@ from pipeline.gateway.dialects.openai import MAX_CHOICES
 from pipeline.gateway.dialects.response_object import ResponseObject
 from pipeline.gateway.dialects.responses import ResponseCall
 from pipeline.gateway.endpoint import Schema
+from pipeline.wire.answers import Completion, Embedding, EmbeddingList
 from pipeline.wire.batches import BatchCall, BatchObject, FileDeleted, FileObject
-from pipeline.wire.messages import Cancelled, Completion, Embedding, EmbeddingList, Position
+from pipeline.wire.messages import Cancelled, Position
 from pipeline.wire.ollama import ChatBody, EmbedBody, EmbeddingBody, GenerateBody, Part
 from pipeline.wire.pauses import MoveAllCall, MoveReport, PausedState, PriorityCall, ScopeCall
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest

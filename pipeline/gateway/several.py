@@ -15,7 +15,7 @@ from pipeline.gateway.dialects.shapes import Asked, as_chunk, expected
 from pipeline.gateway.intake import Intake
 from pipeline.gateway.responses import KEEP_ALIVE_S, finish, more, send_whole
 from pipeline.gateway.statuses import error_of
-from pipeline.wire.messages import Answer, Chunk, Completion, ErrorAnswer, is_last
+from pipeline.wire.answers import Answer, Chunk, Completion, ErrorAnswer, is_last
 
 
 class Several(Answering):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody
 
 # 499: proxies log it for a client that closed its request. HTTP has no status of its own for a cancellation.
 STATUS_OF: dict[ErrorCode, int] = {

@@ -8,7 +8,8 @@ import msgspec
 
 from pipeline.gateway.dialects.ollama import NDJSON
 from pipeline.gateway.dialects.shapes import Shape
-from pipeline.wire.messages import Position, Status
+from pipeline.wire.answers import Status
+from pipeline.wire.messages import Position
 
 # Where the request stands is said this often, seconds.
 STATUS_S = 2.0

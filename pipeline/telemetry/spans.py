@@ -10,8 +10,8 @@ from pipeline.core.ending import Outcome
 from pipeline.core.envelope import Envelope
 from pipeline.telemetry import names
 from pipeline.telemetry.names import Value
+from pipeline.wire.answers import FinishReason, Usage
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import FinishReason, Usage
 from pipeline.wire.subjects import Move, Task
 
 if TYPE_CHECKING:

@@ -11,28 +11,25 @@ from functools import partial
 from importlib import util
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
 from pipeline.aio import Background
-from pipeline.broker import connection, topology
-from pipeline.broker.connection import BusError
-from pipeline.broker.jetstream import Bus
+from pipeline.broker import connection
 from pipeline.config import ENV_PREFIX, FILE_VARIABLE, NO_OLLAMA, Config, to_environment
 from pipeline.core.cores import divide, usable_cores
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.lifecycle import Lifecycle, Report, run
 from pipeline.process.python import module_command, with_import_root
 from pipeline.up import instance
+from pipeline.up.brokers import prepare_broker, start_broker
 from pipeline.up.children import Kept, LaunchError, Process, keep_bounded, last_line, spawn, spawn_tied
 from pipeline.up.instance import Instance
-from pipeline.up.mending import Mending
 from pipeline.up.model import DEMO_MODEL, ModelFound, find_model
 from pipeline.up.ports import check_ports, held_port
 from pipeline.up.reach import (
     NATS_PORT,
-    broker_trouble,
     check_nats_urls,
     ollama_answers,
     ollama_shares_cpu,
@@ -51,8 +48,9 @@ OPENAI = "openai"
 STANDIN = "stand-in"
 GATEWAY = "gateway"
 # The groups stop one after another: first the roles that let requests in, last the broker, which the others need.
-STOP_ORDER = ((GATEWAY,), ("batches", "router"), ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
-# The gateway and the router can use this share of the drain time, the engines the rest.
+_EDGE = ((GATEWAY,), ("batches", "router"))
+STOP_ORDER = (*_EDGE, ("mlx", OLLAMA), ("monitor",), (STANDIN,), (BROKER,))
+# The roles that let requests in can use this share of the drain time, the engines the rest.
 _EDGE_SHARE = 0.5
 # The server writes each request before it acknowledges it, so it stops quickly.
 _BROKER_STOP_S = 2.0
@@ -140,55 +138,61 @@ class Local:
                 the user named cannot be got or loaded, or another role cannot start, and a restart does not help.
         """
         with state_lock(self._dir) as lock:
-            run_file = self._dir / instance.RUN_FILE
-            # An `up` that was killed leaves the file, and its roles end a moment after it.
-            patience_s = LOCK_PATIENCE_S if run_file.exists() else 0.0
-            run_file.unlink(missing_ok=True)
-            gateway = any(role.name == GATEWAY for role in self._roles)
-            await check_ports(self._config, broker=self._own_broker, gateway=gateway, patience_s=patience_s)
+            await self._check_ports()
             if not await self._get_model(lifecycle):
                 self._screen.stopped()
                 return
-            broker = Broker(
-                self._dir,
-                lock=lock,
-                log=self._log(BROKER),
-                port=self._config.nats_port,
-                # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
-                preferred_port=0 if self._config.state_dir else NATS_PORT,
-                locked=bool(self._config.http_keys) and not self._config.nats_open,
-            )
-            started = await self._launch_broker(broker) if self._own_broker else None
-            if started is None:
-                await self._prepare(self._config.nats_url)
-            else:
-                self._config = msgspec.structs.replace(self._config, nats_url=broker.url)
-            self._screen.broker(self._config.nats_url, own=self._own_broker)
+            broker = self._own(lock)
+            started = await self._reach(broker)
             async with asyncio.TaskGroup() as group:
                 bounding = group.create_task(keep_bounded(self._dir / "logs"))
                 try:
                     if started is not None:
-                        launch = partial(self._launch_broker, broker)
-                        kept = Kept(
-                            BROKER,
-                            launch,
-                            self._on_report,
-                            self._on_death,
-                            first=started,
-                            most_pause_s=_BROKER_PAUSE_S,
-                        )
-                        self._keep(group, kept)
-                        self._watch_store(broker, kept)
+                        self._keep_broker(group, broker, started)
                     await self._run(lifecycle, group)
                 finally:
-                    self._beside.cancel()
                     bounding.cancel()
-                    for kept in self._kept.values():
-                        kept.kill()
-                    if self._standin_port is not None:
-                        self._standin_port.close()
+                    self._kill_all()
             if self._trouble:
                 raise LaunchError(self._trouble)
+
+    async def _check_ports(self) -> None:
+        run_file = self._dir / instance.RUN_FILE
+        # An `up` that was killed leaves the file, and its roles end a moment after it.
+        patience_s = LOCK_PATIENCE_S if run_file.exists() else 0.0
+        run_file.unlink(missing_ok=True)
+        gateway = any(role.name == GATEWAY for role in self._roles)
+        await check_ports(self._config, broker=self._own_broker, gateway=gateway, patience_s=patience_s)
+
+    def _own(self, lock: IO[str]) -> Broker:
+        """The embedded broker, not started."""
+        return Broker(
+            self._dir,
+            lock=lock,
+            log=self._log(BROKER),
+            port=self._config.nats_port,
+            # Tools look at the default port of NATS first, so the instance of the default state folder uses it.
+            preferred_port=0 if self._config.state_dir else NATS_PORT,
+            locked=bool(self._config.http_keys) and not self._config.nats_open,
+        )
+
+    async def _reach(self, own: Broker) -> Process | None:
+        """Start the embedded broker and return its process, or prepare that of `nats_url` and return None."""
+        started = None
+        if self._own_broker:
+            started = await self._launch_broker(own)
+            self._config = msgspec.structs.replace(self._config, nats_url=own.url)
+        else:
+            await prepare_broker(self._config.nats_url, self._config)
+        self._screen.broker(self._config.nats_url, own=self._own_broker)
+        return started
+
+    def _kill_all(self) -> None:
+        self._beside.cancel()
+        for kept in self._kept.values():
+            kept.kill()
+        if self._standin_port is not None:
+            self._standin_port.close()
 
     async def _run(self, lifecycle: Lifecycle, group: asyncio.TaskGroup) -> None:
         await self._find_ollama(group)
@@ -236,36 +240,17 @@ class Local:
         self._kept[kept.name] = kept
         group.create_task(kept.run(), name=kept.name)
 
+    def _keep_broker(self, group: asyncio.TaskGroup, broker: Broker, started: Process) -> None:
+        launch = partial(self._launch_broker, broker)
+        kept = Kept(BROKER, launch, self._on_report, self._on_death, first=started, most_pause_s=_BROKER_PAUSE_S)
+        self._keep(group, kept)
+        self._watch_store(broker, kept)
+
     async def _launch_broker(self, broker: Broker) -> Process:
-        """Start the server and create the streams; those in memory are lost when the server dies."""
-        mending = Mending(broker.folder, self._log(BROKER))
-        try:
-            await asyncio.to_thread(mending.look)
-        except OSError as error:
-            trouble = f"A damaged file of the broker's store cannot be set aside: {error.strerror or error}."
-            raise LaunchError(f"{trouble} Make room on its disk.") from None
-        server = await broker.start()
-        try:
-            await self._mended(mending, broker.url)
-        except BaseException:
-            server.kill()
-            raise
+        server = await start_broker(broker, self._config, self._log(BROKER), self._screen.mended)
         if BROKER in self._kept:
             self._on_report(self._kept[BROKER], Report("ready", shown(broker.url)))
         return server
-
-    async def _mended(self, mending: Mending, url: str) -> None:
-        """Set aside what the server could not load, create the streams, and say what was done."""
-        try:
-            async with Bus.connect(url, name="headrace up") as bus:
-                for said in await mending.mend(bus):
-                    self._screen.mended(said)
-            await self._prepare(url)
-            async with Bus.connect(url, name="headrace up") as bus:
-                for said in await mending.losses(bus):
-                    self._screen.mended(said)
-        except (BusError, OSError) as error:
-            raise LaunchError(f"The broker's store cannot be used: {error}") from None
 
     def _watch_store(self, broker: Broker, kept: Kept) -> None:
         """Report on the broker's store, and restart the broker when that is what the store needs."""
@@ -278,15 +263,6 @@ class Local:
         log, most = self._log(BROKER), most_stored()
         keeper = Storekeeper(self._config, broker.folder, log, most, restart, self._screen.store)
         self._beside.start(keeper.run(), what="watching the broker's store")
-
-    async def _prepare(self, url: str) -> None:
-        if trouble := await broker_trouble(url):
-            raise LaunchError(f"{trouble} Correct --nats-url, or leave it out: headrace then starts its own server.")
-        try:
-            async with Bus.connect(url, name="headrace up") as bus:
-                await topology.apply(bus.js, self._config)
-        except (BusError, topology.TopologyError) as error:
-            raise LaunchError(str(error)) from None
 
     async def _find_ollama(self, group: asyncio.TaskGroup) -> None:
         """Select the Ollama server that answers, or else start the stand-in, or use none."""
@@ -389,7 +365,7 @@ class Local:
         order = [(*names, *self._beside_mlx) if OLLAMA in names else names for names in STOP_ORDER]
         others = tuple(name for name in self._kept if not any(name in names for names in order))
         for names in (others, *order):
-            share = _EDGE_SHARE if names in ((GATEWAY,), ("router",)) else 1.0
+            share = _EDGE_SHARE if names in _EDGE else 1.0
             left_s = max(0.0, begun_at + drain_s * share - now())
             if names == (BROKER,):
                 left_s = _BROKER_STOP_S
@@ -419,11 +395,8 @@ def up(
         ollama_url(config.ollama_host)
     if not own_broker:
         check_nats_urls(config.nats_url)
-    try:
-        if ready_file is not None:
-            instance.check_writable(ready_file)
-    except OSError as error:
-        raise LaunchError(f"Cannot write the ready file {ready_file}: {error.strerror}.") from None
+    if ready_file is not None:
+        _check_ready_file(ready_file)
     screen = Screen(config)
     if settings_file is not None:
         screen.settings(settings_file)
@@ -440,6 +413,13 @@ def up(
         await local.serve(lifecycle)
 
     return run(main, config, "up", log_level="warning", drain_timeout_s=config.drain_timeout_s + OVERHEAD_S)
+
+
+def _check_ready_file(path: Path) -> None:
+    try:
+        instance.check_writable(path)
+    except OSError as error:
+        raise LaunchError(f"Cannot write the ready file {path}: {error.strerror}.") from None
 
 
 async def _ended(task: asyncio.Task[Any]) -> None:

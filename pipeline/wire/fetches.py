@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from pipeline.wire.messages import ErrorBody
+from pipeline.wire.answers import ErrorBody
 
 
 class FetchCall(Struct, omit_defaults=True):

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
+from pipeline.wire.answers import FunctionCall, TokenScore, ToolCall, ToolCallDelta, add_call
 from pipeline.wire.constraints import ResponseFormat
-from pipeline.wire.messages import FunctionCall, TokenScore, ToolCall, ToolCallDelta, add_call
 from pipeline.wire.requests import ChatRequest
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires

@@ -24,8 +24,8 @@ from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import Taken, Taking
 from pipeline.process.role import Role
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.requests import decode_request
 from pipeline.wire.subjects import Lane, Priority
 
 # An empty lane is not asked again until it has probably been counted again.

@@ -8,9 +8,10 @@ from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.engine import Engine
 from pipeline.process.role import Role
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, TokenCount, encode
-from pipeline.wire.requests import decode_chat
+from pipeline.wire.messages import TokenCount, encode
 from pipeline.wire.subjects import TOKENS, is_inbox
 
 

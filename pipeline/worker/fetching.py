@@ -13,9 +13,10 @@ from pipeline.config import Config
 from pipeline.core.fetches import Fetch, Fetches
 from pipeline.engine import Fetcher
 from pipeline.process.role import Role
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchCall, FetchReport
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import FETCH, is_inbox
 
 # How often a fetch is looked at whether a caller is left.

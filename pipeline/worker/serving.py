@@ -34,9 +34,11 @@ from pipeline.delivery.held import Fresh, Held, MustEnd
 from pipeline.engine import Engine, EngineStatus, Generation, NotLoaded, TurnedAway, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import ChatSpan, ProcessSpan
+from pipeline.wire.answers import Completion, EmbeddingList, Success
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Completion, EmbeddingList, Success, encode
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request, decode_request
+from pipeline.wire.messages import encode
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest, Request
 from pipeline.wire.subjects import Priority
 
 log = logging.getLogger(__name__)
@@ -298,10 +300,33 @@ class Serving:
         return outcome
 
     async def _generate(self, request: ChatRequest, record: Record) -> Success:
-        engine, envelope, held = self.context.engine, self.envelope, self.held
+        engine = self.context.engine
         model, status = engine.resolve(request.wanted_model), engine.status()
         self._entered()
-        work = Work(
+        with self.context.me.tracing.chat(
+            request,
+            request_id=self.envelope.name,
+            engine=engine.name,
+            model=model,
+            server=status.server,
+            provider=status.dialect or "",
+        ) as chat:
+            generation = await engine.submit(self._work_of(request, model, record))
+            try:
+                # Made now: what the model's load took is part of the queue time.
+                answer = self._answer(model, record, status)
+                await self._begin(answer, request, record)
+                return await self._follow(generation, answer, request, chat)
+            except (asyncio.CancelledError, MustEnd) as stop:
+                self._note_cut_short(chat, stop.outcome if isinstance(stop, MustEnd) else self._interruption)
+                raise
+            finally:
+                await self._leave_slot(generation)
+
+    def _work_of(self, request: ChatRequest, model: str, record: Record) -> Work:
+        """What the engine does: the whole answer, or what is missing of the record's."""
+        envelope = self.envelope
+        return Work(
             envelope.name,
             request,
             model,
@@ -314,31 +339,17 @@ class Serving:
             coming=self.context.coming(envelope.priority),
             tenant=envelope.tenant,
         )
-        with self.context.me.tracing.chat(
-            request,
-            request_id=envelope.name,
-            engine=engine.name,
-            model=model,
-            server=status.server,
-            provider=status.dialect or "",
-        ) as chat:
-            generation = await engine.submit(work)
-            try:
-                # Made now: what the model's load took is part of the queue time.
-                answer = self._answer(model, record, status)
-                answer.first_token_at = await held.first_said_at(record)
-                answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
-                await held.began(wait_ms=answer.queue_ms)
-                if request.streams:
-                    await held.repeat_newest()
-                    for opening in answer.openings():
-                        await held.say(opening)
-                return await self._follow(generation, answer, request, chat)
-            except (asyncio.CancelledError, MustEnd) as stop:
-                self._note_cut_short(chat, stop.outcome if isinstance(stop, MustEnd) else self._interruption)
-                raise
-            finally:
-                await self._leave_slot(generation)
+
+    async def _begin(self, answer: AnswerWriter, request: ChatRequest, record: Record) -> None:
+        """Say that the attempt has begun, to watchers and to the reader of a streamed answer."""
+        held = self.held
+        answer.first_token_at = await held.first_said_at(record)
+        answer.notes, answer.one_call = request.notes, request.parallel_tool_calls is False
+        await held.began(wait_ms=answer.queue_ms)
+        if request.streams:
+            await held.repeat_newest()
+            for opening in answer.openings():
+                await held.say(opening)
 
     def _note_cut_short(self, chat: ChatSpan, outcome: Outcome | None) -> None:
         """Say in the span why the generation was stopped."""

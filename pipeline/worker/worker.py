@@ -1,4 +1,4 @@
-"""A worker: takes requests as its engine has room, serves them concurrently, publishes its status, and drains."""
+"""A worker: takes requests as its engine has room, and drains."""
 
 from __future__ import annotations
 
@@ -9,33 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.aio import Background, wait_set
-from pipeline.broker.connection import Delivery, Message, Unreachable
+from pipeline.aio import wait_set
+from pipeline.broker.connection import Delivery, Message
 from pipeline.config import Config
-from pipeline.core.ending import Failed, Returned
-from pipeline.core.permits import Permit, Permits
+from pipeline.core.ending import Returned
+from pipeline.core.permits import Permit
 from pipeline.delivery.lanes import Source
 from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import Taken, Taking
-from pipeline.engine import Engine, EngineStatus, Fetcher
+from pipeline.engine import Engine, Fetcher
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Slots, WorkerState, WorkerStatus, encode
-from pipeline.wire.subjects import CANCEL, WORKER, Lane, Priority, ollama_consumer
+from pipeline.wire.messages import Slots, WorkerState, WorkerStatus
+from pipeline.wire.subjects import CANCEL, Lane, Priority, ollama_consumer
 from pipeline.worker.borrowing import Borrowing
 from pipeline.worker.counting import Counting
 from pipeline.worker.fetching import Fetching
 from pipeline.worker.handover import Handover
+from pipeline.worker.jobs import Jobs
 from pipeline.worker.rescue import Rescue
-from pipeline.worker.serving import PATIENCE_S, Serving, ServingContext
-from pipeline.worker.status import worker_status
+from pipeline.worker.serving import PATIENCE_S, ServingContext
+from pipeline.worker.status import Reporting, worker_status
 
 log = logging.getLogger(__name__)
 
-STATUS_EVERY_S = 1.0
-# Changes within this time share one status.
-_STATUS_GATHER_S = 0.02
 # With so many answers that the broker has not stored yet, no further request is taken. A request leaves its slot before
 # its answer is stored, so an engine that is faster than the broker's disk would pile them up, each under its lease.
 _UNSTORED_MOST = 64
@@ -48,17 +45,6 @@ _LOOK_AGAIN_S = 0.5
 _ABSTAINS_S = 1.0
 # Pause after the broker has refused a pull.
 _REFUSED_PAUSE_S = 0.2
-# Requests that are returned at the end of a drain have this long to be returned.
-_RETURNING_S = 2.0
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request that is served under a permit; `permit` is released when the request leaves the engine."""
-
-    taken: Taken
-    serving: Serving
-    permit: Permit
 
 
 @dataclass(slots=True)
@@ -81,14 +67,12 @@ class Worker:
     patience_s: float = PATIENCE_S
     fetcher: Fetcher | None = None
     _context: ServingContext = field(init=False)
-    _permits: Permits = field(init=False, default_factory=Permits)
+    _jobs: Jobs = field(init=False)
     _taking: Taking = field(init=False)
     _orphans: Puller = field(init=False)
     _rescue: Rescue = field(init=False)
     _borrowing: Borrowing | None = field(init=False, default=None)
-    _jobs: set[_Job] = field(init=False, default_factory=set)
-    _tasks: Background = field(init=False, default_factory=Background)
-    _changed: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _reporting: Reporting = field(init=False)
     _room: asyncio.Event = field(init=False, default_factory=asyncio.Event)
     _draining: bool = field(init=False, default=False)
     # Until then nothing is pulled, monotonic seconds: MLX is about to take the first request of a lane.
@@ -105,6 +89,8 @@ class Worker:
             on_lending=self._abstain,
             on_lent=self._lend,
         )
+        self._jobs = Jobs(self._context, self._note_change, self._finish_charge)
+        self._reporting = Reporting(self.me, self.engine, self._status)
         self._taking = Taking(
             self.me,
             self.config,
@@ -112,8 +98,8 @@ class Worker:
             engine=self.engine.name,
             on_surplus=self._on_surplus,
             on_begun=self._on_begun,
-            on_renewed=self._changed.set,
-            on_gave_back=self._changed.set,
+            on_renewed=self._reporting.note_change,
+            on_gave_back=self._reporting.note_change,
             saturated=lambda: self._saturated,
         )
         self._orphans = self._taking.puller()
@@ -123,11 +109,10 @@ class Worker:
             self.source.stream,
             self._consumers,
             self._taking.leases,
-            held=self._held,
+            held=self._jobs.held,
             room=self._rescue_room,
             take=self._take_orphan,
         )
-
         if self.engine.name == "mlx":
             self._borrowing = Borrowing(self.me, self.config, self._taking.leases, self._continue_begun)
 
@@ -147,14 +132,14 @@ class Worker:
         await fetching.start()
         await self._taking.listen()
         async with asyncio.TaskGroup() as group:
-            beside = [group.create_task(self._taking.leases.run()), group.create_task(self._report_status(lifecycle))]
+            beside = [group.create_task(self._taking.leases.run()), group.create_task(self._reporting.run(lifecycle))]
             if self.engine.name == "ollama":
-                handover = Handover(self.me, self.engine, self._servings)
+                handover = Handover(self.me, self.engine, self._jobs.servings)
                 beside.append(group.create_task(handover.run()))
             taking = [group.create_task(self._pull()), group.create_task(self._rescue.run())]
             await lifecycle.stopping.wait()
             self._draining = True
-            self._permits.close()
+            self._jobs.close()
             self._note_change()
             for task in taking:
                 task.cancel()
@@ -163,13 +148,12 @@ class Worker:
             await self._finish(lifecycle)
             for task in beside:
                 task.cancel()
-        await self._publish_status("gone")
+        await self._reporting.publish("gone")
 
     # ---- taking
 
     async def _pull(self) -> None:
         while True:
-            await self._until_stored()
             permit, lanes = await self._reserved()
             if lanes is None and not self._may_borrow() and await self._took_several(permit):
                 continue
@@ -177,16 +161,16 @@ class Worker:
             try:
                 if lanes is None:
                     taken = await self._borrowed() or await self._taking.next(
-                        self._until_no_slot, keep=lambda: self._observed().free >= _KEEP_STANDING
+                        self._until_no_slot, keep=lambda: self._jobs.permits().free >= _KEEP_STANDING
                     )
                 else:
                     taken = await self._taking.next(partial(self._while_preempting, lanes), lanes=lanes)
             finally:
                 if taken is None:
-                    self._release(permit)
+                    self._jobs.release(permit)
             if taken is not None and self._abstains:
                 # It arrived on a pull that was open when a request was returned for MLX, and may be that request.
-                self._release(permit)
+                self._jobs.release(permit)
                 await taken.held.end(Returned())
                 self._finish_charge(taken, 0.0)
             elif taken is not None:
@@ -205,16 +189,6 @@ class Worker:
         self._rescue.heard(status)
         self._taking.heard(status)
 
-    async def _until_stored(self) -> None:
-        """Wait while the broker stores nothing: the answer of a request that is taken now could not be written.
-
-        A worker that has just returned a request for MLX waits as well.
-        """
-        while self._store_failed or self._abstains:
-            self._taking.withdraw()
-            self._room.clear()
-            await wait_set(self._room, _ABSTAINS_S if self._abstains else _LOOK_AGAIN_S)
-
     def _lend(self, priority: Priority) -> None:
         """Tell MLX's workers that a request of Ollama's lane is returned for one of them, and do not take it again."""
         self._lent[ollama_consumer(priority)] += 1
@@ -231,22 +205,29 @@ class Worker:
     async def _reserved(self) -> tuple[Permit, Sequence[Lane] | None]:
         """A permit once a slot is free, for any lane; or else for lanes whose requests take the place of others.
 
-        Until then, and while many answers are not stored yet, the open pulls are cancelled.
+        Until then the open pulls are cancelled. There is no permit while the broker stores nothing, because the answer
+        could not be written, while many answers are not stored yet, and just after a request was returned for MLX.
         """
-        while self._unstored >= _UNSTORED_MOST or (permit := self._observed().reserve()) is None:
+        jobs = self._jobs
+        while True:
+            may_take = not (self._store_failed or self._abstains or jobs.unstored >= _UNSTORED_MOST)
+            if may_take and (permit := jobs.permits().reserve()) is not None:
+                return permit, None
             self._taking.withdraw()
-            if (lanes := self._preempting()) and (permit := self._permits.preempt(self._as_urgent(lanes[0].priority))):
+            lanes = self._preempting() if may_take else []
+            if lanes and (permit := jobs.permits().preempt(jobs.as_urgent(lanes[0].priority))) is not None:
                 return permit, lanes
+            abstains_s = self._abstains_until - self.me.bus.clock.now()
             self._room.clear()
-            await wait_set(self._room, _LOOK_AGAIN_S)
-        return permit, None
+            await wait_set(self._room, abstains_s if abstains_s > 0 else _LOOK_AGAIN_S)
 
     async def _took_several(self, permit: Permit) -> bool:
         """Take requests that wait now into half of the free slots. Returns whether there were enough to use permit.
 
         The other half is for what arrives meanwhile, and for other workers, so that a short queue is spread over them.
         """
-        reserved = [self._permits.reserve() for _ in range(self._observed().free // 2)]
+        permits = self._jobs.permits()
+        reserved = [permits.reserve() for _ in range(permits.free // 2)]
         unused = [permit, *filter(None, reserved)]
         if len(unused) == 1:
             return False
@@ -256,7 +237,7 @@ class Worker:
             keeps = 1
         finally:
             for each in unused[keeps:]:
-                self._release(each)
+                self._jobs.release(each)
         return permit.state == "used"
 
     def _preempting(self, *, mine: int = 0) -> list[Lane]:
@@ -264,17 +245,17 @@ class Worker:
 
         None, while another worker of this engine has a free slot.
         """
-        permits, running = self._observed(), self._running()
+        permits, running = self._jobs.permits(), self._jobs.running()
         if not running or self._others_have_room():
             return []
         for job in self._jobs:
-            self._taking.progress(job.taken, self._cost(job))
+            self._taking.progress(job.taken, self._jobs.cost(job))
         *_, victim = (priority for priority in Priority if running[priority])
         above = list(Priority)[: list(Priority).index(victim)]
         allowed = [
             priority
             for priority in above
-            if permits.preempt_room(self._as_urgent(priority), mine=mine) > 0
+            if permits.preempt_room(self._jobs.as_urgent(priority), mine=mine) > 0
             and self._taking.may_preempt(priority, victim)
         ]
         return [lane for lane in self._taking.consumers if lane.priority in allowed]
@@ -284,17 +265,6 @@ class Worker:
         while self._preempting(mine=1) == lanes:
             self._room.clear()
             await wait_set(self._room, _LOOK_AGAIN_S)
-
-    def _running(self) -> Counter[Priority]:
-        return Counter(job.taken.envelope.priority for job in self._jobs if job.permit.state == "used")
-
-    def _servings(self) -> list[Serving]:
-        return [job.serving for job in self._jobs if job.permit.state == "used"]
-
-    def _as_urgent(self, priority: Priority) -> int:
-        """The running requests of this priority and of more urgent ones."""
-        running, order = self._running(), list(Priority)
-        return sum(running[each] for each in order[: order.index(priority) + 1])
 
     def _others_have_room(self) -> bool:
         return any(
@@ -308,17 +278,13 @@ class Worker:
 
         Others get the requests.
         """
-        while self._observed().holds and not (self._store_failed or self._abstains or self._lends()):
+        while self._jobs.permits().holds and not (self._store_failed or self._abstains or self._may_borrow()):
             self._room.clear()
             await self._room.wait()
 
-    def _lends(self) -> bool:
-        """Whether Ollama's lanes hold what this worker would begin sooner."""
-        return self._borrowing is not None and bool(self._borrowing.wanted())
-
     def _may_borrow(self) -> bool:
         """Whether a request of Ollama's lanes would begin sooner here. It is older than those of its priority here."""
-        return self._borrowing is not None and self._lends() and bool(self._borrowing.wanted())
+        return self._borrowing is not None and bool(self._borrowing.wanted())
 
     async def _borrowed(self) -> Taken | None:
         """A request of Ollama's lanes, if this worker would begin it sooner and none of its own is more urgent."""
@@ -328,15 +294,18 @@ class Worker:
 
     async def _continue_begun(self, consumer: str) -> bool:
         """Go on at once with an answer that Ollama has begun and returned. Returns whether to look for it no more."""
-        permit = self._observed().reserve() or self._observed().overflow()
-        if permit is None or self._borrowing is None:
+        if self._borrowing is None:
+            return False
+        # The pulls that free slots are reserved for do not find it: they are of MLX's own lanes.
+        permit = self._jobs.permits().reserve() or self._jobs.permits().overflow(unpulled=True)
+        if permit is None:
             return False
         found: Taken | str = "none"
         try:
             found = await self._borrowing.take_begun(consumer)
         finally:
             if isinstance(found, str):
-                self._release(permit)
+                self._jobs.release(permit)
         if isinstance(found, str):
             return found == "another"
         self._begin(found, permit, extra=True)
@@ -348,14 +317,14 @@ class Worker:
         return [consumers[lane] for lane in sorted(consumers, key=lambda lane: order.index(lane.priority))]
 
     def _rescue_room(self) -> int:
-        return self._observed().overflow_room(unpulled=any(map(self._taking.is_paused, self._taking.consumers)))
+        return self._jobs.permits().overflow_room(unpulled=any(map(self._taking.is_paused, self._taking.consumers)))
 
     async def _take_orphan(self, consumer: str) -> bool:
         """Take one request beyond the slots. Returns whether more of the lane's requests may be orphaned."""
         unpulled = any(
             self._taking.is_paused(lane) for lane, name in self._taking.consumers.items() if name == consumer
         )
-        permit = self._observed().overflow(unpulled=unpulled)
+        permit = self._jobs.permits().overflow(unpulled=unpulled)
         if permit is None:
             return False
         delivery, paused = None, False
@@ -364,7 +333,7 @@ class Worker:
             paused = delivery is not None and delivery.delivered > 1 and self._taking.held_back(delivery)
         finally:
             if delivery is None or delivery.delivered == 1 or paused:
-                self._release(permit)
+                self._jobs.release(permit)
         if delivery is None:
             return False
         if paused:
@@ -381,7 +350,7 @@ class Worker:
         """Serve a request that was not awaited if a slot is free; else return it."""
         if self._taking.held_back(delivery):
             return
-        permit = None if self._abstains else self._observed().reserve()
+        permit = None if self._abstains else self._jobs.permits().reserve()
         if permit is None:
             await self._taking.give_back(delivery)
         else:
@@ -389,25 +358,11 @@ class Worker:
 
     async def _on_begun(self, delivery: Delivery) -> None:
         """Go on with a paused request that an attempt has begun, in a slot or beyond them; else return it."""
-        permit = self._observed().reserve() or self._observed().overflow(unpulled=True)
+        permit = self._jobs.permits().reserve() or self._jobs.permits().overflow(unpulled=True)
         if permit is None:
             await self._taking.give_back(delivery)
         else:
             self._begin(self._taking.receive(delivery), permit, extra=True)
-
-    def _observed(self) -> Permits:
-        """The permits, by what the engine reports now."""
-        status = self.engine.status()
-        self._permits.observe(
-            ready=status.state == "ready",
-            total=status.slots_total,
-            used=status.slots_used,
-            suspends=status.suspends,
-        )
-        return self._permits
-
-    def _held(self) -> Counter[str]:
-        return Counter(job.taken.consumer for job in self._jobs)
 
     def _coming(self, priority: Priority) -> int:
         """How many requests of a priority are on their way to the engine: taken, or announced and not taken yet."""
@@ -416,32 +371,7 @@ class Worker:
     # ---- serving
 
     def _begin(self, taken: Taken, permit: Permit, *, extra: bool = False) -> None:
-        self._permits.use(permit)
-        serving = Serving(self._context, taken.held, self._reason(taken), lambda: self._release(permit), extra)
-        job = _Job(taken, serving, permit)
-        self._jobs.add(job)
-        self._tasks.start(self._serve(job), what=f"serving request {taken.envelope.name}")
-        self._note_change()
-
-    def _release(self, permit: Permit) -> None:
-        self._permits.release(permit)
-        self._note_change()
-
-    async def _serve(self, job: _Job) -> None:
-        try:
-            await job.serving.run()
-        except Exception:
-            # The other requests go on. The lease of this one runs out, and the delivery counts as an attempt.
-            log.exception("Request %s could not be served.", job.taken.envelope.name)
-        finally:
-            self._finish_charge(job.taken, self._cost(job))
-            self._jobs.discard(job)
-            self._release(job.permit)
-
-    def _cost(self, job: _Job) -> float:
-        """What a request has cost so far, weighted tokens. The tokens of its prompt are known when it ends."""
-        prompt_tokens, output_tokens = job.serving.cost_tokens
-        return prompt_tokens * self.config.prompt_token_cost + output_tokens
+        self._jobs.begin(taken, permit, reason=self._reason(taken), extra=extra)
 
     def _finish_charge(self, taken: Taken, cost: float) -> None:
         self._taking.finish(taken, cost)
@@ -464,24 +394,12 @@ class Worker:
         await self._orphans.close()
         if self._borrowing is not None:
             await self._borrowing.close()
-        await self._tasks.join(lifecycle.drain_left_s())
-        for job in list(self._jobs):
-            job.serving.interrupt(Returned())
-        await self._tasks.join(_RETURNING_S)
+        await self._jobs.drain(lifecycle.drain_left_s())
 
     async def _on_cancel(self, message: Message) -> None:
-        name = message.subject.removeprefix(f"{CANCEL}.")
-        for job in list(self._jobs):
-            if job.taken.envelope.name == name:
-                error = HeadraceError(ErrorCode.CANCELLED, f"Request {job.taken.envelope.id} was cancelled.")
-                job.serving.interrupt(Failed(error))
+        self._jobs.cancel(message.subject.removeprefix(f"{CANCEL}."))
 
     # ---- status
-
-    @property
-    def _unstored(self) -> int:
-        """How many requests have left the engine and are still being ended."""
-        return sum(job.permit.state == "released" for job in self._jobs)
 
     @property
     def _store_failed(self) -> bool:
@@ -494,60 +412,21 @@ class Worker:
         return load is not None and load.level == "saturated"
 
     def _note_change(self) -> None:
-        self._changed.set()
+        self._reporting.note_change()
         self._room.set()
 
-    async def _report_status(self, lifecycle: Lifecycle) -> None:
-        """Publish a status at every change and every second; report the engine's state to the parent as well."""
-        told: object = None
-        while True:
-            status = self.engine.status()
-            # Published first: when the parent acts on its report, the other processes know.
-            await self._publish_status(status.state)
-            state = _told(status)
-            news = (state, status.reason, status.cannot_load)
-            if news != told and state in ("loading", "ready", "down"):
-                told = news
-                said = status.reason or "; ".join(filter(None, (status.alone, status.compute)))
-                lifecycle.report(
-                    state,
-                    said.removeprefix("loading "),
-                    models=status.models,
-                    simulated=self.engine.simulated,
-                    cannot_load=status.cannot_load,
-                )
-            try:
-                async with asyncio.timeout(STATUS_EVERY_S):
-                    await self._changed.wait()
-                    await asyncio.sleep(_STATUS_GATHER_S)
-            except TimeoutError:
-                pass
-            self._changed.clear()
-
-    async def _publish_status(self, state: WorkerState) -> None:
-        permits = self._observed()
-        message = worker_status(
+    def _status(self, state: WorkerState) -> WorkerStatus:
+        permits = self._jobs.permits()
+        return worker_status(
             self.engine,
-            self._running(),
+            self._jobs.running(),
             worker=self.me.name,
             state="draining" if self._draining and state != "gone" else state,
             slots=Slots(permits.used, permits.total),
             at=self.me.bus.clock.wall(),
-            held=self._held(),
+            held=self._jobs.held(),
             borrows=self._borrowing is not None,
             lent=dict(self._lent),
             given_back=self._taking.given_back(),
             fetches=self.fetcher is not None,
         )
-        try:
-            await self.me.bus.publish(f"{WORKER}.{self.me.name}", encode(message))
-        except Unreachable:
-            log.debug("The status was not sent: the broker is away.")
-
-
-def _told(status: EngineStatus) -> WorkerState:
-    """The state of an engine as people read it: one that can load none of its models takes requests to refuse them."""
-    if status.swapping:
-        return "loading"
-    refuses = status.cannot_load and set(status.models) <= set(status.cannot_load)
-    return "down" if status.state == "ready" and refuses else status.state

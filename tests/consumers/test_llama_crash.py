@@ -17,7 +17,7 @@ from consumers import mlx, monitor, ollama
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
-from pipeline.wire.messages import Completion
+from pipeline.wire.answers import Completion
 from tests.consumers.conftest import Launch, StandIn
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually

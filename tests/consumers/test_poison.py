@@ -16,7 +16,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
-from pipeline.wire.messages import Completion
+from pipeline.wire.answers import Completion
 from pipeline.wire.subjects import STREAM_DEAD
 from tests.pipeline.worker.conftest import Client
 from tests.waiting import eventually

@@ -19,7 +19,7 @@ from pipeline.broker import topology
 from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
-from pipeline.wire.messages import Completion, decode_answer, is_last
+from pipeline.wire.answers import Completion, decode_answer, is_last
 from pipeline.wire.subjects import MSG_ID, STREAM_REPLIES, TIMEOUT
 from tests.faketime import clock_off_by
 from tests.support import ROOT

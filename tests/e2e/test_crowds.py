@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus
-from pipeline.wire.messages import Answer, is_last
+from pipeline.wire.answers import Answer, is_last
 from tests.e2e.conftest import Pipeline, chat, running
 from tests.support import quick_folder
 from tests.waiting import eventually, flushed

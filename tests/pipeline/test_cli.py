@@ -22,8 +22,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.cli.parser import build_parser
 from pipeline.commands.send import Printer, Sending
 from pipeline.config import KEYS, Config
-from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     AssistantMessage,
     Choice,
@@ -35,6 +34,7 @@ from pipeline.wire.messages import (
     ErrorBody,
     Usage,
 )
+from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import MSG_ID, Priority, Task
 from tests.support import ROOT, NatsServer, wait_until
 
@@ -571,7 +571,7 @@ def test_the_demonstration_answers_everything_and_ends():
 
 
 def test_what_is_sent_is_a_request_of_the_contract():
-    from pipeline.wire.requests import decode_request
+    from pipeline.wire.decoding import decode_request
 
     body = Sending(text="x", model="m", max_tokens=3, stream=False).body()
     request = decode_request(body, max_body_bytes=1000)

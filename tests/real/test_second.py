@@ -17,7 +17,7 @@ from consumers.models.getting import LocalModel
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
-from pipeline.wire.messages import Completion
+from pipeline.wire.answers import Completion
 from tests.consumers.conftest import StandIn, launched
 from tests.pipeline.worker.conftest import Client
 

@@ -20,8 +20,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from pipeline.broker.jetstream import Bus
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
+from pipeline.wire.messages import encode
 from tests.security.fleet import role
 from tests.support import ROOT, NatsServer
 from tests.waiting import eventually, flushed

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct, field
 
 from pipeline.engine import Misbehaved, Piece, Work
+from pipeline.wire.answers import FinishReason, FunctionCall, Logprobs, ToolCall, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, FunctionCall, Logprobs, ToolCall, Usage
 from pipeline.wire.requests import ChatMessage, ChatRequest
 
 # The sampler takes a seed of 32 bits, and the largest one draws one.

@@ -16,8 +16,8 @@ from msgspec import Struct
 from consumers.engines.server.errors import BadAnswer
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
+from pipeline.wire.answers import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 from pipeline.wire.errors import quoted
-from pipeline.wire.messages import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 from pipeline.wire.validation import explain
 
 _T = TypeVar("_T")

@@ -18,8 +18,9 @@ from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.plain import NO_CALL
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
+from pipeline.wire.answers import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 from pipeline.wire.errors import quoted
-from pipeline.wire.messages import FinishReason, FunctionCall, ModelFacts, TokenScore, ToolCall, Usage
+from pipeline.wire.messages import ModelFacts
 from pipeline.wire.validation import explain
 
 _T = TypeVar("_T")

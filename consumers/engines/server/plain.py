@@ -10,7 +10,7 @@ from consumers.engines.local.child.calls.alone import LoneCalls, properties_of
 from consumers.engines.server.dialect import PartReader
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Piece, Work
-from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.answers import FunctionCall, ToolCall
 
 NO_CALL: Final = "The answer calls no tool: the server ignored `tool_choice`."
 

@@ -14,9 +14,10 @@ from pipeline.core.models import spelled
 from pipeline.gateway.dialects.anthropic_body import MessagesBody
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
 from pipeline.gateway.statuses import STATUS_OF
+from pipeline.wire.answers import Account, Chunk, Completion, ErrorBody, FunctionCall, Success, ToolCallDelta
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Account, Chunk, Completion, ErrorBody, FunctionCall, Success, ToolCallDelta
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 
 SSE = "text/event-stream; charset=utf-8"
 _TYPES = {

@@ -13,9 +13,9 @@ from pipeline.gateway.dialects import openai
 from pipeline.gateway.dialects.responses import Continued, read_response
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.statuses import status_of
+from pipeline.wire.answers import ErrorBody, Success
 from pipeline.wire.batches import LineBody, LineResponse, LineResult
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody, Success
 
 READERS: dict[str, Callable[[bytes, int, Sequence[str]], Asked | Continued]] = {
     "/v1/chat/completions": openai.read_chat,

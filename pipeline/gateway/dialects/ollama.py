@@ -15,17 +15,11 @@ from msgspec import UNSET
 
 from pipeline.core.models import same_model, spelled
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
+from pipeline.wire.answers import AssistantMessage, Chunk, Completion, EmbeddingList, ErrorBody, Success
+from pipeline.wire.decoding import decode_chat, decode_embedding
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchStep
-from pipeline.wire.messages import (
-    AssistantMessage,
-    Chunk,
-    Completion,
-    EmbeddingList,
-    ErrorBody,
-    ModelFacts,
-    Success,
-)
+from pipeline.wire.messages import ModelFacts
 from pipeline.wire.ollama import (
     NEVER,
     OPTIONS,
@@ -45,7 +39,6 @@ from pipeline.wire.ollama import (
     time_text,
     write_call,
 )
-from pipeline.wire.requests import decode_chat, decode_embedding
 from pipeline.wire.validation import shown
 
 NDJSON = "application/x-ndjson"

@@ -14,9 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.habits import BYTE_ORDER_MARK
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     Chunk,
     Completion,
@@ -30,7 +28,10 @@ from pipeline.wire.messages import (
     Success,
     Usage,
 )
-from pipeline.wire.requests import ChatRequest, decode_chat, decode_embedding
+from pipeline.wire.decoding import decode_chat, decode_embedding
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.habits import BYTE_ORDER_MARK
+from pipeline.wire.requests import ChatRequest
 from pipeline.wire.validation import shown
 
 SSE = "text/event-stream; charset=utf-8"

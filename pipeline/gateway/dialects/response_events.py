@@ -23,7 +23,7 @@ from pipeline.gateway.dialects.response_object import (
     output_message,
     output_reasoning,
 )
-from pipeline.wire.messages import Chunk, Completion, ErrorBody, TokenScore, ToolCallDelta
+from pipeline.wire.answers import Chunk, Completion, ErrorBody, TokenScore, ToolCallDelta
 
 
 class ResponseEvents:

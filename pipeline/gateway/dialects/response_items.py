@@ -12,8 +12,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
+from pipeline.wire.answers import Completion
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.messages import Completion
 from pipeline.wire.validation import explain
 
 Turn = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType, structs
 from msgspec import field as struct_field
 
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     AssistantMessage,
     Completion,

@@ -20,10 +20,11 @@ from pipeline.gateway.dialects.response_items import Turn, referred_to, turns
 from pipeline.gateway.dialects.response_object import Frame
 from pipeline.gateway.dialects.response_tools import ResponseTool, ToolChoice, offered
 from pipeline.gateway.dialects.shapes import Asked, decode_body, expected
+from pipeline.wire.answers import Chunk, Completion, ErrorBody, Success
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.habits import mended
-from pipeline.wire.messages import Chunk, Completion, ErrorBody, Success
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 from pipeline.wire.validation import explain
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, TypeVar
 
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.habits import BYTE_ORDER_MARK, with_whole_characters
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Chunk,
     ChunkChoice,
     Completion,
@@ -16,6 +14,8 @@ from pipeline.wire.messages import (
     Success,
     ToolCallDelta,
 )
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.habits import BYTE_ORDER_MARK, with_whole_characters
 from pipeline.wire.requests import Request
 from pipeline.wire.validation import NotValid, decode
 

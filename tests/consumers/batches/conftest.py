@@ -22,9 +22,10 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import Role, role
+from pipeline.wire.answers import Completion, ErrorAnswer, ErrorBody
 from pipeline.wire.batches import BatchObject, BatchOrder
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Completion, ErrorAnswer, ErrorBody, RequestEvent, encode
+from pipeline.wire.messages import RequestEvent, encode
 from pipeline.wire.subjects import BATCH, MSG_ID, STREAM_REQUESTS, Priority, out_subject
 from tests.consumers.monitor.conftest import monitor
 from tests.pipeline.gateway.answers import COMPLETION

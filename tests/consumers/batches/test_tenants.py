@@ -139,6 +139,6 @@ async def settled(worker, completed) -> None:
 
     async def read() -> bool:
         answered = len(worker.engine.submitted) - len(worker.worker._jobs)
-        return worker.worker._unstored == 0 and await completed() == answered
+        return worker.worker._jobs.unstored == 0 and await completed() == answered
 
     await eventually(read, what="the answers are stored and read")

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from pipeline.engine import Engine, Generation, Piece, Work
+from pipeline.wire.answers import FinishReason, TokenScore, ToolCall, Usage, add_call
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FinishReason, TokenScore, ToolCall, Usage, add_call
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 

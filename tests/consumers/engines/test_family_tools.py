@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.answers import FunctionCall, ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest, FunctionSpec, NamedFunction, NamedToolChoice, Tool
 from tests.consumers.engines import families
 from tests.consumers.engines.conformance import Answer, work

@@ -14,17 +14,8 @@ import pytest
 from consumers.monitor.monitor import Monitor
 from pipeline.broker.jetstream import Bus
 from pipeline.delivery.lanes import Source
-from pipeline.wire.messages import (
-    Chunk,
-    ChunkChoice,
-    Delta,
-    PerPriorityCount,
-    Slots,
-    WorkerStatus,
-    decode_answer,
-    encode,
-    is_last,
-)
+from pipeline.wire.answers import Chunk, ChunkChoice, Delta, decode_answer, is_last
+from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import EVENT, LANES, MSG_ID, STREAM_REQUESTS, WORKER, Lane, Priority, Task
 from tests.pipeline.worker.conftest import client, start
 from tests.waiting import eventually

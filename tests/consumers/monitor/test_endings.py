@@ -15,8 +15,9 @@ from pipeline.delivery.held import Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import ErrorAnswer, ErrorBody, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, RequestEvent, encode, is_last
+from pipeline.wire.messages import RequestEvent, encode
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.consumers.monitor.conftest import cancel
 from tests.pipeline.worker.conftest import ScriptedEngine, client, start
@@ -82,6 +83,18 @@ async def test_an_answer_that_a_dead_worker_has_begun_is_cancelled_too(monitor, 
     (await alive.engine.generation("r2")).finish("yes")
     assert (await client.answer("r2")).choices[0].message.content == "yes"
     assert [last for last in await client.record("r1") if is_last(last)] == (await client.record("r1"))[-1:]
+
+
+async def test_a_cancel_is_pending_if_the_monitor_leads_no_more_before_the_request_has_ended(monitor, client, bus):
+    it = await monitor()
+    await client.ask("r1")
+    await seems_to_run(bus, it, "r1")
+    leads, once = it.cancelling.leads, iter([True])
+    it.cancelling.leads = lambda: next(once, False)
+    assert await cancel(bus, "r1") == "pending"
+    assert await client.record("r1") == []
+    it.cancelling.leads = leads
+    assert (await client.answer("r1")).error.code == "cancelled"
 
 
 async def test_the_next_request_of_an_id_outlives_the_cancel_of_the_one_before(monitor, client, bus):

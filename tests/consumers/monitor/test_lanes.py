@@ -12,7 +12,8 @@ from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.broker.lanes import read_lanes, write_lanes
 from pipeline.core import tenantlanes
-from pipeline.wire.messages import Load, is_last
+from pipeline.wire.answers import is_last
+from pipeline.wire.messages import Load
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Lane, Priority, Task, lane_of_consumer
 from tests.consumers.monitor.conftest import ask_service
 from tests.pipeline.worker.conftest import ScriptedEngine, client, start

@@ -16,19 +16,9 @@ from pipeline.core import rests
 from pipeline.delivery.puller import Puller
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
+from pipeline.wire.answers import ErrorAnswer, ErrorBody, Status
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import (
-    ErrorAnswer,
-    ErrorBody,
-    Load,
-    PerPriority,
-    PerPriorityCount,
-    RequestEvent,
-    Slots,
-    Status,
-    WorkerStatus,
-    encode,
-)
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
 from pipeline.wire.pauses import Pause, PausedState
 from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, Priority
 from tests import waiting

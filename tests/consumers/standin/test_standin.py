@@ -20,8 +20,8 @@ from consumers.standin.embedding import EMBEDDER, count, embedding
 from consumers.standin.server import Server
 from consumers.standin.shown import of_demo
 from pipeline.engine import EngineStatus, Piece, Work
+from pipeline.wire.answers import FunctionCall, ToolCall, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FunctionCall, ToolCall, Usage
 from tests.consumers.conftest import MODEL, Launch, StandIn
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

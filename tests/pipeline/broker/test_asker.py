@@ -14,8 +14,9 @@ from pipeline.broker.asker import Asker, Outgoing, RecordReader, whole
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Chunk, ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, ErrorAnswer, ErrorBody, encode
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, STREAM_REQUESTS, out_subject, reply_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 from tests.support import NatsServer

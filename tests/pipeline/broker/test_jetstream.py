@@ -13,7 +13,8 @@ from nats.aio.subscription import Subscription
 from pipeline.broker import connection, topology
 from pipeline.broker.connection import BusError, Message, ServiceFailed, Unreachable
 from pipeline.broker.jetstream import Bus, Fenced, LaneFull, read_failure
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreFailure, encode
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
+from pipeline.wire.messages import StoreFailure, encode
 from pipeline.wire.subjects import MSG_ID, STORE_FAILED, STREAM_REPLIES, STREAM_REQUESTS
 from tests.waiting import TIMEOUT_S, eventually
 

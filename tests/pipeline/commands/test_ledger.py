@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.commands.ledger import Ledger
-from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     AssistantMessage,
     Choice,
@@ -16,6 +15,7 @@ from pipeline.wire.messages import (
     ErrorBody,
     Usage,
 )
+from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority, Task
 
 

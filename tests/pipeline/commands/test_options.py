@@ -1,30 +1,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pytest
 
 from pipeline.commands.options import add_options, config_from, given_options, names_a_broker
 from pipeline.config import KEYS, SETTINGS, Config
+from tests.options import parse
 
 URLS = ["http://a:1", "https://b/api"]
 
 
-def parse(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return parser.parse_args(argv)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "headrace.toml"
-    path.write_text("http_port = 1\nslots = 2\n")
-    return path
-
-
-def test_the_file_may_be_named_by_the_environment(file):
+def test_the_file_may_be_named_by_the_environment(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("slots = 2")
     assert config_from(parse(), {"HEADRACE_CONFIG": str(file)}).slots == 2
 
 
@@ -75,7 +64,9 @@ def test_a_switch_has_a_yes_and_a_no():
     assert not config_from(parse("--no-ollama-standin"), {}).ollama_standin
 
 
-def test_a_broker_is_named_by_option_environment_or_file(file):
+def test_a_broker_is_named_by_option_environment_or_file(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("slots = 2")
     assert not names_a_broker(parse("--config", str(file)), {})
     assert names_a_broker(parse("--nats-url", "nats://127.0.0.1:4222"), {})
     assert names_a_broker(parse(), {"HEADRACE_NATS_URL": "nats://127.0.0.1:4222"})

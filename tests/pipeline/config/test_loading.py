@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from pipeline.commands.options import add_options, config_from
+from pipeline.commands.options import config_from
 from pipeline.config import (
     KEYS,
     SETTINGS,
@@ -19,15 +18,10 @@ from pipeline.config import (
     to_environment,
 )
 from pipeline.wire.subjects import Priority
+from tests.options import parse
 
 # The placeholders of values that any text fits.
 TEXTS = ("URL", "DIR", "FILE", "HOST", "MODEL", "NAME_OR_PATH")
-
-
-def parse(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    return parser.parse_args(argv)
 
 
 @pytest.fixture

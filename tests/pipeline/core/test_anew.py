@@ -10,8 +10,8 @@ from pipeline.core.anew import cancelled_at, headers_anew
 from pipeline.core.ending import Moved, moved_headers
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody
 from pipeline.wire.subjects import ANEW, MOVED_STORED_AT, MSG_ID, STREAM_REQUESTS, Move, Priority, Task
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 

@@ -21,8 +21,7 @@ from pipeline.core.answer import (
     expired,
 )
 from pipeline.engine import Embedded, Piece
-from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Chunk,
     Completion,
     FunctionCall,
@@ -31,9 +30,10 @@ from pipeline.wire.messages import (
     ToolCall,
     Usage,
     decode_answer,
-    encode,
     is_last,
 )
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import Move, Priority, Task
 
 STORED_AT = 1_700_000_000.25

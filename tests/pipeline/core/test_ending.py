@@ -24,8 +24,8 @@ from pipeline.core.ending import (
 )
 from pipeline.core.envelope import Envelope
 from pipeline.core.moves import MoveIds
+from pipeline.wire.answers import Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Usage
 from pipeline.wire.subjects import MSG_ID, STREAM_OLLAMA, STREAM_REQUESTS, Move, Priority, Task
 from tests.support import ROOT
 

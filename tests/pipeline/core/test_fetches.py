@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipeline.core.fetches import KEPT_S, LEASE_S, Fetches
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchCall, FetchStep
-from pipeline.wire.messages import ErrorBody
 
 MANIFEST = FetchStep("pulling manifest")
 

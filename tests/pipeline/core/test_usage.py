@@ -11,8 +11,8 @@ from pipeline.core.answer import AnswerWriter, error_answer
 from pipeline.core.ending import Abandoned, Answered, Buried, Failed, Loss, Moved, Returned, Settled
 from pipeline.core.envelope import Envelope
 from pipeline.core.usage import MOST_ACCOUNTS, Accounts, Book, StoredNotes, note_of
+from pipeline.wire.answers import CompletionDetails, PromptDetails, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import CompletionDetails, PromptDetails, Usage
 from pipeline.wire.subjects import Move, Priority, Task
 from pipeline.wire.usage import Period, UsageNote, UsageSums
 

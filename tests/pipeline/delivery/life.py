@@ -27,8 +27,9 @@ from pipeline.delivery.withdraw import withdraw
 from pipeline.engine import EngineStatus, Piece, Work
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, Usage, WorkerStatus
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, WorkerStatus
 from pipeline.wire.subjects import (
     LANES,
     MSG_ID,

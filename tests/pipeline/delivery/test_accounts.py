@@ -16,7 +16,7 @@ from pipeline.delivery.held import Held
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
 from pipeline.telemetry import Tracing
-from pipeline.wire.messages import Usage
+from pipeline.wire.answers import Usage
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, STREAM_USED, USED, Priority
 from tests.faults import Died, Operation, Process
 from tests.waiting import eventually, taken

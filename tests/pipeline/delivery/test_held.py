@@ -31,8 +31,9 @@ from pipeline.delivery.puller import Puller
 from pipeline.delivery.returns import times_returned
 from pipeline.delivery.withdraw import withdraw
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Status, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import RequestEvent, Status, Usage, encode
+from pipeline.wire.messages import RequestEvent, encode
 from pipeline.wire.subjects import (
     MSG_ID,
     REPLY_TO,

@@ -7,7 +7,7 @@ import pytest
 from pipeline.broker.clock import Clock
 from pipeline.broker.connection import Delivery, Message, Unreachable
 from pipeline.delivery.lease import LeaseKeeper
-from pipeline.wire.messages import Completion
+from pipeline.wire.answers import Completion
 from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.waiting import eventually
 

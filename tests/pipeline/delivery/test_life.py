@@ -22,8 +22,9 @@ from pipeline.core import placement
 from pipeline.core.answer import expired
 from pipeline.core.ending import Failed, Returned
 from pipeline.engine import Misbehaved
+from pipeline.wire.answers import Chunk, Completion, decode_answer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, decode_answer, encode, is_last
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import (
     DEAD,
     MOVED_STORED_AT,

@@ -12,8 +12,9 @@ from pipeline.core.answer import Record, error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.delivery.record import RecordWriter, Superseded
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Chunk, ChunkChoice, Delta
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, ChunkChoice, Delta, encode
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import STREAM_REPLIES, Priority, Task, reply_subject
 from tests.faults import Process
 from tests.waiting import eventually

@@ -11,8 +11,9 @@ import pytest
 from pipeline.core.answer import error_answer
 from pipeline.core.envelope import Envelope
 from pipeline.delivery.record import Duplicate, RecordWriter
+from pipeline.wire.answers import Chunk, Completion, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, encode, is_last
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import STREAM_REQUESTS, Move, Priority, Task
 from tests.waiting import eventually
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.wire.messages import (
+from pipeline.wire.answers import (
     Account,
     Alternative,
     AssistantMessage,

@@ -18,7 +18,8 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.gateway import main as gateway
 from pipeline.process.lifecycle import Lifecycle, State
-from pipeline.wire.messages import Answer, Chunk, encode
+from pipeline.wire.answers import Answer, Chunk
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import CANCEL, MSG_ID, QUEUED_PREFIX, STORED_SUBJECT, out_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 from tests.waiting import TIMEOUT_S

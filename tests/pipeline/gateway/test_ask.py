@@ -11,16 +11,8 @@ from pipeline.broker import topology
 from pipeline.broker.asker import Asker
 from pipeline.gateway.ask import Ask
 from pipeline.process.role import role
-from pipeline.wire.messages import (
-    ErrorAnswer,
-    ErrorBody,
-    Load,
-    PerPriority,
-    PerPriorityCount,
-    Slots,
-    decode_answer,
-    encode,
-)
+from pipeline.wire.answers import ErrorAnswer, ErrorBody, decode_answer
+from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots, encode
 from pipeline.wire.subjects import MSG_ID, REPLY_TO, STREAM_REQUESTS
 from tests.waiting import TIMEOUT_S, eventually
 

@@ -19,8 +19,9 @@ from pipeline.gateway import main as gateway
 from pipeline.gateway import responses, server
 from pipeline.gateway.identity import make_key
 from pipeline.process.lifecycle import StartError
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, StoreReport, StoreState, encode
+from pipeline.wire.messages import StoreReport, StoreState, encode
 from pipeline.wire.subjects import MSG_ID, STORE, Priority, out_subject
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Life, Serve

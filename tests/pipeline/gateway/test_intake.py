@@ -8,9 +8,10 @@ from pipeline.gateway.dialects import openai
 from pipeline.gateway.identity import Caller, make_key
 from pipeline.gateway.intake import Intake, Repeats, refused_by_tenants, take_in, with_exact
 from pipeline.gateway.statuses import HttpError
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.messages import Load, PerPriority, PerPriorityCount, Slots
-from pipeline.wire.requests import ChatRequest, EmbeddingRequest, decode_chat
+from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import DUPLICATE_WINDOW_S, Priority
 
 SIMPLE = b'{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'

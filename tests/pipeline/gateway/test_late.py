@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.broker.jetstream import Bus
 from pipeline.gateway.late import LateAnswers
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, encode
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import out_subject
 from tests.pipeline.gateway.answers import CHUNKS, COMPLETION
 

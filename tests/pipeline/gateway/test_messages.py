@@ -10,8 +10,9 @@ import pytest
 from pipeline.broker.connection import Message
 from pipeline.broker.jetstream import Bus
 from pipeline.gateway.identity import make_key
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, PerPriorityCount, Slots, TokenCount, WorkerStatus, encode
+from pipeline.wire.messages import PerPriorityCount, Slots, TokenCount, WorkerStatus, encode
 from tests.pipeline.gateway.answers import COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Serve
 from tests.waiting import TIMEOUT_S, eventually

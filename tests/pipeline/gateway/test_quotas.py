@@ -11,7 +11,8 @@ from pipeline.broker.usage import NoteFeed
 from pipeline.engine import Work
 from pipeline.gateway.identity import make_key
 from pipeline.gateway.quotas import KeyQuotas
-from pipeline.wire.messages import Usage, encode
+from pipeline.wire.answers import Usage
+from pipeline.wire.messages import encode
 from pipeline.wire.subjects import MSG_ID, USED, Priority
 from pipeline.wire.usage import UsageNote, UsageNotes
 from tests.consumers.monitor.conftest import monitor

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from pipeline.gateway.identity import make_key
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody
 from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.pipeline.gateway.answers import COMPLETION, TOOL_CHUNK, TOOL_COMPLETION
 from tests.pipeline.gateway.conftest import Engine, Serve

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody
 from tests.pipeline.gateway.conftest import Engine, Serve
 from tests.waiting import TIMEOUT_S
 

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from pipeline.broker.jetstream import Bus
+from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorAnswer, ErrorBody, Position
+from pipeline.wire.messages import Position
 from pipeline.wire.subjects import QUEUE_POSITION
 from tests.pipeline.gateway.conftest import Engine, Serve
 

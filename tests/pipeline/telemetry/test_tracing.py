@@ -22,9 +22,9 @@ from pipeline.core.ending import Failed, Returned
 from pipeline.core.envelope import Envelope
 from pipeline.core.origin import trace_origin
 from pipeline.telemetry import ProcessSpan, Tracing, names
+from pipeline.wire.answers import Usage
 from pipeline.wire.constraints import ResponseFormat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import Move, Priority, Task
 from tests.otlp import Collector, collector
@@ -580,7 +580,7 @@ async def test_shutdown_sends_what_is_left_and_may_be_called_twice(
 
 _OFF = """
 import sys, threading
-from pipeline.wire.messages import Usage
+from pipeline.wire.answers import Usage
 from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Move, Priority, Task
 from pipeline.core.ending import Failed

@@ -43,6 +43,7 @@ async def main(config, lifecycle):
     facts = {"http": f"http://127.0.0.1:{config.http_port or 8123}"} if name == "gateway" else {}
     lifecycle.report("ready", config.nats_url, **facts)
     await lifecycle.stopping.wait()
+    (folder / f"{name}.left_s").write_text(str(lifecycle.drain_left_s()))
     with (folder / "order").open("a") as order:
         print(name, file=order)
     if name == "stuck":
@@ -240,6 +241,16 @@ def test_who_lets_requests_in_stops_first_and_the_monitor_last(up):
     assert order[:2] == ["gateway", "router"]
     assert set(order[2:4]) == {"mlx", "ollama"}
     assert order[4:] == ["monitor"]
+
+
+def test_who_lets_requests_in_has_half_of_the_drain_time(up):
+    running = up("gateway,batches,router,mlx,monitor", drain_timeout_s=10_000)
+    running.ready()
+    assert running.stop() == 0
+    left_s = {name: float((running.folder / f"{name}.left_s").read_text()) for name in ("gateway", "router", "mlx")}
+    assert left_s["gateway"] <= 5_000
+    assert left_s["router"] <= 5_000
+    assert left_s["mlx"] > 5_000
 
 
 def test_the_first_screen_says_what_runs_where_and_what_to_try(up):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from pipeline.wire.constraints import MAX_CHOICES, Constraint
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 F = {"type": "function", "function": {"name": "f"}}

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.requests import decode_request
 
 
 def decode(body):

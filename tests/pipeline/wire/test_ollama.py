@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.wire.answers import FunctionCall
 from pipeline.wire.constraints import JsonSchemaFormat, ResponseFormat
-from pipeline.wire.messages import FunctionCall
 from pipeline.wire.ollama import (
     OPTIONS,
     BadOptionError,

@@ -17,9 +17,9 @@ from pipeline.delivery.lanes import MLX_SOURCE, Source
 from pipeline.engine import Embedded, EngineStatus, Fetcher, Generation, Misbehaved, Piece, Work
 from pipeline.process.lifecycle import Lifecycle
 from pipeline.process.role import role
+from pipeline.wire.answers import Usage, decode_answer, is_last
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchStep
-from pipeline.wire.messages import Usage, decode_answer, is_last
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS
 from pipeline.worker.worker import Worker
@@ -213,7 +213,7 @@ class Running:
         """End it as a dying process ends: nothing is said, nothing handed back."""
         self.bus.nc.options["allow_reconnect"] = False
         self.bus.nc._transport._io_writer.transport.abort()
-        tasks = {self.task, *self.worker._tasks._tasks}
+        tasks = {self.task, *self.worker._jobs._tasks._tasks}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -246,7 +246,7 @@ async def start(config: Config) -> AsyncIterator[StartWorker]:
                 try:
                     yield Running(worker, engine, me.bus, lifecycle, task)
                 finally:
-                    tasks = {task, *worker._tasks._tasks}
+                    tasks = {task, *worker._jobs._tasks._tasks}
                     for left in tasks:
                         left.cancel()
                     await asyncio.wait(tasks)

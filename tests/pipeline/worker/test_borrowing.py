@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 import pytest
@@ -89,6 +90,20 @@ async def test_a_half_read_answer_goes_on_at_once_beyond_the_slots_and_names_bot
     assert "ollama" in answer.headrace.reason
 
 
+async def test_a_half_read_answer_goes_on_at_once_where_the_only_free_slot_awaits_a_request(
+    start, client, spill, loads
+) -> None:
+    mlx, other = await both(start)
+    await spill("half")
+    begun = await other.generation("half")
+    begun.say("one ")
+    await client.until("half", 3)
+    begun.misbehave()
+    (await mlx.generation("half")).finish("two")
+    assert (await client.answer("half")).choices[0].message.content == "one two"
+    assert len(other.submitted) == 1
+
+
 async def test_a_queued_request_is_taken_back_once_mlx_has_a_free_slot(start, client, spill, loads) -> None:
     mlx, other = await both(start)
     await spill("first")
@@ -139,6 +154,30 @@ async def test_a_running_answer_is_given_back_where_mlx_ends_it_sooner(start, cl
     answer = await client.answer("long")
     assert answer.choices[0].message.content == "one two"
     assert answer.headrace.models == ["small", "scripted"]
+
+
+async def test_a_worker_that_returns_an_answer_takes_no_other_request_before_mlx_has_it(
+    start, client, spill, loads
+) -> None:
+    mlx, other = await both(start)
+    deliveries = {}
+
+    async def on_started(message) -> None:
+        event = json.loads(message.data)
+        deliveries[event["id"]] = event["deliveries"]
+
+    await client.bus.subscribe("llm.event.*.started", on_started)
+    await spill("half")
+    begun = await other.generation("half")
+    begun.say("one ")
+    await client.until("half", 3)
+    await spill("next", b'{"prompt":"x","model":"small"}')
+    begun.misbehave()
+    (await mlx.generation("half")).finish("two")
+    await client.answer("half")
+    (await other.generation("next")).finish("x")
+    await client.answer("next")
+    assert deliveries == {"half": 2, "next": 1}
 
 
 async def test_a_running_answer_stays_where_it_ends_sooner(start, client, spill, loads) -> None:

@@ -12,9 +12,9 @@ from pipeline.broker.connection import NoResponders, Unreachable
 from pipeline.broker.fetching import WorkerFetch
 from pipeline.core import fetches
 from pipeline.core.fetches import LEASE_S
+from pipeline.wire.answers import ErrorAnswer
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.fetches import FetchReport, FetchStep
-from pipeline.wire.messages import ErrorAnswer
 from tests.pipeline.worker.conftest import Client, Running, ScriptedFetcher, StartWorker
 from tests.waiting import eventually
 

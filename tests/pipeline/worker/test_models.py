@@ -11,8 +11,9 @@ from pipeline.broker.connection import Message
 from pipeline.config import Config
 from pipeline.core.models import CannotLoad
 from pipeline.engine import Generation, NotLoaded, Work
+from pipeline.wire.answers import Completion
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.messages import Completion, PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
+from pipeline.wire.messages import PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import STREAM_REQUESTS, Lane, Priority, Task
 from tests.lanes import listed
 from tests.pipeline.worker.conftest import Client, Running, ScriptedEngine, StartWorker

@@ -13,7 +13,7 @@ from consumers.engines.openai import OpenAIEngine
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.lanes import OLLAMA_SOURCE
-from pipeline.wire.messages import Chunk, Completion, ErrorAnswer
+from pipeline.wire.answers import Chunk, Completion, ErrorAnswer
 from pipeline.wire.subjects import STREAM_OLLAMA
 from tests import tiny_gguf
 from tests.consumers.llama_server import KEY, LlamaProcess, llama_server

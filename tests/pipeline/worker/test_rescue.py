@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pipeline.wire.messages import Completion
+from pipeline.wire.answers import Completion
 from pipeline.wire.subjects import STREAM_REQUESTS
 from tests.pipeline.worker.conftest import ScriptedEngine
 from tests.pipeline.worker.test_worker import statuses_of

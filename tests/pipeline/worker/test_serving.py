@@ -15,8 +15,9 @@ from pipeline.delivery.puller import Puller
 from pipeline.delivery.taking import Taking
 from pipeline.process.role import Role
 from pipeline.telemetry import Tracing
+from pipeline.wire.answers import Chunk, Completion, EmbeddingList, PromptDetails, Status, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, EmbeddingList, PromptDetails, RequestEvent, Status, Usage
+from pipeline.wire.messages import RequestEvent
 from pipeline.wire.subjects import MSG_ID, STREAM_DEAD, STREAM_REQUESTS
 from pipeline.worker.serving import Serving, ServingContext
 from pipeline.worker.worker import Worker

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from pipeline.broker.connection import NoResponders
-from pipeline.wire.messages import Completion, StoreReport, WorkerStatus, encode
+from pipeline.wire.answers import Completion
+from pipeline.wire.messages import StoreReport, WorkerStatus, encode
 from pipeline.wire.subjects import LANES, STORE, STREAM_REQUESTS, Priority
 from tests.pipeline.worker.conftest import ScriptedCounter, ScriptedEngine
 from tests.waiting import TIMEOUT_S, eventually
@@ -298,7 +299,7 @@ async def test_while_many_answers_are_not_stored_yet_no_further_request_is_taken
             lambda number=number: len(worker.engine.submitted) > number and worker.engine.submitted[-1]
         )
         run.finish("x")
-    await eventually(lambda: worker.worker._unstored == 3)
+    await eventually(lambda: worker.worker._jobs.unstored == 3)
     await eventually(lambda: _counts_are(client.bus, 3, 3))
     await eventually(lambda: _waits_on_nothing(client.bus))
     assert len(worker.engine.submitted) == 3

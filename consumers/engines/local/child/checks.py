@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
+from pipeline.wire.answers import ToolCall
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
 
 

@@ -128,10 +128,7 @@ class MlxBackend:
         note("loading the model")
         self._loaded = loaded_model(config, model_path)
         self._model, self._tokenizer, self._folder = self._loaded.model, self._loaded.tokenizer, self._loaded.folder
-        try:
-            self._defaults = _sampling_defaults(self._folder, config.sampling)
-        except Exception as error:
-            raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
+        self._defaults = _sampling_defaults(self._folder, config.sampling, model_path)
         if on_cpu() and config.float32_weights:
             note("converting the weights to float32")
             float32.convert(self._model)
@@ -247,19 +244,31 @@ class MlxBackend:
         written = self._prompt(request)
         prompt = self._tokens(written)
         check_bias(request, self.facts.vocabulary)
+        transcript = self._transcript(work, written, prompt)
+        resumed = self._resumed(work, prompt)
+        return Prepared(
+            key,
+            prompt + resumed,
+            len(resumed),
+            transcript,
+            work,
+            guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
+            exact=bool(request.exact),
+            tenant=work.tenant,
+            adapter=self._adapters.number(work.model),
+            marks=self._marks(request, written, prompt),
+        )
+
+    def _transcript(self, work: Work, written: Prompt, prompt: list[int]) -> Transcript:
+        request, reasoning = work.request, self._reasoning
         limit = answer_limit(
             request.token_limit,
             prompt_tokens=len(prompt),
             room_tokens=self._room_tokens,
             default=self._config.default_max_tokens,
         )
-        reasoning = self._reasoning
-        before = reasoning.written(work.resume_reasoning, work.resume_text, prompt)
-        resumed = work.resume_tokens or self._preparing.encode(before, add_special_tokens=False)
-        if any(not 0 <= token < self.facts.vocabulary for token in resumed):
-            raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
         calls = self._calls.of_answer(request, work.id)
-        transcript = Transcript(
+        return Transcript(
             len(prompt),
             limit,
             _Detokenizer(self._tokenizer.detokenizer, self._ahead if written.goes_on else ()),
@@ -273,18 +282,14 @@ class MlxBackend:
             one_call=request.parallel_tool_calls is False,
             notes=[*notes_of(request), *written.notes, *reasoning.plan(request).notes],
         )
-        return Prepared(
-            key,
-            prompt + resumed,
-            len(resumed),
-            transcript,
-            work,
-            guide=self._grammars.guide(request, resumed, self._gate(request, prompt)),
-            exact=bool(request.exact),
-            tenant=work.tenant,
-            adapter=self._adapters.number(work.model),
-            marks=self._marks(request, written, prompt),
-        )
+
+    def _resumed(self, work: Work, prompt: list[int]) -> list[int]:
+        """The tokens of the answer so far."""
+        before = self._reasoning.written(work.resume_reasoning, work.resume_text, prompt)
+        resumed = work.resume_tokens or list(self._preparing.encode(before, add_special_tokens=False))
+        if any(not 0 <= token < self.facts.vocabulary for token in resumed):
+            raise HeadraceError(ErrorCode.INVALID_REQUEST, "The answer to resume has tokens of another model.")
+        return resumed
 
     def _marks(self, request: ChatRequest, written: Prompt, prompt: list[int]) -> list[int]:
         """Where a cache that cannot be cut is kept: as `Prepared.marks`."""
@@ -482,7 +487,15 @@ def _special_tokens(tokenizer: Any) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids) | {token for token, what in added.items() if what.special}
 
 
-def _sampling_defaults(folder: Path, configured: Sampling) -> SamplingDefaults:
+def _sampling_defaults(folder: Path, configured: Sampling, model_path: str) -> SamplingDefaults:
+    """How tokens are drawn where a request does not say: by the settings, else by the model's own file."""
+    try:
+        return _read_sampling(folder, configured)
+    except Exception as error:
+        raise LoadError(f"The model {model_path} cannot be loaded ({type(error).__name__}: {error}).") from error
+
+
+def _read_sampling(folder: Path, configured: Sampling) -> SamplingDefaults:
     file = folder / "generation_config.json"
     stated = json.loads(file.read_text()) if file.exists() else {}
     stated |= msgspec.to_builtins(configured)

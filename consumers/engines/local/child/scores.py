@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from pipeline.wire.messages import Alternative, TokenScore
+from pipeline.wire.answers import Alternative, TokenScore
 
 _LEAST: Final = -9999.0
 """The log-probability of what is impossible, as OpenAI writes it: JSON has no infinity."""

@@ -23,7 +23,7 @@ from consumers.engines.local.protocol import Facts
 from pipeline.config import Config
 from pipeline.core.batch_plan import FetchKept, Keep, Restore, StoreKept
 from pipeline.engine import FIRST_SLOTS, Work
-from pipeline.wire.messages import Alternative, TokenScore
+from pipeline.wire.answers import Alternative, TokenScore
 from pipeline.wire.requests import ChatRequest
 
 CONTEXT_TOKENS = 32_768

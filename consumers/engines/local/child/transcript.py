@@ -18,7 +18,7 @@ import msgspec
 from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import CUT_IN_REASONING, Piece
-from pipeline.wire.messages import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
+from pipeline.wire.answers import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
 
 
 class Detokenizer(Protocol):

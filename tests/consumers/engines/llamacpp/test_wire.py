@@ -13,8 +13,8 @@ import pytest
 from consumers.engines.llamacpp.native import architecture, default_threads
 from consumers.engines.llamacpp.wire import EventReader, call_of, refusal
 from pipeline.engine import Misbehaved, Piece, Work
+from pipeline.wire.answers import FunctionCall, ToolCall, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FunctionCall, ToolCall, Usage
 from pipeline.wire.requests import ChatRequest
 from tests import tiny_gguf
 

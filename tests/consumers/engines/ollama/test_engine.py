@@ -19,8 +19,9 @@ from consumers.engines.server.generation import ServerGeneration
 from consumers.standin.embedding import EMBEDDER
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Engine, Generation, Misbehaved, Piece, Work
+from pipeline.wire.answers import Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ModelFacts, Usage
+from pipeline.wire.messages import ModelFacts
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from tests.consumers.conftest import MODEL, Launch, StandIn
 from tests.consumers.engines.conformance import Conformance

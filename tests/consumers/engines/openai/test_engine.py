@@ -16,8 +16,8 @@ from consumers.engines.openai import OpenAIEngine
 from consumers.engines.server.generation import ServerGeneration
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Generation, Misbehaved, Piece, Work
+from pipeline.wire.answers import Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Usage
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from tests.consumers.engines.conformance import Conformance, ask, until
 from tests.consumers.llama_server import KEY, LlamaProcess, llama_server

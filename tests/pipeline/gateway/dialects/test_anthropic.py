@@ -11,8 +11,8 @@ import pytest
 from pipeline.gateway.dialects import anthropic
 from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.statuses import STATUS_OF
+from pipeline.wire.answers import Chunk, Completion, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, ErrorBody
 from tests.pipeline.gateway.answers import (
     ACCOUNT,
     CALL_PARTS,

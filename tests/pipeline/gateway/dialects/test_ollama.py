@@ -11,8 +11,9 @@ from ollama import ChatResponse, EmbedResponse, GenerateResponse, ListResponse, 
 
 from pipeline.gateway.dialects import ollama
 from pipeline.gateway.dialects.shapes import Asked
+from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody, ModelFacts
+from pipeline.wire.messages import ModelFacts
 from tests.pipeline.gateway.answers import (
     CALL_PARTS,
     CHUNKS,

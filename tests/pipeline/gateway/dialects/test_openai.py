@@ -13,9 +13,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from pipeline.gateway.dialects import openai
 from pipeline.gateway.dialects.shapes import as_chunk
+from pipeline.wire.answers import ErrorBody
+from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import ErrorBody
-from pipeline.wire.requests import decode_request
 from tests.pipeline.gateway.answers import (
     CALL_PARTS,
     CHUNKS,

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from pipeline.gateway.dialects.response_items import answer_turn
 from pipeline.gateway.dialects.responses import Continued, ResponseShape, read_response
 from pipeline.gateway.dialects.shapes import Asked
+from pipeline.wire.answers import Chunk, Completion, Delta, ErrorBody, ToolCallDelta
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import Chunk, Completion, Delta, ErrorBody, ToolCallDelta
 from tests.pipeline.gateway.answers import (
     CALL,
     CALL_PARTS,

@@ -10,7 +10,7 @@ from consumers.engines.local.child.calls.alone import LoneCalls, properties_of
 from consumers.engines.local.child.calls.formats import CallFormat
 from consumers.engines.local.child.calls.ids import nine_characters
 from consumers.engines.local.child.calls.stream import CallParts, SectionSplitter
-from pipeline.wire.messages import ToolCall
+from pipeline.wire.answers import ToolCall
 
 
 class AnswerCalls:

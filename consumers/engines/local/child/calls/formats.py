@@ -16,7 +16,7 @@ from consumers.engines.local.child.calls.nested import GEMMA, PYTHON, Brackets, 
 from consumers.engines.local.child.calls.objects import read_headed, read_objects
 from consumers.engines.local.child.calls.reading import Parser, Reader, Written, read_whole
 from consumers.engines.local.child.calls.stream import Section
-from consumers.engines.local.child.calls.tagged import Tags, read_tagged
+from consumers.engines.local.child.calls.tagged import TaggedReader, Tags
 from consumers.engines.local.child.calls.writing import Writer, write_each, write_list, write_python
 
 Tools = list[dict[str, Any]]
@@ -181,7 +181,7 @@ def _parse(parser: Callable[[str, Any], Any], tools: Tools, text: str) -> Any:
 def _reader(module: str, parse: Parser, tools: Tools) -> Reader:
     module = "glm47" if module == "laguna" else module
     if module in _TAGS:
-        read = _with_objects(read_tagged(_TAGS[module], parse, partial(string_keys, tools)))
+        read = _with_objects(TaggedReader(_TAGS[module], parse, partial(string_keys, tools)))
         return _with_names(read, tools) if module in _NAME_ALONE else read
     match module:
         case "json_tools":
@@ -257,7 +257,7 @@ def _python_tag(_: Tools) -> list[Section]:
 
 
 def _dsml(name: str, tools: Tools) -> list[Section]:
-    read = read_tagged(_TAGS["deepseek_v32"], parse_dsml, partial(string_keys, tools))
+    read = TaggedReader(_TAGS["deepseek_v32"], parse_dsml, partial(string_keys, tools))
     return [Section(f"<｜DSML｜{name}>", f"</｜DSML｜{name}>", read)]
 
 
@@ -265,7 +265,7 @@ def _seed_oss(tools: Tools) -> list[Section]:
     from mlx_lm.tool_parsers.qwen3_coder import parse_tool_call
 
     parse = partial(_parse, parse_tool_call, tools)
-    read = read_tagged(_TAGS["qwen3_coder"], parse, partial(string_keys, tools))
+    read = TaggedReader(_TAGS["qwen3_coder"], parse, partial(string_keys, tools))
     return [Section("<seed:tool_call>", "</seed:tool_call>", read)]
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from consumers.engines.local.child.calls.reading import Reader, Written
 from consumers.engines.local.child.separator import overlap
-from pipeline.wire.messages import FunctionCall, ToolCall
+from pipeline.wire.answers import FunctionCall, ToolCall
 
 _REREAD_SHARE: Final = 64
 """A section is read again when it has grown by one part in so many, so that long arguments cost linear time."""

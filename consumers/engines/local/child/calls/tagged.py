@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from consumers.engines.local.child.calls.reading import Parser, Reader, Written, encoded, parsed
+from consumers.engines.local.child.calls.reading import Parser, Written, encoded, parsed
 
 _NULLS: Final = ("null", "none", "nil")
 
@@ -37,50 +37,54 @@ class Tags:
     strings: bool = True
 
 
-def read_tagged(tags: Tags, parse: Parser, string_keys: Callable[[str], frozenset[str]]) -> Reader:
-    """The reader of a tagged format.
+@dataclass(frozen=True)
+class TaggedReader:
+    """The reader of a tagged format: a `Reader`.
 
     Args:
         tags: of the format.
         parse: its parser.
         string_keys: the arguments of a function that are strings by its schema.
     """
-    call_at, value_at = re.compile(tags.call, re.DOTALL), re.compile(tags.value, re.DOTALL)
 
-    def read(body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as `Reader`
-        calls, at = list[Written](), 0
+    tags: Tags
+    parse: Parser
+    string_keys: Callable[[str], frozenset[str]]
+
+    def __call__(self, body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as `Reader`
+        """As `Reader`."""
+        tags, calls, at = self.tags, list[Written](), 0
+        call_at = re.compile(tags.call, re.DOTALL)
         while (opening := call_at.search(body, at)) is not None:
             name = opening["name"].strip()
             end = body.find(tags.call_end, opening.end()) if tags.call_end else -1
             stop = len(body) if end < 0 else end
             segment = body[opening.start() : stop]
             if end >= 0 or ended:
-                found = parsed(parse, segment + tags.call_end)
-                calls.append(Written(name, _whole(found, segment)))
+                arguments = _whole(parsed(self.parse, segment + tags.call_end), segment)
             else:
-                inside = opening.end() - opening.start()
-                calls.append(Written(name, _begun(segment, inside, name)))
+                arguments = self._begun(segment, opening.end() - opening.start(), name)
+            calls.append(Written(name, arguments))
             at = stop + len(tags.call_end)
         return calls
 
-    def _begun(segment: str, inside: int, name: str) -> str:
-        """The arguments of a call that goes on."""
+    def _begun(self, segment: str, inside: int, name: str) -> str:
+        """The arguments of a call that goes on; they begin at `inside`."""
+        tags = self.tags
         closed = segment.rfind(tags.value_end)
         closed = inside if closed < 0 else closed + len(tags.value_end)
-        found = parsed(parse, segment[:closed] + tags.call_end) if closed > inside else []
+        found = parsed(self.parse, segment[:closed] + tags.call_end) if closed > inside else []
         arguments: Any = found[0][1] if found else {}
         if closed > inside and not (isinstance(arguments, dict) and arguments):
             return ""
         text = encoded(arguments)[:-1] if arguments else ""
-        opening = value_at.search(segment, closed)
-        if opening is None or not tags.strings or opening["key"].strip() not in string_keys(name):
+        opening = re.compile(tags.value, re.DOTALL).search(segment, closed)
+        if opening is None or not tags.strings or opening["key"].strip() not in self.string_keys(name):
             return text
         partial = _partial(segment[opening.end() :], tags)
         if not partial:
             return text
         return f"{text or '{'}{',' if arguments else ''}{encoded(opening['key'].strip())}:{encoded(partial)[:-1]}"
-
-    return read
 
 
 def _whole(found: list[tuple[str, Any]], segment: str) -> str:

@@ -7,8 +7,9 @@ import pytest
 from consumers.engines.local.child.forms.families import CallForm, call_form
 from consumers.engines.local.child.forms.lark import quote
 from consumers.engines.local.child.grammars import grammar_of, refusal
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 
 llguidance = pytest.importorskip("llguidance")
 

@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from bench.shapes import listed, record, shapes
 from pipeline.engine import Engine
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 from pipeline.wire.subjects import Priority
 from tests.consumers.engines.conformance import Answer, ask, read, refusal, work
 

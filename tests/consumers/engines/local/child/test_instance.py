@@ -7,8 +7,9 @@ import pytest
 
 from bench.shapes import shapes
 from consumers.engines.local.child.instance import simplest
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.requests import ChatRequest, decode_chat
+from pipeline.wire.requests import ChatRequest
 
 
 def asking(**fields) -> ChatRequest:

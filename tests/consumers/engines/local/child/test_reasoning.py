@@ -8,8 +8,8 @@ import pytest
 
 from consumers.engines.local.child.checks import template_messages
 from consumers.engines.local.child.reasoning import Reasoning
+from pipeline.wire.answers import FunctionCall, ToolCall
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.messages import FunctionCall, ToolCall
 from pipeline.wire.requests import ChatMessage, ChatRequest
 from tests.consumers.engines import families
 from tests.consumers.engines.families import Family

@@ -15,7 +15,7 @@ from consumers.engines.local.child.calls.stream import Section, SectionSplitter
 from consumers.engines.local.child.separator import ThinkSeparator
 from consumers.engines.local.child.transcript import StopMatcher, Transcript
 from pipeline.engine import Piece
-from pipeline.wire.messages import CompletionDetails, FunctionCall, TokenScore, ToolCall, Usage, add_call
+from pipeline.wire.answers import CompletionDetails, FunctionCall, TokenScore, ToolCall, Usage, add_call
 
 END = 256
 SILENT = 257

@@ -10,7 +10,7 @@ import pytest
 
 from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.calls.formats import CallFormat, format_of
-from pipeline.wire.messages import ToolCall, add_call
+from pipeline.wire.answers import ToolCall, add_call
 
 pytest.importorskip("mlx_lm", reason="MLX is not installed")
 
