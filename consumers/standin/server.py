@@ -83,7 +83,7 @@ class Server:
 
     async def _show(self, request: Request) -> Response:
         body = decode(await request.body(), ShowBody)
-        return _json(self._known(body.model or body.name, self._listed).about(VERSION))
+        return _json(self._known(body.model, self._listed).about(VERSION))
 
     async def _chat(self, request: Request) -> Response | StandinAnswer:
         body = decode(await request.body(), ChatBody)

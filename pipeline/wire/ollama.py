@@ -192,10 +192,21 @@ class Turn(Struct):
     thinking: str | None = None
 
 
-class Body(Struct):
+class Named(Struct):
+    """A body that can name a model."""
+
+    # Clients that fill in a form send null for what was left out.
+    named: str | None = field(name="model", default=None)
+
+    @property
+    def model(self) -> str:
+        """The name; empty for none."""
+        return self.named or ""
+
+
+class Body(Named):
     """The fields that chat and generate share. Unknown fields are ignored, as Ollama ignores them."""
 
-    model: str = ""
     stream: bool | None = None
     format: Any = None
     keep_alive: float | str | None = None
@@ -250,10 +261,9 @@ class GenerateBody(Body):
         return {"messages": messages, **suffix, **self._shared()}
 
 
-class EmbedBody(Struct):
+class EmbedBody(Named):
     """The body of `POST /api/embed`."""
 
-    model: str = ""
     input: str | list[str] | None = None
     truncate: bool | None = None
     dimensions: int | None = None
@@ -265,20 +275,23 @@ class EmbedBody(Struct):
         return _particulars(self.options, self.keep_alive)
 
 
-class EmbeddingBody(Struct):
+class EmbeddingBody(Named):
     """The body of `POST /api/embeddings`, the predecessor of `embed`."""
 
-    model: str = ""
     prompt: str | None = None
     keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
 
 
-class ShowBody(Struct):
+class ShowBody(Named):
     """The body of `POST /api/show`; `name` is its old field."""
 
-    model: str = ""
-    name: str = ""
+    name: str | None = None
+
+    @property
+    def model(self) -> str:
+        """As `Named.model`."""
+        return self.named or self.name or ""
 
 
 class PullBody(ShowBody):

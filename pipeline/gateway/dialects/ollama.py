@@ -126,9 +126,9 @@ def read_pull(body: bytes) -> tuple[str, bool]:
 
 
 def _named(given: ShowBody) -> str:
-    if not (given.model or given.name):
+    if not given.model:
         raise HeadraceError(ErrorCode.INVALID_REQUEST, "`model` is required.", param="model")
-    return given.model or given.name
+    return given.model
 
 
 def _asked(body: ChatBody | GenerateBody, shape: OllamaChat, max_body_bytes: int, listed: Sequence[str]) -> Asked:

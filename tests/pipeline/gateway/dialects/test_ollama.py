@@ -92,6 +92,14 @@ def test_a_chat_with_everything_in_it_becomes_a_request():
     }
 
 
+def test_null_for_a_model_means_any():
+    assert read({"model": None, "messages": [{"role": "user", "content": "hi"}]}).request.wanted_model is None
+    assert read({"model": None, "prompt": "hi"}, chat=False).request.wanted_model is None
+    assert ollama.read_show(b'{"model": null, "name": "demo"}') == "demo"
+    with pytest.raises(HeadraceError, match="`model` is required"):
+        ollama.read_show(b'{"model": null, "name": null}')
+
+
 def test_it_streams_unless_told_otherwise():
     message = [{"role": "user", "content": "x"}]
     assert read({"messages": message}).stream
