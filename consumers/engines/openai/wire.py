@@ -346,6 +346,12 @@ class OpenAIModel(Struct):
         return float((self.meta or _Meta()).n_params or 0)
 
     @property
+    def context_tokens(self) -> int:
+        """The most tokens that a prompt and its answer may have; 0 if the server does not tell."""
+        meta = self.meta or _Meta()
+        return self.max_model_len or meta.n_ctx or meta.n_ctx_train or 0
+
+    @property
     def embeds(self) -> bool:
         """Whether it makes embeddings only. The API does not tell, and the names of such models do."""
         return bool(self.id and _EMBEDS.search(self.id))
@@ -372,10 +378,9 @@ class OpenAIModel(Struct):
 
     def facts(self) -> ModelFacts:
         """What is known of it. The API does not tell which models are in memory: all count as loaded."""
-        meta = self.meta or _Meta()
         return ModelFacts(
             capabilities=["embedding" if self.embeds else "completion"],
-            context_tokens=self.max_model_len or meta.n_ctx or meta.n_ctx_train or 0,
+            context_tokens=self.context_tokens,
             parameter_size=f"{self.parameters / 1e6:.0f}M" if self.parameters else "",
             size_bytes=self.size or 0,
             loaded=True,
