@@ -380,6 +380,17 @@ async def test_what_the_server_did_not_do_is_noted(
     assert note in " ".join(last.notes)
 
 
+@pytest.mark.parametrize(("reason", "stop"), [(".", "."), (2, ""), (None, "")])
+async def test_the_stop_string_that_ended_an_answer_is_told(
+    server: OpenAIServer, against: OpenAIEngine, reason: str | int | None, stop: str
+) -> None:
+    """vLLM tells it, or the number of the token that ended the answer."""
+    ended = {"index": 0, "delta": {"content": "Paris"}, "finish_reason": "stop", "stop_reason": reason}
+    server.chat = answers(said("It is "), event(choices=[ended]), counted(3, 2), DONE)
+    text, last = await whole(against, stop=["."])
+    assert (text, last.finish_reason, last.stop) == ("It is Paris", "stop", stop)
+
+
 async def test_a_server_without_counts_gets_its_parts_counted(server: OpenAIServer, against: OpenAIEngine) -> None:
     server.chat = answers(said("a "), said("b", "length"), DONE)
     text, last = await whole(against)
