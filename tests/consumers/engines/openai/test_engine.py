@@ -518,6 +518,21 @@ async def test_a_busy_server_and_one_that_loads_have_done_nothing(server: OpenAI
     assert "Loading model" in error.message
 
 
+DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+
+
+async def test_a_vllm_whose_engine_has_died_is_away(server: OpenAIServer, against: OpenAIEngine) -> None:
+    """It answers until it ends itself. Only the call over which the engine died counts as an attempt."""
+    error = {"message": DEAD, "type": "InternalServerError", "param": None, "code": 500}
+    server.chat = answers(said("half "), event(error=error))
+    assert isinstance(await failure_of(against), Misbehaved)
+    server.chat = lambda connection: connection.answer({"error": error}, 500)
+    failure = await failure_of(against)
+    assert failure.code is ErrorCode.UNAVAILABLE
+    assert DEAD.rstrip(".") in failure.message
+    assert against.status().state == "down"
+
+
 async def test_a_server_that_comes_back_is_found_again(server: OpenAIServer) -> None:
     server.lists = lambda connection: connection.answer({"error": {"message": "Loading model"}}, 503)
     async with OpenAIEngine(CONFIG, server.url) as engine:
