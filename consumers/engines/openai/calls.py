@@ -30,19 +30,22 @@ _AS_THEY_ARE = (
 )
 
 
-def answer_body(work: Work, *, default_max_tokens: int) -> dict[str, Any]:
+def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0) -> dict[str, Any]:
     """The body of `POST /v1/chat/completions` for work; of `POST /v1/completions`, with a `prompt`, for a raw one.
+
+    vLLM refuses a limit that is larger than the model's context, so it is reduced to `context_tokens`; 0 for unknown.
 
     Raises:
         HeadraceError: `unsupported_parameter` for what only MLX or only Ollama can do.
     """
     request = work.request
     _refuse(request)
+    limit = request.token_limit or default_max_tokens
     body: dict[str, Any] = {
         "model": work.model,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": request.token_limit or default_max_tokens,
+        "max_tokens": min(limit, context_tokens or limit),
     }
     body |= {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None}
     if request.repetition_penalty is not None:

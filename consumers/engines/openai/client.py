@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -28,6 +29,12 @@ _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
 _RAW = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
+# What a web framework says of a path that the server does not have. An unknown model is named in words of its own.
+_NO_PATH = frozenset({404, 405})
+_SAYS_NO_PATH = re.compile(r"((404 )?(page |file )?not found|method not allowed|status 40[45])\.?", re.IGNORECASE)
+# vLLM answers so to each call between the death of its engine and its own end. The call has reached no engine: one
+# whose engine dies over it gets an event of its stream instead.
+_DEAD = re.compile(r"EngineCore encountered an issue|EngineDeadError")
 # Of what the server said in place of an answer, characters.
 _SHOWN = 200
 # How the lines of a stream of events begin.
@@ -171,7 +178,13 @@ async def _check(response: httpx.Response) -> None:
         if response.has_redirect_location:
             to = quoted(response.headers["location"], _SHOWN)
             raise ServerError(f"status {status}, a redirect to {to}. Name that address in place of this one.", status)
-        raise read_error(body, status, away=status in RETRY_LATER)
+        error = read_error(body, status, away=status in RETRY_LATER)
+        if status in _NO_PATH and _SAYS_NO_PATH.fullmatch(error.message):
+            call = f"{response.request.method} {response.request.url.path}"
+            raise ServerError(f"it does not support `{call}` ({error.message})", status, code=error.code)
+        if _DEAD.search(error.message):
+            raise ServerError(error.message, away=True)
+        raise error
 
 
 def _translated(error: Exception) -> ServerError:

@@ -31,6 +31,8 @@ from pipeline.wire.requests import EmbeddingRequest
 
 # Statuses that are about the server, its key or its proxy, and not about the request.
 _NOT_THE_REQUEST = frozenset({401, 403, 407, 408, 425, 429, 499})
+# llama.cpp's server says so where it was started without what a request needs.
+_NOT_IMPLEMENTED = 501
 _TOO_LONG = re.compile(
     r"context (length|size|window)|longer than the (model's )?context|maximum context|exceed_context_size",
     re.IGNORECASE,
@@ -89,10 +91,11 @@ class OpenAIDialect:
         """As `ServerDialect.facts`."""
         return model.facts()
 
-    def call(self, work: Work, model: OpenAIModel | None) -> Call:  # noqa: ARG002 - of the interface
+    def call(self, work: Work, model: OpenAIModel | None) -> Call:
         """As `ServerDialect.call`."""
         request = work.request
-        body = answer_body(work, default_max_tokens=self._default_max_tokens)
+        context = model.context_tokens if model is not None else 0
+        body = answer_body(work, default_max_tokens=self._default_max_tokens, context_tokens=context)
         reader = DeltaReader(
             work.id,
             notes_on(request),
@@ -100,11 +103,38 @@ class OpenAIDialect:
             form=request.response_format is not None and request.response_format.type != "text",
             forced=request.forces_tools,
         )
-        parts = self._resumed(body, work.resume_text, reader) if work.resume_text else self._client.answer(body)
+        if work.resume_text:
+            parts = self._resumed(body, work.resume_text, reader, context)
+        else:
+            parts = self._fitted(body, context)
         return Call(parts, reader, limit=body["max_tokens"])
 
+    async def _fitted(self, body: dict[str, Any], context: int) -> AsyncGenerator[dict[str, Any], None]:
+        """An answer. If the server refuses the prompt and the limit together, the limit becomes the space left."""
+        begun = False
+        try:
+            async with aclosing(self._client.answer(body)) as parts:
+                async for part in parts:
+                    begun = True
+                    yield part
+            return
+        except ServerError as error:
+            room = 0 if begun or not _is_too_long(error) else await self._room(body, context)
+            if not 0 < room < body["max_tokens"]:
+                raise
+        async with aclosing(self._client.answer(body | {"max_tokens": room})) as parts:
+            async for part in parts:
+                yield part
+
+    async def _room(self, body: dict[str, Any], context: int) -> int:
+        """The tokens that a prompt leaves of a context; none if either is not known."""
+        try:
+            return context - await self._count(body) if context else 0
+        except (BadAnswer, ServerError):
+            return 0
+
     async def _resumed(
-        self, body: dict[str, Any], text: str, reader: DeltaReader
+        self, body: dict[str, Any], text: str, reader: DeltaReader, context: int
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The rest of an answer that another attempt began."""
         counted = await self._open_turn(body, text) if may_be_open(body) else None
@@ -119,7 +149,7 @@ class OpenAIDialect:
                 yield {"choices": [{"finish_reason": "length"}], "usage": usage}
                 return
             body = with_open_turn(body, text) | {"max_tokens": left}
-        async with aclosing(self._client.answer(body)) as parts:
+        async with aclosing(self._fitted(body, context)) as parts:
             async for part in parts:
                 yield part
 
@@ -156,10 +186,8 @@ class OpenAIDialect:
 
     def refusal(self, error: ServerError) -> HeadraceError | None:
         """As `ServerDialect.refusal`."""
-        too_long = bool(_TOO_LONG.search(f"{error.message} {error.code}"))
-        if not (too_long or _BLAMES_REQUEST.search(error.message)) and (
-            error.status is None or not 400 <= error.status < 500 or error.status in _NOT_THE_REQUEST
-        ):
+        too_long = _is_too_long(error)
+        if not (too_long or _BLAMES_REQUEST.search(error.message) or _is_of_the_request(error.status)):
             return None
         code = ErrorCode.CONTEXT_LENGTH_EXCEEDED if too_long else _code(error)
         message = f"{self.label} refused the request: {error.message.rstrip('.')}."
@@ -183,6 +211,16 @@ class OpenAIEngine(ServerEngine[OpenAIModel]):
 
     def __init__(self, config: Config, url: str) -> None:
         super().__init__(config, OpenAIDialect(config, url), slots=config.openai_slots)
+
+
+def _is_too_long(error: ServerError) -> bool:
+    return bool(_TOO_LONG.search(f"{error.message} {error.code}"))
+
+
+def _is_of_the_request(status: int | None) -> bool:
+    if status is None or status in _NOT_THE_REQUEST:
+        return False
+    return 400 <= status < 500 or status == _NOT_IMPLEMENTED
 
 
 def _code(error: ServerError) -> ErrorCode:

@@ -16,6 +16,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 
 # A text that is one token in any vocabulary.
 PROBE = "a"
+_OF_THE_PROMPT = ("model", "messages", "prompt", "tools", "chat_template_kwargs")
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ def with_open_turn(body: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 def counting(body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a call that shows how many tokens a prompt has, as cheaply as possible."""
-    kept = {name: body[name] for name in ("model", "messages", "prompt", "chat_template_kwargs") if name in body}
+    kept = {name: body[name] for name in _OF_THE_PROMPT if name in body}
     flags = {name: body[name] for name in ("add_generation_prompt", "continue_final_message") if name in body}
     return kept | flags | {"max_tokens": 1, "temperature": 0.0, "stream": False}
 

@@ -71,10 +71,13 @@ class _AnswerDelta(Struct):
 
 
 class _DeltaChoice(Struct):
+    """`stop_reason` is vLLM's: the stop string that ended the answer, or the number of a token."""
+
     delta: _AnswerDelta = field(default_factory=_AnswerDelta)
     text: str | None = None
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
 
 
 class _Cached(Struct):
@@ -132,6 +135,7 @@ class DeltaReader:
         self._calls: list[ToolCall] = []
         self._parts = 0
         self._finish_reason: FinishReason | None = None
+        self._stop = ""
         self._counts: _Counts | None = None
 
     def read(self, part: dict[str, Any]) -> Piece:
@@ -150,7 +154,7 @@ class DeltaReader:
             piece.scores += _scores(choice.logprobs)
             for call in choice.delta.tool_calls or ():
                 self._add(call)
-            self._note_finish(choice.finish_reason)
+            self._note_finish(choice)
         self._parts += bool(piece.text or piece.reasoning)
         self._waits_for_scores = self._waits_for_scores and not piece.scores
         self._text.append(piece.text)
@@ -160,9 +164,10 @@ class DeltaReader:
             self._end(piece)
         return piece
 
-    def _note_finish(self, said: str | None) -> None:
-        if said is not None:
-            self._finish_reason = "length" if said == "length" else "stop"
+    def _note_finish(self, choice: _DeltaChoice) -> None:
+        if choice.finish_reason is not None:
+            self._finish_reason = "length" if choice.finish_reason == "length" else "stop"
+            self._stop = choice.stop_reason if isinstance(choice.stop_reason, str) else ""
 
     def _end(self, piece: Piece) -> None:
         if self._finish_reason is None:
@@ -178,6 +183,7 @@ class DeltaReader:
         prompt, answer = max(0, counts.prompt_tokens - earlier), counts.completion_tokens + earlier
         piece.tool_calls = self._calls
         piece.finish_reason = "tool_calls" if self._calls and self._finish_reason == "stop" else self._finish_reason
+        piece.stop = self._stop
         piece.usage = Usage(prompt, answer, prompt + answer)
         piece.notes = [*notes, *self._ignored()]
 
@@ -347,6 +353,12 @@ class OpenAIModel(Struct):
         return float((self.meta or _Meta()).n_params or 0)
 
     @property
+    def context_tokens(self) -> int:
+        """The most tokens that a prompt and its answer may have; 0 if the server does not tell."""
+        meta = self.meta or _Meta()
+        return self.max_model_len or meta.n_ctx or meta.n_ctx_train or 0
+
+    @property
     def embeds(self) -> bool:
         """Whether it makes embeddings only. The API does not tell, and the names of such models do."""
         return bool(self.id and _EMBEDS.search(self.id))
@@ -373,10 +385,9 @@ class OpenAIModel(Struct):
 
     def facts(self) -> ModelFacts:
         """What is known of it. The API does not tell which models are in memory: all count as loaded."""
-        meta = self.meta or _Meta()
         return ModelFacts(
             capabilities=["embedding" if self.embeds else "completion"],
-            context_tokens=self.max_model_len or meta.n_ctx or meta.n_ctx_train or 0,
+            context_tokens=self.context_tokens,
             parameter_size=f"{self.parameters / 1e6:.0f}M" if self.parameters else "",
             size_bytes=self.size or 0,
             loaded=True,

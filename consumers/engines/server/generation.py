@@ -125,6 +125,7 @@ def _join(first: Piece, then: Piece) -> Piece:
         tool_calls=first.tool_calls + then.tool_calls,
         finish_reason=then.finish_reason,
         usage=then.usage,
+        stop=then.stop,
         reasoning=first.reasoning + then.reasoning,
         scores=first.scores + then.scores,
         notes=then.notes,

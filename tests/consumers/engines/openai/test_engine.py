@@ -187,6 +187,56 @@ async def test_what_a_request_sets_is_sent_and_nothing_else(
     assert body == always | (fields if sent is None else sent)
 
 
+async def test_a_limit_is_reduced_to_the_context_that_the_server_tells(server: OpenAIServer) -> None:
+    """vLLM 0.32 answers: max_tokens=24 cannot be greater than max_model_len=20."""
+    server.models = [{"id": "good", "max_model_len": 20}]
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    async with OpenAIEngine(CONFIG, server.url) as engine:
+        await whole(engine)
+        await whole(engine, max_tokens=4000)
+        await whole(engine, max_tokens=4)
+    assert [body["max_tokens"] for body in server.bodies] == [20, 20, 4]
+
+
+class Together:
+    """Refuses a prompt whose tokens and limit together are more than its context, as vLLM 0.15 does."""
+
+    def __init__(self, *, prompt: int, context: int) -> None:
+        self.prompt = prompt
+        self.context = context
+
+    async def __call__(self, connection: Connection) -> None:
+        body = json.loads(connection.body)
+        limit = body["max_tokens"]
+        if self.prompt + limit > self.context:
+            message = (
+                f"This model's maximum context length is {self.context} tokens. However, you requested "
+                f"{self.prompt + limit} tokens ({self.prompt} in the messages, {limit} in the completion)."
+            )
+            await connection.answer({"object": "error", "message": message, "type": "BadRequestError"}, 400)
+        elif not body["stream"]:
+            await connection.answer({"usage": {"prompt_tokens": self.prompt}})
+        else:
+            await connection.lines(said("hi", "length"), counted(self.prompt, limit), DONE)
+            await connection.end()
+
+
+async def test_a_limit_is_reduced_to_what_the_prompt_leaves(server: OpenAIServer) -> None:
+    server.models = [{"id": "good", "max_model_len": 30}]
+    server.chat = Together(prompt=13, context=30)
+    async with OpenAIEngine(CONFIG, server.url) as engine:
+        text, last = await whole(engine, tools=[TOOL])
+        assert (text, last.usage) == ("hi", Usage(13, 17, 30))
+        assert [body["max_tokens"] for body in server.bodies] == [24, 1, 17]
+        assert all(body["tools"] for body in server.bodies)
+        server.bodies.clear()
+        server.chat = Together(prompt=30, context=30)
+        error = await failure_of(engine)
+        assert error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        assert "you requested 54 tokens" in error.message
+        assert [body["max_tokens"] for body in server.bodies] == [24, 1]
+
+
 async def test_the_key_is_sent_with_every_call(server: OpenAIServer, against: OpenAIEngine) -> None:
     server.chat = answers(said("hi", "stop"), counted(3, 1))
     await whole(against)
@@ -330,6 +380,17 @@ async def test_what_the_server_did_not_do_is_noted(
     assert note in " ".join(last.notes)
 
 
+@pytest.mark.parametrize(("reason", "stop"), [(".", "."), (2, ""), (None, "")])
+async def test_the_stop_string_that_ended_an_answer_is_told(
+    server: OpenAIServer, against: OpenAIEngine, reason: str | int | None, stop: str
+) -> None:
+    """vLLM tells it, or the number of the token that ended the answer."""
+    ended = {"index": 0, "delta": {"content": "Paris"}, "finish_reason": "stop", "stop_reason": reason}
+    server.chat = answers(said("It is "), event(choices=[ended]), counted(3, 2), DONE)
+    text, last = await whole(against, stop=["."])
+    assert (text, last.finish_reason, last.stop) == ("It is Paris", "stop", stop)
+
+
 async def test_a_server_without_counts_gets_its_parts_counted(server: OpenAIServer, against: OpenAIEngine) -> None:
     server.chat = answers(said("a "), said("b", "length"), DONE)
     text, last = await whole(against)
@@ -356,6 +417,26 @@ async def test_embeddings_come_in_the_order_of_the_texts(server: OpenAIServer) -
             await engine.embed(EmbeddingRequest("a"), "text-embedding-nomic")
 
 
+@pytest.mark.parametrize("body", [{"detail": "Not Found"}, b"Not Found", b"404 page not found\n", b""])
+async def test_a_server_without_embeddings_says_so(server: OpenAIServer, against: OpenAIEngine, body: Any) -> None:
+    """vLLM has no such path beside a model that chats."""
+    server.chat = lambda connection: connection.answer(body, 404)
+    for _ in range(3):
+        with pytest.raises(HeadraceError, match="does not support `POST /v1/embeddings`") as caught:
+            await against.embed(EmbeddingRequest("a"), "good")
+        assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert against.status().state == "ready"
+
+
+async def test_a_model_that_chats_makes_no_embeddings(engine: OpenAIEngine) -> None:
+    """llama.cpp's server answers with status 501."""
+    for _ in range(3):
+        with pytest.raises(HeadraceError, match="does not support embeddings") as caught:
+            await engine.embed(EmbeddingRequest("a"), engine.resolve(None))
+        assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert engine.status().state == "ready"
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +455,8 @@ async def test_embeddings_come_in_the_order_of_the_texts(server: OpenAIServer) -
             None,
         ),
         ({"error": {"message": "maximum context length is 9"}}, 400, ErrorCode.CONTEXT_LENGTH_EXCEEDED, None),
+        ({"error": {"message": "This server does not support x"}}, 501, ErrorCode.UNSUPPORTED_PARAMETER, None),
+        ({"detail": "Not Found"}, 404, ErrorCode.UNSUPPORTED_PARAMETER, None),
     ],
 )
 async def test_a_refusal_is_the_requests_own_fault(
@@ -433,6 +516,21 @@ async def test_a_busy_server_and_one_that_loads_have_done_nothing(server: OpenAI
     error = await failure_of(against)
     assert error.code is ErrorCode.UNAVAILABLE
     assert "Loading model" in error.message
+
+
+DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+
+
+async def test_a_vllm_whose_engine_has_died_is_away(server: OpenAIServer, against: OpenAIEngine) -> None:
+    """It answers until it ends itself. Only the call over which the engine died counts as an attempt."""
+    error = {"message": DEAD, "type": "InternalServerError", "param": None, "code": 500}
+    server.chat = answers(said("half "), event(error=error))
+    assert isinstance(await failure_of(against), Misbehaved)
+    server.chat = lambda connection: connection.answer({"error": error}, 500)
+    failure = await failure_of(against)
+    assert failure.code is ErrorCode.UNAVAILABLE
+    assert DEAD.rstrip(".") in failure.message
+    assert against.status().state == "down"
 
 
 async def test_a_server_that_comes_back_is_found_again(server: OpenAIServer) -> None:
