@@ -18,7 +18,7 @@ from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.plain import NO_CALL
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
-from pipeline.wire.answers import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
+from pipeline.wire.answers import FinishReason, FunctionCall, PromptDetails, TokenScore, ToolCall, Usage
 from pipeline.wire.errors import quoted
 from pipeline.wire.messages import ModelFacts
 from pipeline.wire.validation import explain
@@ -90,9 +90,10 @@ class _Counts(Struct):
     prompt_tokens_details: _Cached | None = None
 
     @property
-    def read_tokens(self) -> int:
-        """The tokens of the prompt that were not found in a cache."""
-        return max(0, self.prompt_tokens - ((self.prompt_tokens_details or _Cached()).cached_tokens or 0))
+    def cached_tokens(self) -> int:
+        """The tokens of the prompt that were found in a cache."""
+        details = self.prompt_tokens_details or _Cached()
+        return min(max(0, details.cached_tokens or 0), self.prompt_tokens)
 
 
 class _AnswerEvent(Struct):
@@ -178,13 +179,13 @@ class DeltaReader:
             notes = [*notes, _NO_COUNTS]
         if self.beginning is not None:
             self.beginning.check_reached()
-        self.timing = Timing(counts.completion_tokens, None, prompt_tokens=counts.read_tokens)
+        self.timing = Timing(counts.completion_tokens, None, prompt_tokens=counts.prompt_tokens - counts.cached_tokens)
         earlier = self.beginning.prompted_tokens if self.beginning is not None else 0
         prompt, answer = max(0, counts.prompt_tokens - earlier), counts.completion_tokens + earlier
         piece.tool_calls = self._calls
         piece.finish_reason = "tool_calls" if self._calls and self._finish_reason == "stop" else self._finish_reason
         piece.stop = self._stop
-        piece.usage = Usage(prompt, answer, prompt + answer)
+        piece.usage = Usage(prompt, answer, prompt + answer, PromptDetails(min(counts.cached_tokens, prompt)))
         piece.notes = [*notes, *self._ignored()]
 
     def _ignored(self) -> list[str]:
