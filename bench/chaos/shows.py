@@ -111,7 +111,7 @@ async def cancelled(folder: Path, config: Config, *, requests: int, seed: int = 
         for worker in workers:
             worker.let_up()
         await _side_by_side(16, (scene.client.cancel(entry.id) for entry in late))
-        quiet = await scene.settle(_WAIT_S + requests / 50)
+        quiet = await scene.settle()
         ended = _ended_by_cancels(scene, early, quiet=quiet)
         lines = [
             f"queued {requests} in {queued_at - began_at:.1f} s",
