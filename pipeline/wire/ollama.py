@@ -192,7 +192,7 @@ class Turn(Struct):
     thinking: str | None = None
 
 
-class Named(Struct):
+class ModelBody(Struct):
     """A body that can name a model."""
 
     # Clients that fill in a form send null for what was left out.
@@ -204,7 +204,7 @@ class Named(Struct):
         return self.named or ""
 
 
-class Body(Named):
+class Body(ModelBody):
     """The fields that chat and generate share. Unknown fields are ignored, as Ollama ignores them."""
 
     stream: bool | None = None
@@ -261,7 +261,7 @@ class GenerateBody(Body):
         return {"messages": messages, **suffix, **self._shared()}
 
 
-class EmbedBody(Named):
+class EmbedBody(ModelBody):
     """The body of `POST /api/embed`."""
 
     input: str | list[str] | None = None
@@ -275,7 +275,7 @@ class EmbedBody(Named):
         return _particulars(self.options, self.keep_alive)
 
 
-class EmbeddingBody(Named):
+class EmbeddingBody(ModelBody):
     """The body of `POST /api/embeddings`, the predecessor of `embed`."""
 
     prompt: str | None = None
@@ -283,14 +283,14 @@ class EmbeddingBody(Named):
     options: dict[str, Any] | None = None
 
 
-class ShowBody(Named):
+class ShowBody(ModelBody):
     """The body of `POST /api/show`; `name` is its old field."""
 
     name: str | None = None
 
     @property
     def model(self) -> str:
-        """As `Named.model`."""
+        """As `ModelBody.model`."""
         return self.named or self.name or ""
 
 
