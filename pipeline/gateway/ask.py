@@ -90,26 +90,19 @@ class Ask:
 
     async def _store(self, message: Message, headers: dict[str, str], envelope: Envelope) -> HeadraceError | None:
         """Put the request on its lane. Returns the error for the client, or None."""
-        priority, tenant = message.subject.split(".")[2], tenant_of(message.subject)
-        if tenant and not is_tenant(tenant):
-            return HeadraceError(
-                ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant. {TENANT_ADVICE}"
-            )
         try:
-            subject = Lane(Priority(priority), Task.UNTRIAGED, tenant).subject
-        except ValueError:
-            return HeadraceError(
-                ErrorCode.INVALID_REQUEST, f"Unknown priority {quoted(priority, 40)}. Use high, medium or low."
-            )
+            lane = _lane_of(message.subject)
+        except HeadraceError as error:
+            return error
         full = refused_by_store(self.peers.store()) or refused_by_tenants(
-            self.peers.load("mlx"), Priority(priority), tenant, self.tenants_max_messages
+            self.peers.load("mlx"), lane.priority, lane.tenant, self.tenants_max_messages
         )
         if full is not None and MSG_ID not in message.headers:
             return full
-        with self.tracing.publish(subject, headers, request_id=headers[MSG_ID]) as span:
+        with self.tracing.publish(lane.subject, headers, request_id=headers[MSG_ID]) as span:
             try:
                 before = await self._before(headers, message)
-                ack = await self.bus.put(subject, message.data, headers=headers, patience_s=_PATIENCE_S)
+                ack = await self.bus.put(lane.subject, message.data, headers=headers, patience_s=_PATIENCE_S)
             except LaneFull as error:
                 refusal = HeadraceError(ErrorCode.QUEUE_FULL, f"{error}. Retry later.")
                 span.fail(refusal)
@@ -120,12 +113,12 @@ class Ask:
                 )
                 span.fail(refusal)
                 return refusal
-        name = _name(headers, tenant)
+        name = _name(headers, lane.tenant)
         if ack.duplicate and name is None:
             # It is no copy of a request of this tenant, and a worker never sees it.
             return envelope.fault
         if ack.duplicate or is_imported(message.reply):
-            name = name or request_name(tenant, generated_id(ack.sequence))
+            name = name or request_name(lane.tenant, generated_id(ack.sequence))
             following = self._follow(name, message.reply, after=0 if ack.duplicate else before)
             self._followers.start(following, what=f"following request {name}")
         return None
@@ -149,6 +142,22 @@ class Ask:
                     ended = is_last(entry.answer)
         except (BusError, TimeoutError) as error:
             log.info("Request %s: the request at %s gets no answer: %s", name, reply, error)
+
+
+def _lane_of(subject: str) -> Lane:
+    """The lane of a question's subject.
+
+    Raises:
+        HeadraceError: `invalid_request`.
+    """
+    priority, tenant = subject.split(".")[2], tenant_of(subject)
+    if tenant and not is_tenant(tenant):
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, f"{quoted(tenant, 64)} is not a valid tenant. {TENANT_ADVICE}")
+    try:
+        return Lane(Priority(priority), Task.UNTRIAGED, tenant)
+    except ValueError:
+        message = f"Unknown priority {quoted(priority, 40)}. Use high, medium or low."
+        raise HeadraceError(ErrorCode.INVALID_REQUEST, message) from None
 
 
 def _name(headers: Mapping[str, str], tenant: str) -> str | None:
