@@ -100,7 +100,9 @@ async def test_an_answer_goes_on_after_its_server_was_killed_in_the_middle(
         answer = await client.answer(name)
         assert isinstance(answer, Completion), answer
         assert answer.choices[0].message.content == undisturbed.choices[0].message.content
-        assert answer.usage == undisturbed.usage
+        # What of the prompt was in the server's cache differs from call to call.
+        assert answer.usage.prompt_tokens == undisturbed.usage.prompt_tokens
+        assert answer.usage.completion_tokens == undisturbed.usage.completion_tokens
     record = await client.record("streamed")
     chunks = [message for message in record if isinstance(message, Chunk)]
     assert [chunk.seq for chunk in chunks] == list(range(len(chunks)))
