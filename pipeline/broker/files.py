@@ -105,10 +105,9 @@ class Files:
 
     async def everything(self) -> AsyncIterator[StoredFile]:
         """All files, oldest first; raises as `find`."""
-        async for message in self.bus.scan(STREAM_FILES, notes_subject()):
-            note = _note_decoder.decode(message.data)
-            if not note.deleted:
-                yield _stored(note)
+        async for note in self._notes():
+            if (file := _stored(note)) is not None:
+                yield file
 
     async def read(self, file: StoredFile) -> AsyncGenerator[bytes]:
         """A file's content, in pieces.
@@ -151,7 +150,7 @@ class Files:
             Unreachable: the broker does not answer.
         """
         stored = await self.bus.subjects(STREAM_FILES, chunks_subject("*"))
-        complete = {chunks_subject(file.content_id) async for file in self.everything()}
+        complete = {chunks_subject(note.nuid) async for note in self._notes()}
         return sum([await self._remove_idle(subject, idle_s) for subject in stored.keys() - complete])
 
     async def _remove_idle(self, subject: str, idle_s: float) -> bool:
@@ -162,12 +161,26 @@ class Files:
         await self.bus.purge(STREAM_FILES, subject, up_to=newest.sequence)
         return True
 
+    async def _notes(self) -> AsyncIterator[FileNote]:
+        """The notes on all files, and on what other programs have put into the bucket."""
+        async for message in self.bus.scan(STREAM_FILES, notes_subject()):
+            try:
+                note = _note_decoder.decode(message.data)
+            except msgspec.DecodeError:
+                continue
+            if not note.deleted:
+                yield note
+
     async def _store(self) -> ObjectStore:
         return await self.bus.js.object_store(BUCKET_FILES)
 
 
-def _stored(note: FileNote) -> StoredFile:
-    traits = _traits_decoder.decode(note.description)
+def _stored(note: FileNote) -> StoredFile | None:
+    """The file of a note; None if another program has put it into the bucket."""
+    try:
+        traits = _traits_decoder.decode(note.description)
+    except msgspec.DecodeError:
+        return None
     return StoredFile(_shown(note, traits), traits.tenant, note.nuid)
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.broker.files import Files, FileTraits
 from pipeline.broker.jetstream import Bus
 from pipeline.wire.batches import chunks_subject
-from pipeline.wire.subjects import STREAM_FILES
+from pipeline.wire.subjects import BUCKET_FILES, STREAM_FILES
 
 BROKEN = chunks_subject("broken")
 
@@ -36,3 +36,12 @@ async def test_what_an_upload_that_was_broken_off_has_left_is_removed_and_files_
 async def test_an_upload_that_may_go_on_is_left_alone(files: Files, bus: Bus):
     assert await files.remove_unfinished(60.0) == 0
     assert (await bus.subjects(STREAM_FILES, BROKEN))[BROKEN] == 2
+
+
+async def test_what_another_program_has_put_into_the_bucket_is_no_file_and_stays(files: Files, bus: Bus):
+    await (await bus.js.object_store(BUCKET_FILES)).put("theirs", b"x")
+    await bus.store("$O.LLM_FILES.M.garbage", b"no note")
+    assert [file.shown.id async for file in files.everything()] == ["file-1"]
+    assert await files.find("theirs") is None
+    assert await files.remove_unfinished(0.0) == 1
+    assert (await (await bus.js.object_store(BUCKET_FILES)).get("theirs")).data == b"x"
