@@ -44,6 +44,8 @@ _FIRST_PAUSE_S, _MOST_PAUSE_S, _STABLE_S = 0.2, 10.0, 30.0
 _RESTART_STOP_S = 3.0
 # How long to wait for the last reports of a process that has ended.
 _LAST_REPORTS_S = 1.0
+# How long to wait for the end of a process that was killed.
+_KILLED_S = 1.0
 
 
 class LaunchError(StartError):
@@ -72,13 +74,19 @@ class Process:
         return self._process.returncode
 
     async def wait(self, on_report: Callable[[Report], None]) -> int:
-        """Pass on reports until the process ends, kill the processes that it started, and return its exit code."""
+        """Pass on reports until the process ends, kill the processes that it started, and return its exit code.
+
+        Cancelling kills the process and waits for its end.
+        """
         listener = Background()
         listener.start(self._listen(on_report), what=f"listening to process {self.pid}")
         try:
             code = await self._process.wait()
             await listener.join(_LAST_REPORTS_S)
             return code
+        except asyncio.CancelledError:
+            await self.end()
+            raise
         finally:
             listener.cancel()
             self.kill()
@@ -98,6 +106,12 @@ class Process:
         """Kill the process and everything that it started. Calling this after its end is safe."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill the process and everything that it started, and wait until it has ended."""
+        self.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _KILLED_S)
 
     async def _listen(self, on_report: Callable[[Report], None]) -> None:
         if self._line is None:
@@ -119,23 +133,27 @@ async def spawn(command: Sequence[str], environ: Mapping[str, str], log: Path) -
         LaunchError: the program does not exist, or the log cannot be written.
     """
     ours, theirs = socket.socketpair()
-    try:
-        with theirs, open_log(log) as output:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                env={**environ, REPORT_FD: str(theirs.fileno())},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(theirs.fileno(),),
-                # Ctrl-C at the terminal reaches only this process, which stops its children in order.
-                start_new_session=True,
-            )
-        ours.setblocking(False)
-        return Process(process, await asyncio.open_connection(sock=ours))
-    except OSError as error:
-        ours.close()
-        raise LaunchError(f"Cannot start {command[0]}: {error.strerror}.") from None
+    ours.setblocking(False)
+    with theirs:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            with open_log(log) as output:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    env={**environ, REPORT_FD: str(theirs.fileno())},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(theirs.fileno(),),
+                    # Ctrl-C at the terminal reaches only this process, which stops its children in order.
+                    start_new_session=True,
+                )
+        except BaseException as error:
+            writer.close()
+            if isinstance(error, OSError):
+                raise LaunchError(f"Cannot start {command[0]}: {error.strerror}.") from None
+            raise
+    return Process(process, (reader, writer))
 
 
 async def spawn_tied(

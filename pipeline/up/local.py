@@ -306,7 +306,7 @@ class Local:
                 while process.returncode is None and not await ollama_answers(url):  # noqa: ASYNC110 - a server does not tell
                     await asyncio.sleep(0.1)
         except BaseException as error:
-            process.kill()
+            await process.end()
             if isinstance(error, TimeoutError):
                 raise LaunchError(f"The stand-in did not answer at {url} within {_STANDIN_START_S:.0f} s.") from None
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -46,11 +45,7 @@ async def find_model(environ: Mapping[str, str], log: Path, on_progress: Callabl
             said[report.state] = report
 
     process = await spawn(MODELS_COMMAND, environ, log)
-    try:
-        code = await process.wait(on_report)
-    except asyncio.CancelledError:
-        process.kill()
-        raise
+    code = await process.wait(on_report)
     if (ready := said.get("ready")) is not None:
         file = ready.facts.get("gguf")
         return ModelFound(ready.detail, Path(file) if file else None, names=tuple(ready.facts.get("names", ())))

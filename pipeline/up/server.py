@@ -167,7 +167,7 @@ class Broker:
                 if await self._comes_up(server):
                     return server
             except BaseException:
-                server.kill()
+                await server.end()
                 raise
         raise BrokerError(taken(candidate))
 

@@ -605,9 +605,12 @@ async def test_draining_lets_answers_come_to_their_end(serve: Serve, engine: Eng
     async with serve() as client:
         asking = asyncio.create_task(client.post(ASK, json=STREAM))
         request_id = await engine.next_id()
-        watching = asyncio.create_task(client.get("/load"))
-        client.life.stop()
-        await watching
+        async with client.stream("GET", "/load") as watching:
+            lines = watching.aiter_lines()
+            await anext(lines)
+            client.life.stop()
+            async for _ in lines:  # ends before the answer
+                pass
         await engine.answer(request_id)
         assert (await asking).text.endswith("data: [DONE]\n\n")
 

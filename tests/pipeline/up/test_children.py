@@ -154,7 +154,7 @@ async def test_cancelling_kills_it(keep):
     role.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await role.ended()
-    await until(lambda: not lives(pid))
+    assert not lives(pid)
     role.task = asyncio.create_task(asyncio.sleep(0))
 
 
