@@ -27,7 +27,7 @@ from tests.browser.conftest import missing
 from tests.e2e.conftest import Pipeline, running
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
 
 PRIORITIES = ("high", "medium", "low")
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()

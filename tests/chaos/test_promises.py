@@ -17,7 +17,6 @@ def kept(shown: Shown) -> bool:
     return True
 
 
-@pytest.mark.timeout(300)
 async def test_every_part_dies_once_under_load_and_nothing_is_lost_or_doubled(tmp_path):
     plan = Plan(0, rate_per_s=8, max_tokens=24, lease_s=LEASE_S, pause_s=(0.2, 0.6), script=tuple(KINDS))
     said = []
@@ -46,7 +45,6 @@ async def test_streams_survive_many_kills_in_mid_answer(tmp_path, engine):
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
 async def test_a_rolling_restart_of_every_role_loses_nothing(tmp_path):
     assert kept(await rolling(tmp_path, Plan(0).config()))
 

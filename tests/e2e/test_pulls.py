@@ -51,7 +51,6 @@ def fetching(address: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.timeout(300)  # MLX is loaded three times
 async def test_a_model_is_pulled_killed_in_the_middle_pulled_again_and_served(
     pipeline: Pipeline, client: AsyncClient, files: Site, tmp_path: Path
 ):

@@ -13,7 +13,7 @@ from tests.e2e.conftest import chat, child_of, joined, text_of
 from tests.real.ties import first_difference, gap_at
 from tests.waiting import eventually
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.real
 
 EASY = {
     "What is the capital of France?": "Paris",

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.real
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MLX uses the GPU, or has a fast BLAS")

@@ -10,7 +10,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest
 from tests.consumers.engines.conformance import Answer, ask, read, work
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.chaos
 
 KINDS = 10
 
