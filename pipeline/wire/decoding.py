@@ -13,7 +13,7 @@ from pipeline.wire.answers import ToolCall
 from pipeline.wire.constraints import ConstraintError, unified
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended
-from pipeline.wire.particular import check_template_arguments
+from pipeline.wire.particular import SWITCHES, check_template_arguments, yes_or_no
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, NamedToolChoice, Request
 from pipeline.wire.validation import NotValid, decode
 
@@ -90,6 +90,13 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
         raise _invalid(error.sentence, error.problem.param) from None
     chat.notes = notes
     _unify(chat)
+    if chat.repetition_penalty is None:
+        chat.repetition_penalty = chat.repeat_penalty
+    chat.repeat_penalty = None
+    if chat.chat_template_kwargs:
+        # A template takes any text for true.
+        given = chat.chat_template_kwargs
+        chat.chat_template_kwargs = given | {name: yes_or_no(given[name]) for name in SWITCHES if name in given}
     for index, message in enumerate(chat.messages or ()):
         if message.function_call is not None:  # the predecessor of `tool_calls`
             message.tool_calls = [*(message.tool_calls or ()), ToolCall(message.function_call, f"call_{index}")]

@@ -73,9 +73,10 @@ def _numbers(given: dict[str, Any], note: Note) -> None:
         note("`top_p` 0 means the likeliest token, as `temperature` 0.")
         del given["top_p"]
         given["temperature"] = 0
-    if _is_zero(given.get("repetition_penalty")):
-        note("`repetition_penalty` 0 means no penalty.")
-        del given["repetition_penalty"]
+    for name in ("repetition_penalty", "repeat_penalty"):
+        if _is_zero(given.get(name)):
+            note(f"`{name}` 0 means no penalty.")
+            del given[name]
 
 
 def _stop(given: dict[str, Any], note: Note) -> None:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 from pipeline.wire.answers import FunctionCall, ToolCall
 from pipeline.wire.constraints import Constraint, ResponseFormat, Schema, StructuredOutputs, constraint_of
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.particular import OllamaParticulars, Thinking, image_data, thinking_of, thinking_said
+from pipeline.wire.particular import OllamaParticulars, Thinking, ThinkingParameters, image_data, thinking_of
 
 MAX_STOPS = 64
 MAX_TOOLS = 128
@@ -122,6 +122,7 @@ class NamedToolChoice(Struct):
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_Repetition = Annotated[float, Meta(gt=0, le=10)]
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
@@ -146,7 +147,9 @@ class ChatRequest(Struct, omit_defaults=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: _Repetition | None = None
+    # LM Studio's, llama.cpp's and Ollama's name. `decode_request` moves it to the field above.
+    repeat_penalty: _Repetition | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
@@ -168,6 +171,8 @@ class ChatRequest(Struct, omit_defaults=True):
     logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     think: bool | str | None = None
     enable_thinking: bool | None = None
+    reasoning: Any = None
+    thinking_option: Any = field(default=None, name="thinking")
     chat_template_kwargs: dict[str, Any] | None = None
     suffix: str | None = None
     # The prompt goes to the model as it is, without the chat template.
@@ -234,11 +239,19 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def worded_thinking(self) -> bool:
         """Whether it says so with a word for an amount."""
-        return isinstance(self._thinking_said[1], str)
+        word = self._thinking_said[1]
+        return isinstance(word, str) and bool(word)
 
     @property
     def _thinking_said(self) -> tuple[str, bool | str]:
-        return thinking_said(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
+        return ThinkingParameters(
+            self.think,
+            self.reasoning_effort,
+            self.enable_thinking,
+            self.reasoning,
+            self.thinking_option,
+            self.chat_template_kwargs,
+        ).said
 
     @property
     def needs_mlx(self) -> str:

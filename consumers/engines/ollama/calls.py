@@ -15,6 +15,7 @@ from consumers.engines.ollama.wire import OllamaModel
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.ollama import format_of, write_call, write_options
+from pipeline.wire.particular import SWITCHES
 from pipeline.wire.requests import ChatMessage, ChatRequest, EmbeddingRequest
 
 # Ollama's sampler takes a seed of 32 bits, and -1 draws one.
@@ -65,7 +66,7 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
 
 def notes_on(request: ChatRequest, model: OllamaModel) -> list[str]:
     """A note for each parameter that asks for something which Ollama does not do with this model."""
-    others = set(request.chat_template_kwargs or ()) - {"enable_thinking", "thinking"}
+    others = set(request.chat_template_kwargs or ()) - {*SWITCHES, "reasoning_effort"}
     asks = {
         "chat_template_kwargs": bool(others),
         "verbosity": request.verbosity not in (None, "", "medium"),

@@ -25,7 +25,6 @@ _AS_THEY_ARE = (
     "frequency_penalty",
     "repetition_penalty",
     "parallel_tool_calls",
-    "reasoning_effort",
     "verbosity",
 )
 
@@ -111,13 +110,17 @@ def _tools(request: ChatRequest) -> dict[str, Any]:
 
 
 def _thinking(request: ChatRequest) -> dict[str, Any]:
-    """Whether the model thinks, as an argument of its template; how much, as OpenAI's parameter."""
+    """Whether the model thinks, as an argument of its template; how much, as OpenAI's parameter.
+
+    An effort alone stays alone, except `none`: templates with a switch know no efforts.
+    """
     template = dict(request.chat_template_kwargs or {})
-    if request.thinking is not None and request.reasoning_effort is None:
+    effort = request.reasoning_effort if request.thinking_param == "reasoning_effort" else None
+    if request.thinking is not None and (effort is None or request.thinking == "none"):
         template.setdefault("enable_thinking", request.thinking != "none")
     fields: dict[str, Any] = {"chat_template_kwargs": template} if template else {}
-    if isinstance(request.think, str) and request.reasoning_effort is None:
-        fields["reasoning_effort"] = request.thinking
+    if request.worded_thinking:
+        fields["reasoning_effort"] = effort or request.thinking
     return fields
 
 

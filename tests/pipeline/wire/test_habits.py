@@ -119,10 +119,54 @@ def test_a_function_of_the_old_kind_is_a_tool():
         ({"reasoning_effort": "none"}, "none"),
         ({"enable_thinking": True}, "medium"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "none"),
+        ({"chat_template_kwargs": {"reasoning": False}}, "none"),
+        ({"chat_template_kwargs": {"reasoning_effort": "high"}}, "high"),
+        ({"chat_template_kwargs": {"enable_thinking": "False"}}, "none"),
+        ({"reasoning": {"effort": "high"}}, "high"),
+        ({"reasoning": {"effort": "none"}}, "none"),
+        ({"reasoning": {"enabled": False}}, "none"),
+        ({"reasoning": {"effort": None, "enabled": True}}, "medium"),
+        ({"reasoning": {"exclude": True}}, None),
+        ({"reasoning": "off"}, "none"),
+        ({"thinking": {"type": "disabled"}}, "none"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "medium"),
+        ({"thinking": False}, "none"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "high"}, "high"),
+        ({"think": "false"}, "none"),
+        ({"think": "true"}, "medium"),
+        ({"reasoning_effort": "off"}, "none"),
+        ({"reasoning_effort": "Disabled"}, "none"),
     ],
 )
 def test_how_much_a_model_thinks_is_read_from_whichever_parameter_says_it(given, thinking):
     assert decode({"prompt": "a", **given}).thinking == thinking
+
+
+def test_a_word_for_no_is_no_to_the_template():
+    arguments = {"enable_thinking": "false", "thinking": "ON", "tone": "off"}
+    taken = decode({"prompt": "a", "chat_template_kwargs": arguments}).chat_template_kwargs
+    assert taken == {"enable_thinking": False, "thinking": True, "tone": "off"}
+
+
+def test_a_word_for_yes_is_no_amount_of_thinking():
+    assert [decode({"prompt": "a", "think": word}).worded_thinking for word in ("true", "off", "high")] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "penalty", "notes"),
+    [
+        ({"repeat_penalty": 1.3}, 1.3, 0),
+        ({"repeat_penalty": 0}, None, 1),
+        ({"repeat_penalty": 1.3, "repetition_penalty": 1.1}, 1.1, 0),
+    ],
+)
+def test_a_penalty_has_two_names(given, penalty, notes):
+    request = decode({"prompt": "a", **given})
+    assert (request.repetition_penalty, request.repeat_penalty, len(request.notes)) == (penalty, None, notes)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,13 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"response_format": {"type": "json_object"}}, None),
         ({"structured_outputs": {"regex": "a+"}}, None),
         ({"reasoning_effort": "low"}, None),
+        (
+            {"reasoning_effort": "none"},
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        ({"reasoning_effort": "off"}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"think": False, "reasoning_effort": "high"}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
         ({"think": "high"}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"}),
         ({"chat_template_kwargs": {"x": 1}}, None),
