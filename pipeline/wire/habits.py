@@ -1,8 +1,8 @@
 """Values that clients send by habit, in the meaning that other servers give them.
 
 `mlx_lm.server`, Ollama, LM Studio and vLLM take them, so clients write them: `max_tokens` -1 for no limit, `top_k` -1
-for all tokens, an empty `stop`, whole numbers as 256.0. A body is read strictly first. Only one that is refused comes
-here, so that a body without such values costs nothing.
+for all tokens, an empty `stop`, whole numbers as 256.0, null in a history, the tools and choices of another API. A body
+is read strictly first. Only one that is refused comes here, so that a body without such values costs nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimensions", "top_logprobs")
+_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "best_of", "dimensions", "top_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _MOST_TOKENS = 2**31 - 1
+_OF_A_FUNCTION = ("name", "description", "parameters", "strict")
+# Mistral's and Anthropic's word for a forced call is `any`.
+_CHOICES = {"": None, "none": "none", "auto": "auto", "any": "required", "required": "required"}
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -34,14 +37,9 @@ def mended(body: bytes) -> tuple[bytes, list[str]]:
     given = _without_surrogates(given)
     _numbers(given, notes.append)
     _stop(given, notes.append)
-    for tool in _dicts(given.get("tools")):
-        _drop_nulls(tool.get("function"), "description", "parameters")
+    _tools(given)
     for message in _dicts(given.get("messages")):
-        if message.get("role") == "function":  # the predecessor of `tool`
-            message["role"] = "tool"
-        _arguments(message.get("function_call"))
-        for call in _dicts(message.get("tool_calls")):
-            _arguments(call.get("function"))
+        _message(message)
     # Not a number and infinity are no JSON: what has them is refused as before.
     return json.dumps(given, ensure_ascii=False, allow_nan=False).encode(), notes
 
@@ -88,6 +86,57 @@ def _stop(given: dict[str, Any], note: Note) -> None:
     else:
         return
     note("An empty `stop` string stops nothing.")
+
+
+def _tools(given: dict[str, Any]) -> None:
+    """Tools as the Responses API has them, and choices as it and other servers name them."""
+    for tool in _dicts(given.get("tools")):
+        if "function" not in tool and "name" in tool:
+            tool["function"] = {name: tool[name] for name in _OF_A_FUNCTION if name in tool}
+        _drop_nulls(tool, "type")
+        _drop_nulls(tool.get("function"), "description", "parameters")
+    choice = given.get("tool_choice")
+    if isinstance(choice, dict) and isinstance(kind := choice.get("type"), str):
+        if kind == "allowed_tools":
+            choice = _allow(given, choice.get("allowed_tools", choice))
+        elif kind in ("function", "tool") and "function" not in choice:
+            choice = {"function": {"name": choice.get("name")}}
+        elif kind in _CHOICES:
+            choice = kind
+    if isinstance(choice, str):
+        choice = _CHOICES.get(choice, choice)
+    given["tool_choice"] = choice
+
+
+def _allow(given: dict[str, Any], allowed: Any) -> Any:
+    """Leave only the allowed tools, and return the choice among them."""
+    if not isinstance(allowed, dict):
+        return allowed
+    functions = [tool.get("function", tool) for tool in _dicts(allowed.get("tools"))]
+    names = {function.get("name") for function in functions if isinstance(function, dict)}
+    given["tools"] = [tool for tool in _dicts(given.get("tools")) if _name_of(tool) in names]
+    return allowed.get("mode", "auto")
+
+
+def _name_of(tool: dict[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _message(message: dict[str, Any]) -> None:
+    """A message as clients keep it in a history, with null in places of texts."""
+    if message.get("role") == "function":  # the predecessor of `tool`
+        message["role"] = "tool"
+    if isinstance(content := message.get("content"), dict):  # a tool's result that is no text
+        message["content"] = json.dumps(content, ensure_ascii=False)
+    elif isinstance(content, list):
+        message["content"] = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        for part in _dicts(content):
+            _drop_nulls(part, "text")
+    _arguments(message.get("function_call"))
+    for call in _dicts(message.get("tool_calls")):
+        _drop_nulls(call, "id", "type")
+        _arguments(call.get("function"))
 
 
 def _arguments(function: Any) -> None:

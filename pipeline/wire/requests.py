@@ -21,6 +21,10 @@ MAX_TOOLS = 128
 MAX_INPUTS = 2048
 
 
+# The first is a chat's. Clients that keep a history in the form of the Responses API send the others.
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+
+
 class ImageUrl(Struct):
     """Where an image is. Only `data:` URLs are read, which hold it."""
 
@@ -32,6 +36,7 @@ class ContentPart(Struct, omit_defaults=True):
 
     type: str
     text: str = ""
+    refusal: Any = ""
     image_url: ImageUrl | str | None = None
 
 
@@ -57,13 +62,13 @@ class ChatMessage(Struct, omit_defaults=True):
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         for part in self.content:
-            if part.type not in ("text", "image_url"):
+            if part.type not in (*_TEXTS, "image_url") or not isinstance(part.refusal, str):
                 raise HeadraceError(
                     ErrorCode.UNSUPPORTED_PARAMETER,
                     f"Content of type {quoted(part.type, 40)} is not supported. Send text.",
                     param="messages",
                 )
-        return "".join(part.text for part in self.content)
+        return "".join(part.text or part.refusal for part in self.content)
 
     @property
     def thought(self) -> str:

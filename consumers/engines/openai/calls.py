@@ -94,10 +94,16 @@ def _message(turn: ChatMessage) -> dict[str, Any]:
 def _parts(turn: ChatMessage) -> list[dict[str, Any]]:
     """Texts and images, with the address of an image in an object, as OpenAI has it."""
     parts: list[dict[str, Any]] = msgspec.to_builtins(turn.content)
-    for part in parts:
-        if isinstance(part.get("image_url"), str):
-            part["image_url"] = {"url": part["image_url"]}
-    return parts
+    return [_image(part) if part["type"] == "image_url" else _text(part) for part in parts]
+
+
+def _image(part: dict[str, Any]) -> dict[str, Any]:
+    url = part["image_url"]
+    return {"type": "image_url", "image_url": {"url": url} if isinstance(url, str) else url}
+
+
+def _text(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "text", "text": part.get("text") or part.get("refusal", "")}
 
 
 def _tools(request: ChatRequest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import HeadraceError
+from pipeline.wire.requests import NamedToolChoice
 
 
 def decode(body):
@@ -46,6 +47,7 @@ def test_a_value_is_taken_in_its_meaning_and_noted(given, meant, note):
     [
         ({"max_tokens": 256.0}, {"max_tokens": 256}),
         ({"seed": 7.0, "top_k": 40.0}, {"seed": 7, "top_k": 40}),
+        ({"n": 1.0, "best_of": 1.0}, {"n": 1, "best_of": 1}),
         ({"max_tokens": None, "stop": None, "tools": None}, {"max_tokens": None, "stop": None, "tools": None}),
         ({"parallel_tool_calls": False}, {"parallel_tool_calls": False}),
         ({"temperature": 3.5}, {"temperature": 3.5}),
@@ -54,6 +56,68 @@ def test_a_value_is_taken_in_its_meaning_and_noted(given, meant, note):
 )
 def test_a_value_that_changes_nothing_is_taken_without_a_note(given, meant):
     assert taken(**given) == (meant, [])
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        ("", None),
+        ("any", "required"),
+        ({"type": "any"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "function", "name": "f"}, "f"),
+        ({"type": "tool", "name": "f"}, "f"),
+        ({"type": "function", "function": {"name": "f"}}, "f"),
+    ],
+)
+def test_a_tool_choice_of_another_api_is_one(choice, meant):
+    taken = decode({"prompt": "a", "tools": [TOOL], "tool_choice": choice}).tool_choice
+    assert (taken.function.name if isinstance(taken, NamedToolChoice) else taken) == meant
+
+
+def test_the_allowed_tools_are_those_that_the_model_sees():
+    others = {"type": "function", "function": {"name": "g"}}
+    allowed = {"mode": "required", "tools": [TOOL]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    request = decode({"prompt": "a", "tools": [TOOL, others], "tool_choice": choice})
+    assert ([tool.function.name for tool in request.tools], request.tool_choice) == (["f"], "required")
+
+
+def test_a_tool_of_the_responses_api_is_one():
+    tool = {"type": "function", "name": "f", "description": None, "parameters": {"type": "object"}, "strict": True}
+    (read,) = decode({"prompt": "a", "tools": [tool]}).tools
+    assert (read.function.name, read.function.parameters, read.function.strict) == ("f", {"type": "object"}, True)
+
+
+@pytest.mark.parametrize("choice", ["each", {"type": "allowed_tools", "allowed_tools": []}, {"type": "web_search"}, 1])
+def test_an_unknown_tool_choice_is_refused(choice):
+    with pytest.raises(HeadraceError) as refusal:
+        decode({"prompt": "a", "tools": [TOOL], "tool_choice": choice})
+    assert refusal.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (["a", "b"], "ab"),
+        ([{"type": "text", "text": None}, {"type": "text", "text": "a"}], "a"),
+        ([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}], "ab"),
+        ([{"type": "refusal", "refusal": "no"}], "no"),
+        ({"ok": True}, '{"ok": true}'),
+    ],
+)
+def test_text_of_a_history_is_read_in_each_form(content, text):
+    assert decode({"messages": [{"role": "user", "content": content}]}).messages[0].text() == text
+
+
+def test_null_in_an_earlier_call_is_absent():
+    call = {"id": None, "type": None, "function": {"name": "f", "arguments": "{}"}}
+    body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
+    (taken,) = decode(body).messages[1].tool_calls
+    assert (taken.id, taken.function.name) == ("", "f")
 
 
 def test_null_in_a_tool_is_absent():
