@@ -136,15 +136,15 @@ class OllamaFunction(Struct):
     """
 
     name: str
-    arguments: dict[str, Any] | str | None = field(default_factory=dict)
-    index: int | UnsetType = UNSET
+    arguments: Any = field(default_factory=dict)
+    index: int | UnsetType | None = UNSET
 
 
 class OllamaCall(Struct):
     """A tool call, in the conversation or in an answer."""
 
     function: OllamaFunction
-    id: str = ""
+    id: str | None = ""
 
 
 def read_call(call: OllamaCall, default_id: str) -> ToolCall:
@@ -266,7 +266,7 @@ class EmbedBody(ModelBody):
 
     input: str | list[str] | None = None
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: int | float | None = None
     keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
 

@@ -66,7 +66,7 @@ class ResponseCall(Struct):
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: int | float | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     user: str | None = None

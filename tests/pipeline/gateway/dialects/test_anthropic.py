@@ -185,7 +185,7 @@ def test_the_other_parameters_have_the_names_of_a_chat():
     ("given", "effort"),
     [
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 10_000}}, "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10_000.0}}, "medium"),
         ({"thinking": {"type": "enabled", "budget_tokens": 31_999}}, "high"),
         ({"thinking": {"type": "adaptive"}}, "medium"),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}, "high"),
@@ -194,6 +194,13 @@ def test_the_other_parameters_have_the_names_of_a_chat():
 def test_thinking_is_carried_as_the_effort_of_a_chat(given: dict[str, Any], effort: str):
     assert published(**given)["reasoning_effort"] == effort
     assert read(**given).request.thinking == effort
+
+
+def test_a_strict_tool_is_strict_in_a_chat():
+    (tool,) = published(tools=[TOOL | {"strict": True}])["tools"]
+    assert tool["function"]["strict"] is True
+    (tool,) = read(tools=[TOOL | {"strict": True}]).request.tools
+    assert tool.function.strict is True
 
 
 def test_values_of_habit_are_taken_in_their_meaning():

@@ -300,10 +300,10 @@ def test_what_only_ollama_has_is_carried():
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [({"a": 1}, '{"a":1}'), ('{"a":', '{"a":'), (None, "{}"), ("", ""), ({}, "{}")]
+    ("given", "meant"), [({"a": 1}, '{"a":1}'), ('{"a":', '{"a":'), (None, "{}"), ("", ""), ({}, "{}"), ([1], "[1]")]
 )
 def test_arguments_of_an_earlier_call_are_kept_as_they_are(given: Any, meant: str):
-    call = {"function": {"name": "f", "arguments": given}}
+    call = {"id": None, "function": {"name": "f", "arguments": given, "index": None}}
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     assert read({"messages": turns}).request.chat[1].tool_calls[0].function.arguments == meant
 
@@ -331,7 +331,7 @@ def test_thinking_and_scores_have_ollamas_shape():
 
 
 def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
-    body = {"model": "nomic-embed-text", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
+    body = {"model": "nomic-embed-text", "input": ["a", "b"], "truncate": False, "dimensions": 2.0, "keep_alive": "5m"}
     asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["nomic-embed-text:latest"])
     assert json.loads(asked.body) == {
         "model": "nomic-embed-text:latest",
