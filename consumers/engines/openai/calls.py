@@ -55,15 +55,16 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
         body["stop"] = request.stops
     if request.logit_bias:
         body["logit_bias"] = request.logit_bias
-    if request.is_raw:
-        return body | {"prompt": request.chat[0].text()}
-    body["messages"] = [_message(turn) for turn in request.chat]
-    if (alternatives := request.alternatives) is not None:
-        body |= {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
     if (form := request.response_format) is not None and form.type != "text":
         body["response_format"] = msgspec.to_builtins(form)
     if request.structured_outputs is not None:
         body["structured_outputs"] = msgspec.to_builtins(request.structured_outputs)
+    alternatives = request.alternatives
+    if request.is_raw:
+        return body | {"prompt": request.chat[0].text()} | ({} if alternatives is None else {"logprobs": alternatives})
+    body["messages"] = [_message(turn) for turn in request.chat]
+    if alternatives is not None:
+        body |= {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
     return body | _tools(request) | _thinking(request)
 
 
@@ -82,6 +83,8 @@ def _message(turn: ChatMessage) -> dict[str, Any]:
         "role": "system" if turn.role == "developer" else turn.role,
         "content": _parts(turn) if turn.shows else turn.text(),
     }
+    if turn.role == "assistant" and turn.thought:
+        message["reasoning_content"] = turn.thought
     if turn.name is not None:
         message["name"] = turn.name
     if turn.tool_calls:
