@@ -30,6 +30,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "echo": (False,),
     "web_search_options": (),
+    "adapters": (),
+}
+# The older names of forms, and what each asks for.
+_FORMS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+    "regex": "regex",
+    "ebnf": "grammar",
 }
 _EMPTY_TEXT = "An empty text has no embedding. A space stands for it."
 
@@ -106,13 +118,16 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
 
 def _unify(chat: ChatRequest) -> None:
     """Write the form of the answer where a request in hand has it, whichever parameter asks for it."""
-    guided = {name: getattr(chat, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
+    # llama.cpp's clients send an empty grammar for none.
+    given = {name: value for name in _FORMS if (value := getattr(chat, name)) is not None}
+    older = {name: (_FORMS[name], value) for name, value in given.items() if value != "" or name.startswith("guided_")}
     try:
-        chat.response_format, chat.structured_outputs = unified(chat.response_format, chat.structured_outputs, guided)
+        chat.response_format, chat.structured_outputs = unified(chat.response_format, chat.structured_outputs, older)
     except ConstraintError as error:
         code = ErrorCode.UNSUPPORTED_PARAMETER if error.unsupported else ErrorCode.INVALID_REQUEST
         raise HeadraceError(code, str(error), param=error.param.partition(".")[0]) from None
-    chat.guided_json = chat.guided_regex = chat.guided_choice = chat.guided_grammar = None
+    for name in given:
+        setattr(chat, name, None)
 
 
 def _decode_leniently(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:

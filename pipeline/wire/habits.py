@@ -38,6 +38,8 @@ def mended(body: bytes) -> tuple[bytes, list[str]]:
     _numbers(given, notes.append)
     _stop(given, notes.append)
     _tools(given)
+    if isinstance(form := given.get("response_format"), dict):
+        _drop_nulls(form.get("json_schema"), "name", "schema")
     for message in _dicts(given.get("messages")):
         _message(message)
     # Not a number and infinity are no JSON: what has them is refused as before.

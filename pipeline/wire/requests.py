@@ -131,6 +131,20 @@ _Repetition = Annotated[float, Meta(gt=0, le=10)]
 _Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
+# Other servers' parameters, and the values with which they change nothing.
+_NEUTRAL_OF_OTHERS: dict[str, Any] = {
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [],
+    "bad_words": [],
+    "length_penalty": 1,
+    "typical_p": 1,
+    "mirostat": 0,
+    "repeat_last_n": None,
+    "repetition_context_size": None,
+    "xtc_probability": 0,
+    "thinking_budget": None,
+}
 _ModelName = Annotated[str, Meta(max_length=256)]
 # As many alternatives to a token as OpenAI gives.
 _Alternatives = Annotated[int, Meta(ge=0, le=20)]
@@ -166,11 +180,15 @@ class ChatRequest(Struct, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    # Older names of vLLM's. `decode_request` moves them to the two fields above.
+    # vLLM's older names, llama.cpp's and SGLang's. `decode_request` moves them to the two fields above.
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    json_schema: Schema | str | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     logprobs: bool | _Alternatives | None = None
     top_logprobs: _Alternatives | None = None
     logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
@@ -183,6 +201,18 @@ class ChatRequest(Struct, omit_defaults=True):
     # The prompt goes to the model as it is, without the chat template.
     raw: bool | None = None
     ollama: OllamaParticulars | None = None
+    # Parameters of other servers. One that has them gets them. Elsewhere, a note says that they have no effect.
+    min_tokens: Any = None
+    ignore_eos: Any = None
+    stop_token_ids: Any = None
+    bad_words: Any = None
+    length_penalty: Any = None
+    typical_p: Any = None
+    mirostat: Any = None
+    repeat_last_n: Any = None
+    repetition_context_size: Any = None
+    xtc_probability: Any = None
+    thinking_budget: Any = None
     # Read only to refuse values that would silently change the answer: see `pipeline.wire.decoding`.
     n: int | None = None
     best_of: int | None = None
@@ -194,6 +224,7 @@ class ChatRequest(Struct, omit_defaults=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: Any = None
+    adapters: Any = None
     # Written by `decode_request`, whatever a body says: what became of values that are taken in another meaning.
     notes: list[str] = field(default_factory=list, name="headrace.notes")
 
@@ -273,6 +304,12 @@ class ChatRequest(Struct, omit_defaults=True):
         if any(message.shows for message in self.chat):
             return "images"
         return "suffix" if self.suffix else self.ollama.needed if self.ollama else ""
+
+    @property
+    def of_others(self) -> dict[str, Any]:
+        """The parameters of other servers that would change the answer."""
+        given = ((name, getattr(self, name)) for name in _NEUTRAL_OF_OTHERS)
+        return {name: value for name, value in given if value not in (None, _NEUTRAL_OF_OTHERS[name])}
 
     @property
     def is_raw(self) -> bool:

@@ -47,6 +47,7 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
         "max_tokens": min(limit, context_tokens or limit),
     }
     body |= {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None}
+    body |= request.of_others
     if request.repetition_penalty is not None:
         body["repeat_penalty"] = request.repetition_penalty  # llama.cpp's name
     if request.seed is not None:

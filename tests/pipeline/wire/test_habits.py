@@ -206,6 +206,18 @@ def test_how_much_a_model_thinks_is_read_from_whichever_parameter_says_it(given,
     assert decode({"prompt": "a", **given}).thinking == thinking
 
 
+@pytest.mark.parametrize(
+    ("given", "effective"),
+    [
+        ({"min_tokens": 0, "ignore_eos": False, "stop_token_ids": [], "typical_p": 1.0, "mirostat": 0}, {}),
+        ({"min_tokens": 5, "ignore_eos": True}, {"min_tokens": 5, "ignore_eos": True}),
+        ({"xtc_probability": 0.5, "thinking_budget": 0}, {"xtc_probability": 0.5, "thinking_budget": 0}),
+    ],
+)
+def test_parameters_of_other_servers_are_kept_where_they_would_change_the_answer(given, effective):
+    assert decode({"prompt": "a", **given}).of_others == effective
+
+
 def test_a_word_for_no_is_no_to_the_template():
     arguments = {"enable_thinking": "false", "thinking": "ON", "tone": "off"}
     taken = decode({"prompt": "a", "chat_template_kwargs": arguments}).chat_template_kwargs
@@ -257,6 +269,7 @@ def test_log_probabilities_are_asked_for_in_each_form(given, alternatives):
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"adapters": "a/folder"}, "adapters"),
     ],
 )
 def test_what_no_engine_could_take_is_refused(given, field):

@@ -176,6 +176,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [TOOL], "tool_choice": "none"}, {}),
         ({"response_format": {"type": "json_object"}}, None),
         ({"structured_outputs": {"regex": "a+"}}, None),
+        ({"min_tokens": 3, "stop_token_ids": [7], "mirostat": 0}, {"min_tokens": 3, "stop_token_ids": [7]}),
         ({"reasoning_effort": "low"}, None),
         (
             {"reasoning_effort": "none"},
