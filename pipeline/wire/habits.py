@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from pipeline.wire.requests import NO_LIMIT
+
 _INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "best_of", "dimensions", "top_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_MOST_TOKENS = 2**31 - 1
 _OF_A_FUNCTION = ("name", "description", "parameters", "strict")
 # Mistral's and Anthropic's word for a forced call is `any`.
 _CHOICES = {"": None, "none": "none", "auto": "auto", "any": "required", "required": "required"}
@@ -62,9 +63,9 @@ def _numbers(given: dict[str, Any], note: Note) -> None:
             given[name] = int(value)
     for name in _LIMITS:
         value = given.get(name)
-        if _is_whole(value) and not 1 <= value <= _MOST_TOKENS:
+        if _is_whole(value) and not 1 <= value <= NO_LIMIT:
             note(f"`{name}` {value} means no limit.")
-            del given[name]
+            given[name] = NO_LIMIT
     top_k = given.get("top_k")
     if _is_whole(top_k) and top_k < 0:
         note(f"`top_k` {top_k} means all tokens.")

@@ -16,6 +16,8 @@ from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.particular import OllamaParticulars, Thinking, ThinkingParameters, image_data, thinking_of
 
 MAX_STOPS = 64
+# The limit of an answer that may be as long as the context allows.
+NO_LIMIT = 2**31 - 1
 MAX_TOOLS = 128
 # As at OpenAI.
 MAX_INPUTS = 2048
@@ -128,7 +130,7 @@ class NamedToolChoice(Struct):
 _Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 _Repetition = Annotated[float, Meta(gt=0, le=10)]
-_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Count = Annotated[int, Meta(ge=1, le=NO_LIMIT)]
 
 
 # Other servers' parameters, and the values with which they change nothing.
@@ -235,8 +237,13 @@ class ChatRequest(Struct, omit_defaults=True):
 
     @property
     def token_limit(self) -> int | None:
-        """The limit on the tokens of the answer, or None for the engine's default."""
+        """The limit on the tokens of the answer, `NO_LIMIT` for none, or None for the engine's default."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stated_limit(self) -> int | None:
+        """The limit on the tokens of the answer that the client counts on; None if it has none."""
+        return None if self.token_limit == NO_LIMIT else self.token_limit
 
     @property
     def stops(self) -> list[str]:

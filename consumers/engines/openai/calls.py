@@ -39,7 +39,7 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
     """
     request = work.request
     _refuse(request)
-    limit = request.token_limit or default_max_tokens
+    limit = request.token_limit or default_max_tokens  # without a limit, a number that no context has
     body: dict[str, Any] = {
         "model": work.model,
         "stream": True,

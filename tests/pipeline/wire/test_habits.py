@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.wire.decoding import decode_request
 from pipeline.wire.errors import HeadraceError
-from pipeline.wire.requests import NamedToolChoice
+from pipeline.wire.requests import NO_LIMIT, NamedToolChoice
 
 
 def decode(body):
@@ -24,9 +24,9 @@ def taken(**fields):
 @pytest.mark.parametrize(
     ("given", "meant", "note"),
     [
-        ({"max_tokens": -1}, {"max_tokens": None}, "`max_tokens` -1 means no limit."),
-        ({"max_tokens": 0}, {"max_tokens": None}, "`max_tokens` 0 means no limit."),
-        ({"max_completion_tokens": 10**12}, {"max_completion_tokens": None}, "means no limit."),
+        ({"max_tokens": -1}, {"max_tokens": NO_LIMIT}, "`max_tokens` -1 means no limit."),
+        ({"max_tokens": 0}, {"max_tokens": NO_LIMIT}, "`max_tokens` 0 means no limit."),
+        ({"max_completion_tokens": 10**12}, {"max_completion_tokens": NO_LIMIT}, "means no limit."),
         ({"top_k": -1}, {"top_k": None}, "`top_k` -1 means all tokens."),
         ({"top_p": 0, "temperature": 0.7}, {"top_p": None, "temperature": 0}, "`top_p` 0 means the likeliest token"),
         ({"top_p": 0.0}, {"top_p": None}, "`top_p` 0 means the likeliest token"),

@@ -13,6 +13,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.answers import Chunk, Completion, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import NO_LIMIT
 from tests.pipeline.gateway.answers import (
     ACCOUNT,
     CALL_PARTS,
@@ -205,7 +206,7 @@ def test_a_strict_tool_is_strict_in_a_chat():
 
 def test_values_of_habit_are_taken_in_their_meaning():
     asked = read(max_tokens=-1, top_k=-1, stop_sequences=[""])
-    assert (asked.request.token_limit, asked.request.stops) == (None, [])
+    assert (asked.request.token_limit, asked.request.stops) == (NO_LIMIT, [])
     assert len(asked.request.notes) == 3
     halved = b'\xef\xbb\xbf{"messages": [{"role": "user", "content": "\\ud83d hello"}]}'
     assert anthropic.read_messages(halved, LIMIT).request.chat[0].content == "\ufffd hello"

@@ -14,6 +14,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ModelFacts
+from pipeline.wire.requests import NO_LIMIT
 from tests.pipeline.gateway.answers import (
     CALL_PARTS,
     CHUNKS,
@@ -106,17 +107,18 @@ def test_it_streams_unless_told_otherwise():
     assert not read({"messages": message, "stream": False}).stream
 
 
-def test_no_limit_and_no_seed_are_not_passed_on():
+def test_no_limit_is_passed_on_and_no_seed_is_not():
     options = {"num_predict": -1, "seed": -1, "stop": [], "temperature": None}
     body = json.loads(read({"prompt": "x", "options": options}, chat=False).body)
-    assert body == {"messages": [{"role": "user", "content": "x"}], "stop": [], "stream": True}
+    messages = [{"role": "user", "content": "x"}]
+    assert body == {"messages": messages, "max_tokens": NO_LIMIT, "stop": [], "stream": True}
 
 
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
         ({"num_predict": 5.0, "seed": 7.0, "top_k": 3.0}, {"max_tokens": 5, "seed": 7, "top_k": 3}),
-        ({"num_predict": 0, "top_k": -1}, {"top_k": 0}),
+        ({"num_predict": 0, "top_k": -1}, {"max_tokens": NO_LIMIT, "top_k": 0}),
     ],
 )
 def test_options_are_read_as_ollama_reads_them(options: dict[str, Any], fields: dict[str, Any]):
