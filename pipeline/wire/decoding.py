@@ -12,7 +12,7 @@ import msgspec
 from pipeline.wire.answers import ToolCall
 from pipeline.wire.constraints import ConstraintError, unified
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.habits import BYTE_ORDER_MARK, mended
+from pipeline.wire.habits import BYTE_ORDER_MARK, mended, without_null_keywords
 from pipeline.wire.particular import SWITCHES, check_template_arguments, yes_or_no
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, NamedToolChoice, Request
 from pipeline.wire.validation import NotValid, decode
@@ -60,6 +60,7 @@ def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
     if chat.messages is None and chat.prompt is None and b'"input"' in body:
         return decode_embedding(body, max_body_bytes=max_body_bytes)
     _check(chat)
+    _tidy(chat)
     return chat
 
 
@@ -67,6 +68,7 @@ def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
     """As `decode_request`, for a body that must be a chat."""
     chat = _read_chat(body, max_body_bytes)
     _check(chat)
+    _tidy(chat)
     return chat
 
 
@@ -187,6 +189,12 @@ def _check(request: ChatRequest) -> None:
     if (template := request.chat_template_kwargs) is not None:
         check_template_arguments(template)
         _check_nesting(template, "chat_template_kwargs")
+
+
+def _tidy(request: ChatRequest) -> None:
+    """Drop null from the schemas of tools, where Go's clients write it for a list or an object that is not there."""
+    for tool in request.tools or ():
+        tool.function.parameters = without_null_keywords(tool.function.parameters)
 
 
 def _check_choice(request: ChatRequest) -> None:

@@ -56,6 +56,24 @@ def with_whole_characters(body: bytes) -> bytes:
     return json.dumps(_without_surrogates(json.loads(body)), ensure_ascii=False, allow_nan=False).encode()
 
 
+def without_null_keywords(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema without keywords that are null, except those whose value can be null."""
+    return {
+        name: _below(name, value) for name, value in schema.items() if value is not None or name in ("const", "default")
+    }
+
+
+def _below(name: str, value: Any) -> Any:
+    """The value of a keyword, with the schemas in it tidied. A name in `properties` is no keyword."""
+    if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
+        return {key: without_null_keywords(one) if isinstance(one, dict) else one for key, one in value.items()}
+    if name in ("items", "additionalProperties") and isinstance(value, dict):
+        return without_null_keywords(value)
+    if name in ("anyOf", "oneOf", "allOf") and isinstance(value, list):
+        return [without_null_keywords(one) if isinstance(one, dict) else one for one in value]
+    return value
+
+
 def _numbers(given: dict[str, Any], note: Note) -> None:
     for name in _INTEGERS:
         value = given.get(name)

@@ -120,6 +120,26 @@ def test_null_in_an_earlier_call_is_absent():
     assert (taken.id, taken.function.name) == ("", "f")
 
 
+def test_null_in_the_schema_of_a_tool_is_absent():
+    required = {"type": "string", "default": None, "description": None}
+    given = {
+        "type": "object",
+        "required": None,
+        "properties": {"required": required, "b": {"type": "array", "items": {"enum": None}}, "c": None},
+        "anyOf": [{"properties": None}],
+    }
+    (tool,) = decode({"prompt": "a", "tools": [{"function": {"name": "f", "parameters": given}}]}).tools
+    assert tool.function.parameters == {
+        "type": "object",
+        "properties": {
+            "required": {"type": "string", "default": None},
+            "b": {"type": "array", "items": {}},
+            "c": None,
+        },
+        "anyOf": [{}],
+    }
+
+
 def test_null_in_a_tool_is_absent():
     tool = {"type": "function", "function": {"name": "f", "description": None, "parameters": None}}
     (read,) = decode({"prompt": "a", "tools": [tool]}).tools
