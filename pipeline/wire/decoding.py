@@ -13,6 +13,7 @@ from pipeline.wire.answers import ToolCall
 from pipeline.wire.constraints import ConstraintError, unified
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.habits import BYTE_ORDER_MARK, mended, without_null_keywords
+from pipeline.wire.linking import link
 from pipeline.wire.particular import SWITCHES, check_template_arguments, yes_or_no
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, NamedToolChoice, Request
 from pipeline.wire.validation import NotValid, decode
@@ -115,6 +116,7 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
         if message.function_call is not None:  # the predecessor of `tool_calls`
             message.tool_calls = [*(message.tool_calls or ()), ToolCall(message.function_call, f"call_{index}")]
             message.function_call = None
+    link(chat.messages or ())
     return chat
 
 
