@@ -84,7 +84,8 @@ class ThinkingParameters(NamedTuple):
         think: Ollama's.
         reasoning_effort: OpenAI's.
         enable_thinking: Qwen's.
-        reasoning: an object with `effort` or `enabled`, as Ollama and OpenRouter take it beside OpenAI's parameters.
+        reasoning: an object with `effort`, `enabled` or `max_tokens`, as Ollama and OpenRouter take it beside OpenAI's
+            parameters.
         thinking: an object with `type`, as DeepSeek, GLM and Kimi take it there.
         chat_template_kwargs: the arguments of the chat template.
     """
@@ -104,13 +105,12 @@ class ThinkingParameters(NamedTuple):
             ("think", self.think),
             ("reasoning_effort", self.reasoning_effort),
             ("enable_thinking", self.enable_thinking),
-            *(("reasoning", value) for value in _parts(self.reasoning, "effort", "enabled")),
+            *(("reasoning", value) for value in _parts(self.reasoning, "effort", "enabled", "max_tokens")),
             *(("thinking", value) for value in _parts(self.thinking, "type")),
             *(("chat_template_kwargs", template.get(name)) for name in (*SWITCHES, "reasoning_effort")),
         )
-        found = ((name, value) for name, value in said if isinstance(value, bool | str) and value != "")
-        name, value = next(found, ("", ""))
-        return name, yes_or_no(value)
+        meant = ((name, yes_or_no(value)) for name, value in said)
+        return next(((name, value) for name, value in meant if isinstance(value, bool | str) and value != ""), ("", ""))
 
 
 def _parts(given: Any, *names: str) -> list[Any]:
@@ -119,7 +119,9 @@ def _parts(given: Any, *names: str) -> list[Any]:
 
 
 def yes_or_no(value: Any) -> Any:
-    """A value, and true or false for a word that means it."""
+    """A value; true or false for a word that means it, and for a number, which is one of tokens, or 0 or 1."""
+    if isinstance(value, int):
+        return value > 0
     return _YES_NO.get(value.casefold(), value) if isinstance(value, str) else value
 
 

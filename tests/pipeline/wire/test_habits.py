@@ -117,7 +117,7 @@ def test_null_in_an_earlier_call_is_absent():
     call = {"id": None, "type": None, "function": {"name": "f", "arguments": "{}"}}
     body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]}
     (taken,) = decode(body).messages[1].tool_calls
-    assert (taken.id, taken.function.name) == ("", "f")
+    assert (taken.id, taken.function.name) == ("call_1_0", "f")
 
 
 def test_null_in_the_schema_of_a_tool_is_absent():
@@ -211,6 +211,9 @@ def test_a_function_of_the_old_kind_is_a_tool():
         ({"reasoning": {"enabled": False}}, "none"),
         ({"reasoning": {"effort": None, "enabled": True}}, "medium"),
         ({"reasoning": {"exclude": True}}, None),
+        ({"reasoning": {"max_tokens": 2000}}, "medium"),
+        ({"reasoning": {"max_tokens": 0}}, "none"),
+        ({"chat_template_kwargs": {"enable_thinking": 0}}, "none"),
         ({"reasoning": "off"}, "none"),
         ({"thinking": {"type": "disabled"}}, "none"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "medium"),
