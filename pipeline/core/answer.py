@@ -45,7 +45,7 @@ from pipeline.wire.answers import (
 )
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Dialect, EngineName
-from pipeline.wire.requests import EncodingFormat
+from pipeline.wire.requests import NO_LIMIT, EncodingFormat
 from pipeline.wire.subjects import Move
 
 # ---- the record ------------------------------------------------------------------------------------------------------
@@ -400,7 +400,8 @@ def cut_short(limit: int | None, finish_reason: FinishReason, usage: Usage) -> l
     """The note on an answer that ended before the client's limit, because the context was full; or nothing."""
     if limit is None or finish_reason != "length" or usage.completion_tokens >= limit:
         return []
-    return [f"The context was full after {usage.completion_tokens} tokens of the answer: `max_tokens` is {limit}."]
+    wanted = "no limit" if limit == NO_LIMIT else limit
+    return [f"The context was full after {usage.completion_tokens} tokens of the answer: `max_tokens` is {wanted}."]
 
 
 def _as_base64(vector: list[float]) -> str:

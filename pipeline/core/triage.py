@@ -130,7 +130,7 @@ def _hard_fact(request: ChatRequest) -> str:
         return "exact text asked for"
     if request.logit_bias or request.alternatives is not None or request.needs_ollama:
         return "needs what one engine has"
-    if (request.token_limit or 0) > LONG_ANSWER_TOKENS:
+    if (request.stated_limit or 0) > LONG_ANSWER_TOKENS:
         return "long answer allowed"
     chat = request.chat
     if not chat or chat[-1].role != "user":

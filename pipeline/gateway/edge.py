@@ -22,6 +22,8 @@ from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 
 _SLASHES = re.compile("/{2,}")
+# `mlx_lm.server`, vLLM and llama.cpp's server have this path. The first and the last serve paths without `/v1` as well.
+_HEALTH = {"/health": "/healthz"}
 # A client can use this many seconds' worth of calls at once.
 _BURST_S = 10.0
 # Calls of one address that are refused for want of a valid key.
@@ -87,9 +89,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one request on, or refuse it."""
-        endpoint = self._directory.find(plain := _plain(scope["path"]))
-        if endpoint is not None:
-            scope["path"] = plain
+        endpoint = self._endpoint(scope)
         path: str = scope["path"]
         kind = Kind.LISTS if endpoint is None else endpoint.kind
         now = asyncio.get_running_loop().time
@@ -121,6 +121,15 @@ class Edge:
             return
         scope["state"].update(caller=caller, headers=headers)
         await self._app(scope, receive, counted)
+
+    def _endpoint(self, scope: Scope) -> Endpoint[Any] | None:
+        """The endpoint of a request. Its path becomes the endpoint's, where the client has another spelling of it."""
+        plain = _plain(scope["path"])
+        for path in (plain, _HEALTH.get(plain, f"/v1{plain}")):
+            if (endpoint := self._directory.find(path)) is not None:
+                scope["path"] = path
+                return endpoint
+        return None
 
     def _admitted(self, endpoint: Endpoint[Any] | None, headers: Mapping[str, str], scope: Scope) -> Caller:
         address = (scope["client"] or ("unknown", 0))[0]

@@ -58,7 +58,7 @@ def estimate_of(request: Request) -> Estimate:
     said = sum(len(message.text().encode(errors="replace")) for message in request.chat)
     said += len(msgspec.json.encode(request.tools)) if request.tools else 0
     prompt = said // _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE * len(request.chat)
-    return Estimate(prompt, _UNLIMITED_COMPLETION if request.token_limit is None else request.token_limit)
+    return Estimate(prompt, _UNLIMITED_COMPLETION if request.stated_limit is None else request.stated_limit)
 
 
 class KeyQuotas:

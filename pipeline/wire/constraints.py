@@ -1,13 +1,15 @@
 """The form that an answer must have: JSON, a JSON Schema, a regular expression, one of some texts, or a grammar.
 
 OpenAI and Ollama have the first two, in `response_format` and `format`. vLLM has them all, in `structured_outputs` and
-its older `guided_*`. A request in hand has JSON in `response_format` and the others in `structured_outputs`.
+its older `guided_*`. llama.cpp and SGLang have some, under names of their own. A request in hand has JSON in
+`response_format` and the others in `structured_outputs`.
 Sources: OpenAI's API reference (chat completions), vLLM's documentation (structured outputs), llama.cpp's server
 documentation (`schema` in `response_format`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -71,14 +73,15 @@ class ConstraintError(ValueError):
 
 
 def unified(
-    form: ResponseFormat | None, structured: StructuredOutputs | None, guided: dict[str, Any]
+    form: ResponseFormat | None, structured: StructuredOutputs | None, older: Mapping[str, tuple[str, Any]]
 ) -> tuple[ResponseFormat | None, StructuredOutputs | None]:
     """The two fields as a request in hand has them: JSON in the first, the others in the second.
 
     Args:
         form: `response_format`, as given.
         structured: `structured_outputs`, as given.
-        guided: vLLM's older parameters, as given, by what follows `guided_`.
+        older: what the parameters with other names ask for, by these names: a field of `StructuredOutputs`, and its
+            value as given.
 
     Raises:
         ConstraintError: two forms are asked for, or one that is not supported.
@@ -87,14 +90,14 @@ def unified(
     asked: dict[str, Any] = {} if form is None else {"response_format": form}
     if structured is not None:
         asked |= {f"structured_outputs.{name}": value for name, value in _given(structured).items()}
-    asked |= {f"guided_{name}": value for name, value in guided.items() if value is not None}
+    asked |= {name: value for name, (_, value) in older.items()}
     if not asked:
         return None, None
     if len(asked) > 1:
         names = " and ".join(f"`{name}`" for name in asked)
         raise ConstraintError(f"{names} cannot be used together. Send one of them.", next(iter(asked)))
     ((param, value),) = asked.items()
-    kind = param.removeprefix("structured_outputs.").removeprefix("guided_")
+    kind = older[param][0] if param in older else param.removeprefix("structured_outputs.")
     if kind == "response_format":
         return form, None
     if kind == "structural_tag":

@@ -12,8 +12,9 @@ import msgspec
 from pipeline.wire.answers import ToolCall
 from pipeline.wire.constraints import ConstraintError, unified
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.habits import BYTE_ORDER_MARK, mended
-from pipeline.wire.particular import check_template_arguments
+from pipeline.wire.habits import BYTE_ORDER_MARK, mended, without_null_keywords
+from pipeline.wire.linking import link
+from pipeline.wire.particular import SWITCHES, check_template_arguments, yes_or_no
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest, NamedToolChoice, Request
 from pipeline.wire.validation import NotValid, decode
 
@@ -30,6 +31,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "echo": (False,),
     "web_search_options": (),
+    "adapters": (),
+}
+# The older names of forms, and what each asks for.
+_FORMS = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+    "regex": "regex",
+    "ebnf": "grammar",
 }
 _EMPTY_TEXT = "An empty text has no embedding. A space stands for it."
 
@@ -48,6 +61,7 @@ def decode_request(body: bytes, *, max_body_bytes: int) -> Request:
     if chat.messages is None and chat.prompt is None and b'"input"' in body:
         return decode_embedding(body, max_body_bytes=max_body_bytes)
     _check(chat)
+    _tidy(chat)
     return chat
 
 
@@ -55,6 +69,7 @@ def decode_chat(body: bytes, *, max_body_bytes: int) -> ChatRequest:
     """As `decode_request`, for a body that must be a chat."""
     chat = _read_chat(body, max_body_bytes)
     _check(chat)
+    _tidy(chat)
     return chat
 
 
@@ -90,22 +105,33 @@ def _read_chat(body: bytes, max_body_bytes: int) -> ChatRequest:
         raise _invalid(error.sentence, error.problem.param) from None
     chat.notes = notes
     _unify(chat)
+    if chat.repetition_penalty is None:
+        chat.repetition_penalty = chat.repeat_penalty
+    chat.repeat_penalty = None
+    if chat.chat_template_kwargs:
+        # A template takes any text for true.
+        given = chat.chat_template_kwargs
+        chat.chat_template_kwargs = given | {name: yes_or_no(given[name]) for name in SWITCHES if name in given}
     for index, message in enumerate(chat.messages or ()):
         if message.function_call is not None:  # the predecessor of `tool_calls`
             message.tool_calls = [*(message.tool_calls or ()), ToolCall(message.function_call, f"call_{index}")]
             message.function_call = None
+    link(chat.messages or ())
     return chat
 
 
 def _unify(chat: ChatRequest) -> None:
     """Write the form of the answer where a request in hand has it, whichever parameter asks for it."""
-    guided = {name: getattr(chat, f"guided_{name}") for name in ("json", "regex", "choice", "grammar")}
+    # llama.cpp's clients send an empty grammar for none.
+    given = {name: value for name in _FORMS if (value := getattr(chat, name)) is not None}
+    older = {name: (_FORMS[name], value) for name, value in given.items() if value != "" or name.startswith("guided_")}
     try:
-        chat.response_format, chat.structured_outputs = unified(chat.response_format, chat.structured_outputs, guided)
+        chat.response_format, chat.structured_outputs = unified(chat.response_format, chat.structured_outputs, older)
     except ConstraintError as error:
         code = ErrorCode.UNSUPPORTED_PARAMETER if error.unsupported else ErrorCode.INVALID_REQUEST
         raise HeadraceError(code, str(error), param=error.param.partition(".")[0]) from None
-    chat.guided_json = chat.guided_regex = chat.guided_choice = chat.guided_grammar = None
+    for name in given:
+        setattr(chat, name, None)
 
 
 def _decode_leniently(body: bytes, kind: type[_R]) -> tuple[_R, list[str]]:
@@ -165,6 +191,12 @@ def _check(request: ChatRequest) -> None:
     if (template := request.chat_template_kwargs) is not None:
         check_template_arguments(template)
         _check_nesting(template, "chat_template_kwargs")
+
+
+def _tidy(request: ChatRequest) -> None:
+    """Drop null from the schemas of tools, where Go's clients write it for a list or an object that is not there."""
+    for tool in request.tools or ():
+        tool.function.parameters = without_null_keywords(tool.function.parameters)
 
 
 def _check_choice(request: ChatRequest) -> None:

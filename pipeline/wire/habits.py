@@ -1,8 +1,8 @@
 """Values that clients send by habit, in the meaning that other servers give them.
 
 `mlx_lm.server`, Ollama, LM Studio and vLLM take them, so clients write them: `max_tokens` -1 for no limit, `top_k` -1
-for all tokens, an empty `stop`, whole numbers as 256.0. A body is read strictly first. Only one that is refused comes
-here, so that a body without such values costs nothing.
+for all tokens, an empty `stop`, whole numbers as 256.0, null in a history, the tools and choices of another API. A body
+is read strictly first. Only one that is refused comes here, so that a body without such values costs nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
-_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "dimensions", "top_logprobs")
+from pipeline.wire.requests import NO_LIMIT
+
+_INTEGERS = ("max_tokens", "max_completion_tokens", "top_k", "seed", "n", "best_of", "dimensions", "top_logprobs")
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_MOST_TOKENS = 2**31 - 1
+_OF_A_FUNCTION = ("name", "description", "parameters", "strict")
+# Mistral's and Anthropic's word for a forced call is `any`.
+_CHOICES = {"": None, "none": "none", "auto": "auto", "any": "required", "required": "required"}
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -34,14 +38,11 @@ def mended(body: bytes) -> tuple[bytes, list[str]]:
     given = _without_surrogates(given)
     _numbers(given, notes.append)
     _stop(given, notes.append)
-    for tool in _dicts(given.get("tools")):
-        _drop_nulls(tool.get("function"), "description", "parameters")
+    _tools(given)
+    if isinstance(form := given.get("response_format"), dict):
+        _drop_nulls(form.get("json_schema"), "name", "schema")
     for message in _dicts(given.get("messages")):
-        if message.get("role") == "function":  # the predecessor of `tool`
-            message["role"] = "tool"
-        _arguments(message.get("function_call"))
-        for call in _dicts(message.get("tool_calls")):
-            _arguments(call.get("function"))
+        _message(message)
     # Not a number and infinity are no JSON: what has them is refused as before.
     return json.dumps(given, ensure_ascii=False, allow_nan=False).encode(), notes
 
@@ -55,6 +56,24 @@ def with_whole_characters(body: bytes) -> bytes:
     return json.dumps(_without_surrogates(json.loads(body)), ensure_ascii=False, allow_nan=False).encode()
 
 
+def without_null_keywords(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema without keywords that are null, except those whose value can be null."""
+    return {
+        name: _below(name, value) for name, value in schema.items() if value is not None or name in ("const", "default")
+    }
+
+
+def _below(name: str, value: Any) -> Any:
+    """The value of a keyword, with the schemas in it tidied. A name in `properties` is no keyword."""
+    if name in ("properties", "$defs", "definitions") and isinstance(value, dict):
+        return {key: without_null_keywords(one) if isinstance(one, dict) else one for key, one in value.items()}
+    if name in ("items", "additionalProperties") and isinstance(value, dict):
+        return without_null_keywords(value)
+    if name in ("anyOf", "oneOf", "allOf") and isinstance(value, list):
+        return [without_null_keywords(one) if isinstance(one, dict) else one for one in value]
+    return value
+
+
 def _numbers(given: dict[str, Any], note: Note) -> None:
     for name in _INTEGERS:
         value = given.get(name)
@@ -62,9 +81,9 @@ def _numbers(given: dict[str, Any], note: Note) -> None:
             given[name] = int(value)
     for name in _LIMITS:
         value = given.get(name)
-        if _is_whole(value) and not 1 <= value <= _MOST_TOKENS:
+        if _is_whole(value) and not 1 <= value <= NO_LIMIT:
             note(f"`{name}` {value} means no limit.")
-            del given[name]
+            given[name] = NO_LIMIT
     top_k = given.get("top_k")
     if _is_whole(top_k) and top_k < 0:
         note(f"`top_k` {top_k} means all tokens.")
@@ -73,9 +92,10 @@ def _numbers(given: dict[str, Any], note: Note) -> None:
         note("`top_p` 0 means the likeliest token, as `temperature` 0.")
         del given["top_p"]
         given["temperature"] = 0
-    if _is_zero(given.get("repetition_penalty")):
-        note("`repetition_penalty` 0 means no penalty.")
-        del given["repetition_penalty"]
+    for name in ("repetition_penalty", "repeat_penalty"):
+        if _is_zero(given.get(name)):
+            note(f"`{name}` 0 means no penalty.")
+            del given[name]
 
 
 def _stop(given: dict[str, Any], note: Note) -> None:
@@ -87,6 +107,57 @@ def _stop(given: dict[str, Any], note: Note) -> None:
     else:
         return
     note("An empty `stop` string stops nothing.")
+
+
+def _tools(given: dict[str, Any]) -> None:
+    """Tools as the Responses API has them, and choices as it and other servers name them."""
+    for tool in _dicts(given.get("tools")):
+        if "function" not in tool and "name" in tool:
+            tool["function"] = {name: tool[name] for name in _OF_A_FUNCTION if name in tool}
+        _drop_nulls(tool, "type")
+        _drop_nulls(tool.get("function"), "description", "parameters")
+    choice = given.get("tool_choice")
+    if isinstance(choice, dict) and isinstance(kind := choice.get("type"), str):
+        if kind == "allowed_tools":
+            choice = _allow(given, choice.get("allowed_tools", choice))
+        elif kind in ("function", "tool") and "function" not in choice:
+            choice = {"function": {"name": choice.get("name")}}
+        elif kind in _CHOICES:
+            choice = kind
+    if isinstance(choice, str):
+        choice = _CHOICES.get(choice, choice)
+    given["tool_choice"] = choice
+
+
+def _allow(given: dict[str, Any], allowed: Any) -> Any:
+    """Leave only the allowed tools, and return the choice among them."""
+    if not isinstance(allowed, dict):
+        return allowed
+    functions = [tool.get("function", tool) for tool in _dicts(allowed.get("tools"))]
+    names = {function.get("name") for function in functions if isinstance(function, dict)}
+    given["tools"] = [tool for tool in _dicts(given.get("tools")) if _name_of(tool) in names]
+    return allowed.get("mode", "auto")
+
+
+def _name_of(tool: dict[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _message(message: dict[str, Any]) -> None:
+    """A message as clients keep it in a history, with null in places of texts."""
+    if message.get("role") == "function":  # the predecessor of `tool`
+        message["role"] = "tool"
+    if isinstance(content := message.get("content"), dict):  # a tool's result that is no text
+        message["content"] = json.dumps(content, ensure_ascii=False)
+    elif isinstance(content, list):
+        message["content"] = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        for part in _dicts(content):
+            _drop_nulls(part, "text")
+    _arguments(message.get("function_call"))
+    for call in _dicts(message.get("tool_calls")):
+        _drop_nulls(call, "id", "type")
+        _arguments(call.get("function"))
 
 
 def _arguments(function: Any) -> None:

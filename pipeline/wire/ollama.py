@@ -18,7 +18,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from pipeline.wire.answers import FunctionCall, TokenScore, ToolCall, ToolCallDelta, add_call
 from pipeline.wire.constraints import ResponseFormat
-from pipeline.wire.requests import ChatRequest
+from pipeline.wire.requests import NO_LIMIT, ChatRequest
 
 NEVER = "2318-01-01T00:00:00Z"  # when a model that is never unloaded expires
 
@@ -52,9 +52,9 @@ def _strings(value: Any) -> list[str]:
     return [item for item in value if item]
 
 
-def _limit(value: Any) -> int | None:
+def _limit(value: Any) -> int:
     """0, -1 and -2 (until the context is full) are no limit."""
-    return None if (limit := _integer(value)) < 1 else limit
+    return NO_LIMIT if (limit := _integer(value)) < 1 else limit
 
 
 def _seed(value: Any) -> int | None:
@@ -123,7 +123,8 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def write_options(request: ChatRequest) -> dict[str, Any]:
     """The options that a request sets. The others keep the values of the model's Modelfile."""
     values = {name: getattr(request, option.field) for name, option in OPTIONS.items()}
-    values |= {"num_predict": request.token_limit, "stop": request.stops or None}
+    limit = -1 if request.token_limit == NO_LIMIT else request.token_limit
+    values |= {"num_predict": limit, "stop": request.stops or None}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -136,15 +137,15 @@ class OllamaFunction(Struct):
     """
 
     name: str
-    arguments: dict[str, Any] | str | None = field(default_factory=dict)
-    index: int | UnsetType = UNSET
+    arguments: Any = field(default_factory=dict)
+    index: int | UnsetType | None = UNSET
 
 
 class OllamaCall(Struct):
     """A tool call, in the conversation or in an answer."""
 
     function: OllamaFunction
-    id: str = ""
+    id: str | None = ""
 
 
 def read_call(call: OllamaCall, default_id: str) -> ToolCall:
@@ -266,7 +267,7 @@ class EmbedBody(ModelBody):
 
     input: str | list[str] | None = None
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: int | float | None = None
     keep_alive: float | str | None = None
     options: dict[str, Any] | None = None
 

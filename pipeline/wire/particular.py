@@ -9,7 +9,7 @@ import binascii
 import re
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct, field
 
@@ -25,6 +25,12 @@ _AMOUNTS: dict[str, Thinking] = {
     "xhigh": "high",
     "max": "high",
 }
+# Words for yes and no, where a parameter takes a word.
+_YES_NO = dict.fromkeys(("true", "on", "enabled", "adaptive", "auto"), True) | dict.fromkeys(
+    ("false", "off", "disabled"), False
+)
+# The arguments of chat templates that turn reasoning on and off.
+SWITCHES = ("enable_thinking", "thinking", "reasoning")
 _IMAGE = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE | re.ASCII)
 # The arguments of a chat template that headrace sets itself, and those of the function that applies it.
 _OURS = frozenset(
@@ -71,23 +77,52 @@ class OllamaParticulars(Struct, omit_defaults=True):
         return next((name for name in ("template", "context") if getattr(self, name)), "")
 
 
-def thinking_said(
-    think: bool | str | None,  # noqa: FBT001 - Ollama's parameter, as it is
-    effort: str | None,
-    enable: bool | None,  # noqa: FBT001 - Qwen's
-    template: Mapping[str, Any] | None,
-) -> tuple[str, bool | str]:
-    """The parameter that says how much a model thinks, and its value: Ollama's `think`, OpenAI's `reasoning_effort`,
-    `enable_thinking`, or a chat template's argument, in this order. `("", "")` if none of them is set.
+class ThinkingParameters(NamedTuple):
+    """The parameters by which clients say how much a model thinks, in the order in which they count.
+
+    Attributes:
+        think: Ollama's.
+        reasoning_effort: OpenAI's.
+        enable_thinking: Qwen's.
+        reasoning: an object with `effort`, `enabled` or `max_tokens`, as Ollama and OpenRouter take it beside OpenAI's
+            parameters.
+        thinking: an object with `type`, as DeepSeek, GLM and Kimi take it there.
+        chat_template_kwargs: the arguments of the chat template.
     """
-    given = template or {}
-    said = (
-        ("think", think),
-        ("reasoning_effort", effort),
-        ("enable_thinking", enable),
-        *(("chat_template_kwargs", given.get(name)) for name in ("enable_thinking", "thinking")),
-    )
-    return next(((name, value) for name, value in said if isinstance(value, bool | str) and value != ""), ("", ""))
+
+    think: bool | str | None
+    reasoning_effort: str | None
+    enable_thinking: bool | None
+    reasoning: Any
+    thinking: Any
+    chat_template_kwargs: Mapping[str, Any] | None
+
+    @property
+    def said(self) -> tuple[str, bool | str]:
+        """The first that is set, and its value; `("", "")` if none is."""
+        template = self.chat_template_kwargs or {}
+        said = (
+            ("think", self.think),
+            ("reasoning_effort", self.reasoning_effort),
+            ("enable_thinking", self.enable_thinking),
+            *(("reasoning", value) for value in _parts(self.reasoning, "effort", "enabled", "max_tokens")),
+            *(("thinking", value) for value in _parts(self.thinking, "type")),
+            *(("chat_template_kwargs", template.get(name)) for name in (*SWITCHES, "reasoning_effort")),
+        )
+        meant = ((name, yes_or_no(value)) for name, value in said)
+        return next(((name, value) for name, value in meant if isinstance(value, bool | str) and value != ""), ("", ""))
+
+
+def _parts(given: Any, *names: str) -> list[Any]:
+    """What a parameter says, which may be an object with these members."""
+    return [given.get(name) for name in names] if isinstance(given, Mapping) else [given]
+
+
+def yes_or_no(value: Any) -> Any:
+    """A value; true or false for a word that means it, and for a number, which is one of tokens, or 0 or 1."""
+    if isinstance(value, int):
+        return value > 0
+    return _YES_NO.get(value.casefold(), value) if isinstance(value, str) else value
 
 
 def thinking_of(said: bool | str) -> Thinking | None:  # noqa: FBT001 - as the parameters are

@@ -13,12 +13,18 @@ from msgspec import Meta, Struct, field
 from pipeline.wire.answers import FunctionCall, ToolCall
 from pipeline.wire.constraints import Constraint, ResponseFormat, Schema, StructuredOutputs, constraint_of
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
-from pipeline.wire.particular import OllamaParticulars, Thinking, image_data, thinking_of, thinking_said
+from pipeline.wire.particular import OllamaParticulars, Thinking, ThinkingParameters, image_data, thinking_of
 
 MAX_STOPS = 64
+# The limit of an answer that may be as long as the context allows.
+NO_LIMIT = 2**31 - 1
 MAX_TOOLS = 128
 # As at OpenAI.
 MAX_INPUTS = 2048
+
+
+# The first is a chat's. Clients that keep a history in the form of the Responses API send the others.
+_TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
 class ImageUrl(Struct):
@@ -32,6 +38,7 @@ class ContentPart(Struct, omit_defaults=True):
 
     type: str
     text: str = ""
+    refusal: Any = ""
     image_url: ImageUrl | str | None = None
 
 
@@ -57,13 +64,13 @@ class ChatMessage(Struct, omit_defaults=True):
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         for part in self.content:
-            if part.type not in ("text", "image_url"):
+            if part.type not in (*_TEXTS, "image_url") or not isinstance(part.refusal, str):
                 raise HeadraceError(
                     ErrorCode.UNSUPPORTED_PARAMETER,
                     f"Content of type {quoted(part.type, 40)} is not supported. Send text.",
                     param="messages",
                 )
-        return "".join(part.text for part in self.content)
+        return "".join(part.text or part.refusal for part in self.content)
 
     @property
     def thought(self) -> str:
@@ -122,9 +129,24 @@ class NamedToolChoice(Struct):
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Repetition = Annotated[float, Meta(gt=0, le=10)]
+_Count = Annotated[int, Meta(ge=1, le=NO_LIMIT)]
 
 
+# Other servers' parameters, and the values with which they change nothing.
+_NEUTRAL_OF_OTHERS: dict[str, Any] = {
+    "min_tokens": 0,
+    "ignore_eos": False,
+    "stop_token_ids": [],
+    "bad_words": [],
+    "length_penalty": 1,
+    "typical_p": 1,
+    "mirostat": 0,
+    "repeat_last_n": None,
+    "repetition_context_size": None,
+    "xtc_probability": 0,
+    "thinking_budget": None,
+}
 _ModelName = Annotated[str, Meta(max_length=256)]
 # As many alternatives to a token as OpenAI gives.
 _Alternatives = Annotated[int, Meta(ge=0, le=20)]
@@ -146,7 +168,9 @@ class ChatRequest(Struct, omit_defaults=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: _Repetition | None = None
+    # LM Studio's, llama.cpp's and Ollama's name. `decode_request` moves it to the field above.
+    repeat_penalty: _Repetition | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
@@ -158,21 +182,39 @@ class ChatRequest(Struct, omit_defaults=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    # Older names of vLLM's. `decode_request` moves them to the two fields above.
+    # vLLM's older names, llama.cpp's and SGLang's. `decode_request` moves them to the two fields above.
     guided_json: Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    json_schema: Schema | str | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     logprobs: bool | _Alternatives | None = None
     top_logprobs: _Alternatives | None = None
     logit_bias: dict[_TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     think: bool | str | None = None
     enable_thinking: bool | None = None
+    reasoning: Any = None
+    thinking_option: Any = field(default=None, name="thinking")
     chat_template_kwargs: dict[str, Any] | None = None
     suffix: str | None = None
     # The prompt goes to the model as it is, without the chat template.
     raw: bool | None = None
     ollama: OllamaParticulars | None = None
+    # Parameters of other servers. One that has them gets them. Elsewhere, a note says that they have no effect.
+    min_tokens: Any = None
+    ignore_eos: Any = None
+    stop_token_ids: Any = None
+    bad_words: Any = None
+    length_penalty: Any = None
+    typical_p: Any = None
+    mirostat: Any = None
+    repeat_last_n: Any = None
+    repetition_context_size: Any = None
+    xtc_probability: Any = None
+    thinking_budget: Any = None
     # Read only to refuse values that would silently change the answer: see `pipeline.wire.decoding`.
     n: int | None = None
     best_of: int | None = None
@@ -184,6 +226,7 @@ class ChatRequest(Struct, omit_defaults=True):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: Any = None
+    adapters: Any = None
     # Written by `decode_request`, whatever a body says: what became of values that are taken in another meaning.
     notes: list[str] = field(default_factory=list, name="headrace.notes")
 
@@ -194,8 +237,13 @@ class ChatRequest(Struct, omit_defaults=True):
 
     @property
     def token_limit(self) -> int | None:
-        """The limit on the tokens of the answer, or None for the engine's default."""
+        """The limit on the tokens of the answer, `NO_LIMIT` for none, or None for the engine's default."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stated_limit(self) -> int | None:
+        """The limit on the tokens of the answer that the client counts on; None if it has none."""
+        return None if self.token_limit == NO_LIMIT else self.token_limit
 
     @property
     def stops(self) -> list[str]:
@@ -234,11 +282,19 @@ class ChatRequest(Struct, omit_defaults=True):
     @property
     def worded_thinking(self) -> bool:
         """Whether it says so with a word for an amount."""
-        return isinstance(self._thinking_said[1], str)
+        word = self._thinking_said[1]
+        return isinstance(word, str) and bool(word)
 
     @property
     def _thinking_said(self) -> tuple[str, bool | str]:
-        return thinking_said(self.think, self.reasoning_effort, self.enable_thinking, self.chat_template_kwargs)
+        return ThinkingParameters(
+            self.think,
+            self.reasoning_effort,
+            self.enable_thinking,
+            self.reasoning,
+            self.thinking_option,
+            self.chat_template_kwargs,
+        ).said
 
     @property
     def needs_mlx(self) -> str:
@@ -255,6 +311,12 @@ class ChatRequest(Struct, omit_defaults=True):
         if any(message.shows for message in self.chat):
             return "images"
         return "suffix" if self.suffix else self.ollama.needed if self.ollama else ""
+
+    @property
+    def of_others(self) -> dict[str, Any]:
+        """The parameters of other servers that would change the answer."""
+        given = ((name, getattr(self, name)) for name in _NEUTRAL_OF_OTHERS)
+        return {name: value for name, value in given if value not in (None, _NEUTRAL_OF_OTHERS[name])}
 
     @property
     def is_raw(self) -> bool:

@@ -40,7 +40,7 @@ def _body(work: Work) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "return_progress": True,
         "seed": work.seed % _SEED_MODULUS,
-        "max_tokens": request.token_limit or -1,
+        "max_tokens": request.stated_limit or -1,
         "stop": request.stops,
     }
     body |= {name: value for name in _SAMPLING if (value := getattr(request, name)) is not None}

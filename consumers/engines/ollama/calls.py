@@ -15,10 +15,13 @@ from consumers.engines.ollama.wire import OllamaModel
 from pipeline.engine import Work
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.ollama import format_of, write_call, write_options
+from pipeline.wire.particular import SWITCHES
 from pipeline.wire.requests import ChatMessage, ChatRequest, EmbeddingRequest
 
 # Ollama's sampler takes a seed of 32 bits, and -1 draws one.
 _SEED_MODULUS = 2**31
+# Other servers' parameters that Ollama has as options.
+_SHARED = ("typical_p", "mirostat", "repeat_last_n")
 CHAT_PATH = "/api/chat"
 GENERATE_PATH = "/api/generate"
 
@@ -65,11 +68,12 @@ def call_of(work: Work, model: OllamaModel, *, default_max_tokens: int) -> tuple
 
 def notes_on(request: ChatRequest, model: OllamaModel) -> list[str]:
     """A note for each parameter that asks for something which Ollama does not do with this model."""
-    others = set(request.chat_template_kwargs or ()) - {"enable_thinking", "thinking"}
+    others = set(request.chat_template_kwargs or ()) - {*SWITCHES, "reasoning_effort"}
     asks = {
         "chat_template_kwargs": bool(others),
         "verbosity": request.verbosity not in (None, "", "medium"),
     }
+    asks |= {name: True for name in request.of_others if name not in _SHARED}
     notes = [f"`{name}` has no effect at Ollama." for name, asked in asks.items() if asked]
     if request.thinking not in (None, "none") and not _think(request, model):
         notes.append(f"Model {quoted(model.name)} does not think before it answers.")
@@ -96,7 +100,8 @@ def _think(request: ChatRequest, model: OllamaModel) -> bool | str:
 
 def _other_options(request: ChatRequest) -> dict[str, Any]:
     """Ollama's own options, as the client sent them. The number of threads is this machine's affair."""
-    given = request.ollama.options if request.ollama is not None else {}
+    given = {name: value for name, value in request.of_others.items() if name in _SHARED}
+    given |= request.ollama.options if request.ollama is not None else {}
     return {name: value for name, value in given.items() if value is not None and name != "num_thread"}
 
 

@@ -25,7 +25,6 @@ _AS_THEY_ARE = (
     "frequency_penalty",
     "repetition_penalty",
     "parallel_tool_calls",
-    "reasoning_effort",
     "verbosity",
 )
 
@@ -40,7 +39,7 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
     """
     request = work.request
     _refuse(request)
-    limit = request.token_limit or default_max_tokens
+    limit = request.token_limit or default_max_tokens  # without a limit, a number that no context has
     body: dict[str, Any] = {
         "model": work.model,
         "stream": True,
@@ -48,6 +47,7 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
         "max_tokens": min(limit, context_tokens or limit),
     }
     body |= {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None}
+    body |= request.of_others
     if request.repetition_penalty is not None:
         body["repeat_penalty"] = request.repetition_penalty  # llama.cpp's name
     if request.seed is not None:
@@ -56,15 +56,16 @@ def answer_body(work: Work, *, default_max_tokens: int, context_tokens: int = 0)
         body["stop"] = request.stops
     if request.logit_bias:
         body["logit_bias"] = request.logit_bias
-    if request.is_raw:
-        return body | {"prompt": request.chat[0].text()}
-    body["messages"] = [_message(turn) for turn in request.chat]
-    if (alternatives := request.alternatives) is not None:
-        body |= {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
     if (form := request.response_format) is not None and form.type != "text":
         body["response_format"] = msgspec.to_builtins(form)
     if request.structured_outputs is not None:
         body["structured_outputs"] = msgspec.to_builtins(request.structured_outputs)
+    alternatives = request.alternatives
+    if request.is_raw:
+        return body | {"prompt": request.chat[0].text()} | ({} if alternatives is None else {"logprobs": alternatives})
+    body["messages"] = [_message(turn) for turn in request.chat]
+    if alternatives is not None:
+        body |= {"logprobs": True} | ({"top_logprobs": alternatives} if alternatives else {})
     return body | _tools(request) | _thinking(request)
 
 
@@ -83,6 +84,8 @@ def _message(turn: ChatMessage) -> dict[str, Any]:
         "role": "system" if turn.role == "developer" else turn.role,
         "content": _parts(turn) if turn.shows else turn.text(),
     }
+    if turn.role == "assistant" and turn.thought:
+        message["reasoning_content"] = turn.thought
     if turn.name is not None:
         message["name"] = turn.name
     if turn.tool_calls:
@@ -95,10 +98,16 @@ def _message(turn: ChatMessage) -> dict[str, Any]:
 def _parts(turn: ChatMessage) -> list[dict[str, Any]]:
     """Texts and images, with the address of an image in an object, as OpenAI has it."""
     parts: list[dict[str, Any]] = msgspec.to_builtins(turn.content)
-    for part in parts:
-        if isinstance(part.get("image_url"), str):
-            part["image_url"] = {"url": part["image_url"]}
-    return parts
+    return [_image(part) if part["type"] == "image_url" else _text(part) for part in parts]
+
+
+def _image(part: dict[str, Any]) -> dict[str, Any]:
+    url = part["image_url"]
+    return {"type": "image_url", "image_url": {"url": url} if isinstance(url, str) else url}
+
+
+def _text(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "text", "text": part.get("text") or part.get("refusal", "")}
 
 
 def _tools(request: ChatRequest) -> dict[str, Any]:
@@ -111,13 +120,17 @@ def _tools(request: ChatRequest) -> dict[str, Any]:
 
 
 def _thinking(request: ChatRequest) -> dict[str, Any]:
-    """Whether the model thinks, as an argument of its template; how much, as OpenAI's parameter."""
+    """Whether the model thinks, as an argument of its template; how much, as OpenAI's parameter.
+
+    An effort alone stays alone, except `none`: templates with a switch know no efforts.
+    """
     template = dict(request.chat_template_kwargs or {})
-    if request.thinking is not None and request.reasoning_effort is None:
+    effort = request.reasoning_effort if request.thinking_param == "reasoning_effort" else None
+    if request.thinking is not None and (effort is None or request.thinking == "none"):
         template.setdefault("enable_thinking", request.thinking != "none")
     fields: dict[str, Any] = {"chat_template_kwargs": template} if template else {}
-    if isinstance(request.think, str) and request.reasoning_effort is None:
-        fields["reasoning_effort"] = request.thinking
+    if request.worded_thinking:
+        fields["reasoning_effort"] = effort or request.thinking
     return fields
 
 

@@ -14,11 +14,12 @@ import msgspec
 from msgspec import Struct, field
 
 from consumers.engines.openai.resuming import Beginning
+from consumers.engines.openai.scores import read_scores
 from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.plain import NO_CALL
 from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
-from pipeline.wire.answers import FinishReason, FunctionCall, PromptDetails, TokenScore, ToolCall, Usage
+from pipeline.wire.answers import CompletionDetails, FinishReason, FunctionCall, PromptDetails, ToolCall, Usage
 from pipeline.wire.errors import quoted
 from pipeline.wire.messages import ModelFacts
 from pipeline.wire.validation import explain
@@ -84,16 +85,27 @@ class _Cached(Struct):
     cached_tokens: int | None = None
 
 
+class _Thought(Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Counts(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _Cached | None = None
+    completion_tokens_details: _Thought | None = None
 
     @property
     def cached_tokens(self) -> int:
         """The tokens of the prompt that were found in a cache."""
         details = self.prompt_tokens_details or _Cached()
         return min(max(0, details.cached_tokens or 0), self.prompt_tokens)
+
+    @property
+    def thought(self) -> CompletionDetails | msgspec.UnsetType:
+        """The tokens of reasoning, if the server tells them."""
+        details = self.completion_tokens_details or _Thought()
+        return msgspec.UNSET if details.reasoning_tokens is None else CompletionDetails(details.reasoning_tokens)
 
 
 class _AnswerEvent(Struct):
@@ -152,7 +164,7 @@ class DeltaReader:
         for choice in event.choices or ():
             piece.text += choice.delta.content or choice.text or ""
             piece.reasoning += choice.delta.thoughts
-            piece.scores += _scores(choice.logprobs)
+            piece.scores += read_scores(choice.logprobs)
             for call in choice.delta.tool_calls or ():
                 self._add(call)
             self._note_finish(choice)
@@ -185,7 +197,9 @@ class DeltaReader:
         piece.tool_calls = self._calls
         piece.finish_reason = "tool_calls" if self._calls and self._finish_reason == "stop" else self._finish_reason
         piece.stop = self._stop
-        piece.usage = Usage(prompt, answer, prompt + answer, PromptDetails(min(counts.cached_tokens, prompt)))
+        piece.usage = Usage(
+            prompt, answer, prompt + answer, PromptDetails(min(counts.cached_tokens, prompt)), counts.thought
+        )
         piece.notes = [*notes, *self._ignored()]
 
     def _ignored(self) -> list[str]:
@@ -207,14 +221,6 @@ class DeltaReader:
         call.id = part.id or call.id
         call.function.name += part.function.name or ""
         call.function.arguments += said if isinstance(said, str) else msgspec.json.encode(said).decode() if said else ""
-
-
-def _scores(logprobs: dict[str, Any] | None) -> list[TokenScore]:
-    """The log-probabilities in OpenAI's form; none where the server has one of its own."""
-    try:
-        return msgspec.convert((logprobs or {}).get("content") or [], list[TokenScore])
-    except msgspec.ValidationError:
-        return []
 
 
 def _is_json(text: str) -> bool:

@@ -68,6 +68,7 @@ class ClientTool(Struct):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
     type: str | None = None
 
 
@@ -83,7 +84,7 @@ class Thinking(Struct):
     """Whether the model thinks before it answers, and for how many tokens at most."""
 
     type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: int | None = None
+    budget_tokens: int | float | None = None
 
 
 class OutputForm(Struct):
@@ -265,6 +266,8 @@ def _tool(index: int, tool: ClientTool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": tool.input_schema or {}}
     if tool.description:
         function["description"] = tool.description
+    if tool.strict is not None:
+        function["strict"] = tool.strict
     return {"type": "function", "function": function}
 
 

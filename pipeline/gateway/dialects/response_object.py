@@ -125,7 +125,7 @@ class ResponseObject(Struct):
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: int | float | None = None
     metadata: dict[str, Any] = struct_field(default_factory=dict)
     parallel_tool_calls: bool = True
     previous_response_id: str | None = None

@@ -66,7 +66,7 @@ class ResponseCall(Struct):
     truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     metadata: dict[str, Any] | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: int | float | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
@@ -83,7 +83,7 @@ _OURS = {
 }
 _THEIRS = re.compile(rf"`({'|'.join(_OURS)})\b|\b(response_format)\b")
 # The chat's fields that are made here, not carried.
-_MADE = frozenset({*_OURS, "prompt", "suffix", "ollama", "tools", "tool_choice", "headrace.notes"})
+_MADE = frozenset({*_OURS, "prompt", "suffix", "ollama", "tools", "tool_choice", "reasoning", "headrace.notes"})
 _CARRIED = tuple(field.encode_name for field in structs.fields(ChatRequest) if field.encode_name not in _MADE)
 # The part of `include` that changes the answer. The others are about hosted tools and reasoning.
 _LOGPROBS = "message.output_text.logprobs"

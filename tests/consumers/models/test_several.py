@@ -14,7 +14,7 @@ from consumers.engines.local.process import EngineProcess
 from consumers.mlx import fleet_of
 from consumers.models.getting import LocalModel
 from consumers.models.obtain import about
-from consumers.models.several import wanted_models
+from consumers.models.several import draft_config_of, wanted_models
 from consumers.models.sizes import expected_bytes, files_bytes
 from pipeline.config import Config, ConfigError, ModelEntry, Sampling, load, to_environment
 from pipeline.process.lifecycle import StartError
@@ -110,6 +110,17 @@ def test_the_settings_of_a_model_take_the_place_of_the_others():
     entry = ModelEntry(slots=3, sampling=Sampling(temperature=0.0))
     own = entry.over(Config(slots=8, default_max_tokens=7))
     assert (own.slots, own.sampling.temperature, own.default_max_tokens) == (3, 0.0, 7)
+
+
+def test_each_model_has_its_own_draft_model_and_adapters():
+    tables = {"a": ModelEntry(path="demo"), "b": ModelEntry(path="owner/b", draft_model="owner/c", adapter_path="~/d")}
+    config = Config(model="a", models=tables, draft_model="owner/e", adapters={"sql": "~/sql"})
+    first, second = wanted_models(config)
+    assert [draft_config_of(model, config).model for model in (first, second)] == ["owner/e", "owner/c"]
+    (_, plain) = wanted_models(msgspec.structs.replace(config, models={"a": tables["a"], "b": ModelEntry()}))
+    assert draft_config_of(plain, config) is None
+    own = [model.entry.over(config) for model in (first, second)]
+    assert [(each.adapter_path, each.adapters) for each in own] == [("", {"sql": "~/sql"}), ("~/d", {})]
 
 
 def safetensors(folder: Path, **tensors: tuple[str, list[int], int]) -> None:

@@ -34,6 +34,7 @@ from pipeline.wire.answers import (
 )
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import encode
+from pipeline.wire.requests import NO_LIMIT
 from pipeline.wire.subjects import Move, Priority, Task
 
 STORED_AT = 1_700_000_000.25
@@ -595,6 +596,8 @@ def test_an_answer_that_the_context_cut_short_of_its_limit_says_so():
     usage = Usage(90, 10, 100)
     (note,) = cut_short(32_000, "length", usage)
     assert note == "The context was full after 10 tokens of the answer: `max_tokens` is 32000."
+    (note,) = cut_short(NO_LIMIT, "length", usage)
+    assert note == "The context was full after 10 tokens of the answer: `max_tokens` is no limit."
     assert cut_short(10, "length", usage) == cut_short(None, "length", usage) == cut_short(99, "stop", usage) == []
 
 

@@ -153,7 +153,19 @@ async def test_doubled_and_trailing_slashes_are_those_of_a_base_url(serve: Serve
         assert (await client.get(f"http://127.0.0.1:{port}//nothing//here")).status_code in (404, 429)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "//v1/models//"])
+async def test_a_base_url_without_v1_serves_openais_paths(serve: Serve, engine: Engine):
+    async with serve() as client:
+        for path in ("/chat/completions", "/chat/completions/"):
+            call = asyncio.create_task(client.post(path, json=CHAT))
+            await engine.answer(await engine.next_id())
+            assert (await call).status_code == 200, path
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/nothing")).status_code == 404
+        refused = await client.post("/chat/completions", json={"messages": []})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize("path", ["/models", "/v1/models", "/v1/models/", "//v1/models//"])
 async def test_a_slash_after_the_path_of_a_list_is_no_entry_of_it(serve: Serve, path: str):
     async with serve() as client:
         response = await client.get(f"http://127.0.0.1:{client.base_url.port}{path}")

@@ -51,10 +51,30 @@ def refused(**fields) -> HeadraceError:
         ({"guided_regex": "a+"}, "regex", "a+", "structured_outputs"),
         ({"guided_choice": ["a"]}, "choice", ["a"], "structured_outputs"),
         ({"guided_grammar": "start: X"}, "grammar", "start: X", "structured_outputs"),
+        ({"json_schema": SCHEMA}, "json_schema", SCHEMA, "response_format"),
+        ({"json_schema": json.dumps(SCHEMA)}, "json_schema", SCHEMA, "response_format"),
+        ({"grammar": "start: X", "ebnf": ""}, "grammar", "start: X", "structured_outputs"),
+        ({"ebnf": 'root ::= "a"'}, "grammar", 'root ::= "a"', "structured_outputs"),
+        ({"regex": "a+", "grammar": None}, "regex", "a+", "structured_outputs"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": None, "schema": SCHEMA}}},
+            "json_schema",
+            SCHEMA,
+            "response_format",
+        ),
     ],
 )
 def test_each_dialect_of_a_form_is_the_same_request(fields, kind, value, param):
     assert decoded(**fields).constraint == Constraint(kind, value, param)
+
+
+def test_an_empty_grammar_asks_for_nothing():
+    assert decoded(grammar="").constraint is None
+
+
+@pytest.mark.parametrize("fields", [{"grammar": "start: X", "regex": "a"}, {"json_schema": "no JSON"}])
+def test_what_is_wrong_with_another_servers_form_is_named(fields):
+    assert refused(**fields).param == next(iter(fields))
 
 
 def test_a_request_in_hand_has_one_place_for_its_form():

@@ -21,7 +21,7 @@ from pipeline.wire.ollama import (
     write_call,
     write_options,
 )
-from pipeline.wire.requests import ChatRequest
+from pipeline.wire.requests import NO_LIMIT, ChatRequest
 
 EVERY_OPTION = {
     "num_predict": 9,
@@ -43,12 +43,16 @@ def test_what_is_written_is_what_is_read():
     assert write_options(request) == EVERY_OPTION
 
 
+def test_no_limit_is_written_as_ollama_has_it():
+    assert write_options(ChatRequest(prompt="x", max_tokens=NO_LIMIT)) == {"num_predict": -1}
+
+
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
-        ({"num_predict": -1}, {}),
-        ({"num_predict": -2}, {}),
-        ({"num_predict": 0}, {}),
+        ({"num_predict": -1}, {"max_tokens": NO_LIMIT}),
+        ({"num_predict": -2}, {"max_tokens": NO_LIMIT}),
+        ({"num_predict": 0}, {"max_tokens": NO_LIMIT}),
         ({"num_predict": 5.0}, {"max_tokens": 5}),
         ({"seed": -1}, {}),
         ({"seed": -7}, {"seed": -7}),

@@ -59,6 +59,7 @@ def notes_of(request: ChatRequest, *, simulated: bool = False) -> list[str]:
     }
     options = request.ollama.options if request.ollama is not None else {}
     asks |= {f"options.{name}": True for name in options if name not in _OF_THE_MACHINE}
+    asks |= dict.fromkeys(request.of_others, True)
     return [f"`{name}` has no effect on this model." for name, asked in asks.items() if asked]
 
 

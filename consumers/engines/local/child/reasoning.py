@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from consumers.engines.local.child.separator import HARMONY_MARKS, HarmonySeparator, Separator, ThinkSeparator
 from pipeline.wire.errors import ErrorCode, HeadraceError
-from pipeline.wire.particular import Thinking
+from pipeline.wire.particular import SWITCHES, Thinking
 from pipeline.wire.requests import ChatRequest
 
 _PAIRS: Final = (
@@ -19,11 +19,14 @@ _PAIRS: Final = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<thought>", "</thought>"),
+    ("◁think▷", "◁/think▷"),
 )
 _LINES: Final = ("\n", "\n", "\n\n")
 _SPACES: Final = {"[THINK]": ("", "", ""), "<|START_THINKING|>": ("", "", ""), "<|channel>thought": ("\n", "\n", "")}
 """The white space after the first mark, before the second, and after it. Other marks have lines of their own."""
-_SWITCHES: Final = ("enable_thinking", "thinking")
+_BUDGET: Final = "thinking_budget"
+"""The tokens that reasoning may have, as Seed-OSS's template takes it; 0 turns it off."""
 _AMOUNTS: Final[tuple[Thinking, ...]] = ("low", "medium", "high")
 _UNHEARD: Final = "unheard-of"
 _DIFFERENT: Final = 2
@@ -77,12 +80,13 @@ class Reasoning:
         self._tokenizer = tokenizer
         self._end_tokens = frozenset(end_tokens)
         self.marks = _marks_of(tokenizer)
-        self._switch = next((name for name in _SWITCHES if self._differs(name)), "")
+        self._switch = next((name for name in SWITCHES if self._differs(name)), "")
         self._amounts, self._none = self._read_amounts()
         # mlx-lm turns reasoning off by default where it knows no marks.
         unknown = self.marks is not None and self._switch == "enable_thinking" and not tokenizer.has_thinking
         self._default: dict[str, Any] = {"enable_thinking": True} if unknown else {}
-        self._always = self._opens(self._render() or "") and not (self._switch or self._amounts)
+        self._budget = not self._switch and self._render(**{_BUDGET: 0}) not in (None, self._render())
+        self._always = self._opens(self._render() or "") and not (self._switch or self._amounts or self._budget)
 
     @property
     def thinks(self) -> bool:
@@ -156,7 +160,8 @@ class Reasoning:
         template = self._tokenizer.chat_template
         if not isinstance(template, str):
             return []
-        return [name for name in request.chat_template_kwargs or () if name not in _SWITCHES and name not in template]
+        known = (*SWITCHES, "reasoning_effort")
+        return [name for name in request.chat_template_kwargs or () if name not in known and name not in template]
 
     # ---- the template ------------------------------------------------------------------------------------------------
 
@@ -165,6 +170,8 @@ class Reasoning:
             return ReasoningPlan({self._switch: False}, [])
         if self._none:
             return ReasoningPlan({"reasoning_effort": "none"}, [])
+        if self._budget:
+            return ReasoningPlan({_BUDGET: 0}, [])
         if self._amounts:
             least = self._amounts[0]
             note = f"`{param}`: this model always reasons. Its least reasoning effort, `{least}`, is used."
@@ -183,7 +190,8 @@ class Reasoning:
         if self._switch:
             note = f"`{param}`: this model's reasoning has no amounts. It is turned on."
             return ReasoningPlan(arguments, [note] if worded else [])
-        return ReasoningPlan({}, [] if self._always and not worded else [_no_effect(param)])
+        reasons = self._always or self._budget
+        return ReasoningPlan({}, [] if reasons and not worded else [_no_effect(param)])
 
     def _nearest(self, wanted: Thinking) -> Thinking:
         """The amount that the template takes: the wanted one, else the next larger one, else the largest."""

@@ -993,7 +993,8 @@ async def test_what_a_model_cannot_do_is_noted_or_refused(ollama: OllamaServer) 
     ollama.chat = answered
     image = [{"type": "image_url", "image_url": "data:image/png;base64,aGk="}]
     async with OllamaEngine(CONFIG, ollama.url) as engine:
-        pieces = await pieces_of(await engine.submit(work("good:latest", think=True, verbosity="low", logprobs=True)))
+        asked = work("good:latest", think=True, verbosity="low", logprobs=True, ignore_eos=True, typical_p=0.5)
+        pieces = await pieces_of(await engine.submit(asked))
         for fields, param in (
             ({"messages": [{"role": "user", "content": image}]}, "messages"),
             ({"logit_bias": {"1": 2}}, "logit_bias"),
@@ -1003,8 +1004,10 @@ async def test_what_a_model_cannot_do_is_noted_or_refused(ollama: OllamaServer) 
             assert (refusal.value.code, refusal.value.param) == (ErrorCode.UNSUPPORTED_PARAMETER, param)
     (body,) = ollama.bodies
     assert body["think"] is False
+    assert body["options"]["typical_p"] == 0.5
     assert pieces[-1].notes == [
         "`verbosity` has no effect at Ollama.",
+        "`ignore_eos` has no effect at Ollama.",
         'Model "good:latest" does not think before it answers.',
         "This server reports no log-probabilities. Ollama does from version 0.12.11.",
     ]

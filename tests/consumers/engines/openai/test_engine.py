@@ -16,7 +16,7 @@ from consumers.engines.openai import OpenAIEngine
 from consumers.engines.server.generation import ServerGeneration
 from pipeline.config import Config, ConfigError
 from pipeline.engine import Generation, Misbehaved, Piece, Work
-from pipeline.wire.answers import PromptDetails, Usage
+from pipeline.wire.answers import CompletionDetails, PromptDetails, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatRequest, EmbeddingRequest
 from tests.consumers.engines.conformance import Conformance, ask, until
@@ -176,7 +176,15 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tools": [TOOL], "tool_choice": "none"}, {}),
         ({"response_format": {"type": "json_object"}}, None),
         ({"structured_outputs": {"regex": "a+"}}, None),
+        ({"min_tokens": 3, "stop_token_ids": [7], "mirostat": 0}, {"min_tokens": 3, "stop_token_ids": [7]}),
         ({"reasoning_effort": "low"}, None),
+        (
+            {"reasoning_effort": "none"},
+            {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": False}},
+        ),
+        ({"reasoning_effort": "off"}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ({"think": False, "reasoning_effort": "high"}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"think": True}, {"chat_template_kwargs": {"enable_thinking": True}}),
         ({"think": "high"}, {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "high"}),
         ({"chat_template_kwargs": {"x": 1}}, None),
@@ -191,6 +199,58 @@ async def test_what_a_request_sets_is_sent_and_nothing_else(
     always = {"model": "good", "messages": [{"role": "user", "content": "hello"}], "stream": True}
     always |= {"stream_options": {"include_usage": True}, "max_tokens": 24}
     assert body == always | (fields if sent is None else sent)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": "a+"}},
+        {"logprobs": 2},
+        {"logprobs": 0},
+    ],
+)
+async def test_what_a_raw_prompt_asks_for_is_sent(
+    server: OpenAIServer, against: OpenAIEngine, fields: dict[str, Any]
+) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    await whole(against, raw=True, **fields)
+    (body,) = server.bodies
+    assert {name: body.get(name) for name in ("prompt", *fields)} == {"prompt": "hello"} | fields
+
+
+async def test_the_scores_of_a_text_are_read(server: OpenAIServer, against: OpenAIEngine) -> None:
+    tops = [{" a": -0.5, " b": -1.0}, None]
+    lists = {"tokens": [" a", "c"], "token_logprobs": [-0.5, -2.0], "top_logprobs": tops, "text_offset": [0, 2]}
+    text = event(choices=[{"index": 0, "text": " ac", "logprobs": lists, "finish_reason": "stop"}])
+    server.chat = answers(text, counted(3, 2), DONE)
+    pieces = await pieces_of(await against.submit(work(raw=True, logprobs=2)))
+    scores = [score for piece in pieces for score in piece.scores]
+    assert [(score.token, score.logprob) for score in scores] == [(" a", -0.5), ("c", -2.0)]
+    assert [(other.token, other.logprob) for other in scores[0].top_logprobs] == [(" a", -0.5), (" b", -1.0)]
+    assert pieces[-1].notes == []
+
+
+async def test_earlier_reasoning_is_sent(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    turn = {"role": "assistant", "content": "Ho", "thinking": "I thought"}
+    await whole(against, messages=[{"role": "user", "content": "Hi"}, turn, {"role": "user", "content": "And?"}])
+    assert server.bodies[0]["messages"][1] == {"role": "assistant", "content": "Ho", "reasoning_content": "I thought"}
+
+
+async def test_parts_of_text_beside_an_image_are_sent_as_text(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("hi", "stop"), counted(3, 1))
+    parts = [{"type": "input_text", "text": "What is this?"}, {"type": "image_url", "image_url": IMAGE}]
+    await whole(against, messages=[{"role": "user", "content": parts}])
+    sent = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": IMAGE}}]
+    assert server.bodies[0]["messages"][0]["content"] == sent
+
+
+async def test_the_tokens_of_reasoning_are_told(server: OpenAIServer, against: OpenAIEngine) -> None:
+    details = {"reasoning_tokens": 2}
+    server.chat = answers(said("hi", "stop"), counted(3, 4, completion_tokens_details=details), DONE)
+    _, last = await whole(against)
+    assert last.usage == Usage(3, 4, 7, completion_tokens_details=CompletionDetails(2))
 
 
 async def test_a_limit_is_reduced_to_the_context_that_the_server_tells(server: OpenAIServer) -> None:

@@ -13,6 +13,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.gateway.statuses import STATUS_OF
 from pipeline.wire.answers import Chunk, Completion, ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.requests import NO_LIMIT
 from tests.pipeline.gateway.answers import (
     ACCOUNT,
     CALL_PARTS,
@@ -185,7 +186,7 @@ def test_the_other_parameters_have_the_names_of_a_chat():
     ("given", "effort"),
     [
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "low"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 10_000}}, "medium"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 10_000.0}}, "medium"),
         ({"thinking": {"type": "enabled", "budget_tokens": 31_999}}, "high"),
         ({"thinking": {"type": "adaptive"}}, "medium"),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}, "high"),
@@ -196,9 +197,16 @@ def test_thinking_is_carried_as_the_effort_of_a_chat(given: dict[str, Any], effo
     assert read(**given).request.thinking == effort
 
 
+def test_a_strict_tool_is_strict_in_a_chat():
+    (tool,) = published(tools=[TOOL | {"strict": True}])["tools"]
+    assert tool["function"]["strict"] is True
+    (tool,) = read(tools=[TOOL | {"strict": True}]).request.tools
+    assert tool.function.strict is True
+
+
 def test_values_of_habit_are_taken_in_their_meaning():
     asked = read(max_tokens=-1, top_k=-1, stop_sequences=[""])
-    assert (asked.request.token_limit, asked.request.stops) == (None, [])
+    assert (asked.request.token_limit, asked.request.stops) == (NO_LIMIT, [])
     assert len(asked.request.notes) == 3
     halved = b'\xef\xbb\xbf{"messages": [{"role": "user", "content": "\\ud83d hello"}]}'
     assert anthropic.read_messages(halved, LIMIT).request.chat[0].content == "\ufffd hello"

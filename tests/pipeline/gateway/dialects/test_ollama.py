@@ -14,6 +14,7 @@ from pipeline.gateway.dialects.shapes import Asked
 from pipeline.wire.answers import ErrorBody
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import ModelFacts
+from pipeline.wire.requests import NO_LIMIT
 from tests.pipeline.gateway.answers import (
     CALL_PARTS,
     CHUNKS,
@@ -106,17 +107,18 @@ def test_it_streams_unless_told_otherwise():
     assert not read({"messages": message, "stream": False}).stream
 
 
-def test_no_limit_and_no_seed_are_not_passed_on():
+def test_no_limit_is_passed_on_and_no_seed_is_not():
     options = {"num_predict": -1, "seed": -1, "stop": [], "temperature": None}
     body = json.loads(read({"prompt": "x", "options": options}, chat=False).body)
-    assert body == {"messages": [{"role": "user", "content": "x"}], "stop": [], "stream": True}
+    messages = [{"role": "user", "content": "x"}]
+    assert body == {"messages": messages, "max_tokens": NO_LIMIT, "stop": [], "stream": True}
 
 
 @pytest.mark.parametrize(
     ("options", "fields"),
     [
         ({"num_predict": 5.0, "seed": 7.0, "top_k": 3.0}, {"max_tokens": 5, "seed": 7, "top_k": 3}),
-        ({"num_predict": 0, "top_k": -1}, {"top_k": 0}),
+        ({"num_predict": 0, "top_k": -1}, {"max_tokens": NO_LIMIT, "top_k": 0}),
     ],
 )
 def test_options_are_read_as_ollama_reads_them(options: dict[str, Any], fields: dict[str, Any]):
@@ -300,10 +302,10 @@ def test_what_only_ollama_has_is_carried():
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [({"a": 1}, '{"a":1}'), ('{"a":', '{"a":'), (None, "{}"), ("", ""), ({}, "{}")]
+    ("given", "meant"), [({"a": 1}, '{"a":1}'), ('{"a":', '{"a":'), (None, "{}"), ("", ""), ({}, "{}"), ([1], "[1]")]
 )
 def test_arguments_of_an_earlier_call_are_kept_as_they_are(given: Any, meant: str):
-    call = {"function": {"name": "f", "arguments": given}}
+    call = {"id": None, "function": {"name": "f", "arguments": given, "index": None}}
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     assert read({"messages": turns}).request.chat[1].tool_calls[0].function.arguments == meant
 
@@ -331,7 +333,7 @@ def test_thinking_and_scores_have_ollamas_shape():
 
 
 def test_texts_to_embed_become_a_request_and_a_response_of_vectors():
-    body = {"model": "nomic-embed-text", "input": ["a", "b"], "truncate": False, "dimensions": 2, "keep_alive": "5m"}
+    body = {"model": "nomic-embed-text", "input": ["a", "b"], "truncate": False, "dimensions": 2.0, "keep_alive": "5m"}
     asked = ollama.read_embed(json.dumps(body).encode(), LIMIT, ["nomic-embed-text:latest"])
     assert json.loads(asked.body) == {
         "model": "nomic-embed-text:latest",

@@ -317,6 +317,10 @@ def test_a_call_that_is_not_to_be_stored_keeps_no_conversation():
 # ---- what is answered
 
 
+def test_a_number_of_tool_calls_may_be_written_as_a_float():
+    assert json.loads(asked(max_tool_calls=3.0).shape.whole(COMPLETION))["max_tool_calls"] == 3
+
+
 def test_a_response_has_openais_shape_and_repeats_what_was_asked():
     given = {
         "instructions": "Be brief.",

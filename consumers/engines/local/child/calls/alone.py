@@ -20,10 +20,12 @@ _OPENING_SO_FAR: Final = re.compile(
     r"\s*(?:`{0,2}\Z|```[A-Za-z_-]{0,16}\s*)?(?:<[a-z_]{0,15}(?:\Z|>\s*))?\Z",
 )
 _CLOSING: Final = re.compile(r"[\s;,\]]*(?:</[a-z_]{0,15}>)?\s*(?:```)?\s*")
-_CLOSING_SO_FAR: Final = re.compile(r"[\s;,\]]*(?:</?[a-z_]{0,15}(?:\Z|>))?\s*`{0,3}\s*\Z")
-_BETWEEN: Final = re.compile(r"[\s;,\[]*(?=\{)")
+# Each call may have a list, a fence and a tag of its own.
+_APART: Final = r"(?:[\s;,\[\]]|```[A-Za-z_-]{0,16}(?=\s)|</?[a-z_]{1,15}>)*"
+_CLOSING_SO_FAR: Final = re.compile(_APART + r"(?:`{1,3}|```[A-Za-z_-]{0,16}|</?[a-z_]{0,15})?\Z")
+_BETWEEN: Final = re.compile(_APART + r"(?=\{)")
 _EXPLICIT: Final = frozenset({"arguments", "args"})
-_KEYS: Final = frozenset({"name", "parameters", "type", "id", "function"}) | _EXPLICIT
+_KEYS: Final = frozenset({"name", "tool", "tool_name", "parameters", "type", "id", "function"}) | _EXPLICIT
 
 
 class LoneCalls:

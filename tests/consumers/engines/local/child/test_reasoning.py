@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from consumers.engines.local.child.checks import template_messages
 from consumers.engines.local.child.reasoning import Reasoning
 from pipeline.wire.answers import FunctionCall, ToolCall
+from pipeline.wire.decoding import decode_chat
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
 from tests.consumers.engines import families
@@ -23,6 +25,8 @@ WAYS_OFF = [
     {"enable_thinking": False},
     {"chat_template_kwargs": {"enable_thinking": False}},
     {"chat_template_kwargs": {"thinking": False}},
+    {"reasoning": {"effort": "none"}},
+    {"thinking": {"type": "disabled"}},
 ]
 
 
@@ -50,7 +54,7 @@ def reasoning(tokenizer) -> Reasoning:
 
 
 def asking(**fields: Any) -> ChatRequest:
-    return ChatRequest(prompt="Hi", **fields)
+    return decode_chat(msgspec.json.encode({"prompt": "Hi", **fields}), max_body_bytes=1 << 20)
 
 
 def prompt_of(tokenizer: Any, reasoning: Reasoning, **fields: Any) -> str:
@@ -170,6 +174,40 @@ def test_a_template_that_mlx_lm_does_not_know_reasons_by_default(tmp_path):
     reasoning = Reasoning(tokenizer)
     assert prompt_of(tokenizer, reasoning).endswith("[THINK]")
     assert prompt_of(tokenizer, reasoning, **OFF).endswith("[/THINK]")
+
+
+# Command A's switch, and Seed-OSS's number of tokens.
+REASONING = "{% if reasoning is defined and not reasoning %}<think></think>{% endif %}"
+BUDGET = "{% if thinking_budget is defined and thinking_budget == 0 %}<think></think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "off", "on"),
+    [(REASONING, {"reasoning": False}, {"reasoning": True}), (BUDGET, {"thinking_budget": 0}, {})],
+    ids=["a switch", "a budget"],
+)
+def test_other_arguments_turn_reasoning_off(tmp_path, template, off, on):
+    from mlx_lm.tokenizer_utils import load
+
+    family = Family("own", ("<eos>",), ("<think>", "</think>"), "HOW" + template, "<eos>")
+    reasoning = Reasoning(load(family.write(tmp_path, ["x"])))
+    assert reasoning.plan(asking(**OFF)) == (off, [])
+    assert reasoning.plan(asking(think=True)) == (on, [])
+    assert len(reasoning.plan(asking(reasoning_effort="high")).notes) == 1
+
+
+@pytest.mark.parametrize(("start", "end"), [("<thought>", "</thought>"), ("◁think▷", "◁/think▷")])
+def test_marks_of_other_families_are_known(tmp_path, start, end):
+    from mlx_lm.tokenizer_utils import load
+
+    template = "{{ messages[0].content }}{% if add_generation_prompt %}" + start + "{% endif %}"
+    family = Family("own", ("<eos>",), (start, end), template, "<eos>")
+    tokenizer = load(family.write(tmp_path, ["x"]))
+    reasoning = Reasoning(tokenizer)
+    prompt = tokenizer.encode(prompt_of(tokenizer, reasoning), add_special_tokens=False)
+    separator = reasoning.separator(prompt, calls=False)
+    assert separator is not None
+    assert [*separator.push(f"hm\n{end}\n\nParis"), *separator.flush()] == [("reasoning", "hm"), ("answer", "Paris")]
 
 
 EFFORT = "{% set known = reasoning_effort in ['low', 'high'] %}{{ reasoning_effort if known else 'DEFAULT' }}"

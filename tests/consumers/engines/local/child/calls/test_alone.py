@@ -34,6 +34,8 @@ def read(text: str, *, alone: bool = True, size: int = 1) -> tuple[str, list[tup
         f"<tools>\n{CALL}\n</tools>",
         f"[{CALL}]",
         '{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}',
+        '{"tool": "f", "arguments": {"x": 1}}',
+        '{"tool_name": "f", "parameters": {"x": 1}}',
     ],
 )
 def test_a_call_that_is_all_that_was_said_is_a_call(text):
@@ -42,8 +44,21 @@ def test_a_call_that_is_all_that_was_said_is_a_call(text):
     assert notes == ["The model wrote its call of `f` as plain text. It is taken as a tool call."]
 
 
-def test_two_calls_that_are_all_that_was_said():
-    assert read(f"{CALL}\n{CALL}")[1] == [("f", '{"x": 1}')] * 2
+@pytest.mark.parametrize("size", [1, 4, 999])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CALL}\n{CALL}",
+        f"[{CALL}, {CALL}]",
+        f"```json\n{CALL}\n{CALL}\n```",
+        f"```json\n{CALL}\n```\n\n```json\n{CALL}\n```",
+        f"```\n{CALL}\n```\n```\n{CALL}\n```\n",
+        f"<tool_call>\n{CALL}\n</tool_call>\n<tool_call>\n{CALL}\n</tool_call>",
+    ],
+)
+def test_two_calls_that_are_all_that_was_said(text, size):
+    plain, calls, _ = read(text, size=size)
+    assert (plain, calls) == ("", [("f", '{"x": 1}')] * 2)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +67,8 @@ def test_two_calls_that_are_all_that_was_said():
         f"I call {CALL}",
         f"{CALL} is what I would call.",
         f"```json\n{CALL}\n``` calls f",
+        f"```json\n{CALL}\n```\n```python\nprint(1)\n```",
+        f"```json\n{CALL}\n```\nand\n```json\n{CALL}\n```",
         CALL.replace('"f"', '"g"'),
         CALL.replace("}}", "}"),
         CALL.replace("1", "one"),

@@ -10,6 +10,8 @@ import pytest
 
 from consumers.engines.local.child.calls.history import CallHistory, Turn, history_of
 from consumers.engines.local.child.calls.writing import write_each, write_list, write_python
+from consumers.engines.local.child.checks import template_messages
+from pipeline.wire.decoding import decode_chat
 from tests.consumers.engines import families
 from tests.consumers.engines.families import Family
 
@@ -127,3 +129,24 @@ def test_the_template_of_each_family_loses_no_call_and_no_result(family: Family,
     turns = ModelCalls(tokenizer).history.rewritten(conversation())
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert [needle for needle in (CITY, str(NUMBER), *RESULTS) if needle not in text] == []
+
+
+def nine_everywhere(turn: Turn) -> str:
+    ids = [call["id"] for call in turn.get("tool_calls", [])]
+    ids += [turn["tool_call_id"]] if turn["role"] == "tool" else []
+    assert all(len(one) == 9 for one in ids)
+    return everything(turn)
+
+
+def test_results_of_a_history_without_ids_have_those_that_the_template_takes():
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "Asked."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "f", "content": RESULTS[0]},
+    ]
+    template = Template(nine_everywhere)
+    request = decode_chat(json.dumps({"messages": history}).encode(), max_body_bytes=1 << 20)
+    turns = history_of(template).rewritten(template_messages(request.chat))
+    assert RESULTS[0] in template(turns)
+    assert turns[1]["tool_calls"][0]["id"] == turns[2]["tool_call_id"]
