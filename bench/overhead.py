@@ -2,9 +2,10 @@
 
     python -m bench.overhead [--model DIR] [--repeats N]
 
-LOW and MEDIUM requests arrive at once, and a short HIGH question every two seconds while they run. `all` sends them to
-the three lanes, with preemption, and traces one request in ten. `none` sends all of them to LOW at the same times, with
-preemption and traces off. The two take turns; each run has a pipeline of its own.
+LOW and MEDIUM requests arrive at once, and a HIGH question every two seconds while they run. `all` sends them to the
+three lanes, with preemption, and traces one request in ten. `none` sends all of them to LOW at the same times, with
+preemption and traces off. The two take turns; each run has a pipeline of its own. All answers are of one length, so the
+slots run empty at the end in the same way, whatever came last.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ import httpx
 from bench.bare import PROMPTS, default_model
 from bench.running import ALONE, up
 
+_TOKENS = 48
 _SAMPLED = "0.1"
 _OTLP = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG")
 
 
 class Asked(NamedTuple):
-    """A request: when it is sent, its priority, and the length of its answer in tokens."""
+    """A request: when it is sent, and its priority."""
 
     after_s: float
     priority: str
-    tokens: int
 
 
 LOAD = (
-    *(Asked(0.0, "low", 64) for _ in range(24)),
-    *(Asked(0.0, "medium", 48) for _ in range(8)),
-    *(Asked(1.0 + 2.0 * number, "high", 16) for number in range(10)),
+    *(Asked(0.0, "low") for _ in range(24)),
+    *(Asked(0.0, "medium") for _ in range(8)),
+    *(Asked(1.0 + 2.0 * number, "high") for number in range(10)),
 )
 
 
@@ -56,7 +57,7 @@ async def _run(url: str, *, lanes: bool) -> tuple[float, float]:
             await asyncio.sleep(asked.after_s)
             body = {
                 "messages": [{"role": "user", "content": PROMPTS[number % len(PROMPTS)]}],
-                "max_tokens": asked.tokens,
+                "max_tokens": _TOKENS,
                 "temperature": 0,
             }
             headers = {"X-Priority": asked.priority if lanes else "low"}
@@ -66,7 +67,7 @@ async def _run(url: str, *, lanes: bool) -> tuple[float, float]:
                 high.append(time.perf_counter() - sent_at)
             return int(answer.raise_for_status().json()["usage"]["completion_tokens"])
 
-        await one(0, Asked(0.0, "low", 16))
+        await one(0, Asked(0.0, "low"))
         high.clear()
         began_at = time.perf_counter()
         counts = await asyncio.gather(*(one(number, asked) for number, asked in enumerate(LOAD)))
