@@ -87,15 +87,20 @@ def check_writable(file: Path) -> None:
         pass
 
 
-def _for_this_user_only(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def private_file(file: Path, content: bytes) -> None:
-    """Write a file that only this user can read, in one step."""
+    """Write a file that only this user can read, in one step: the broker's URL can hold a password.
+
+    It is a new file at first, so that no other user of a shared folder can have opened it before.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole = file.with_name(f".{file.name}.{os.getpid()}")
-    # The broker's URL can hold a password.
-    with open(whole, "wb", opener=_for_this_user_only) as out:
-        out.write(content)
-    whole.replace(file)
+    number, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    whole = Path(name)
+    try:
+        with os.fdopen(number, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(number)
+        whole.replace(file)
+    except BaseException:
+        whole.unlink(missing_ok=True)
+        raise
