@@ -599,7 +599,13 @@ def test_what_is_sent_is_a_request_of_the_contract():
     assert msgspec.json.decode(body)["stream"] is False
 
 
-@pytest.mark.parametrize("command", [["send", "x"], ["stats"], ["cancel", "r1"], ["dead", "purge", "--all"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["send", "x"], ["stats"], ["top"], ["cancel", "r1"], ["dead", "purge", "--all"], ["usage"], ["bench"]),
+        *(["pause", "low"], ["resume", "low"], ["paused"], ["move", "r1", "high"], ["batch", "batch_1"]),
+    ],
+)
 def test_a_client_asks_no_other_instance_than_the_one_of_the_state_folder(command, tmp_path):
     run = headrace(*command, "--state-dir", str(tmp_path / "stopped one"))
     assert run.returncode == 1
