@@ -24,7 +24,7 @@ import msgspec
 
 from pipeline.core.room import Disk
 from pipeline.up.children import LaunchError, Process, last_line, spawn_tied
-from pipeline.up.instance import private_file, process_lives
+from pipeline.up.instance import LOCK_FILE, private_file, process_lives
 from pipeline.up.ports import taken
 from pipeline.up.reach import jetstream_answers
 
@@ -81,7 +81,7 @@ def state_lock(state_dir: Path) -> Iterator[IO[str]]:
     Raises:
         BrokerError: another process holds the lock, or the folder cannot be written.
     """
-    path = state_dir / "lock"
+    path = state_dir / LOCK_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
