@@ -15,7 +15,15 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.puller import Puller
 from pipeline.up.mending import Mending
-from pipeline.wire.subjects import FILE_CHUNKS, LANES, MSG_ID, STREAM_REQUESTS
+from pipeline.wire.subjects import (
+    FILE_CHUNKS,
+    LANES,
+    MSG_ID,
+    STREAM_BATCH,
+    STREAM_FILES,
+    STREAM_REQUESTS,
+    STREAM_USED,
+)
 from tests.support import NatsServer
 from tests.waiting import eventually, taken
 
@@ -229,6 +237,23 @@ async def test_after_a_kill_nothing_is_said(store, started):
             await bus.store("llm.request.high", b"x" * 300, headers={MSG_ID: f"late-{number}"})
         await eventually(lambda: _holds(bus, 7))
     server.kill()
+    assert (await started())[1] == []
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_of_what_was_replaced_and_purged_nothing_is_said(store, started, killed):
+    server = NatsServer(store)
+    server.start()
+    async with Bus.connect(server.url, name="test") as bus:
+        for number in range(5):
+            await bus.store("llm.batch.b1.state", b"%d" % number, headers={"Nats-Rollup": "sub"})
+            await bus.store("llm.batch.b1.result", b"x" * 300)
+            await bus.store("llm.usage.hour.1", b"%d" % number)
+        last = await bus.last_message(STREAM_BATCH, "llm.batch.b1.result")
+        await bus.purge(STREAM_BATCH, "llm.batch.b1.result", up_to=last[0])
+        await bus.purge(STREAM_FILES, f"{FILE_CHUNKS}.f1", up_to=1)
+        await bus.delete(STREAM_USED, 1)
+    (server.kill if killed else server.stop)()
     assert (await started())[1] == []
 
 
