@@ -1,5 +1,7 @@
 """What Linux grants this process: cores, memory, and whether the machine has a GPU. Reads the kernel's files.
 
+And which addresses are this machine's own.
+
 The limits of a container are those of its control group (version 1 or 2) and of the group's parents; the lowest one
 counts. Where the parents are hidden, which is usual in a container, the mounted root is the group. Other systems than
 Linux have no such limits, and how much of their memory is free is unknown.
@@ -7,6 +9,7 @@ Linux have no such limits, and how much of their memory is free is unknown.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +112,20 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is a loopback address, also one of IPv4 that is written as IPv6, or `localhost`."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def is_local(host: str) -> bool:
+    """Whether a host that is called is this machine: a loopback address, or the address that stands for all."""
+    return is_loopback(host) or host in ("0.0.0.0", "::")  # noqa: S104 - recognized, not bound to

@@ -4,7 +4,10 @@ import importlib.metadata
 import os
 import re
 import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +163,26 @@ def test_make_keeps_bytecode_beside_the_sources_or_apart(wanted: str, tmp_path: 
         command, cwd=ROOT, env=environ | {"PYTHONDONTWRITEBYTECODE": wanted}, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"[] [{ROOT / '.venv' / 'bytecode' if wanted else ''}]\n"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_the_health_check_of_the_container_asks_no_proxy(status: int) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    code = re.search(r'\["CMD", "python", "-c", "(.*)"\]', compose)
+    assert code is not None
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asking = code[1].replace(":8411/", f":{server.server_port}/")
+        environ = {**os.environ, "no_proxy": "", "NO_PROXY": "", **proxies}
+        done = subprocess.run([sys.executable, "-c", asking], env=environ, capture_output=True, check=False)
+        server.shutdown()
+    assert (done.returncode == 0) is (status == 200), done.stderr

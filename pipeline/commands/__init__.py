@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.broker.connection import BusError, NoResponders, Unreachable, without_password
 from pipeline.broker.jetstream import Bus
+from pipeline.process.terminal import visible, visible_json
 from pipeline.up.reach import broker_trouble
 from pipeline.wire.subjects import QUEUE_STATS, STREAM_REQUESTS
 
@@ -23,15 +24,15 @@ def say(text: str = "", *, end: str = "\n") -> None:
     sys.stdout.flush()
 
 
+def say_json(text: str | bytes) -> None:
+    """Write JSON to stdout, as `say`."""
+    say(visible_json(text if isinstance(text, str) else text.decode()))
+
+
 def tell(text: str) -> None:
-    """Write to stderr, where errors and notes go, and flush."""
-    sys.stderr.write(text + "\n")
+    """Write to stderr, where errors and notes go, and flush. What is not printable is escaped."""
+    sys.stderr.write(visible(text) + "\n")
     sys.stderr.flush()
-
-
-def visible(text: str, *, keep: str = "\n\t") -> str:
-    """Return text with control characters escaped: a publisher wrote it, and it must not control the terminal."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def sentence(text: str) -> str:

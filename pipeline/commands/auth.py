@@ -90,7 +90,8 @@ def _replace(file: Path, text: str) -> None:
     """Replace the file in one step. Its owner alone can read it: it contains passwords."""
     draft = file.with_name(f"{file.name}.part")
     try:
-        with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w", encoding="utf-8") as written:  # noqa: PTH123
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8") as written:  # noqa: PTH123
             written.write(text)
         draft.replace(file)
     finally:

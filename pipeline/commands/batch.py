@@ -21,10 +21,11 @@ from pipeline.broker.batches import BatchStore
 from pipeline.broker.connection import BusError
 from pipeline.broker.files import Files, FileTraits
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say, tell, visible
+from pipeline.commands import run_client, say, tell
 from pipeline.commands.stats import pause_line, queue_statistics
 from pipeline.core.batch_lines import read_line
 from pipeline.gateway.batches import order_of
+from pipeline.process.terminal import visible
 from pipeline.wire.batches import (
     MAX_FILE_BYTES,
     BatchCall,
@@ -78,10 +79,10 @@ def batch(job: BatchJob, url: str) -> int:
         with Path(job.source).open("rb") as content:
             endpoint = job.endpoint or _endpoint_of(content)
     except _NotABatch as error:
-        tell(f"headrace: {visible(job.source)}: {visible(str(error))}")
+        tell(f"headrace: {job.source}: {error}")
         return 1
     except OSError as error:
-        tell(f"headrace: Cannot read {visible(job.source)}: {error.strerror}.")
+        tell(f"headrace: Cannot read {job.source}: {error.strerror}.")
         return 1
     with Path(job.source).open("rb") as content:
         return run_client(partial(_begin, job, endpoint, content), url, name="headrace batch")
@@ -134,7 +135,7 @@ async def _refusal_of_store(bus: Bus) -> str:
 async def _follow(batch_id: str, bus: Bus) -> int:
     order = await BatchStore(bus).order(batch_id) if is_stored_id(batch_id) else None
     if order is None:
-        tell(f'headrace: There is no file and no batch "{visible(batch_id)}".')
+        tell(f'headrace: There is no file and no batch "{batch_id}".')
         return 1
     return await _shown(order, Results.beside(batch_id), bus)
 
@@ -176,7 +177,7 @@ async def _followed(store: BatchStore, order: BatchOrder, bar: BatchBar) -> Batc
 
 async def _written(ended: BatchObject, results: Results, bus: Bus) -> int:
     for fault in ended.errors.data if ended.errors else ():
-        tell(f"headrace: {f'line {fault.line}: ' if fault.line else ''}{visible(fault.message)}")
+        tell(f"headrace: {f'line {fault.line}: ' if fault.line else ''}{fault.message}")
     files = Files(bus)
     for file_id, path in ((ended.output_file_id, results.output), (ended.error_file_id, results.errors)):
         if file_id is not None and (found := await files.find(file_id)) is not None:
@@ -185,7 +186,7 @@ async def _written(ended: BatchObject, results: Results, bus: Bus) -> int:
                     async for piece in files.read(found):
                         await asyncio.to_thread(target.write, piece)
             except OSError as error:
-                tell(f"headrace: {visible(str(path))}: {error.strerror}. `headrace batch {ended.id}` writes it again.")
+                tell(f"headrace: {path}: {error.strerror}. `headrace batch {ended.id}` writes it again.")
                 return 1
             say(str(path))
     counts = ended.request_counts

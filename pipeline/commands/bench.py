@@ -16,6 +16,7 @@ from pipeline.broker.asker import Asker, Outgoing
 from pipeline.broker.jetstream import Bus
 from pipeline.commands import run_client, say, tell
 from pipeline.commands.holding import cancelled_if_interrupted
+from pipeline.process.terminal import visible
 from pipeline.telemetry import Tracing
 from pipeline.wire.answers import Chunk, Completion, ErrorAnswer
 from pipeline.wire.errors import HeadraceError
@@ -100,5 +101,5 @@ def _row(name: str, answers: Sequence[Measured], took_s: float) -> str:
     first = [answer.first_s for answer in answers]
     whole = statistics.median(answer.whole_s for answer in answers)
     rate = sum(answer.tokens for answer in answers) / took_s
-    engines = ", ".join(sorted({answer.engine for answer in answers}))
+    engines = visible(", ".join(sorted({answer.engine for answer in answers})))
     return f"{name:<20} {statistics.median(first):13.2f} s {max(first):7.2f} s {whole:8.2f} s {rate:9.1f}  {engines}"

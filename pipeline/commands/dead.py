@@ -14,8 +14,9 @@ from pipeline.broker.jetstream import Bus
 from pipeline.broker.letters import Chosen, Row, as_row, letters
 from pipeline.broker.letters import purge as purge_one
 from pipeline.broker.letters import replay as replay_one
-from pipeline.commands import run_client, say, tell, visible
+from pipeline.commands import run_client, say, say_json, tell
 from pipeline.core.letters import DeadLetter
+from pipeline.process.terminal import visible
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)
@@ -65,7 +66,7 @@ async def _list(bus: Bus, *, chosen: Chosen, as_json: bool) -> int:
     now = bus.clock.wall()
     rows = [as_row(letter, now) async for letter in letters(bus, chosen)]
     if as_json:
-        say(visible(msgspec.json.format(msgspec.json.encode(rows)).decode()))
+        say_json(msgspec.json.format(msgspec.json.encode(rows)))
     elif rows:
         _print_table(rows)
     else:

@@ -8,9 +8,11 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.commands.ledger import Ledger, PriorityTotals
+from pipeline.process.terminal import visible
 from pipeline.wire.messages import Load
 from pipeline.wire.subjects import Priority
 
@@ -84,7 +86,7 @@ class View:
                 f"{load.saturation:.2f}",
                 f"{load.slots.used}/{load.slots.total}",
                 f"{load.tokens_per_s:.0f}",
-                load.reason,
+                escape(visible(load.reason, keep="")),
             )
         lanes = _table("lane", "waiting or running", "sent", "answered", "spilled", "first text ms p50, last 5 s")
         waiting = {priority: ledger.outstanding(priority) for priority in Priority}

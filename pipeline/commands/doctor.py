@@ -19,7 +19,6 @@ from pipeline.broker.connection import BusError, NoResponders, Unreachable, with
 from pipeline.broker.jetstream import Bus
 from pipeline.broker.pauses import read_paused
 from pipeline.broker.peers import Peers
-from pipeline.commands import visible
 from pipeline.commands.stats import pause_line, queue_statistics
 from pipeline.config import NO_OLLAMA, Config
 from pipeline.core.clock import NOTABLE_S
@@ -29,6 +28,7 @@ from pipeline.core.room import Disk
 from pipeline.core.statistics import QueueStatistics
 from pipeline.machine import cpu_count, cpu_quota
 from pipeline.process.python import module_command
+from pipeline.process.terminal import visible
 from pipeline.up import instance
 from pipeline.up.local import divided
 from pipeline.up.model import DEMO_MODEL
@@ -94,9 +94,9 @@ async def _doctor(config: Config, url: str, model: About) -> int:
     code = 0
     async for finding in findings(config, url, model):
         console.print(f"{finding.level:<5}", style=_STYLES[finding.level], end="")
-        console.print(f" {finding.what:<12} {finding.detail}")
+        console.print(f" {finding.what:<12} {visible(finding.detail, keep='')}")
         if finding.next_step:
-            console.print(f"{'':<19}-> {finding.next_step}")
+            console.print(f"{'':<19}-> {visible(finding.next_step, keep='')}")
         code = max(code, int(finding.level == "fail"))
     return code
 
@@ -237,10 +237,7 @@ async def _spilling(bus: Bus) -> list[Finding]:
 async def _paused(bus: Bus) -> list[Finding]:
     """What an operator has paused."""
     _, state = await read_paused(bus)
-    return [
-        Finding("warn", "paused", visible(pause_line(pause), keep=""), "`headrace resume` ends a pause")
-        for pause in state.pauses
-    ]
+    return [Finding("warn", "paused", pause_line(pause), "`headrace resume` ends a pause") for pause in state.pauses]
 
 
 async def _heard(peers: Peers, look: Callable[[], _T], within_s: float) -> _T:
@@ -261,7 +258,7 @@ async def _engines(peers: Peers, said: Heard) -> list[Finding]:
     found = [Finding("warn", "engine", f"{each.worker}: {each.alone}", advice) for each in workers if each.alone]
     mend = "the worker's log says more; a request for the model makes the worker try again"
     failed = (peers.cannot_load() if said.statistics is None else said.statistics.cannot_load).items()
-    lines = (visible(f"{name} cannot be loaded: {why}", keep="") for name, why in failed)
+    lines = (f"{name} cannot be loaded: {why}" for name, why in failed)
     return [*found, *(Finding("warn", "model", each, mend) for each in lines)]
 
 

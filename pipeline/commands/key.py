@@ -201,7 +201,8 @@ def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
     draft = file.with_name(f"{file.name}.part")
     try:
         mode = file.stat().st_mode & 0o777 if file.exists() else 0o600
-        with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode), "w", encoding="utf-8") as written:  # noqa: PTH123
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_EXCL, mode), "w", encoding="utf-8") as written:  # noqa: PTH123
             written.write(tomlkit.dumps(document))
         load(environ={}, file=draft)
         draft.replace(file)

@@ -12,8 +12,9 @@ import msgspec
 
 from pipeline.broker import operator
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say, tell, visible
+from pipeline.commands import run_client, say, say_json, tell
 from pipeline.commands.stats import pause_line
+from pipeline.process.terminal import visible
 from pipeline.wire.errors import HeadraceError
 from pipeline.wire.pauses import MoveCall, Pause, PauseCall, PausedState
 from pipeline.wire.subjects import Priority
@@ -63,14 +64,14 @@ async def _refusable(bus: Bus, work: Callable[[Bus], Coroutine[Any, Any, int]]) 
     try:
         return await work(bus)
     except HeadraceError as error:
-        tell(f"headrace: {visible(error.message)}")
+        tell(f"headrace: {error.message}")
         return 1
 
 
 async def _paused(bus: Bus, *, as_json: bool, log: bool) -> int:
     state = await operator.paused(bus)
     if as_json:
-        say(msgspec.json.encode(state).decode())
+        say_json(msgspec.json.encode(state))
     elif log:
         for entry in state.log:
             of = Pause(entry.priority, entry.tenant, entry.by, entry.at, entry.reason)

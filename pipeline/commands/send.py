@@ -14,12 +14,13 @@ from pipeline.aio import Background
 from pipeline.broker.asker import Asker, Outgoing, RecordReader
 from pipeline.broker.connection import BusError, Unreachable
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say, tell
+from pipeline.commands import run_client, say, say_json, tell
 from pipeline.commands.holding import cancelled_if_interrupted
 from pipeline.commands.stats import queue_statistics
 from pipeline.config import ConfigError
 from pipeline.core.envelope import MAX_TIMEOUT_S
 from pipeline.core.triage import classify
+from pipeline.process.terminal import visible_answer
 from pipeline.telemetry import Tracing
 from pipeline.wire.answers import Account, Answer, Chunk, Completion, ErrorAnswer, Status
 from pipeline.wire.decoding import decode_chat
@@ -99,7 +100,7 @@ async def _send(sending: Sending, bus: Bus) -> int:
         return _fail(error.code, error.message)
     if sending.verbose:
         tell(f"[{request.name} queued on {request.subject}]")
-    printer = Printer(verbose=sending.verbose, reasoning=sys.stdout.isatty())
+    printer = Printer(verbose=sending.verbose, terminal=sys.stdout.isatty())
     beside = Background()
     beside.start(_tell_pause(client, request.name), what="asking whether the request is paused")
     async with record, cancelled_if_interrupted(client, request.name):
@@ -157,16 +158,17 @@ class Printer:
 
     Args:
         verbose: whether it prints the progress to stderr.
-        reasoning: whether it prints the model's reasoning, dim and before the answer.
+        terminal: whether stdout is a terminal. Then it prints the model's reasoning, dim and before the answer, and
+            escapes control characters.
 
     Attributes:
         code: the exit code after the last message; None before.
     """
 
-    def __init__(self, *, verbose: bool, reasoning: bool = False) -> None:
+    def __init__(self, *, verbose: bool, terminal: bool = False) -> None:
         self.code: int | None = None
         self._verbose = verbose
-        self._shows_reasoning = reasoning
+        self._terminal = terminal
         self._next_seq = 0
         self._printed = ""
         self._reasoned = ""
@@ -198,19 +200,20 @@ class Printer:
         if not self._printed.endswith("\n"):
             say()
         for call in message.tool_calls or []:
-            say(msgspec.json.encode(call).decode())
+            say_json(msgspec.json.encode(call))
         if self._verbose:
             tell(_account_line(answer, answer.headrace))
         self.code = 0
 
     def _reason(self, text: str) -> None:
-        if text and self._shows_reasoning:
-            say(f"{_DIM}{text}{_NOT_DIM}", end="")
+        if text and self._terminal:
+            say(f"{_DIM}{visible_answer(text)}{_NOT_DIM}", end="")
             self._reasoned += text
 
     def _print(self, text: str) -> None:
         if text:
-            say("\n\n" + text if self._reasoned and not self._printed else text, end="")
+            shown = visible_answer(text) if self._terminal else text
+            say("\n\n" + shown if self._reasoned and not self._printed else shown, end="")
             self._printed += text
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say, visible
+from pipeline.commands import run_client, say_json
 from pipeline.core.pauses import described
 from pipeline.core.statistics import LaneStatistics, QueueStatistics, ServerState
+from pipeline.process.terminal import visible
 from pipeline.wire.messages import Load
 from pipeline.wire.pauses import Pause
 from pipeline.wire.subjects import QUEUE_STATS, Priority
@@ -33,10 +34,10 @@ def stats(url: str, *, as_json: bool, watch: bool) -> int:
 
 
 async def _print_json(bus: Bus, *, watch: bool) -> int:
-    say((await bus.request(QUEUE_STATS)).data.decode())
+    say_json((await bus.request(QUEUE_STATS)).data)
     while watch:
         await asyncio.sleep(_WATCH_EVERY_S)
-        say((await bus.request(QUEUE_STATS)).data.decode())
+        say_json((await bus.request(QUEUE_STATS)).data)
     return 0
 
 
@@ -96,18 +97,19 @@ def render(statistics: QueueStatistics) -> RenderableType:
             f"{load.tokens_per_s:.0f}",
             f"{wait.high:.0f} / {wait.medium:.0f} / {wait.low:.0f}",
         )
-        reasons.append(engine_line(name, load))
+        reasons.append(escape(visible(engine_line(name, load))))
     reasons += [f"[yellow]{escape(visible(pause_line(pause)))}[/]" for pause in statistics.paused]
     if statistics.paused_tenants:
         reasons.append(f"[yellow]Pauses of tenants: {statistics.paused_tenants}. `headrace paused` lists them.[/]")
     reasons += [f"[red]{escape(visible(model_line(*each)))}[/]" for each in statistics.cannot_load.items()]
-    reasons += [escape(server_line(server)) for server in statistics.servers if server.dialect != "ollama"]
+    reasons += [escape(visible(server_line(server))) for server in statistics.servers if server.dialect != "ollama"]
     errors = ", ".join(f"{code} {count}" for code, count in statistics.errors.items()) or "none"
     rest = f"Counted for {statistics.uptime_s:.0f} s. Dead letters: {statistics.dead}. Errors: {errors}."
     store = statistics.store
     if store is not None and store.state != "ok":
-        reasons.insert(0, f"[{'red' if store.refuses else 'yellow'}]Store: {store.state}.[/] {escape(store.reason)}")
-    return Group(lanes, "", times, "", engines, "", *reasons, rest)
+        style = "red" if store.refuses else "yellow"
+        reasons.insert(0, f"[{style}]Store: {store.state}.[/] {escape(visible(store.reason))}")
+    return Group(lanes, "", times, "", engines, "", *reasons, escape(visible(rest)))
 
 
 def pause_line(pause: Pause, *, ended: bool = False) -> str:

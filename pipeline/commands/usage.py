@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline.broker.jetstream import Bus
-from pipeline.commands import run_client, say, visible
+from pipeline.commands import run_client, say_json
 from pipeline.config import ConfigError
+from pipeline.process.terminal import visible
 from pipeline.wire.subjects import TENANT_ADVICE, is_tenant, usage_subject
 from pipeline.wire.usage import Period, UsagePeriod, UsageReport, UsageSums
 
@@ -37,7 +38,7 @@ def usage(url: str, *, tenant: str, as_json: bool) -> int:
 async def _show(bus: Bus, *, tenant: str, as_json: bool) -> int:
     said = (await bus.request(usage_subject(tenant))).data
     if as_json:
-        say(said.decode())
+        say_json(said)
         return 0
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
 
@@ -69,10 +70,10 @@ def _table(period: Period, sums: UsagePeriod) -> tuple[RenderableType, ...]:
     for column in ("requests", *_ENDS, *_TOKENS):
         table.add_column(column, justify="right")
     for tenant in sums.tenants:
-        table.add_row(visible(tenant.tenant), "", *_cells(tenant))
+        table.add_row(visible(tenant.tenant, keep=""), "", *_cells(tenant))
         for key in sums.keys:
             if key.tenant == tenant.tenant:
-                table.add_row("", visible(key.key), *_cells(key))
+                table.add_row("", visible(key.key, keep=""), *_cells(key))
     if len(sums.tenants) > 1:
         table.add_row("all", "", *_cells(sums.total))
     return f"{title}. Columns from `prompt` on are tokens.", table

@@ -13,12 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.config import Config
 from pipeline.core.limits import Allowance, Limits, Rate
 from pipeline.gateway.endpoint import Access, Directory, Endpoint, Kind
-from pipeline.gateway.identity import Admitted, Caller, identify, is_loopback
+from pipeline.gateway.identity import Admitted, Caller, identify, sender_of
 from pipeline.gateway.keyring import KeyRing
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.quotas import KeyQuotas
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
+from pipeline.machine import is_loopback
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 
 _SLASHES = re.compile("/{2,}")
@@ -140,7 +141,7 @@ class Edge:
         try:
             return identify(self._ring.keys, headers, address, locked=self._ring.locked)
         except HttpError as error:
-            allowance = self._limits.take(address, _REFUSED, _REFUSED, asyncio.get_running_loop().time())
+            allowance = self._limits.take(sender_of(address), _REFUSED, _REFUSED, asyncio.get_running_loop().time())
             if allowance.allowed:
                 raise
             raise HttpError(
@@ -173,8 +174,8 @@ def _check_host(scope: Scope) -> None:
     Raises:
         HttpError: 400.
     """
-    count = sum(name == b"host" for name, _ in scope["headers"])
-    if count > 1 or (count == 0 and scope.get("http_version") != "1.0"):
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if len(hosts) > 1 or (not any(hosts) and scope.get("http_version") != "1.0"):
         raise HttpError(400, ErrorCode.INVALID_REQUEST, "Send exactly one Host header.", param="Host")
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pipeline.config import Config, ConfigError, HttpKey
 from pipeline.gateway.statuses import HttpError
+from pipeline.machine import is_loopback
 from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id, is_tenant, request_name, split_name
 
@@ -179,14 +180,17 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host to bind to is a loopback address."""
-    if host.lower() == "localhost":
-        return True
+def sender_of(address: str) -> str:
+    """Whose address this is, for limits: a client with IPv6 has a whole network of 64 bits."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        sender = ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return address
+    if isinstance(sender, ipaddress.IPv4Address) or is_loopback(address):
+        return address
+    if sender.ipv4_mapped is not None:
+        return str(sender.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(sender), 64), strict=False))
 
 
 def check_exposure(config: Config) -> None:

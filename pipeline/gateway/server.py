@@ -34,11 +34,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from pipeline.aio import Background
 from pipeline.config import Config
 from pipeline.gateway.gathering import Gathering
-from pipeline.gateway.identity import is_loopback
+from pipeline.gateway.identity import sender_of
 from pipeline.gateway.parser import HttpParser
 from pipeline.gateway.responses import error_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.gateway.turns import Beginnings
+from pipeline.machine import is_loopback
 from pipeline.process.files import room_for
 from pipeline.wire.errors import ErrorCode
 from pipeline.wire.subjects import Priority
@@ -186,7 +187,7 @@ class HttpConnection(HttpToolsProtocol):
 
     @property
     def _address(self) -> str:
-        return self.client[0] if self.client else ""
+        return sender_of(self.client[0]) if self.client else ""
 
     def _expect_head(self) -> None:
         self._late = self.loop.call_later(self.stall_timeout_s, self._refuse, _TOO_LATE)

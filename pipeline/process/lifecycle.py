@@ -23,7 +23,7 @@ import msgspec
 from pipeline.aio import wait_set
 from pipeline.config import Config, ConfigError
 from pipeline.process.files import raise_limit
-from pipeline.process.terminal import leave_terminal
+from pipeline.process.terminal import leave_terminal, visible_answer
 from pipeline.wire.errors import HeadraceError
 
 REPORT_FD = "HEADRACE_REPORT_FD"
@@ -280,11 +280,11 @@ def without_private(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 class OneLineFormatter(logging.Formatter):
-    """Formats each record as one line, with its traceback, so that logs can be searched."""
+    """Formats each record as one line, with its traceback, so that logs can be searched, and read on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record with each line break replaced by ` | `."""
-        return " | ".join(line for line in super().format(record).splitlines() if line.strip())
+        """Return the record with each line break replaced by ` | `, and control characters escaped."""
+        return " | ".join(visible_answer(line) for line in super().format(record).splitlines() if line.strip())
 
 
 def configure_logging(level: str, name: str) -> None:

@@ -14,7 +14,9 @@ from contextlib import contextmanager, suppress
 from contextvars import Token
 from importlib import metadata
 from typing import Literal
+from urllib.parse import urlsplit
 
+import requests
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -27,6 +29,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pipeline.core.origin import TraceOrigin
+from pipeline.machine import is_local
 from pipeline.telemetry import names
 from pipeline.telemetry.names import Value
 
@@ -39,15 +42,19 @@ _logger = logging.getLogger(__name__)
 class Recorder:
     """Makes the spans of one process and sends them. OpenTelemetry's own environment variables configure it.
 
+    Args:
+        service, instance: of the process.
+        collector: the URL that these variables name.
+
     Attributes:
         wall: the clock of the spans, UTC seconds.
     """
 
-    def __init__(self, service: str, instance: str) -> None:
+    def __init__(self, service: str, instance: str, collector: str) -> None:
         _quiet_the_sdk()
         resource = Resource.create(_identity(service, instance)).merge(OTELResourceDetector().detect())
         self.wall: Callable[[], float] = time.time
-        self._exporter = _Exporter()
+        self._exporter = _Exporter(collector)
         self._ids = _Ids()
         # Without shutdown_on_exit=False the SDK waits at interpreter exit, up to 30 s, for an unreachable collector.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
@@ -217,9 +224,17 @@ class _Ids(RandomIdGenerator):
 
 
 class _Exporter(OTLPSpanExporter):
-    """An exporter that logs the first delivery after failed ones, and whose shutdown is idempotent."""
+    """An exporter that logs the first delivery after failed ones, and whose shutdown is idempotent.
+
+    A collector on this machine is called directly: requests would use the environment's proxies.
+    """
 
     _ended = False
+
+    def __init__(self, collector: str) -> None:
+        session = requests.Session()
+        session.trust_env = not is_local(urlsplit(collector).hostname or "")
+        super().__init__(session=None if session.trust_env else session)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export(spans)

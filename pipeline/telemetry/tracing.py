@@ -68,7 +68,7 @@ class Tracing:
             # Imported here so that the SDK costs nothing where tracing is off.
             from pipeline.telemetry.recording import Recorder
 
-            return cls(Recorder(service, instance))
+            return cls(Recorder(service, instance, _collector(os.environ)))
         except Exception as error:
             # The traceback would show the SDK's code alone.
             _logger.error("Tracing is off; requests go on without it (%s).", error)  # noqa: TRY400
@@ -313,7 +313,11 @@ def _is_wanted(environ: Mapping[str, str]) -> bool:
         return False
     if environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none":
         return False
-    return bool(environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    return bool(_collector(environ))
+
+
+def _collector(environ: Mapping[str, str]) -> str:
+    return environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
 
 
 def _short(subject: str) -> str:

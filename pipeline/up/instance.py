@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import platformdirs
 from pipeline.config import Config
 
 RUN_FILE = "run.json"
+LOCK_FILE = "lock"
 
 
 class Instance(msgspec.Struct):
@@ -37,8 +39,23 @@ def state_dir(config: Config) -> Path:
 
 def find(config: Config) -> Instance | None:
     """Return the instance that runs on the configured state folder, or None."""
-    instance = read(state_dir(config) / RUN_FILE)
-    return instance if instance is not None and process_lives(instance.pid) else None
+    folder = state_dir(config)
+    instance = read(folder / RUN_FILE)
+    # After a power failure, another process can have the id.
+    lives = instance is not None and process_lives(instance.pid) and _is_held(folder / LOCK_FILE)
+    return instance if lives else None
+
+
+def _is_held(lock: Path) -> bool:
+    """Return whether a process holds a state folder's lock, also if this user may not look."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def read(file: Path) -> Instance | None:
@@ -87,15 +104,20 @@ def check_writable(file: Path) -> None:
         pass
 
 
-def _for_this_user_only(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def private_file(file: Path, content: bytes) -> None:
-    """Write a file that only this user can read, in one step."""
+    """Write a file that only this user can read, in one step: the broker's URL can hold a password.
+
+    It is a new file at first, so that no other user of a shared folder can have opened it before.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    whole = file.with_name(f".{file.name}.{os.getpid()}")
-    # The broker's URL can hold a password.
-    with open(whole, "wb", opener=_for_this_user_only) as out:
-        out.write(content)
-    whole.replace(file)
+    number, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    whole = Path(name)
+    try:
+        with os.fdopen(number, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(number)
+        whole.replace(file)
+    except BaseException:
+        whole.unlink(missing_ok=True)
+        raise

@@ -18,13 +18,27 @@ from pathlib import Path
 from pipeline.broker.bulk import readable
 from pipeline.broker.jetstream import Bus
 from pipeline.core.blocks import Block, Extent, Gap, gaps, ranges, read_block, read_index
-from pipeline.wire.subjects import STREAM_DEAD, STREAM_OLLAMA, STREAM_REPLIES, STREAM_REQUESTS, STREAM_STATE
+from pipeline.wire.subjects import (
+    STREAM_BATCH,
+    STREAM_DEAD,
+    STREAM_FILES,
+    STREAM_OLLAMA,
+    STREAM_REPLIES,
+    STREAM_REQUESTS,
+    STREAM_STATE,
+    STREAM_USAGE,
+    STREAM_USED,
+)
 
 # The newest blocks of each stream are read first. The others are read within this time.
 _READING_S = 2.0
-_OURS = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD)
+# The streams of the pipeline, in the order in which their blocks are read: files are the largest.
+_OURS = (
+    *(STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD),
+    *(STREAM_BATCH, STREAM_USAGE, STREAM_USED, STREAM_FILES),
+)
 # The streams of which each message is read once, up to this many: a damaged body is found only so.
-_ACCEPTED = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_DEAD)
+_ACCEPTED = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_DEAD, STREAM_BATCH)
 _MOST_COMPARED = 20_000
 _REBUILT = re.compile(r"Filestore \[([^\]]+)\] Recovering stream state from index errored")
 _MISSING = re.compile(r"Filestore \[([^\]]+)\] .*could not locate msg block (\d+)")
@@ -142,7 +156,8 @@ class Mending:
 
     def _folders(self) -> Iterator[Path]:
         """The folders of our streams; those of others are left as they are."""
-        yield from sorted(path for path in self.store.glob("jetstream/*/streams/*") if path.name in _OURS)
+        found = (path for path in self.store.glob("jetstream/*/streams/*") if path.name in _OURS)
+        yield from sorted(found, key=lambda path: _OURS.index(path.name))
 
     def _logged(self) -> str:
         try:

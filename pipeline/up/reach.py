@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from pipeline import machine
 from pipeline.broker.connection import without_password
 from pipeline.config import ConfigError
 from pipeline.machine import has_gpu
@@ -164,8 +165,7 @@ async def ollama_shares_cpu(url: str) -> bool:
 
 def is_loopback(url: str) -> bool:
     """Return whether url names this machine's own loopback address."""
-    name = urlsplit(url).hostname or ""
-    return name in ("localhost", "::1") or name.startswith("127.")
+    return machine.is_loopback(urlsplit(url).hostname or "")
 
 
 async def key_trouble(url: str, *, timeout_s: float = _ANSWER_TIMEOUT_S) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.config import Config
 from pipeline.process.lifecycle import Report
+from pipeline.process.terminal import visible
 from pipeline.up.bar import FetchBar
 from pipeline.up.instance import Instance
 from pipeline.up.model import DEMO_MODEL
@@ -236,4 +237,4 @@ def command_name() -> str:
 def _escape(text: str) -> str:
     from rich.markup import escape  # noqa: PLC0415 - as above
 
-    return escape(text)
+    return escape(visible(text, keep=""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -23,7 +24,7 @@ import msgspec
 
 from pipeline.core.room import Disk
 from pipeline.up.children import LaunchError, Process, last_line, spawn_tied
-from pipeline.up.instance import private_file, process_lives
+from pipeline.up.instance import LOCK_FILE, private_file, process_lives
 from pipeline.up.ports import taken
 from pipeline.up.reach import jetstream_answers
 
@@ -33,6 +34,10 @@ LOCK_PATIENCE_S = 3.0
 # As embedded-users.conf names them.
 _USER = "headrace"
 _PASSWORD_VARIABLE = "HEADRACE_BROKER_PASSWORD"  # noqa: S105 - the name of a variable
+# nats-server takes a value of digits from the environment for a number. A URL holds these characters as they are.
+_IS_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{11,}", re.ASCII)
+
+_log = logging.getLogger(__name__)
 
 
 class BrokerError(LaunchError):
@@ -76,7 +81,7 @@ def state_lock(state_dir: Path) -> Iterator[IO[str]]:
     Raises:
         BrokerError: another process holds the lock, or the folder cannot be written.
     """
-    path = state_dir / "lock"
+    path = state_dir / LOCK_FILE
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -224,19 +229,27 @@ def disk_of(folder: Path) -> Disk:
 def _password(file: Path) -> str:
     """The password in a file that only this user can read; it is made and stored the first time.
 
-    It begins with a letter: nats-server takes a value of digits from the environment for a number.
+    A power failure can leave an empty or garbled file. It is set aside, because an empty password would be none.
 
     Raises:
         BrokerError: the file cannot be read or written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            private_file(file, f"p{secrets.token_hex(20)}".encode())
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise BrokerError(f"Cannot use the broker's password in {file}: {what}.") from None
+        if file.exists():
+            found = file.read_bytes().decode("ascii", errors="replace").strip()
+            if _IS_PASSWORD.fullmatch(found):
+                file.chmod(0o600)
+                return found
+            damaged = file.with_name(f"{file.name}.damaged")
+            file.replace(damaged)
+            _log.warning(
+                "The broker's password in %s was damaged. There is a new one; the old file is %s.", file, damaged
+            )
+        made = f"p{secrets.token_hex(20)}"
+        private_file(file, made.encode())
+    except OSError as error:
+        raise BrokerError(f"Cannot use the broker's password in {file}: {error.strerror}.") from None
+    return made
 
 
 def _read_port(file: Path) -> int:

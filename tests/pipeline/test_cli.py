@@ -32,6 +32,7 @@ from pipeline.wire.answers import (
     Delta,
     ErrorAnswer,
     ErrorBody,
+    Status,
     Usage,
 )
 from pipeline.wire.errors import ErrorCode
@@ -526,13 +527,32 @@ def test_reasoning_is_dim_on_a_terminal_and_not_on_a_pipe(lost, capsys):
     last = completion("a b c")
     last.choices[0].message.reasoning_content = "I think."
     for shown in (True, False):
-        printer = Printer(verbose=False, reasoning=shown)
+        printer = Printer(verbose=False, terminal=shown)
         for message in [*(chunks[:1] if lost == 1 else chunks if not lost else []), last]:
             printer.take(message)
         out = capsys.readouterr().out
         dim = "".join(re.findall(r"\x1b\[2m(.*?)\x1b\[22m", out))
         assert dim == ("I think." if shown else "")
         assert re.sub(r"\x1b\[2m.*?\x1b\[22m", "", out) == ("\n\na b c\n" if shown else "a b c\n")
+
+
+def test_on_a_terminal_no_answer_controls_it_and_a_pipe_gets_it_as_it_is(capsys):
+    text = "\x1b]0;t\x07 a\u200db \x9b2J\x7f\r\n\tc"
+    for terminal, shown in ((True, "\\x1b]0;t\\x07 a\u200db \\x9b2J\\x7f\\r\n\tc"), (False, text)):
+        printer = Printer(verbose=False, terminal=terminal)
+        for message in (chunk(0, text[:9]), completion(text)):
+            printer.take(message)
+        assert capsys.readouterr().out == f"{shown}\n"
+
+
+def test_no_error_and_no_status_controls_the_terminal(capsys):
+    printer = Printer(verbose=True)
+    printer.take(Status("x", "started", 0, "ollama", "m\x1b[2J", 1, 0.0, reason="\x1b[2J"))
+    body = ErrorBody(ErrorCode.ENGINE_FAILED, "Ollama: \x1b[2J\nx", "server_error", None, retryable=True)
+    printer.take(ErrorAnswer("x", 0, body))
+    said = capsys.readouterr().err
+    assert said.endswith("headrace: engine_failed: Ollama: \\x1b[2J\nx\n")
+    assert "\x1b" not in said
 
 
 def test_an_error_after_some_text_stands_on_a_line_of_its_own(capsys):
@@ -579,7 +599,13 @@ def test_what_is_sent_is_a_request_of_the_contract():
     assert msgspec.json.decode(body)["stream"] is False
 
 
-@pytest.mark.parametrize("command", [["send", "x"], ["stats"], ["cancel", "r1"], ["dead", "purge", "--all"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["send", "x"], ["stats"], ["top"], ["cancel", "r1"], ["dead", "purge", "--all"], ["usage"], ["bench"]),
+        *(["pause", "low"], ["resume", "low"], ["paused"], ["move", "r1", "high"], ["batch", "batch_1"]),
+    ],
+)
 def test_a_client_asks_no_other_instance_than_the_one_of_the_state_folder(command, tmp_path):
     run = headrace(*command, "--state-dir", str(tmp_path / "stopped one"))
     assert run.returncode == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine import cpu_count, cpu_quota, has_gpu, memory_available, memory_total
+from pipeline.machine import cpu_count, cpu_quota, has_gpu, is_loopback, memory_available, memory_total
 
 GROUPS = "sys/fs/cgroup"
 
@@ -89,3 +89,14 @@ def test_a_group_whose_path_is_hidden_is_the_mounted_root(linux):
 def test_a_gpu_is_recognized_by_its_driver(linux):
     assert not has_gpu(linux())
     assert has_gpu(linux(**{"dev/nvidiactl": ""}))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *[(host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "::ffff:127.0.0.1")],
+        *[(host, False) for host in ("0.0.0.0", "192.168.1.2", "::", "example.org", "127.example.org")],
+    ],
+)
+def test_loopback_is_told_from_what_others_reach(host: str, expected: bool):
+    assert is_loopback(host) is expected

@@ -29,11 +29,11 @@ from consumers.engines.server.http import (
     LOOK_TIMEOUT_S,
     RETRY_LATER,
     Patience,
-    is_local,
     lines,
     translated,
 )
 from pipeline.config import ConfigError
+from pipeline.machine import is_local
 
 _LOADED_TIMEOUT_S = 1.0
 _SHOW_TIMEOUT_S = 1.0

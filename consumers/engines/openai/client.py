@@ -18,11 +18,11 @@ from consumers.engines.server.http import (
     LOOK_TIMEOUT_S,
     RETRY_LATER,
     Patience,
-    is_local,
     lines,
     translated,
 )
 from pipeline.config import ConfigError, base_url
+from pipeline.machine import is_local
 from pipeline.wire.errors import quoted
 
 _MODELS = "/v1/models"

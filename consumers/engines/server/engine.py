@@ -220,6 +220,7 @@ class ServerEngine(Generic[M]):
             work.id,
             reader_of(call.reader, work, plain_calls=self._config.plain_tool_calls),
             call.parts,
+            limit=call.limit,
             parted=lambda _: self._parted(key),
             # The client has seen the beginning of a streamed answer.
             failure=lambda error: self._failure(

@@ -12,6 +12,12 @@ from pipeline.core.server_pace import Timing
 from pipeline.engine import CUT_IN_REASONING, Piece
 from pipeline.wire.errors import HeadraceError
 
+# A part is a token, or a piece of one where a server or a proxy cuts it. An answer of more parts than these for each
+# token of its limit, and some beside, has no end. What a model thinks may not count in the limit.
+_PARTS_PER_TOKEN = 8
+_PARTS_BESIDE = 1000
+_THINKING_PARTS = 65_536
+
 
 class ServerGeneration:
     """A running request.
@@ -22,6 +28,7 @@ class ServerGeneration:
         request_id: the request's id.
         reader: reads the parts.
         parts: the streamed answer. It is closed at the end.
+        limit: the most tokens of the answer.
         parted: called at each part.
         failure: turns an error of the server into the request's.
         ended: called once, at the end of the stream, whatever ended it.
@@ -33,6 +40,7 @@ class ServerGeneration:
         reader: PartReader,
         parts: AsyncGenerator[dict[str, Any], None],
         *,
+        limit: int,
         parted: Callable[[ServerGeneration], None],
         failure: Callable[[ServerError], HeadraceError],
         ended: Callable[[ServerGeneration], None],
@@ -42,6 +50,8 @@ class ServerGeneration:
         self.begun = False
         self._reader = reader
         self._parts = parts
+        self._parts_left = _PARTS_PER_TOKEN * limit + _PARTS_BESIDE
+        self._thinking_left = _THINKING_PARTS
         self._parted = parted
         self._failure = failure
         self._ended = ended
@@ -106,6 +116,7 @@ class ServerGeneration:
     def _take(self, piece: Piece) -> None:
         self.whole = piece.usage is not None
         if not self.whole:
+            self._count(piece)
             self._parted(self)
         self._reasoned |= bool(piece.reasoning)
         if piece.finish_reason == "length" and self._reasoned and not (self.begun or piece.text or piece.tool_calls):
@@ -116,6 +127,15 @@ class ServerGeneration:
             return
         self._piece = piece if self._piece is None else _join(self._piece, piece)
         self._news.set()
+
+    def _count(self, piece: Piece) -> None:
+        """Raise BadAnswer if the answer has no end: nothing else would end its request, nor free its slot."""
+        if piece.reasoning:
+            self._thinking_left -= 1
+        else:
+            self._parts_left -= 1
+        if self._parts_left < 0 or self._thinking_left < 0:
+            raise BadAnswer("The answer goes on and on, far beyond the limit of its tokens.")
 
 
 def _join(first: Piece, then: Piece) -> Piece:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -106,17 +105,6 @@ async def lines(data: AsyncIterator[bytes], *, sender: str) -> AsyncGenerator[by
 
 async def _next(parts: AsyncGenerator[_T, None]) -> _T | None:
     return await anext(parts, None)
-
-
-def is_local(host: str) -> bool:
-    """Whether a host is this machine."""
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 def translated(error: Exception, *, kind: str) -> ServerError:

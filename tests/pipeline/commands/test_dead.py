@@ -108,11 +108,13 @@ async def test_what_a_stranger_wrote_does_not_steer_the_terminal(dead, poison):
 
 
 async def test_a_list_escapes_what_a_stranger_wrote(dead, bus):
-    headers = {MSG_ID: "1", "Llm-Id": "a\x1b[2J\tb\x7f", "Llm-Trace-Id": "\x1b]0;t\x07"}
+    headers = {MSG_ID: "1", "Llm-Id": "a\x1b[2J\tb\x7f\xa0c", "Llm-Trace-Id": "\x1b]0;t\x07"}
     await bus.store("llm.dead.high", b"x", headers=headers)
     for options in ((), ("--json",)):
         _, out, _ = await dead("list", *options)
-        assert not set(out) & set("\x1b\t\x07\x7f")
+        assert not set(out) & set("\x1b\t\x07\x7f\xa0")
+    (row,) = json.loads(out)
+    assert (row["id"], row["trace_id"]) == (headers["Llm-Id"], headers["Llm-Trace-Id"])
     _, out, _ = await dead("replay", "--all")
     assert not set(out) & set("\x1b\t\x07\x7f")
 

@@ -62,6 +62,19 @@ def test_what_is_wrong_with_the_store_is_said(store, line):
     assert line in said.get()
 
 
+def test_what_a_server_said_neither_ends_the_command_nor_controls_the_terminal():
+    said = "http://[fe80::1]:11434: no [/INST] \x1b[2J"
+    load = Load("ollama", "normal", 0.0, PerPriority(), PerPriorityCount(), Slots(0, 0), 0.0, said, 0.0)
+    servers = [ServerState("w", "openai", "http://x", "down", ["m"], Slots(0, 4), 0.0, said)]
+    lanes, store = [LaneStatistics() for _ in range(3)], StoreReport("failed", said)
+    statistics = QueueStatistics(*lanes, {"ollama": load}, {"[/x]": 1}, 0, 1.0, servers=servers, store=store)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render(statistics))
+    assert captured.get().count("http://[fe80::1]:11434: no [/INST] \\x1b[2J") == 3
+    assert "[/x] 1" in captured.get()
+
+
 def test_what_is_paused_is_said():
     lanes = [LaneStatistics() for _ in range(3)]
     paused = [Pause("low", at=0.0, reason="the [demo]")]

@@ -646,7 +646,14 @@ async def test_calls_without_a_valid_key_are_limited_by_address_and_a_valid_key_
 
 
 @pytest.mark.parametrize(
-    "hosts", ["", "Host: localhost\r\nHost: 127.0.0.1\r\n", "Host: localhost\r\nhost: localhost\r\n"]
+    "hosts",
+    [
+        "",
+        "Host:\r\n",
+        "Host: \t\r\n",
+        "Host: localhost\r\nHost: 127.0.0.1\r\n",
+        "Host: localhost\r\nhost: localhost\r\n",
+    ],
 )
 async def test_a_request_without_one_host_is_refused(serve: Serve, engine: Engine, hosts: str):
     async with serve() as client:

@@ -12,13 +12,13 @@ from pipeline.gateway.identity import (
     hashed,
     identify,
     is_local_name,
-    is_loopback,
     make_key,
     meant_name,
     own_id,
     own_name,
     priority_of,
     request_id,
+    sender_of,
 )
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.subjects import Priority, is_generated_id, is_request_id
@@ -153,14 +153,20 @@ def test_the_ids_of_further_choices_are_valid_and_of_this_call_alone(first: str)
 
 
 @pytest.mark.parametrize(
-    ("host", "expected"),
+    ("one", "other", "same"),
     [
-        *[(host, True) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")],
-        *[(host, False) for host in ("0.0.0.0", "192.168.1.2", "::", "example.org")],
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("::1", "::2", False),
+        ("unknown", "unknown", True),
     ],
 )
-def test_loopback_is_told_from_what_others_reach(host: str, expected: bool):
-    assert is_loopback(host) is expected
+def test_the_addresses_of_one_sender_are_told_from_those_of_another(one: str, other: str, same: bool):
+    assert (sender_of(one) == sender_of(other)) is same
 
 
 @pytest.mark.parametrize(

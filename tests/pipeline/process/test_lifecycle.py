@@ -253,6 +253,11 @@ def test_every_record_is_one_line():
     assert text.endswith("ValueError: a | b")
 
 
+def test_no_record_controls_the_terminal_on_which_the_log_is_read():
+    record = logging.LogRecord("x", logging.ERROR, "f", 1, "it said %s", ("\x1b[2J\x9b\x07 naïve ✓",), None)
+    assert OneLineFormatter("%(message)s").format(record) == "it said \\x1b[2J\\x9b\\x07 naïve ✓"
+
+
 # Leaves garbage that says when it is searched for, and then runs a module as `python -m` does.
 LEAVES_GARBAGE = """
 import gc, runpy, sys

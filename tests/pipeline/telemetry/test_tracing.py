@@ -658,6 +658,21 @@ def test_a_dead_collector_costs_one_line_for_each_kind_of_loss() -> None:
     assert len(lines) == 2, lines
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5h://127.0.0.1:1", "nonsense"])
+async def test_a_proxy_of_the_environment_is_not_asked_for_a_collector_on_this_machine(
+    traces: Collector, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    tracing = Tracing.from_environment(service="headrace-mlx", instance="1")
+    with tracing.triage():
+        pass
+    await asyncio.to_thread(tracing.shutdown, PATIENCE_S)
+    await traces.wait_for(lambda seen: seen.named("triage"))
+
+
 _SILENT = """
 import threading
 from pipeline.telemetry import Tracing

@@ -51,6 +51,7 @@ def test_nothing_is_divided_where_no_model_runs_on_a_cpu(monkeypatch):
         ("http://[::1]:11434", True),
         ("http://192.168.1.20:11434", False),
         ("https://ollama.example/api", False),
+        ("http://127.example:11434", False),
     ],
 )
 def test_a_loopback_address_is_this_machine(url, here):

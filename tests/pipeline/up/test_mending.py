@@ -15,7 +15,15 @@ from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.delivery.puller import Puller
 from pipeline.up.mending import Mending
-from pipeline.wire.subjects import LANES, MSG_ID, STREAM_REQUESTS
+from pipeline.wire.subjects import (
+    FILE_CHUNKS,
+    LANES,
+    MSG_ID,
+    STREAM_BATCH,
+    STREAM_FILES,
+    STREAM_REQUESTS,
+    STREAM_USED,
+)
 from tests.support import NatsServer
 from tests.waiting import eventually, taken
 
@@ -42,7 +50,12 @@ FILES = [
     "LLM_STATE/msgs/1.blk",
     "LLM_STATE/msgs/thw.db",
     "LLM_DEAD/meta.sum",
+    "LLM_BATCH/msgs/1.blk",
+    "LLM_USAGE/meta.inf",
+    "LLM_USED/msgs/1.blk",
+    "OBJ_LLM_FILES/msgs/1.blk",
 ]
+CHECKSUM_BYTES = 8
 REQUESTS = [f"r{number}" for number in range(1, 9)]
 
 
@@ -68,6 +81,9 @@ async def store(whole: Path, tmp_path: Path) -> Path:
                 await bus.store("llm.request.high", b"x" * 300, headers={MSG_ID: name})
             await bus.store("llm.ollama.low", b"x", headers={MSG_ID: "o1"})
             await bus.store("llm.dead.low", b"x", headers={MSG_ID: "d1"})
+            for subject in ("llm.batch.b1.order", "llm.batch.b1.result", "llm.usage.hour.1", "llm.used"):
+                await bus.store(subject, b"x" * 300)
+            await bus.store(f"{FILE_CHUNKS}.f1", b"x" * 300)
             await bus.store("llm.out.r1", b"{}", expected_last=0)
             await bus.store("llm.returned.high-2", b"1", headers={"Nats-TTL": "3600s"})
             puller = Puller(bus, STREAM_REQUESTS, nothing, 30.0)
@@ -162,6 +178,10 @@ async def test_it_starts_and_each_request_is_delivered_or_listed(store, started,
         ("LLM/obs/high/o.dat", "garbled", "LLM/obs/high/o.dat", "The consumer high of stream LLM was damaged."),
         ("LLM/msgs/1.blk", "cut", "LLM/msgs/1.blk", "Block 1.blk of stream LLM was damaged."),
         ("LLM/meta.inf", "garbled", "LLM/meta.inf", "The description of stream LLM was damaged."),
+        ("LLM_BATCH/msgs/1.blk", "garbled", "LLM_BATCH/msgs/1.blk", "Block 1.blk of stream LLM_BATCH was damaged."),
+        ("LLM_USED/msgs/1.blk", "cut", "LLM_USED/msgs/1.blk", "Block 1.blk of stream LLM_USED was damaged."),
+        ("LLM_USAGE/meta.inf", "zeroed", "LLM_USAGE/meta.inf", "The description of stream LLM_USAGE was damaged."),
+        ("OBJ_LLM_FILES/meta.inf", "cut", "OBJ_LLM_FILES/meta.inf", "The description of stream OBJ_LLM_FILES was"),
     ],
 )
 async def test_what_is_damaged_is_set_aside_and_said(store, started, name, how, kept, says):
@@ -186,6 +206,25 @@ async def test_a_message_whose_body_was_damaged_is_listed(store, started, sequen
         assert await readable(bus, STREAM_REQUESTS) == set(range(2, 9)) - {sequence}
 
 
+@pytest.mark.parametrize(("name", "lost"), [("LLM_BATCH", {2}), ("LLM_USAGE", {1}), ("OBJ_LLM_FILES", {1})])
+async def test_what_a_damaged_block_of_any_stream_held_is_listed(store, started, name, lost):
+    block = file_of(store, f"{name}/msgs/1.blk")
+    block.write_bytes(block.read_bytes()[:-100])
+    _, said = await started()
+    assert listed(said, name) == lost
+
+
+@pytest.mark.parametrize("sequence", [3, 8])
+async def test_a_block_that_ends_behind_a_whole_message_is_noticed(store, started, sequence):
+    """The server's index tells of messages that the block has no longer."""
+    block = file_of(store, "LLM/msgs/1.blk")
+    data = block.read_bytes()
+    end = data.index(b"x" * 300, data.index(f"r{sequence - 1}\r\n".encode())) + 300 + CHECKSUM_BYTES
+    block.write_bytes(data[:end])
+    _, said = await started()
+    assert listed(said, "LLM") == set(range(sequence, 9))
+
+
 async def test_after_a_kill_nothing_is_said(store, started):
     server = NatsServer(store)
     server.start()
@@ -198,6 +237,23 @@ async def test_after_a_kill_nothing_is_said(store, started):
             await bus.store("llm.request.high", b"x" * 300, headers={MSG_ID: f"late-{number}"})
         await eventually(lambda: _holds(bus, 7))
     server.kill()
+    assert (await started())[1] == []
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_of_what_was_replaced_and_purged_nothing_is_said(store, started, killed):
+    server = NatsServer(store)
+    server.start()
+    async with Bus.connect(server.url, name="test") as bus:
+        for number in range(5):
+            await bus.store("llm.batch.b1.state", b"%d" % number, headers={"Nats-Rollup": "sub"})
+            await bus.store("llm.batch.b1.result", b"x" * 300)
+            await bus.store("llm.usage.hour.1", b"%d" % number)
+        last = await bus.last_message(STREAM_BATCH, "llm.batch.b1.result")
+        await bus.purge(STREAM_BATCH, "llm.batch.b1.result", up_to=last[0])
+        await bus.purge(STREAM_FILES, f"{FILE_CHUNKS}.f1", up_to=1)
+        await bus.delete(STREAM_USED, 1)
+    (server.kill if killed else server.stop)()
     assert (await started())[1] == []
 
 

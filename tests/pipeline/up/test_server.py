@@ -16,7 +16,7 @@ from pipeline.broker.connection import Unreachable
 from pipeline.broker.jetstream import Bus
 from pipeline.config import Config
 from pipeline.up.children import Process
-from pipeline.up.instance import process_lives
+from pipeline.up.instance import private_file, process_lives
 from pipeline.up.reach import jetstream_answers
 from pipeline.up.screen import shown
 from pipeline.up.server import Broker, BrokerError, find_conf, find_server, state_lock
@@ -202,6 +202,43 @@ async def test_a_locked_broker_takes_only_who_knows_the_password_that_it_keeps(s
     assert again.url == broker.url
     # Other users of this machine can read the options of a process.
     assert password.read_text() not in options_of_all_processes()
+
+
+@pytest.mark.parametrize("left", [b"", bytes(41), b"\xff" * 41, b"p12", b"p1234 56789@:/x"])
+async def test_a_damaged_password_is_set_aside_and_leaves_no_broker_open(start, tmp_path, left):
+    password = tmp_path / "nats" / "password"
+    password.parent.mkdir()
+    password.write_bytes(left)
+    broker, _ = await start(locked=True)
+    assert len(password.read_text()) == 41
+    assert password.stat().st_mode & 0o777 == 0o600
+    assert password.with_name("password.damaged").read_bytes() == left
+    async with Bus.connect(broker.url, name="test") as bus:
+        assert bus.is_connected
+    with pytest.raises(Unreachable, match="Authorization Violation"):
+        async with Bus.connect(f"nats://127.0.0.1:{broker.port}", name="stranger"):
+            pass
+
+
+async def test_a_password_that_others_may_read_is_closed_to_them(start, tmp_path):
+    password = tmp_path / "nats" / "password"
+    password.parent.mkdir()
+    password.write_text("my-own-password\n")
+    password.chmod(0o644)
+    broker, _ = await start(locked=True)
+    assert broker.url == f"nats://headrace:my-own-password@127.0.0.1:{broker.port}"
+    assert password.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_with_a_secret_is_no_file_that_another_user_had_opened(tmp_path):
+    file = tmp_path / "ready"
+    before = tmp_path / f".ready.{os.getpid()}"
+    before.touch(0o666)
+    with before.open() as opened:
+        private_file(file, b"secret")
+        assert opened.read() == ""
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"secret", 0o600)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [before.name, "ready"]
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,26 @@ async def test_an_answer_that_cannot_be_read_fails_with_what_the_server_said(
     assert names in failed.value.message
 
 
+@pytest.mark.parametrize("part", [said(), said("x"), said(thinking="x")], ids=["nothing", "text", "thoughts"])
+async def test_an_answer_without_an_end_is_given_up(
+    ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    """Its server says something all the time, so that no silence ends it."""
+    monkeypatch.setattr("consumers.engines.server.generation._PARTS_BESIDE", 10)
+    monkeypatch.setattr("consumers.engines.server.generation._THINKING_PARTS", 90)
+
+    async def endless(connection: Connection) -> None:
+        await connection.lines(part)
+        while True:
+            await connection.lines_more(*[part] * 10)
+
+    ollama.chat = endless
+    with pytest.raises(Misbehaved, match="on and on"):
+        await answer_of(msgspec.structs.replace(CONFIG, default_max_tokens=10), ollama)
+    await sends(ollama, [*[said("x")] * 10, LAST])
+    assert (await answer_of(msgspec.structs.replace(CONFIG, default_max_tokens=10), ollama)).text == "x" * 10
+
+
 async def test_an_answer_that_ends_in_its_reasoning_says_so(ollama: OllamaServer) -> None:
     cut = LAST | {"done_reason": "length"}
     for lines, notes in (
