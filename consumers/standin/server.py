@@ -106,7 +106,7 @@ class Server:
         if self._known(body.model, [*self._chatting, *self._listed]) is not self._embedder:
             raise ApiError(501, "this model does not support embeddings")
         texts = [body.input] if isinstance(body.input, str) else body.input or []
-        dimensions = body.dimensions or DIMENSIONS
+        dimensions = DIMENSIONS if body.dimensions is None else int(body.dimensions)
         if not 0 < dimensions <= DIMENSIONS:
             raise ApiError(400, f"dimensions must be 1 to {DIMENSIONS}")
         vectors = [embedding(text, dimensions) for text in texts if text]
