@@ -324,7 +324,8 @@ class EngineProcess:
         child.kill()
 
     def _handle(self, child: Child, frame: FromChild) -> None:
-        self._heard_at = self._now()
+        if self._is_progress(frame):
+            self._heard_at = self._now()
         if isinstance(frame, Step):
             self._stats = frame.stats
             for number, piece in frame.pieces:
@@ -352,6 +353,16 @@ class EngineProcess:
             self._requests.reset(frame.epoch, frame.error)
         self._dispatch()
         self._announce()
+
+    def _is_progress(self, frame: FromChild) -> bool:
+        """Whether a frame shows that the child's steps go on.
+
+        Counts and refusals come from the thread that reads requests, also while a step hangs. A refusal is progress if
+        no older request is in the child: that thread takes one request after another.
+        """
+        if isinstance(frame, Rejected):
+            return self._requests.is_oldest(frame.key)
+        return not isinstance(frame, Counted)
 
     def _dispatch(self) -> None:
         was_busy = self._requests.busy

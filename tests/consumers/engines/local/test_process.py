@@ -1,6 +1,7 @@
 """However the child or one of its requests ends, the other requests are answered as usual."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -129,6 +130,30 @@ async def test_a_step_that_never_ends_is_ended(start):
         with pytest.raises(HeadraceError, match="no step completed within") as caught:
             await ask(engine, counting(9, fault="[[fault:hang@2]]"))
         assert caught.value.code is ErrorCode.ENGINE_FAILED
+
+
+async def counted(engine) -> None:
+    await engine.counter.count_tokens(counting(9))
+
+
+async def refused(engine) -> None:
+    await ask(engine, ChatRequest(prompt="x", suffix="y"))
+
+
+@pytest.mark.parametrize("told", [counted, refused])
+async def test_a_step_that_never_ends_is_ended_though_the_child_still_replies(start, told):
+    async def again_and_again(engine) -> None:
+        while True:
+            with contextlib.suppress(HeadraceError):
+                await told(engine)
+            await asyncio.sleep(0.01)
+
+    async with start("simulated", step_timeout_s=0.5) as engine, asyncio.timeout(90):
+        hangs = await engine.submit(work(counting(9, fault="[[fault:hang@2]]")))
+        asking = asyncio.create_task(again_and_again(engine))
+        with pytest.raises(HeadraceError, match="no step completed within"):
+            await read(hangs)
+        asking.cancel()
 
 
 async def test_two_poisons_at_once_end_both_and_no_other_request(start):
