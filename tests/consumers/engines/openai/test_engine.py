@@ -322,6 +322,39 @@ async def test_thoughts_scores_and_calls_are_read(server: OpenAIServer, against:
     assert pieces[-1].notes == []
 
 
+def calling(index: int | None, call_id: str | None, name: str | None, arguments: str) -> bytes:
+    """An event with a part of a call."""
+    return said("", tool_calls=[{"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(0, "a", "f", '{"x"'), (0, None, None, ": 1}"), (1, "b", "g", "{}")],
+        [(1, "a", "f", '{"x": 1}'), (2, "b", "g", "{}")],
+        [(0, "a", "f", '{"x": 1}'), (0, "b", "g", "{}")],
+        [(0, "a", "f", '{"x": 1}'), (0, "b", "g", "{"), (0, "b", "", "}")],
+        [(-1, "a", "f", '{"x": 1}'), (10**12, "b", "g", "{}")],
+        [(0, "c", "f", '{"x"'), (0, "a", None, ": 1}"), (1, "b", "g", "")],
+    ],
+    ids=["as OpenAI", "from 1", "all 0", "all 0, in parts", "wild", "an id for each part, no arguments"],
+)
+async def test_calls_are_told_apart_however_the_server_numbers_them(
+    server: OpenAIServer, against: OpenAIEngine, parts: list[tuple[int, str | None, str | None, str]]
+) -> None:
+    """Gemini's API numbers all calls 0; proxies of Anthropic's API number them with the text before them."""
+    server.chat = answers(*(calling(*part) for part in parts), said("", "tool_calls"), counted(3, 9), DONE)
+    _, last = await whole(against, tools=[TOOL])
+    calls = [(call.id, call.function.name, call.function.arguments) for call in last.tool_calls]
+    assert calls == [("a", "f", '{"x": 1}'), ("b", "g", "{}")]
+
+
+async def test_an_empty_reason_is_no_end(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("a", ""), said("b", ""), said("", "length"), counted(3, 2), DONE)
+    text, last = await whole(against)
+    assert (text, last.finish_reason) == ("ab", "length")
+
+
 PLAIN = ('```json\n{"name": ', '"f", "arguments"', ': {"x": 1}}\n', "```")
 
 
@@ -486,6 +519,8 @@ FAILURES = {
     "error within": answers(said("half "), event(error={"message": "out of memory", "code": 500})),
     "shape": answers(said("half "), event(choices="?")),
     "nothing": answers(DONE),
+    "empty reason": answers(said("half ", "")),
+    "given up": answers(said("half "), said("", "abort"), counted(3, 1), DONE),
 }
 
 
