@@ -676,6 +676,21 @@ async def test_another_text_than_the_client_has_ends_the_request(
     assert against.status().state == "ready"
 
 
+@pytest.mark.parametrize(
+    ("anew", "rest"),
+    [(("hm", ", so", "."), "."), (("hm, so.", " 4"), ". 4"), (("hm,", " no."), "\n\nhm, no."), (("hm",), "")],
+    ids=["parts", "beyond", "other thoughts", "less"],
+)
+async def test_thoughts_that_the_client_has_are_not_repeated(
+    server: OpenAIServer, against: OpenAIEngine, anew: tuple[str, ...], rest: str
+) -> None:
+    """The attempt before broke off in them, and the server begins again."""
+    server.chat = answers(*(said("", reasoning_content=part) for part in anew), said("4", "stop"), counted(3, 9), DONE)
+    pieces = await pieces_of(await against.submit(msgspec.structs.replace(work(), resume_reasoning="hm, so")))
+    assert "".join(piece.reasoning for piece in pieces) == rest
+    assert "".join(piece.text for piece in pieces) == "4"
+
+
 # ---- the URL ---------------------------------------------------------------------------------------------------------
 
 
