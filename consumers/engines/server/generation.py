@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from consumers.engines.server.errors import BadAnswer, ServerError
 from pipeline.core.server_pace import Timing
 from pipeline.engine import CUT_IN_REASONING, Piece
 from pipeline.wire.errors import HeadraceError
+
+log = logging.getLogger(__name__)
 
 
 class ServerGeneration:
@@ -95,6 +98,9 @@ class ServerGeneration:
             self._error = self._failure(ServerError(str(error)))
         except HeadraceError as error:
             self._error = error
+        except Exception as error:
+            log.exception("Answer %s of a server could not be read.", self.request_id)
+            self._error = self._failure(ServerError(f"the answer could not be read ({type(error).__name__}: {error})"))
         finally:
             await self._parts.aclose()
 

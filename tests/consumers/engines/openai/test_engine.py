@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -531,6 +531,31 @@ async def test_a_failure_leaves_another_attempt_even_where_a_text_was_seen(
     server.chat = chat
     assert isinstance(await failure_of(against, stream=True), Misbehaved)
     assert against.status().slots_used == 0
+
+
+class Unreadable:
+    """A reader that fails on every part."""
+
+    timing = None
+
+    def read(self, part: dict[str, Any]) -> Piece:
+        raise KeyError(*part)
+
+
+async def test_a_part_on_which_the_reader_fails_is_a_failure_of_the_server() -> None:
+    async def parts() -> AsyncGenerator[dict[str, Any], None]:
+        yield {"odd": 1}
+
+    generation = ServerGeneration(
+        "r1",
+        Unreadable(),
+        parts(),
+        parted=lambda _: None,
+        failure=lambda error: Misbehaved(error.message),
+        ended=lambda _: None,
+    )
+    with pytest.raises(Misbehaved, match=r"could not be read \(KeyError: 'odd'\)"):
+        await generation.next()
 
 
 @pytest.mark.parametrize(
