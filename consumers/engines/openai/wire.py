@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from consumers.engines.openai.resuming import Beginning
 from consumers.engines.server.errors import BadAnswer, ServerError
@@ -47,7 +47,7 @@ def converted(answer: Any, kind: type[_T]) -> _T:
 
 
 class _DeltaFunction(Struct):
-    """A part of a call. Some servers send the arguments as an object."""
+    """A part of a call. Some servers send the arguments as an object. null is read as left out, here and below."""
 
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
@@ -56,7 +56,7 @@ class _DeltaFunction(Struct):
 class _DeltaCall(Struct):
     index: int | None = None
     id: str | None = None
-    function: _DeltaFunction = field(default_factory=_DeltaFunction)
+    function: _DeltaFunction | None = None
 
 
 class _AnswerDelta(Struct):
@@ -75,7 +75,7 @@ class _AnswerDelta(Struct):
 class _DeltaChoice(Struct):
     """`stop_reason` is vLLM's: the stop string that ended the answer, or the number of a token."""
 
-    delta: _AnswerDelta = field(default_factory=_AnswerDelta)
+    delta: _AnswerDelta | None = None
     text: str | None = None
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -153,10 +153,11 @@ class DeltaReader:
         self._counts = event.usage or self._counts
         piece = Piece()
         for choice in event.choices or ():
-            piece.text += choice.delta.content or choice.text or ""
-            piece.reasoning += choice.delta.thoughts
+            delta = choice.delta or _AnswerDelta()
+            piece.text += delta.content or choice.text or ""
+            piece.reasoning += delta.thoughts
             piece.scores += _scores(choice.logprobs)
-            for call in choice.delta.tool_calls or ():
+            for call in delta.tool_calls or ():
                 self._add(call)
             self._note_finish(choice)
         self._parts += bool(piece.text or piece.reasoning)
@@ -212,7 +213,8 @@ class DeltaReader:
         0 or from 1, or all as 0.
         """
         number = len(self._calls) if part.index is None else part.index
-        call, function, said = self._numbered.get(number), part.function, part.function.arguments
+        call, function = self._numbered.get(number), part.function or _DeltaFunction()
+        said = function.arguments
         if call is None or part.index is None or _is_another(part, call):
             call = ToolCall(FunctionCall("", ""), id=f"call_{self._request_id}_{len(self._calls) + 1}")
             self._calls.append(call)
@@ -224,7 +226,8 @@ class DeltaReader:
 
 def _is_another(part: _DeltaCall, call: ToolCall) -> bool:
     """Whether a part begins another call than the one with its number. Some servers give each part an id of its own."""
-    return bool(part.id and part.id != call.id and part.function.name and call.function.name)
+    named = part.function is not None and part.function.name and call.function.name
+    return bool(named and part.id and part.id != call.id)
 
 
 def _scores(logprobs: dict[str, Any] | None) -> list[TokenScore]:

@@ -349,6 +349,25 @@ async def test_calls_are_told_apart_however_the_server_numbers_them(
     assert calls == [("a", "f", '{"x": 1}'), ("b", "g", "{}")]
 
 
+async def test_null_is_read_as_left_out(server: OpenAIServer, against: OpenAIEngine) -> None:
+    nothing = {"index": 0, "delta": None, "finish_reason": None}
+    ended = {"index": 0, "delta": None, "logprobs": None, "finish_reason": "tool_calls"}
+    part = {"index": 0, "id": None, "function": None}
+    server.chat = answers(
+        event(choices=[nothing], usage=None),
+        said("a", tool_calls=None, reasoning_content=None),
+        calling(0, "a", "f", "{"),
+        said("", tool_calls=[part]),
+        calling(0, None, None, "}"),
+        event(choices=[ended], usage=None),
+        counted(3, 2, prompt_tokens_details=None),
+        DONE,
+    )
+    text, last = await whole(against, tools=[TOOL])
+    calls = [(call.id, call.function.name, call.function.arguments) for call in last.tool_calls]
+    assert (text, calls, last.usage) == ("a", [("a", "f", "{}")], Usage(3, 2, 5))
+
+
 async def test_an_empty_reason_is_no_end(server: OpenAIServer, against: OpenAIEngine) -> None:
     server.chat = answers(said("a", ""), said("b", ""), said("", "length"), counted(3, 2), DONE)
     text, last = await whole(against)
