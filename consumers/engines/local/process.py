@@ -260,9 +260,6 @@ class EngineProcess:
     # ---- the child's lives -------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
-        if not self.simulated and not self._selected:
-            self._blas = await self._select(self._config.blas, self._config.mlx_threads)
-            self._selected = True
         pause = Backoff(_BACKOFF_S, _BACKOFF_MOST_S)
         while True:
             began_at = self._now()
@@ -285,8 +282,9 @@ class EngineProcess:
 
     async def _live(self) -> tuple[bool, str]:
         """One life of the child. Returns whether it became ready, and how it ended."""
-        if self._blas is not None and self._blas.is_gone():
+        if (not self.simulated and not self._selected) or (self._blas is not None and self._blas.is_gone()):
             self._blas = await self._select(self._config.blas, self._config.mlx_threads)
+            self._selected = True
         blas = self._blas.library if self._blas else ""
         child = await Child.start(self._config, self._model_path, self.name, blas=blas)
         self._child, self._stalled = child, ""

@@ -262,6 +262,23 @@ async def test_a_model_that_is_not_there_is_reported_and_requests_are_passed_on(
         assert refused.value.code is ErrorCode.UNAVAILABLE
 
 
+async def test_a_search_for_a_blas_library_that_fails_is_begun_again():
+    pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    tries = []
+
+    async def select(wanted: str, _: int) -> None:
+        tries.append(wanted)
+        if len(tries) == 1:
+            raise OSError("Resource temporarily unavailable")
+
+    async with EngineProcess(Config(), model_path=str(DEMO), served_name="m", select=select) as engine:
+        reasons = []
+        engine.on_change(lambda: reasons.append(engine.reason))
+        await until(engine, lambda: engine.state == "ready")
+        assert len(tries) == 2
+        assert "OSError: Resource temporarily unavailable" in reasons
+
+
 async def test_loading_is_reported(start):
     notes = []
     async with engine_of(Config(engine="simulated", simulated_load_s=0.1)) as engine:
