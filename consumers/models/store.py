@@ -232,7 +232,7 @@ def check_room(folder: Path, needed: int) -> None:
 def _read(file: Path) -> Origin | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeError):
         return None
 
 

@@ -166,7 +166,7 @@ class Files:
         async for message in self.bus.scan(STREAM_FILES, notes_subject()):
             try:
                 note = _note_decoder.decode(message.data)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeError):
                 continue
             if not note.deleted:
                 yield note
@@ -179,7 +179,7 @@ def _stored(note: FileNote) -> StoredFile | None:
     """The file of a note; None if another program has put it into the bucket."""
     try:
         traits = _traits_decoder.decode(note.description)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return None
     return StoredFile(_shown(note, traits), traits.tenant, note.nuid)
 

@@ -42,7 +42,7 @@ async def read_lanes(bus: Bus) -> tuple[int, frozenset[Lane] | None]:
 def _lanes_in(data: bytes) -> frozenset[Lane] | None:
     try:
         subjects = _decoder.decode(data).lanes if data else []
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         log.warning("Ignoring a malformed list of lanes: %s", error)
         return None
     return frozenset(lane for lane in map(lane_of_subject, subjects) if lane is not None and lane.tenant)

@@ -58,7 +58,7 @@ class PauseBoard:
     def _take(self, data: bytes) -> None:
         try:
             state = _decoder.decode(data) if data else PausedState()
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             log.warning("Ignoring a malformed list of pauses: %s", error)
             return
         if state != self.state:

@@ -143,7 +143,7 @@ class NoteFeed:
 def _notes_in(stored: Stored) -> dict[str, UsageNote]:
     try:
         found = _notes_decoder.decode(stored.data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         log.warning("Skipping message %d of %s: it is no account.", stored.sequence, STREAM_USED)
         return {}
     if isinstance(found, UsageNotes):

@@ -43,7 +43,7 @@ from pipeline.wire.answers import (
     Usage,
     add_call,
 )
-from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import Dialect, EngineName
 from pipeline.wire.requests import NO_LIMIT, EncodingFormat
 from pipeline.wire.subjects import Move
@@ -323,12 +323,22 @@ class AnswerWriter:
         return deltas
 
     def _repeated(self, index: int, part: ToolCall) -> ToolCall | None:
-        """What a call that the reader has, or has the beginning of, adds to it."""
+        """What a call that the reader has, or has the beginning of, adds to it.
+
+        Raises:
+            HeadraceError: `engine_failed`: the reader has the beginning of another call.
+        """
         self._repeated_arguments = ("" if part.begins else self._repeated_arguments) + part.function.arguments
-        had = self.record.tool_calls[index].function.arguments
-        if len(self._repeated_arguments) <= len(had) or not self._repeated_arguments.startswith(had):
-            return None
-        return ToolCall(FunctionCall("", self._repeated_arguments[len(had) :]))
+        had, again = self.record.tool_calls[index].function, self._repeated_arguments
+        common = min(len(had.arguments), len(again))
+        if had.arguments[:common] != again[:common] or (part.begins and part.function.name != had.name):
+            if _is_object(had.arguments):
+                return None
+            raise HeadraceError(
+                ErrorCode.ENGINE_FAILED,
+                f"The answer broke off in a call of {quoted(had.name)}, and the next attempt wrote another call.",
+            )
+        return ToolCall(FunctionCall("", again[common:])) if len(again) > common else None
 
     def completion(self, finish_reason: FinishReason, usage: Usage, *, now: float, stop: str = "") -> Completion:
         """The last message of a request that was answered. `stop` is the stop string that ended it, if it is known."""
@@ -402,6 +412,14 @@ def cut_short(limit: int | None, finish_reason: FinishReason, usage: Usage) -> l
         return []
     wanted = "no limit" if limit == NO_LIMIT else limit
     return [f"The context was full after {usage.completion_tokens} tokens of the answer: `max_tokens` is {wanted}."]
+
+
+def _is_object(arguments: str) -> bool:
+    try:
+        msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return False
+    return True
 
 
 def _as_base64(vector: list[float]) -> str:

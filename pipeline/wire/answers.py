@@ -296,7 +296,7 @@ _answer_decoder: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
 def decode_answer(data: bytes) -> Answer:
-    """Decode one message of a reply subject; raises msgspec.DecodeError for a foreign message."""
+    """Decode one message of a reply subject; raises msgspec.DecodeError or UnicodeError for a foreign message."""
     return _answer_decoder.decode(data)
 
 
@@ -304,7 +304,7 @@ def read_answer(data: bytes) -> Answer | None:
     """Decode one message of a reply subject, or None if it is no part of an answer."""
     try:
         found = decode_answer(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return None
     return None if isinstance(found, Chunk) and not found.choices else found
 

@@ -56,7 +56,7 @@ class Fetching:
     async def _on_call(self, message: Message) -> None:
         try:
             call = _decoder.decode(message.data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeError) as error:
             await self._reply(message, HeadraceError(ErrorCode.INVALID_REQUEST, f"The call is malformed: {error}."))
             return
         if call.leaves:

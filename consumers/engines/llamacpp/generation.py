@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ import httpx
 from consumers.engines.llamacpp.wire import EventReader, refusal
 from pipeline.engine import Misbehaved, Piece
 from pipeline.wire.errors import HeadraceError
+
+log = logging.getLogger(__name__)
 
 
 class LlamaGeneration:
@@ -62,6 +65,9 @@ class LlamaGeneration:
             self._news.put_nowait(error)
         except httpx.HTTPError as error:
             self._news.put_nowait(Misbehaved(f"llama.cpp does not answer ({type(error).__name__}: {error})."))
+        except Exception as error:
+            log.exception("An answer of llama.cpp could not be read.")
+            self._news.put_nowait(Misbehaved(f"llama.cpp cannot be read ({type(error).__name__}: {error})."))
 
     async def _lines(self) -> AsyncIterator[bytes]:
         async with self._http.stream("POST", self._path, json=self._body) as response:

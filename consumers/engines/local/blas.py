@@ -10,6 +10,7 @@ computes wrongly is not used.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -139,7 +140,16 @@ async def _trial(blas: Blas, environment: Mapping[str, str]) -> Blas | None:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode != 0:
+    speed = _speed(out) if process.returncode == 0 else 0.0
+    if not speed:
         log.debug("%s cannot be used: %s", blas.library, err.decode(errors="replace").strip()[-300:])
         return None
-    return Blas(blas.name, blas.library, float(out))
+    return Blas(blas.name, blas.library, speed)
+
+
+def _speed(said: bytes) -> float:
+    """The number that a trial has printed; 0 without one. A library can print as well, as MKL does with MKL_VERBOSE."""
+    for line in said.splitlines():
+        with contextlib.suppress(ValueError):
+            return float(line)
+    return 0.0

@@ -125,12 +125,14 @@ class Fleet:
         return [berth.model for berth in self._berths.values()]
 
     async def _selected(self, wanted: str, threads: int) -> Blas | None:
-        """The BLAS library, which is tried once for all models, and again if its file is gone."""
-        known = self._blas.result() if self._blas is not None and self._blas.done() else None
-        if self._blas is None or (known is not None and known.is_gone()):
+        """The BLAS library, which is tried once for all models, and again if that failed or its file is gone."""
+        found = self._blas
+        failed = found is not None and found.done() and (found.cancelled() or found.exception() is not None)
+        known = found.result() if found is not None and found.done() and not failed else None
+        if found is None or failed or (known is not None and known.is_gone()):
             select: Callable[[str, int], Awaitable[Blas | None]] = selected
-            self._blas = asyncio.ensure_future(select(wanted, threads))
-        return await asyncio.shield(self._blas)
+            found = self._blas = asyncio.ensure_future(select(wanted, threads))
+        return await asyncio.shield(found)
 
     # ---- the engine's interface --------------------------------------------------------------------------------------
 

@@ -49,6 +49,10 @@ class InFlight:
         """Whether the child works on any request."""
         return bool(self._in_child)
 
+    def is_oldest(self, number: int) -> bool:
+        """Whether the child got no request that it still has before the one that has this number."""
+        return next(iter(self._in_child), None) == number
+
     def count(self, upto: Priority) -> int:
         """How many requests are as urgent as this priority, or more."""
         order = list(Priority)

@@ -260,9 +260,6 @@ class EngineProcess:
     # ---- the child's lives -------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
-        if not self.simulated and not self._selected:
-            self._blas = await self._select(self._config.blas, self._config.mlx_threads)
-            self._selected = True
         pause = Backoff(_BACKOFF_S, _BACKOFF_MOST_S)
         while True:
             began_at = self._now()
@@ -285,8 +282,9 @@ class EngineProcess:
 
     async def _live(self) -> tuple[bool, str]:
         """One life of the child. Returns whether it became ready, and how it ended."""
-        if self._blas is not None and self._blas.is_gone():
+        if (not self.simulated and not self._selected) or (self._blas is not None and self._blas.is_gone()):
             self._blas = await self._select(self._config.blas, self._config.mlx_threads)
+            self._selected = True
         blas = self._blas.library if self._blas else ""
         child = await Child.start(self._config, self._model_path, self.name, blas=blas)
         self._child, self._stalled = child, ""
@@ -324,7 +322,8 @@ class EngineProcess:
         child.kill()
 
     def _handle(self, child: Child, frame: FromChild) -> None:
-        self._heard_at = self._now()
+        if self._is_progress(frame):
+            self._heard_at = self._now()
         if isinstance(frame, Step):
             self._stats = frame.stats
             for number, piece in frame.pieces:
@@ -352,6 +351,16 @@ class EngineProcess:
             self._requests.reset(frame.epoch, frame.error)
         self._dispatch()
         self._announce()
+
+    def _is_progress(self, frame: FromChild) -> bool:
+        """Whether a frame shows that the child's steps go on.
+
+        Counts and refusals come from the thread that reads requests, also while a step hangs. A refusal is progress if
+        no older request is in the child: that thread takes one request after another.
+        """
+        if isinstance(frame, Rejected):
+            return self._requests.is_oldest(frame.key)
+        return not isinstance(frame, Counted)
 
     def _dispatch(self) -> None:
         was_busy = self._requests.busy

@@ -32,6 +32,8 @@ class Run:
         self._work = work
         self._on_close = on_close
         self._tokens = list(work.resume_tokens)
+        # The tokens of a text that another engine wrote are not known here, so those after it are not the whole.
+        self._knows_all = bool(work.resume_tokens) or not (work.resume_text or work.resume_reasoning)
         self._text = work.resume_text
         self._reasoning = work.resume_reasoning
         self._waiting = Piece()
@@ -80,7 +82,7 @@ class Run:
         """The request with the answer so far, for the child to go on from there."""
         return msgspec.structs.replace(
             self._work,
-            resume_tokens=list(self._tokens),
+            resume_tokens=list(self._tokens) if self._knows_all else [],
             resume_text=self._text,
             resume_reasoning=self._reasoning,
             # What was on its way at first has come, or has crashed as well.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from consumers.engines.openai.resuming import Beginning
 from consumers.engines.openai.scores import read_scores
@@ -31,6 +31,8 @@ _NO_COUNTS = "The server reports no token counts: `usage` counts the parts of th
 _NOT_JSON = "The answer is not JSON: the server ignored `response_format`."
 _EMBEDS = re.compile(r"embed", re.IGNORECASE)
 _LONGEST_ERROR = 300
+# Reasons of vLLM and SGLang for an answer that they have given up.
+_GIVEN_UP = frozenset({"abort", "error"})
 
 
 def converted(answer: Any, kind: type[_T]) -> _T:
@@ -46,7 +48,7 @@ def converted(answer: Any, kind: type[_T]) -> _T:
 
 
 class _DeltaFunction(Struct):
-    """A part of a call. Some servers send the arguments as an object."""
+    """A part of a call. Some servers send the arguments as an object. null is read as left out, here and below."""
 
     name: str | None = None
     arguments: str | dict[str, Any] | None = None
@@ -55,7 +57,7 @@ class _DeltaFunction(Struct):
 class _DeltaCall(Struct):
     index: int | None = None
     id: str | None = None
-    function: _DeltaFunction = field(default_factory=_DeltaFunction)
+    function: _DeltaFunction | None = None
 
 
 class _AnswerDelta(Struct):
@@ -74,7 +76,7 @@ class _AnswerDelta(Struct):
 class _DeltaChoice(Struct):
     """`stop_reason` is vLLM's: the stop string that ended the answer, or the number of a token."""
 
-    delta: _AnswerDelta = field(default_factory=_AnswerDelta)
+    delta: _AnswerDelta | None = None
     text: str | None = None
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
@@ -146,6 +148,7 @@ class DeltaReader:
         self._forced = forced
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
+        self._numbered: dict[int, ToolCall] = {}
         self._parts = 0
         self._finish_reason: FinishReason | None = None
         self._stop = ""
@@ -155,17 +158,18 @@ class DeltaReader:
         """An event as a piece. The empty object is the end of the stream: it makes the last piece.
 
         Raises:
-            BadAnswer: the event does not have the shape of OpenAI's, or the answer ends without a reason.
+            BadAnswer: the event does not have the shape of OpenAI's, or the answer was given up or has no end.
             HeadraceError: the answer does not begin as the other attempt wrote it.
         """
         event = converted(part, _AnswerEvent)
         self._counts = event.usage or self._counts
         piece = Piece()
         for choice in event.choices or ():
-            piece.text += choice.delta.content or choice.text or ""
-            piece.reasoning += choice.delta.thoughts
+            delta = choice.delta or _AnswerDelta()
+            piece.text += delta.content or choice.text or ""
+            piece.reasoning += delta.thoughts
             piece.scores += read_scores(choice.logprobs)
-            for call in choice.delta.tool_calls or ():
+            for call in delta.tool_calls or ():
                 self._add(call)
             self._note_finish(choice)
         self._parts += bool(piece.text or piece.reasoning)
@@ -178,7 +182,9 @@ class DeltaReader:
         return piece
 
     def _note_finish(self, choice: _DeltaChoice) -> None:
-        if choice.finish_reason is not None:
+        if choice.finish_reason in _GIVEN_UP:
+            raise BadAnswer(f"The server gave the answer up: its `finish_reason` is `{choice.finish_reason}`.")
+        if choice.finish_reason:  # some servers write an empty one before the end
             self._finish_reason = "length" if choice.finish_reason == "length" else "stop"
             self._stop = choice.stop_reason if isinstance(choice.stop_reason, str) else ""
 
@@ -194,6 +200,8 @@ class DeltaReader:
         self.timing = Timing(counts.completion_tokens, None, prompt_tokens=counts.prompt_tokens - counts.cached_tokens)
         earlier = self.beginning.prompted_tokens if self.beginning is not None else 0
         prompt, answer = max(0, counts.prompt_tokens - earlier), counts.completion_tokens + earlier
+        for call in self._calls if self._finish_reason == "stop" else ():
+            call.function.arguments = call.function.arguments or "{}"
         piece.tool_calls = self._calls
         piece.finish_reason = "tool_calls" if self._calls and self._finish_reason == "stop" else self._finish_reason
         piece.stop = self._stop
@@ -213,14 +221,27 @@ class DeltaReader:
         return [note for note, applies in notes.items() if applies]
 
     def _add(self, part: _DeltaCall) -> None:
-        """A call comes in parts: its name, then pieces of its arguments. A part without an index begins a call."""
-        index = len(self._calls) if part.index is None else part.index
-        while len(self._calls) <= index:
-            self._calls.append(ToolCall(FunctionCall("", ""), id=f"call_{self._request_id}_{len(self._calls) + 1}"))
-        call, said = self._calls[index], part.function.arguments
+        """A call comes in parts: its name, then pieces of its arguments.
+
+        A part without an index begins a call, and so does another name with another id: servers number their calls from
+        0 or from 1, or all as 0.
+        """
+        number = len(self._calls) if part.index is None else part.index
+        call, function = self._numbered.get(number), part.function or _DeltaFunction()
+        said = function.arguments
+        if call is None or part.index is None or _is_another(part, call):
+            call = ToolCall(FunctionCall("", ""), id=f"call_{self._request_id}_{len(self._calls) + 1}")
+            self._calls.append(call)
+            self._numbered[number] = call
         call.id = part.id or call.id
-        call.function.name += part.function.name or ""
+        call.function.name += function.name or ""
         call.function.arguments += said if isinstance(said, str) else msgspec.json.encode(said).decode() if said else ""
+
+
+def _is_another(part: _DeltaCall, call: ToolCall) -> bool:
+    """Whether a part begins another call than the one with its number. Some servers give each part an id of its own."""
+    named = part.function is not None and part.function.name and call.function.name
+    return bool(named and part.id and part.id != call.id)
 
 
 def _is_json(text: str) -> bool:

@@ -11,6 +11,7 @@ from consumers.engines.server.dialect import M, ServerDialect
 from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.generation import ServerGeneration
 from consumers.engines.server.plain import reader_of
+from consumers.engines.server.thoughts import ThoughtsAnew
 from pipeline.aio import wait_set
 from pipeline.config import Config
 from pipeline.core.breaker import Breaker, BreakerPermit
@@ -213,12 +214,15 @@ class ServerEngine(Generic[M]):
         now = asyncio.get_running_loop().time()
         permit = self._permit(now)
         key = f"{next(self._keys)}"
+        reader = reader_of(call.reader, work, plain_calls=self._config.plain_tool_calls)
+        if work.resume_reasoning and not work.resume_text:
+            reader = ThoughtsAnew(reader, work.resume_reasoning)
         self._model = work.model
         self._pace.begun(key, work.model, now, limit=call.limit)
         self._parallel.begun(key, now)
         generation = ServerGeneration(
             work.id,
-            reader_of(call.reader, work, plain_calls=self._config.plain_tool_calls),
+            reader,
             call.parts,
             limit=call.limit,
             parted=lambda _: self._parted(key),

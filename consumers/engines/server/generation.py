@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.wire.errors import HeadraceError
 _PARTS_PER_TOKEN = 8
 _PARTS_BESIDE = 1000
 _THINKING_PARTS = 65_536
+
+log = logging.getLogger(__name__)
 
 
 class ServerGeneration:
@@ -105,6 +108,9 @@ class ServerGeneration:
             self._error = self._failure(ServerError(str(error)))
         except HeadraceError as error:
             self._error = error
+        except Exception as error:
+            log.exception("Answer %s of a server could not be read.", self.request_id)
+            self._error = self._failure(ServerError(f"the answer could not be read ({type(error).__name__}: {error})"))
         finally:
             await self._parts.aclose()
 

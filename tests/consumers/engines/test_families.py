@@ -45,7 +45,7 @@ FINAL = {"gpt-oss": "<|channel|>final<|message|>{}"}
 # The template's arguments by which a model thinks, where it does not by default.
 ON = {"deepseek": {"think": True}, "mistral": {"reasoning_effort": "high"}}
 THINKING = [family for family in families.FAMILIES if family.name in WRITTEN]
-REASONING, PLAIN, FORMED, OTHER_FORM, UNENDED = range(5)
+REASONING, PLAIN, FORMED, OTHER_FORM, UNENDED, LOOSE = range(6)
 
 
 def scripts_of(family: Family) -> list[str]:
@@ -57,6 +57,7 @@ def scripts_of(family: Family) -> list[str]:
         written.format(THOUGHT, JSON),
         written.format("", "no"),
         unended,
+        written.format(f"\n{THOUGHT}", f"\n\n{SAID}"),
     ]
 
 
@@ -148,6 +149,17 @@ def test_an_answer_goes_on_from_the_text_of_another_engine(play):
     assert (told.reasoning, told.text) == ("", SAID[5:])
 
 
+def test_an_answer_goes_on_from_a_text_with_white_space_of_its_own(play):
+    """Servers leave the line ends around the reasoning in their texts."""
+    assert (play(LOOSE).reasoning, play(LOOSE).text) == (THOUGHT, SAID)
+    begun = play(LOOSE, {"resume_reasoning": f"\n{THOUGHT[:20]}"})
+    assert (begun.reasoning, begun.text) == (THOUGHT[20:], SAID)
+    told = play(LOOSE, {"resume_reasoning": f"\n{THOUGHT}", "resume_text": f"\n\n{SAID[:5]}"})
+    assert (told.reasoning, told.text) == ("", SAID[5:])
+    spaced = play(LOOSE, {"resume_reasoning": f"\n{THOUGHT}", "resume_text": f"\n\n{SAID[:6]}"})
+    assert (spaced.reasoning, spaced.text) == ("", SAID[6:])
+
+
 def test_the_form_of_an_answer_begins_after_its_reasoning(play):
     answer = play(FORMED, response_format=FORM)
     assert (answer.reasoning, answer.text) == (THOUGHT, JSON)
@@ -183,9 +195,9 @@ def test_reasoning_can_be_turned_off_as_far_as_the_template_can(family, play):
     assert bool(noted) == bool(answer.notes)
 
 
-async def answered_with_a_crash(engine: EngineProcess, request: ChatRequest) -> Answer:
-    """The answer of an engine that is killed once a part of the reasoning is there."""
-    generation, answer = await engine.submit(work(request)), Answer()
+async def answered_with_a_crash(engine: EngineProcess, request: ChatRequest, had: str) -> Answer:
+    """The answer, after the reasoning of another engine, of one that is killed once some more of it is there."""
+    generation, answer = await engine.submit(work(request, resume_reasoning=had)), Answer()
     while not answer.reasoning:
         answer.add(await generation.next())
     assert engine.child_pid is not None
@@ -196,7 +208,8 @@ async def answered_with_a_crash(engine: EngineProcess, request: ChatRequest) -> 
     return answer
 
 
-async def test_the_engine_crashes_in_the_midst_of_reasoning_and_nothing_changes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("had", [0, 20])
+async def test_the_engine_crashes_in_the_midst_of_reasoning_and_nothing_changes(tmp_path, monkeypatch, had):
     monkeypatch.setenv("PYTHONPATH", families.scripted_path())
     thought = " ".join(f"Step {step} of it." for step in range(150))
     folder = families.QWEN35.write(tmp_path / "thinker", [f"{thought}\n</think>\n\n{SAID}"])
@@ -206,8 +219,11 @@ async def test_the_engine_crashes_in_the_midst_of_reasoning_and_nothing_changes(
         restarted = 0
         while not restarted:  # where this process was held up, the answer was complete before the kill
             await until_ready(engine)
-            answer = await answered_with_a_crash(engine, ChatRequest(prompt="Play «0».", max_tokens=4000))
+            answer = await answered_with_a_crash(
+                engine, ChatRequest(prompt="Play «0».", max_tokens=4000), thought[:had]
+            )
             restarted = answer.restarted
-            assert (answer.reasoning, answer.text) == (thought, SAID)
+            assert (answer.reasoning, answer.text) == (thought[had:], SAID)
             assert answer.usage is not None
-            assert len(answer.token_ids) == answer.usage.completion_tokens
+            # After a text, a token that had not completed any is sampled again.
+            assert had or len(answer.token_ids) == answer.usage.completion_tokens

@@ -302,6 +302,14 @@ def test_mlx_and_gguf_are_whole_when_they_are_listed(tiny: KnownModel, store: St
     assert {path.name for path in (store.root / "tiny").iterdir()} == {GGUF, MLX, "source.json"}
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", '{"name": "é"}'.encode("latin-1")])
+def test_a_model_whose_note_is_damaged_is_not_there(store: Store, damaged: bytes):
+    (store.root / "tiny" / MLX).mkdir(parents=True)
+    (store.root / "tiny" / MLX / "config.json").write_text("{}")
+    (store.root / "tiny" / "source.json").write_bytes(damaged)
+    assert (store.models(), store.served(), store.whole("tiny")) == ([], [], None)
+
+
 def test_a_file_to_pull_that_is_not_there_is_named(store: Store, tmp_path: Path):
     with pytest.raises(ModelError, match=r"Cannot read the model .*/none\.gguf: No such file or directory\."):
         pull(str(tmp_path / "none.gguf"), store, lambda _: None)

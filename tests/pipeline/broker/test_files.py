@@ -41,6 +41,7 @@ async def test_an_upload_that_may_go_on_is_left_alone(files: Files, bus: Bus):
 async def test_what_another_program_has_put_into_the_bucket_is_no_file_and_stays(files: Files, bus: Bus):
     await (await bus.js.object_store(BUCKET_FILES)).put("theirs", b"x")
     await bus.store("$O.LLM_FILES.M.garbage", b"no note")
+    await bus.store("$O.LLM_FILES.M.latin", '{"name": "é"}'.encode("latin-1"))
     assert [file.shown.id async for file in files.everything()] == ["file-1"]
     assert await files.find("theirs") is None
     assert await files.remove_unfinished(0.0) == 1

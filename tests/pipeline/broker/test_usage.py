@@ -40,6 +40,13 @@ async def test_a_request_is_not_acknowledged_while_the_broker_is_away(nats_serve
             await store_note(bus, NOTE, 1000)
 
 
+async def test_what_is_no_note_is_passed_over(bus: Bus):
+    for foreign in (b"no note", '{"object": "headrace.used", "id": "é"}'.encode("latin-1")):
+        await bus.store(USED, foreign)
+    await store_note(bus, NOTE, 1000)
+    assert [stored.notes async for stored in NoteFeed(bus).after(0)] == [{}, {}, {"a@1000": NOTE}]
+
+
 async def test_the_first_note_since_a_time_is_found(bus: Bus):
     feed = NoteFeed(bus)
     assert await feed.first_since(0.0) is None

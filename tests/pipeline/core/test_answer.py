@@ -335,6 +335,25 @@ def test_an_engine_that_begins_anew_completes_the_call_that_the_reader_has_a_par
     assert message.tool_calls == [call("f", '{"a": 1}')]
 
 
+@pytest.mark.parametrize("other", [call("f", '{"b": 1}'), call("g", '{"a": 1}'), call("f", '{ "a": 1}')])
+def test_half_a_call_that_is_not_completed_ends_the_request(other):
+    first = answer()
+    begun = first.chunk(Piece(tool_calls=[call("f", '{"a"')]), STORED_AT)
+    again = answer(Record.read(stored(begun), envelope().created), attempt=2)
+    with pytest.raises(HeadraceError, match='broke off in a call of "f"') as caught:
+        again.chunk(Piece(tool_calls=[other]), STORED_AT)
+    assert caught.value.code is ErrorCode.ENGINE_FAILED
+
+
+def test_a_whole_call_that_the_reader_has_stays_whatever_is_written_again():
+    first = answer()
+    begun = first.chunk(Piece(tool_calls=[call("f", '{"a": 1}')]), STORED_AT)
+    again = answer(Record.read(stored(begun), envelope().created), attempt=2)
+    assert again.chunk(Piece(tool_calls=[call("g", "{"), part("}")]), STORED_AT) is None
+    message = again.completion("tool_calls", USAGE, now=STORED_AT).choices[0].message
+    assert message.tool_calls == [call("f", '{"a": 1}')]
+
+
 def test_an_engine_that_goes_on_from_the_tokens_continues_the_call():
     first = answer()
     begun = first.chunk(Piece("", [1], [call("f", "{")]), STORED_AT)

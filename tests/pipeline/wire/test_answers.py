@@ -24,6 +24,7 @@ from pipeline.wire.answers import (
     Usage,
     decode_answer,
     is_last,
+    read_answer,
 )
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import encode
@@ -126,3 +127,8 @@ def test_what_is_no_answer_is_not_read_as_one(data):
 def test_fields_that_a_later_version_adds_are_ignored():
     body = wire(CHUNK) | {"system_fingerprint": "x", "new": {"a": [1]}}
     assert decode_answer(json.dumps(body).encode()) == CHUNK
+
+
+@pytest.mark.parametrize("foreign", [b"", b"{", b"[]", '{"object": "é"}'.encode("latin-1")])
+def test_what_is_no_part_of_an_answer_is_none(foreign):
+    assert read_answer(foreign) is None

@@ -168,8 +168,9 @@ async def test_what_a_worker_does_not_fetch_is_refused_with_its_reason(start: St
     said = await asked(fetch_of(client, running, "other"))
     assert isinstance(said, ErrorAnswer)
     assert said.error.code is ErrorCode.MODEL_NOT_FOUND
-    malformed = await client.bus.request(f"llm.fetch.{running.worker.me.name}", b"{")
-    assert msgspec.json.decode(malformed.data)["error"]["code"] == "invalid_request"
+    for body in (b"{", '{"model": "é"}'.encode("latin-1")):
+        malformed = await client.bus.request(f"llm.fetch.{running.worker.me.name}", body)
+        assert msgspec.json.decode(malformed.data)["error"]["code"] == "invalid_request"
     assert fetcher.begun == []
 
 

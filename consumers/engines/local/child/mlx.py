@@ -52,7 +52,7 @@ from consumers.engines.local.child.scores import ScoringSampler, TokenTexts
 from consumers.engines.local.child.seeds import key_bits
 from consumers.engines.local.child.selftest import identity_of, tested
 from consumers.engines.local.child.speed import gflops, on_cpu, on_cuda
-from consumers.engines.local.child.transcript import Transcript
+from consumers.engines.local.child.transcript import Transcript, shown_of
 from consumers.engines.local.protocol import Facts
 from pipeline.config import Config, Sampling
 from pipeline.core.batch_plan import EXACT_PIECE_TOKENS
@@ -244,8 +244,8 @@ class MlxBackend:
         written = self._prompt(request)
         prompt = self._tokens(written)
         check_bias(request, self.facts.vocabulary)
-        transcript = self._transcript(work, written, prompt)
         resumed = self._resumed(work, prompt)
+        transcript = self._transcript(work, written, prompt, resumed)
         return Prepared(
             key,
             prompt + resumed,
@@ -259,7 +259,7 @@ class MlxBackend:
             marks=self._marks(request, written, prompt),
         )
 
-    def _transcript(self, work: Work, written: Prompt, prompt: list[int]) -> Transcript:
+    def _transcript(self, work: Work, written: Prompt, prompt: list[int], resumed: list[int]) -> Transcript:
         request, reasoning = work.request, self._reasoning
         limit = answer_limit(
             request.token_limit,
@@ -268,6 +268,7 @@ class MlxBackend:
             default=self._config.default_max_tokens,
         )
         calls = self._calls.of_answer(request, work.id)
+        had_reasoning, had = self._shown(work, written, prompt, resumed)
         return Transcript(
             len(prompt),
             limit,
@@ -277,11 +278,21 @@ class MlxBackend:
             separator=None if request.is_raw else reasoning.separator(prompt, calls=calls is not None),
             stops=[*request.stops, *written.stops],
             calls=calls,
-            resume_chars=len(work.resume_text),
-            resume_reasoning_chars=len(work.resume_reasoning),
+            resume_chars=had,
+            resume_reasoning_chars=had_reasoning,
             one_call=request.parallel_tool_calls is False,
             notes=[*notes_of(request), *written.notes, *reasoning.plan(request).notes],
         )
+
+    def _shown(self, work: Work, written: Prompt, prompt: list[int], resumed: list[int]) -> tuple[int, int]:
+        """How many characters of the reasoning and of the answer the reader has, as a transcript counts them."""
+        if work.resume_tokens or not resumed:
+            return len(work.resume_reasoning), len(work.resume_text)
+        detokenizer = _Detokenizer(self._preparing.detokenizer, self._ahead if written.goes_on else ())
+        request, calls = work.request, offers_tools(work.request)
+        silent = self._silent(with_tools=calls)
+        text = "".join(detokenizer.push(token) for token in resumed if token not in silent) + detokenizer.flush()
+        return shown_of(text, None if request.is_raw else self._reasoning.separator(prompt, calls=calls))
 
     def _resumed(self, work: Work, prompt: list[int]) -> list[int]:
         """The tokens of the answer so far."""

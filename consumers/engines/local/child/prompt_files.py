@@ -51,7 +51,7 @@ class PromptFiles:
         """
         place = str(model.resolve())
         root = platformdirs.user_cache_path("headrace", appauthor=False) / "prompts"
-        folder = root / hashlib.sha256(place.encode()).hexdigest()[:16]
+        folder = root / hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -119,17 +119,22 @@ class PromptFiles:
     def _accept(self, identity: str, model: str) -> None:
         """Remove what a model of another identity has left."""
         file, text = self._folder / _IDENTITY, f"{identity}\n{model}\n"
-        if not file.exists() or file.read_text() != text:
+        if not file.exists() or _read(file) != text:
             for old in self._folder.glob(f"*{_SUFFIX}"):
                 old.unlink()
-            file.write_text(text)
+            file.write_bytes(os.fsencode(text))
         (self._folder / _UNFINISHED).unlink(missing_ok=True)
+
+
+def _read(identity: Path) -> str:
+    """The text of a file, whatever bytes it has: a path need not be UTF-8, and a disk can damage it."""
+    return os.fsdecode(identity.read_bytes())
 
 
 def _remove_of_lost_models(root: Path) -> None:
     for file in root.glob(f"*/{_IDENTITY}"):
         with contextlib.suppress(OSError):
-            _, _, model = file.read_text().strip().partition("\n")
+            _, _, model = _read(file).strip().partition("\n")
             if not Path(model).exists():
                 shutil.rmtree(file.parent)
 

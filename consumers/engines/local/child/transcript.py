@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -19,6 +19,9 @@ from consumers.engines.local.child.calls.answer import AnswerCalls
 from consumers.engines.local.child.separator import Separator, Stretch, overlap
 from pipeline.engine import CUT_IN_REASONING, Piece
 from pipeline.wire.answers import CompletionDetails, FinishReason, PromptDetails, TokenScore, ToolCall, Usage
+
+_MORE: Final = "x"
+"""Stands for the text that follows: the white space before it is shown then."""
 
 
 class Detokenizer(Protocol):
@@ -215,6 +218,19 @@ class Transcript:
         if self.separator is not None:
             usage.completion_tokens_details = CompletionDetails(self._reasoning_tokens)
         return usage
+
+
+def shown_of(text: str, separator: Separator | None) -> tuple[int, int]:
+    """How many characters of reasoning and of the answer a transcript has shown after a text that goes on.
+
+    What another engine has shown of the same text can have other white space around the reasoning.
+    """
+    if separator is None:
+        return 0, len(text)
+    parts = [*separator.push(text + _MORE), *separator.flush()]
+    reasoning, answer = _of_kinds(parts)
+    goes_on_thinking = bool(parts) and parts[-1].kind == "reasoning"
+    return len(reasoning) - goes_on_thinking, len(answer) - (not goes_on_thinking)
 
 
 def _of_kinds(parts: Sequence[Stretch]) -> tuple[str, str]:

@@ -40,10 +40,10 @@ def mapped(engine: EngineProcess) -> str:
     return Path(f"/proc/{engine.child_pid}/maps").read_text()
 
 
-def compiled(folder: Path, body: str) -> str:
+def compiled(folder: Path, body: str, head: str = "void cblas_sgemm()") -> str:
     """A library whose product does what body says."""
     source, target = folder / "product.c", folder / "product.so"
-    source.write_text(f"void cblas_sgemm() {{ {body} }}\n")
+    source.write_text(f"{head} {{ {body} }}\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", target, source], check=True)
     return str(target)
 
@@ -200,3 +200,18 @@ async def test_a_library_that_ends_the_engine_at_its_start_is_left_out(tmp_path,
         await until(engine, lambda: engine.status().state == "ready")
         assert "its own BLAS" in engine.status().compute
     assert "starts without" in caplog.text
+
+
+TALKS = """
+#include <stdio.h>
+void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                 int ldb, float beta, float *c, int ldc)
+"""
+
+
+@pytest.mark.parametrize("flushes", ["", "fflush(stdout);"])
+async def test_a_library_that_prints_is_used(tmp_path, flushes):
+    body = f'puts("MKL_VERBOSE SGEMM(T,N,512,512,512)"); {flushes} for (int at = 0; at < m * n; at++) c[at] = k;'
+    found = await blas.selected(compiled(tmp_path, body, TALKS), 1)
+    assert found is not None
+    assert found.gflops > 0

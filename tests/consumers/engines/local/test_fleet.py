@@ -305,3 +305,21 @@ async def test_the_tokens_of_a_prompt_are_counted_by_its_model_if_that_is_loaded
         with pytest.raises(HeadraceError) as caught:
             await engine.count_tokens(ChatRequest(prompt="one two three", model="b"))
         assert caught.value.code is ErrorCode.UNAVAILABLE
+
+
+async def test_a_search_for_a_blas_library_that_failed_is_begun_again_for_the_next_model(monkeypatch):
+    tries = []
+
+    async def select(wanted: str, _: int) -> None:
+        tries.append(wanted)
+        if len(tries) == 1:
+            raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("consumers.engines.local.fleet.selected", select)
+    config = Config(engine="simulated")
+    fleet = Fleet(config, [FleetModel("m", "", config)], 0)
+    with pytest.raises(OSError, match="temporarily"):
+        await fleet._selected("auto", 1)
+    for _ in range(2):
+        assert await fleet._selected("auto", 1) is None
+    assert len(tries) == 2

@@ -83,6 +83,27 @@ async def test_after_a_crash_suspects_run_alone_from_their_tokens_the_last_one_f
     assert (await second.next()).restarted == 1
 
 
+@pytest.mark.parametrize("had", [{"resume_text": "ab"}, {"resume_reasoning": "ab"}])
+@pytest.mark.parametrize("parked", [False, True])
+def test_after_the_text_of_another_engine_a_request_goes_on_from_its_text(had, parked):
+    """The tokens of that text are not known: those that follow it are not the whole answer."""
+    scene = Scene()
+    run = scene.flight.submit(work("x", **had))
+    scene.flight.dispatch()
+    scene.produce(run, 7)
+    scene.sent.clear()
+    if parked:
+        scene.flight.park()
+        scene.flight.connect(scene.sent.append)
+        scene.flight.dispatch()
+    else:
+        scene.crash()
+    (again,) = [frame.work for frame in scene.sent]
+    assert again.resume_text == had.get("resume_text", "") + "x"
+    assert again.resume_reasoning == had.get("resume_reasoning", "")
+    assert again.resume_tokens == []
+
+
 def test_a_request_that_runs_again_awaits_no_others():
     scene = Scene()
     scene.flight.submit(msgspec.structs.replace(work("x"), coming=3))

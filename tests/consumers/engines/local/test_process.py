@@ -1,6 +1,7 @@
 """However the child or one of its requests ends, the other requests are answered as usual."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -131,6 +132,30 @@ async def test_a_step_that_never_ends_is_ended(start):
         assert caught.value.code is ErrorCode.ENGINE_FAILED
 
 
+async def counted(engine) -> None:
+    await engine.counter.count_tokens(counting(9))
+
+
+async def refused(engine) -> None:
+    await ask(engine, ChatRequest(prompt="x", suffix="y"))
+
+
+@pytest.mark.parametrize("told", [counted, refused])
+async def test_a_step_that_never_ends_is_ended_though_the_child_still_replies(start, told):
+    async def again_and_again(engine) -> None:
+        while True:
+            with contextlib.suppress(HeadraceError):
+                await told(engine)
+            await asyncio.sleep(0.01)
+
+    async with start("simulated", step_timeout_s=0.5) as engine, asyncio.timeout(90):
+        hangs = await engine.submit(work(counting(9, fault="[[fault:hang@2]]")))
+        asking = asyncio.create_task(again_and_again(engine))
+        with pytest.raises(HeadraceError, match="no step completed within"):
+            await read(hangs)
+        asking.cancel()
+
+
 async def test_two_poisons_at_once_end_both_and_no_other_request(start):
     async with start("simulated") as engine:
         requests = [
@@ -235,6 +260,23 @@ async def test_a_model_that_is_not_there_is_reported_and_requests_are_passed_on(
         with pytest.raises(HeadraceError) as refused:
             await engine.submit(work("x"))
         assert refused.value.code is ErrorCode.UNAVAILABLE
+
+
+async def test_a_search_for_a_blas_library_that_fails_is_begun_again():
+    pytest.importorskip("mlx_lm", reason="MLX is not installed")
+    tries = []
+
+    async def select(wanted: str, _: int) -> None:
+        tries.append(wanted)
+        if len(tries) == 1:
+            raise OSError("Resource temporarily unavailable")
+
+    async with EngineProcess(Config(), model_path=str(DEMO), served_name="m", select=select) as engine:
+        reasons = []
+        engine.on_change(lambda: reasons.append(engine.reason))
+        await until(engine, lambda: engine.state == "ready")
+        assert len(tries) == 2
+        assert "OSError: Resource temporarily unavailable" in reasons
 
 
 async def test_loading_is_reported(start):

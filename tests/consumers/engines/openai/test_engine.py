@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +382,58 @@ async def test_thoughts_scores_and_calls_are_read(server: OpenAIServer, against:
     assert pieces[-1].notes == []
 
 
+def calling(index: int | None, call_id: str | None, name: str | None, arguments: str) -> bytes:
+    """An event with a part of a call."""
+    return said("", tool_calls=[{"index": index, "id": call_id, "function": {"name": name, "arguments": arguments}}])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(0, "a", "f", '{"x"'), (0, None, None, ": 1}"), (1, "b", "g", "{}")],
+        [(1, "a", "f", '{"x": 1}'), (2, "b", "g", "{}")],
+        [(0, "a", "f", '{"x": 1}'), (0, "b", "g", "{}")],
+        [(0, "a", "f", '{"x": 1}'), (0, "b", "g", "{"), (0, "b", "", "}")],
+        [(-1, "a", "f", '{"x": 1}'), (10**12, "b", "g", "{}")],
+        [(0, "c", "f", '{"x"'), (0, "a", None, ": 1}"), (1, "b", "g", "")],
+    ],
+    ids=["as OpenAI", "from 1", "all 0", "all 0, in parts", "wild", "an id for each part, no arguments"],
+)
+async def test_calls_are_told_apart_however_the_server_numbers_them(
+    server: OpenAIServer, against: OpenAIEngine, parts: list[tuple[int, str | None, str | None, str]]
+) -> None:
+    """Gemini's API numbers all calls 0; proxies of Anthropic's API number them with the text before them."""
+    server.chat = answers(*(calling(*part) for part in parts), said("", "tool_calls"), counted(3, 9), DONE)
+    _, last = await whole(against, tools=[TOOL])
+    calls = [(call.id, call.function.name, call.function.arguments) for call in last.tool_calls]
+    assert calls == [("a", "f", '{"x": 1}'), ("b", "g", "{}")]
+
+
+async def test_null_is_read_as_left_out(server: OpenAIServer, against: OpenAIEngine) -> None:
+    nothing = {"index": 0, "delta": None, "finish_reason": None}
+    ended = {"index": 0, "delta": None, "logprobs": None, "finish_reason": "tool_calls"}
+    part = {"index": 0, "id": None, "function": None}
+    server.chat = answers(
+        event(choices=[nothing], usage=None),
+        said("a", tool_calls=None, reasoning_content=None),
+        calling(0, "a", "f", "{"),
+        said("", tool_calls=[part]),
+        calling(0, None, None, "}"),
+        event(choices=[ended], usage=None),
+        counted(3, 2, prompt_tokens_details=None),
+        DONE,
+    )
+    text, last = await whole(against, tools=[TOOL])
+    calls = [(call.id, call.function.name, call.function.arguments) for call in last.tool_calls]
+    assert (text, calls, last.usage) == ("a", [("a", "f", "{}")], Usage(3, 2, 5))
+
+
+async def test_an_empty_reason_is_no_end(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("a", ""), said("b", ""), said("", "length"), counted(3, 2), DONE)
+    text, last = await whole(against)
+    assert (text, last.finish_reason) == ("ab", "length")
+
+
 PLAIN = ('```json\n{"name": ', '"f", "arguments"', ': {"x": 1}}\n', "```")
 
 
@@ -546,6 +598,8 @@ FAILURES = {
     "error within": answers(said("half "), event(error={"message": "out of memory", "code": 500})),
     "shape": answers(said("half "), event(choices="?")),
     "nothing": answers(DONE),
+    "empty reason": answers(said("half ", "")),
+    "given up": answers(said("half "), said("", "abort"), counted(3, 1), DONE),
 }
 
 
@@ -556,6 +610,31 @@ async def test_a_failure_leaves_another_attempt_even_where_a_text_was_seen(
     server.chat = chat
     assert isinstance(await failure_of(against, stream=True), Misbehaved)
     assert against.status().slots_used == 0
+
+
+class Unreadable:
+    """A reader that fails on every part."""
+
+    timing = None
+
+    def read(self, part: dict[str, Any]) -> Piece:
+        raise KeyError(*part)
+
+
+async def test_a_part_on_which_the_reader_fails_is_a_failure_of_the_server() -> None:
+    async def parts() -> AsyncGenerator[dict[str, Any], None]:
+        yield {"odd": 1}
+
+    generation = ServerGeneration(
+        "r1",
+        Unreadable(),
+        parts(),
+        parted=lambda _: None,
+        failure=lambda error: Misbehaved(error.message),
+        ended=lambda _: None,
+    )
+    with pytest.raises(Misbehaved, match=r"could not be read \(KeyError: 'odd'\)"):
+        await generation.next()
 
 
 @pytest.mark.parametrize(
@@ -699,6 +778,21 @@ async def test_another_text_than_the_client_has_ends_the_request(
     assert error.code is ErrorCode.ENGINE_FAILED
     assert not isinstance(error, Misbehaved)
     assert against.status().state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("anew", "rest"),
+    [(("hm", ", so", "."), "."), (("hm, so.", " 4"), ". 4"), (("hm,", " no."), "\n\nhm, no."), (("hm",), "")],
+    ids=["parts", "beyond", "other thoughts", "less"],
+)
+async def test_thoughts_that_the_client_has_are_not_repeated(
+    server: OpenAIServer, against: OpenAIEngine, anew: tuple[str, ...], rest: str
+) -> None:
+    """The attempt before broke off in them, and the server begins again."""
+    server.chat = answers(*(said("", reasoning_content=part) for part in anew), said("4", "stop"), counted(3, 9), DONE)
+    pieces = await pieces_of(await against.submit(msgspec.structs.replace(work(), resume_reasoning="hm, so")))
+    assert "".join(piece.reasoning for piece in pieces) == rest
+    assert "".join(piece.text for piece in pieces) == "4"
 
 
 # ---- the URL ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ _STRING: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SCALAR: Final = re.compile(r"[^\s,}\]]+(?=[\s,}\]])")
 _CLOSE: Final = re.compile(r"[\s,]*}")
 _SPACE: Final = re.compile(r"\s*")
+_DEEPEST: Final = 4
+"""How deep an object that says what is called may be in others. Models that repeat themselves write thousands."""
 
 
 class _Value(NamedTuple):
@@ -75,14 +77,14 @@ def read_objects(body: str, ended: bool) -> list[Written]:  # noqa: FBT001 - as 
     return calls
 
 
-def _walk(body: str, start: int, members: _Members) -> int:
+def _walk(body: str, start: int, members: _Members, depth: int = 0) -> int:
     """Read the members of the object at start. Returns where it ends, -1 if it is not complete."""
     at = start + 1
     while (key := _KEY.match(body, at)) is not None:
         at = key.end()
         members.keys.add(key[1])
-        if key[1] in _INNER and body.startswith("{", at):
-            at = _walk(body, at, members)
+        if key[1] in _INNER and body.startswith("{", at) and depth < _DEEPEST:
+            at = _walk(body, at, members, depth + 1)
         else:
             value = _value(body, at)
             members.take(key[1], value)
@@ -107,7 +109,7 @@ def _value(body: str, at: int) -> _Value:
 def _string(text: str) -> str | None:
     try:
         value = json.loads(text, strict=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, str) else None
 

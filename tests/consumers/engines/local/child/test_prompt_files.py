@@ -185,6 +185,36 @@ def test_another_identity_removes_the_files(model, folder_of, monkeypatch):
     assert PromptFiles.open(model, "two").names() == []
 
 
+@pytest.mark.parametrize("damaged", [b"", b"\x00" * 64, b"\xff\xfe"])
+def test_a_damaged_identity_removes_the_files(model, folder_of, monkeypatch, damaged):
+    monkeypatch.setattr(prompt_files, "_take", lambda _: None)
+    PromptFiles.open(model, "one")
+    touch(folder_of(), "64-a")
+    (folder_of() / "identity").write_bytes(damaged)
+    assert PromptFiles.open(model, "one").names() == []
+    touch(folder_of(), "64-b")
+    assert PromptFiles.open(model, "one").has("64-b")
+
+
+def test_a_damaged_identity_of_another_model_is_passed_over(tmp_path, model, folder_of, cache):
+    PromptFiles.open(model, "one")
+    (folder_of() / "identity").write_bytes(b"\xff\xfe")
+    other = tmp_path / "other"
+    other.mkdir()
+    assert PromptFiles.open(other, "one") is not None
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take UTF-8 only")
+def test_the_folder_of_a_model_need_not_be_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setattr(prompt_files, "_take", lambda _: None)
+    model = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le"))
+    model.mkdir()
+    files = PromptFiles.open(model, "one")
+    assert files is not None
+    touch(files._folder, "64-a")
+    assert PromptFiles.open(model, "one").names() == [("64-a", 10)]
+
+
 def test_the_files_of_a_model_that_is_gone_are_removed(tmp_path, model, folder_of, cache):
     PromptFiles.open(model, "one")
     touch(folder_of(), "64-a")

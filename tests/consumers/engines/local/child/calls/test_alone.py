@@ -78,12 +78,20 @@ def test_two_calls_that_are_all_that_was_said(text, size):
         '{"name": "f", "parameters": {"type": "object", "properties": {}}}',
         '{"x": 1}',
         "[1, 2]",
+        '{"function": ' * 2000,
+        '{"function": ' * 2000 + CALL + "}" * 2000,
+        f'{{"name": {"[" * 2000}{"]" * 2000}, "arguments": {{}}}}',
         "```python\nprint({})\n```",
         "",
     ],
 )
 def test_anything_else_stays_text(text):
-    assert read(text) == (text, [], [])
+    assert read(text, size=max(1, len(text) // 100)) == (text, [], [])
+
+
+@pytest.mark.parametrize("text", ['{"function": ' * 2000, f'{{"name": {"[" * 2000}{"]" * 2000}}}'])
+def test_a_model_that_repeats_itself_between_marks_writes_text(text):
+    assert read(f"<t>{text}</t>", size=100) == (f"<t>{text}</t>", [], [])
 
 
 def test_a_setting_switches_it_off():
