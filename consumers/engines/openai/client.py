@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import msgspec
 
-from consumers.engines.openai.wire import OpenAIModel, read_error, read_event, read_list
+from consumers.engines.openai.models import OpenAIModel, read_list
+from consumers.engines.openai.wire import read_error, read_event
 from consumers.engines.server.errors import BadAnswer, ServerError
 from consumers.engines.server.http import (
     CONNECT_TIMEOUT_S,

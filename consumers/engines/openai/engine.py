@@ -9,6 +9,7 @@ from typing import Any
 
 from consumers.engines.openai.calls import answer_body, notes_on, vectors_body
 from consumers.engines.openai.client import OpenAIClient
+from consumers.engines.openai.models import OpenAIModel
 from consumers.engines.openai.resuming import (
     PROBE,
     Beginning,
@@ -19,7 +20,7 @@ from consumers.engines.openai.resuming import (
     with_next_turn,
     with_open_turn,
 )
-from consumers.engines.openai.wire import DeltaReader, OpenAIModel, read_prompt_tokens, read_vectors
+from consumers.engines.openai.wire import DeltaReader, read_prompt_tokens, read_vectors
 from consumers.engines.server.dialect import Call
 from consumers.engines.server.engine import ServerEngine
 from consumers.engines.server.errors import BadAnswer, ServerError

@@ -629,6 +629,7 @@ async def test_a_part_on_which_the_reader_fails_is_a_failure_of_the_server() -> 
         "r1",
         Unreadable(),
         parts(),
+        limit=16,
         parted=lambda _: None,
         failure=lambda error: Misbehaved(error.message),
         ended=lambda _: None,
