@@ -107,7 +107,7 @@ class Cancelling:
             self.soon(partial(job, name, cancel, reply), urgent=True)
             return
         if filling := self.view.filling:
-            self._cancels.expect(name)
+            self._cancels.expect(name, self.bus.clock.wall() + _CLOCK_ERROR_S)
         if self.leads():
             work = self._unknown(name, reply) if filling else self._find(name, reply)
             self._waits.start(work, what=f"the cancel of request {name}")

@@ -104,12 +104,12 @@ class Endings:
         """One timer, for the earliest deadline."""
         while True:
             self._sooner.clear()
-            if self.leads():
-                await self._expire()
+            await self._expire()
             await wait_set(self._sooner, self._pause_s())
 
     async def _expire(self) -> None:
-        while True:
+        # If this monitor leads no more, the jobs put the requests back, and they would be found here again.
+        while self.leads():
             wall_now = self.bus.clock.wall()
             places = self.view.expired(wall_now, _MOST_EXPIRED)
             for place in places:

@@ -103,11 +103,14 @@ class LaneKeeper:
             await wait_set(self._sooner, pause_s)
 
     async def _step(self) -> None:
+        lanes = self._lanes
         if self.bus.clock.now() >= self._look_at:
             # Before the look: it is due again if the connection is lost meanwhile.
             self._look_at = self.bus.clock.now() + (_LOOK_CROWDED_S if self._crowded else _LOOK_EVERY_S)
             await self._look()
         await self._make()
+        if lanes is not self._lanes:
+            return  # begun anew: only the next look tells which lanes there are
         await self._publish()
         await _each(self._remove, self._lanes.to_remove(self.bus.clock.now()))
 

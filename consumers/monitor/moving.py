@@ -186,7 +186,7 @@ class Moving:
         return counts
 
     async def _one(self, place: Place, call: MoveCall) -> str:
-        """Move one request. Returns `moved`, `gone`, `full` or `invalid`."""
+        """Move one request. Returns `moved`, or why not: `gone`, `full`, `too_large` or `invalid`."""
         for _ in range(_TRIES):
             if not self.leads():
                 break
@@ -202,7 +202,8 @@ class Moving:
             if isinstance(outcome, Moved):
                 return "moved"
             if isinstance(outcome, Returned):
-                return "full"
+                too_large = outcome.error is not None and outcome.error.code is ErrorCode.REQUEST_TOO_LARGE
+                return "too_large" if too_large else "full"
         raise Unreachable(f"The request at sequence {place.sequence} of {place.stream} was not moved. Try again.")
 
 

@@ -44,8 +44,8 @@ class Candidate:
         config: the settings, to restore the lease's stream.
         name: the name of this process.
         subject: of the lease.
-        voice: the subject of a service at which only the process that acts replies; empty if the role has none. Then
-            the holder is asked at the inbox in its lease.
+        voice: the subject of a service at which only the process that acts replies; empty if the role has none. If no
+            process replies there, the holder is asked at the inbox in its lease.
         on_change: called when this process takes the lease (True) or learns that another one holds it (False).
     """
 
@@ -68,9 +68,8 @@ class Candidate:
 
     async def run(self) -> None:
         """Renew the lease or stand by until cancelled."""
-        if not self.voice:
-            self._inbox = self.bus.new_inbox()
-            await self.bus.subscribe(self._inbox, self._on_question)
+        self._inbox = self.bus.new_inbox()
+        await self.bus.subscribe(self._inbox, self._on_question)
         self.bus.on_reconnect(self._on_reconnect)
         while True:
             self._sooner.clear()
@@ -126,17 +125,20 @@ class Candidate:
 
     async def _voice(self) -> Voice:
         """Whether a process replies. A version without the lease replies too, and is left alone."""
-        if not self.voice:
-            return "absent" if await self._is_gone(self._holder_inbox) else "silent"
-        try:
-            await self.bus.request(self.voice, timeout_s=_VOICE_TIMEOUT_S)
-        except NoResponders:
-            return "absent"
-        except ServiceFailed:
-            return "answers"
-        except Unreachable:
-            return "silent"
-        return "answers"
+        if self.voice:
+            try:
+                await self.bus.request(self.voice, timeout_s=_VOICE_TIMEOUT_S)
+            except NoResponders:
+                # One that has just taken the lease replies there a moment later. An older version writes no inbox.
+                if not self._holder_inbox:
+                    return "absent"
+            except ServiceFailed:
+                return "answers"
+            except Unreachable:
+                return "silent"
+            else:
+                return "answers"
+        return "absent" if await self._is_gone(self._holder_inbox) else "silent"
 
     async def _is_gone(self, inbox: str) -> bool:
         """Whether the connection of the process with this inbox has ended. An older version writes no inbox."""

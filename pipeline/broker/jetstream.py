@@ -206,6 +206,19 @@ class Bus(Connection):
 
     # ---- consumers and streams
 
+    async def _call(self, subject: str, body: bytes = b"") -> bytes:
+        """What JetStream's API answers. It may be the refusal of a call that can never succeed.
+
+        Raises:
+            Unreachable: the broker does not answer, or is not able to now: while a leader is elected, for example. Read
+                as an answer, this would be an empty list.
+        """
+        answer = await self.request(f"$JS.API.{subject}", body)
+        error = api.error_in(answer.data)
+        if error is not None and error.code == api.UNAVAILABLE:
+            raise Unreachable(f"{subject}: {error.description}")
+        return answer.data
+
     async def lacks(self, stream: str) -> bool:
         """Whether the broker says that it has no such stream. An account that may not ask gets no answer."""
         try:
@@ -240,7 +253,7 @@ class Bus(Connection):
         offset = 0
         while True:
             body = msgspec.json.encode({"offset": offset}) if offset else b"{}"
-            page = api.read_consumer_list((await self.request(f"$JS.API.CONSUMER.LIST.{stream}", body)).data)
+            page = api.read_consumer_list(await self._call(f"CONSUMER.LIST.{stream}", body))
             found |= {state.name: state for state in page.consumers}
             end = offset + len(page.consumers)
             if not page.consumers or end >= page.total:
@@ -254,8 +267,8 @@ class Bus(Connection):
         Raises:
             Unreachable: the broker does not answer.
         """
-        answer = await self.request(f"$JS.API.CONSUMER.INFO.{stream}.{name}")
-        return None if api.error_in(answer.data) else api.read_consumer_state(answer.data)
+        answer = await self._call(f"CONSUMER.INFO.{stream}.{name}")
+        return None if api.error_in(answer) else api.read_consumer_state(answer)
 
     async def subjects(self, stream: str, which: str) -> dict[str, int]:
         """How many messages a stream holds on each subject that matches which.
@@ -267,7 +280,7 @@ class Bus(Connection):
         offset, total = 0, 1
         while offset < total:
             body = msgspec.json.encode({"subjects_filter": which, "offset": offset})
-            page = api.read_subjects_page((await self.request(f"$JS.API.STREAM.INFO.{stream}", body)).data)
+            page = api.read_subjects_page(await self._info(stream, body))
             if not page.state.subjects:
                 break
             found |= page.state.subjects
@@ -280,8 +293,7 @@ class Bus(Connection):
         Raises:
             Unreachable: the broker does not answer.
         """
-        answer = await self.request(f"$JS.API.STREAM.INFO.{stream}")
-        return api.read_stream_info(answer.data).state
+        return api.read_stream_info(await self._info(stream)).state
 
     async def has(self, stream: str, consumer: str = "") -> bool:
         """Whether the broker has a stream, or a consumer of it.
@@ -298,8 +310,14 @@ class Bus(Connection):
         Raises:
             Unreachable: the broker does not answer.
         """
-        answer = await self.request(f"$JS.API.STREAM.INFO.{stream}", b'{"deleted_details": true}')
-        return set(api.read_stream_details(answer.data).state.deleted)
+        return set(api.read_stream_details(await self._info(stream, b'{"deleted_details": true}')).state.deleted)
+
+    async def _info(self, stream: str, body: bytes = b"") -> bytes:
+        """What is said of a stream; raises Unreachable also where it does not exist."""
+        answer = await self._call(f"STREAM.INFO.{stream}", body)
+        if (error := api.error_in(answer)) is not None:
+            raise Unreachable(f"The stream {stream}: {error.description}")
+        return answer
 
     async def stored(self, stream: str, sequence: int) -> Stored | None:
         """One message of a stream, or None if it was removed.
@@ -315,8 +333,7 @@ class Bus(Connection):
     async def delete(self, stream: str, sequence: int) -> bool:
         """Remove one message from a stream. Returns whether it existed."""
         body = msgspec.json.encode({"seq": sequence, "no_erase": True})
-        answer = await self.request(f"$JS.API.STREAM.MSG.DELETE.{stream}", body)
-        return api.error_in(answer.data) is None
+        return api.error_in(await self._call(f"STREAM.MSG.DELETE.{stream}", body)) is None
 
     async def scan(self, stream: str, subject: str) -> AsyncIterator[Message]:
         """All messages of a stream on a subject, oldest first. The subject may contain wildcards.
@@ -418,7 +435,7 @@ class Bus(Connection):
     async def purge(self, stream: str, subject: str, *, up_to: int) -> None:
         """Remove the messages of a stream on a subject, up to and including a sequence."""
         body = msgspec.json.encode({"filter": subject, "seq": up_to + 1})
-        await self.request(f"$JS.API.STREAM.PURGE.{stream}", body)
+        await self._call(f"STREAM.PURGE.{stream}", body)
 
 
 def _refused(subject: str, error: api.Rejection) -> BusError:

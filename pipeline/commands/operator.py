@@ -25,6 +25,7 @@ _LEFT = {
     "there": "have this priority",
     "gone": "have ended",
     "full": "found no room in the lane",
+    "too_large": "are too large to be moved",
     "invalid": "have invalid headers",
 }
 

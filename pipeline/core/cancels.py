@@ -5,6 +5,7 @@ Requests of the same id differ in the time at which the broker first stored them
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from pipeline.core.index import Place
@@ -19,16 +20,20 @@ class OpenCancel:
         stored_at: when the request was first stored, UTC seconds; None while that is not known.
         look_at: when the request is due, monotonic seconds; None while it is expected, or its cancel is carried out.
         later: when requests of the same id were stored after the cancel, UTC seconds.
+        until: a request that was stored later is not the one that is expected, UTC seconds.
     """
 
     place: Place | None = None
     stored_at: float | None = None
     look_at: float | None = None
     later: set[float] = field(default_factory=set)
+    until: float = math.inf
 
     def means(self, stored_at: float) -> bool:
         """Whether the cancel applies to the request of its id that was first stored at that time, UTC seconds."""
-        return stored_at == self.stored_at if self.stored_at is not None else stored_at not in self.later
+        if self.stored_at is not None:
+            return stored_at == self.stored_at
+        return stored_at <= self.until and stored_at not in self.later
 
 
 @dataclass(slots=True)
@@ -57,9 +62,14 @@ class Cancels:
         if self._open.get(request_id) is cancel:
             del self._open[request_id]
 
-    def expect(self, request_id: str) -> None:
-        """A cancel arrived for an id that is not known yet, because the view is filling."""
-        self._open.setdefault(request_id, OpenCancel())
+    def expect(self, request_id: str, until: float) -> None:
+        """A cancel arrived for an id that is not known yet, because the view is filling.
+
+        It applies to a request that was stored until then (UTC seconds), also if its announcement comes later.
+        """
+        cancel = self._open.setdefault(request_id, OpenCancel(until=until))
+        if cancel.place is None:
+            cancel.until = max(cancel.until, until)
 
     def announced(self, request_id: str, stored_at: float, place: Place, *, moved: bool) -> OpenCancel | None:
         """A request was stored, for the first time or by a move. Returns the cancel to be carried out now, if any.
@@ -69,7 +79,8 @@ class Cancels:
         cancel = self._open.get(request_id)
         if cancel is None:
             return None
-        if not moved:
+        is_expected = cancel.place is None and cancel.means(stored_at)
+        if not moved and not is_expected:
             cancel.later.add(stored_at)
             return None
         return self._found(cancel, stored_at, place)

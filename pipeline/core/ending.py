@@ -160,6 +160,34 @@ def too_large(size: int, most: int) -> Failed:
     return Failed(HeadraceError(ErrorCode.REQUEST_TOO_LARGE, message))
 
 
+def when_too_large(outcome: Outcome, envelope: Envelope, *, size: int, most: int, stays: bool) -> Failed | Returned:
+    """The outcome instead of one of whose messages the broker accepts none of that size.
+
+    A request that just fits has no room for the headers of a move or of a dead letter.
+
+    Args:
+        outcome: what was to be done.
+        envelope: the request's.
+        size, most: as in `too_large`.
+        stays: whether the request can be answered where it is. Otherwise a move ends it.
+    """
+    match outcome:
+        case Moved(to):
+            said = f"With the headers of a move to {to}, the request has {size} bytes"
+            error = HeadraceError(
+                ErrorCode.REQUEST_TOO_LARGE, f"{said}, and the broker accepts at most {most}. Send a shorter request."
+            )
+            return Returned(FULL_RETRY_S, error=error) if stays else Failed(error)
+        case Buried():
+            message = (
+                f"Request {envelope.id} failed on every attempt. It is not kept in the dead letters: its letter has "
+                f"{size} bytes, and the broker accepts at most {most}."
+            )
+            return Failed(HeadraceError(ErrorCode.ENGINE_FAILED, message))
+        case _:
+            return too_large(size, most)
+
+
 def word(outcome: Outcome) -> str:
     """The one word for an outcome, in spans and logs."""
     if isinstance(outcome, Failed):

@@ -192,6 +192,7 @@ class Fair(Generic[K]):
         if account.joined_at != _IDLE:
             account.joined_at = _IN_TURN
         self._close(key, account)
+        self._begin_anew()
 
     # ---- inside
 

@@ -229,6 +229,9 @@ class Scheduler:
             self._priorities.start(request_id, lane.priority)
         if not pending:
             self.empty(lane, now, announced=sequence)
+        if self._lanes[lane].paused:
+            # An attempt had begun it, so it goes on. The lane still counts as empty.
+            self._rests(lane)
 
     def progress(self, request_id: str, cost: float) -> None:
         """Record what a request that runs has cost so far, in weighted tokens. Unknown ids are ignored."""
@@ -341,7 +344,7 @@ class Scheduler:
             self._tenants[lane.priority].joins(lane.tenant)
 
     def _closed(self, lane: Lane) -> None:
-        """The lane holds no request; those of which no lane does take no part."""
+        """The lane holds no request."""
         of_priority = self._open.get(lane.priority, {})
         of_tenant = of_priority.get(lane.tenant, {})
         if lane not in of_tenant:
@@ -349,10 +352,17 @@ class Scheduler:
         del of_tenant[lane]
         if not of_tenant:
             del of_priority[lane.tenant]
+        if not of_priority:
+            del self._open[lane.priority]
+        self._rests(lane)
+
+    def _rests(self, lane: Lane) -> None:
+        """The tenant and the priority of a lane take no part if no lane of theirs may hold a request."""
+        of_priority = self._open.get(lane.priority, {})
+        if lane.tenant not in of_priority:
             self._heads[lane.priority].pop(lane.tenant, None)
             self._tenants[lane.priority].leaves(lane.tenant)
         if not of_priority:
-            del self._open[lane.priority]
             self._priorities.leaves(lane.priority)
 
     def _due(self, now: float) -> list[Lane]:

@@ -346,7 +346,10 @@ class Held:
         except Duplicate:
             return await self._carry_out(Settled(None))
         except TooLarge as error:
-            return await self._carry_out(ending.too_large(error.size, error.most))
+            log.warning("%s: %s was not carried out: %s", self.envelope.name, ending.word(outcome), error)
+            stays = self._engine is None
+            instead = ending.when_too_large(outcome, self.envelope, size=error.size, most=error.most, stays=stays)
+            return await self._carry_out(instead)
         except BusError as error:
             return self._unreachable(error)
         return outcome

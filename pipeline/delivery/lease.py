@@ -89,7 +89,9 @@ class LeaseKeeper:
         """Renew each lease that still holds, and let go of the others."""
         self._standstill.turned(self.clock.now())
         for lease in list(self._leases):
-            await self._renew(lease)
+            # It may have been released while another one was renewed.
+            if lease in self._leases:
+                await self._renew(lease)
         self.on_renewed()
 
     async def _renew(self, lease: Lease) -> None:

@@ -102,13 +102,14 @@ class _Standing:
     """Open pulls under one inbox. Removing the interest in it cancels them all at the broker.
 
     Attributes:
-        on: the consumers with an open pull.
+        on: the consumers with an open pull, and until when it is answered, monotonic seconds. A cluster that has lost
+            the server with the pull does not answer it.
         round: the wait that the next answer ends, or None.
     """
 
     inbox: str
     subscription: Subscription | None = None
-    on: set[str] = field(default_factory=set)
+    on: dict[str, float] = field(default_factory=dict)
     round: _Round | None = None
 
 
@@ -229,7 +230,7 @@ class Puller:
 
     def stands_on(self, consumer: str) -> bool:
         """Whether a pull is open on consumer: the broker delivers its next request without being asked."""
-        return self._standing is not None and consumer in self._standing.on
+        return self._standing is not None and self._standing.on.get(consumer, 0.0) > self.bus.clock.now()
 
     def withdraw(self) -> None:
         """Cancel the open pulls. A request that is already on its way is surplus."""
@@ -259,8 +260,9 @@ class Puller:
 
             standing.subscription = await self.bus.subscribe(f"{standing.inbox}.*", on_message)
         for consumer in consumers:
-            if consumer not in standing.on:
-                standing.on.add(consumer)
+            now = self.bus.clock.now()
+            if standing.on.get(consumer, 0.0) <= now:
+                standing.on[consumer] = now + self.stands_s + _ANSWER_TIMEOUT_S
                 asked = await self._ask(consumer, self._until_it_expires, f"{standing.inbox}.{consumer}")
                 if not asked and standing.round is not None:
                     standing.round.settle(None)
@@ -301,11 +303,11 @@ class Puller:
     async def _on_stood(self, standing: _Standing, message: Message) -> None:
         if message.is_delivery:
             delivery = self.bus.delivery(message)
-            standing.on.discard(delivery.consumer)
+            standing.on.pop(delivery.consumer, None)
             if standing.round is None or not standing.round.settle(delivery):
                 await self.on_surplus(delivery)
         elif standing is self._standing:
-            standing.on.discard(message.subject.removeprefix(f"{standing.inbox}."))
+            standing.on.pop(message.subject.removeprefix(f"{standing.inbox}."), None)
             self._hear_refusal(message)
             if standing.round is not None:
                 standing.round.settle(None)

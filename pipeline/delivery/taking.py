@@ -14,11 +14,11 @@ from pipeline.aio import Background, wait_set
 from pipeline.broker.connection import Delivery, Message, Subscription
 from pipeline.config import Config
 from pipeline.core.coming import Coming
-from pipeline.core.ending import Returned
+from pipeline.core.ending import Abandoned, Returned, Settled
 from pipeline.core.envelope import Envelope, read_envelope
 from pipeline.core.handback import HandBacks
 from pipeline.core.scheduler import Scheduler
-from pipeline.delivery.held import Fresh, Held
+from pipeline.delivery.held import Held, Resumed
 from pipeline.delivery.lanes import LaneSet, Source
 from pipeline.delivery.lease import LeaseKeeper
 from pipeline.delivery.puller import Puller
@@ -125,7 +125,7 @@ class Taking:
         return self.me.peers.pauses.now.holds_lane(lane._replace(tenant=ANY_TENANT) if self.source.mixed else lane)
 
     def held_back(self, delivery: Delivery) -> bool:
-        """Whether a request is paused. It is then returned, or passed to `on_begun` if an attempt has begun it.
+        """Whether a request is paused. It is then returned after a delay, or passed to `on_begun` if it was begun.
 
         It arrived on a pull that was open when the pause began, on a lane of several tenants, or was delivered again.
         """
@@ -141,14 +141,17 @@ class Taking:
         return True
 
     async def _hold_back(self, delivery: Delivery, held: Held) -> None:
-        if isinstance(await held.open(), Fresh):
+        opened = await held.open()
+        if isinstance(opened, Settled | Abandoned):
+            await held.end(opened)
+        elif isinstance(opened, Resumed) and self.on_begun is not None:
+            held.release()
+            await self.on_begun(delivery)
+        else:
             delay_s = self._hand_backs.delay_s(
                 self.me.bus.clock.now(), held.envelope.name, delivered=delivery.delivered, room=False
             )
             await held.end(Returned(delay_s))
-            return
-        held.release()
-        await (self.on_begun or self.give_back)(delivery)
 
     def _on_pauses(self) -> None:
         """The broker must deliver nothing to pulls that were opened before a pause, or without what was resumed."""

@@ -98,7 +98,8 @@ class MoveReport(Struct):
     Attributes:
         moved: how many requests were moved.
         left: how many were not, by the reason: `running`, `there` (they had that priority), `gone` (they ended
-            meanwhile), `full` (the lane had no room).
+            meanwhile), `full` (the lane had no room), `too_large` (the broker would not take the request with the
+            headers of a move), `invalid` (their headers are).
     """
 
     priority: Priority

@@ -11,14 +11,18 @@ from functools import partial
 import msgspec
 import pytest
 
+from consumers.monitor.endings import _MOST_EXPIRED, Endings
 from consumers.monitor.monitor import Monitor
+from consumers.monitor.view import QueueView
 from pipeline.broker.jetstream import Bus
+from pipeline.core.index import Place
 from pipeline.delivery.lanes import Source
+from pipeline.telemetry import Tracing
 from pipeline.wire.answers import Chunk, ChunkChoice, Delta, decode_answer, is_last
 from pipeline.wire.messages import PerPriorityCount, Slots, WorkerStatus, encode
 from pipeline.wire.subjects import EVENT, LANES, MSG_ID, STREAM_REQUESTS, WORKER, Lane, Priority, Task
 from tests.pipeline.worker.conftest import client, start
-from tests.waiting import eventually
+from tests.waiting import TIMEOUT_S, eventually
 
 __all__ = ["client", "start"]  # fixtures
 
@@ -259,3 +263,21 @@ async def test_an_expired_request_is_counted_as_such(monitor, client, bus):
         return msgspec.json.decode((await bus.request("llm.queue.stats")).data)["high"]["expired"]
 
     assert await eventually(counted) == 1
+
+
+async def test_a_monitor_that_leads_no_more_leaves_what_has_expired_to_the_one_that_does(bus):
+    """However much it is: it would find the same requests again and again."""
+    view = QueueView(bus, None, ignore, ignore, lambda: None)
+    for number in range(2 * _MOST_EXPIRED):
+        view._index.stored(f"r{number}", Place(STREAM_REQUESTS, Priority.HIGH, 1 + number), 1.0)
+    endings = Endings(bus, view, partial(next, iter([True]), False), Tracing())
+    work = asyncio.create_task(endings._work())
+    async with asyncio.timeout(TIMEOUT_S):
+        await endings._expire()
+        await endings._jobs.join()
+    work.cancel()
+    assert len(view._index) == 2 * _MOST_EXPIRED
+
+
+def ignore(*_):
+    pass

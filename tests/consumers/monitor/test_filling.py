@@ -7,7 +7,9 @@ import asyncio
 import msgspec
 import pytest
 
+from consumers.monitor import cancelling
 from consumers.monitor.monitor import Monitor
+from consumers.monitor.view import QueueView
 from pipeline.delivery.puller import Puller
 from pipeline.wire.messages import Load, RequestEvent, encode
 from pipeline.wire.subjects import MSG_ID, STREAM_REQUESTS, Move
@@ -114,7 +116,25 @@ async def test_fifty_cancels_that_come_while_the_queue_is_read_are_all_carried_o
     assert await client.record(ids[0]) == []
 
 
-async def test_a_cancel_that_came_before_its_id_was_used_means_no_request(monitor, bus, client, gate, reads_at):
+async def test_a_cancel_that_overtakes_the_announcement_of_its_request_is_carried_out(
+    monitor, bus, client, gate, reads_at
+):
+    await queued(client, 1)
+    it = await monitor(reads_at)
+    held = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QueueView, "announced", lambda _, message: held.append(message))
+        await client.ask("r1")
+        await eventually(lambda: held)
+        assert await cancel(bus, "r1") == "pending"
+    it.view.announced(held[0])
+    assert await client.code("r1") == "cancelled"
+
+
+async def test_a_cancel_that_came_before_its_id_was_used_means_no_request(
+    monitor, bus, client, gate, reads_at, monkeypatch
+):
+    monkeypatch.setattr(cancelling, "_CLOCK_ERROR_S", -1.0)
     await queued(client, 25)
     it = await monitor(reads_at)
     assert await cancel(bus, "job-7") == "pending"

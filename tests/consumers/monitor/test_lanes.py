@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
+from consumers.monitor import lanes as keeping
 from consumers.monitor.lanes import LaneKeeper
 from pipeline.broker import topology
 from pipeline.broker.jetstream import Bus, Fenced
@@ -308,6 +309,35 @@ async def test_a_consumer_is_not_removed_if_that_changes_after_it_was_found_idle
     keeper._look_at = 0.0
     await keeper._step()
     assert await consumers(bus) == {ANN}
+
+
+@pytest.mark.parametrize("during", ["read_lanes", "topology.keep_consumer"], ids=["the look", "the making"])
+async def test_no_lane_leaves_the_list_because_the_connection_was_lost(bare_lanes, bus, monkeypatch, during):
+    """The keeper then knows nothing, and has to look before it writes the list."""
+    keeper, _ = bare_lanes
+    await publish(bus, ANN, "r1")
+    await keeper._step()
+    await publish(bus, BOB, "r1")
+    before = topology.keep_consumer if "." in during else read_lanes
+
+    async def reconnected(*arguments):
+        found = await before(*arguments)
+        keeper.begin()
+        return found
+
+    listed = []
+
+    async def write(bus, wanted, *, expected_last):
+        listed.append(set(wanted))
+        return await write_lanes(bus, wanted, expected_last=expected_last)
+
+    monkeypatch.setattr(keeping, "write_lanes", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"consumers.monitor.lanes.{during}", reconnected)
+        keeper._look_at = 0.0
+        await keeper._step()
+    await keeper._step()
+    assert listed == [{ANN, BOB}]
 
 
 async def test_no_consumer_is_removed_before_the_list_without_it_is_stored(bare_lanes, bus, config, hasty, monkeypatch):

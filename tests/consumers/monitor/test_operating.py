@@ -329,6 +329,14 @@ async def test_a_move_to_a_full_lane_leaves_the_request(client, bus, monitor, co
     assert await position_is(bus, "mine", 0)
 
 
+async def test_a_request_without_room_for_the_headers_of_a_move_waits_on(client, bus, operator):
+    await bus.store("llm.request.low", b"x" * (bus.max_payload - 100), headers={MSG_ID: "mine"})
+    await eventually(lambda: position_is(bus, "mine", 0), what="it is known")
+    assert (await operator.move("high", id="mine")).left == {"too_large": 1}
+    assert await client.record("mine") == []
+    assert await position_is(bus, "mine", 0)
+
+
 async def test_requests_that_are_moved_while_workers_pull_are_each_begun_once(client, bus, operator, start):
     workers = [await start(ScriptedEngine(slots=2)) for _ in range(2)]
     serving = [asyncio.create_task(serve_all(worker)) for worker in workers]

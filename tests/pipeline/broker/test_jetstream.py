@@ -16,6 +16,7 @@ from pipeline.broker.jetstream import Bus, Fenced, LaneFull, read_failure
 from pipeline.wire.answers import ErrorAnswer, ErrorBody
 from pipeline.wire.messages import StoreFailure, encode
 from pipeline.wire.subjects import MSG_ID, STORE_FAILED, STREAM_REPLIES, STREAM_REQUESTS
+from tests.faults import Process
 from tests.waiting import TIMEOUT_S, eventually
 
 
@@ -321,3 +322,39 @@ async def test_the_requests_can_be_limited_and_the_limit_stays_when_a_role_appli
 
 async def test_jetstream_is_on_while_it_answers(bus):
     assert await topology.is_on(bus)
+
+
+class Leaderless(Process):
+    """Its broker answers calls of JetStream's API, and elects a leader meanwhile."""
+
+    async def request(self, subject, data=b"", **more):
+        if subject.startswith("$JS.API."):
+            error = {"code": 503, "err_code": 10008, "description": "JetStream system temporarily unavailable"}
+            return Message(subject, msgspec.json.encode({"error": error}), {}, "")
+        return await super().request(subject, data, **more)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda bus: bus.consumers(STREAM_REQUESTS),
+        lambda bus: bus.consumer(STREAM_REQUESTS, "high"),
+        lambda bus: bus.subjects(STREAM_REQUESTS, ">"),
+        lambda bus: bus.stream_state(STREAM_REQUESTS),
+        lambda bus: bus.removed(STREAM_REQUESTS),
+        lambda bus: bus.delete(STREAM_REQUESTS, 1),
+        lambda bus: bus.purge(STREAM_REQUESTS, "llm.request.high", up_to=1),
+    ],
+    ids=["consumers", "consumer", "subjects", "state", "removed", "delete", "purge"],
+)
+async def test_a_broker_that_is_not_able_to_answer_has_not_said_that_nothing_is_there(bus, call):
+    with pytest.raises(Unreachable, match="temporarily unavailable"):
+        await call(Leaderless(bus))
+
+
+async def test_a_stream_that_is_not_there_has_no_state(bus):
+    for call in (bus.stream_state("NONE"), bus.subjects("NONE", ">"), bus.removed("NONE")):
+        with pytest.raises(Unreachable, match="stream not found"):
+            await call
+    assert await bus.consumers("NONE") == []
+    assert await bus.consumer(STREAM_REQUESTS, "none") is None

@@ -29,7 +29,7 @@ def following(stored_at=100.0):
 
 def expecting():
     cancels = Cancels()
-    cancels.expect("a")
+    cancels.expect("a", until=150.0)
     return cancels
 
 
@@ -86,6 +86,21 @@ def test_what_came_after_the_cancel_is_not_expected():
     assert not cancels.announced("a", 200.0, NEXT, moved=False)
     assert not cancels.read("a", 200.0, NEXT)
     assert cancels.read("a", 100.0, FIRST)
+
+
+def test_a_request_that_was_stored_before_its_cancel_and_announced_after_it_is_expected():
+    assert expecting().announced("a", 150.0, FIRST, moved=False)
+
+
+def test_what_was_stored_after_the_cancel_is_not_expected_where_its_announcement_was_missed():
+    assert not expecting().read("a", 200.0, NEXT)
+    assert not expecting().announced("a", 200.0, SPILLED, moved=True)
+
+
+def test_a_second_cancel_expects_what_was_stored_before_it():
+    cancels = expecting()
+    cancels.expect("a", until=250.0)
+    assert cancels.announced("a", 200.0, NEXT, moved=False)
 
 
 def test_when_the_whole_queue_was_read_nothing_is_expected_any_more_and_the_followed_still_are():

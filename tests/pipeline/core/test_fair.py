@@ -205,3 +205,10 @@ def test_a_refused_request_costs_a_little():
     fair.joins("b")
     order, _ = serve(fair, "ab", 400, lambda key: 0.0 if key == "a" else 50.0)
     assert 0 < order.count("b") < 20
+
+
+def test_what_is_used_elsewhere_while_nothing_waits_here_takes_no_memory():
+    fair = Fair(lambda _: 1.0, lasting=False)
+    for number in range(1000):
+        fair.used(f"tenant {number}", 100.0)
+    assert not len(fair)

@@ -1055,10 +1055,29 @@ def test_the_rule_of_the_longest_wait_ignores_a_paused_lane():
         scheduler.start(f"h{number}", BARE[HIGH], stored_at=None, pending=9, now=0.0, wall_now=10_000.0)
 
 
-def test_a_priority_saves_up_nothing_while_it_is_paused():
+def test_a_begun_request_of_a_paused_lane_goes_on_and_does_not_count_for_the_longest_wait():
     scheduler, held = paused_low()
     held.add(LOW)
     scheduler.recheck(0.0)
+    scheduler.start("begun", BARE[LOW], stored_at=0.0, pending=0, now=0.0, wall_now=0.0)
+    # MEDIUM waits beyond the bound, though not for as long.
+    scheduler.start("m", BARE[MEDIUM], stored_at=1.0, pending=9, now=0.0, wall_now=1.0)
+    for number in range(OVERDUE_EVERY):
+        scheduler.start(f"h{number}", BARE[HIGH], stored_at=None, pending=9, now=0.0, wall_now=1.0)
+    assert scheduler._lifted(10_000.0, OVERDUE_EVERY) is MEDIUM
+    held.clear()
+    scheduler.recheck(1.0)
+    assert scheduler._lifted(10_000.0, OVERDUE_EVERY) is MEDIUM
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["nothing runs", "a begun request goes on"])
+def test_a_priority_saves_up_nothing_while_it_is_paused(begun):
+    scheduler, held = paused_low()
+    held.add(LOW)
+    scheduler.recheck(0.0)
+    if begun:
+        scheduler.start("begun", BARE[LOW], stored_at=None, pending=0, now=0.0, wall_now=0.0)
+        scheduler.finish("begun", 100.0)
     for number in range(500):
         scheduler.start(f"h{number}", BARE[HIGH], stored_at=None, pending=9, now=0.0, wall_now=0.0)
         scheduler.finish(f"h{number}", 100.0)
@@ -1071,6 +1090,21 @@ def test_a_priority_saves_up_nothing_while_it_is_paused():
         scheduler.start(f"n{number}", lane, stored_at=None, pending=9, now=0.0, wall_now=0.0)
         scheduler.finish(f"n{number}", 100.0)
     assert 3 <= first.count(LOW) <= 12
+
+
+def test_a_tenant_saves_up_nothing_while_it_is_paused_and_a_begun_request_goes_on():
+    acme, bolt = (Lane(LOW, Task.UNTRIAGED, tenant) for tenant in ("acme", "bolt"))
+    held = {"acme"}
+    scheduler = Scheduler(WEIGHTS, lanes=(acme, bolt), paused=lambda lane: lane.tenant in held)
+    scheduler.recheck(0.0)
+    scheduler.start("begun", acme, stored_at=None, pending=0, now=0.0, wall_now=0.0)
+    scheduler.finish("begun", 100.0)
+    for number in range(500):
+        scheduler.start(f"b{number}", bolt, stored_at=None, pending=9, now=0.0, wall_now=0.0)
+        scheduler.finish(f"b{number}", 100.0)
+    held.clear()
+    scheduler.recheck(0.0)
+    assert served(scheduler, 40, lanes=(acme, bolt)).count(acme) == pytest.approx(20, abs=2)
 
 
 def test_a_paused_lane_of_a_priority_leaves_the_others_their_turns():

@@ -102,15 +102,14 @@ class Recorded(Process):
 async def publish(bus):
     """Stores a request and takes it in hand."""
 
-    async def publish(process=None, *, request_id="r1", subject="llm.request.high", headers=None, delivered=1):
+    async def publish(process=None, *, request_id="r1", delivered=1, body=b'{"prompt":"x"}', engine="mlx"):
         process = process or Recorded(bus)
-        given = {MSG_ID: request_id, REPLY_TO: INBOX} | (headers or {})
-        await bus.store(subject, b'{"prompt":"x"}', headers=given)
+        await bus.store("llm.request.high", body, headers={MSG_ID: request_id, REPLY_TO: INBOX})
         for number in range(delivered):
             delivery = await eventually(lambda: take(process), what="a delivery")
             if number + 1 < delivered:
                 await delivery.nak()
-        return hold(process, delivery)
+        return hold(process, delivery, engine)
 
     return publish
 
@@ -130,9 +129,9 @@ async def take(bus):
     return await puller.take("high")
 
 
-def hold(process, delivery):
+def hold(process, delivery, engine="mlx"):
     envelope = read_envelope(delivery, Priority.HIGH, moves=process.moves)
-    held = Held.taken(process, delivery, envelope, process.leases, tracing=Tracing(), engine="mlx")
+    held = Held.taken(process, delivery, envelope, process.leases, tracing=Tracing(), engine=engine)
     held.delivery, held.process_ = delivery, process
     return held
 
@@ -284,6 +283,41 @@ def sized(answer, size):
     message.content = ""
     message.content = "x" * (size - len(encode(answer)))
     return answer
+
+
+@pytest.fixture
+def just_fits(bus):
+    """A request that has no room for further headers."""
+    return b"x" * (bus.max_payload - 100)
+
+
+async def test_a_request_without_room_for_the_headers_of_a_move_stays_where_it_can_be_answered(publish, bus, just_fits):
+    held = await publish(body=just_fits, engine=None)
+    ended = await held.end(MOVED)
+    assert isinstance(ended, Returned)
+    assert ended.error.code is ErrorCode.REQUEST_TOO_LARGE
+    assert await record(bus) == []
+    assert (await left(bus, STREAM_REQUESTS), await left(bus, STREAM_OLLAMA)) == (1, 0)
+    assert await times_returned(bus, held.delivery) == 1
+
+
+async def test_a_request_that_must_move_and_has_no_room_for_that_is_told_so(publish, bus, just_fits):
+    held = await publish(body=just_fits)
+    ended = await held.end(MOVED)
+    assert ended.error.code is ErrorCode.REQUEST_TOO_LARGE
+    assert "headers of a move" in ended.error.message
+    assert await record(bus) == [error_answer(held.envelope, ended.error)]
+    await none_left(bus)
+
+
+async def test_a_request_without_room_for_the_headers_of_a_letter_has_failed_all_the_same(publish, bus, just_fits):
+    held = await publish(body=just_fits)
+    ended = await held.end(Buried(CRASHED))
+    assert ended.error.code is ErrorCode.ENGINE_FAILED
+    assert "not kept in the dead letters" in ended.error.message
+    assert await record(bus) == [error_answer(held.envelope, ended.error)]
+    assert await left(bus, STREAM_DEAD) == 0
+    await none_left(bus)
 
 
 async def test_a_move_to_a_full_lane_is_a_return_that_costs_no_attempt(publish, bus):

@@ -105,6 +105,25 @@ async def test_a_renewal_that_does_not_reach_the_broker_extends_nothing(keeper, 
     assert lease.expires_at == 103.0
 
 
+@pytest.mark.parametrize("passed_s", [0.0, 3.0], ids=["in time", "run out"])
+async def test_a_lease_that_is_released_during_a_round_is_neither_renewed_nor_lost(keeper, hands, passed_s):
+    """Its request has ended meanwhile. A renewal after a return that names a delay would set another time."""
+    held, sent = [], []
+
+    class Slow:
+        async def publish(self, *_):
+            sent.append(self)
+            hands.now += passed_s
+            keeper.release(held[1])
+
+    for number in (1, 2):
+        delivery = Delivery(Message("llm.request.high", b"", {}, f"$JS.ACK.{number}"), "high", 1, 1, 0.0, 0, Slow())
+        held.append(keeper.hold(delivery))
+    held[1].on_lost = lambda: pytest.fail("lost")
+    await keeper.renew()
+    assert len(sent) == 1
+
+
 async def test_after_each_round_of_renewals_others_are_told(hands):
     rounds = []
     keeper = LeaseKeeper(3.0, lambda: rounds.append(hands.now), clock=Clock(lambda: hands.now))

@@ -221,6 +221,25 @@ async def test_kept_pulls_are_armed_again_after_the_broker_was_killed(pulling, n
     assert (await waiting).message.headers[MSG_ID] == "b"
 
 
+async def test_a_kept_pull_that_the_broker_has_lost_is_sent_again_once_it_has_expired(pulling):
+    """As when the server that led the consumer has died, and this process is connected to another one."""
+    losing = Process(pulling.bus)
+    pulling.puller.bus = losing
+    losing.meets("loses", at=lambda operation: operation.subject.endswith(f"MSG.NEXT.{STREAM_REQUESTS}.high"))
+    waiting = asyncio.create_task(pulling.wait(["high", "low"], keep=True))
+    await pulls_standing(pulling.bus, "low")
+    await publish(pulling.bus, "a", "low")
+    assert (await waiting).consumer == "low"
+    losing.meets(None)
+    assert pulling.puller.stands_on("high")
+    before = losing.clock._monotonic
+    losing.clock._monotonic = lambda: before() + pulling.puller.stands_s + 10
+    assert not pulling.puller.stands_on("high")
+    waiting = asyncio.create_task(pulling.wait(["high", "low"], keep=True))
+    await publish(pulling.bus, "b", "high")
+    assert (await waiting).consumer == "high"
+
+
 async def test_a_request_without_a_body_that_looks_like_a_status_is_delivered(pulling):
     await pulling.bus.store("llm.request.high", b"", headers={MSG_ID: "a", "Status": "404"})
     assert (await taken(pulling, "high")).message.headers[MSG_ID] == "a"

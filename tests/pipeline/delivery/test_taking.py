@@ -14,13 +14,26 @@ from pipeline.broker.notes import NoteFollower
 from pipeline.core import scheduler
 from pipeline.core.ending import Abandoned, Loss, Returned
 from pipeline.delivery import lanes
-from pipeline.delivery.lanes import MLX_SOURCE, Source
+from pipeline.delivery.lanes import MLX_SOURCE, OLLAMA_SOURCE, Source
 from pipeline.delivery.returns import times_returned
 from pipeline.delivery.taking import Taking
 from pipeline.process.role import role
-from pipeline.wire.messages import PerPriorityCount, RequestEvent, Slots, WorkerStatus
+from pipeline.wire.answers import ErrorAnswer, ErrorBody, Status
+from pipeline.wire.errors import ErrorCode, HeadraceError
+from pipeline.wire.messages import PerPriorityCount, RequestEvent, Slots, WorkerStatus, encode
 from pipeline.wire.pauses import Pause, PausedState
-from pipeline.wire.subjects import LANES, MSG_ID, STORED_SEQUENCE, STORED_SUBJECT, STREAM_REQUESTS, Lane, Priority, Task
+from pipeline.wire.subjects import (
+    LANES,
+    MSG_ID,
+    STORED_SEQUENCE,
+    STORED_SUBJECT,
+    STREAM_OLLAMA,
+    STREAM_REQUESTS,
+    Lane,
+    Move,
+    Priority,
+    Task,
+)
 from tests import waiting
 from tests.lanes import listed
 from tests.waiting import eventually
@@ -456,3 +469,54 @@ async def test_with_tenants_several_are_taken_in_equal_parts(taking, bus, config
     taken = []
     await taking.several(9, taken.append)
     assert Counter(one.lane.tenant for one in taken) == {"": 3, "ann": 3, "bob": 3}
+
+
+# ---- pauses
+
+
+@pytest.fixture
+async def paused(config, bus):
+    """Takes from Ollama's lanes, where the requests of a paused tenant stand among the others."""
+    pauses = PausedState(pauses=[Pause(tenant="default")])
+    await bus.store("llm.paused", msgspec.json.encode(pauses), expected_last=0)
+    async with role("taker", msgspec.structs.replace(config, lease_s=60.0)) as me:
+        await eventually(lambda: me.peers.pauses.now.scopes)
+        taking = Taking(me, config, OLLAMA_SOURCE)
+        await taking.start()
+        yield taking
+        await taking.close()
+
+
+async def spill(bus, request_id):
+    headers = {MSG_ID: bus.moves.make(request_id, Move.SPILLED, 1, 0.0), "Llm-Stored-At": "1.0"}
+    await bus.store("llm.ollama.high", b"hello", headers=headers)
+
+
+async def test_a_paused_request_that_was_begun_is_not_delivered_again_at_once(paused, bus):
+    """Only its engine's worker goes on with it. Others would get it again and again."""
+    returns = []
+
+    async def on_answer(message):
+        returns.append(message.data)
+
+    await bus.subscribe("$JS.ACK.>", on_answer)
+    await bus.nc.flush()
+    await spill(bus, "r1")
+    await bus.store("llm.out.r1", encode(Status("r1", "started", 1, "ollama", "m", 1, 0.0)), expected_last=0)
+    delivery = await waiting.taken(paused._puller, "ollama_high")
+    assert paused.held_back(delivery)
+    [returned] = await eventually(lambda: returns)
+    assert returned.startswith(b'-NAK {"delay"')
+
+
+async def test_a_paused_request_that_has_ended_is_removed(paused, bus):
+    await spill(bus, "r1")
+    error = ErrorBody.of(HeadraceError(ErrorCode.CANCELLED, "as the test wants it"))
+    await bus.store("llm.out.r1", encode(ErrorAnswer("r1", 1, error)), expected_last=0)
+    delivery = await waiting.taken(paused._puller, "ollama_high")
+    assert paused.held_back(delivery)
+
+    async def removed():
+        return not (await bus.stream_state(STREAM_OLLAMA)).messages
+
+    await eventually(removed)
