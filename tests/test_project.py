@@ -143,6 +143,16 @@ def test_development_and_running_use_the_same_versions() -> None:
     assert run <= dev
 
 
+def test_whatever_cannot_be_read_is_caught_where_json_is_read() -> None:
+    """`msgspec.DecodeError` alone is not all that decoding raises: `UNREADABLE` is."""
+    mends_texts = "pipeline/core/batch_lines.py"
+    alone = re.compile(r"except .*\bDecodeError\b")
+    found = [
+        name for name, text in texts().items() if name.startswith(("pipeline/", "consumers/")) and alone.search(text)
+    ]
+    assert found == [mends_texts]
+
+
 def test_no_file_names_a_package_registry() -> None:
     assert [name for name, text in texts().items() if REGISTRIES.search(text)] == []
 

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from consumers.models.watched import total_size
 from pipeline.process.lifecycle import StartError
+from pipeline.wire.validation import UNREADABLE
 
 CONVERSION: Final = 1
 """Increased when the conversion from GGUF changes. Models that an older version converted are converted again."""
@@ -232,7 +233,7 @@ def check_room(folder: Path, needed: int) -> None:
 def _read(file: Path) -> Origin | None:
     try:
         return msgspec.json.decode(file.read_bytes(), type=Origin)
-    except (OSError, msgspec.DecodeError, UnicodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

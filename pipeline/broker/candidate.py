@@ -17,6 +17,7 @@ from pipeline.broker.jetstream import Bus, Fenced
 from pipeline.config import Config
 from pipeline.core.leadership import LOOK_EVERY_S, RENEW_EVERY_S, Leadership, Voice
 from pipeline.wire.subjects import STREAM_STATE
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -181,5 +182,5 @@ class Candidate:
 def _read(data: bytes) -> LeaseNote:
     try:
         return _note_decoder.decode(data)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return LeaseNote("", "")

@@ -16,6 +16,7 @@ from pipeline.wire.answers import ErrorAnswer
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchCall, FetchReport
 from pipeline.wire.subjects import FETCH
+from pipeline.wire.validation import UNREADABLE
 
 # How often a worker is asked how far it is.
 _ASK_EVERY_S = 0.2
@@ -58,7 +59,7 @@ class WorkerFetch:
         answer = await self._bus.request(self._subject, msgspec.json.encode(self._call))
         try:
             said = _decoder.decode(answer.data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise Unreachable(f"{self._worker} sent no report: {error}") from None
         if isinstance(said, FetchReport):
             self._call.after, self._ended = said.revision, said.ended

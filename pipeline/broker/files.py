@@ -18,6 +18,7 @@ from pipeline.broker.jetstream import Bus, LaneFull
 from pipeline.broker.topology import FILES_KEPT_S
 from pipeline.wire.batches import FileObject, chunks_subject, notes_subject
 from pipeline.wire.subjects import BUCKET_FILES, STORED_SEQUENCE, STREAM_FILES
+from pipeline.wire.validation import UNREADABLE
 
 # Read from the store at once: eight chunks as nats-py writes them.
 _READ_BYTES = 1 << 20
@@ -166,7 +167,7 @@ class Files:
         async for message in self.bus.scan(STREAM_FILES, notes_subject()):
             try:
                 note = _note_decoder.decode(message.data)
-            except (msgspec.DecodeError, UnicodeError):
+            except UNREADABLE:
                 continue
             if not note.deleted:
                 yield note
@@ -179,7 +180,7 @@ def _stored(note: FileNote) -> StoredFile | None:
     """The file of a note; None if another program has put it into the bucket."""
     try:
         traits = _traits_decoder.decode(note.description)
-    except (msgspec.DecodeError, UnicodeError):
+    except UNREADABLE:
         return None
     return StoredFile(_shown(note, traits), traits.tenant, note.nuid)
 

@@ -37,6 +37,7 @@ from pipeline.wire.subjects import (
     STREAM_REPLIES,
     STREAM_REQUESTS,
 )
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -456,7 +457,7 @@ def read_failure(message: Message) -> str | None:
     """
     try:
         return None if message.headers else _failure.decode(message.data).subject
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
 
 

@@ -12,6 +12,7 @@ from pipeline.broker.jetstream import Bus
 from pipeline.broker.notes import NoteFollower
 from pipeline.wire.messages import LanesNote, encode
 from pipeline.wire.subjects import STREAM_STATE, TENANTS_LANES, Lane, lane_of_subject
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ async def read_lanes(bus: Bus) -> tuple[int, frozenset[Lane] | None]:
 def _lanes_in(data: bytes) -> frozenset[Lane] | None:
     try:
         subjects = _decoder.decode(data).lanes if data else []
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except UNREADABLE as error:
         log.warning("Ignoring a malformed list of lanes: %s", error)
         return None
     return frozenset(lane for lane in map(lane_of_subject, subjects) if lane is not None and lane.tenant)

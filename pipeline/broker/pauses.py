@@ -13,6 +13,7 @@ from pipeline.broker.notes import NoteFollower
 from pipeline.core.pauses import Pauses
 from pipeline.wire.pauses import PausedState
 from pipeline.wire.subjects import PAUSED, STREAM_STATE
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class PauseBoard:
     def _take(self, data: bytes) -> None:
         try:
             state = _decoder.decode(data) if data else PausedState()
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except UNREADABLE as error:
             log.warning("Ignoring a malformed list of pauses: %s", error)
             return
         if state != self.state:

@@ -17,6 +17,7 @@ from pipeline.core.models import Catalogue
 from pipeline.core.roster import Roster
 from pipeline.wire.messages import EngineName, Load, ModelFacts, StoreReport, WorkerStatus
 from pipeline.wire.subjects import LOAD, STORE, STORE_FAILED, WORKER
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Peers:
     async def _on_status(self, message: Message) -> None:
         try:
             status = _status_decoder.decode(message.data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("Ignoring a malformed worker status on %s: %s", message.subject, error)
             return
         self._roster.heard(status, self.bus.clock.now())
@@ -142,7 +143,7 @@ class Peers:
     async def _on_load(self, message: Message) -> None:
         try:
             load = _load_decoder.decode(message.data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("Ignoring a malformed load event on %s: %s", message.subject, error)
             return
         self._roster.heard_load(load, self.bus.clock.now())
@@ -153,7 +154,7 @@ class Peers:
             return  # of a client that had the broker's answer sent here
         try:
             report = _store_decoder.decode(message.data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("Ignoring a malformed report on %s: %s", message.subject, error)
             return
         self._roster.heard_store(report, self.bus.clock.now())

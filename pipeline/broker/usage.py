@@ -24,6 +24,7 @@ from pipeline.core.usage import Book, StoredNotes
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import MSG_ID, STORED_SEQUENCE, STREAM_USAGE, STREAM_USED, USAGE, USED, USED_STORED
 from pipeline.wire.usage import Period, UsageBucket, UsageNote, UsageNotes, bucket_subject
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class NoteFeed:
 def _notes_in(stored: Stored) -> dict[str, UsageNote]:
     try:
         found = _notes_decoder.decode(stored.data)
-    except (msgspec.DecodeError, UnicodeError):
+    except UNREADABLE:
         log.warning("Skipping message %d of %s: it is no account.", stored.sequence, STREAM_USED)
         return {}
     if isinstance(found, UsageNotes):

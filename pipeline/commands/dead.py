@@ -17,6 +17,7 @@ from pipeline.broker.letters import replay as replay_one
 from pipeline.commands import run_client, say, say_json, tell
 from pipeline.core.letters import DeadLetter
 from pipeline.process.terminal import visible
+from pipeline.wire.validation import UNREADABLE
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _AGE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd])", re.ASCII)
@@ -123,7 +124,7 @@ def _body(body: bytes) -> str:
     """A body as text; JSON is indented."""
     try:
         return msgspec.json.format(body, indent=2).decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return body.decode(errors="backslashreplace")
 
 

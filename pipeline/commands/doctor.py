@@ -46,6 +46,7 @@ from pipeline.up.reach import (
 from pipeline.up.server import BrokerError, find_server
 from pipeline.wire.messages import Load
 from pipeline.wire.subjects import LOAD, STREAM_STATE
+from pipeline.wire.validation import UNREADABLE
 
 _PACKAGES = ("msgspec", "nats-py", "ollama", "opentelemetry-sdk", "platformdirs", "rich", "starlette", "uvicorn")
 _MLX_PROBE = module_command("consumers.engines.local.measure")
@@ -200,7 +201,7 @@ async def _monitor(bus: Bus) -> tuple[Finding, Heard]:
         return Finding(
             "warn", "monitor", "none is running on this broker, so no other role was checked", advice
         ), Heard(runs=False)
-    except (BusError, msgspec.DecodeError) as error:
+    except (BusError, *UNREADABLE) as error:
         return Finding("warn", "monitor", f"no answer: {error}", "look at its log; without it, nothing spills"), Heard()
     return Finding("ok", "monitor", f"running for {statistics.uptime_s:.0f} s"), Heard(statistics)
 

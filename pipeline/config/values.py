@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from pipeline.config.declaring import ENV_PREFIX, ValueKind, note
+from pipeline.wire.validation import UNREADABLE
 
 # Names the settings file. It is no setting.
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -114,11 +115,11 @@ def read(value: Any, place: str) -> Given:
         return Given(value, place)
     try:
         return Given(msgspec.json.decode(value), place, typed=True)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         pass
     try:
         return Given(tomllib.loads(f"value = {value}")["value"], place, typed=True)
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         raise ConfigError(f"{place}: {_shown(value)} is neither JSON nor a TOML value.") from None
 
 

@@ -47,6 +47,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import Dialect, EngineName
 from pipeline.wire.requests import NO_LIMIT, EncodingFormat
 from pipeline.wire.subjects import Move
+from pipeline.wire.validation import UNREADABLE
 
 # ---- the record ------------------------------------------------------------------------------------------------------
 
@@ -417,7 +418,7 @@ def cut_short(limit: int | None, finish_reason: FinishReason, usage: Usage) -> l
 def _is_object(arguments: str) -> bool:
     try:
         msgspec.json.decode(arguments, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True
 

@@ -31,6 +31,7 @@ from pipeline.wire.subjects import (
     lane_of_subject,
     split_name,
 )
+from pipeline.wire.validation import UNREADABLE
 
 REPLAY_REASON = "replayed from the dead letters"
 _MAX_DIGITS = 30
@@ -135,7 +136,7 @@ def read_letter(subject: str, sequence: int, died_at: float, headers: Mapping[st
     stored_at = headers.get(MOVED_STORED_AT, "")
     try:
         error = msgspec.json.decode(headers.get(DEAD_ERROR, ""), type=ErrorBody)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         error = ErrorBody.of(HeadraceError(ErrorCode.ENGINE_FAILED, "The dead letter has no error."))
     return DeadLetter(
         id=headers.get(DEAD_ID, f"DEAD-{sequence}"),

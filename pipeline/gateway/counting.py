@@ -20,6 +20,7 @@ from pipeline.wire.answers import ErrorAnswer
 from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.messages import TokenCount
 from pipeline.wire.subjects import TOKENS
+from pipeline.wire.validation import UNREADABLE
 
 # Longer than a worker waits for its engine.
 _PATIENCE_S = 12.0
@@ -70,5 +71,5 @@ class TokenCounts:
     async def _ask(self, subject: str, body: bytes) -> TokenCount | ErrorAnswer | None:
         try:
             return _reply_decoder.decode((await self.me.bus.request(subject, body, timeout_s=_PATIENCE_S)).data)
-        except (Unreachable, msgspec.DecodeError):
+        except (Unreachable, *UNREADABLE):
             return None

@@ -24,6 +24,7 @@ from pipeline.wire.subjects import (
     reply_subject,
     request_name,
 )
+from pipeline.wire.validation import UNREADABLE
 
 # What one reply has at most, unless its only message is larger.
 _MAX_BYTES = 1 << 20
@@ -68,5 +69,5 @@ def _query(body: bytes) -> LateQuery:
     """The query in a body: a JSON object, or the id alone."""
     try:
         return _query_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return LateQuery(body.decode(errors="replace").strip().strip('"'))

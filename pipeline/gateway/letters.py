@@ -21,6 +21,7 @@ from pipeline.gateway.responses import json_response
 from pipeline.gateway.statuses import HttpError
 from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.subjects import STREAM_DEAD, TENANT, split_name
+from pipeline.wire.validation import UNREADABLE
 
 # The newest letters are kept, and the newest of those are listed.
 _KNOWN = 10_000
@@ -113,7 +114,7 @@ def _request(letter: DeadLetter) -> object:
         if letter.body.startswith(b"{"):
             msgspec.json.decode(letter.body)
             return msgspec.Raw(letter.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         pass
     return letter.body.decode(errors="backslashreplace")
 

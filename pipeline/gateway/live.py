@@ -27,6 +27,7 @@ from pipeline.gateway.responses import KEEP_ALIVE_S, SSE_HEADERS, Live, Registry
 from pipeline.process.role import Role
 from pipeline.wire.messages import EngineName, Load, RequestEvent, StoreReport, WorkerStatus
 from pipeline.wire.subjects import EVENT, QUEUED_PREFIX, STORED_SUBJECT, Priority, lane_of_subject, ollama_subject
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Watch:
     async def _on_event(self, message: Message) -> None:
         try:
             event = _event_decoder.decode(message.data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             log.warning("Ignoring a malformed event on %s: %s", message.subject, error)
             return
         self.recent.event(event, self.me.bus.clock.wall())

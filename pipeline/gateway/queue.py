@@ -25,6 +25,7 @@ from pipeline.wire.answers import is_last
 from pipeline.wire.errors import ErrorCode, quoted
 from pipeline.wire.messages import EngineName, encode
 from pipeline.wire.subjects import QUEUE_STATS, is_request_name, split_name
+from pipeline.wire.validation import UNREADABLE
 
 _T = TypeVar("_T")
 
@@ -61,7 +62,7 @@ class StatisticsCache:
         """The statistics decoded, None if no monitor answers."""
         try:
             return msgspec.json.decode(await self.body(), type=QueueStatistics)
-        except (HttpError, msgspec.DecodeError):
+        except (HttpError, *UNREADABLE):
             return None
 
     async def _ask(self) -> bytes:

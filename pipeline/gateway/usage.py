@@ -17,6 +17,7 @@ from pipeline.gateway.queue import answered
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import QUEUE_USAGE
 from pipeline.wire.usage import UsageReport
+from pipeline.wire.validation import UNREADABLE
 
 # The report is reused for this long: many readers cost no more than one.
 _KEPT_S = 0.5
@@ -45,7 +46,7 @@ class UsageView:
         """What a caller may see; None if no monitor answers."""
         try:
             return _own(caller, await self._asked())
-        except (BusError, msgspec.DecodeError):
+        except (BusError, *UNREADABLE):
             return None
 
     async def _asked(self) -> UsageReport:

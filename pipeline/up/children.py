@@ -23,6 +23,7 @@ import msgspec
 from pipeline.aio import Background, wait_set
 from pipeline.core.backoff import Backoff
 from pipeline.process.lifecycle import REPORT_FD, Order, Report, StartError
+from pipeline.wire.validation import UNREADABLE
 
 LOG_MAX_BYTES = 8 << 20
 _BOUND_EVERY_S = 5.0
@@ -121,7 +122,7 @@ class Process:
                 on_report(_report_decoder.decode(line))
         except ConnectionResetError:
             _log.debug("Process %d has ended without reading its order to end.", self.pid)
-        except (OSError, ValueError, msgspec.DecodeError) as error:
+        except (OSError, ValueError, *UNREADABLE) as error:
             what = error.strerror if isinstance(error, OSError) and error.strerror else error
             _log.warning("Lost contact with process %d: %s", self.pid, what)
 

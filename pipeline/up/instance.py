@@ -17,6 +17,7 @@ import msgspec
 import platformdirs
 
 from pipeline.config import Config
+from pipeline.wire.validation import UNREADABLE
 
 RUN_FILE = "run.json"
 LOCK_FILE = "lock"
@@ -62,7 +63,7 @@ def read(file: Path) -> Instance | None:
     """Return the content of a run file or a ready file, or None if there is none."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=Instance)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.messages import Dialect, EngineName
 from pipeline.wire.subjects import Priority, Task
+from pipeline.wire.validation import UNREADABLE
 
 StatusState = Literal["started", "restarted", "spilled", "suspended", "resumed"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -29,7 +30,7 @@ class FunctionCall(Struct):
         """The arguments decoded. If they are not a JSON object, as a model may write them, they are one string."""
         try:
             return msgspec.json.decode(self.arguments or "{}", type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNREADABLE:
             return {"arguments": self.arguments}
 
 
@@ -304,7 +305,7 @@ def read_answer(data: bytes) -> Answer | None:
     """Decode one message of a reply subject, or None if it is no part of an answer."""
     try:
         found = decode_answer(data)
-    except (msgspec.DecodeError, UnicodeError):
+    except UNREADABLE:
         return None
     return None if isinstance(found, Chunk) and not found.choices else found
 

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct, field
 
+from pipeline.wire.validation import UNREADABLE
+
 MAX_CHOICES: Final = 1000
 MAX_PATTERN_CHARS: Final = 65_536
 
@@ -158,5 +160,5 @@ def _schema(value: Schema | str, param: str) -> Schema:
         return value
     try:
         return msgspec.json.decode(value, type=Schema)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         raise ConstraintError(f"`{param}` must be a JSON schema: an object, or its text.", param) from None

@@ -17,6 +17,10 @@ from msgspec import inspect
 
 _T = TypeVar("_T")
 
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What `msgspec` raises for bytes that are not what they should be. Text that is not UTF-8, and lists in lists without
+end, have errors of their own."""
+
 _PATH = re.compile(r" - at (`key` in )?`\$(.*)`$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _FIELD_AT_FAULT = re.compile(r"Object (missing required|contains unknown) field `([^`]*)`")
@@ -101,7 +105,7 @@ def decode(body: bytes, kind: type[_T]) -> _T:
     except msgspec.ValidationError as error:
         problem = explain(error, kind, untyped(body))
         raise NotValid(problem.sentence(), problem) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise NotValid(explain_json(error)) from None
 
 
@@ -117,7 +121,7 @@ def untyped(body: bytes) -> Any:
     """A JSON body without a type. UNSET if the JSON is broken after the refused field."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return msgspec.UNSET
 
 
@@ -232,7 +236,7 @@ def _fits(item: Any, accepting: inspect.Type, *, strict: bool) -> bool:
     if not strict and isinstance(item, str):
         try:
             item = msgspec.json.decode(item)
-        except (msgspec.DecodeError, UnicodeError):
+        except UNREADABLE:
             return any(isinstance(each, inspect.StrType | inspect.AnyType) for each in _members(accepting))
     return any(_is_of(item, each) for each in _members(accepting))
 

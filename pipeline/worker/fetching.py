@@ -18,6 +18,7 @@ from pipeline.wire.errors import ErrorCode, HeadraceError, quoted
 from pipeline.wire.fetches import FetchCall, FetchReport
 from pipeline.wire.messages import encode
 from pipeline.wire.subjects import FETCH, is_inbox
+from pipeline.wire.validation import UNREADABLE
 
 # How often a fetch is looked at whether a caller is left.
 _LOOK_EVERY_S = 0.5
@@ -56,7 +57,7 @@ class Fetching:
     async def _on_call(self, message: Message) -> None:
         try:
             call = _decoder.decode(message.data)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except UNREADABLE as error:
             await self._reply(message, HeadraceError(ErrorCode.INVALID_REQUEST, f"The call is malformed: {error}."))
             return
         if call.leaves:

@@ -14,6 +14,7 @@ from pipeline.engine import Misbehaved, Piece, Work
 from pipeline.wire.answers import FinishReason, FunctionCall, Logprobs, ToolCall, Usage
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
+from pipeline.wire.validation import UNREADABLE
 
 # The sampler takes a seed of 32 bits, and the largest one draws one.
 _SEED_MODULUS = 2**31
@@ -188,7 +189,7 @@ def refusal(body: bytes) -> HeadraceError:
 def _decoded(data: bytes) -> _Event:
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except UNREADABLE as error:
         raise Misbehaved(f"llama.cpp sent a malformed answer: {error}.") from None
 
 

@@ -10,8 +10,6 @@ import signal
 from asyncio.subprocess import PIPE, Process
 from typing import Final, Self
 
-import msgspec
-
 from consumers.engines.local.blas import threads_environment
 from consumers.engines.local.cuda import kernels_environment
 from consumers.engines.local.protocol import (
@@ -24,6 +22,7 @@ from consumers.engines.local.protocol import (
 )
 from pipeline.config import Config, to_environment
 from pipeline.process.python import module_command, with_import_root
+from pipeline.wire.validation import UNREADABLE
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ class Child:
             return decode_from_child(await self._stdout.readexactly(int.from_bytes(length, "big")))
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
-        except msgspec.DecodeError:
+        except UNREADABLE:
             log.exception("Lost contact with the engine process %d: it sent a malformed frame.", self.pid)
             self.kill()
             return None

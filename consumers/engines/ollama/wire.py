@@ -18,7 +18,7 @@ from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
 from pipeline.wire.answers import FinishReason, FunctionCall, TokenScore, ToolCall, Usage
 from pipeline.wire.errors import quoted
-from pipeline.wire.validation import explain
+from pipeline.wire.validation import UNREADABLE, explain
 
 _T = TypeVar("_T")
 
@@ -51,7 +51,7 @@ def read_line(line: bytes) -> dict[str, Any]:
     """One line of a streamed answer; raises BadAnswer, which quotes a line that is not an object in JSON."""
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         raise BadAnswer(
             f"Ollama sent a line that is not a JSON object: {quoted(line.decode(errors='replace'))}."
         ) from None
@@ -206,7 +206,7 @@ def error_text(body: str) -> str:
     """The text of an error body: the `error` in Ollama's JSON, else the body. Cut after 300 characters."""
     try:
         text = msgspec.json.decode(body, type=dict[str, Any]).get("error")
-    except (msgspec.DecodeError, UnicodeError):
+    except UNREADABLE:
         text = None
     return (text if isinstance(text, str) and text else body)[:300]
 

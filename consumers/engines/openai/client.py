@@ -25,6 +25,7 @@ from consumers.engines.server.http import (
 from pipeline.config import ConfigError, base_url
 from pipeline.machine import is_local
 from pipeline.wire.errors import quoted
+from pipeline.wire.validation import UNREADABLE
 
 _MODELS = "/v1/models"
 _CHAT = "/v1/chat/completions"
@@ -140,7 +141,7 @@ class OpenAIClient:
         await _check(response)
         try:
             return msgspec.json.decode(response.content, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNREADABLE:
             raise BadAnswer("The server sent a body that is not a JSON object.") from None
 
     async def _is_there(self) -> bool:

@@ -20,7 +20,7 @@ from pipeline.core.server_pace import Timing
 from pipeline.engine import Embedded, Piece
 from pipeline.wire.answers import CompletionDetails, FinishReason, FunctionCall, PromptDetails, ToolCall, Usage
 from pipeline.wire.errors import quoted
-from pipeline.wire.validation import explain
+from pipeline.wire.validation import UNREADABLE, explain
 
 _T = TypeVar("_T")
 
@@ -244,7 +244,7 @@ def _is_another(part: _DeltaCall, call: ToolCall) -> bool:
 def _is_json(text: str) -> bool:
     try:
         msgspec.json.decode(text.encode(errors="replace"))
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True
 
@@ -307,7 +307,7 @@ def read_error(body: bytes, status: int | None, *, away: bool = False) -> Server
     """The error in the body of a response, or in an event of a stream. Long texts are cut."""
     try:
         said = msgspec.json.decode(body, type=_ErrorBody, strict=False)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         said = _ErrorBody(message=body.decode(errors="replace").strip())
     fault = said.error if isinstance(said.error, _Fault) else _Fault(said.error)
     text = fault.message or said.message or _words(said.detail) or f"status {status}"
@@ -335,7 +335,7 @@ def read_event(line: bytes) -> dict[str, Any] | None:
         return {}
     try:
         event = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         text = quoted(data.decode(errors="replace"))
         raise BadAnswer(f"The server sent an event that is not a JSON object: {text}.") from None
     if event.get("error"):

@@ -9,6 +9,7 @@ import msgspec
 from pipeline.wire.answers import ToolCall
 from pipeline.wire.errors import ErrorCode, HeadraceError
 from pipeline.wire.requests import ChatMessage, ChatRequest
+from pipeline.wire.validation import UNREADABLE
 
 
 def offers_tools(request: ChatRequest) -> bool:
@@ -121,7 +122,7 @@ def _template_call(call: ToolCall) -> dict[str, Any]:
     arguments: dict[str, Any] | str
     try:
         arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+    except UNREADABLE:
         arguments = call.function.arguments
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
