@@ -16,6 +16,7 @@ from consumers.monitor.lanes import LaneKeeper
 from consumers.monitor.load import ENGINE_OF, ENGINES, LoadReporter
 from consumers.monitor.moving import Moving
 from consumers.monitor.operating import Operating
+from consumers.monitor.streams import StreamKeeper
 from consumers.monitor.view import Announcement, QueueView
 from pipeline.broker.candidate import Candidate
 from pipeline.broker.connection import Message
@@ -54,6 +55,7 @@ class Monitor:
     Attributes:
         candidate: whether this monitor acts.
         view: the unfinished requests and their places.
+        streams: the streams that must exist.
         lanes: the consumers of named tenants' lanes.
         load: the lanes' depths and the engines' loads.
         arrivals: the requests that admission has not decided on yet.
@@ -70,6 +72,7 @@ class Monitor:
         leads = self.candidate.leads
         self.view = QueueView(me.bus, config.default_timeout_s, self._on_announced, self._on_read, self._on_filled)
         self.arrivals = Arrivals(Admission(shares(config.weights, config.floor_share)))
+        self.streams = StreamKeeper(me.bus, config, leads, self.view.on_reconnect)
         self.lanes = LaneKeeper(me.bus, config, leads, self._on_refused)
         self.load = LoadReporter(
             me,
@@ -101,7 +104,7 @@ class Monitor:
         await bus.subscribe(f"{EVENT}.>", self._on_event)
         await bus.subscribe(f"{CANCEL}.>", self._on_cancel)
         parts = (self.candidate.run(), self.lanes.run(), self.load.run(), self.view.run(), self.endings.run())
-        beside = (self.cancelling.run(), self.usage.run(), self._report(lifecycle))
+        beside = (self.cancelling.run(), self.usage.run(), self.streams.run(), self._report(lifecycle))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part) for part in (*parts, *beside)]

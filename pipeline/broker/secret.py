@@ -6,6 +6,7 @@ It is a message of `LLM_STATE`, which clients cannot read, and made by the first
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 
 import msgspec
 
@@ -42,6 +43,16 @@ async def learn_moves(bus: Bus) -> None:
         except Fenced:
             found = await _read(bus) or made
     bus.moves = MoveIds(found.key, found.before)
+
+
+async def keep_moves(bus: Bus) -> None:
+    """Store the secret of this process, if none is stored any more: processes that connect later must learn the same.
+
+    Raises:
+        BusError: the broker does not answer, or refuses.
+    """
+    with suppress(Fenced):
+        await bus.store(_SUBJECT, msgspec.json.encode(MoveSecret(bus.moves.key, bus.moves.before)), expected_last=0)
 
 
 async def _read(bus: Bus) -> MoveSecret | None:

@@ -310,5 +310,25 @@ async def test_every_consumer_that_is_deleted_while_up_runs_is_made_again_and_it
             await eventually(lambda: consumers_of(asker, STREAM_OLLAMA, len(Priority)))
 
 
+async def test_every_stream_that_is_deleted_while_up_runs_is_made_again_and_requests_are_answered(tmp_path):
+    with running(tmp_path, *OPTIONS) as pipeline:
+        async with asking(pipeline.url) as asker:
+            names = {stream.name for stream in topology.streams(Config())}
+            assert names == await stream_names(asker)
+            for name in sorted(names):
+                await asker.js.delete_stream(name)
+                await eventually(lambda: has_streams(asker, names))
+                await asker.ask("llm.request.high", b"hello", Nats_Msg_Id=f"after-{name}")
+                await all_answered(asker, [f"after-{name}"])
+
+
+async def stream_names(asker: Asker) -> set[str]:
+    return {info.config.name or "" for info in await asker.js.streams_info()}
+
+
+async def has_streams(asker: Asker, names: set[str]) -> bool:
+    return await stream_names(asker) == names
+
+
 async def consumers_of(asker: Asker, stream: str, count: int) -> bool:
     return len(await asker.js.consumers_info(stream)) == count
