@@ -33,17 +33,24 @@ def download(address: str, target: Path, note: Note) -> None:
         what = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         raise ModelError(f"Cannot download {address}: {what}.") from None
     part.replace(target)
+    _tag_of(part).unlink(missing_ok=True)
+
+
+def _tag_of(part: Path) -> Path:
+    return part.with_name(f"{part.name}.tag")
 
 
 def _read(client: httpx.Client, address: str, part: Path, note: Note) -> None:
     """Append what is missing to part; begin again if the server sends the whole file, or a different one."""
-    tag = part.with_name(f"{part.name}.tag")
+    tag = _tag_of(part)
     have = part.stat().st_size if part.is_file() and tag.is_file() else 0
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": tag.read_text()}
     with client.stream("GET", address, headers=headers) as response:
         if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if _whole_size(response) == have:
+                return  # stopped after the last byte
             part.unlink()
             raise ModelError(f"The download of {address} does not fit what is there of it. Try again.")
         response.raise_for_status()
@@ -54,13 +61,19 @@ def _read(client: httpx.Client, address: str, part: Path, note: Note) -> None:
             tag.write_text(mark)
         else:
             tag.unlink(missing_ok=True)
-        total = done + int(response.headers.get("Content-Length", 0))
-        check_room(part.parent, total - done + total)  # it is converted
+        length = response.headers.get("Content-Length")
+        total = _whole_size(response) or (0 if length is None else done + int(length))
+        check_room(part.parent, max(0, total - done) + total)  # it is converted
         with part.open("ab" if done else "wb") as out:
             for block in response.iter_bytes(_NOTE_EVERY):
                 out.write(block)
                 done += len(block)
                 note(Headway("fetching", done, total))
-    tag.unlink(missing_ok=True)
     if total and done != total:
         raise ModelError(f"The download of {address} ended after {done} of {total} bytes. Try again.")
+
+
+def _whole_size(response: httpx.Response) -> int:
+    """The size of the whole file, of which the response is a part; 0 if the server does not tell."""
+    found = re.fullmatch(r"bytes .*/([0-9]+)", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else 0

@@ -22,6 +22,7 @@ class Site:
     Attributes:
         asked: the paths of all requests, and the ranges they asked for.
         gate: while it is cleared, a file is sent in part only.
+        lengths: whether it tells how long an answer is. Without, an answer ends with its connection.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,6 +31,7 @@ class Site:
         self.gate = threading.Event()
         self.gate.set()
         self.tag = '"one"'
+        self.lengths = True
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,11 +60,16 @@ class Site:
         wanted, unchanged = handler.headers.get("Range"), handler.headers.get("If-Range") == self.tag
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and unchanged else 0
         headers = {"ETag": self.tag, "Content-Type": "application/octet-stream"}
+        if start >= len(content) > 0:
+            self._send(handler, b"", headers | {"Content-Range": f"bytes */{len(content)}"}, status=416)
+            return
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._send(handler, content[start:], headers, status=206 if start else 200)
 
     def _send(self, handler: BaseHTTPRequestHandler, body: bytes, headers: dict[str, str], status: int = 200) -> None:
         handler.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in (headers | ({"Content-Length": str(len(body))} if self.lengths else {})).items():
             handler.send_header(name, value)
         handler.end_headers()
         half = len(body) // 2

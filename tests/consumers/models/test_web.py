@@ -45,7 +45,9 @@ def interrupted(files: Site, target: Path) -> int:
     return target.with_name("model.gguf.part").stat().st_size
 
 
-def test_an_interrupted_download_is_resumed(files: Site, tmp_path: Path):
+@pytest.mark.parametrize("lengths", [True, False])
+def test_an_interrupted_download_is_resumed(files: Site, tmp_path: Path, lengths: bool):
+    files.lengths = lengths
     target = tmp_path / "model.gguf"
     have = interrupted(files, target)
     assert have > 0
@@ -53,6 +55,27 @@ def test_an_interrupted_download_is_resumed(files: Site, tmp_path: Path):
     assert target.read_bytes() == (files.folder / "big.gguf").read_bytes()
     assert files.asked[-1] == ("/big.gguf", f"bytes={have}-")
     assert [file.name for file in tmp_path.glob("model*")] == ["model.gguf"]
+
+
+def test_a_download_that_stopped_after_the_last_byte_is_not_fetched_again(files: Site, tmp_path: Path):
+    target, content = tmp_path / "model.gguf", (files.folder / "big.gguf").read_bytes()
+    target.with_name("model.gguf.part").write_bytes(content)
+    target.with_name("model.gguf.part.tag").write_text(files.tag)
+    download(f"{files.url}/big.gguf", target, ignore)
+    assert target.read_bytes() == content
+    assert files.asked == [("/big.gguf", f"bytes={len(content)}-")]
+    assert [file.name for file in tmp_path.glob("model*")] == ["model.gguf"]
+
+
+def test_a_part_that_is_longer_than_the_file_is_fetched_anew(files: Site, tmp_path: Path):
+    target, content = tmp_path / "model.gguf", (files.folder / "big.gguf").read_bytes()
+    target.with_name("model.gguf.part").write_bytes(content)
+    target.with_name("model.gguf.part.tag").write_text(files.tag)
+    (files.folder / "big.gguf").write_bytes(content[:-1])
+    with pytest.raises(ModelError, match="does not fit what is there"):
+        download(f"{files.url}/big.gguf", target, ignore)
+    download(f"{files.url}/big.gguf", target, ignore)
+    assert target.read_bytes() == content[:-1]
 
 
 def test_a_file_that_has_changed_is_fetched_anew(files: Site, tmp_path: Path):
