@@ -97,11 +97,13 @@ class OpenAIDialect:
         request = work.request
         context = model.context_tokens if model is not None else 0
         body = answer_body(work, default_max_tokens=self._default_max_tokens, context_tokens=context)
+        structured = request.structured_outputs
         reader = DeltaReader(
             work.id,
             notes_on(request),
             scores=request.alternatives is not None,
             form=request.response_format is not None and request.response_format.type != "text",
+            choices=(structured.choice if structured is not None else None) or (),
             forced=request.forces_tools,
         )
         if work.resume_text:

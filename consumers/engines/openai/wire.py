@@ -6,7 +6,7 @@ Source of the shapes: the OpenAI API reference (`POST /v1/chat/completions` and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _NO_SCORES = "The server reports no log-probabilities."
 _NO_COUNTS = "The server reports no token counts: `usage` counts the parts of the answer."
 _NOT_JSON = "The answer is not JSON: the server ignored `response_format`."
+_NO_CHOICE = "The answer is none of the choices: the server ignored `structured_outputs`."
 _LONGEST_ERROR = 300
 # Reasons of vLLM and SGLang for an answer that they have given up.
 _GIVEN_UP = frozenset({"abort", "error"})
@@ -120,6 +121,7 @@ class DeltaReader:
         notes: for the last piece.
         scores: whether the request asks for log-probabilities.
         form: whether the request asks for JSON.
+        choices: the texts of which the request asks for one.
         forced: whether the request asks for a tool call.
 
     Attributes:
@@ -134,6 +136,7 @@ class DeltaReader:
         *,
         scores: bool = False,
         form: bool = False,
+        choices: Collection[str] = (),
         forced: bool = False,
     ) -> None:
         self.timing: Timing | None = None
@@ -142,6 +145,7 @@ class DeltaReader:
         self._notes = list(notes)
         self._waits_for_scores = scores
         self._form = form
+        self._choices = choices
         self._forced = forced
         self._text: list[str] = []
         self._calls: list[ToolCall] = []
@@ -209,10 +213,11 @@ class DeltaReader:
 
     def _ignored(self) -> list[str]:
         """Notes on what the request asks for and the server did not do."""
-        ended = self._finish_reason == "stop"
+        ended, text = self._finish_reason == "stop", "".join(self._text)
         notes = {
             _NO_SCORES: self._waits_for_scores,
-            _NOT_JSON: self._form and ended and not self._calls and not _is_json("".join(self._text)),
+            _NOT_JSON: self._form and ended and not self._calls and not _is_json(text),
+            _NO_CHOICE: bool(self._choices) and ended and text.strip() not in self._choices,
             NO_CALL: self._forced and ended and not self._calls,
         }
         return [note for note, applies in notes.items() if applies]

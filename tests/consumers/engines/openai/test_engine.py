@@ -486,6 +486,7 @@ async def test_a_setting_leaves_plain_calls_as_they_are(server: OpenAIServer) ->
     [
         ({"logprobs": True}, "reports no log-probabilities"),
         ({"response_format": {"type": "json_object"}}, "ignored `response_format`"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "ignored `structured_outputs`"),
         ({"tools": [TOOL], "tool_choice": "required"}, "ignored `tool_choice`"),
         ({"ollama": {"options": {"num_ctx": 9}, "keep_alive": 5}}, "`keep_alive` has no effect"),
     ],
@@ -496,6 +497,12 @@ async def test_what_the_server_did_not_do_is_noted(
     server.chat = answers(said("hi", "stop"), counted(3, 1), DONE)
     _, last = await whole(against, **fields)
     assert note in " ".join(last.notes)
+
+
+async def test_a_choice_that_was_made_is_not_noted(server: OpenAIServer, against: OpenAIEngine) -> None:
+    server.chat = answers(said("no", "stop"), counted(3, 1), DONE)
+    _, last = await whole(against, structured_outputs={"choice": ["yes", "no"]})
+    assert last.notes == []
 
 
 @pytest.mark.parametrize(("reason", "stop"), [(".", "."), (2, ""), (None, "")])
