@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +199,37 @@ async def asking(url: str) -> AsyncIterator[Asker]:
         await nc.close()
 
 
-@pytest.fixture(scope="session")
-def embedded() -> Iterator[Pipeline]:
+class Embedded:
+    """One pipeline for all tests here that use it. It stops after them: idle, it takes time from the others."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+        self._pipeline: Pipeline | None = None
+
+    def pipeline(self) -> Pipeline:
+        if self._pipeline is None:
+            folder = self._running.enter_context(quick_folder())
+            self._pipeline = self._running.enter_context(running(folder))
+        return self._pipeline
+
+    def stop(self) -> None:
+        self._pipeline = None
+        self._running.close()
+
+
+_embedded = Embedded()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _embedded.stop()
+
+
+@pytest.fixture
+def embedded() -> Pipeline:
     """A pipeline with the defaults: embedded nats-server, MLX with the demo model, the stand-in for Ollama."""
-    with quick_folder() as folder, running(folder) as pipeline:
-        yield pipeline
+    return _embedded.pipeline()
 
 
 @pytest.fixture
