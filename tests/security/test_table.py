@@ -231,8 +231,9 @@ async def broker(roles: NatsServer) -> AsyncIterator[Broker]:
     found = Broker(roles, listener)
 
     async def on_message(message: Msg) -> None:
-        is_delivery = message.reply.startswith("$JS.ACK.")
-        if message.subject in TARGETS and not is_delivery:
+        # Deliveries, and calls of the pipeline's own processes. Nothing that replies asks for a reply.
+        is_own = message.reply.startswith(("$JS.ACK.", "_INBOX.pipeline."))
+        if message.subject in TARGETS and not is_own:
             found.heard.append(message)
 
     async with Bus.connect(url, name="owner") as bus:
