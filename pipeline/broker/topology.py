@@ -145,7 +145,7 @@ def _work_queue(name: str, subjects: list[str], max_messages: int, config: Confi
 
 
 def streams(config: Config) -> tuple[Stream, ...]:
-    """All of headrace's streams and consumers."""
+    """All of headrace's streams and consumers, the most important streams first."""
     return (
         Stream(_requests(config), tuple(lane_consumer(lane, config) for lane in (*LANES, GUARD_LANE))),
         Stream(_spilled(config), tuple(_consumer(ollama_consumer(p), ollama_subject(p), config) for p in Priority)),
@@ -153,9 +153,9 @@ def streams(config: Config) -> tuple[Stream, ...]:
         Stream(_state(config)),
         Stream(_dead(config)),
         Stream(_batches(config)),
-        Stream(_files(config)),
         Stream(_used(config)),
         Stream(_usage(config)),
+        Stream(_files(config)),
     )
 
 

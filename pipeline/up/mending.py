@@ -15,28 +15,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.broker import topology
 from pipeline.broker.bulk import readable
 from pipeline.broker.jetstream import Bus
+from pipeline.config import Config
 from pipeline.core.blocks import Block, Extent, Gap, gaps, ranges, read_block, read_index
-from pipeline.wire.subjects import (
-    STREAM_BATCH,
-    STREAM_DEAD,
-    STREAM_FILES,
-    STREAM_OLLAMA,
-    STREAM_REPLIES,
-    STREAM_REQUESTS,
-    STREAM_STATE,
-    STREAM_USAGE,
-    STREAM_USED,
-)
+from pipeline.wire.subjects import STREAM_BATCH, STREAM_DEAD, STREAM_OLLAMA, STREAM_REQUESTS
 
 # The newest blocks of each stream are read first. The others are read within this time.
 _READING_S = 2.0
-# The streams of the pipeline, in the order in which their blocks are read: files are the largest.
-_OURS = (
-    *(STREAM_REQUESTS, STREAM_OLLAMA, STREAM_REPLIES, STREAM_STATE, STREAM_DEAD),
-    *(STREAM_BATCH, STREAM_USAGE, STREAM_USED, STREAM_FILES),
-)
+# The streams of the pipeline, in the order in which their blocks are read.
+_OURS = tuple(stream.name for stream in topology.streams(Config()))
 # The streams of which each message is read once, up to this many: a damaged body is found only so.
 _ACCEPTED = (STREAM_REQUESTS, STREAM_OLLAMA, STREAM_DEAD, STREAM_BATCH)
 _MOST_COMPARED = 20_000
